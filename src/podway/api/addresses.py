@@ -1,0 +1,75 @@
+"""Addresses, and the address family as a parameter.
+
+The rest of Podway never asks "is this IPv6?" to choose between two copies of code: it carries a
+`Family` and reads what differs from it.
+"""
+
+import enum
+import socket
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_network,
+)
+from typing import TypeAlias
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
+Interface: TypeAlias = IPv4Interface | IPv6Interface
+
+
+class Family(enum.IntEnum):
+    """An IP version. Its value is the version number, as in `ipaddress`' `.version`."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+    @classmethod
+    def of(cls, value: "Address | Network | Interface") -> "Family":
+        """Return the family of an address, network or interface address."""
+        return cls(value.version)
+
+    @property
+    def bits(self) -> int:
+        """Length of an address in bits: 32 or 128."""
+        return 32 if self is Family.IPV4 else 128
+
+    @property
+    def af(self) -> int:
+        """The socket API's address family, AF_INET or AF_INET6."""
+        return int(socket.AF_INET if self is Family.IPV4 else socket.AF_INET6)
+
+    @property
+    def label(self) -> str:
+        """The name people read: `IPv4` or `IPv6`."""
+        return f"IPv{self.value}"
+
+    @property
+    def default_route(self) -> Network:
+        """`0.0.0.0/0` or `::/0`."""
+        return IPv4Network((0, 0)) if self is Family.IPV4 else IPv6Network((0, 0))
+
+    def address(self, number: int) -> Address:
+        """Return the address with this integer value."""
+        return IPv4Address(number) if self is Family.IPV4 else IPv6Address(number)
+
+    def network(self, number: int, prefix: int) -> Network:
+        """Return the network with this integer base address and prefix length."""
+        return IPv4Network((number, prefix)) if self is Family.IPV4 else IPv6Network((number, prefix))
+
+
+def host_network(address: Address) -> Network:
+    """Return the network that holds this one address: /32 or /128."""
+    return Family.of(address).network(int(address), Family.of(address).bits)
+
+
+def parse_network(text: str) -> Network:
+    """Parse a network in CIDR form; host bits must be zero.
+
+    Raises ValueError with a message that says what is wrong with the text.
+    """
+    return ip_network(text, strict=True)

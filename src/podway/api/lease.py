@@ -1,0 +1,99 @@
+"""A pod's lease: which attachment holds which addresses, in the form the kernel keeps it.
+
+The kernel is the node's database. The host end of a pod's veth pair carries the lease:
+
+* its alternative name `pod.<container>:<ifname>` is the key (the kernel refuses a second link of that name);
+* its alias says who the pod is: `<namespace>/<name> <network> <netns path>`;
+* the host routes through it hold the addresses, and are written last: a link without one was never
+  handed out.
+
+When the pod's network namespace vanishes, all three vanish with it.
+"""
+
+import hashlib
+from ipaddress import ip_address
+
+import msgspec
+
+from podway.api.addresses import Address
+
+ALTNAME_PREFIX = "pod."
+LINK_PREFIX = "pway"
+ALIAS_BYTES = 255
+"""IFALIASZ - 1 (include/uapi/linux/if.h)."""
+ALTNAME_BYTES = 127
+"""ALTIFNAMSIZ - 1."""
+MAX_CONTAINER_ID = ALTNAME_BYTES - len(ALTNAME_PREFIX) - len(":") - 15
+"""What is left for a container id beside the prefix and the longest interface name."""
+
+
+class Attachment(msgspec.Struct, frozen=True, order=True):
+    """One interface of one container: what a CNI ADD creates and a DEL removes."""
+
+    container: str
+    ifname: str
+
+    @property
+    def altname(self) -> str:
+        """The alternative name of the host end: the lease's key."""
+        return f"{ALTNAME_PREFIX}{self.container}:{self.ifname}"
+
+    @property
+    def link(self) -> str:
+        """Name of the host end: our prefix and 44 bits of a digest, 15 characters in all."""
+        return LINK_PREFIX + self._digest().hex()[:11]
+
+    @property
+    def mac(self) -> str:
+        """The pod end's hardware address: locally administered, the same each time."""
+        return ":".join(f"{byte:02x}" for byte in (0x02, *self._digest()[-5:]))
+
+    def _digest(self) -> bytes:
+        return hashlib.sha256(self.altname.encode()).digest()
+
+    @classmethod
+    def from_altname(cls, altname: str) -> "Attachment | None":
+        """Read an alternative name back; None if it is not one of ours."""
+        if not altname.startswith(ALTNAME_PREFIX):
+            return None
+        # A colon can stand in neither part: the CNI spec forbids it in ids, the kernel in names.
+        container, _, ifname = altname[len(ALTNAME_PREFIX) :].partition(":")
+        return cls(container, ifname) if container and ifname else None
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """An attachment, whose it is and the addresses it holds (at most one a family)."""
+
+    attachment: Attachment
+    pod: str
+    """`<namespace>/<name>`; empty if the runtime did not say."""
+    network: str
+    """Name of the CNI network that the attachment belongs to."""
+    netns: str
+    """Path of the pod's network namespace as the runtime gave it."""
+    addresses: tuple[Address, ...]
+
+    @property
+    def alias(self) -> str:
+        """The host end's alias; a name too long for it is cut and ends in `~` and a digest."""
+        rest = f" {self.network} {self.netns}"
+        room = ALIAS_BYTES - len(rest.encode())
+        return f"{shorten(self.pod or '-', room)}{rest}"
+
+    @classmethod
+    def from_kernel(cls, altname: str, alias: str, addresses: tuple[str, ...]) -> "Lease | None":
+        """Read a lease back from the three things the kernel holds; None if they are not one."""
+        attachment = Attachment.from_altname(altname)
+        parts = alias.split(" ", 2)
+        if attachment is None or len(parts) != 3:
+            return None
+        pod, network, netns = parts
+        return cls(attachment, "" if pod == "-" else pod, network, netns, tuple(map(ip_address, addresses)))
+
+
+def shorten(name: str, room: int) -> str:
+    """Cut a name to `room` bytes; a cut name ends in `~` and 8 digits of its digest."""
+    if len(name.encode()) <= room:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: max(0, room - 9)]}~{digest}"

@@ -1,0 +1,239 @@
+"""The kinds a cluster is made of, typed and frozen, in Kubernetes' shape.
+
+Node, Namespace and Pod are Kubernetes' own kinds, of which Podway reads a few fields; IPPool,
+AddressBlock and NetworkConfig are Podway's. A kind is added by writing its Struct and listing it in
+KINDS.
+"""
+
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import ClassVar, Literal, TypeAlias
+
+import msgspec
+
+from podway.api.addresses import Address, Family, Interface, Network
+from podway.api.meta import LabelSelector, Metadata, Record, StrictRecord
+
+GROUP_VERSION = "podway.io/v1"
+
+INTERFACE_ADDRESSES = "podway.io/interface-addresses"
+"""Node annotation: the uplink's addresses with their prefix lengths, comma-separated."""
+
+AGENT_INSTANCE = "podway.io/agent-instance"
+"""Node annotation: which kernel the node's agent runs on; two different ones are a mistake."""
+
+AGENT_SEEN = "podway.io/agent-seen"
+"""Node annotation: when that agent was last alive (seconds since 1970)."""
+
+DEFAULT_BLOCK_PREFIX = {Family.IPV4: 24, Family.IPV6: 122}
+DEFAULT_POOL = "10.244.0.0/16"
+DEFAULT_ASN = 64512
+
+
+class NodeAddress(Record, frozen=True, kw_only=True):
+    """One of a node's addresses; `type` is InternalIP, Hostname and so on."""
+
+    type: str
+    address: str
+
+
+class NodeStatus(Record, frozen=True, kw_only=True):
+    """What is observed of a node."""
+
+    addresses: tuple[NodeAddress, ...] = ()
+
+
+class Node(Record, frozen=True, kw_only=True):
+    """A machine that runs pods."""
+
+    KIND: ClassVar[str] = "Node"
+    NAMESPACED: ClassVar[bool] = False
+
+    api_version: Literal["v1"] = "v1"
+    kind: Literal["Node"] = "Node"
+    metadata: Metadata
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def internal_addresses(self) -> tuple[Address, ...]:
+        """The node's own addresses, at most one a family."""
+        return tuple(ip_address(a.address) for a in self.status.addresses if a.type == "InternalIP")
+
+    def internal_address(self, family: Family) -> Address | None:
+        """Return the node's address of this family, None if it has none."""
+        return next((a for a in self.internal_addresses if a.version == family), None)
+
+    @property
+    def interface_addresses(self) -> tuple[Interface, ...]:
+        """The uplink's addresses with their subnets."""
+        text = self.metadata.annotations.get(INTERFACE_ADDRESSES, "")
+        return tuple(ip_interface(part) for part in text.split(",") if part)
+
+
+class Namespace(Record, frozen=True, kw_only=True):
+    """A Kubernetes namespace; Podway reads its labels."""
+
+    KIND: ClassVar[str] = "Namespace"
+    NAMESPACED: ClassVar[bool] = False
+
+    api_version: Literal["v1"] = "v1"
+    kind: Literal["Namespace"] = "Namespace"
+    metadata: Metadata
+
+
+class PodSpec(Record, frozen=True, kw_only=True):
+    """Where a pod is to run."""
+
+    node_name: str = ""
+    host_network: bool = False
+
+
+class PodAddress(Record, frozen=True, kw_only=True):
+    """One entry of a pod's `status.podIPs`."""
+
+    ip: str
+
+
+class PodStatus(Record, frozen=True, kw_only=True):
+    """What is observed of a pod."""
+
+    phase: str = "Pending"
+    # Kubernetes writes these two with capitals that no rule gives.
+    pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: tuple[PodAddress, ...] = msgspec.field(default=(), name="podIPs")
+
+
+class Pod(Record, frozen=True, kw_only=True):
+    """A group of containers that share one network namespace."""
+
+    KIND: ClassVar[str] = "Pod"
+    NAMESPACED: ClassVar[bool] = True
+
+    api_version: Literal["v1"] = "v1"
+    kind: Literal["Pod"] = "Pod"
+    metadata: Metadata
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The pod's addresses, at most one a family."""
+        return tuple(ip_address(entry.ip) for entry in self.status.pod_ips)
+
+
+class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
+    """Addresses for pods, cut into blocks that nodes own.
+
+    `block_size` is a prefix length. `excluded` are addresses or networks never given to a pod.
+    `cooldown_seconds` is how long a freed address waits before another pod may get it.
+    A pool serves a pod if both selectors, where stated, match the pod's node and namespace.
+    """
+
+    cidr: str
+    block_size: int | None = None
+    node_selector: LabelSelector | None = None
+    namespace_selector: LabelSelector | None = None
+    excluded: tuple[str, ...] = ()
+    cooldown_seconds: int = 10
+    disabled: bool = False
+
+
+class IPPool(StrictRecord, frozen=True, kw_only=True):
+    """A range of pod addresses."""
+
+    KIND: ClassVar[str] = "IPPool"
+    NAMESPACED: ClassVar[bool] = False
+
+    api_version: Literal["podway.io/v1"] = "podway.io/v1"
+    kind: Literal["IPPool"] = "IPPool"
+    metadata: Metadata
+    spec: IPPoolSpec
+
+    @property
+    def network(self) -> Network:
+        """The pool's range."""
+        return ip_network(self.spec.cidr)
+
+    @property
+    def family(self) -> Family:
+        """The pool's address family."""
+        return Family.of(self.network)
+
+    @property
+    def block_prefix(self) -> int:
+        """Prefix length of the pool's blocks."""
+        return self.spec.block_size or DEFAULT_BLOCK_PREFIX[self.family]
+
+    @property
+    def excluded_networks(self) -> tuple[Network, ...]:
+        """What is never given to a pod, single addresses as /32 or /128."""
+        return tuple(ip_network(text) for text in self.spec.excluded)
+
+
+class AddressBlockSpec(StrictRecord, frozen=True, kw_only=True):
+    """Who owns a block. The object's creation is the claim: its name is unique in the store."""
+
+    cidr: str
+    pool: str
+    node: str
+
+
+class AddressBlock(StrictRecord, frozen=True, kw_only=True):
+    """A part of a pool that belongs to one node."""
+
+    KIND: ClassVar[str] = "AddressBlock"
+    NAMESPACED: ClassVar[bool] = False
+
+    api_version: Literal["podway.io/v1"] = "podway.io/v1"
+    kind: Literal["AddressBlock"] = "AddressBlock"
+    metadata: Metadata
+    spec: AddressBlockSpec
+
+    @property
+    def network(self) -> Network:
+        """The block's range."""
+        return ip_network(self.spec.cidr)
+
+
+class BgpSettings(StrictRecord, frozen=True, kw_only=True):
+    """How nodes speak BGP with each other; BFD times in milliseconds."""
+
+    asn: int = DEFAULT_ASN
+    port: int = 179
+    bfd: bool = True
+    bfd_interval: int = 100
+    bfd_multiplier: int = 3
+
+
+class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
+    """Settings of the whole cluster. `mtu` 0 means: what the path of pod packets allows."""
+
+    bgp: BgpSettings = BgpSettings()
+    mtu: int = 0
+
+
+class NetworkConfig(StrictRecord, frozen=True, kw_only=True):
+    """The cluster's settings; there is one object, named `default`."""
+
+    KIND: ClassVar[str] = "NetworkConfig"
+    NAMESPACED: ClassVar[bool] = False
+
+    api_version: Literal["podway.io/v1"] = "podway.io/v1"
+    kind: Literal["NetworkConfig"] = "NetworkConfig"
+    metadata: Metadata
+    spec: NetworkConfigSpec = NetworkConfigSpec()
+
+
+Resource: TypeAlias = Node | Namespace | Pod | IPPool | AddressBlock | NetworkConfig
+
+KINDS: dict[str, type[Resource]] = {
+    kind.KIND: kind for kind in (Node, Namespace, Pod, IPPool, AddressBlock, NetworkConfig)
+}
+
+
+def block_name(block: Network) -> str:
+    """Return the object name of a block: its CIDR with `-` for `.`, `:` and `/`.
+
+    IPv6 is written out in full, so that a name never starts or ends with a hyphen.
+    """
+    base = block.network_address.exploded.replace(".", "-").replace(":", "-")
+    return f"{base}-{block.prefixlen}"

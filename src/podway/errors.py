@@ -1,0 +1,135 @@
+"""Every exception Podway raises on purpose, in one tree.
+
+PodwayError                 says what is wrong and, in `hint`, what to do about it
+├── InvalidInput            what a person or a runtime handed us cannot be right
+│   └── InvalidObject       ... in a resource: names the object and the field
+├── StoreError
+│   ├── NotFound
+│   ├── AlreadyExists
+│   ├── Conflict            the object changed since it was read (compare-and-swap failed)
+│   ├── RevisionGone        a watch asked for history that is no longer kept: list again
+│   ├── StoreUnavailable    cannot be reached, read or written now; trying again may help
+│   ├── StoreDamaged        the file is not a healthy database
+│   └── StoreTooNew         written by a newer Podway than this one
+├── IpamError
+│   ├── PoolExhausted
+│   └── AddressUnavailable  a wanted address lies outside our reach or is taken
+├── KernelError             a kernel request failed: errno, request and the kernel's own words
+├── UnsupportedSystem       the kernel, a program or a privilege that Podway needs is missing
+├── RoutingError            BIRD is missing, rejects its configuration or does not answer
+├── AgentError              the agent cannot start, or cannot be reached
+├── CniError                an answer to the container runtime, with the code of the CNI spec
+└── LabError                a lab cannot be built, changed or found
+"""
+
+import os
+
+
+class PodwayError(Exception):
+    """Root of the tree. `message` says what is wrong, `hint` what to do about it (may be empty)."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class InvalidInput(PodwayError):
+    """What a person or a container runtime handed us cannot be right."""
+
+
+class InvalidObject(InvalidInput):
+    """A resource cannot be right.
+
+    `subject` is the object (`IPPool/default`), `field` the path in it (`spec.blockSize`; may be empty), and
+    `origin` where it was read (`pools.yaml, line 3`; empty if from no file).
+    """
+
+    def __init__(self, subject: str, field: str, problem: str, *, hint: str = "", origin: str = "") -> None:
+        super().__init__(": ".join(part for part in (origin, subject, field, problem) if part), hint=hint)
+        self.subject = subject
+        self.field = field
+        self.problem = problem
+        self.origin = origin
+
+
+class StoreError(PodwayError):
+    """The cluster store refused or failed."""
+
+
+class NotFound(StoreError):
+    """No such object."""
+
+
+class AlreadyExists(StoreError):
+    """An object of this kind and name exists."""
+
+
+class Conflict(StoreError):
+    """The object changed since it was read: read it again, then decide again."""
+
+
+class RevisionGone(StoreError):
+    """A watch asked for history that is no longer kept: list, then watch from there."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, read or written now."""
+
+
+class StoreDamaged(StoreError):
+    """The store's file is not a healthy database."""
+
+
+class StoreTooNew(StoreError):
+    """The store was written by a newer Podway than this one."""
+
+
+class IpamError(PodwayError):
+    """No address can be leased as asked."""
+
+
+class PoolExhausted(IpamError):
+    """Every pool that may serve this pod is full."""
+
+
+class AddressUnavailable(IpamError):
+    """A wanted address lies outside our reach, or is taken."""
+
+
+class KernelError(PodwayError):
+    """A kernel request failed. `errno` is positive; `kernel_says` is the extended ACK text, if any."""
+
+    def __init__(self, request: str, errno: int, kernel_says: str = "", *, hint: str = "") -> None:
+        text = f"{request}: {os.strerror(errno)}"
+        super().__init__(f"{text} ({kernel_says})" if kernel_says else text, hint=hint)
+        self.request = request
+        self.errno = errno
+        self.kernel_says = kernel_says
+
+
+class UnsupportedSystem(PodwayError):
+    """The kernel, a program or a privilege that Podway needs is missing."""
+
+
+class RoutingError(PodwayError):
+    """BIRD is missing, rejects its configuration or does not answer."""
+
+
+class AgentError(PodwayError):
+    """The agent cannot start, or cannot be reached."""
+
+
+class CniError(PodwayError):
+    """An error answer to the container runtime; `code` is one of the CNI spec's (podway.cni.spec)."""
+
+    def __init__(self, code: int, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class LabError(PodwayError):
+    """A lab cannot be built, changed or found."""

@@ -1,0 +1,84 @@
+"""Blocks for nodes, agreed in the store.
+
+A claim is the creation of an AddressBlock whose name is its CIDR: the store lets only one creation of a name
+succeed, so two nodes can never own one block. Giving a block back is its deletion, if nobody changed it
+since.
+"""
+
+import random
+from itertools import islice
+
+from podway.api.addresses import Network
+from podway.api.meta import Metadata
+from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, Node, block_name
+from podway.errors import AlreadyExists, NotFound, PoolExhausted
+from podway.ipam.blocks import count_blocks, free_blocks
+from podway.store.base import Store
+
+
+async def claim(store: Store, pool: IPPool, node: str, *, wanted: Network | None = None) -> AddressBlock:
+    """Claim a free block of a pool for a node: `wanted`, or the lowest free one.
+
+    When many nodes claim at once, each that loses a race looks among a few more blocks, so that they spread
+    out. Raises PoolExhausted if no block of the pool is free (or `wanted` is not).
+    """
+    window = 1
+    while True:
+        taken = [block.network for block in (await store.list(AddressBlock)).items]
+        candidates = (
+            list(islice(free_blocks(pool.network, pool.block_prefix, taken), window))
+            if wanted is None
+            else [wanted] * (wanted not in taken)
+        )
+        if not candidates:
+            raise PoolExhausted(_exhausted(pool, taken), hint=exhausted_hint(pool))
+        chosen = random.choice(candidates)
+        try:
+            return await store.create(
+                AddressBlock(
+                    metadata=Metadata(name=block_name(chosen)),
+                    spec=AddressBlockSpec(cidr=str(chosen), pool=pool.metadata.name, node=node),
+                )
+            )
+        except AlreadyExists:
+            window = min(window * 2, 64)
+
+
+async def give_back(store: Store, block: AddressBlock) -> None:
+    """Delete a claim, if it is still what was read. Raises Conflict if not; a missing one is fine."""
+    try:
+        await store.delete(AddressBlock, block.metadata.name, resource_version=block.metadata.resource_version)
+    except NotFound:
+        return
+
+
+async def give_back_all_of(store: Store, node: str) -> tuple[AddressBlock, ...]:
+    """Delete every claim of a node that is no longer part of the cluster; return what was deleted.
+
+    Does nothing if the node is (again) registered when it looks.
+    """
+    try:
+        await store.get(Node, node)
+    except NotFound:
+        blocks = [block for block in (await store.list(AddressBlock)).items if block.spec.node == node]
+        for block in blocks:
+            await give_back(store, block)
+        return tuple(blocks)
+    return ()
+
+
+def _exhausted(pool: IPPool, taken: list[Network]) -> str:
+    total = count_blocks(pool.network, pool.block_prefix)
+    used = sum(1 for block in taken if block.version == pool.network.version and block.overlaps(pool.network))
+    return (
+        f"IPPool/{pool.metadata.name} ({pool.spec.cidr}) has no free block: "
+        f"{used} of its {total} blocks of /{pool.block_prefix} are claimed"
+    )
+
+
+def exhausted_hint(pool: IPPool) -> str:
+    """Return what to do when a pool is full."""
+    return (
+        f"add another {pool.family.label} IPPool with `podway apply -f`, or remove nodes or pods that are "
+        "not needed; `podway get blocks` shows who owns what"
+    )

@@ -1,0 +1,153 @@
+"""The kernel objects that a plan consists of.
+
+Each kind has a key, by which the kernel tells two of them apart, and a value: everything else. The
+engine (podway.kernel.engine) compares what a plan wants with what the kernel has by key and value, and
+knows nothing else of them. Devices are named, never numbered: numbers differ after a reboot.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from podway.api.addresses import Address, Family, Interface, Network
+
+ROUTE_PROTOCOL = 112
+"""rtm_protocol of every route that is ours ('p'; unassigned in iproute2's rt_protos and by the kernel)."""
+
+LINK_GROUP = 0x70776179
+"""IFLA_GROUP of every pod link of ours ('pway'): one number for firewall rules to match."""
+
+NFT_TABLE = "podway"
+"""Name of the nftables table (family inet) that is ours."""
+
+MAIN_TABLE = 254
+"""RT_TABLE_MAIN."""
+
+Scope: TypeAlias = Literal["global", "link", "host"]
+RouteType: TypeAlias = Literal["unicast", "blackhole", "unreachable"]
+
+
+class Link(msgspec.Struct, frozen=True):
+    """The host end of a pod's veth pair. The engine mends it, but never creates one."""
+
+    name: str
+    altname: str
+    alias: str
+    mac: str
+    mtu: int
+    group: int = LINK_GROUP
+    up: bool = True
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.name
+
+
+class LinkAddress(msgspec.Struct, frozen=True):
+    """An address on a device, without duplicate-address detection."""
+
+    device: str
+    address: Interface
+    scope: Scope = "global"
+
+    @property
+    def key(self) -> tuple[str, Interface]:
+        """Device and address."""
+        return (self.device, self.address)
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A route of ours in one table. `metric` None is the family's default (0, or 1024 for IPv6)."""
+
+    destination: Network
+    type: RouteType = "unicast"
+    device: str = ""
+    gateway: Address | None = None
+    source: Address | None = None
+    scope: Scope = "global"
+    metric: int | None = None
+    table: int = MAIN_TABLE
+
+    @property
+    def family(self) -> Family:
+        """The destination's family."""
+        return Family.of(self.destination)
+
+    @property
+    def key(self) -> tuple[Network, int, int]:
+        """Destination, metric and table."""
+        default = 0 if self.family is Family.IPV4 else 1024
+        return (self.destination, default if self.metric is None else self.metric, self.table)
+
+
+class Neighbour(msgspec.Struct, frozen=True):
+    """A permanent neighbour entry."""
+
+    device: str
+    address: Address
+    mac: str
+
+    @property
+    def key(self) -> tuple[str, Address]:
+        """Device and address."""
+        return (self.device, self.address)
+
+
+class Sysctl(msgspec.Struct, frozen=True):
+    """A kernel setting of the network namespace: path below /proc/sys, and its text."""
+
+    path: str
+    value: str
+
+    @property
+    def key(self) -> str:
+        """Its path."""
+        return self.path
+
+
+class NftTable(msgspec.Struct, frozen=True):
+    """One whole nftables table of ours, as nft's text: what stands between the table's braces."""
+
+    family: Literal["ip", "ip6", "inet", "netdev"]
+    name: str
+    body: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Family and name."""
+        return (self.family, self.name)
+
+
+class PodEnd(msgspec.Struct, frozen=True):
+    """What stands inside the pod's namespace."""
+
+    ifname: str
+    mac: str
+    mtu: int
+    addresses: tuple[LinkAddress, ...]
+    routes: tuple[Route, ...]
+    neighbours: tuple[Neighbour, ...]
+
+
+class PodWiring(msgspec.Struct, frozen=True):
+    """Everything one attachment needs, on both ends of its veth pair."""
+
+    link: Link
+    addresses: tuple[LinkAddress, ...]
+    neighbours: tuple[Neighbour, ...]
+    sysctls: tuple[Sysctl, ...]
+    routes: tuple[Route, ...]
+    """The host's routes to the pod: written last, they are the lease."""
+    pod: PodEnd
+
+
+class NodePlan(msgspec.Struct, frozen=True):
+    """All the kernel objects of ours that one node must hold, and no others."""
+
+    links: tuple[Link, ...] = ()
+    addresses: tuple[LinkAddress, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    routes: tuple[Route, ...] = ()
+    tables: tuple[NftTable, ...] = ()

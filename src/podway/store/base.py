@@ -1,0 +1,83 @@
+"""The one interface through which Podway reads and writes the cluster's facts.
+
+Modelled on the Kubernetes API: every object carries a `resource_version`, an update succeeds only if
+that is still the stored one, a list tells the revision it was taken at, and a watch continues from a
+revision without a gap. Embedded SQLite implements it for one machine (podway.store.sqlite).
+"""
+
+from collections.abc import AsyncIterator
+from typing import Generic, Literal, Protocol, TypeVar
+
+import msgspec
+
+from podway.api.resources import Resource
+
+R = TypeVar("R", bound=Resource)
+
+
+class Listing(msgspec.Struct, Generic[R], frozen=True):
+    """Objects as they all were at one revision."""
+
+    items: tuple[R, ...]
+    revision: int
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One change. `object` is the new state, or for `deleted` the last state before deletion."""
+
+    type: Literal["added", "modified", "deleted"]
+    object: Resource
+    revision: int
+
+
+class Store(Protocol):
+    """Where the cluster's facts live.
+
+    Every method may raise StoreUnavailable, StoreDamaged or StoreTooNew besides what it names.
+    """
+
+    async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
+        """Return all objects of a kind, ordered by namespace and name."""
+        ...
+
+    async def list_all(self) -> Listing[Resource]:
+        """Return every object of every kind as they all were at one revision."""
+        ...
+
+    async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
+        """Return one object. Raises NotFound."""
+        ...
+
+    async def create(self, obj: R) -> R:
+        """Store a new object; return it with uid, resource version and creation time filled in.
+
+        Raises AlreadyExists.
+        """
+        ...
+
+    async def update(self, obj: R) -> R:
+        """Replace an object that nobody changed since it was read; return it as stored.
+
+        Raises NotFound, and Conflict if `metadata.resource_version` is not the stored one.
+        """
+        ...
+
+    async def delete(
+        self, kind: type[Resource], name: str, *, namespace: str = "", resource_version: str = ""
+    ) -> None:
+        """Delete an object; with `resource_version` only if that is still the stored one.
+
+        Raises NotFound or Conflict.
+        """
+        ...
+
+    def watch(self, since: int) -> AsyncIterator[Event]:
+        """Yield every change after revision `since`, in order, for ever, without a gap.
+
+        Raises RevisionGone if changes after `since` are no longer kept.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release files and connections."""
+        ...
