@@ -2,7 +2,7 @@
 
 Each kind has a key, by which the kernel tells two of them apart, and a value: everything else. The
 engine (podway.kernel.engine) compares what a plan wants with what the kernel has by key and value, and
-knows nothing else of them. Devices are named, never numbered: numbers differ after a reboot.
+knows nothing else of them; `str` says in words which object it is. Devices are named, never numbered: numbers differ after a reboot.
 """
 
 from typing import Literal, TypeAlias
@@ -38,6 +38,9 @@ class Link(msgspec.Struct, frozen=True):
     group: int = LINK_GROUP
     up: bool = True
 
+    def __str__(self) -> str:
+        return f"link {self.name}"
+
     @property
     def key(self) -> str:
         """Its name."""
@@ -50,6 +53,9 @@ class LinkAddress(msgspec.Struct, frozen=True):
     device: str
     address: Interface
     scope: Scope = "global"
+
+    def __str__(self) -> str:
+        return f"address {self.address} on {self.device}"
 
     @property
     def key(self) -> tuple[str, Interface]:
@@ -68,6 +74,22 @@ class Route(msgspec.Struct, frozen=True):
     scope: Scope = "global"
     metric: int | None = None
     table: int = MAIN_TABLE
+
+    def __str__(self) -> str:
+        parts = ["route", str(self.destination) if self.destination.prefixlen else "default"]
+        if self.type != "unicast":
+            parts.append(self.type)
+        if self.gateway:
+            parts.append(f"via {self.gateway}")
+        if self.device:
+            parts.append(f"dev {self.device}")
+        if self.source:
+            parts.append(f"src {self.source}")
+        if self.metric is not None:
+            parts.append(f"metric {self.metric}")
+        if self.table != MAIN_TABLE:
+            parts.append(f"table {self.table}")
+        return " ".join(parts)
 
     @property
     def family(self) -> Family:
@@ -88,6 +110,9 @@ class Neighbour(msgspec.Struct, frozen=True):
     address: Address
     mac: str
 
+    def __str__(self) -> str:
+        return f"neighbour {self.address} on {self.device}"
+
     @property
     def key(self) -> tuple[str, Address]:
         """Device and address."""
@@ -99,6 +124,9 @@ class Sysctl(msgspec.Struct, frozen=True):
 
     path: str
     value: str
+
+    def __str__(self) -> str:
+        return f"sysctl {self.path}"
 
     @property
     def key(self) -> str:
@@ -112,6 +140,9 @@ class NftTable(msgspec.Struct, frozen=True):
     family: Literal["ip", "ip6", "inet", "netdev"]
     name: str
     body: str
+
+    def __str__(self) -> str:
+        return f"nft table {self.family} {self.name}"
 
     @property
     def key(self) -> tuple[str, str]:

@@ -1,0 +1,87 @@
+"""DELs that shims left while no agent answered, one file each, named after the attachment.
+
+Nothing is lost and nothing is deleted twice over:
+
+* a shim writes its file, then tries to connect once more; the agent listens first, then reads the spool.
+  Whichever comes second sees the other.
+* an ADD removes the file of its own attachment, so that no DEL from before it can strike after it.
+"""
+
+import errno
+import logging
+import os
+from pathlib import Path
+from typing import Protocol
+
+from podway.api.lease import Attachment
+from podway.cni.frames import FrameError, decode_request
+from podway.cni.request import Delete, parse
+from podway.errors import CniError, PodwayError
+
+log = logging.getLogger(__name__)
+
+UNFINISHED = "."
+"""First character of a file that a shim has not finished writing."""
+
+
+class Deleter(Protocol):
+    """Whoever carries out a DEL."""
+
+    async def delete(self, request: Delete) -> None:
+        """Detach a container."""
+        ...
+
+
+def spool_name(attachment: Attachment) -> str:
+    """Return the name of this attachment's file; the shim makes the same."""
+    return f"{attachment.container}:{attachment.ifname}"
+
+
+def forget(spool: Path, attachment: Attachment) -> None:
+    """Remove this attachment's file, if there is one. Raises OSError."""
+    # os.unlink rather than Path.unlink: this is in the way of every ADD, and nearly always for nothing.
+    try:
+        os.unlink(f"{spool}/{spool_name(attachment)}")
+    except OSError as error:
+        # ENAMETOOLONG: no shim could have written it either.
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+
+
+async def replay(spool: Path, network: Deleter) -> int:
+    """Carry out every DEL in the spool and remove its file; return how many remain.
+
+    What fails remains for the next time, and is logged; what can never be carried out is removed.
+    """
+    remaining = 0
+    try:
+        names = sorted(entry.name for entry in spool.iterdir())
+    except FileNotFoundError:
+        return 0
+    for name in names:
+        if not name.startswith(UNFINISHED):
+            remaining += not await _replay_one(spool / name, network)
+    return remaining
+
+
+async def _replay_one(file: Path, network: Deleter) -> bool:
+    try:
+        frame = decode_request(file.read_bytes())
+        request = parse(frame.environment, frame.stdin)
+        if not isinstance(request, Delete):
+            raise FrameError("not a DEL")  # noqa: TRY301
+    except FileNotFoundError:
+        return True  # its shim reached the agent after all
+    except (FrameError, CniError) as error:
+        log.warning("spooled DEL %s cannot be carried out, removing it: %s", file.name, error)
+    else:
+        try:
+            await network.delete(request)
+        except PodwayError as error:
+            log.warning("spooled DEL %s failed, keeping it: %s", file.name, error)
+            return False
+        except Exception:
+            log.exception("spooled DEL %s failed, keeping it", file.name)
+            return False
+    file.unlink(missing_ok=True)
+    return True
