@@ -237,3 +237,17 @@ def block_name(block: Network) -> str:
     """
     base = block.network_address.exploded.replace(".", "-").replace(":", "-")
     return f"{base}-{block.prefixlen}"
+
+
+Key: TypeAlias = tuple[str, str, str]
+"""Kind, namespace and name: what tells two objects apart."""
+
+
+def key(obj: Resource) -> Key:
+    """Return an object's key."""
+    return (obj.KIND, obj.metadata.namespace, obj.metadata.name)
+
+
+def subject(obj_key: Key) -> str:
+    """Return a key in the form that messages use: `IPPool/default`, `Pod/default/web`."""
+    return "/".join(part for part in obj_key if part)

@@ -2,7 +2,8 @@
 
 Each kind has a key, by which the kernel tells two of them apart, and a value: everything else. The
 engine (podway.kernel.engine) compares what a plan wants with what the kernel has by key and value, and
-knows nothing else of them; `str` says in words which object it is. Devices are named, never numbered: numbers differ after a reboot.
+knows nothing else of them; `str` says in words which object it is. Devices are named, never numbered:
+numbers differ after a reboot.
 """
 
 from typing import Literal, TypeAlias
@@ -22,6 +23,9 @@ NFT_TABLE = "podway"
 
 MAIN_TABLE = 254
 """RT_TABLE_MAIN."""
+
+DEFAULT_METRIC = {Family.IPV4: 0, Family.IPV6: 1024}
+"""The metric of a route that states none (IP6_RT_PRIO_USER, include/net/ip6_route.h)."""
 
 Scope: TypeAlias = Literal["global", "link", "host"]
 RouteType: TypeAlias = Literal["unicast", "blackhole", "unreachable"]
@@ -64,7 +68,7 @@ class LinkAddress(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A route of ours in one table. `metric` None is the family's default (0, or 1024 for IPv6)."""
+    """A route of ours in one table. `metric` None is the family's DEFAULT_METRIC."""
 
     destination: Network
     type: RouteType = "unicast"
@@ -85,7 +89,7 @@ class Route(msgspec.Struct, frozen=True):
             parts.append(f"dev {self.device}")
         if self.source:
             parts.append(f"src {self.source}")
-        if self.metric is not None:
+        if self.metric not in {None, DEFAULT_METRIC[self.family]}:
             parts.append(f"metric {self.metric}")
         if self.table != MAIN_TABLE:
             parts.append(f"table {self.table}")
@@ -99,8 +103,8 @@ class Route(msgspec.Struct, frozen=True):
     @property
     def key(self) -> tuple[Network, int, int]:
         """Destination, metric and table."""
-        default = 0 if self.family is Family.IPV4 else 1024
-        return (self.destination, default if self.metric is None else self.metric, self.table)
+        metric = DEFAULT_METRIC[self.family] if self.metric is None else self.metric
+        return (self.destination, metric, self.table)
 
 
 class Neighbour(msgspec.Struct, frozen=True):

@@ -83,6 +83,24 @@ class ClusterView(msgspec.Struct, frozen=True):
         return {"kubernetes.io/metadata.name": namespace, **(known.metadata.labels if known else {})}
 
 
+def same_network(one: ClusterView, other: ClusterView) -> bool:
+    """Tell whether two views give every node the same plan: only heartbeats and the like differ."""
+    return (
+        one.pools == other.pools
+        and one.blocks == other.blocks
+        and one.config == other.config
+        and one.namespaces == other.namespaces
+        and (one.nodes is other.nodes or _facts(one.nodes) == _facts(other.nodes))
+    )
+
+
+def _facts(nodes: Mapping[str, Node]) -> dict[str, tuple[object, ...]]:
+    return {
+        name: (node.internal_addresses, node.interface_addresses, node.metadata.labels)
+        for name, node in nodes.items()
+    }
+
+
 def _changed(objects: Mapping[str, Resource], obj: Resource, gone: bool) -> Mapping[str, Resource]:
     rest = {name: value for name, value in objects.items() if name != obj.metadata.name}
     return rest if gone else {**rest, obj.metadata.name: obj}

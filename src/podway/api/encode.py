@@ -1,0 +1,33 @@
+"""Resources to Kubernetes' shape: apiVersion and kind first, what is empty left out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from podway.api.resources import Resource
+
+
+def to_builtins(value: msgspec.Struct) -> dict[str, Any]:
+    """Return a Struct as plain dicts, lists and scalars; a resource with its apiVersion and kind."""
+    shape: dict[str, Any] = msgspec.to_builtins(value)
+    if isinstance(value, Resource):
+        return {"apiVersion": value.api_version, "kind": value.kind, **shape}
+    return shape
+
+
+def to_list(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a Kubernetes `List` of objects."""
+    return {"apiVersion": "v1", "kind": "List", "items": list(items)}
+
+
+def to_json(value: dict[str, Any]) -> str:
+    """Return indented JSON text."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+
+
+def to_yaml(value: dict[str, Any]) -> str:
+    """Return YAML text, which podway.api.decode reads back to the same value."""
+    from podway.api.documents import dump
+
+    return dump(value)

@@ -1,0 +1,24 @@
+"""Stores by URL."""
+
+from pathlib import Path
+
+from podway.errors import InvalidInput
+from podway.store.base import Store
+
+SQLITE = "sqlite://"
+
+
+def open_store(url: str, *, create: bool = True) -> Store:
+    """Open the store at a URL: `sqlite:///absolute/path`.
+
+    A missing one is made if `create` is true. Raises InvalidInput if the URL names no store, and
+    StoreUnavailable, StoreDamaged or StoreTooNew.
+    """
+    path = url.removeprefix(SQLITE)
+    if not url.startswith(SQLITE) or not path.startswith("/") or path.endswith("/"):
+        raise InvalidInput(
+            f"no store can be opened at {url!r}", hint="a store's URL is sqlite:///absolute/path/of/the/file"
+        )
+    from podway.store.sqlite import SqliteStore
+
+    return SqliteStore(Path(path), create=create)

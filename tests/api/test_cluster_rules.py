@@ -1,0 +1,149 @@
+from ipaddress import ip_network
+
+import msgspec
+import pytest
+
+from podway.api.cluster_rules import check_change, check_deletion
+from podway.api.meta import Metadata
+from podway.api.resources import (
+    INTERFACE_ADDRESSES,
+    AddressBlock,
+    AddressBlockSpec,
+    IPPool,
+    IPPoolSpec,
+    Namespace,
+    NetworkConfig,
+    NetworkConfigSpec,
+    Node,
+    NodeAddress,
+    NodeStatus,
+    Pod,
+    PodAddress,
+    PodSpec,
+    PodStatus,
+    block_name,
+)
+from podway.errors import InvalidObject
+
+
+def pool(name, cidr, **spec):
+    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))
+
+
+def node(name, interface):
+    return Node(
+        metadata=Metadata(name=name, annotations={INTERFACE_ADDRESSES: interface}),
+        status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=interface.split("/")[0]),)),
+    )
+
+
+def block(cidr, pool="p", node="n1"):
+    return AddressBlock(
+        metadata=Metadata(name=block_name(ip_network(cidr))),
+        spec=AddressBlockSpec(cidr=cidr, pool=pool, node=node),
+    )
+
+
+def pod(name, node="n1", ip=""):
+    return Pod(
+        metadata=Metadata(name=name, namespace="x"),
+        spec=PodSpec(node_name=node),
+        status=PodStatus(pod_ips=(PodAddress(ip=ip),) if ip else ()),
+    )
+
+
+def config(mtu):
+    return NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(mtu=mtu))
+
+
+NODE = node("n1", "192.168.7.1/24")
+POOL = pool("p", "10.244.0.0/16")
+POOL6 = pool("six", "fd00:10:244::/56")
+BLOCK = block("10.244.1.0/24")
+CLUSTER = (NODE, POOL, POOL6, BLOCK, pod("web", ip="10.244.1.5"))
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        (pool("q", "10.245.0.0/16"), None),
+        (pool("q", "fd00:10:245::/56"), None),
+        (POOL, POOL),
+        (pool("p", "10.244.0.0/16", block_size=24, disabled=True, excluded=("10.244.1.0/24",)), POOL),
+        (pool("six", "fd00:99::/56"), POOL6),  # none of its blocks is claimed
+        (node("n2", "192.168.7.2/24"), None),
+        (NODE, NODE),
+        (block("10.244.2.0/24", node="n2"), None),
+        (config(1280), None),
+        (pod("web"), pod("web", node="")),
+    ],
+)
+def test_changes_that_fit(new, old):
+    check_change(new, CLUSTER, old=old)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "field", "words"),
+    [
+        (pool("q", "10.244.128.0/17"), None, "spec.cidr", ["10.244.128.0/17", "10.244.0.0/16", "IPPool/p"]),
+        (pool("q", "10.0.0.0/8"), None, "spec.cidr", ["IPPool/p"]),
+        (pool("q", "192.168.0.0/16"), None, "spec.cidr", ["192.168.7.0/24", "Node/n1"]),
+        (pool("p", "10.250.0.0/16"), POOL, "spec.cidr", ["10.244.0.0/16", "n1", "Pod/x/web"]),
+        (pool("p", "10.244.0.0/16", block_size=26), POOL, "spec.blockSize", ["from 24 to 26", "disabled"]),
+        (node("n2", "10.244.9.1/16"), None, "status.addresses", ["10.244.0.0/16", "IPPool/p"]),
+        (node("n2", "192.168.7.1/24"), None, "status.addresses", ["192.168.7.1", "Node/n1"]),
+        (config(1279), None, "spec.mtu", ["1280", "IPPool/six"]),
+        (block("10.250.0.0/24"), None, "spec.cidr", ["IPPool/p", "/24"]),
+        (block("10.244.2.0/25"), None, "spec.cidr", ["blocks of /24"]),
+        (block("fd00::/122"), None, "spec.cidr", ["IPPool/p"]),
+        (block("10.244.2.0/24", pool="q"), None, "spec.pool", ["IPPool/q does not exist"]),
+        (block("10.244.1.0/24", node="n2"), BLOCK, "spec", ["cannot be changed"]),
+        (pod("web", node="n2"), pod("web", node="n1"), "spec.nodeName", ["Node/n1"]),
+    ],
+)
+def test_changes_that_do_not_fit(new, old, field, words):
+    with pytest.raises(InvalidObject) as caught:
+        check_change(new, CLUSTER, old=old)
+    assert caught.value.field == field
+    assert caught.value.hint
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_ipv6_pool_beside_a_small_mtu():
+    with pytest.raises(InvalidObject, match=r"spec\.cidr.*1280.*NetworkConfig/default"):
+        check_change(POOL6, [config(1000)])
+    check_change(POOL, [config(1000)])
+
+
+@pytest.mark.parametrize(
+    ("obj", "words"),
+    [
+        (POOL, ["1 of its blocks", "n1", "Pod/x/web", "spec.disabled"]),
+        (BLOCK, ["Node/n1"]),
+        (NODE, ["Pod/x/web"]),
+        (Namespace(metadata=Metadata(name="x")), ["Pod/x/web"]),
+    ],
+)
+def test_deletions_of_what_is_needed(obj, words):
+    with pytest.raises(InvalidObject) as caught:
+        check_deletion(obj, CLUSTER)
+    assert caught.value.hint
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_deletions_of_what_nothing_needs():
+    check_deletion(POOL6, CLUSTER)
+    check_deletion(BLOCK, [POOL])
+    check_deletion(NODE, [POOL, BLOCK])
+    check_deletion(POOL, [NODE])
+    check_deletion(pod("web"), CLUSTER)
+    check_deletion(config(0), CLUSTER)
+
+
+def test_every_pair_of_overlapping_pools_is_found_both_ways():
+    small = msgspec.structs.replace(POOL, metadata=Metadata(name="small"), spec=IPPoolSpec(cidr="10.244.3.0/24"))
+    for one, other in ((POOL, small), (small, POOL)):
+        with pytest.raises(InvalidObject, match=f"IPPool/{other.metadata.name}"):
+            check_change(one, [other])

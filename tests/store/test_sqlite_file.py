@@ -1,0 +1,355 @@
+"""The SQLite file when it is not as it should be."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from podway.api.meta import Metadata
+from podway.api.resources import Namespace
+from podway.errors import (
+    InvalidInput,
+    RevisionGone,
+    StoreDamaged,
+    StoreTooNew,
+    StoreUnavailable,
+)
+from podway.store import bell, database, sqlite
+from podway.store.open import open_store
+from podway.store.sqlite import SqliteStore
+
+
+def in_store(path, work, **options):
+    async def main():
+        store = SqliteStore(path, **options)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+async def look(store):
+    return (await store.list_all()).items
+
+
+def fill(path, count=1, prefix="n"):
+    async def create(store):
+        for number in range(count):
+            await store.create(Namespace(metadata=Metadata(name=f"{prefix}{number}", labels={"x": "y" * 60})))
+
+    in_store(path, create)
+
+
+def change_header(path, pragma, value):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA {pragma}={value}")
+
+
+@pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///dir/", "etcd://h", "/plain/path", ""])
+def test_urls_that_name_no_store(url):
+    with pytest.raises(InvalidInput, match="sqlite:///"):
+        open_store(url)
+
+
+def test_url_opens_the_file(tmp_path):
+    asyncio.run(open_store(f"sqlite://{tmp_path}/a b%20?.db").close())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a b%20?.db"]
+
+
+def test_missing_file_is_made_only_when_asked(tmp_path):
+    with pytest.raises(StoreUnavailable, match=r"gone\.db does not exist"):
+        SqliteStore(tmp_path / "gone.db", create=False)
+    with pytest.raises(StoreUnavailable, match="has no directory"):
+        SqliteStore(tmp_path / "no" / "gone.db")
+    assert not list(tmp_path.iterdir())
+
+
+def test_newer_schema_names_both_versions(tmp_path):
+    path = tmp_path / "s.db"
+    fill(path)
+    change_header(path, "user_version", 7)
+    with pytest.raises(StoreTooNew, match=r"s\.db has schema version 7.* up to 1"):
+        SqliteStore(path)
+
+
+def test_older_schema_is_migrated_and_keeps_its_objects(tmp_path, monkeypatch):
+    path = tmp_path / "s.db"
+    fill(path)
+    newer = (*database.MIGRATIONS, "ALTER TABLE changes ADD COLUMN writer TEXT; CREATE TABLE extra (x)")
+    monkeypatch.setattr(database, "MIGRATIONS", newer)
+    assert [obj.metadata.name for obj in in_store(path, look)] == ["n0"]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        connection.execute("SELECT x FROM extra")
+
+
+def test_a_migration_that_fails_leaves_the_old_schema(tmp_path, monkeypatch):
+    path = tmp_path / "s.db"
+    fill(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "CREATE TABLE extra (x); nonsense"))
+        with pytest.raises(StoreUnavailable, match="syntax error"):
+            SqliteStore(path)
+    assert len(in_store(path, look)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all " * 100, b"SQLite format 3\0" + b"\xff" * 4080])
+def test_files_that_are_no_store(tmp_path, content):
+    path = tmp_path / "s.db"
+    path.write_bytes(content)
+    with pytest.raises(StoreDamaged, match=r"s\.db") as error:
+        SqliteStore(path)
+    assert error.value.hint
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    path = tmp_path / "s.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    before = path.read_bytes()
+    with pytest.raises(StoreDamaged, match="not a Podway store"):
+        SqliteStore(path)
+    assert path.read_bytes() == before
+
+
+def test_damaged_pages_are_told(tmp_path):
+    path = tmp_path / "s.db"
+    fill(path, 200)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(path.stat().st_size - 4096))
+    with pytest.raises(StoreDamaged, match=r"s\.db is damaged") as error:
+        in_store(path, look)
+    assert ".recover" in error.value.hint
+
+
+def test_an_object_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "s.db"
+    fill(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE objects SET body = ?", (b'{"metadata":{"name":5}}',))
+    with pytest.raises(StoreDamaged, match=r"Namespace.*metadata\.name"):
+        in_store(path, look)
+
+
+def test_locked_for_too_long(tmp_path, monkeypatch):
+    path = tmp_path / "s.db"
+    fill(path)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.2)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match=r"s\.db has been locked by another process for 0\.2 s"):
+            fill(path, prefix="m")
+        assert len(in_store(path, look)) == 1  # reading needs no lock
+
+
+def test_a_removed_or_replaced_file_is_noticed_at_once(tmp_path):
+    path = tmp_path / "s.db"
+
+    async def watch(store):
+        watching = asyncio.ensure_future(anext(store.watch(0)))
+        await asyncio.sleep(0.05)
+        path.unlink()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(StoreUnavailable, match="does not exist"):
+            await watching
+        assert asyncio.get_running_loop().time() - began < bell.SLOW_POLL / 2
+        await asyncio.to_thread(fill, path)
+        with pytest.raises(StoreUnavailable, match="replaced"):
+            await store.create(Namespace(metadata=Metadata(name="lost")))
+
+    in_store(path, watch)
+
+
+def test_history_is_pruned_and_then_says_list_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite, "KEPT_CHANGES", 20)
+    monkeypatch.setattr(sqlite, "PRUNE_EVERY", 5)
+    path = tmp_path / "s.db"
+    fill(path, 50)
+
+    async def watch(store):
+        assert (await anext(store.watch(30))).revision == 31
+        with pytest.raises(RevisionGone, match="after revision 29"):
+            await anext(store.watch(29))
+
+    in_store(path, watch)
+
+
+def open_files():
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return sorted(found)
+
+
+def test_watches_and_stores_leave_no_file_open(tmp_path):
+    async def main():
+        before = open_files()
+        store = SqliteStore(tmp_path / "s.db")
+        watches = [asyncio.ensure_future(anext(store.watch(0))) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert sum("inotify" in name for name in open_files()) == 1
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+        assert not any("inotify" in name for name in open_files())
+        ending = asyncio.ensure_future(anext(store.watch(0)))
+        await asyncio.sleep(0.05)
+        await store.close()
+        await store.close()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await ending
+        assert open_files() == before
+
+    asyncio.run(main())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.db"]
+
+
+def test_without_inotify_a_watch_polls(tmp_path, monkeypatch, caplog):
+    def refuse(path):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(bell, "_watch", refuse)
+    path = tmp_path / "s.db"
+
+    async def watch(store):
+        watching = asyncio.ensure_future(anext(store.watch(0)))
+        await asyncio.sleep(0.02)
+        await asyncio.to_thread(fill, path)
+        assert (await asyncio.wait_for(watching, 10)).object.metadata.name == "n0"
+
+    in_store(path, watch)
+    assert "Too many open files" in caplog.text
+
+
+def in_mount_namespace(script, tmp_path):
+    """Run Python code as a process with `mount` at hand, in a mount namespace of its own."""
+    code = "import subprocess\ndef mount(*args): subprocess.run(['mount', *args], check=True)\n" + script
+    program = [shutil.which("unshare"), "--mount", "--propagation", "private", sys.executable, "-c", code]
+    result = subprocess.run(
+        program, cwd=tmp_path, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"}
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+CREATE = textwrap.dedent(
+    """
+    import asyncio, sys
+    from pathlib import Path
+    from podway.api.meta import Metadata
+    from podway.api.resources import Namespace
+    from podway.errors import StoreUnavailable
+    from podway.store.sqlite import SqliteStore
+
+    async def create(path, count):
+        store = SqliteStore(path)
+        try:
+            for number in range(count):
+                await store.create(Namespace(metadata=Metadata(name=f"n{number}", labels={"x": "y" * 60})))
+        except StoreUnavailable as error:
+            print(error.message)
+        finally:
+            made = len((await store.list_all()).items)
+            await store.close()
+        return made
+    """
+)
+
+
+@pytest.mark.kernel
+def test_full_disk(tmp_path):
+    output = in_mount_namespace(
+        CREATE
+        + textwrap.dedent(
+            """
+            mount("-t", "tmpfs", "-o", "size=256k", "small", ".")
+            path = Path("store.db").absolute()
+            made = asyncio.run(create(path, 5000))
+            assert 0 < made < 5000, made
+            mount("-o", "remount,size=4m", ".")
+            assert asyncio.run(create(path, 0)) == made   # what was acknowledged is there, and it goes on
+            """
+        ),
+        tmp_path,
+    )
+    assert "store.db: the disk is full" in output
+
+
+@pytest.mark.kernel
+def test_no_room_even_to_begin(tmp_path):
+    output = in_mount_namespace(
+        CREATE
+        + textwrap.dedent(
+            """
+            mount("-t", "tmpfs", "-o", "size=8k", "tiny", ".")
+            try:
+                SqliteStore(Path("store.db").absolute())
+            except StoreUnavailable as error:
+                print(error.message)
+            print([entry.name for entry in Path(".").iterdir()])
+            """
+        ),
+        tmp_path,
+    )
+    assert "disk is full" in output
+    assert "[]" in output
+
+
+@pytest.mark.kernel
+def test_read_only_file_system(tmp_path):
+    fill(tmp_path / "store.db")
+    output = in_mount_namespace(
+        CREATE
+        + textwrap.dedent(
+            f"""
+            mount("--bind", "{tmp_path}", "{tmp_path}")
+            mount("-o", "remount,bind,ro", "{tmp_path}")
+            for name in ("store.db", "new.db"):
+                try:
+                    asyncio.run(create(Path("{tmp_path}", name), 1))
+                except StoreUnavailable as error:
+                    print(error.message)
+            """
+        ),
+        tmp_path,
+    )
+    first, second = output.splitlines()
+    assert f"{tmp_path}/store.db" in first
+    assert f"{tmp_path}/new.db: Read-only file system" in second
+
+
+@pytest.mark.kernel
+def test_a_user_who_may_not_write(tmp_path):
+    path = Path("/tmp") / f"podway-test-{os.getpid()}" / "store.db"
+    path.parent.mkdir(mode=0o755)
+    try:
+        fill(path)
+        path.chmod(0o644)
+        own = path.with_name("own.db")  # used before the user changes: Python may not import as the other
+        script = CREATE + textwrap.dedent(
+            f"""
+            asyncio.run(create(Path({str(own)!r}), 1))
+            import os
+            os.setuid(65534)
+            asyncio.run(create(Path({str(path)!r}), 1))
+            """
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd="/"
+        )
+        assert str(path) in result.stdout + result.stderr
+        assert "StoreUnavailable" in result.stderr
+    finally:
+        shutil.rmtree(path.parent)
