@@ -1,0 +1,218 @@
+"""What somebody else changed in a node's namespace, as the kernel tells it.
+
+Events say where to look, not what to do: the engine compares and mends. The kernel is silent about some changes
+(IPv4 routes that go with a device or with their preferred source; most sysctls), so a full comparison now and then
+still is needed.
+"""
+
+import errno
+import select
+import socket
+from collections.abc import Collection, Iterator
+from typing import Literal, Self, TypeAlias
+
+import msgspec
+
+from podway.errors import KernelError
+from podway.kernel import addresses, leases, links, neighbours, routes
+from podway.kernel.netlink import Connection, Message
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import S32, parse, string
+from podway.kernel.netlink.connection import messages, open_socket
+from podway.plan.objects import NFT_TABLE, ROUTE_PROTOCOL
+
+_RECEIVE_BUFFER = 8 << 20
+_DATAGRAM = 1 << 16
+_ROUTE_GROUPS = (
+    c.RTNLGRP_LINK,
+    c.RTNLGRP_NEIGH,
+    c.RTNLGRP_IPV4_IFADDR,
+    c.RTNLGRP_IPV4_ROUTE,
+    c.RTNLGRP_IPV6_IFADDR,
+    c.RTNLGRP_IPV6_ROUTE,
+    c.RTNLGRP_IPV4_NETCONF,
+    c.RTNLGRP_IPV6_NETCONF,
+)
+_REMOVALS = {c.RTM_DELLINK, c.RTM_DELADDR, c.RTM_DELROUTE, c.RTM_DELNEIGH, c.RTM_DELNETCONF}
+_NFTA_NAME = 1
+"""Every nf_tables message but those of a table calls its table attribute 1; a table's own name is 1, too."""
+_NFGENMSG_BYTES = 4
+_NETCONFMSG_BYTES = 4
+"""struct netconfmsg is one byte, and attributes begin at a multiple of four."""
+_NETCONF_NAMES = {c.NETCONFA_IFINDEX_ALL: "all", c.NETCONFA_IFINDEX_DEFAULT: "default"}
+_NFT_REMOVALS = {
+    c.NFT_MSG_DELTABLE,
+    c.NFT_MSG_DELCHAIN,
+    c.NFT_MSG_DELRULE,
+    c.NFT_MSG_DELSET,
+    c.NFT_MSG_DELSETELEM,
+    c.NFT_MSG_DELOBJ,
+    c.NFT_MSG_DELFLOWTABLE,
+}
+
+EventKind: TypeAlias = Literal["link", "address", "route", "neighbour", "sysctl", "nft"]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One change. `device` is a name, empty where none is concerned.
+
+    `subject` is what changed in words, such as `10.244.1.0/24`. `ours` tells that the object bears our mark, or
+    might have replaced one that did; `learned` the same of a route of BIRD's.
+    """
+
+    kind: EventKind
+    subject: str
+    removed: bool
+    ours: bool
+    device: str = ""
+    learned: bool = False
+
+
+class Resync(msgspec.Struct, frozen=True):
+    """Events were lost (ENOBUFS): compare everything."""
+
+
+class Watcher:
+    """Changes in one namespace (None: the calling thread's) that others than `own_ports` made.
+
+    `own_ports` are the netlink port ids of our own connections (`Kernel.ports`). Its `fileno` is readable
+    when there is something to read. Raises KernelError.
+    """
+
+    def __init__(self, netns_fd: int | None = None, own_ports: Collection[int] = ()) -> None:
+        self._own = frozenset(own_ports)
+        self._links: dict[int, tuple[str, bool]] = {}
+        self._poll = select.epoll()
+        self._sockets: list[socket.socket] = []
+        try:
+            self._route = self._listen(c.NETLINK_ROUTE, netns_fd, _ROUTE_GROUPS)
+            self._netfilter = self._listen(c.NETLINK_NETFILTER, netns_fd, (c.NFNLGRP_NFTABLES,))
+            with Connection(netns_fd) as connection:
+                for link in links.dump(connection):
+                    self._links[link.index] = (link.name, leases.is_pod_link(link))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching."""
+        for sock in self._sockets:
+            sock.close()
+        self._poll.close()
+
+    def fileno(self) -> int:
+        """Return a descriptor to wait on."""
+        return self._poll.fileno()
+
+    def read(self) -> list[Event | Resync]:
+        """Return what happened since the last call, without waiting. Raises KernelError."""
+        events: list[Event | Resync] = []
+        for message in self._drain(self._route, events):
+            event = self._route_event(message)
+            if event and message.port not in self._own:
+                events.append(event)
+        for message in self._drain(self._netfilter, events):
+            event = _nft_event(message)
+            if event and event not in events:
+                events.append(event)
+        return events
+
+    def _listen(self, protocol: int, netns_fd: int | None, groups: Collection[int]) -> socket.socket:
+        sock = open_socket(protocol, netns_fd, _RECEIVE_BUFFER)
+        self._sockets.append(sock)
+        sock.setblocking(False)
+        try:
+            for group in groups:
+                sock.setsockopt(c.SOL_NETLINK, c.NETLINK_ADD_MEMBERSHIP, group)
+        except OSError as error:
+            raise KernelError("watch the kernel's changes", error.errno or errno.EIO) from error
+        self._poll.register(sock, select.EPOLLIN)
+        return sock
+
+    def _drain(self, sock: socket.socket, events: list[Event | Resync]) -> Iterator[Message]:
+        while True:
+            try:
+                datagram = sock.recv(_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise KernelError("read the kernel's changes", error.errno or errno.EIO) from error
+                events.append(Resync())
+                continue
+            yield from messages(datagram)
+
+    def _route_event(self, message: Message) -> Event | None:
+        removed = message.type in _REMOVALS
+        match message.type:
+            case c.RTM_NEWLINK | c.RTM_DELLINK:
+                return self._link_event(message, removed)
+            case c.RTM_NEWADDR | c.RTM_DELADDR:
+                address = addresses.read(message)
+                return self._on_device("address", str(address.address), removed, address.index)
+            case c.RTM_NEWROUTE | c.RTM_DELROUTE:
+                return self._route_change(message, removed)
+            case c.RTM_NEWNEIGH | c.RTM_DELNEIGH:
+                return self._neighbour_event(message, removed)
+            case c.RTM_NEWNETCONF | c.RTM_DELNETCONF:
+                return self._netconf_event(message, removed)
+        return None
+
+    def _link_event(self, message: Message, removed: bool) -> Event | None:
+        if message.body[0] == socket.AF_BRIDGE:
+            return None  # a bridge tells of its ports in messages of its own
+        link = links.read(message)
+        before = self._links.get(link.index, ("", False))
+        # One that has just lost its mark was ours until now.
+        ours = leases.is_pod_link(link) or before[1]
+        if removed:
+            self._links.pop(link.index, None)
+        else:
+            self._links[link.index] = (link.name, leases.is_pod_link(link))
+        return Event("link", link.name, removed, ours, link.name)
+
+    def _route_change(self, message: Message, removed: bool) -> Event | None:
+        route = routes.read(message)
+        # Who replaces a route is told; whose it was is not. BIRD leaves ours alone: it has its own metric.
+        by_bird = route.protocol == c.RTPROT_BIRD
+        replaced = bool(message.flags & c.NLM_F_REPLACE) and not removed and not by_bird
+        device = self._links.get(route.index, ("", False))[0]
+        subject = str(route.destination)
+        ours = route.protocol == ROUTE_PROTOCOL or replaced
+        return Event("route", subject, removed, ours, device, learned=by_bird or replaced)
+
+    def _neighbour_event(self, message: Message, removed: bool) -> Event | None:
+        if message.body[0] not in {socket.AF_INET, socket.AF_INET6}:
+            return None  # a bridge's forwarding database
+        neighbour = neighbours.read(message)
+        device, ours = self._links.get(neighbour.index, ("", False))
+        # The kernel's own (port 0) tale of an entry that ages is no change of ours: ours are permanent.
+        ours = ours and (neighbour.permanent or message.port != 0)
+        return Event("neighbour", str(neighbour.address), removed, ours, device)
+
+    def _netconf_event(self, message: Message, removed: bool) -> Event | None:
+        index = parse(message.body, _NETCONFMSG_BYTES).get(c.NETCONFA_IFINDEX)
+        if index is None:
+            return None
+        number: int = S32.unpack(index)[0]
+        name = _NETCONF_NAMES.get(number) or self._links.get(number, (f"if{number}", False))[0]
+        family = "ipv4" if message.body[0] == socket.AF_INET else "ipv6"
+        return self._on_device("sysctl", f"net/{family}/conf/{name}", removed, number)
+
+    def _on_device(self, kind: EventKind, subject: str, removed: bool, index: int) -> Event:
+        device, ours = self._links.get(index, ("", False))
+        return Event(kind, subject, removed, ours, device)
+
+
+def _nft_event(message: Message) -> Event | None:
+    subsystem, kind = message.type >> 8, message.type & 0xFF
+    if subsystem != c.NFNL_SUBSYS_NFTABLES or kind == c.NFT_MSG_NEWGEN:
+        return None
+    table = string(parse(message.body, _NFGENMSG_BYTES).get(_NFTA_NAME))
+    return Event("nft", table, kind in _NFT_REMOVALS, table == NFT_TABLE)

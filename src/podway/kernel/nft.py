@@ -1,0 +1,194 @@
+"""nftables by libnftables.so.1 (man 3 libnftables): text in, JSON out, no process started.
+
+nft writes a table back in other words than it was given, so texts cannot be compared. What a text should look
+like once loaded is found by loading it: into a namespace made for that, once for each distinct text.
+"""
+
+import contextlib
+import ctypes
+import errno
+import functools
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from podway.errors import KernelError, UnsupportedSystem
+from podway.kernel import netns
+from podway.plan.objects import NftTable
+
+_T = TypeVar("_T")
+
+LIBRARY = "libnftables.so.1"
+
+_OUTPUT_STATELESS = 1 << 1
+_OUTPUT_JSON = 1 << 4
+"""include/nftables/libnftables.h: without the values of counters and the like; as JSON."""
+
+_lock = threading.Lock()
+"""libnftables keeps a cache of interface names for the whole process (src/iface.c)."""
+
+
+class Nftables:
+    """nftables in one namespace; `inside` runs a function there. Threads may share it.
+
+    Raises UnsupportedSystem if libnftables is missing.
+    """
+
+    def __init__(self, inside: Callable[[Callable[[], Any]], Any]) -> None:
+        self._library = library()
+        self._inside = inside
+        # A context talks for ever to the namespace in which it was made.
+        self._context: ctypes.c_void_p | None = inside(lambda: _new_context(self._library))
+        self.writes = 0
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._context:
+            self._library.nft_ctx_free(self._context)
+            self._context = None
+
+    def tables(self) -> list[tuple[str, str]]:
+        """Return the family and name of every table. Raises KernelError."""
+        entries = self._list("list tables")
+        return [(e["table"]["family"], e["table"]["name"]) for e in entries if "table" in e]
+
+    def form(self, family: str, name: str) -> str:
+        """Return a table in the one form that can be compared. Raises KernelError."""
+        return _canonical(self._list(f"list table {family} {name}"))
+
+    def replace(self, table: NftTable) -> None:
+        """Load a table in place of what is there of it: all of it or, if a rule is refused, nothing.
+
+        Raises KernelError.
+        """
+        self.writes += 1
+        head = f"table {table.family} {table.name}"
+        # The first `add` makes sure that there is something to delete.
+        self._run(f"add {head}\ndelete {head}\n{head} {{\n{table.body}\n}}\n", f"load nft {head}")
+
+    def delete(self, family: str, name: str) -> None:
+        """Delete a table, if it is there. Raises KernelError."""
+        self.writes += 1
+        head = f"table {family} {name}"
+        self._run(f"add {head}\ndelete {head}\n", f"delete nft {head}")
+
+    def _list(self, command: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = json.loads(self._run(command, f"nft {command}"))["nftables"]
+        return entries
+
+    def _run(self, commands: str, meaning: str) -> str:
+        """Run commands as one transaction, return the output."""
+
+        def run() -> tuple[int, str, str]:
+            library, context = self._library, self._context
+            code = library.nft_run_cmd_from_buffer(context, commands.encode())
+            output: bytes = library.nft_ctx_get_output_buffer(context)
+            error: bytes = library.nft_ctx_get_error_buffer(context)
+            return code, output.decode(), error.decode()
+
+        with _lock:
+            code, output, error = self._inside(run)
+        if code:
+            raise KernelError(meaning, _errno(error), " ".join(error.split()))
+        return str(output)
+
+
+@functools.lru_cache(maxsize=16)
+def loaded_form(table: NftTable) -> str:
+    """Return the form that a table has once loaded, to compare with `Nftables.form`.
+
+    The body must not name interfaces by `iif` or `oif`, which need them to exist; `iifname` does not.
+    Raises KernelError if nft refuses the text, UnsupportedSystem.
+    """
+    with _scratch() as scratch:
+        scratch.replace(table)
+        return scratch.form(table.family, table.name)
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """Load libnftables. Raises UnsupportedSystem."""
+    try:
+        found = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise UnsupportedSystem(
+            f"{LIBRARY} is missing", hint="install the package libnftables1 (Debian) or nftables"
+        ) from error
+    found.nft_ctx_new.restype = ctypes.c_void_p
+    found.nft_ctx_new.argtypes = [ctypes.c_uint32]
+    found.nft_ctx_free.argtypes = [ctypes.c_void_p]
+    found.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+    for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+        getattr(found, name).argtypes = [ctypes.c_void_p]
+    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+        getattr(found, name).argtypes = [ctypes.c_void_p]
+        getattr(found, name).restype = ctypes.c_char_p
+    found.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    return found
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Nftables]:
+    """Give nftables in a namespace that exists while the block runs."""
+    fd = netns.new()
+    try:
+        scratch = Nftables(lambda function: netns.run(fd, function))
+        try:
+            yield scratch
+        finally:
+            scratch.close()
+    finally:
+        os.close(fd)
+
+
+def _new_context(found: ctypes.CDLL) -> ctypes.c_void_p:
+    context: ctypes.c_void_p | None = found.nft_ctx_new(0)
+    if not context:
+        raise KernelError("open nftables", errno.ENOMEM)
+    found.nft_ctx_output_set_flags(context, _OUTPUT_JSON | _OUTPUT_STATELESS)
+    found.nft_ctx_buffer_output(context)
+    found.nft_ctx_buffer_error(context)
+    return context
+
+
+def _errno(message: str) -> int:
+    """Find the errno again that nft only tells in words."""
+    for code in (errno.ENOENT, errno.EPERM, errno.EEXIST, errno.EBUSY, errno.EOPNOTSUPP, errno.ENOBUFS):
+        if os.strerror(code) in message:
+            return code
+    return errno.EINVAL
+
+
+def _canonical(entries: list[dict[str, Any]]) -> str:
+    """Return a listing without what differs between two loads of one text."""
+    filled = _filled_by_packets(entries)
+    kept = [_stripped(entry, filled) for entry in entries if "metainfo" not in entry]
+    return json.dumps(kept, sort_keys=True)
+
+
+def _filled_by_packets(entries: list[dict[str, Any]]) -> set[str]:
+    """Return the names of the sets and maps to which rules add; nft 1.0.6 does not list their flag `dynamic`."""
+    statements = (
+        statement.get(kind)
+        for entry in entries
+        for statement in entry.get("rule", {}).get("expr", ())
+        for kind in ("set", "map")
+    )
+    return {s["set"].removeprefix("@") for s in statements if isinstance(s, dict) and "op" in s and "set" in s}
+
+
+def _stripped(value: Any, filled: set[str]) -> Any:
+    """Leave out handles, the order of set elements, and elements that packets add."""
+    if isinstance(value, list):
+        return [_stripped(item, filled) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _stripped(item, filled) for key, item in value.items() if key != "handle"}
+    if isinstance(kept.get("elem"), list):
+        if kept.get("name") in filled:
+            del kept["elem"]
+        else:
+            kept["elem"].sort(key=lambda item: json.dumps(item, sort_keys=True))
+    return kept

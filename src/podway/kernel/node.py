@@ -1,0 +1,135 @@
+"""Kernel: everything that Podway does to one node's kernel, behind one door."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Self, TypeVar
+
+from podway.api.lease import LINK_PREFIX, Lease
+from podway.errors import InvalidInput
+from podway.kernel import engine, kinds, leases, links, netns, pods, sysctls, wiring
+from podway.kernel.engine import Change, Kind, Report
+from podway.kernel.netlink import Connection
+from podway.kernel.nft import Nftables
+from podway.plan.objects import NodePlan, PodEnd, PodWiring
+
+_T = TypeVar("_T")
+
+
+class Kernel:
+    """The kernel as one node's network namespace shows it. Threads may share it.
+
+    It pins the namespace until it is closed. Every method may raise KernelError.
+    """
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Open the kernel of a namespace; None is the calling thread's."""
+        if netns_fd is not None and netns.identity(netns_fd) == netns.identity():
+            netns_fd = None
+        self._netns = None if netns_fd is None else fcntl.fcntl(netns_fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.connection = Connection(self._netns)
+        self._nftables: Nftables | None = None
+        self._lock = threading.Lock()
+        self._sysctls = kinds.Sysctls(self.inside)
+        self._kinds: tuple[Kind, ...] = (
+            kinds.Links(self.connection),
+            self._sysctls,
+            kinds.Addresses(self.connection),
+            kinds.Neighbours(self.connection),
+            kinds.Routes(self.connection),
+            kinds.NftTables(self._open_nftables),
+        )
+
+    @classmethod
+    def open(cls, netns_fd: int | None = None) -> Self:
+        """Open the kernel of a namespace (None: the calling thread's), whose descriptor stays the caller's."""
+        return cls(netns_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the namespace."""
+        self.connection.close()
+        if self._nftables:
+            self._nftables.close()
+            self._nftables = None
+        if self._netns is not None:
+            os.close(self._netns)
+            self._netns = None
+
+    @property
+    def writes(self) -> int:
+        """How often something was sent so far that could have changed the node's namespace."""
+        nftables = self._nftables.writes if self._nftables else 0
+        return self.connection.writes + self._sysctls.writes + nftables
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """The netlink port ids by which the kernel tells our own changes from others' (events.Watcher)."""
+        return frozenset({self.connection.port})
+
+    def inside(self, function: Callable[[], _T]) -> _T:
+        """Run a function in the node's namespace; return or raise what it does."""
+        return function() if self._netns is None else netns.run(self._netns, function)
+
+    def wire(self, plan: PodWiring, pod_netns: int, *, on_stage: wiring.Stage = lambda _: None) -> None:
+        """Build a pod's attachment, or nothing: when a step fails, what was made is removed again.
+
+        `on_stage` hears `created`, `host`, `pod` and `committed`. Raises KernelError, with errno EEXIST if the
+        interface's name is taken in the pod; the message says which name.
+        """
+        wiring.wire(self.connection, self._write_sysctls, plan, pod_netns, on_stage)
+
+    def unwire(self, link: str) -> bool:
+        """Remove the host end of a pod's pair, and with it all the rest; False if it was gone."""
+        if not link.startswith(LINK_PREFIX):
+            raise InvalidInput(f"link {link}: is not a pod's", hint=f"their names begin with {LINK_PREFIX}")
+        return links.remove_if_there(self.connection, link)
+
+    def has_link(self, name: str) -> bool:
+        """Tell whether there is a link of this name."""
+        return links.exists(self.connection, name)
+
+    def inspect_pod(self, pod_netns: int, ifname: str) -> pods.PodState | None:
+        """Return what a pod has of an interface, None if there is no such interface."""
+        with Connection(pod_netns) as pod:
+            return pods.inspect(pod, ifname)
+
+    def check_pod(self, pod_netns: int, want: PodEnd) -> list[str]:
+        """Say in words what of a pod end is missing or altered; an empty list if nothing is."""
+        return pods.differences(self.inspect_pod(pod_netns, want.ifname), want)
+
+    def leases(self) -> list[Lease]:
+        """Return every lease that the kernel holds."""
+        return leases.read(self.connection).leases
+
+    def orphans(self) -> list[str]:
+        """Return the names of pod links that hold no lease: of ADDs that were cut short."""
+        return leases.read(self.connection).orphans
+
+    def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
+        """Return the settings at these paths below /proc/sys; those that do not exist are left out."""
+        return self.inside(lambda: sysctls.read(paths))
+
+    def diff(self, plan: NodePlan) -> list[Change]:
+        """Return what differs from a plan, and change nothing."""
+        with self._lock:
+            return [change for kind in self._kinds for change in engine.diff(kind, plan)]
+
+    def apply(self, plan: NodePlan) -> Report:
+        """Make the kernel what a plan says; failures are in the report. A correct node costs no write."""
+        with self._lock:
+            return engine.apply(self._kinds, plan)
+
+    def _open_nftables(self) -> Nftables:
+        if self._nftables is None:
+            self._nftables = Nftables(self.inside)
+        return self._nftables
+
+    def _write_sysctls(self, plan: PodWiring) -> None:
+        self._sysctls.writes += self.inside(lambda: sum(map(sysctls.write, plan.sysctls)))

@@ -1,0 +1,297 @@
+"""Routes: requests, records, and the question which way one exact packet would go.
+
+Sources: rtnetlink(7), net/ipv4/fib_frontend.c, net/ipv6/route.c. Where the families differ, records show
+what the plan means, not what the kernel stores: an IPv6 blackhole route has no device (the kernel says `lo`)
+and IPv6 routes have no scope.
+"""
+
+import errno
+from ipaddress import IPv4Network, IPv6Network
+from socket import AF_INET6
+from typing import cast, get_args
+
+import msgspec
+
+from podway.api.addresses import Address, Family, Network, host_network
+from podway.errors import KernelError
+from podway.kernel import links
+from podway.kernel.addresses import SCOPE_NUMBERS, SCOPES, unpack
+from podway.kernel.netlink import Connection, Message, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import RTMSG, attribute, number, parse, u32
+from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteType, Scope
+
+TYPES = {
+    0: "unspec",
+    1: "unicast",
+    2: "local",
+    3: "broadcast",
+    4: "anycast",
+    5: "multicast",
+    6: "blackhole",
+    7: "unreachable",
+    8: "prohibit",
+    9: "throw",
+}
+"""rtm_type by number; the names are iproute2's."""
+
+_TYPE_NUMBERS = {name: kind for kind, name in TYPES.items()}
+_NOT_IN_PLANS = (c.RTA_METRICS, c.RTA_MULTIPATH, c.RTA_VIA, c.RTA_ENCAP_TYPE, c.RTA_NH_ID)
+
+_NO_WAY = {
+    errno.ENETUNREACH: "no route",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.EACCES: "prohibit",
+    errno.EINVAL: "blackhole",
+    errno.EAGAIN: "throw",
+}
+"""What a lookup's errno means (fib_props in net/ipv4/fib_semantics.c)."""
+
+
+class RouteRecord(msgspec.Struct, frozen=True):
+    """A route as the kernel has it; `index` is its device, 0 if it has none."""
+
+    destination: Network
+    type: str
+    index: int
+    gateway: Address | None
+    source: Address | None
+    scope: str
+    metric: int
+    table: int
+    protocol: int
+    tos: int
+    plain: bool
+    """It carries nothing that a plan's Route cannot express: no metrics, several ways or encapsulation."""
+
+    def planned(self, device: str) -> Route | None:
+        """Return the same as a plan's Route through this device; None if that cannot express it."""
+        if not self.plain or self.tos or self.type not in get_args(RouteType):
+            return None
+        return Route(
+            self.destination,
+            cast(RouteType, self.type),
+            device,
+            self.gateway,
+            self.source,
+            cast(Scope, self.scope),
+            self.metric,
+            self.table,
+        )
+
+
+class Lookup(msgspec.Struct, frozen=True):
+    """Which way a packet would go.
+
+    A `type` that goes nowhere (`no route`, `blackhole`, `unreachable`, `prohibit`, `throw`) comes with the
+    `errno` that a sender gets; the kernel then does not tell which route decided, and `matched` is None.
+    """
+
+    type: str
+    device: str
+    gateway: Address | None
+    source: Address | None
+    protocol: int
+    table: int
+    metric: int
+    matched: Network | None
+    errno: int = 0
+
+
+def add(route: Route, index: int, protocol: int = ROUTE_PROTOCOL) -> Request:
+    """Build a request for a route through the device of this number (0: none).
+
+    It fails with EEXIST where a route of the same destination, metric and table is, whoever's it is.
+    """
+    body = _body(route, index, protocol)
+    return Request(c.RTM_NEWROUTE, body, "add", route, c.NLM_F_CREATE | c.NLM_F_EXCL)
+
+
+def replace(route: Route, index: int, protocol: int = ROUTE_PROTOCOL) -> Request:
+    """Build a request for a route in place of that of the same destination, metric and table."""
+    body = _body(route, index, protocol)
+    return Request(c.RTM_NEWROUTE, body, "replace", route, c.NLM_F_CREATE | c.NLM_F_REPLACE)
+
+
+def remove(route: Route, index: int, protocol: int = ROUTE_PROTOCOL) -> Request:
+    """Build a request that removes a route, only if it is of this protocol."""
+    return Request(c.RTM_DELROUTE, _body(route, index, protocol), "remove", route)
+
+
+def remove_record(record: RouteRecord) -> Request:
+    """Build a request that removes just this route, whatever it carries."""
+    body = RTMSG.pack(
+        Family.of(record.destination).af,
+        record.destination.prefixlen,
+        0,
+        record.tos,
+        _short_table(record.table),
+        record.protocol,
+        0 if record.destination.version == 6 else SCOPE_NUMBERS.get(record.scope, 0),
+        _TYPE_NUMBERS[record.type],
+        0,
+    ) + b"".join(
+        (
+            attribute(c.RTA_DST, record.destination.network_address.packed),
+            u32(c.RTA_TABLE, record.table),
+            u32(c.RTA_PRIORITY, record.metric),
+            u32(c.RTA_OIF, record.index) if record.index else b"",
+            attribute(c.RTA_GATEWAY, record.gateway.packed) if record.gateway else b"",
+        )
+    )
+    return Request(c.RTM_DELROUTE, body, "remove", f"route {record.destination} metric {record.metric}")
+
+
+def read(message: Message) -> RouteRecord:
+    """Read an RTM_NEWROUTE or RTM_DELROUTE message."""
+    af, prefix, _, tos, table, protocol, scope, kind, _ = RTMSG.unpack_from(message.body)
+    found = parse(message.body, RTMSG.size)
+    packed = int.from_bytes(found.get(c.RTA_DST, b""), "big")
+    ipv6 = af == AF_INET6
+    name = TYPES.get(kind, str(kind))
+    goes_nowhere = name in {"blackhole", "unreachable", "prohibit", "throw"}
+    gateway, source = found.get(c.RTA_GATEWAY), found.get(c.RTA_PREFSRC)
+    return RouteRecord(
+        destination=IPv6Network((packed, prefix)) if ipv6 else IPv4Network((packed, prefix)),
+        type=name,
+        index=0 if goes_nowhere else number(found.get(c.RTA_OIF)),
+        gateway=unpack(gateway) if gateway else None,
+        source=unpack(source) if source else None,
+        scope="global" if ipv6 else SCOPES.get(scope, str(scope)),
+        metric=number(found.get(c.RTA_PRIORITY)),
+        table=number(found.get(c.RTA_TABLE), table),
+        protocol=protocol,
+        tos=tos,
+        plain=not any(kind in found for kind in _NOT_IN_PLANS),
+    )
+
+
+def normal(route: Route) -> Route:
+    """Return a plan's route as it reads when it comes back from the kernel.
+
+    The metric is stated; IPv6 has no scope, and what goes nowhere has no device.
+    """
+    return msgspec.structs.replace(
+        route,
+        metric=route.key[1],
+        scope=route.scope if route.family is Family.IPV4 else "global",
+        device=route.device if route.type == "unicast" else "",
+    )
+
+
+def dump(
+    connection: Connection, family: Family, *, protocol: int = 0, table: int = MAIN_TABLE
+) -> list[RouteRecord]:
+    """Return the routes of a family, those of one protocol and table only; 0 is any.
+
+    The kernel does the choosing (NETLINK_GET_STRICT_CHK), so BIRD's routes cost nothing. Raises KernelError.
+    """
+    body = RTMSG.pack(family.af, 0, 0, 0, _short_table(table), protocol, 0, 0, 0)
+    body += u32(c.RTA_TABLE, table) if table else b""
+    try:
+        found = connection.dump(Request(c.RTM_GETROUTE, body, "list", f"{family.label} routes"))
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return []  # a table is made with its first route
+        raise
+    # Dumps of IPv6 without a protocol, say, also bring what is cached: clones of routes.
+    return [read(message) for message in found if not _flags(message) & c.RTM_F_CLONED]
+
+
+def lookup(
+    connection: Connection,
+    destination: Address,
+    *,
+    source: Address | None = None,
+    iif: str = "",
+    mark: int = 0,
+) -> Lookup:
+    """Ask which way a packet would go: one sent from here, or with `iif` one that comes in there.
+
+    Raises KernelError if the question cannot be asked (`iif` unknown, source of another family).
+    """
+    index = links.find(connection, iif).index if iif else 0
+
+    def ask(flags: int) -> Message | KernelError:
+        try:
+            return connection.get(_question(destination, source, index, mark, flags))
+        except KernelError as error:
+            if error.errno not in _NO_WAY or error.kernel_says:
+                raise  # what has words for it is a mistake in the question
+            return error
+
+    way = ask(0)
+    # A plain lookup yields the way, but not whose route it was; this one yields the route.
+    matched = ask(c.RTM_F_FIB_MATCH)
+    rule = None if isinstance(matched, KernelError) else read(matched)
+    found = None if isinstance(way, KernelError) else read(way)
+    if isinstance(way, KernelError):
+        kind, code = rule.type if rule and rule.type != "unicast" else _NO_WAY[way.errno], way.errno
+    else:
+        kind, code = found.type if found else "", 0
+    return Lookup(
+        type=kind,
+        device=links.find(connection, found.index).name if found and found.index else "",
+        gateway=found.gateway if found else None,
+        source=found.source if found else None,
+        protocol=rule.protocol if rule else 0,
+        table=rule.table if rule else 0,
+        metric=rule.metric if rule else 0,
+        matched=rule.destination if rule else None,
+        errno=code,
+    )
+
+
+def is_local(connection: Connection, address: Address) -> bool:
+    """Tell whether packets to an address are delivered here. Raises KernelError."""
+    try:
+        return read(connection.get(_question(address, None, 0, 0, 0))).type == "local"
+    except KernelError as error:
+        if error.errno in _NO_WAY and not error.kernel_says:
+            return False
+        raise
+
+
+def _question(destination: Address, source: Address | None, iif: int, mark: int, flags: int) -> Request:
+    family = Family.of(destination)
+    body = RTMSG.pack(family.af, family.bits, family.bits if source else 0, 0, 0, 0, 0, 0, flags)
+    body += attribute(c.RTA_DST, destination.packed)
+    body += attribute(c.RTA_SRC, source.packed) if source else b""
+    body += u32(c.RTA_IIF, iif) if iif else b""
+    body += u32(c.RTA_MARK, mark) if mark else b""
+    return Request(c.RTM_GETROUTE, body, "look up", f"the route to {host_network(destination)}")
+
+
+def _body(route: Route, index: int, protocol: int) -> bytes:
+    family = route.family
+    scope = SCOPE_NUMBERS[route.scope] if family is Family.IPV4 else 0
+    return b"".join(
+        (
+            RTMSG.pack(
+                family.af,
+                route.destination.prefixlen,
+                0,
+                0,
+                _short_table(route.table),
+                protocol,
+                scope,
+                _TYPE_NUMBERS[route.type],
+                0,
+            ),
+            attribute(c.RTA_DST, route.destination.network_address.packed),
+            u32(c.RTA_TABLE, route.table),
+            u32(c.RTA_OIF, index) if index else b"",
+            attribute(c.RTA_GATEWAY, route.gateway.packed) if route.gateway else b"",
+            attribute(c.RTA_PREFSRC, route.source.packed) if route.source else b"",
+            b"" if route.metric is None else u32(c.RTA_PRIORITY, route.metric),
+        )
+    )
+
+
+def _short_table(table: int) -> int:
+    """Return what rtm_table, one byte, says of a table; RTA_TABLE holds its number in full."""
+    return table if table < 256 else c.RT_TABLE_COMPAT
+
+
+def _flags(message: Message) -> int:
+    return int(RTMSG.unpack_from(message.body)[-1])

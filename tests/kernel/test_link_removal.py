@@ -1,0 +1,50 @@
+"""Links removed without waiting for RCU: gone when told, all of them, and nothing else."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from podway.kernel import links
+from podway.kernel.netlink import Connection
+from podway.kernel.removal import LinkRemover
+
+pytestmark = pytest.mark.kernel
+
+
+def _make(connection: Connection, pod_fd: int, *names: str) -> None:
+    for number, name in enumerate(names):
+        connection.transact([links.new_veth(name, links.Peer(f"eth{number}", pod_fd)), links.set_up(name)])
+
+
+def test_a_removed_link_has_left_both_namespaces_when_told(node: Any, pod: Any) -> None:
+    async def scenario() -> None:
+        remover = LinkRemover(node.fd)
+        try:
+            with Connection(node.fd) as host, Connection(pod.fd) as inside:
+                _make(host, pod.fd, "pwaya", "pwayb")
+                assert await remover.remove("pwaya")
+                assert {link.name for link in links.dump(host)} >= {"pwayb"}
+                assert "pwaya" not in {link.name for link in links.dump(host)}
+                assert {link.name for link in links.dump(inside)} == {"lo", "eth1"}
+        finally:
+            remover.close()
+
+    asyncio.run(scenario())
+
+
+def test_many_at_once_and_twice(node: Any, pod: Any) -> None:
+    names = [f"pway{number}" for number in range(40)]
+
+    async def scenario() -> list[bool]:
+        remover = LinkRemover(node.fd)
+        try:
+            with Connection(node.fd) as host:
+                _make(host, pod.fd, *names)
+                gone = await asyncio.gather(*(remover.remove(name) for name in names))
+                assert not [link.name for link in links.dump(host) if link.name.startswith("pway")]
+            return [*gone, await remover.remove(names[0])]
+        finally:
+            remover.close()
+
+    assert asyncio.run(scenario()) == [True] * 40 + [False]

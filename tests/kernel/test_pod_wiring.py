@@ -1,0 +1,264 @@
+"""Pods on real veth pairs: packets pass at once, a failure leaves nothing, leases read back."""
+
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface
+
+import msgspec
+import pytest
+
+from podway.api.lease import Attachment, Lease
+from podway.errors import InvalidInput, KernelError
+from podway.kernel import addresses, links, sysctls
+from podway.kernel.netlink import Connection
+from podway.kernel.node import Kernel
+from podway.kernel.wiring import link_local
+from podway.plan.objects import LinkAddress, PodWiring, Route, Sysctl
+from podway.plan.wiring import wire
+
+pytestmark = pytest.mark.kernel
+
+NODE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
+V4, V6 = ip_address("10.244.1.7"), ip_address("fd00:10:244::7")
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+STAGES = ["created", "host", "pod", "committed"]
+
+
+def lease_of(*held, container: str = "c0ffee", ifname: str = "eth0", netns: str = "/run/netns/x") -> Lease:
+    return Lease(Attachment(container, ifname), "default/web", "podway", netns, held)
+
+
+def plan_of(lease: Lease, mtu: int = 1500) -> PodWiring:
+    return wire(lease, mtu=mtu, node_addresses=NODE)
+
+
+@pytest.fixture
+def kernel(node) -> Iterator[Kernel]:
+    node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+    with Kernel.open(node.fd) as kernel:
+        kernel.connection.transact(
+            [addresses.add(LinkAddress("lo", ip_interface(address)), links.LOOPBACK) for address in NODE]
+        )
+        yield kernel
+
+
+def talk(left, left_address, right, right_address, size: int = 8) -> None:
+    """Send one datagram each way; the receiver must see the sender's own address and port."""
+    with left.udp(left_address) as one, right.udp(right_address) as other:
+        if left_address.version == 4:
+            one.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        one.sendto(b"x" * size, other.getsockname())
+        data, sender = other.recvfrom(65536)
+        assert (len(data), sender) == (size, one.getsockname())
+        other.sendto(b"y", sender)
+        assert one.recv(16) == b"y"
+
+
+def test_packets_pass_both_ways_at_once(kernel, node, pod):
+    """The first datagram, sent when `wire` has returned, arrives: nobody waits for a neighbour or for DAD."""
+    kernel.wire(plan_of(lease_of(V4, V6), mtu=1400), pod.fd)
+    talk(pod, V6, node, NODE[1])
+    talk(pod, V4, node, NODE[0])
+    talk(node, NODE[0], pod, V4, size=1400 - 28)
+    with pytest.raises(OSError, match="Message too long"):
+        talk(node, NODE[0], pod, V4, size=1400 - 27)
+
+
+def test_a_pod_that_flushed_its_neighbours_still_reaches_its_gateway(kernel, node, pod):
+    kernel.wire(plan_of(lease_of(V4, V6)), pod.fd)
+    for namespace in (pod, node):
+        namespace.sh("ip neigh flush all nud permanent; ip -6 neigh flush all nud permanent")
+        assert namespace.sh("ip neigh show nud permanent") == ""
+    talk(pod, V4, node, NODE[0])
+    talk(pod, V6, node, NODE[1])
+
+
+def test_both_ends_stand_as_planned(kernel, node, pod):
+    lease = lease_of(V4, V6)
+    plan = plan_of(lease, mtu=1400)
+    kernel.wire(plan, pod.fd)
+    assert kernel.check_pod(pod.fd, plan.pod) == []
+    assert kernel.leases() == [lease]
+    assert kernel.orphans() == []
+    for sysctl in plan.sysctls:
+        assert node.sh(f"cat /proc/sys/{sysctl.path}").strip() == sysctl.value
+    # No address but ours on either end, and none that waits for duplicate-address detection.
+    inside = {a["local"] for a in json.loads(pod.sh("ip -j addr show eth0"))[0]["addr_info"]}
+    assert inside == {str(V4), str(V6), str(link_local(plan.pod.mac).ip)}
+    host = {a["local"] for a in json.loads(node.sh(f"ip -j addr show {plan.link.name}"))[0]["addr_info"]}
+    assert host == {"169.254.1.1", "fe80::1"}
+    assert "tentative" not in pod.sh("ip addr") + node.sh("ip addr")
+
+
+def test_a_pod_of_one_family_has_nothing_of_the_other(kernel, pod):
+    kernel.wire(plan_of(lease_of(V4)), pod.fd)
+    assert pod.sh("ip -6 addr show eth0") == ""
+
+
+def test_a_spoofed_source_is_dropped(kernel, node, pod, new_netns):
+    other, target = new_netns(), ip_address("10.244.1.8")
+    kernel.wire(plan_of(lease_of(V4)), pod.fd)
+    kernel.wire(plan_of(lease_of(target, container="other")), other.fd)
+    talk(pod, V4, other, target)
+    pod.sh("ip addr add 10.244.1.99/32 dev eth0")
+    with pod.udp("10.244.1.99") as liar, other.udp(target, timeout=0.3) as victim:
+        liar.sendto(b"x", victim.getsockname())
+        with pytest.raises(TimeoutError):
+            victim.recv(16)
+
+
+def test_unwire_takes_everything_and_says_if_it_was_there(kernel, node, pod):
+    lease = lease_of(V4, V6)
+    kernel.wire(plan_of(lease), pod.fd)
+    assert kernel.unwire(lease.attachment.link) is True
+    assert kernel.unwire(lease.attachment.link) is False
+    assert (kernel.leases(), kernel.orphans()) == ([], [])
+    assert "eth0" not in pod.sh("ip link")
+    assert "169.254" not in node.sh("ip addr")
+
+
+def test_unwire_refuses_what_is_not_ours(kernel, node):
+    node.sh("ip link add uplink type veth peer name far")
+    with pytest.raises(InvalidInput):
+        kernel.unwire("uplink")
+    assert "uplink" in node.sh("ip link")
+
+
+def test_a_taken_interface_name_is_told_and_left_alone(kernel, node, pod):
+    pod.sh("ip link add eth0 type veth peer name other")
+    with pytest.raises(KernelError, match="interface eth0 in the pod's network namespace") as caught:
+        kernel.wire(plan_of(lease_of(V4)), pod.fd)
+    assert caught.value.errno == errno.EEXIST
+    assert "eth0@other" in pod.sh("ip link")
+    assert "pway" not in node.sh("ip link")
+
+
+def test_wiring_an_attachment_twice_leaves_the_first_as_it_was(kernel, pod, new_netns):
+    first = lease_of(V4)
+    kernel.wire(plan_of(first), pod.fd)
+    again = lease_of(ip_address("10.244.1.9"), netns="/run/netns/y")
+    with pytest.raises(KernelError, match=f"link {first.attachment.link} in the node's") as caught:
+        kernel.wire(plan_of(again), new_netns().fd)
+    assert caught.value.errno == errno.EEXIST
+    assert kernel.leases() == [first]
+
+
+BROKEN = {
+    "a route that exists": lambda plan: msgspec.structs.replace(plan, routes=plan.routes * 2),
+    "a source that is not ours": lambda plan: msgspec.structs.replace(
+        plan, routes=(msgspec.structs.replace(plan.routes[0], source=ip_address("203.0.113.1")),)
+    ),
+    "a sysctl that is not there": lambda plan: msgspec.structs.replace(
+        plan, sysctls=(Sysctl("net/ipv4/conf/nosuch/forwarding", "1"),)
+    ),
+    "a pod route without a way": lambda plan: msgspec.structs.replace(
+        plan,
+        pod=msgspec.structs.replace(
+            plan.pod, routes=(Route(plan.pod.routes[1].destination, gateway=ip_address("192.0.2.77")),)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN)
+def test_a_failure_leaves_nothing_behind(kernel, node, pod, spoil):
+    with pytest.raises(KernelError):
+        kernel.wire(spoil(plan_of(lease_of(V4))), pod.fd)
+    assert "eth0" not in pod.sh("ip link")
+    assert "pway" not in node.sh("ip link; ip route show table all")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(kernel, node, pod, stage):
+    lease = lease_of(V4, V6)
+    child = os.fork()
+    if child == 0:
+        with Kernel.open(node.fd) as own:
+            own.wire(
+                plan_of(lease), pod.fd, on_stage=lambda at: at == stage and os.kill(os.getpid(), signal.SIGKILL)
+            )
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    if stage == "committed":
+        assert (kernel.leases(), kernel.orphans()) == ([lease], [])
+    else:
+        assert (kernel.leases(), kernel.orphans()) == ([], [lease.attachment.link])
+
+
+def test_a_committed_lease_survives_the_loss_of_its_routes(kernel, node, pod):
+    """The kernel itself drops routes with the preferred source they name: no pod may be lost by that."""
+    lease = lease_of(V4)
+    kernel.wire(plan_of(lease), pod.fd)
+    node.sh("ip addr del 192.0.2.1/32 dev lo")
+    assert "10.244.1.7" not in node.sh("ip route")
+    assert kernel.leases() == [lease]
+
+
+def test_the_lease_vanishes_with_the_pods_namespace(kernel, pod):
+    kernel.wire(plan_of(lease_of(V4)), pod.fd)
+    pod.remove()
+    for _ in range(200):
+        if not kernel.leases():
+            break
+        os.sched_yield()
+        signal.sigtimedwait([], 0.02)
+    assert (kernel.leases(), kernel.orphans()) == ([], [])
+
+
+TAMPERINGS = {
+    "ip link set eth0 mtu 1400": "eth0: MTU is 1400, should be 1500",
+    "ip addr del 10.244.1.7/32 dev eth0": "eth0: address 10.244.1.7/32 is missing",
+    "ip -6 addr del fd00:10:244::7/128 dev eth0": "eth0: address fd00:10:244::7/128 is missing",
+    "ip route del default": "route default via 169.254.1.1 dev eth0 is missing",
+    "ip -6 route del default": "route default via fe80::1 dev eth0 is missing",
+    "ip neigh del 169.254.1.1 dev eth0": "neighbour 169.254.1.1 on eth0 is missing",
+    "ip neigh replace fe80::1 lladdr 02:00:00:00:00:99 dev eth0": "MAC is 02:00:00:00:00:99, should be 02:70:77",
+    "ip link set eth0 down": "eth0: is down",
+    "ip link del eth0": "eth0: the interface is missing",
+    "ip route replace default via 169.254.1.1 dev eth0 src 127.0.0.1": "route default via 169.254.1.1 dev eth0 is "
+    "altered",
+    "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:98": "eth0: MAC is 02:00:00:00:00:98",
+}
+
+
+@pytest.mark.parametrize("command", TAMPERINGS)
+def test_tampering_in_the_pod_is_told_in_words(kernel, pod, command):
+    plan = plan_of(lease_of(V4, V6))
+    kernel.wire(plan, pod.fd)
+    pod.sh(command)
+    assert TAMPERINGS[command] in "\n".join(kernel.check_pod(pod.fd, plan.pod))
+
+
+def test_what_others_add_to_a_pod_is_theirs(kernel, pod):
+    plan = plan_of(lease_of(V4))
+    kernel.wire(plan, pod.fd)
+    pod.sh("ip addr add 10.9.9.9/32 dev eth0; ip route add 10.9.0.0/16 dev eth0")
+    pod.sh("ip link add x0 type veth peer name y0")
+    assert kernel.check_pod(pod.fd, plan.pod) == []
+
+
+def test_two_interfaces_of_one_container(kernel, pod):
+    first, second = lease_of(V4), lease_of(ip_address("10.244.1.8"), ifname="net1")
+    kernel.wire(plan_of(first), pod.fd)
+    plan = plan_of(second)
+    pod_end = msgspec.structs.replace(plan.pod, routes=())  # eth0 has the default route
+    kernel.wire(msgspec.structs.replace(plan, pod=pod_end), pod.fd)
+    assert sorted(kernel.leases(), key=lambda lease: lease.attachment) == [first, second]
+    with Connection(pod.fd) as inside:
+        assert {link.name for link in links.dump(inside)} == {"lo", "eth0", "net1"}
+
+
+def test_settings_are_read_from_the_nodes_namespace(kernel, node):
+    paths = ["net/ipv4/ip_forward", "net/ipv4/tcp_rmem", "net/ipv4/nosuch"]
+    found = kernel.sysctls(paths)
+    assert found["net/ipv4/ip_forward"] == "1"
+    assert len(found["net/ipv4/tcp_rmem"].split(" ")) == 3
+    assert "net/ipv4/nosuch" not in found
+    outside = sysctls.read(["net/ipv4/ip_forward"])
+    node.sh("echo 0 > /proc/sys/net/ipv4/ip_forward")
+    assert kernel.sysctls(paths)["net/ipv4/ip_forward"] == "0"
+    assert sysctls.read(["net/ipv4/ip_forward"]) == outside
