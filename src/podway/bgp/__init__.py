@@ -1,0 +1,1 @@
+"""BIRD: its configuration, its process, its control socket, and what it says of its peers."""

@@ -1,0 +1,272 @@
+"""Runs the node's BIRD: starts it, adopts a running one, keeps it alive, gives it configurations.
+
+BIRD is a daemon of its own, not a child that dies with the agent: routes and sessions stay while the agent
+is killed, upgraded or stuck. So it is known by its pid file, and its death is noticed through a pidfd, which
+needs no parenthood.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import structlog
+
+from podway.bgp.control import BirdControl
+from podway.errors import RoutingError, UnsupportedSystem
+
+log = structlog.get_logger(__name__)
+
+MAX_SOCKET_PATH = 107
+"""sizeof(sun_path) - 1 (unix(7))."""
+
+STOP_TIMEOUT = 5.0
+START_TIMEOUT = 10.0
+
+STABLE = 10.0
+"""A BIRD that lived for so many seconds is started again at once; after a shorter life, with a pause."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+
+class BirdProcess:
+    """A running BIRD, held by a pidfd so that its number cannot come to mean another process."""
+
+    def __init__(self, pid: int) -> None:
+        """Take hold of a process. Raises ProcessLookupError if there is none of this number."""
+        self.pid = pid
+        self.gone = asyncio.Event()
+        self._pidfd = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+
+    def _exited(self) -> None:
+        self.release()
+        self.gone.set()
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless it has exited."""
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def release(self) -> None:
+        """Let go of the process without touching it."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def runs(self, socket: Path) -> bool:
+        """Tell whether this is the BIRD of that control socket."""
+        try:
+            return str(socket) in Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
+        except OSError:
+            return False
+
+    def in_our_namespace(self) -> bool:
+        """Tell whether the process has the network namespace of the calling thread."""
+        try:
+            return os.path.samefile(f"/proc/{self.pid}/ns/net", "/proc/thread-self/ns/net")
+        except OSError:
+            return False
+
+
+class Bird:
+    """The BIRD of this network namespace, with its files in `run_dir`: bird.conf, .ctl, .pid and .log."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Raises RoutingError if the directory's path is too long for a socket in it."""
+        run_dir = run_dir.absolute()
+        self.conf = run_dir / "bird.conf"
+        self.socket = run_dir / "bird.ctl"
+        self.pid_file = run_dir / "bird.pid"
+        self.log = run_dir / "bird.log"
+        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
+            raise RoutingError(
+                f"{self.socket}: a socket's path has at most {MAX_SOCKET_PATH} bytes",
+                hint="Choose a run directory with a shorter path.",
+            )
+        self._process: BirdProcess | None = None
+        self._loaded: str | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The process' number, None if none runs."""
+        return self._process.pid if self._process and not self._process.gone.is_set() else None
+
+    def control(self) -> BirdControl:
+        """Return a new connection to BIRD, to be entered by `async with`."""
+        return BirdControl(self.socket)
+
+    async def start(self, configuration: str) -> None:
+        """Adopt the BIRD that runs here, or start one, and give it this configuration.
+
+        A BIRD that died without removing its pid file left its routes in the kernel: the new one recovers
+        (`bird -R`), that is, keeps them until the peers have told theirs.
+        Raises RoutingError with BIRD's words, and UnsupportedSystem if BIRD is not installed.
+        """
+        self.conf.parent.mkdir(parents=True, exist_ok=True)
+        async with self._lock:
+            # BIRD makes the file before it reads its configuration, and writes its number when it starts.
+            crashed = self.pid_file.exists() and self.pid_file.stat().st_size > 0
+            found = self._find()
+            if found and not found.in_our_namespace():
+                log.warning("stopping a BIRD of a former network namespace", pid=found.pid)
+                await self._kill(found)
+                found, crashed = None, False
+            if found and not await self._answers():
+                log.warning("stopping a BIRD that does not answer", pid=found.pid)
+                await self._kill(found)
+                found = None
+            self._process = found
+            if found is None:
+                self._candidate(configuration).replace(self.conf)
+                await self._launch(recover=crashed)
+                self._loaded = configuration
+        await self.load(configuration)
+
+    async def load(self, configuration: str) -> bool:
+        """Give BIRD a new configuration; return False if it is the one that it has.
+
+        Raises RoutingError if BIRD rejects it, with BIRD's message (file:line:column and the reason); the
+        running configuration and its file stay as they were.
+        """
+        async with self._lock:
+            if configuration == self._loaded:
+                return False
+            candidate = self._candidate(configuration)
+            try:
+                async with self.control() as control:
+                    await control.check(candidate)
+                    candidate.replace(self.conf)
+                    await control.configure()
+            finally:
+                candidate.unlink(missing_ok=True)
+            self._loaded = configuration
+            return True
+
+    async def keep_alive(self) -> None:
+        """Start BIRD again whenever it dies, for ever; a fast series of deaths is slowed down."""
+        clock = asyncio.get_running_loop().time
+        pause = 0.0
+        while process := self._process:
+            born = clock()
+            await process.gone.wait()
+            async with self._lock:
+                if self._process is not process:
+                    continue
+                pause = 0.0 if clock() - born > STABLE else _longer(pause)
+                log.error("BIRD died: starting it again", pid=process.pid)
+                await self._revive(pause)
+
+    async def restart(self) -> None:
+        """Replace the running BIRD by a new process, as after an upgrade; no route is lost meanwhile.
+
+        Raises RoutingError.
+        """
+        async with self._lock:
+            if process := self._process:
+                await self._leave(process, "graceful restart")
+            await self._launch(recover=True)
+
+    async def stop(self) -> None:
+        """Stop BIRD for good. Peers forget this node's routes; those in this kernel stay (`persist`)."""
+        async with self._lock:
+            if process := self._process:
+                self._process = None
+                await self._leave(process, "down")
+
+    def release(self) -> None:
+        """Let go of BIRD, which runs on: the agent ends."""
+        if self._process:
+            self._process.release()
+
+    async def _revive(self, pause: float) -> None:
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                return await self._launch(recover=True)
+            except (RoutingError, UnsupportedSystem) as error:
+                pause = _longer(pause)
+                log.error("BIRD does not start", reason=error.message, next_try_seconds=pause)
+
+    async def _launch(self, *, recover: bool) -> None:
+        files = ("-c", self.conf, "-s", self.socket, "-P", self.pid_file)
+        starter = await asyncio.create_subprocess_exec(
+            _program(),
+            *files,
+            *(("-R",) if recover else ()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        # BIRD reads its configuration, then goes into the background and closes its standard error.
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                _, complaint = await starter.communicate()
+        except TimeoutError as error:
+            starter.kill()
+            await starter.wait()
+            raise RoutingError(f"BIRD does not start within {START_TIMEOUT:g} s") from error
+        if starter.returncode:
+            raise RoutingError(
+                f"BIRD does not start: {complaint.decode(errors='replace').strip()}",
+                hint=f"See {self.log} too.",
+            )
+        async with self.control():  # it answers only after it has written its pid
+            self._process = self._find()
+        if self._process is None:
+            raise RoutingError(f"BIRD answers at {self.socket}, but {self.pid_file} does not name it")
+
+    def _find(self) -> BirdProcess | None:
+        try:
+            process = BirdProcess(int(self.pid_file.read_text()))
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return None
+        if process.runs(self.socket):
+            return process
+        process.release()
+        return None
+
+    async def _answers(self) -> bool:
+        try:
+            async with self.control():
+                return True
+        except RoutingError:
+            return False
+
+    async def _leave(self, process: BirdProcess, command: str) -> None:
+        try:
+            async with self.control() as control:
+                await control.command(command)
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await process.gone.wait()
+        except (RoutingError, TimeoutError) as error:
+            log.warning("BIRD does not stop when asked: killing it", pid=process.pid, reason=str(error))
+            await self._kill(process)
+
+    async def _kill(self, process: BirdProcess) -> None:
+        process.kill()
+        await process.gone.wait()
+
+    def _candidate(self, configuration: str) -> Path:
+        candidate = self.conf.with_suffix(".new")
+        candidate.write_text(configuration)
+        return candidate
+
+
+def _longer(pause: float) -> float:
+    return min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))
+
+
+def _program() -> str:
+    # Debian keeps it in /usr/sbin, which is not in everyone's PATH.
+    path = shutil.which("bird", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if path is None:
+        raise UnsupportedSystem(
+            "BIRD, which speaks BGP for Podway, is not installed",
+            hint="Install it (Debian: apt install bird2); its system service is not needed.",
+        )
+    return path

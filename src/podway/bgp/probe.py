@@ -1,0 +1,109 @@
+"""Asks nodes whether their kernels are alive: ICMP echo (RFC 792; RFC 4443, section 4)."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Callable, Collection
+
+import msgspec
+
+from podway.api.addresses import Address, Family
+from podway.errors import UnsupportedSystem
+
+ECHOES = 3
+"""Requests to each node, spread over the first half of the window: a lost packet is not a dead node."""
+
+
+class _Echo(msgspec.Struct, frozen=True):
+    protocol: int
+    request: int
+    reply: int
+    with_header: bool
+    """Whether a raw socket gives the IP header before the message (raw(7), ipv6(7))."""
+
+
+_ECHO = {
+    Family.IPV4: _Echo(socket.IPPROTO_ICMP, 8, 0, True),
+    Family.IPV6: _Echo(socket.IPPROTO_ICMPV6, 128, 129, False),
+}
+
+
+async def answering(addresses: Collection[Address], *, window: float) -> frozenset[Address]:
+    """Return which of these addresses answer within `window` seconds; at once when all have.
+
+    An address that cannot even be sent to does not answer. Raises UnsupportedSystem without CAP_NET_RAW.
+    """
+    loop = asyncio.get_running_loop()
+    answered: set[Address] = set()
+    complete = asyncio.Event()
+    token = os.urandom(2)
+
+    def heard(address: Address) -> None:
+        if address in addresses:
+            answered.add(address)
+        if len(answered) == len(addresses):
+            complete.set()
+
+    sockets = {family: _open(family) for family in {Family.of(address) for address in addresses}}
+    try:
+        for family, sock in sockets.items():
+            loop.add_reader(sock, _receive, sock, family, token, heard)
+        for number in range(ECHOES):
+            for address in set(addresses) - answered:
+                _send(sockets[Family.of(address)], address, token, number)
+            last = number == ECHOES - 1
+            pause = window * (0.5 + 0.5 / ECHOES) if last else window * 0.5 / ECHOES
+            try:
+                await asyncio.wait_for(complete.wait(), pause)
+            except TimeoutError:
+                continue
+            break
+    finally:
+        for sock in sockets.values():
+            loop.remove_reader(sock)
+            sock.close()
+    return frozenset(answered)
+
+
+def _open(family: Family) -> socket.socket:
+    try:
+        return socket.socket(family.af, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _ECHO[family].protocol)
+    except PermissionError as error:
+        raise UnsupportedSystem(
+            "nodes cannot be asked whether they are alive: the capability CAP_NET_RAW lacks"
+        ) from error
+
+
+def _send(sock: socket.socket, address: Address, token: bytes, number: int) -> None:
+    family = Family.of(address)
+    head = struct.pack("!BBH2sH", _ECHO[family].request, 0, 0, token, number)
+    if family is Family.IPV4:  # for ICMPv6 the kernel fills in the checksum (RFC 3542, section 3.1)
+        head = struct.pack("!BBH2sH", _ECHO[family].request, 0, _checksum(head), token, number)
+    try:
+        sock.sendto(head, (str(address), 0))
+    except OSError:
+        # No route, no neighbour or no room: to the caller that is one more request without an answer.
+        return
+
+
+def _receive(sock: socket.socket, family: Family, token: bytes, heard: Callable[[Address], None]) -> None:
+    try:
+        data, source = sock.recvfrom(2048)
+    except BlockingIOError:
+        return
+    echo = _ECHO[family]
+    message = data[(data[0] & 0x0F) * 4 :] if echo.with_header else data
+    if len(message) >= 8 and message[0] == echo.reply and message[4:6] == token:
+        heard(_address(family, str(source[0])))
+
+
+def _address(family: Family, text: str) -> Address:
+    return family.address(int.from_bytes(socket.inet_pton(family.af, text.partition("%")[0]), "big"))
+
+
+def _checksum(message: bytes) -> int:
+    """The Internet checksum (RFC 1071) of a message of even length."""
+    total: int = sum(struct.unpack(f"!{len(message) // 2}H", message))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF

@@ -1,0 +1,123 @@
+"""Who a node speaks BGP with, and which routes may pass.
+
+Nodes form a full mesh: every node tells every other about its own blocks, and nobody passes on what
+another has told. Each family has sessions of its own between the nodes' addresses of that family, so next
+hops, source addresses and failures never cross families.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
+
+import msgspec
+
+from podway.api.addresses import Address, Family, Network
+from podway.api.resources import BgpSettings, IPPool, Node
+from podway.errors import InvalidObject
+
+PEER_NAME_LENGTH = 63
+"""BIRD's symbols have at most 64 characters (SYM_MAX_LEN in conf/conf.h)."""
+
+
+class Bfd(msgspec.Struct, frozen=True):
+    """How fast a silent neighbour is noticed (RFC 5880): after `interval` times `multiplier` milliseconds."""
+
+    interval: int
+    multiplier: int
+
+
+class BgpPool(msgspec.Struct, frozen=True, order=True):
+    """Which prefixes are blocks: those of exactly this length inside the pool."""
+
+    network: Network
+    block_prefix: int
+
+
+class BgpPeer(msgspec.Struct, frozen=True):
+    """One session: with this node, at this address. `name` is the session's name in BIRD."""
+
+    name: str
+    node: str
+    address: Address
+    asn: int
+
+    @property
+    def family(self) -> Family:
+        """The family of the session and of the routes it carries."""
+        return Family.of(self.address)
+
+
+class BgpPlan(msgspec.Struct, frozen=True):
+    """Everything that one node's BGP speaker must know. `addresses` holds the node's own, one a family."""
+
+    node: str
+    router_id: IPv4Address
+    asn: int
+    port: int
+    addresses: tuple[Address, ...]
+    pools: tuple[BgpPool, ...]
+    peers: tuple[BgpPeer, ...]
+    bfd: Bfd | None = None
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that are routed, IPv4 first."""
+        return tuple(Family.of(address) for address in self.addresses)
+
+    def address(self, family: Family) -> Address:
+        """Return the node's own address of a routed family."""
+        return next(address for address in self.addresses if address.version == family)
+
+
+def plan_bgp(name: str, nodes: Sequence[Node], pools: Iterable[IPPool], bgp: BgpSettings) -> BgpPlan:
+    """Return the BGP plan of the node called `name`; the order of `nodes` and `pools` does not matter.
+
+    A family is routed if the node has an address and the cluster a pool of it. A disabled pool counts:
+    pods may still live in it. Raises InvalidObject if the node is not among `nodes`.
+    """
+    own = next((node for node in nodes if node.metadata.name == name), None)
+    if own is None:
+        raise InvalidObject(
+            f"Node/{name}", "", "is not in the cluster", hint="The agent registers its node when it starts."
+        )
+    blocks = {BgpPool(pool.network, pool.block_prefix) for pool in pools}
+    families = [
+        family
+        for family in Family
+        if own.internal_address(family) and any(pool.network.version == family for pool in blocks)
+    ]
+    return BgpPlan(
+        node=name,
+        router_id=_router_id(own),
+        asn=bgp.asn,
+        port=bgp.port,
+        addresses=tuple(address for family in families if (address := own.internal_address(family))),
+        pools=tuple(
+            sorted(
+                (pool for pool in blocks if Family.of(pool.network) in families),
+                key=lambda pool: (pool.network.version, pool.network),
+            )
+        ),
+        peers=tuple(
+            BgpPeer(_peer_name(node, address), node.metadata.name, address, bgp.asn)
+            for node in sorted(nodes, key=lambda node: node.metadata.name)
+            if node is not own
+            for family in families
+            if (address := node.internal_address(family))
+        ),
+        bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier) if bgp.bfd else None,
+    )
+
+
+def _router_id(node: Node) -> IPv4Address:
+    """RFC 6286: any number that is unique in the AS and not 0; the IPv4 address where there is one."""
+    address = node.internal_address(Family.IPV4)
+    if isinstance(address, IPv4Address):
+        return address
+    digest = hashlib.sha256(node.metadata.name.encode()).digest()
+    return IPv4Address(int.from_bytes(digest[:4], "big") or 1)
+
+
+def _peer_name(node: Node, address: Address) -> str:
+    name = f"{node.metadata.name}.{Family.of(address).label.lower()}"
+    return name if len(name) <= PEER_NAME_LENGTH else str(address)

@@ -1,0 +1,281 @@
+"""Nodes as network namespaces on a bridge that is in a namespace too, each with an event loop of its own."""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from podway.api.meta import Metadata
+from podway.api.resources import (
+    BgpSettings,
+    IPPool,
+    IPPoolSpec,
+    Node,
+    NodeAddress,
+    NodeStatus,
+)
+from podway.bgp.speaker import BgpSpeaker
+from podway.plan.bgp import BgpPlan, plan_bgp
+
+T = TypeVar("T")
+CLONE_NEWNET = 0x40000000
+
+POOLS = ("10.244.0.0/16", "fd00:10:244::/112")
+
+# One datagram a millisecond, numbered; the receiver prints how many different ones came.
+FLOW = """
+import socket, sys, time
+role, source, port, count, target = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+sock = socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET, socket.SOCK_DGRAM)
+if role == "send":
+    sock.bind((source, 0))
+    start = time.monotonic()
+    for number in range(count):
+        sock.sendto(b"%d" % number, (target, port))
+        time.sleep(max(0, start + (number + 1) / 1000 - time.monotonic()))
+else:
+    sock.bind((source, port))
+    print("ready", flush=True)
+    sock.settimeout(3)
+    seen = set()
+    try:
+        while len(seen) < count:
+            seen.add(sock.recv(64))
+            sock.settimeout(1.5)
+    except TimeoutError:
+        pass
+    print(len(seen), flush=True)
+"""
+
+
+def ip(*arguments: str) -> str:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def eventually(check: Callable[[], T], *, within: float = 10.0, pause: float = 0.02) -> T:
+    """Wait until `check` returns something true, and return that."""
+    end = time.monotonic() + within
+    while not (result := check()):
+        assert time.monotonic() < end, f"not so within {within} s: {check}"
+        time.sleep(pause)
+    return result
+
+
+class Namespace:
+    """A network namespace with a thread in it that runs an event loop."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        ip("netns", "add", name)
+        self.loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self.thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self.thread.start()
+        ready.wait()
+
+    def _serve(self, ready: threading.Event) -> None:
+        with open(f"/run/netns/{self.name}") as namespace:
+            assert ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET) == 0
+        asyncio.set_event_loop(self.loop)
+        self.loop.call_soon(ready.set)
+        self.loop.run_forever()
+        self.loop.close()
+
+    def ip(self, *arguments: str) -> str:
+        return ip("-n", self.name, *arguments)
+
+    def routes(self, protocol: str = "bird") -> dict[str, dict[str, Any]]:
+        """The main table's routes of one protocol, by destination."""
+        found = [
+            route
+            for family in ("-4", "-6")
+            for route in json.loads(self.ip(family, "-j", "route", "show", "proto", protocol) or "[]")
+        ]
+        return {route["dst"]: route for route in found}
+
+    def run(self, coroutine: Coroutine[Any, Any, T], *, within: float = 30) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(within)
+
+    def popen(self, *command: str, **options: Any) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{self.name}", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+        ip("netns", "del", self.name)
+
+
+def mac(number: int) -> str:
+    return f"02:00:00:00:00:{number:02x}"
+
+
+class LabNode(Namespace):
+    """A node: address .N on the segment, blocks 10.244.N.0/24 and fd00:10:244::N:0/122 with a pod address."""
+
+    def __init__(self, segment: "Segment", number: int) -> None:
+        super().__init__(f"{segment.prefix}-{number}")
+        self.number = number
+        self.segment = segment
+        self.block4, self.pod4 = f"10.244.{number}.0/24", f"10.244.{number}.1"
+        self.block6, self.pod6 = f"fd00:10:244::{number}00/122", f"fd00:10:244::{number}01"
+        self.run_dir = segment.directory / str(number)
+        switch = segment.switch
+        peer = ("peer", "name", "eth0", "address", mac(number), "netns", self.name)
+        switch.ip("link", "add", f"p{number}", "type", "veth", *peer)
+        switch.ip("link", "set", f"p{number}", "master", "br0", "up")
+        self.ip("link", "set", "lo", "up")
+        self.ip("address", "add", f"192.0.2.{number}/24", "dev", "eth0")
+        self.ip("address", "add", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
+        self.ip("link", "set", "eth0", "up")
+        # The kernel's neighbour tables are shared by all namespaces, and may be full of others' entries
+        # (gc_thresh3); permanent ones always find room.
+        for other in set(range(1, 10)) - {number}:
+            for address in (f"192.0.2.{other}", f"2001:db8::{other}"):
+                self.ip("neigh", "add", address, "lladdr", mac(other), "dev", "eth0", "nud", "permanent")
+        for pod, block in ((self.pod4, self.block4), (self.pod6, self.block6)):
+            self.ip("address", "add", pod, "dev", "lo")
+            self.ip("route", "add", "blackhole", block, "proto", "112")
+        self.speaker: BgpSpeaker
+        self.agent: asyncio.Task[None] | None = None
+
+    @property
+    def resource(self) -> Node:
+        addresses = (f"192.0.2.{self.number}", f"2001:db8::{self.number}")
+        return Node(
+            metadata=Metadata(name=f"node-{self.number}"),
+            status=NodeStatus(
+                addresses=tuple(NodeAddress(type="InternalIP", address=address) for address in addresses)
+            ),
+        )
+
+    def start(self, nodes: Sequence["LabNode"]) -> None:
+        async def start() -> None:
+            self.speaker = BgpSpeaker(self.run_dir)
+            await self.speaker.start(self.segment.plan(self, nodes))
+            self.agent = asyncio.ensure_future(self.speaker.run())
+
+        self.run(start())
+
+    def stop_agent(self) -> None:
+        """End the agent's tasks; BIRD runs on."""
+
+        async def stop() -> None:
+            if self.agent:
+                self.agent.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self.agent
+                self.agent = None
+
+        self.run(stop())
+
+    @property
+    def bird(self) -> int:
+        return int((self.run_dir / "bird.pid").read_text())
+
+    def kill_bird(self) -> None:
+        os.kill(self.bird, signal.SIGKILL)
+
+    def cut(self) -> None:
+        """Unplug the node: nothing gets out any more."""
+        self.segment.switch.ip("link", "set", f"p{self.number}", "down")
+
+    def flow_to(self, other: "LabNode", *, seconds: int, ipv6: bool = False) -> Callable[[], int]:
+        """Send 1000 datagrams a second from pod to pod; return what waits and tells how many were lost."""
+        source, target = (self.pod6, other.pod6) if ipv6 else (self.pod4, other.pod4)
+        count = seconds * 1000
+        common = (sys.executable, "-c", FLOW)
+        receiver = other.popen(*common, "receive", target, "7007", str(count), "-")
+        assert receiver.stdout
+        assert receiver.stdout.readline() == "ready\n"
+        sender = self.popen(*common, "send", source, "7007", str(count), target)
+
+        def lost() -> int:
+            assert sender.wait(seconds + 20) == 0
+            sender.communicate()
+            return count - int(receiver.communicate(timeout=20)[0])
+
+        return lost
+
+    def route_changes(self) -> Callable[[], list[str]]:
+        """Record changes of routes that are not the kernel's own; return what ends that and tells them."""
+        monitor = self.popen("ip", "monitor", "route")
+        time.sleep(0.1)
+
+        def changes() -> list[str]:
+            monitor.terminate()
+            return [line for line in monitor.communicate()[0].splitlines() if "proto kernel" not in line]
+
+        return changes
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(super().close)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+                self.kill_bird()
+            self.stop_agent()
+
+
+class Segment:
+    """A layer-2 segment with nodes on it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.prefix = f"pwbgp-{os.getpid()}-{secrets.token_hex(2)}"
+        self.switch = Namespace(f"{self.prefix}-sw")
+        self.nodes: list[LabNode] = []
+        self.pools: tuple[str, ...] = POOLS
+        self.bgp = BgpSettings()
+        self.switch.ip("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+        self.switch.ip("link", "set", "br0", "up")
+
+    def add(self, count: int) -> list[LabNode]:
+        first = len(self.nodes) + 1
+        for number in range(first, first + count):
+            self.nodes.append(LabNode(self, number))
+        return self.nodes
+
+    def plan(self, node: LabNode, nodes: Sequence[LabNode]) -> BgpPlan:
+        pools = [
+            IPPool(metadata=Metadata(name=f"pool-{number}"), spec=IPPoolSpec(cidr=cidr))
+            for number, cidr in enumerate(self.pools)
+        ]
+        return plan_bgp(f"node-{node.number}", [each.resource for each in nodes], pools, self.bgp)
+
+    def start(self, count: int) -> list[LabNode]:
+        """Add nodes, start their speakers and wait until all have each other's routes."""
+        nodes = self.add(count)
+        for node in nodes:
+            node.start(nodes)
+        for node in nodes:
+            eventually(lambda node=node: self.complete(node))
+        return nodes
+
+    def complete(self, node: LabNode) -> bool:
+        """Whether a node has every other's blocks."""
+        families = [0 if ":" not in pool else 1 for pool in self.pools]
+        wanted = {(o.block4, o.block6)[f] for o in self.nodes if o is not node for f in families}
+        return node.routes().keys() == wanted
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.switch.close)
+            for node in self.nodes:
+                stack.callback(node.close)
