@@ -136,8 +136,8 @@ class AddressBook(Generic[Owner]):
         Raises AddressUnavailable if it is another's, reserved, excluded, or in none of our blocks.
         """
         block = self._block_of(address)
-        if block is None:
-            raise AddressUnavailable(f"address {address} is in none of this node's blocks")
+        if block is None or block.draining:
+            raise AddressUnavailable(f"address {address} is in none of this node's blocks", hint="try again")
         if address in block.leased:
             raise AddressUnavailable(
                 f"address {address} is leased to {block.leased[address]}", hint="ask for another address"

@@ -6,12 +6,13 @@ since.
 """
 
 import random
+from collections.abc import Iterable
 from itertools import islice
 
 from podway.api.addresses import Network
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, Node, block_name
-from podway.errors import AlreadyExists, NotFound, PoolExhausted
+from podway.errors import AddressUnavailable, AlreadyExists, NotFound, PoolExhausted
 from podway.ipam.blocks import count_blocks, free_blocks
 from podway.store.base import Store
 
@@ -20,16 +21,18 @@ async def claim(store: Store, pool: IPPool, node: str, *, wanted: Network | None
     """Claim a free block of a pool for a node: `wanted`, or the lowest free one.
 
     When many nodes claim at once, each that loses a race looks among a few more blocks, so that they spread
-    out. Raises PoolExhausted if no block of the pool is free (or `wanted` is not).
+    out. Raises PoolExhausted if no block of the pool is free, AddressUnavailable if `wanted` is another
+    node's.
     """
     window = 1
     while True:
-        taken = [block.network for block in (await store.list(AddressBlock)).items]
-        candidates = (
-            list(islice(free_blocks(pool.network, pool.block_prefix, taken), window))
-            if wanted is None
-            else [wanted] * (wanted not in taken)
-        )
+        blocks = (await store.list(AddressBlock)).items
+        taken = [block.network for block in blocks]
+        if wanted is None:
+            candidates = list(islice(free_blocks(pool.network, pool.block_prefix, taken), window))
+        else:
+            _require_free(wanted, blocks)
+            candidates = [wanted]
         if not candidates:
             raise PoolExhausted(_exhausted(pool, taken), hint=exhausted_hint(pool))
         chosen = random.choice(candidates)
@@ -65,6 +68,15 @@ async def give_back_all_of(store: Store, node: str) -> tuple[AddressBlock, ...]:
             await give_back(store, block)
         return tuple(blocks)
     return ()
+
+
+def _require_free(wanted: Network, blocks: Iterable[AddressBlock]) -> None:
+    for block in blocks:
+        if block.network.version == wanted.version and block.network.overlaps(wanted):
+            raise AddressUnavailable(
+                f"block {wanted} is not free: {block.spec.cidr} belongs to node {block.spec.node}",
+                hint=f"run the pod on {block.spec.node}, or choose another address; see `podway get blocks`",
+            )
 
 
 def _exhausted(pool: IPPool, taken: list[Network]) -> str:

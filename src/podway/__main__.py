@@ -1,0 +1,5 @@
+"""`python -m podway` is `podway`."""
+
+from podway.cli.main import main
+
+main(prog_name="podway")

@@ -1,0 +1,55 @@
+"""The agent's own socket, where people's commands ask it: one JSON line each way (podway.agent.client)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from podway.errors import PodwayError
+
+Method = Callable[..., Awaitable[Any]]
+
+
+async def serve(path: Path, methods: Mapping[str, Method]) -> asyncio.Server:
+    """Listen at `path` (readable by root alone) and answer calls by `methods` until closed.
+
+    A PodwayError becomes an error answer; so do unknown methods and parameters.
+    """
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                writer.write(msgspec.json.encode(await _reply(line, methods)) + b"\n")
+                await writer.drain()
+        except ConnectionError:
+            pass  # the asker went away before its answer: nobody is left to tell
+        finally:
+            writer.close()
+
+    path.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(answer, path)
+    path.chmod(0o600)
+    return server
+
+
+async def _reply(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
+    try:
+        request = msgspec.json.decode(line, type=_Request)
+    except msgspec.MsgspecError as error:
+        return {"error": f"not a request: {error}"}
+    method = methods.get(request.method)
+    if method is None:
+        return {"error": f"no method {request.method!r}", "hint": f"there are {', '.join(sorted(methods))}"}
+    try:
+        return {"result": await method(**request.params)}
+    except PodwayError as error:
+        return {"error": error.message, "hint": error.hint}
+    except TypeError as error:
+        return {"error": f"{request.method}: {error}"}
+
+
+class _Request(msgspec.Struct):
+    method: str
+    params: dict[str, Any] = {}

@@ -1,0 +1,317 @@
+"""The agent: joins store, plan, kernel, BIRD and CNI plugin on one node.
+
+Facts come in on the left: the store's watch, the kernel's events, the runtime's requests. Each changes the
+node's state or only asks for a look; then one pure step makes the plan, and one comparison brings the kernel
+to it. Whatever already is right costs no write, so starting the agent on a correct node changes nothing, and
+stopping it stops nothing.
+"""
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from podway.agent import admin
+from podway.agent.blocks import BlockKeeper
+from podway.agent.identity import NodeLock
+from podway.agent.learned import LearnedRoutes
+from podway.agent.membership import Membership
+from podway.agent.options import AgentOptions
+from podway.agent.pods import PodNetwork
+from podway.agent.reconciler import SETTLE, Reconciler
+from podway.agent.report import Reporter
+from podway.agent.state import NodeState
+from podway.agent.uplink import choose_uplink, devices
+from podway.bgp.speaker import BgpSpeaker
+from podway.cni.server import CniServer
+from podway.errors import AgentError, PodwayError, RevisionGone, RoutingError, StoreError
+from podway.kernel.events import Event as KernelEvent
+from podway.kernel.events import Resync, Watcher
+from podway.kernel.node import Kernel
+from podway.kernel.removal import LinkRemover
+from podway.kernel.support import require_all
+from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.plan.view import ClusterView, same_network
+from podway.store.open import open_store
+
+log = structlog.get_logger(__name__)
+
+STORE_RETRY = 1.0
+"""Seconds between attempts to reach a store that is away; pods come and go meanwhile."""
+
+ROUTING_RETRY = 5.0
+"""Seconds until BIRD is given a configuration again that it did not take."""
+
+HOUSEKEEPING = 5.0
+"""Seconds between looks at blocks: idle ones, and those of nodes that are gone."""
+
+
+class Agent:
+    """One node's agent. `run` it once."""
+
+    def __init__(self, options: AgentOptions) -> None:
+        self._options = options
+        self._store_problem = ""
+        self._routing_problem = ""
+        self._blocks_wanted = asyncio.Event()
+        self._routing_wanted = asyncio.Event()
+        self._uplink_wanted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises PodwayError if it cannot start."""
+        require_all()
+        options = self._options
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        async with AsyncExitStack() as stack:
+            stack.callback(NodeLock().release)
+            self._store = open_store(options.store)
+            stack.push_async_callback(self._store.close)
+            self._kernel = Kernel.open()
+            stack.callback(self._kernel.close)
+            remover = LinkRemover()
+            stack.callback(remover.close)
+            self._watcher = Watcher(own_ports=self._kernel.ports | remover.ports)
+            stack.callback(self._watcher.close)
+
+            uplink = choose_uplink(devices(self._kernel.connection), options.interface)
+            self._membership = Membership(self._store, options.node, options.heartbeat_interval)
+            self._membership.check(uplink.addresses, (await self._store.list_all()).items)
+            await self._membership.register(uplink.addresses)
+            listing = await self._store.list_all()
+            view = ClusterView.of(listing.items, listing.revision)
+            self._state = NodeState(options.node, view, uplink)
+            for orphan in self._kernel.orphans():
+                log.warning("removing the link of an ADD that was cut short", link=orphan)
+                self._kernel.unwire(orphan)
+            self._state.adopt(self._kernel.leases())
+            self._reconciler = Reconciler(self._kernel, self._state, options.resync_interval)
+            self._blocks = BlockKeeper(
+                self._store, self._state, options.idle_block_delay, announce=self._reconciler.apply
+            )
+            self._pods = PodNetwork(
+                self._state,
+                self._kernel,
+                remover,
+                self._blocks,
+                more_blocks=self._blocks_wanted.set,
+                repaired=self._reconciler.note,
+                impaired=lambda: self._routing_problem,
+            )
+            self._pods.learn_namespaces()
+            await self._ensure_blocks()
+            self._reconciler.apply()
+            self._speaker = BgpSpeaker(options.run_dir)
+            await self._start_routing()
+            self._learned = LearnedRoutes(self._kernel, self._speaker, self._state, self._reconciler.note)
+
+            server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)
+            await server.start()
+            stack.push_async_callback(server.close)
+            reporter = Reporter(
+                options, self._state, self._kernel, self._reconciler, self._speaker, problems=self._problems
+            )
+            stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
+            log.info("ready", node=options.node, uplink=uplink.device, pods=len(self._state.leases))
+            await self._serve(server)
+
+    async def _serve(self, server: CniServer) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_reader(self._watcher, self._kernel_changed)
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(self._follow_store()),
+                tasks.create_task(self._reconciler.run()),
+                tasks.create_task(self._keep_blocks()),
+                tasks.create_task(self._keep_routing()),
+                tasks.create_task(self._learned.run()),
+                tasks.create_task(self._follow_uplink()),
+                tasks.create_task(self._keep_membership()),
+                tasks.create_task(self._housekeeping(server)),
+                tasks.create_task(self._speaker.run()),
+            ]
+            await stop.wait()
+            for task in running:
+                task.cancel()
+        loop.remove_reader(self._watcher)
+        log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
+
+    def _problems(self) -> dict[str, Any]:
+        return {"store": self._store_problem, "routing": self._routing_problem}
+
+    def _bgp_plan(self) -> BgpPlan:
+        view = self._state.view
+        return plan_bgp(self._options.node, tuple(view.nodes.values()), view.pools.values(), view.config.bgp)
+
+    async def _follow_store(self) -> None:
+        """Follow the store's changes for ever; a store that is away or forgot our place is listed anew."""
+        while True:
+            try:
+                async for event in self._store.watch(self._state.view.revision):
+                    view = self._state.view.after(event)
+                    if same_network(self._state.view, view):
+                        self._state.view = view  # say, another node's heartbeat
+                    else:
+                        await self._take(view)
+            except RevisionGone:
+                pass
+            except StoreError as error:
+                self._store_lost(error)
+                await asyncio.sleep(STORE_RETRY)
+            try:
+                listing = await self._store.list_all()
+                self._store_found()
+                await self._take(ClusterView.of(listing.items, listing.revision))
+            except StoreError as error:
+                self._store_lost(error)
+
+    def _store_lost(self, error: StoreError) -> None:
+        if error.message != self._store_problem:
+            log.error("store lost: pods come and go all the same, news of other nodes wait", problem=error.message)
+        self._store_problem = error.message
+
+    def _store_found(self) -> None:
+        if self._store_problem:
+            log.info("store found again", store=self._options.store)
+            self._blocks_wanted.set()  # a claim may have failed meanwhile
+        self._store_problem = ""
+
+    async def _take(self, view: ClusterView) -> None:
+        self._state.follow(view)
+        self._reconciler.apply()
+        if self._options.node not in view.nodes:
+            log.warning("this node was removed from the cluster while its agent runs: registering it again")
+            await self._membership.register(self._state.uplink.addresses)
+            return  # the watch will tell
+        self._blocks_wanted.set()
+        self._routing_wanted.set()
+
+    async def _start_routing(self) -> None:
+        try:
+            await self._speaker.start(self._bgp_plan())
+        except RoutingError as error:
+            if self._speaker.bird.pid is None:
+                raise
+            # It runs on with what it took last, and pods need it: no reason not to start.
+            self._routing_refused(error)
+            self._routing_wanted.set()
+
+    async def _keep_routing(self) -> None:
+        while True:
+            await self._routing_wanted.wait()
+            self._routing_wanted.clear()
+            if self._options.node not in self._state.view.nodes:
+                continue
+            try:
+                await self._speaker.apply(self._bgp_plan())
+            except RoutingError as error:
+                self._routing_refused(error)
+                await asyncio.sleep(ROUTING_RETRY)
+                self._routing_wanted.set()
+            else:
+                self._routing_problem = ""
+
+    def _routing_refused(self, error: RoutingError) -> None:
+        if error.message != self._routing_problem:
+            log.error("BIRD keeps its former configuration", problem=error.message, hint=error.hint)
+        self._routing_problem = error.message
+
+    def _kernel_changed(self) -> None:
+        for event in self._watcher.read():
+            self._consider(event)
+
+    def _consider(self, event: KernelEvent | Resync) -> None:
+        if isinstance(event, Resync):
+            self._pods.look_for_vanished()
+            self._reconciler.soon()
+            self._learned.soon()
+            return
+        if event.kind == "link" and event.removed and event.ours:
+            self._pods.link_vanished(event.device)
+        if event.device == self._state.uplink.device and event.kind in {"link", "address"}:
+            self._uplink_wanted.set()
+        if event.learned:
+            self._learned.soon()
+        # Settings of the uplink and of the whole namespace are ours to keep, though the devices are not.
+        if event.ours or event.kind == "sysctl":
+            self._reconciler.soon()
+
+    async def _keep_blocks(self) -> None:
+        while True:
+            await self._blocks_wanted.wait()
+            self._blocks_wanted.clear()
+            await self._ensure_blocks()
+
+    async def _follow_uplink(self) -> None:
+        """Take over the uplink's new addresses or MTU; while it has none, the former ones stand."""
+        while True:
+            await self._uplink_wanted.wait()
+            await asyncio.sleep(SETTLE)
+            self._uplink_wanted.clear()
+            try:
+                uplink = choose_uplink(devices(self._kernel.connection), self._options.interface)
+                if uplink == self._state.uplink:
+                    continue
+                log.warning("uplink changed", before=self._state.uplink, now=uplink)
+                self._state.uplink = uplink
+                self._reconciler.apply()
+                await self._membership.register(uplink.addresses)
+            except AgentError as error:
+                log.error("uplink unusable: keeping what was", problem=error.message)
+            except StoreError as error:
+                self._store_lost(error)
+
+    async def _ensure_blocks(self) -> None:
+        try:
+            await self._blocks.ensure()
+        except StoreError as error:
+            self._store_lost(error)
+
+    async def _keep_membership(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.heartbeat_interval)
+            try:
+                await self._membership.register(self._state.uplink.addresses)
+                self._store_found()
+            except StoreError as error:
+                self._store_lost(error)
+
+    async def _housekeeping(self, server: CniServer) -> None:
+        orphaned_since: float | None = None
+        while True:
+            await asyncio.sleep(HOUSEKEEPING)
+            await server.replay()
+            leaving = self._blocks.withdraw_idle()
+            owners = {block.spec.node for block in self._state.view.blocks.values()}
+            if owners <= self._state.view.nodes.keys():
+                orphaned_since = None
+            elif orphaned_since is None:
+                orphaned_since = self._state.now()
+            try:
+                await self._blocks.give_back(leaving)
+                if orphaned_since is not None:
+                    patience = self._state.now() - orphaned_since
+                    await self._membership.give_back_blocks_of_removed_nodes(self._state.view, patience)
+            except StoreError as error:
+                self._store_lost(error)
+
+
+def run(options: AgentOptions) -> None:
+    """Run an agent until it is told to stop. Raises PodwayError."""
+    try:
+        asyncio.run(Agent(options).run())
+    except BaseExceptionGroup as group:
+        # One task failed and took the others along: its error is the one to show.
+        raise _first_podway_error(group) or group from group
+
+
+def _first_podway_error(group: BaseExceptionGroup[BaseException]) -> PodwayError | None:
+    for error in group.exceptions:
+        found = _first_podway_error(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, PodwayError):
+            return found
+    return None

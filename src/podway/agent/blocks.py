@@ -1,0 +1,115 @@
+"""Enough blocks for this node's pods, and no more.
+
+A node claims its next block of a pool before the last one is full, so that an ADD never waits for the store,
+and gives extra blocks back once they have been empty for a while.
+"""
+
+from collections.abc import Callable
+
+import structlog
+
+from podway.agent.state import NodeState
+from podway.api.addresses import Network
+from podway.api.resources import AddressBlock, IPPool
+from podway.errors import Conflict, PoolExhausted
+from podway.ipam.addresses import BlockUse
+from podway.ipam.claims import claim, give_back
+from podway.store.base import Event, Store
+
+log = structlog.get_logger(__name__)
+
+SPARE_FRACTION = 8
+"""Claim another block when less than this part (1/8) of one is left."""
+
+
+class BlockKeeper:
+    """Claims and returns this node's blocks.
+
+    `idle_delay` is in seconds; `announce` brings the kernel to the plan, which a new block is part of.
+    """
+
+    def __init__(
+        self, store: Store, state: NodeState, idle_delay: float, *, announce: Callable[[], object]
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._idle_delay = idle_delay
+        self._announce = announce
+        self._idle_since: dict[Network, float] = {}
+        self._exhausted: set[str] = set()
+
+    async def claim(self, pool: IPPool, wanted: Network | None = None) -> AddressBlock:
+        """Claim a block now (`wanted`, or any), enter it in the node's state and announce it.
+
+        Raises PoolExhausted, AddressUnavailable if `wanted` is another node's, or a StoreError.
+        """
+        block = await claim(self._store, pool, self._state.node, wanted=wanted)
+        # Our own watch will tell this too, later; addresses can be leased at once.
+        self._state.follow(self._state.view.after(Event("added", block, self._state.view.revision)))
+        self._announce()
+        log.info("block claimed", block=block.spec.cidr, pool=pool.metadata.name)
+        return block
+
+    async def ensure(self) -> None:
+        """Claim what is missing: a first block of each pool, and a spare before the last one is full.
+
+        A full pool is logged once, and again after it had room.
+        """
+        for pool in self._state.node_pools():
+            uses = self._state.book.use(self._state.now(), pool.metadata.name)
+            if not self._wants_another(pool, uses):
+                continue
+            try:
+                await self.claim(pool)
+            except PoolExhausted as error:
+                if pool.metadata.name not in self._exhausted:
+                    self._exhausted.add(pool.metadata.name)
+                    log.warning("pool exhausted", pool=pool.metadata.name, problem=error.message, hint=error.hint)
+            else:
+                self._exhausted.discard(pool.metadata.name)
+
+    def _wants_another(self, pool: IPPool, uses: tuple[BlockUse, ...]) -> bool:
+        if not uses:
+            # A pool for some namespaces only is claimed from when a pod of theirs comes here.
+            return pool.spec.namespace_selector is None
+        free = sum(use.free for use in uses if use.block not in self._state.withdrawn)
+        return free <= _spare(uses[0])
+
+    def withdraw_idle(self) -> tuple[AddressBlock, ...]:
+        """Withdraw extra blocks that have been empty for the idle delay; return them for `give_back`.
+
+        A pool that serves every pod here keeps one block on the node, and as many as leave a spare; others,
+        disabled ones too, keep none.
+        """
+        now = self._state.now()
+        kept = {pool.metadata.name for pool in self._state.node_pools() if pool.spec.namespace_selector is None}
+        leaving: set[Network] = set()
+        for pool in self._state.view.pools.values():
+            uses = self._state.book.use(now, pool.metadata.name)
+            for use in reversed(uses):
+                if use.leased or use.cooling:
+                    self._idle_since.pop(use.block, None)
+                    continue
+                idle = now - self._idle_since.setdefault(use.block, now)
+                rest = sum(other.free for other in uses if other is not use and other.block not in leaving)
+                if idle >= self._idle_delay and (rest > 2 * _spare(use) or pool.metadata.name not in kept):
+                    leaving.add(use.block)
+        if leaving != self._state.withdrawn:
+            self._state.withdraw(leaving)
+            self._announce()
+        return tuple(b for b in self._state.view.blocks_of(self._state.node) if b.network in leaving)
+
+    async def give_back(self, blocks: tuple[AddressBlock, ...]) -> None:
+        """Delete the claims of withdrawn blocks, after their routes are gone."""
+        for block in blocks:
+            try:
+                await give_back(self._store, block)
+            except Conflict:
+                continue  # somebody wrote to it since: the watch will tell what, and the next look decides
+            self._idle_since.pop(block.network, None)
+            self._state.follow(self._state.view.after(Event("deleted", block, self._state.view.revision)))
+            log.info("empty block returned", block=block.spec.cidr, pool=block.spec.pool)
+
+
+def _spare(use: BlockUse) -> int:
+    return max(1, use.capacity // SPARE_FRACTION)

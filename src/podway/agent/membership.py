@@ -1,0 +1,106 @@
+"""This node's place among the others: its Node object, kept alive, and what removed nodes leave behind."""
+
+import time
+from collections.abc import Collection
+
+import msgspec
+import structlog
+
+from podway.agent.identity import kernel_instance
+from podway.api.addresses import Interface
+from podway.api.cluster_rules import check_change
+from podway.api.meta import Metadata
+from podway.api.resources import (
+    AGENT_INSTANCE,
+    AGENT_SEEN,
+    INTERFACE_ADDRESSES,
+    AddressBlock,
+    Node,
+    NodeAddress,
+    NodeStatus,
+    Resource,
+)
+from podway.errors import AgentError, AlreadyExists, Conflict, NotFound
+from podway.ipam.claims import give_back_all_of
+from podway.plan.view import ClusterView
+from podway.store.base import Store
+
+log = structlog.get_logger(__name__)
+
+MISSED_HEARTBEATS = 3
+"""After so many missed heartbeats a node's old agent counts as gone, and another kernel may take its name."""
+
+
+class Membership:
+    """Registers a node and keeps its registration true."""
+
+    def __init__(self, store: Store, node: str, heartbeat_interval: float) -> None:
+        self._store = store
+        self._node = node
+        self._interval = heartbeat_interval
+        self._instance = kernel_instance()
+
+    def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
+        """Raise InvalidObject if this node overlaps a pool, or has another node's address.
+
+        For an agent that starts: one that runs has pods to look after, whatever the cluster's objects say.
+        """
+        check_change(self._registered(Metadata(name=self._node), addresses), others)
+
+    async def register(self, addresses: tuple[Interface, ...]) -> Node:
+        """Write (or refresh) this node's object with its addresses; return it as stored.
+
+        Raises AgentError if an agent on another kernel is alive under this name.
+        """
+        while True:
+            try:
+                current = await self._store.get(Node, self._node)
+            except NotFound:
+                current = None
+            if current is not None:
+                self._refuse_if_taken(current)
+            node = self._registered(current.metadata if current else Metadata(name=self._node), addresses)
+            try:
+                return await (self._store.update(node) if current else self._store.create(node))
+            except (AlreadyExists, Conflict):
+                continue  # somebody was quicker: look again
+
+    async def give_back_blocks_of_removed_nodes(self, view: ClusterView, patience: float) -> list[AddressBlock]:
+        """Return to their pools the blocks whose node is gone; return those blocks.
+
+        Every agent would do this, so the first in name order does it and the others only after it had
+        `patience` seconds for each node before them.
+        """
+        rank = sorted(view.nodes).index(self._node) if self._node in view.nodes else len(view.nodes)
+        if patience < rank:
+            return []
+        gone = {block.spec.node for block in view.blocks.values()} - view.nodes.keys()
+        return [block for node in sorted(gone) for block in await give_back_all_of(self._store, node)]
+
+    def _refuse_if_taken(self, current: Node) -> None:
+        notes = current.metadata.annotations
+        other = notes.get(AGENT_INSTANCE, self._instance)
+        silent = time.time() - float(notes.get(AGENT_SEEN, 0))
+        if other != self._instance and silent < MISSED_HEARTBEATS * self._interval:
+            raise AgentError(
+                f"Node/{self._node}: an agent on another machine runs under this name (seen {silent:.0f} s ago)",
+                hint="give each node its own --node name, or stop the other agent and try again in "
+                f"{MISSED_HEARTBEATS * self._interval:.0f} s",
+            )
+
+    def _registered(self, metadata: Metadata, addresses: tuple[Interface, ...]) -> Node:
+        annotations = {
+            **metadata.annotations,
+            INTERFACE_ADDRESSES: ",".join(str(address) for address in addresses),
+            AGENT_INSTANCE: self._instance,
+            AGENT_SEEN: f"{time.time():.0f}",
+        }
+        return Node(
+            metadata=msgspec.structs.replace(metadata, annotations=annotations),
+            status=NodeStatus(
+                addresses=(
+                    NodeAddress(type="Hostname", address=self._node),
+                    *(NodeAddress(type="InternalIP", address=str(address.ip)) for address in addresses),
+                )
+            ),
+        )

@@ -1,0 +1,37 @@
+"""What an agent is told when it starts, and the files that it keeps."""
+
+from pathlib import Path
+
+import msgspec
+
+DEFAULT_RUN_DIR = Path("/run/podway")
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's settings; times are in seconds."""
+
+    node: str
+    store: str
+    run_dir: Path = DEFAULT_RUN_DIR
+    interface: str = ""
+    """The uplink, if it should not be found out."""
+    resync_interval: float = 30.0
+    """Between full comparisons of plan and kernel; between them, kernel events trigger repairs."""
+    heartbeat_interval: float = 10.0
+    idle_block_delay: float = 60.0
+    """How long an extra block stays empty before it is given back."""
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where `podway status` and its like ask."""
+        return self.run_dir / "agent.sock"
+
+    @property
+    def cni_socket(self) -> Path:
+        """Where the CNI shim asks."""
+        return self.run_dir / "cni.sock"
+
+    @property
+    def cni_spool(self) -> Path:
+        """Where the CNI shim leaves DELs while no agent runs."""
+        return self.run_dir / "cni-deletes"

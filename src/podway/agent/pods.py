@@ -1,0 +1,197 @@
+"""What the CNI plugin's requests do on this node (the handler of podway.cni.server)."""
+
+import asyncio
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+import structlog
+
+from podway.agent.blocks import BlockKeeper
+from podway.agent.leasing import Leasing
+from podway.agent.state import NodeState
+from podway.api.addresses import Family
+from podway.api.lease import Attachment, Lease
+from podway.cni.request import Add, Check, Delete, GarbageCollect
+from podway.cni.spec import Code
+from podway.errors import CniError, InvalidInput, PodwayError
+from podway.kernel import netns as namespaces
+from podway.kernel.node import Kernel
+from podway.kernel.removal import LinkRemover
+from podway.plan.objects import NodePlan, PodWiring
+
+log = structlog.get_logger(__name__)
+
+
+class PodNetwork:
+    """Attaches and detaches pods.
+
+    `more_blocks` asks for a spare block soon; `repaired` is told in words what someone else had destroyed;
+    `impaired` tells what is wrong with the node's routes to the others, empty if nothing is.
+    """
+
+    def __init__(
+        self,
+        state: NodeState,
+        kernel: Kernel,
+        remover: LinkRemover,
+        blocks: BlockKeeper,
+        *,
+        more_blocks: Callable[[], None],
+        repaired: Callable[[str], None],
+        impaired: Callable[[], str],
+    ) -> None:
+        self._state = state
+        self._kernel = kernel
+        self._remover = remover
+        self._leasing = Leasing(state, blocks)
+        self._more_blocks = more_blocks
+        self._repaired = repaired
+        self._impaired = impaired
+        self._turns: WeakValueDictionary[Attachment, asyncio.Lock] = WeakValueDictionary()
+        self._leaving: set[str] = set()
+        self._namespaces: dict[Attachment, namespaces.Identity] = {}
+
+    async def add(self, request: Add, netns: int) -> PodWiring:
+        """Wire a pod; return what was made."""
+        async with self._turn(request.attachment):
+            return await self._add(request, netns)
+
+    async def delete(self, request: Delete) -> None:
+        """Unwire a pod. What is gone, or another network's, is none of this request's business."""
+        async with self._turn(request.attachment):
+            lease = self._state.leases.get(request.attachment)
+            if lease is not None and lease.network == request.network:
+                await self._remove(lease)
+
+    async def check(self, request: Check, netns: int) -> None:
+        """Raise CniError unless the pod's wiring is what ADD made."""
+        lease = self._state.leases.get(request.attachment)
+        if lease is None or lease.network != request.network:
+            raise CniError(
+                Code.CHECK_FAILED,
+                f"container {request.attachment.container} has no {request.attachment.ifname} on network "
+                f"{request.network}",
+                hint="DEL and ADD it again",
+            )
+        wiring = self._state.wiring(lease)
+        stated = request.previous.addresses(request.attachment.ifname)
+        wrong = [f"address {a} of prevResult is not leased to it" for a in stated if a not in lease.addresses]
+        # Of the host, what this pod's wiring wants; what else there is belongs to other pods.
+        host = NodePlan((wiring.link,), wiring.addresses, wiring.neighbours, wiring.sysctls, wiring.routes)
+        wrong += [change.difference for change in self._kernel.diff(host) if change.action != "remove"]
+        wrong += self._kernel.check_pod(netns, wiring.pod)
+        if wrong:
+            raise CniError(
+                Code.CHECK_FAILED,
+                f"{lease.pod or lease.attachment.container}: " + "; ".join(wrong),
+                hint="DEL and ADD the pod again, or put back what was changed",
+            )
+
+    async def collect_garbage(self, request: GarbageCollect) -> None:
+        """Remove every attachment of the network that the runtime does not list.
+
+        One that cannot be removed keeps none of the others from going; the first failure is raised at the end.
+        """
+        stale = [
+            attachment
+            for attachment, lease in self._state.leases.items()
+            if lease.network == request.network and attachment not in request.valid
+        ]
+        failures: list[PodwayError] = []
+        for attachment in stale:
+            try:
+                await self.delete(Delete(version=request.version, network=request.network, attachment=attachment))
+                log.info("garbage collected", container=attachment.container, ifname=attachment.ifname)
+            except PodwayError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def status(self) -> None:
+        """Raise CniError if an ADD could not be served now, or the pod would not reach other nodes."""
+        if not any(self._state.pod_pools(family, "default") for family in Family):
+            raise CniError(
+                Code.NOT_AVAILABLE,
+                f"no IPPool serves node {self._state.node}",
+                hint="create one with `podway apply -f`; `podway get pools` shows what there is",
+            )
+        if problem := self._impaired():
+            raise CniError(Code.LIMITED_CONNECTIVITY, problem, hint="see `podway status` on this node")
+
+    def _turn(self, attachment: Attachment) -> asyncio.Lock:
+        """Return the lock that makes an attachment's requests follow one another."""
+        return self._turns.setdefault(attachment, asyncio.Lock())
+
+    async def _add(self, request: Add, netns: int) -> PodWiring:
+        attachment = request.attachment
+        if held := self._state.leases.get(attachment):
+            raise CniError(
+                Code.INTERFACE_TAKEN,
+                f"container {attachment.container} has {attachment.ifname} already, on network {held.network}",
+                hint="DEL it before a second ADD, or use another CNI_IFNAME",
+            )
+        addresses = await self._leasing.lease(
+            attachment, namespace=request.pod.namespace, wanted=request.addresses, pools=request.pools
+        )
+        lease = Lease(attachment, str(request.pod), request.network, request.netns, addresses)
+        try:
+            wiring = self._state.wiring(lease)
+            self._kernel.wire(wiring, netns)
+        except BaseException:
+            self._state.book.free(addresses, attachment, self._state.now())
+            raise
+        self._state.leases[attachment] = lease
+        self._namespaces[attachment] = namespaces.identity(netns)
+        self._more_blocks()
+        return wiring
+
+    async def _remove(self, lease: Lease) -> None:
+        """Remove a pod's link, and free its addresses once it is gone."""
+        link = lease.attachment.link
+        self._leaving.add(link)
+        try:
+            await self._remover.remove(link)
+            self._forget(lease.attachment)
+        finally:
+            self._leaving.discard(link)
+
+    def _forget(self, attachment: Attachment) -> None:
+        self._state.forget(attachment)
+        self._namespaces.pop(attachment, None)
+
+    def link_vanished(self, link: str) -> None:
+        """Act on a pod link that disappeared: free its lease, or wire it again if the pod is still there."""
+        lease = next((one for one in self._state.leases.values() if one.attachment.link == link), None)
+        if lease is None or link in self._leaving or self._kernel.has_link(link) or self._wired_again(lease):
+            return
+        self._forget(lease.attachment)
+        log.info("pod gone", pod=lease.pod, addresses=[str(address) for address in lease.addresses])
+
+    def look_for_vanished(self) -> None:
+        """Act on pod links that may have disappeared untold."""
+        for attachment in list(self._state.leases):
+            self.link_vanished(attachment.link)
+
+    def learn_namespaces(self) -> None:
+        """Note which namespaces the adopted leases' pods live in, to know them again."""
+        for lease in self._state.leases.values():
+            try:
+                with namespaces.opened(lease.netns) as netns:
+                    self._namespaces[lease.attachment] = namespaces.identity(netns)
+            except InvalidInput:
+                continue  # unknown, its link's disappearance will free the lease: right for a pod that is gone
+
+    def _wired_again(self, lease: Lease) -> bool:
+        """Tell whether the pod was still there, and has its link back."""
+        try:
+            with namespaces.opened(lease.netns) as netns:
+                if namespaces.identity(netns) != self._namespaces.get(lease.attachment):
+                    return False
+                self._kernel.wire(self._state.wiring(lease), netns)
+        except InvalidInput:
+            return False
+        except PodwayError as error:
+            log.exception("pod link was removed and cannot be made again", pod=lease.pod, problem=str(error))
+            return False
+        self._repaired(f"link {lease.attachment.link} of pod {lease.pod or '-'} was missing: made again")
+        return True

@@ -1,0 +1,82 @@
+"""Brings the kernel to the plan, and back to it when somebody else changes what is ours."""
+
+import asyncio
+import time
+from collections import deque
+
+import msgspec
+import structlog
+
+from podway.agent.state import NodeState
+from podway.kernel.engine import Report
+from podway.kernel.node import Kernel
+
+log = structlog.get_logger(__name__)
+
+SETTLE = 0.05
+"""Seconds to wait after a kernel event before looking: changes come in bursts."""
+
+REMEMBERED_REPAIRS = 100
+
+
+class Repair(msgspec.Struct, frozen=True):
+    """Something that was not as planned though nobody had changed the plan. `at` is seconds since 1970."""
+
+    at: float
+    what: str
+
+
+class Reconciler:
+    """Applies the node's plan. `repairs` remembers the latest changes that others made and it undid."""
+
+    def __init__(self, kernel: Kernel, state: NodeState, interval: float) -> None:
+        self._kernel = kernel
+        self._state = state
+        self._interval = interval
+        self._wanted = asyncio.Event()
+        self.repairs: deque[Repair] = deque(maxlen=REMEMBERED_REPAIRS)
+        self.failures: tuple[str, ...] = ()
+        """What the kernel refused at the last attempt."""
+
+    def apply(self) -> Report:
+        """Bring the kernel to the plan now, after the plan changed."""
+        report = self._kernel.apply(self._state.plan())
+        for change in report.changes:
+            log.debug("applied", change=str(change))
+        self._note_failures(report)
+        return report
+
+    def repair(self) -> Report:
+        """Compare the kernel with the plan, and undo what others changed."""
+        report = self._kernel.apply(self._state.plan())
+        for change in report.changes:
+            self.note(str(change))
+        self._note_failures(report)
+        return report
+
+    def note(self, what: str) -> None:
+        """Log and remember a repair, told in words."""
+        log.warning("repaired", change=what)
+        self.repairs.append(Repair(time.time(), what))
+
+    def soon(self) -> None:
+        """Ask for a comparison: something of ours may have been changed."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Compare when asked, and now and then unasked, for ever."""
+        while True:
+            try:
+                await asyncio.wait_for(self._wanted.wait(), self._interval)
+                await asyncio.sleep(SETTLE)
+            except TimeoutError:
+                pass  # the regular full comparison
+            self._wanted.clear()
+            self.repair()
+
+    def _note_failures(self, report: Report) -> None:
+        said = tuple(str(failure) for failure in report.failures)
+        for failure in report.failures:
+            if str(failure) not in self.failures:
+                log.error("kernel refused", problem=failure.message, hint=failure.hint)
+        self.failures = said

@@ -1,0 +1,100 @@
+"""What an agent knows: the cluster as last seen, its own leases, and the book of its addresses.
+
+Only the event loop's thread touches it, and only between awaits, so it needs no lock.
+"""
+
+import time
+from collections.abc import Iterable, Set
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+
+from podway.api.addresses import Family, Network
+from podway.api.lease import Attachment, Lease
+from podway.api.resources import IPPool
+from podway.ipam.addresses import AddressBook
+from podway.ipam.selection import pools_for, pools_for_node
+from podway.plan.node import Uplink, plan_node, pod_mtu
+from podway.plan.objects import NodePlan, PodWiring
+from podway.plan.view import ClusterView
+from podway.plan.wiring import wire
+
+
+class NodeState:
+    """The facts of one node, and the pure questions asked of them."""
+
+    def __init__(self, node: str, view: ClusterView, uplink: Uplink) -> None:
+        self.node = node
+        self.uplink = uplink
+        self.leases: dict[Attachment, Lease] = {}
+        self.book: AddressBook[Attachment] = AddressBook()
+        self.withdrawn: set[Network] = set()
+        """Blocks on their way back to the pool: no longer announced, and nothing is leased from them."""
+        self.view = view
+        self.follow(view)
+
+    @staticmethod
+    def now() -> float:
+        """Return the clock by which cool-downs are measured, in seconds."""
+        return time.monotonic()
+
+    def follow(self, view: ClusterView) -> None:
+        """Take a newer view of the cluster."""
+        self.view = view
+        mine = {block.network: block.spec.pool for block in view.blocks_of(self.node)}
+        self.withdrawn &= mine.keys()
+        self.book.set_blocks(
+            mine,
+            {name: _collapsed(pool.excluded_networks) for name, pool in view.pools.items()},
+            {name: float(pool.spec.cooldown_seconds) for name, pool in view.pools.items()},
+        )
+        for network in mine:
+            self.book.drain(network, draining=network in self.withdrawn)
+
+    def adopt(self, leases: Iterable[Lease]) -> None:
+        """Enter the leases that the kernel holds."""
+        for lease in leases:
+            self.leases[lease.attachment] = lease
+            for address in lease.addresses:
+                self.book.restore(address, lease.attachment)
+
+    def forget(self, attachment: Attachment) -> None:
+        """Return a lease's addresses, now that its link is gone."""
+        lease = self.leases.pop(attachment, None)
+        if lease is not None:
+            self.book.free(lease.addresses, attachment, self.now())
+
+    def withdraw(self, networks: Set[Network]) -> None:
+        """Stop announcing these own blocks, and no others, and leasing from them."""
+        self.withdrawn = set(networks)
+        self.follow(self.view)
+
+    def plan(self) -> NodePlan:
+        """Return every kernel object that this node must hold now."""
+        return plan_node(
+            self.view, self.node, self.uplink, self.leases.values(), withdrawn=frozenset(self.withdrawn)
+        )
+
+    def wiring(self, lease: Lease) -> PodWiring:
+        """Return what a lease's attachment looks like."""
+        return wire(lease, mtu=pod_mtu(self.view, self.uplink), node_addresses=self.uplink.node_addresses)
+
+    def node_pools(self) -> tuple[IPPool, ...]:
+        """Return the pools from which this node may own blocks."""
+        return pools_for_node(self.view.pools.values(), self.view.labels_of_node(self.node))
+
+    def pod_pools(self, family: Family, namespace: str, names: tuple[str, ...] = ()) -> tuple[IPPool, ...]:
+        """Return the pools that may serve a pod of this namespace here, best first."""
+        return pools_for(
+            self.view.pools.values(),
+            family=family,
+            node_labels=self.view.labels_of_node(self.node),
+            namespace_labels=self.view.labels_of_namespace(namespace),
+            names=names,
+        )
+
+
+def _collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
+    every = tuple(networks)
+    return (
+        *collapse_addresses(net for net in every if isinstance(net, IPv4Network)),
+        *collapse_addresses(net for net in every if isinstance(net, IPv6Network)),
+    )

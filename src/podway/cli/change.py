@@ -1,0 +1,103 @@
+"""`podway apply` and `podway delete`: the cluster's objects are changed when the whole change is right."""
+
+import click
+
+from podway.api.cluster_rules import check_change, check_deletion
+from podway.api.resources import Resource, key, subject
+from podway.cli.kinds import KindName, key_of, namespace_option
+from podway.cli.manifests import check_each, merge, placed_in, read_manifests
+from podway.cli.options import GlobalOptions
+from podway.cli.views import View
+from podway.errors import NotFound
+from podway.store.base import Store
+
+files_option = click.option(
+    "-f",
+    "--filename",
+    "filenames",
+    metavar="FILE",
+    multiple=True,
+    help="A manifest in YAML or JSON; - is standard input. Repeatable.",
+)
+
+
+@click.command()
+@files_option
+@namespace_option
+@click.pass_obj
+def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | None) -> None:
+    """Create or change objects from manifests.
+
+    All of them are checked first, also against the cluster; nothing is written unless all are right. Status,
+    and annotations that a manifest does not name, stay as they are.
+    """
+    manifests = read_manifests(filenames, namespace)
+    check_each(manifests)
+
+    async def work(store: Store) -> None:
+        stored = {key(obj): obj for obj in (await store.list_all()).items}
+        wanted = {}
+        for manifest in manifests:
+            with placed_in(manifest):
+                wanted[key(manifest.resource)] = merge(manifest.resource, stored.get(key(manifest.resource)))
+        after = tuple((stored | wanted).values())
+        for manifest in manifests:
+            new = wanted[key(manifest.resource)]
+            old = stored.get(key(new))
+            if new != old:
+                with placed_in(manifest):
+                    check_change(new, after, old=old)
+        for new in wanted.values():
+            click.echo(f"{subject(key(new))} {await _put(store, new, stored.get(key(new)))}")
+
+    options.run(work, create=True)
+
+
+@click.command()
+@click.argument("view", metavar="[KIND]", type=KindName(), required=False)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@files_option
+@namespace_option
+@click.pass_obj
+def delete(
+    options: GlobalOptions,
+    view: View | None,
+    names: tuple[str, ...],
+    filenames: tuple[str, ...],
+    namespace: str | None,
+) -> None:
+    """Delete objects, by KIND and NAME or by the manifests that made them.
+
+    Nothing is deleted unless all exist and nothing that stays needs them.
+    """
+    if (view is None) != bool(filenames) or (view is not None and not names):
+        raise click.UsageError("give either KIND NAME... or -f FILE")
+    if view is None:
+        unwanted = [key(manifest.resource) for manifest in read_manifests(filenames, namespace)]
+    elif view.kind is None:
+        raise click.UsageError(f"{view.names[0]} cannot be deleted: they follow from the cluster's objects")
+    else:
+        unwanted = [key_of(view.kind, name, namespace) for name in names]
+
+    async def work(store: Store) -> None:
+        stored = {key(obj): obj for obj in (await store.list_all()).items}
+        staying = [obj for obj in stored.values() if key(obj) not in unwanted]
+        for wanted in unwanted:
+            if wanted not in stored:
+                raise NotFound(f"{subject(wanted)} does not exist; nothing was deleted")
+            check_deletion(stored[wanted], staying)
+        for wanted in dict.fromkeys(unwanted):
+            obj = stored[wanted]
+            await store.delete(type(obj), obj.metadata.name, namespace=obj.metadata.namespace)
+            click.echo(f"{subject(wanted)} deleted")
+
+    options.run(work)
+
+
+async def _put(store: Store, new: Resource, old: Resource | None) -> str:
+    """Write one object; return what became of it."""
+    if old is None:
+        await store.create(new)
+        return "created"
+    stored = await store.update(new)
+    return "unchanged" if stored.metadata.resource_version == old.metadata.resource_version else "configured"

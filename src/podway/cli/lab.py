@@ -1,0 +1,266 @@
+"""`podway lab`: a whole cluster on one machine."""
+
+from collections.abc import Sequence
+
+import click
+
+from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL
+from podway.cli.options import GlobalOptions
+from podway.errors import AgentError, LabError
+
+_NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True, help="The pod's namespace.")
+
+
+def _report(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@click.group()
+def lab() -> None:
+    """Build and use a whole cluster on this machine.
+
+    Each node is a network namespace with its own agent and BIRD; `ip netns exec` works in all of them.
+    Several labs stand side by side: podway --lab NAME lab up.
+    """
+    from podway.kernel.support import require_privileges
+
+    require_privileges()
+
+
+@lab.command()
+@click.option("--nodes", default=3, show_default=True, help="How many nodes.")
+@click.option(
+    "--pool",
+    "pools",
+    multiple=True,
+    metavar="CIDR",
+    default=[DEFAULT_POOL],
+    show_default=True,
+    help="Pod addresses, IPv4 or IPv6; repeat for more. Both families: dual stack.",
+)
+@click.option(
+    "--block-size",
+    "block_sizes",
+    multiple=True,
+    type=click.IntRange(1, 128),
+    metavar="LENGTH",
+    help="Prefix length of a node's range; over 32 it is for IPv6.  [default: 24, 122]",
+)
+@click.option("--asn", default=DEFAULT_ASN, show_default=True, help="Autonomous system number of all nodes.")
+@click.pass_obj
+def up(options: GlobalOptions, nodes: int, pools: Sequence[str], block_sizes: Sequence[int], asn: int) -> None:
+    """Build a cluster."""
+    from podway.lab import cluster
+
+    cluster.up(options.lab, nodes=nodes, pools=pools, block_sizes=block_sizes, asn=asn, report=_report)
+    _report(f"lab {options.lab} is up; try: podway lab run web --serve 80; podway get nodes; podway lab status")
+
+
+@lab.command()
+@click.pass_obj
+def down(options: GlobalOptions) -> None:
+    """Remove a cluster and every trace of it, however far it was built."""
+    from podway.lab import cluster
+
+    cluster.down(options.lab)
+    _report(f"lab {options.lab} is gone")
+
+
+@lab.command("list")
+def list_labs() -> None:
+    """Show all labs of this machine."""
+    from podway.cli.output import print_table
+    from podway.lab import state
+
+    rows = []
+    for name in state.labs():
+        try:
+            nodes = state.load(name).nodes
+            rows.append((name, str(len(nodes)), ",".join(nodes)))
+        except LabError as error:
+            rows.append((name, "?", error.message))
+    print_table(("LAB", "NODES", "NAMES"), rows)
+
+
+@lab.command()
+@click.pass_obj
+def status(options: GlobalOptions) -> None:
+    """Show a lab's nodes: addresses, agent, pods."""
+    from podway.api.resources import Pod
+    from podway.cli.output import print_table
+    from podway.lab import facts, names, state
+
+    current = state.load(options.lab)
+    pods = facts.ask(options.lab, lambda store: store.list(Pod)).items
+    print_table(
+        ("NODE", "ADDRESSES", "AGENT", "PODS", "NETWORK NAMESPACE"),
+        [
+            (
+                node,
+                ",".join(str(address.ip) for address in current.addresses(node)),
+                _agent_state(options.lab, node) if known.running else "power cut",
+                str(sum(pod.spec.node_name == node for pod in pods)),
+                names.node_netns(options.lab, node),
+            )
+            for node, known in current.nodes.items()
+        ],
+    )
+
+
+def _agent_state(name: str, node: str) -> str:
+    from podway.lab import agents
+
+    try:
+        return "ready" if agents.status(name, node)["ready"] else "starting"
+    except AgentError:
+        return "down"
+
+
+class _NodeGroup(click.Group):
+    """`lab node add NODE` is a command of the group; `lab node NODE -- CMD…` runs CMD on that node."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        return args[0], _on_node, args
+
+
+@lab.group(cls=_NodeGroup, subcommand_metavar="NODE -- COMMAND... | add|rm|kill|start NODE")
+def node() -> None:
+    """Run a command on a node, or add, remove, stop and start nodes."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("node")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def _on_node(options: GlobalOptions, node: str, command: tuple[str, ...]) -> None:
+    from podway.lab import cluster
+
+    words = command[1:] if command[:1] == ("--",) else command
+    if not words:
+        raise click.UsageError(f"what shall run on {node}? podway lab node {node} -- COMMAND...")
+    raise SystemExit(cluster.execute_on_node(options.lab, node, words))
+
+
+@node.command()
+@click.argument("node")
+@click.pass_obj
+def add(options: GlobalOptions, node: str) -> None:
+    """Add a node while the lab runs."""
+    from podway.lab import cluster
+
+    cluster.add_node(options.lab, node, _report)
+
+
+@node.command()
+@click.argument("node")
+@click.pass_obj
+def rm(options: GlobalOptions, node: str) -> None:
+    """Take a node out of service in good order, its pods included."""
+    from podway.lab import cluster
+
+    cluster.remove_node(options.lab, node)
+    _report(f"node {node} is gone")
+
+
+@node.command()
+@click.argument("node")
+@click.pass_obj
+def kill(options: GlobalOptions, node: str) -> None:
+    """Cut a node's power: link, agent, BIRD and pods at once, without a farewell."""
+    from podway.lab import cluster
+
+    cluster.kill_node(options.lab, node)
+    _report(f"node {node} is off")
+
+
+@node.command()
+@click.argument("node")
+@click.pass_obj
+def start(options: GlobalOptions, node: str) -> None:
+    """Start a node that was killed, with its pods, or an agent that ended."""
+    from podway.lab import cluster
+
+    cluster.start_node(options.lab, node, _report)
+
+
+@lab.command()
+@click.argument("name")
+@click.option("--node", default="", help="Where it runs; without it, on the node with the fewest pods.")
+@_NAMESPACE
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; repeat for more.")
+@click.option("--ip", "addresses", multiple=True, metavar="ADDR", help="A wanted address; one a family.")
+@click.option(
+    "--serve",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Answer TCP and HTTP there, telling the asker's address.",
+)
+@click.pass_obj
+def run(
+    options: GlobalOptions,
+    name: str,
+    *,
+    node: str,
+    namespace: str,
+    labels: Sequence[str],
+    addresses: Sequence[str],
+    serve: int | None,
+) -> None:
+    """Run a pod: make its network namespace and attach it by the CNI plugin."""
+    from podway.lab import pods
+
+    pod = pods.run(
+        options.lab,
+        name,
+        namespace=namespace,
+        node=node,
+        labels=dict(_pair(label) for label in labels),
+        addresses=addresses,
+        serve=serve,
+    )
+    click.echo(f"pod {namespace}/{name} on {pod.spec.node_name}: {' '.join(map(str, pod.addresses))}")
+
+
+def _pair(label: str) -> tuple[str, str]:
+    key, equals, value = label.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{label!r} is no KEY=VALUE", param_hint="--label")
+    return key, value
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@_NAMESPACE
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.pass_obj
+def execute(options: GlobalOptions, name: str, namespace: str, command: tuple[str, ...]) -> None:
+    """Run a command in a pod: podway lab exec NAME -- COMMAND..."""
+    from podway.lab import pods
+
+    raise SystemExit(pods.execute(options.lab, name, namespace, command))
+
+
+@lab.command("rm")
+@click.argument("name")
+@_NAMESPACE
+@click.pass_obj
+def remove(options: GlobalOptions, name: str, namespace: str) -> None:
+    """Remove a pod."""
+    from podway.lab import pods
+
+    pods.remove_named(options.lab, name, namespace)
+    _report(f"pod {namespace}/{name} is gone")
+
+
+@lab.command("demo", add_help_option=True)
+@click.option("--keep", is_flag=True, help="Leave the cluster standing, to look around.")
+@click.pass_context
+def show(ctx: click.Context, *, keep: bool) -> None:
+    """Build a cluster, show how a packet travels, prove the network model, remove everything."""
+    from podway.cli.demo import run
+
+    ctx.exit(run(keep=keep))

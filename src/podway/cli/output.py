@@ -1,0 +1,58 @@
+"""Tables and ages as kubectl prints them."""
+
+import shutil
+import sys
+import time
+from calendar import timegm
+from collections.abc import Sequence
+
+GAP = "   "
+MISSING = "<none>"
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; on a terminal too narrow for it, one line for each value instead."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print(format_table(headers, rows, width=width))
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0) -> str:
+    """Return the lines of a table in columns; stacked if they need more than `width` (0: any width)."""
+    table = [list(headers), *([cell or MISSING for cell in row] for row in rows)]
+    widths = [max(len(row[index]) for row in table) for index in range(len(headers))]
+    if rows and 0 < width < sum(widths) + len(GAP) * (len(widths) - 1):
+        return _stacked(headers, table[1:])
+    return "\n".join(
+        GAP.join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    left = max(map(len, headers))
+    return "\n\n".join(
+        "\n".join(f"{header.ljust(left)}  {cell}" for header, cell in zip(headers, row, strict=True))
+        for row in rows
+    )
+
+
+def age_of(timestamp: str, *, now: float | None = None) -> str:
+    """Return how long ago an RFC 3339 time in UTC was: `5s`, `3m12s`, `7h`, `4d`. Empty if it is empty."""
+    if not timestamp:
+        return ""
+    then = timegm(time.strptime(timestamp[:19], "%Y-%m-%dT%H:%M:%S"))
+    return age((time.time() if now is None else now) - then)
+
+
+def age(seconds: float) -> str:
+    """Return a duration with the precision that its length deserves."""
+    whole = max(0, int(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 2:
+        return f"{whole}s"
+    if minutes < 10:
+        return f"{minutes}m{whole % 60}s" if whole % 60 else f"{minutes}m"
+    if hours < 3:
+        return f"{minutes}m"
+    if hours < 48:
+        return f"{hours}h"
+    return f"{days}d"

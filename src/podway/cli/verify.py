@@ -1,0 +1,71 @@
+"""`podway verify`: prove the three rules of the Kubernetes network model."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import click
+
+from podway.api.resources import Pod, Resource
+from podway.cli.options import GlobalOptions
+from podway.prove.world import NodePlace, PodPlace, World, build_world
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
+@click.option(
+    "--sample",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Try at most N pairs for each rule and address family; 0: all. Without it: all, up to 2000.",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How long to wait for an answer.",
+)
+@click.pass_obj
+def verify(options: GlobalOptions, output: Literal["text", "json"], sample: int | None, timeout: float) -> None:
+    """Prove by packets that pods and nodes reach each other, without NAT and without encapsulation.
+
+    Exit status 0: all three rules are proved. 1: not all, and the report says what is wrong and where.
+    """
+    from podway.prove.report import to_json, to_text
+    from podway.prove.verify import verify as prove
+
+    report = prove(world_of(options), sample_size=sample, timeout=timeout)
+    click.echo(to_json(report) if output == "json" else to_text(report))
+    click.get_current_context().exit(0 if report.holds else 1)
+
+
+def world_of(options: GlobalOptions) -> World:
+    """Return the cluster of the store given, as far as it runs on this machine, or else of the lab.
+
+    Raises LabError, StoreError, KernelError.
+    """
+    listing = options.run(lambda store: store.list_all())
+    if options.store is None:
+        return build_world(listing.items, *_places_in_lab(options.lab, listing.items))
+    from podway.prove.host import places_here
+
+    return build_world(listing.items, *places_here(listing.items))
+
+
+def _places_in_lab(lab: str, resources: Iterable[Resource]) -> tuple[dict[str, NodePlace], dict[str, PodPlace]]:
+    from podway.kernel import netns
+    from podway.lab import names, pods, state, topology
+
+    nodes = {
+        node: NodePlace(str(netns.path_of(names.node_netns(lab, node))), topology.UPLINK)
+        for node in state.load(lab).running
+    }
+    places = {
+        f"{pod.metadata.namespace}/{pod.metadata.name}": PodPlace(
+            str(netns.path_of(pods.netns_of(lab, pod))), pods.IFNAME
+        )
+        for pod in resources
+        if isinstance(pod, Pod)
+    }
+    return nodes, places

@@ -1,0 +1,212 @@
+"""What `podway get` can show, and in which columns. A new kind of row is one more entry in VIEWS."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from podway.api.resources import (
+    AGENT_SEEN,
+    AddressBlock,
+    IPPool,
+    Namespace,
+    NetworkConfig,
+    Node,
+    Pod,
+    Resource,
+)
+from podway.cli.output import age, age_of
+
+SILENT_AFTER = 30.0
+"""Seconds without a sign after which `podway get nodes` doubts that an agent lives: three heartbeats."""
+
+
+class Cluster:
+    """All objects, for columns that look beyond their own row."""
+
+    def __init__(self, objects: Iterable[Resource]) -> None:
+        self.objects = tuple(objects)
+
+    @cached_property
+    def blocks(self) -> tuple[AddressBlock, ...]:
+        """All address blocks."""
+        return tuple(obj for obj in self.objects if isinstance(obj, AddressBlock))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its header, and how a row's text is made. `wide` columns appear with -o wide only."""
+
+    header: str
+    text: Callable[[Any, Cluster], str]
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows of one kind: objects of the store, or what the function named by `source` finds out.
+
+    `source` is `module:function`, imported when it is needed; the function takes the GlobalOptions and the
+    NAMEs of the command line and returns Structs.
+    """
+
+    names: tuple[str, ...]
+    """What people may call it; the first is the usual name."""
+    columns: tuple[Column, ...]
+    kind: type[Resource] | None = None
+    source: str = ""
+
+
+def _labels(obj: Resource, _: Cluster) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(obj.metadata.labels.items()))
+
+
+def _node_addresses(node: Node, _: Cluster) -> str:
+    return ",".join(map(str, node.internal_addresses))
+
+
+def _node_subnets(node: Node, _: Cluster) -> str:
+    return ",".join(str(interface.network) for interface in node.interface_addresses)
+
+
+def _node_blocks(node: Node, cluster: Cluster) -> str:
+    return ",".join(block.spec.cidr for block in cluster.blocks if block.spec.node == node.metadata.name)
+
+
+def _agent(node: Node, _: Cluster) -> str:
+    seen = node.metadata.annotations.get(AGENT_SEEN, "")
+    if not seen.isdecimal():
+        return "never seen"
+    silence = time.time() - int(seen)
+    return "alive" if silence < SILENT_AFTER else f"silent for {age(silence)}"
+
+
+def _pool_usage(pool: IPPool, cluster: Cluster) -> str:
+    blocks = [block for block in cluster.blocks if block.spec.pool == pool.metadata.name]
+    nodes = {block.spec.node for block in blocks}
+    bits = pool.block_prefix - pool.network.prefixlen
+    return f"{len(nodes)}/{len(blocks)} of {f'2^{bits}' if bits > 20 else 2**bits}"
+
+
+def _pool_state(pool: IPPool, _: Cluster) -> str:
+    return "disabled" if pool.spec.disabled else "in use"
+
+
+def _pod_addresses(pod: Pod, _: Cluster) -> str:
+    return ",".join(map(str, pod.addresses))
+
+
+def _bfd(config: NetworkConfig, _: Cluster) -> str:
+    bgp = config.spec.bgp
+    return f"{bgp.bfd_interval}ms x {bgp.bfd_multiplier}" if bgp.bfd else "off"
+
+
+def _next_hops(route: Any, _: Cluster) -> str:
+    return ", ".join(f"{hop.gateway} dev {hop.device}" for hop in route.next_hops) or route.type
+
+
+def _since(row: Any, _: Cluster) -> str:
+    return age(time.time() - row.since.timestamp())
+
+
+NAME = Column("NAME", lambda obj, _: obj.metadata.name)
+NAMESPACE = Column("NAMESPACE", lambda obj, _: obj.metadata.namespace)
+AGE = Column("AGE", lambda obj, _: age_of(obj.metadata.creation_timestamp))
+LABELS = Column("LABELS", _labels, wide=True)
+
+VIEWS: tuple[View, ...] = (
+    View(
+        ("nodes", "node"),
+        (
+            NAME,
+            Column("ADDRESSES", _node_addresses),
+            Column("BLOCKS", _node_blocks),
+            Column("AGENT", _agent),
+            AGE,
+            Column("SUBNETS", _node_subnets, wide=True),
+            LABELS,
+        ),
+        Node,
+    ),
+    View(
+        ("pods", "pod"),
+        (
+            NAMESPACE,
+            NAME,
+            Column("NODE", lambda pod, _: pod.spec.node_name),
+            Column("IPS", _pod_addresses),
+            Column("PHASE", lambda pod, _: pod.status.phase),
+            AGE,
+            LABELS,
+        ),
+        Pod,
+    ),
+    View(
+        ("pools", "pool", "ippools", "ippool"),
+        (
+            NAME,
+            Column("CIDR", lambda pool, _: pool.spec.cidr),
+            Column("BLOCK", lambda pool, _: f"/{pool.block_prefix}"),
+            Column("NODES/BLOCKS", _pool_usage),
+            Column("STATE", _pool_state, wide=True),
+            Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
+            LABELS,
+        ),
+        IPPool,
+    ),
+    View(
+        ("blocks", "block", "addressblocks", "addressblock"),
+        (
+            Column("CIDR", lambda block, _: block.spec.cidr),
+            Column("POOL", lambda block, _: block.spec.pool),
+            Column("NODE", lambda block, _: block.spec.node),
+            AGE,
+            Column("NAME", lambda block, _: block.metadata.name, wide=True),
+        ),
+        AddressBlock,
+    ),
+    View(("namespaces", "namespace", "ns"), (NAME, AGE, LABELS), Namespace),
+    View(
+        ("config", "configs", "networkconfig", "networkconfigs"),
+        (
+            NAME,
+            Column("ASN", lambda config, _: str(config.spec.bgp.asn)),
+            Column("BFD", _bfd),
+            Column("MTU", lambda config, _: str(config.spec.mtu) if config.spec.mtu else "auto"),
+            AGE,
+        ),
+        NetworkConfig,
+    ),
+    View(
+        ("peers", "peer"),
+        (
+            Column("ON", lambda row, _: row.on),
+            Column("PEER", lambda row, _: row.node),
+            Column("ADDRESS", lambda row, _: row.address),
+            Column("AS", lambda row, _: str(row.asn)),
+            Column("STATE", lambda row, _: row.state),
+            Column("BFD", lambda row, _: row.bfd or "off"),
+            Column("SINCE", _since),
+            Column("ROUTES", lambda row, _: f"{row.imported} in, {row.exported} out"),
+            Column("SESSION", lambda row, _: row.name, wide=True),
+            Column("LAST ERROR", lambda row, _: row.last_error, wide=True),
+        ),
+        source="podway.cli.agents:peers",
+    ),
+    View(
+        ("routes", "route"),
+        (
+            Column("ON", lambda row, _: row.on),
+            Column("DESTINATION", lambda row, _: row.network),
+            Column("VIA", _next_hops),
+            Column("TOLD BY", lambda row, _: row.protocol),
+            Column("SINCE", _since),
+            Column("TYPE", lambda row, _: row.type, wide=True),
+            Column("BEST", lambda row, _: "yes" if row.best else "no", wide=True),
+        ),
+        source="podway.cli.agents:routes",
+    ),
+)
+
+VIEW_BY_NAME = {name: view for view in VIEWS for name in view.names}

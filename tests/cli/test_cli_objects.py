@@ -1,0 +1,354 @@
+"""`podway get`, `apply`, `delete` on real stores."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from podway import __version__
+from podway.api.decode import decode
+from podway.api.resources import IPPool
+from podway.cli import main as root
+from podway.cli import views
+from podway.cli.output import age, age_of, format_table
+
+CLUSTER = """\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Node
+  metadata:
+    name: n1
+    labels: {rack: a}
+    annotations: {podway.io/interface-addresses: "192.168.7.1/24,fd00:7::1/64"}
+  status: {addresses: [{type: InternalIP, address: 192.168.7.1}, {type: InternalIP, address: "fd00:7::1"}]}
+- {apiVersion: v1, kind: Namespace, metadata: {name: default}}
+- {apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}}
+- apiVersion: podway.io/v1
+  kind: IPPool
+  metadata: {name: default}
+  spec: {cidr: 10.244.0.0/16}
+- apiVersion: podway.io/v1
+  kind: AddressBlock
+  metadata: {name: 10-244-1-0-24}
+  spec: {cidr: 10.244.1.0/24, pool: default, node: n1}
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: web, labels: {app: web}}
+  spec: {nodeName: n1}
+  status: {phase: Running, podIPs: [{ip: 10.244.1.5}, {ip: "fd00:244::5"}]}
+- {apiVersion: v1, kind: Pod, metadata: {name: db, namespace: other}}
+"""
+
+
+class Podway:
+    def __init__(self, directory):
+        self.url = f"sqlite://{directory}/store.db"
+
+    def __call__(self, *args, stdin=None, status=0):
+        result = CliRunner().invoke(root.main, ["--store", self.url, *args], input=stdin)
+        assert result.exit_code == status, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.stdout if status == 0 else result.stderr
+
+    def lines(self, *args):
+        """Return the words of each line, ages as `0s`."""
+        return [re.sub(r"\b\d+s\b", "0s", line).split() for line in self(*args).splitlines()]
+
+
+@pytest.fixture
+def podway(tmp_path):
+    return Podway(tmp_path)
+
+
+@pytest.fixture
+def cluster(podway):
+    podway("apply", "-f", "-", stdin=CLUSTER)
+    return podway
+
+
+def pool(name="default", **spec):
+    return json.dumps({"apiVersion": "podway.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec})
+
+
+def test_tables(cluster):
+    assert cluster.lines("get", "pods") == [
+        ["NAMESPACE", "NAME", "NODE", "IPS", "PHASE", "AGE"],
+        ["default", "web", "n1", "10.244.1.5,fd00:244::5", "Running", "0s"],
+    ]
+    assert cluster.lines("get", "pools")[1] == ["default", "10.244.0.0/16", "/24", "1/1", "of", "256"]
+    assert cluster.lines("get", "blocks")[1] == ["10.244.1.0/24", "default", "n1", "0s"]
+    node = cluster.lines("get", "nodes", "-o", "wide")[1]
+    assert node[:3] == ["n1", "192.168.7.1,fd00:7::1", "10.244.1.0/24"]
+    assert node[-2:] == ["192.168.7.0/24,fd00:7::/64", "rack=a"]
+    assert cluster.lines("get", "config")[1] == ["default", "64512", "100ms", "x", "3", "auto", "0s"]
+
+
+@pytest.mark.parametrize("view", [view for view in views.VIEWS if view.kind], ids=lambda view: view.names[0])
+def test_every_name_of_a_kind_shows_the_same(cluster, view):
+    first, *others = [cluster.lines("get", name, "-A", "-o", "wide") for name in view.names]
+    assert len(first) > 1
+    assert all(other == first for other in others)
+
+
+def test_columns_are_aligned(cluster):
+    header, *rows = cluster("get", "pods", "-A", "-o", "wide").splitlines()
+    starts = [header.index(word) for word in header.split()]
+    assert len(rows) == 2
+    for row in rows:
+        for start in starts:
+            assert row[start] != " "
+            assert start == 0 or row[start - 1] == " "
+    assert "<none>" in rows[1]
+
+
+@pytest.mark.parametrize(("silence", "words"), [(0, "alive"), (60, "silent for 60s"), (None, "never seen")])
+def test_whether_an_agent_lives(cluster, silence, words):
+    notes = {} if silence is None else {"podway.io/agent-seen": f"{time.time() - silence:.0f}"}
+    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2", "annotations": notes}}
+    cluster("apply", "-f", "-", stdin=json.dumps(manifest))
+    assert words.split()[:2] == cluster.lines("get", "nodes", "n2")[1][3:-1][:2]
+
+
+def test_which_pods(cluster):
+    def names(*args):
+        return [line[1] for line in cluster.lines("get", "pods", *args)[1:]]
+
+    assert names() == ["web"]
+    assert names("-n", "other") == ["db"]
+    assert names("-A") == ["web", "db"]
+    assert names("-A", "-l", "app=web") == ["web"]
+    assert names("-A", "-l", "app!=web") == ["db"]
+    assert names("-A", "-l", "app") == ["web"]
+    assert names("-A", "-l", "!app") == ["db"]
+    assert names("-l", "app==web, app") == ["web"]
+    assert names("web") == ["web"]
+    assert "cannot read" in cluster("get", "pods", "-l", "a=b=c", status=1)
+    assert "Pod/default/db does not exist" in cluster("get", "pods", "db", status=1)
+    assert "-A" in cluster("get", "pods", "-A", "-n", "x", status=2)
+    assert "did you mean pods?" in cluster("get", "podss", status=2)
+
+
+def test_output_can_be_applied_again(cluster):
+    shown = cluster("get", "pool", "default", "-o", "yaml")
+    (manifest,) = decode(shown, source="shown")
+    assert isinstance(manifest.resource, IPPool)
+    assert cluster("apply", "-f", "-", stdin=shown) == "IPPool/default unchanged\n"
+    listed = json.loads(cluster("get", "pods", "-A", "-o", "json"))
+    assert listed["kind"] == "List"
+    assert [item["metadata"]["name"] for item in listed["items"]] == ["web", "db"]
+    assert listed["items"][0]["status"]["podIPs"][1] == {"ip": "fd00:244::5"}
+    assert json.loads(cluster("get", "pods", "-n", "none", "-o", "json"))["items"] == []
+
+
+def test_apply_says_what_became_of_each(cluster, tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.yaml"
+    first.write_text(pool(cidr="10.244.0.0/16", excluded=["10.244.0.9"]))
+    second.write_text(pool("more", cidr="10.245.0.0/16"))
+    files = ("-f", str(first), "-f", str(second))
+    assert cluster("apply", *files) == "IPPool/default configured\nIPPool/more created\n"
+    assert cluster("apply", *files) == "IPPool/default unchanged\nIPPool/more unchanged\n"
+
+
+def test_apply_leaves_what_agents_wrote(cluster):
+    before = json.loads(cluster("get", "node", "n1", "-o", "json"))
+    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"rack": "b"}}}
+    assert cluster("apply", "-f", "-", stdin=json.dumps(manifest)) == "Node/n1 configured\n"
+    after = json.loads(cluster("get", "node", "n1", "-o", "json"))
+    assert after["metadata"]["labels"] == {"rack": "b"}
+    assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["status"] == before["status"]
+
+
+def test_apply_with_an_old_version_is_refused(cluster):
+    shown = cluster("get", "pool", "default", "-o", "yaml")
+    cluster("apply", "-f", "-", stdin=pool(cidr="10.244.0.0/16", disabled=True))
+    message = cluster("apply", "-f", "-", stdin=f"{pool('new', cidr='10.9.0.0/16')}\n---\n{shown}", status=1)
+    assert "IPPool/default: metadata.resourceVersion: the object changed since it was read" in message
+    assert "IPPool/new does not exist" in cluster("get", "pool", "new", status=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (pool("bad", cidr="10.245.0.1/16"), ["document 2, line 3", "IPPool/bad: spec.cidr", "10.245.0.0/16"]),
+        (pool("bad", cidr="10.244.9.0/24"), ["document 2", "IPPool/bad: spec.cidr", "IPPool/default"]),
+        (pool("bad", cidr="10.250.0.0/24"), ["IPPool/good: spec.cidr", "10.250.0.0/24 of IPPool/bad"]),
+        (pool("bad", cidr="192.168.0.0/16"), ["Node/n1"]),
+        (pool("bad", cidr="10.9.0.0/16", blocksize=3), ["spec.blocksize", "did you mean `blockSize`?"]),
+        (pool("good", cidr="10.9.0.0/16"), ["IPPool/good", "stands at standard input, document 1"]),
+        ("}", ["standard input, line 3", "not YAML or JSON"]),
+    ],
+)
+def test_nothing_is_written_if_anything_is_wrong(cluster, wrong, words):
+    before = cluster("get", "pools")
+    manifests = f"{pool('good', cidr='10.250.0.0/16')}\n---\n{wrong}\n"
+    message = cluster("apply", "-f", "-", stdin=manifests, status=1)
+    for word in ["podway: standard input", *words]:
+        assert word in message
+    assert "Traceback" not in message
+    assert cluster("get", "pools") == before
+
+
+def test_every_wrong_field_is_told_at_once(podway):
+    message = podway("apply", "-f", "-", stdin=pool(cidr="x", cooldownSeconds=-1), status=1)
+    assert message.count("podway: standard input") == 2
+
+
+def test_manifests_that_cannot_be_read(podway, tmp_path):
+    assert "No such file" in podway("apply", "-f", "/nowhere/x.yaml", status=1)
+    assert "Is a directory" in podway("apply", "-f", str(tmp_path), status=1)
+    assert "holds no object" in podway("apply", "-f", "-", stdin="# nothing\n", status=1)
+    (tmp_path / "latin").write_bytes(b"a: \xe9")
+    assert "not UTF-8" in podway("apply", "-f", str(tmp_path / "latin"), status=1)
+    assert "-f" in podway("apply", status=2)
+    assert not (tmp_path / "store.db").exists()
+
+
+def test_the_namespace_of_the_command_line(podway):
+    stdin = '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}}'
+    assert podway("apply", "-n", "x", "-f", "-", stdin=stdin) == "Pod/x/web created\n"
+    clash = stdin.replace('"web"', '"web", "namespace": "y"')
+    assert "metadata.namespace: is not 'x'" in podway("apply", "-n", "x", "-f", "-", stdin=clash, status=1)
+
+
+def test_delete(cluster):
+    assert "Pod/default/web is in them" in cluster("delete", "pool", "default", status=1)
+    assert "Node/n1" in cluster("delete", "block", "10-244-1-0-24", status=1)
+    assert "Pod/default/no does not exist" in cluster("delete", "pod", "web", "no", status=1)
+    assert cluster("delete", "pod", "web") == "Pod/default/web deleted\n"
+    assert cluster("delete", "pod", "db", "-n", "other") == "Pod/other/db deleted\n"
+    rest = CLUSTER[: CLUSTER.index("- apiVersion: v1\n  kind: Pod")]
+    assert len(cluster("delete", "-f", "-", stdin=rest).splitlines()) == 5
+    assert (
+        cluster("get", "nodes", "-o", "json").strip()
+        == '{\n  "apiVersion": "v1",\n  "kind": "List",\n  "items": []\n}'
+    )
+    assert "either" in cluster("delete", status=2)
+    assert "either" in cluster("delete", "pod", "web", "-f", "-", status=2)
+    assert "either" in cluster("delete", "pod", "-f", "-", status=2)
+    assert "either" in cluster("delete", "pod", status=2)
+
+
+def test_rows_that_are_not_in_the_store(podway, monkeypatch):
+    import msgspec
+
+    class Row(msgspec.Struct):
+        name: str
+
+    live = views.View(
+        ("things",), (views.Column("NAME", lambda row, _: row.name),), source=f"{__name__}:rows_for_test"
+    )
+    monkeypatch.setitem(globals(), "rows_for_test", lambda options, names: [Row(options.lab), *map(Row, names)])
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setitem(views.VIEW_BY_NAME, "things", live)
+    assert podway("get", "things", "a") == "NAME\nlab\na\n"
+    assert json.loads(podway("get", "things", "-o", "json"))["items"] == [{"name": "lab"}]
+    assert "cannot be deleted" in podway("delete", "things", "a", status=2)
+
+
+def run(*args, **environment):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PODWAY_")}
+    code = "from podway.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=30, env={**env, **environment}
+    )
+
+
+def test_as_a_process(tmp_path):
+    assert run("--version").stdout == f"podway {__version__}\n"
+    manifest = tmp_path / "pool.json"
+    manifest.write_text(pool(cidr="10.244.0.0/16"))
+    store = f"sqlite://{tmp_path}/store.db"
+    assert run("apply", "-f", str(manifest), PODWAY_STORE=store).stdout == "IPPool/default created\n"
+    assert "10.244.0.0/16" in run("--store", store, "get", "pools").stdout
+    failed = run("get", "pools", PODWAY_STORE=f"sqlite://{tmp_path}/none.db")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"podway: store {tmp_path}/none.db does not exist\n  hint: ")
+    assert failed.stdout == ""
+
+
+def test_without_a_store_or_a_lab():
+    missing = run("--lab", "nosuchlab0", "get", "pods")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("podway: no lab 'nosuchlab0' stands here")
+    assert "podway lab up" in missing.stderr
+    assert "not a lab's name" in run("get", "pods", PODWAY_LAB="../etc").stderr
+
+
+def test_help_imports_no_command_and_nothing_slow():
+    code = textwrap.dedent(
+        """
+        import sys
+        from podway.cli.main import main
+        try:
+            main(["--help"])
+        finally:
+            slow = {"asyncio", "yaml", "msgspec", "sqlite3", "rich", "structlog", "podway.cli.get"}
+            print(slow & set(sys.modules), file=sys.stderr)
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert result.stderr == "set()\n"
+    for command in root.COMMANDS:
+        assert f"\n  {command} " in result.stdout
+
+
+def test_a_terminal_too_narrow_for_the_table(cluster):
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-c", "from podway.cli.main import main; main()"]
+    done = subprocess.run(
+        [*command, "--store", cluster.url, "get", "nodes", "-o", "wide"],
+        stdout=terminal,
+        env={**os.environ, "COLUMNS": "40"},
+        timeout=30,
+    )
+    os.close(terminal)
+    output = os.read(controller, 65536).decode().replace("\r\n", "\n")
+    os.close(controller)
+    assert done.returncode == 0
+    assert "NAME       n1\nADDRESSES  192.168.7.1,fd00:7::1\n" in output
+
+
+@pytest.mark.parametrize("command", list(root.COMMANDS))
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(root.main, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage: main" in result.output
+
+
+def test_stacked_only_when_needed():
+    rows = [["a", "b" * 30], ["c", ""]]
+    assert format_table(["X", "LONG"], rows, width=34).splitlines()[0].split() == ["X", "LONG"]
+    assert format_table(["X", "LONG"], rows, width=33) == f"X     a\nLONG  {'b' * 30}\n\nX     c\nLONG  <none>"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (-5, "0s"),
+        (119, "119s"),
+        (120, "2m"),
+        (185, "3m5s"),
+        (700, "11m"),
+        (3 * 3600, "3h"),
+        (2 * 86400, "2d"),
+    ],
+)
+def test_ages(seconds, text):
+    assert age(seconds) == text
+
+
+def test_age_of_a_time_stamp():
+    assert age_of("1970-01-01T00:01:00Z", now=100) == "40s"
+    assert age_of("") == ""
