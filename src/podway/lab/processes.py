@@ -1,0 +1,176 @@
+"""Starting processes inside namespaces, and ending every process of a lab, whoever started it.
+
+Which processes belong to a lab is read from the kernel, never from a file that could lie after a crash: those
+whose network namespace is one of the lab's, and those that carry the lab's mark in their environment (a
+namespace whose name somebody removed can no longer be asked for). A process is signalled through a
+pidfd (pidfd_open(2)) that was opened before it was recognised, so a pid used anew is never hit.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from podway.errors import LabError
+from podway.kernel import netns
+
+MARK = "PODWAY_LAB_MEMBER"
+"""Environment variable of every process that a lab starts: `<lab>/<node>`."""
+
+END_SECONDS = 10.0
+"""How long killed processes may take to vanish."""
+
+
+class Spawned(NamedTuple):
+    """A process that outlives us. (A Popen would wait for it, or complain.)"""
+
+    pid: int
+
+    def ended(self) -> int | None:
+        """Return the exit status, negative for a signal, once it has ended; None before. Ask no more then."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+
+def spawn(command: Sequence[str], *, namespace: str, mark: str, log: Path, kept: Sequence[int] = ()) -> Spawned:
+    """Start a process in a named namespace, in a session of its own, its output appended to `log`.
+
+    It gets none of our descriptors but those in `kept`.
+    """
+    for descriptor in kept:
+        os.set_inheritable(descriptor, True)
+    with (
+        netns.opened(netns.path_of(namespace)) as fd,
+        log.open("ab") as output,
+        open(os.devnull, "rb") as nothing,
+    ):
+        streams = [(os.POSIX_SPAWN_DUP2, source.fileno(), n) for n, source in enumerate((nothing, output, output))]
+
+        def start() -> int:
+            environment = {**os.environ, MARK: mark}
+            return os.posix_spawnp(command[0], list(command), environment, file_actions=streams, setsid=True)
+
+        return Spawned(netns.run(fd, start))  # a child starts in the namespace of the thread that made it
+
+
+def run(command: Sequence[str], *, namespace: str) -> int:
+    """Run a command in a named namespace on our own terminal; return its exit status.
+
+    Raises LabError if there is no such command.
+    """
+    with netns.opened(netns.path_of(namespace)) as fd:
+        try:
+            process = netns.run(fd, lambda: subprocess.Popen(command))
+        except OSError as error:
+            raise LabError(f"{command[0]}: {error.strerror}") from error
+    with _ignored(signal.SIGINT), process:  # the command decides what an interrupt means
+        status = process.wait()
+    return 128 - status if status < 0 else status
+
+
+class Members:
+    """The processes of some namespaces (by name) and marks. Our own process and those above it never count."""
+
+    def __init__(self, namespaces: Collection[str], *, marked: Callable[[str], bool]) -> None:
+        self._inodes: set[netns.Identity] = set()
+        for name in namespaces:
+            # A crash can leave a name without a namespace: nothing can live in that.
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(netns.path_of(name))
+                self._inodes.add(netns.Identity(status.st_dev, status.st_ino))
+        self._marked = marked
+        self._spared = set(_ancestry())
+
+    def end(self, *, grace: float = 0.0) -> None:
+        """Kill them all, and those that they start meanwhile; ask them first if `grace` (seconds) is given.
+
+        Raises LabError if some do not end.
+        """
+        if grace and self._signal(signal.SIGTERM, grace):
+            return
+        if not self._signal(signal.SIGKILL, END_SECONDS):
+            stuck = ", ".join(map(str, self.pids()))
+            raise LabError(f"processes do not end: {stuck}", hint="do they wait for a disk? try again")
+
+    def _signal(self, number: signal.Signals, patience: float) -> bool:
+        """Signal until none is left; tell whether that was so within `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while True:
+            with contextlib.ExitStack() as stack:
+                pidfds = list(self._open(stack))
+                for pidfd in pidfds:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(pidfd, number)
+                if not pidfds or not _all_ended(pidfds, deadline):
+                    return not pidfds
+
+    def pids(self) -> list[int]:
+        """Return the processes' ids now."""
+        return [pid for pid in _all_pids() if self._has(pid)]
+
+    def _open(self, stack: contextlib.ExitStack) -> Iterator[int]:
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                stack.callback(os.close, pidfd)
+                if self._has(pid):
+                    yield pidfd
+
+    def _has(self, pid: int) -> bool:
+        if pid in self._spared:
+            return False
+        # Processes end while we look; a zombie has no namespace and no environment any more.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            status = os.stat(f"/proc/{pid}/ns/net")
+            if (status.st_dev, status.st_ino) in self._inodes:
+                return True
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            key = f"{MARK}=".encode()
+            return any(
+                entry.startswith(key) and self._marked(entry[len(key) :].decode(errors="replace"))
+                for entry in environment
+            )
+        return False
+
+
+def _all_ended(pidfds: Collection[int], deadline: float) -> bool:
+    """Wait until all have ended, or the deadline; a pidfd becomes readable when its process ends."""
+    poll = select.poll()
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    waiting = len(pidfds)
+    while waiting:
+        left = deadline - time.monotonic()
+        ended = poll.poll(left * 1000) if left > 0 else []
+        if not ended:
+            return False
+        for pidfd, _ in ended:
+            poll.unregister(pidfd)
+        waiting -= len(ended)
+    return True
+
+
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _ancestry() -> Iterator[int]:
+    pid = os.getpid()
+    while pid > 0:
+        yield pid
+        # man 5 proc: the parent is the second field after the command's closing parenthesis.
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@contextlib.contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

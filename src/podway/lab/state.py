@@ -1,0 +1,146 @@
+"""What a lab remembers: its nodes and their numbers, in `lab.json`, and one command at a time that changes it.
+
+Everything else is asked of those who know: the store (pods, blocks), the kernel (namespaces, processes).
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import msgspec
+
+from podway.api.addresses import Interface, Network
+from podway.errors import LabError
+from podway.lab import names, topology
+from podway.lab.paths import LABS, lab_dir
+
+LOCK_SECONDS = 30.0
+"""How long a command waits for another one at work in the same lab."""
+
+
+class LabNode(msgspec.Struct, frozen=True):
+    """A node. `index`, from 1, gives its addresses; `running` is false while its power is cut."""
+
+    index: int
+    running: bool = True
+
+
+class LabState(msgspec.Struct, frozen=True):
+    """A lab's own facts; `subnets` are those of the nodes' uplinks."""
+
+    name: str
+    subnets: tuple[str, ...]
+    nodes: dict[str, LabNode] = {}
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The nodes' subnets."""
+        return tuple(map(ip_network, self.subnets))
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Names of the nodes that are on."""
+        return tuple(name for name, node in self.nodes.items() if node.running)
+
+    def node(self, name: str) -> LabNode:
+        """Return a node. Raises LabError if there is none of this name."""
+        if name in self.nodes:
+            return self.nodes[name]
+        raise LabError(f"lab {self.name}: no node {name!r}", hint=f"there are {', '.join(self.nodes) or 'none'}")
+
+    def addresses(self, name: str) -> tuple[Interface, ...]:
+        """Return the uplink addresses of a node. Raises LabError if there is none of this name."""
+        return topology.node_addresses(self.node(name).index, self.networks)
+
+    def with_node(self, name: str, node: LabNode | None) -> "LabState":
+        """Return the state with this node added, changed or (None) left out."""
+        others = {key: value for key, value in self.nodes.items() if key != name}
+        merged = others if node is None else {**others, name: node}
+        ordered = dict(sorted(merged.items(), key=lambda entry: entry[1].index))
+        return msgspec.structs.replace(self, nodes=ordered)
+
+
+def node_dir(lab: str, node: str) -> Path:
+    """Return where a node's agent keeps its sockets and log."""
+    return lab_dir(lab) / "nodes" / node
+
+
+def labs() -> list[str]:
+    """Return the names of all labs, also of those that were only half built."""
+    try:
+        return sorted(path.name for path in LABS.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def load(lab: str) -> LabState:
+    """Return a lab's state. Raises LabError if there is no such lab, or it was never finished."""
+    names.require_lab_name(lab)
+    try:
+        return msgspec.json.decode((lab_dir(lab) / "lab.json").read_bytes(), type=LabState)
+    except FileNotFoundError:
+        raise unknown(lab) from None
+    except msgspec.MsgspecError as error:
+        raise LabError(
+            f"lab {lab}: {lab_dir(lab)}/lab.json is damaged: {error}",
+            hint=f"remove the lab: podway --lab {lab} lab down",
+        ) from error
+
+
+def save(state: LabState) -> None:
+    """Write a lab's state, at once and as a whole."""
+    path = lab_dir(state.name) / "lab.json"
+    draft = path.with_suffix(".new")
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+    draft.rename(path)
+
+
+def unknown(lab: str) -> LabError:
+    """Return the error for a lab that does not exist."""
+    others = ", ".join(labs())
+    hint = f"there are {others}; choose with --lab" if others else "build one: podway lab up"
+    return LabError(f"no lab {lab!r}", hint=hint)
+
+
+@contextlib.contextmanager
+def locked(lab: str, *, shared: bool = False) -> Iterator[None]:
+    """Keep other commands from changing the lab while the block runs; `shared` ones run beside each other.
+
+    Raises LabError if there is no such lab, or another command does not finish.
+    """
+    fd = _acquire(lab, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _acquire(lab: str, kind: int) -> int:
+    """Lock the lab's directory; closing the descriptor unlocks it."""
+    path = lab_dir(lab)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with contextlib.ExitStack() as unlock:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise unknown(lab) from None
+            unlock.callback(os.close, fd)
+            try:
+                fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LabError(
+                        f"lab {lab}: another command has been at work for {LOCK_SECONDS:g} s",
+                        hint="wait for it, or end it, then try again",
+                    ) from None
+                time.sleep(0.02)
+                continue
+            # Whoever held the lock may have removed the directory, and a third made a new one.
+            if path.exists() and os.path.samestat(os.stat(path), os.fstat(fd)):
+                unlock.pop_all()
+                return fd

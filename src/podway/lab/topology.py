@@ -1,0 +1,134 @@
+"""The wires of a lab: a bridge in a namespace of its own, and for each node an uplink to it.
+
+    podway-<lab>-fabric            podway-<lab>-node1        podway-<lab>-node2
+      fabric0 (bridge)
+        ├── port1 ──── veth ──────── eth0
+        └── port2 ──── veth ──────────────────────────────── eth0
+
+Both ends of a veth pair are born in their final namespaces, so nothing ever shows in the root namespace.
+"""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from ipaddress import ip_interface, ip_network
+
+from podway.api.addresses import Family, Interface, Network
+from podway.errors import KernelError, LabError
+from podway.kernel import addresses, links, netns
+from podway.kernel.netlink import Connection
+from podway.lab import names
+from podway.plan.objects import LinkAddress
+
+BRIDGE = "fabric0"
+UPLINK = "eth0"
+
+NODE_SUBNETS: dict[Family, tuple[Network, ...]] = {
+    Family.IPV4: tuple(map(ip_network, ("172.30.0.0/16", "192.168.0.0/16", "198.18.0.0/16"))),
+    # The middle of fd70:6f64:7761:79xx::/64 spells the project's name.
+    Family.IPV6: tuple(map(ip_network, ("fd70:6f64:7761:7900::/64", "fd70:6f64:7761:7901::/64"))),
+}
+"""Where nodes may have their own addresses; the first that overlaps no pool is taken."""
+
+MAX_NODES = 1000
+"""A bridge has 1023 ports (BR_MAX_PORTS, net/bridge/br_private.h)."""
+
+
+def choose_subnets(pools: tuple[Network, ...]) -> tuple[Network, ...]:
+    """Return the nodes' subnets beside these pools: always IPv4, IPv6 too if a pool is.
+
+    Raises LabError if the pools leave no room.
+    """
+    families = [Family.IPV4] + [Family.IPV6] * any(pool.version == 6 for pool in pools)
+    return tuple(_choose_subnet(family, pools) for family in families)
+
+
+def _choose_subnet(family: Family, pools: tuple[Network, ...]) -> Network:
+    for subnet in NODE_SUBNETS[family]:
+        if not any(pool.version == family and pool.overlaps(subnet) for pool in pools):
+            return subnet
+    tried = ", ".join(map(str, NODE_SUBNETS[family]))
+    raise LabError(f"the pools leave no {family.label} subnet for the nodes themselves (tried {tried})")
+
+
+def node_addresses(index: int, subnets: tuple[Network, ...]) -> tuple[Interface, ...]:
+    """Return the uplink addresses of the node of this number, counted from 1."""
+    return tuple(ip_interface(f"{subnet[index]}/{subnet.prefixlen}") for subnet in subnets)
+
+
+def create_fabric(lab: str) -> None:
+    """Make the segment. Raises KernelError."""
+    netns.create(names.fabric_netns(lab))
+    with connection(names.fabric_netns(lab)) as fabric:
+        fabric.transact([links.new_bridge(BRIDGE)])
+        # Nothing speaks IP in here; without an address the bridge asks for none and sends nothing.
+        fabric.transact([links.change(BRIDGE, without_ipv6_autoconf=True), links.set_up(BRIDGE)])
+
+
+def create_node(lab: str, node: str, index: int, uplink: tuple[Interface, ...]) -> None:
+    """Make a node's namespace and join it to the segment. Raises KernelError."""
+    namespace = names.node_netns(lab, node)
+    netns.create(namespace)
+    with connection(names.fabric_netns(lab)) as fabric, connection(namespace) as there:
+        bridge = links.find(fabric, BRIDGE).index
+        with netns.opened(netns.path_of(namespace)) as fd:
+            peer = links.Peer(UPLINK, fd, _uplink_mac(index))
+            fabric.transact([links.new_veth(_port(index), peer)])
+        fabric.transact([links.change(_port(index), master=bridge, without_ipv6_autoconf=True)])
+        fabric.transact([links.set_up(_port(index))])
+        device = links.find(there, UPLINK).index
+        there.transact(
+            [
+                links.set_up(links.LOOPBACK, "lo"),
+                links.set_up(device, UPLINK),
+                *(addresses.add(LinkAddress(UPLINK, address), device) for address in uplink),
+            ]
+        )
+
+
+def cut_node(lab: str, index: int) -> None:
+    """Take a node's carrier away, as pulling its cable would: nothing that it sends gets out any more."""
+    with connection(names.fabric_netns(lab)) as fabric:
+        fabric.transact([links.set_down(_port(index))])
+
+
+def remove_node(lab: str, node: str, index: int) -> None:
+    """Remove a node's uplink and namespace, as far as they are there. Nothing may run in it any more."""
+    with connection(names.fabric_netns(lab)) as fabric:
+        try:
+            fabric.transact([links.remove(_port(index))])
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+    netns.delete(names.node_netns(lab, node))
+
+
+def create_pod(namespace: str) -> str:
+    """Make a pod's empty namespace of this name, as a runtime's sandbox; return its path. Raises KernelError."""
+    path = netns.create(namespace)
+    with connection(namespace) as sandbox:
+        sandbox.transact([links.set_up(links.LOOPBACK, "lo")])
+    return str(path)
+
+
+def namespaces(lab: str) -> list[str]:
+    """Return every name below /run/netns that is the lab's, also one that a crash left without a namespace."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(path.name for path in netns.RUN_NETNS.iterdir() if path.name.startswith(names.prefix(lab)))
+    return []
+
+
+@contextlib.contextmanager
+def connection(namespace: str) -> Iterator[Connection]:
+    """Give a connection to rtnetlink in a named namespace while the block runs."""
+    with netns.opened(netns.path_of(namespace)) as fd, Connection(fd) as found:
+        yield found
+
+
+def _port(index: int) -> str:
+    return f"port{index}"
+
+
+def _uplink_mac(index: int) -> str:
+    # The same after a restart, so that the neighbours' caches stay right.
+    return f"02:70:77:6e:{index >> 8:02x}:{index & 0xFF:02x}"
