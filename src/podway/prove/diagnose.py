@@ -1,0 +1,125 @@
+"""Why a conversation failed: the kernel is asked, at the place where its packet was last seen."""
+
+import msgspec
+
+from podway.kernel.routes import Lookup
+from podway.prove.cause import Cause, command, place
+from podway.prove.judge import Code, Fault, Flow
+from podway.prove.loss import explain_loss
+from podway.prove.witness import Witness
+from podway.prove.world import World
+
+
+def diagnose(world: World, fault: Fault, witness: Witness) -> Cause:
+    """Return why. Raises InvalidInput or KernelError if a kernel cannot be asked."""
+    match fault.code:
+        case Code.NAT:
+            return _translated(world, fault, witness)
+        case Code.TUNNEL | Code.OFF_WIRE:
+            return _not_bare(world, fault, witness)
+        case Code.LOST | Code.NOT_SENT | Code.NOT_TAKEN:
+            cause = explain_loss(world, fault, witness)
+            refusal = _refusal(world, fault)
+            return msgspec.structs.replace(cause, detail=refusal) if refusal else cause
+        case _:
+            return _misshapen(world, fault)
+
+
+def _refusal(world: World, fault: Fault) -> str:
+    """Say who answered that the packet cannot be delivered, if anybody did."""
+    refusal = fault.refusal
+    if refusal is None:
+        return ""
+    holder = world.holder(refusal.by)
+    mtu = f", MTU {refusal.mtu}" if refusal.mtu else ""
+    return (
+        f"{holder.label if holder else refusal.by} answered: {refusal.meaning}{mtu}; "
+        f"first seen {refusal.sighting.words}"
+    )
+
+
+def _translated(world: World, fault: Fault, witness: Witness) -> Cause:
+    before, after = fault.before, fault.after
+    if before is None or after is None:
+        raise ValueError("a translation has two sides")
+    if fault.here is not None and fault.last is None:
+        way = witness.way(fault.origin.netns, before.destination, None, "")
+        if isinstance(way, Lookup) and way.source == after.source != before.source:
+            return Cause(
+                f"{fault.origin.label} sends from {after.source}, which is not its own address: "
+                f"its route to {way.matched} prefers it",
+                f"give that route the source {before.source} (`ip route change … src {before.source}`)",
+            )
+    if fault.here is None:
+        where = fault.target.label
+    elif fault.last is None:
+        where = fault.origin.label
+    elif fault.last.point == fault.here.point:
+        where = fault.here.point
+    else:
+        where = f"something between {fault.last.point} and {fault.here.point}"
+    rules = command(world, where, "nft list ruleset")
+    return Cause(
+        f"{where} {_change(before, after)}",
+        f"remove the rule (masquerade, snat, dnat, redirect) that matches pods' packets: {rules}",
+        f"{before.words} became {after.words}",
+    )
+
+
+def _change(before: Flow, after: Flow) -> str:
+    if before.source != after.source:
+        return f"translates source addresses to {after.source} (NAT)"
+    if before.destination != after.destination:
+        return f"translates destination addresses to {after.destination} (NAT)"
+    return f"translates {'source' if before.source_port != after.source_port else 'destination'} ports (NAT)"
+
+
+def _not_bare(world: World, fault: Fault, witness: Witness) -> Cause:
+    sender = world.node(fault.origin.node)
+    destination = fault.target.address(fault.probe.family)
+    if sender is None or destination is None:
+        raise ValueError("a probe was judged between points that it cannot have been sent between")
+    way = witness.way(sender.netns, destination, None, "")
+    device = ""
+    if isinstance(way, Lookup) and way.device and way.device != sender.uplink:
+        kind = witness.ground(sender.netns).links[way.device].kind
+        device = f": the route there leads into {way.device}" + (f" ({kind})" if kind else "")
+    what = f"packets from {sender.label} to {place(world, destination, fault.target, sender)}"
+    advice = "route pods' addresses through the other node's own address, without a tunnel device"
+    if fault.here is not None and fault.here.packet.tunnels:
+        tunnel = fault.here.packet.tunnels[0]
+        wrapped = f"wrapped in {tunnel.kind} from {tunnel.source} to {tunnel.destination}"
+        return Cause(f"{what} cross {fault.here.interface} of {fault.here.point} {wrapped}{device}", advice)
+    where = fault.next.words if fault.next else "on the wire"
+    return Cause(f"{what} arrive, but are not seen as they are when {where}{device}", advice)
+
+
+def _misshapen(world: World, fault: Fault) -> Cause:
+    here = fault.here
+    where = f"when {here.words}" if here else f"on arrival at {fault.target.label}"
+    rules = command(world, here.point if here else fault.target.label, "nft list ruleset")
+    match fault.code:
+        case Code.FRAGMENTED:
+            return Cause(
+                f"packets of {fault.probe.size} bytes are in fragments {where}",
+                "make no MTU on the path smaller than that of the pods' links",
+            )
+        case Code.MAY_FRAGMENT:
+            return Cause(f"the don't-fragment flag is gone {where}", f"find what clears it: {rules}")
+        case Code.RESIZED:
+            size = here.packet.length if here else 0
+            return Cause(f"packets have another length, {size} bytes, {where}", f"find what cuts them: {rules}")
+        case Code.CHECKSUM:
+            wrong = here.checksum_fault if here else "transport"
+            return Cause(
+                f"the {wrong} checksum is wrong {where}",
+                "switch checksum offload off on the devices before it (`ethtool -K DEVICE tx off`), and see",
+            )
+        case Code.UNSEEN:
+            stage = fault.next.words if fault.next else "at the receiver"
+            return Cause(
+                f"packets are taken, but not seen when {stage}",
+                "run verify again; if this stays, they enter by another device",
+            )
+        case _:
+            return Cause(f"the content of packets has changed {where}", f"find what rewrites it: {rules}")

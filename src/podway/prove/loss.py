@@ -1,0 +1,257 @@
+"""Why a packet was lost: asked from the kernel of the namespace, or about the link, that swallowed it."""
+
+import os
+
+from podway.api.addresses import Address, Family
+from podway.kernel.routes import Lookup
+from podway.prove.cause import Cause, command, place, too_small
+from podway.prove.judge import Code, Fault
+from podway.prove.probe import Step
+from podway.prove.station import Sighting
+from podway.prove.trace import Stage, planned_path
+from podway.prove.witness import Ground, SpoofRefused, Witness
+from podway.prove.world import NodePoint, PodPoint, Point, World
+
+
+def explain_loss(world: World, fault: Fault, witness: Witness) -> Cause:
+    """Return why a packet did not come through. Raises InvalidInput or KernelError."""
+    last, stage = fault.last, fault.next
+    if last is not None and last.packet.tunnels:
+        tunnel = last.packet.tunnels[0]
+        return Cause(
+            f"packets wrapped in {tunnel.kind} from {tunnel.source} to {tunnel.destination} are lost after "
+            f"they were seen {last.words}",
+            "let pods' packets cross without a tunnel device, or mend the other end of the tunnel",
+        )
+    if last is not None and last.outgoing and stage is not None and stage.point != last.point:
+        return _between(world, last, stage, witness)
+    return _Inside(world, fault, witness).explain()
+
+
+def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Cause:
+    """A loss on a link: the packet left one device and did not come into the next."""
+    ground = witness.ground(world.points[last.point].netns)
+    link = witness.ground(world.points[stage.point].netns).links.get(stage.interface)
+    target = f"{stage.interface} of {stage.point}"
+    if link is None:
+        return Cause(f"{stage.point} has no device {stage.interface}", "start the pod or node anew")
+    if not link.up:
+        return _down(world, stage.point, stage.interface, "is down")
+    if link.mtu < last.packet.length:
+        return too_small(link.mtu, target, last.packet.length)
+    destination = last.packet.destination
+    way = witness.way(world.points[last.point].netns, destination, None, "")
+    hop = way.gateway or destination if isinstance(way, Lookup) else destination
+    known = ground.neighbours.get((last.interface, hop))
+    if known and link.mac and known != link.mac:
+        flush = command(world, last.point, f"ip neighbour flush to {hop} dev {last.interface}")
+        return Cause(
+            f"{last.point} sends packets for {hop} to hardware address {known}, but {target} has {link.mac}",
+            f"{flush}; if it comes back, two devices have the same address",
+        )
+    return Cause(
+        f"packets are lost between {last.interface} of {last.point} and {target}",
+        "look at what joins the two: the segment between nodes, or a tc or XDP program on either device",
+    )
+
+
+class _Inside:
+    """A loss inside a namespace: what does its kernel do with such a packet?
+
+    The packet came in by `iif` (empty: it was sent there) and was to leave by `oif` (empty: to be taken).
+    """
+
+    def __init__(self, world: World, fault: Fault, witness: Witness) -> None:
+        self._world = world
+        self._fault = fault
+        self._witness = witness
+        last, stage, target = fault.last, fault.next, fault.target.address(fault.probe.family)
+        if target is None:
+            raise ValueError("a probe was judged for a point that has no address of its family")
+        self._point: Point = world.points[last.point] if last else fault.origin
+        self._iif = last.interface if last and not last.outgoing else ""
+        self._oif = stage.interface if stage and stage.point == self._point.label else ""
+        self._destination = last.packet.destination if last else target
+        origin = fault.origin.address(fault.probe.family) if isinstance(fault.origin, PodPoint) else None
+        self._source: Address | None = last.packet.source if last else origin
+        self._length = last.packet.length if last else fault.probe.size
+        self._family = fault.probe.family
+        self._label = self._point.label
+        self._what = place(world, self._destination, fault.target, self._point)
+
+    def explain(self) -> Cause:
+        ground = self._witness.ground(self._point.netns)
+        if not self._oif and self._label != self._fault.target.label:
+            return Cause(
+                f"packets for {self._what} go to {self._label}, where they end",
+                "see which route leads there (`podway get routes`), and who else has the address",
+            )
+        if self._oif and (cause := self._dead(self._point, self._oif)):
+            return cause
+        if self._iif and self._oif and (cause := self._not_forwarding()):
+            return cause
+        iif = self._iif if self._iif in ground.links else ""
+        way = self._witness.way(self._point.netns, self._destination, self._source, iif)
+        if isinstance(way, SpoofRefused):
+            return self._spoofed()
+        if not self._oif:
+            return self._not_taken(way)
+        if way.type != "unicast":
+            return self._no_way(way)
+        if way.device != self._oif:
+            return self._elsewhere(way, ground)
+        return self._not_leaving(way, ground)
+
+    def _dead(self, point: Point, device: str) -> Cause | None:
+        """Tell of a device that cannot carry anything, whatever the routes say (they go with it)."""
+        link = self._witness.ground(point.netns).links.get(device)
+        if link is None:
+            return Cause(f"{point.label} has no device {device or 'for the pod'}", "start the pod or node anew")
+        if not link.up:
+            return _down(self._world, point.label, device, "is down")
+        if not link.running:
+            return Cause(f"{device} of {point.label} has no carrier", "bring up what is at its other end")
+        return None
+
+    def _not_forwarding(self) -> Cause | None:
+        names = [f"net/ipv4/conf/{self._iif}/forwarding"]
+        if self._family is Family.IPV6:
+            names = ["net/ipv6/conf/all/forwarding", f"net/ipv6/conf/{self._iif}/forwarding"]
+        for name in names:
+            if self._witness.setting(self._point.netns, name) == "0":
+                return Cause(
+                    f"{self._label} does not forward {self._family.label}: {name} is 0",
+                    self._command(f"sysctl -w {name}=1"),
+                )
+        return None
+
+    def _spoofed(self) -> Cause:
+        source = str(self._source)
+        if self._source in self._fault.origin.addresses and self._source is not None:
+            source = place(self._world, self._source, self._fault.origin, self._point)
+        return Cause(
+            f"{self._label} drops packets from {source} that enter by {self._iif}: its route back to them "
+            f"leads elsewhere (rp_filter)",
+            f"give {source} a route by {self._iif}; or, if the address is not the sender's own, stop the spoofing",
+        )
+
+    def _no_way(self, way: Lookup) -> Cause:
+        if way.type == "local":
+            return Cause(
+                f"{self._label} takes {self._destination} for an address of its own",
+                self._command(f"ip address show to {self._destination}") + ", and remove it there",
+            )
+        route = self._witness.rejecting(self._point.netns, self._destination)
+        if route is None:
+            return Cause(
+                f"{self._label} has no route to {self._what}",
+                "look at `podway get routes` and at the BGP sessions (`podway get peers`)",
+            )
+        block = self._world.block_of(self._destination)
+        if block and block.node == self._point.node and block.network == route.destination:
+            return Cause(
+                f"{self._label} has no route to {self._what} ({self._destination}): only the {route.type} route "
+                f"of its own block matches",
+                "the pod's link or its route is gone: restart that node's agent, or start the pod anew",
+            )
+        return Cause(
+            f"{self._label} throws packets for {self._what} away: "
+            f"its route to {route.destination} is of type {route.type}",
+            self._command(f"ip route del {route.type} {route.destination}"),
+        )
+
+    def _elsewhere(self, way: Lookup, ground: Ground) -> Cause:
+        link = ground.links.get(way.device)
+        kind = f" ({link.kind})" if link and link.kind else ""
+        gateway = f" through {way.gateway}" if way.gateway else ""
+        return Cause(
+            f"{self._label} routes packets for {self._what} out of {way.device}{kind}{gateway} "
+            f"instead of {self._oif}",
+            f"remove the route to {way.matched} out of {way.device}: "
+            + self._command(f"ip route del {way.matched} dev {way.device}"),
+        )
+
+    def _not_leaving(self, way: Lookup, ground: Ground) -> Cause:
+        """The route is right: is it the device, the neighbour, the size? Else something filters."""
+        link, hop = ground.links[way.device], way.gateway or self._destination
+        if ground.neighbours.get((link.name, hop)) == "":
+            return self._unanswered(hop, link.name)
+        if link.mtu < self._length:
+            return too_small(link.mtu, f"{link.name} of {self._label}", self._length)
+        if self._fault.refusal and self._fault.refusal.mtu:
+            return Cause(
+                f"{self._label} has learned that only {self._fault.refusal.mtu} bytes fit through the way to "
+                f"{self._what} (path MTU discovery), but packets of {self._length} must pass",
+                "find the device behind it that has this MTU, and raise it",
+            )
+        if self._witness.overflowed:
+            return Cause(
+                "this machine's neighbour tables, which all its namespaces share, were full: packets to new "
+                "neighbours vanished",
+                "raise net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3",
+            )
+        said = f" ({os.strerror(self._fault.errno)})" if self._fault.errno and not self._iif else ""
+        return Cause(
+            f"{self._label} drops {self._direction()}{said}, though it has the right route: a firewall rule or "
+            f"an eBPF program does it",
+            self._command("nft list ruleset") + ", and look for drop and reject",
+        )
+
+    def _unanswered(self, hop: Address, device: str) -> Cause:
+        holder = self._world.holder(hop)
+        if holder is not None:
+            own = holder.uplink if isinstance(holder, NodePoint) else holder.ifname
+            if cause := self._dead(holder, own):
+                return cause
+        protocol = "ARP" if self._family is Family.IPV4 else "neighbour discovery"
+        return Cause(
+            f"nobody answers {protocol} for {hop} on {device} of {self._label}",
+            f"see that {holder.label if holder else hop} is up and on the same segment",
+        )
+
+    def _direction(self) -> str:
+        if not isinstance(self._point, NodePoint):
+            return "what it sends"
+        uplink = self._point.uplink
+        origin = "of its own" if not self._iif else "from other nodes" if self._iif == uplink else "from its pods"
+        return f"packets {origin} to {'other nodes' if self._oif == uplink else 'its pods'}"
+
+    def _not_taken(self, way: Lookup) -> Cause:
+        last = self._fault.last
+        if last is not None and last.checksum_fault:
+            return Cause(
+                f"packets enter by {self._iif} of {self._label} with a wrong {last.checksum_fault} checksum",
+                "switch checksum offload off on the devices before it (`ethtool -K DEVICE tx off`), and see",
+            )
+        if (cause := self._no_way_back()) is not None:
+            return cause
+        if way.type != "local":
+            return Cause(
+                f"packets for {self._destination} arrive at {self._label}, which has no such address",
+                "start the pod anew",
+            )
+        return Cause(
+            f"packets arrive at {self._label}, but its own network stack does not take them: a firewall rule "
+            f"inside does it",
+            self._command("nft list ruleset") + ", and look for drop and reject",
+        )
+
+    def _no_way_back(self) -> Cause | None:
+        """Tell why the kernel cannot answer: that it took a SYN or an echo request shows in nothing else."""
+        fault = self._fault
+        if fault.step not in (Step.SYN, Step.REQUEST) or self._source is None:
+            return None
+        way = self._witness.way(self._point.netns, self._source, None, "")
+        if isinstance(way, SpoofRefused) or way.type == "unicast":
+            return None
+        answer = Step.SYN_ACK if fault.step is Step.SYN else Step.REPLY
+        path = planned_path(self._world, fault.target, fault.origin)
+        back = Fault(Code.NOT_SENT, fault.probe, answer, next=path[0])
+        return _Inside(self._world, back, self._witness).explain()
+
+    def _command(self, text: str) -> str:
+        return command(self._world, self._label, text)
+
+
+def _down(world: World, label: str, device: str, state: str) -> Cause:
+    return Cause(f"{device} of {label} {state}", command(world, label, f"ip link set {device} up"))

@@ -1,0 +1,168 @@
+"""What verify found, as records; their JSON form is the documented schema."""
+
+import enum
+from typing import Literal
+
+import msgspec
+
+from podway.prove.world import Absent
+
+RULES: dict[int, str] = {
+    1: "every pod has its own address, unique, inside one of its node's blocks",
+    2: "every pod reaches every other by TCP, UDP and ICMP, without NAT or encapsulation, full-size unfragmented",
+    3: "every node reaches every pod, and every pod every node",
+}
+
+
+class Verdict(enum.StrEnum):
+    """Of one rule. `vacuous`: there is nothing it speaks of (one pod has no other pod to reach)."""
+
+    PROVED = "proved"
+    FAILED = "failed"
+    UNPROVED = "unproved"
+    VACUOUS = "vacuous"
+
+
+class _Record(msgspec.Struct, frozen=True, rename="camel"):
+    """Base of the report's parts: camelCase in JSON."""
+
+
+class RuleReport(_Record, frozen=True):
+    """One rule. Of `total` things (addresses, or ordered pairs per family) `tried` were, and `proved` hold."""
+
+    rule: int
+    statement: str
+    verdict: Verdict
+    unit: Literal["addresses", "pairs"]
+    proved: int
+    tried: int
+    total: int
+
+
+class FailedPair(_Record, frozen=True):
+    """Who could not reach whom as the rules demand, by what."""
+
+    sender: str
+    receiver: str
+    family: str
+    protocols: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The pair, for people."""
+        return f"{self.sender} to {self.receiver} ({self.family} {', '.join(self.protocols)})"
+
+
+class Finding(_Record, frozen=True):
+    """One cause of failures and all that it hit: pairs, or (rule 1) points. Texts are one example's."""
+
+    rules: tuple[int, ...]
+    code: str
+    problem: str
+    advice: str
+    last_seen: str = ""
+    detail: str = ""
+    pairs: tuple[FailedPair, ...] = ()
+    points: tuple[str, ...] = ()
+
+
+class Sample(_Record, frozen=True):
+    """How pairs were chosen: at most `pairs` for each rule and family, by this seed."""
+
+    pairs: int
+    seed: int
+
+
+class Report(_Record, frozen=True):
+    """The outcome of one run of verify.
+
+    `unproved` lists what should be there and could not be looked at. `retried` counts probes that were
+    answered only at the second try. `packets` is how many packets were captured, `packets_missed` how many a
+    capture lost. `duration` is in seconds.
+    """
+
+    nodes: int
+    pods: int
+    families: tuple[str, ...]
+    rules: tuple[RuleReport, ...]
+    findings: tuple[Finding, ...]
+    unproved: tuple[Absent, ...]
+    sample: Sample | None
+    probes: int
+    retried: int
+    packets: int
+    packets_missed: int
+    duration: float
+    api_version: Literal["podway.io/v1"] = "podway.io/v1"
+    kind: Literal["VerifyReport"] = "VerifyReport"
+
+    @property
+    def holds(self) -> bool:
+        """Whether every rule is proved (or vacuous) and nothing was left out."""
+        fine = (Verdict.PROVED, Verdict.VACUOUS)
+        return not self.unproved and all(rule.verdict in fine for rule in self.rules)
+
+
+def to_json(report: Report) -> str:
+    """Return the report as JSON, indented; `holds` is among its fields."""
+    document = msgspec.to_builtins(report)
+    return msgspec.json.format(msgspec.json.encode({"holds": report.holds, **document}), indent=2).decode()
+
+
+_SHOWN_PAIRS = 3
+
+
+def to_text(report: Report) -> str:
+    """Return the report for people."""
+    lines = [_summary(report), ""]
+    for rule in report.rules:
+        lines.append(f"{rule.rule}  {rule.verdict.upper():<8}  {rule.statement}")
+        lines.append(f"{'':13}{_count(rule)}")
+    if report.sample and any(rule.tried < rule.total for rule in report.rules):
+        lines.append(f"{'':13}pairs sampled with seed {report.sample.seed}")
+    for number, finding in enumerate(report.findings, 1):
+        lines += ["", *_paragraph(number, finding)]
+    if report.unproved:
+        lines += ["", "Not proved:"]
+        lines += [f"  {absent.subject}: {absent.reason}" for absent in report.unproved]
+    if report.retried:
+        lines += ["", f"{_number(report.retried, 'probe was', 'probes were')} answered only at the second try."]
+    if report.packets_missed:
+        missed = _number(report.packets_missed, "packet", "packets")
+        lines += ["", f"The captures lost {missed}: failures to see a packet may be due to that. Try again."]
+    lines += ["", "All three rules hold." if report.holds else "The rules are not proved."]
+    return "\n".join(lines)
+
+
+def _summary(report: Report) -> str:
+    return (
+        f"{_number(report.nodes, 'node', 'nodes')}, {_number(report.pods, 'pod', 'pods')}, "
+        f"{' and '.join(report.families) or 'no addresses'}: {report.probes} conversations, "
+        f"{report.packets} packets captured in {report.duration:.1f} s"
+    )
+
+
+def _count(rule: RuleReport) -> str:
+    if rule.total == 0:
+        return f"no {rule.unit} to prove it for"
+    text = f"{rule.proved} of {rule.tried} {rule.unit}"
+    return text if rule.tried == rule.total else f"{text} tried, of {rule.total}"
+
+
+def _paragraph(number: int, finding: Finding) -> list[str]:
+    lines = [f"{number}. {finding.problem}"]
+    if finding.pairs:
+        shown = "; ".join(pair.words for pair in finding.pairs[:_SHOWN_PAIRS])
+        more = len(finding.pairs) - _SHOWN_PAIRS
+        rest = f"; and {_number(more, 'other pair', 'other pairs')}" if more > 0 else ""
+        lines.append(f"   breaks:    {shown}{rest}")
+    if finding.last_seen:
+        lines.append(f"   last seen: {finding.last_seen}")
+    if finding.detail:
+        lines.append(f"   there:     {finding.detail}")
+    lines.append(f"   do:        {finding.advice}")
+    return lines
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

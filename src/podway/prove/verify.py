@@ -1,0 +1,226 @@
+"""`verify`: prove the three rules of the Kubernetes network model by sending packets and watching them.
+
+The rules: https://kubernetes.io/docs/concepts/services-networking/#the-kubernetes-network-model
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from podway.api.addresses import Family
+from podway.errors import InvalidInput
+from podway.prove.addressing import AddressFault, address_faults
+from podway.prove.cause import Cause
+from podway.prove.diagnose import diagnose
+from podway.prove.field import Field, enter, link_mtus
+from podway.prove.judge import Code, Fault
+from podway.prove.probe import Pair, Probe, Protocol, Step, node_pairs, plan_probes, pod_pairs, sample
+from podway.prove.report import RULES, FailedPair, Finding, Report, RuleReport, Sample, Verdict
+from podway.prove.trace import Hop, hops
+from podway.prove.witness import Witness, neighbour_overflows
+from podway.prove.world import Point, World
+
+ALL_PAIRS_UP_TO = 2000
+"""Pairs of one rule and family above which verify takes a sample unless told otherwise."""
+
+_WAVE = 384
+"""Conversations held before their captures are read and judged: bounds memory."""
+
+_AGAIN = frozenset((Code.LOST, Code.NOT_SENT, Code.NOT_TAKEN, Code.UNSEEN))
+"""What a single lost packet can look like: such a probe is sent once more."""
+
+Progress = Callable[[int, int], None]
+
+
+class _Outcome(msgspec.Struct):
+    """What came of all conversations."""
+
+    faults: list[Fault] = msgspec.field(default_factory=list)
+    probes: int = 0
+    retried: int = 0
+
+
+def verify(
+    world: World,
+    *,
+    sample_size: int | None = None,
+    timeout: float = 1.0,
+    seed: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Report:
+    """Prove the three rules for a cluster, as far as its points can be entered from here.
+
+    `sample_size` is how many pairs of each rule and family to try (0: all; None: all, up to
+    ALL_PAIRS_UP_TO). `timeout` is how long an answer may take, in seconds. The same `seed` chooses the same
+    pairs. `progress` is called with the number of conversations held and planned. Raises KernelError,
+    InvalidInput (a namespace vanished meanwhile), PortTaken, OSError.
+    """
+    started = time.monotonic()
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    limit = ALL_PAIRS_UP_TO if sample_size is None else sample_size
+    world, grounds = enter(world, Witness())
+    wrong = address_faults(world, {pod.label: grounds[pod.label].addresses_of(pod.ifname) for pod in world.pods})
+    every = {
+        (rule, family): pairs(world, family)
+        for family in world.families
+        for rule, pairs in ((2, pod_pairs), (3, node_pairs))
+    }
+    overflows = neighbour_overflows()
+    chosen: list[Pair] = []
+    unusable: list[Pair] = []
+    with Field(world, timeout) as field:
+        for pairs in every.values():
+            usable = [pair for pair in pairs if field.usable(pair)]
+            unusable += [pair for pair in pairs if not field.usable(pair)]
+            chosen += sample(usable, limit or len(usable), seed)
+        planned = plan_probes(chosen, link_mtus(world, grounds))
+        outcome = _hold_all(field, planned, progress)
+        # The kernel is asked while the stations still stand: nothing has been tidied up yet.
+        causes = _causes(world, outcome.faults, overflowed=neighbour_overflows() > overflows)
+        absent = world.absent + field.unusable
+        packets, missed = field.packets, field.missed
+    return Report(
+        nodes=len(world.nodes),
+        pods=len(world.pods),
+        families=tuple(family.label for family in world.families),
+        rules=(
+            _address_rule(world, wrong),
+            *(
+                _pair_rule(
+                    rule,
+                    chosen,
+                    outcome.faults,
+                    total=sum(len(pairs) for (number, _), pairs in every.items() if number == rule),
+                    complete=all(pair.rule != rule for pair in unusable),
+                    vacuous=rule == 2 and len(world.pods) == 1,
+                )
+                for rule in (2, 3)
+            ),
+        ),
+        findings=(*map(_address_finding, wrong), *_findings(causes)),
+        unproved=absent,
+        sample=Sample(limit, seed) if limit and any(len(pairs) > limit for pairs in every.values()) else None,
+        probes=outcome.probes,
+        retried=outcome.retried,
+        packets=packets,
+        packets_missed=missed,
+        duration=round(time.monotonic() - started, 3),
+    )
+
+
+def path_of(world: World, sender: str, receiver: str, family: Family, *, timeout: float = 1.0) -> tuple[Hop, ...]:
+    """Send one UDP datagram, as large as the path should allow, and return every place where it was seen.
+
+    `sender` and `receiver` are labels of points: `pod NAMESPACE/NAME` or `node NAME`. Where the packet is
+    lost, the path ends. Raises InvalidInput if there is no such point or it has no such address.
+    """
+    world, grounds = enter(world, Witness())
+    ends = [_end(world, label, family) for label in (sender, receiver)]
+    pods = tuple(pod for pod in world.pods if pod in ends)
+    world = msgspec.structs.replace(world, pods=pods)
+    pair = Pair(ends[0], ends[1], family)
+    with Field(world, timeout) as field:
+        if not field.usable(pair):
+            raise InvalidInput(f"{field.unusable[0].subject}: {field.unusable[0].reason}")
+        [trial] = field.hold(plan_probes([pair], link_mtus(world, grounds), (Protocol.UDP,)))
+    request = trial.legs.get(Step.REQUEST)
+    return hops(world, request.sightings if request else ())
+
+
+def _end(world: World, label: str, family: Family) -> Point:
+    point = world.points.get(label)
+    if point is None or point.address(family) is None:
+        raise InvalidInput(
+            f"no {label} with an {family.label} address is running here", hint="see `podway get pods -o wide`"
+        )
+    return point
+
+
+def _hold_all(field: Field, probes: Sequence[Probe], progress: Progress) -> _Outcome:
+    outcome = _Outcome(probes=len(probes))
+    number = len(probes)
+    for start in range(0, len(probes), _WAVE):
+        wave = probes[start : start + _WAVE]
+        again: dict[int, Fault] = {}
+        for fault in (trial.fault for trial in field.hold(wave)):
+            if fault is not None and fault.code in _AGAIN:
+                number += 1
+                again[number] = fault
+            elif fault is not None:
+                outcome.faults.append(fault)
+        retries = [msgspec.structs.replace(fault.probe, number=new, attempt=2) for new, fault in again.items()]
+        for trial in field.hold(retries):
+            if trial.fault is None:
+                outcome.retried += 1
+            else:
+                # Kernels ration their ICMP errors: the first try may be the one that was told why.
+                first = again[trial.probe.number]
+                outcome.faults.append(first if first.refusal and not trial.fault.refusal else trial.fault)
+        progress(start + len(wave), len(probes))
+    return outcome
+
+
+def _causes(world: World, faults: Iterable[Fault], *, overflowed: bool) -> list[tuple[Fault, Cause]]:
+    witness = Witness(overflowed=overflowed)
+    return [(fault, diagnose(world, fault, witness)) for fault in faults]
+
+
+def _findings(causes: Iterable[tuple[Fault, Cause]]) -> list[Finding]:
+    """Put failures of the same cause together, the cause of most failures first."""
+    groups: dict[tuple[str, str], list[tuple[Fault, Cause]]] = {}
+    for fault, cause in causes:
+        groups.setdefault((cause.problem, cause.advice), []).append((fault, cause))
+    findings: list[Finding] = []
+    for (problem, advice), members in groups.items():
+        # The example is one of which somebody said something, if there is any: kernels ration their answers.
+        fault, cause = next((member for member in members if member[1].detail), members[0])
+        pairs: dict[tuple[str, str, str], list[str]] = {}
+        for probe in (fault.probe for fault, _ in members):
+            key = probe.sender.label, probe.receiver.label, probe.family.label
+            pairs.setdefault(key, []).append(probe.protocol)
+        seen = f"the {fault.step.words} of {fault.probe.words}: "
+        findings.append(
+            Finding(
+                tuple(sorted({fault.probe.rule for fault, _ in members})),
+                fault.code,
+                problem,
+                advice,
+                seen + (fault.last.words if fault.last else f"not at all: it did not leave {fault.origin.label}"),
+                cause.detail,
+                tuple(FailedPair(*key, tuple(protocols)) for key, protocols in pairs.items()),
+            )
+        )
+    return sorted(findings, key=lambda finding: -len(finding.pairs))
+
+
+def _address_finding(fault: AddressFault) -> Finding:
+    return Finding((1,), fault.code, fault.problem, fault.advice, fault.last_seen, points=fault.subjects)
+
+
+def _address_rule(world: World, faults: Sequence[AddressFault]) -> RuleReport:
+    hit = {label for fault in faults for label in fault.subjects}
+    total = sum(len(pod.addresses) for pod in world.pods)
+    proved = sum(len(pod.addresses) for pod in world.pods if pod.label not in hit)
+    verdict = Verdict.FAILED if faults else Verdict.PROVED if total else Verdict.UNPROVED
+    return RuleReport(1, RULES[1], verdict, "addresses", proved, total, total)
+
+
+def _pair_rule(
+    rule: int, chosen: Iterable[Pair], faults: Iterable[Fault], *, total: int, complete: bool, vacuous: bool
+) -> RuleReport:
+    """Count pairs. `complete`: none was impossible to try; `vacuous`: the rule speaks of nothing here."""
+    tried = {(pair.sender.label, pair.receiver.label, pair.family) for pair in chosen if pair.rule == rule}
+    broken = {
+        (fault.probe.sender.label, fault.probe.receiver.label, fault.probe.family)
+        for fault in faults
+        if fault.probe.rule == rule
+    }
+    if broken:
+        verdict = Verdict.FAILED
+    elif tried and complete:
+        verdict = Verdict.PROVED
+    else:
+        verdict = Verdict.VACUOUS if vacuous and complete else Verdict.UNPROVED
+    return RuleReport(rule, RULES[rule], verdict, "pairs", len(tried - broken), len(tried), total)

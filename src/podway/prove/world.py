@@ -1,0 +1,182 @@
+"""What a proof is about: the nodes, pods and blocks of a cluster, and where to find them on this machine.
+
+Frozen inputs, built by one pure function from what the store says and what the lab (or, on a plain host,
+the agent's leases) knows about namespaces and devices.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from podway.api.addresses import Address, Family, Network
+from podway.api.resources import AddressBlock, Node, Pod, Resource
+
+
+class NodePoint(msgspec.Struct, frozen=True):
+    """A node. `netns` is the path of its network namespace, empty for the one that we are in."""
+
+    name: str
+    netns: str
+    addresses: tuple[Address, ...]
+    uplink: str
+    """The device that carries packets to other nodes."""
+
+    @property
+    def label(self) -> str:
+        """`node NAME`: unique among all points."""
+        return f"node {self.name}"
+
+    @property
+    def node(self) -> str:
+        """The node's own name."""
+        return self.name
+
+    def address(self, family: Family) -> Address | None:
+        """Return the node's address of a family."""
+        return _of_family(self.addresses, family)
+
+
+class PodPoint(msgspec.Struct, frozen=True):
+    """A pod with a network of its own; `name` is `<namespace>/<name>`."""
+
+    name: str
+    node: str
+    netns: str
+    addresses: tuple[Address, ...]
+    ifname: str = "eth0"
+    host_link: str = ""
+    """The node's end of the pod's link; empty: the peer of `ifname`."""
+    mtu: int = 0
+    """What the pod link's MTU should be, in bytes; 0: whatever it is."""
+
+    @property
+    def label(self) -> str:
+        """`pod NAMESPACE/NAME`: unique among all points."""
+        return f"pod {self.name}"
+
+    def address(self, family: Family) -> Address | None:
+        """Return the pod's address of a family."""
+        return _of_family(self.addresses, family)
+
+
+Point: TypeAlias = NodePoint | PodPoint
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A part of the pod addresses, and the node that owns it."""
+
+    network: Network
+    node: str
+
+
+class Absent(msgspec.Struct, frozen=True):
+    """Something about which nothing can be proved, and why."""
+
+    subject: str
+    reason: str
+
+
+class World(msgspec.Struct, frozen=True):
+    """A cluster as verify sees it."""
+
+    nodes: tuple[NodePoint, ...]
+    pods: tuple[PodPoint, ...]
+    blocks: tuple[Block, ...]
+    absent: tuple[Absent, ...] = ()
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that pods have addresses of."""
+        present = {Family.of(address) for pod in self.pods for address in pod.addresses}
+        return tuple(sorted(present))
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """All nodes and pods by their labels."""
+        points: tuple[Point, ...] = (*self.nodes, *self.pods)
+        return {point.label: point for point in points}
+
+    def node(self, name: str) -> NodePoint | None:
+        """Return a node by name, None if it cannot be entered."""
+        return next((node for node in self.nodes if node.name == name), None)
+
+    def block_of(self, address: Address) -> Block | None:
+        """Return the block that an address lies in."""
+        return next((block for block in self.blocks if address in block.network), None)
+
+    def holder(self, address: Address) -> Point | None:
+        """Return the pod or node that has an address."""
+        return next((point for point in self.points.values() if address in point.addresses), None)
+
+
+class NodePlace(msgspec.Struct, frozen=True):
+    """Where a node is on this machine."""
+
+    netns: str
+    uplink: str
+
+
+class PodPlace(msgspec.Struct, frozen=True):
+    """Where a pod is on this machine; the fields are PodPoint's."""
+
+    netns: str
+    ifname: str = "eth0"
+    host_link: str = ""
+    mtu: int = 0
+
+
+def build_world(
+    resources: Iterable[Resource], nodes: Mapping[str, NodePlace], pods: Mapping[str, PodPlace]
+) -> World:
+    """Join what the store says with where things are.
+
+    `resources` are the store's objects of all kinds; `nodes` is keyed by node name, `pods` by
+    `<namespace>/<name>`. Pods of the host's network and pods that have ended have no network to prove. What
+    should be there and has no place or no address is listed as absent.
+    """
+    resources = tuple(resources)
+    absent: list[Absent] = []
+    node_points: list[NodePoint] = []
+    pod_points: list[PodPoint] = []
+    for resource in resources:
+        if isinstance(resource, Node):
+            place = nodes.get(resource.metadata.name)
+            if place is None:
+                absent.append(Absent(f"node {resource.metadata.name}", "it is not running on this machine"))
+            else:
+                addresses = resource.internal_addresses
+                node_points.append(NodePoint(resource.metadata.name, place.netns, addresses, place.uplink))
+    for resource in resources:
+        if isinstance(resource, Pod) and not _without_network(resource):
+            name = f"{resource.metadata.namespace}/{resource.metadata.name}"
+            point = _pod_point(name, resource, nodes, pods.get(name))
+            if isinstance(point, PodPoint):
+                pod_points.append(point)
+            else:
+                absent.append(point)
+    blocks = tuple(
+        Block(resource.network, resource.spec.node) for resource in resources if isinstance(resource, AddressBlock)
+    )
+    return World(tuple(node_points), tuple(pod_points), blocks, tuple(absent))
+
+
+def _without_network(pod: Pod) -> bool:
+    return pod.spec.host_network or pod.status.phase in ("Succeeded", "Failed")
+
+
+def _pod_point(name: str, pod: Pod, nodes: Mapping[str, NodePlace], place: PodPlace | None) -> PodPoint | Absent:
+    node = pod.spec.node_name
+    if not node:
+        return Absent(f"pod {name}", "no node runs it yet")
+    if not pod.addresses:
+        return Absent(f"pod {name}", f"it is {pod.status.phase} on node {node} and has no address yet")
+    if node not in nodes:
+        return Absent(f"pod {name}", f"its node {node} is not running on this machine")
+    if place is None:
+        return Absent(f"pod {name}", f"its network namespace on node {node} is not known")
+    return PodPoint(name, node, place.netns, pod.addresses, place.ifname, place.host_link, place.mtu)
+
+
+def _of_family(addresses: tuple[Address, ...], family: Family) -> Address | None:
+    return next((address for address in addresses if address.version == family), None)
