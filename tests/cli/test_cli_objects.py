@@ -89,7 +89,7 @@ def test_tables(cluster):
     node = cluster.lines("get", "nodes", "-o", "wide")[1]
     assert node[:3] == ["n1", "192.168.7.1,fd00:7::1", "10.244.1.0/24"]
     assert node[-2:] == ["192.168.7.0/24,fd00:7::/64", "rack=a"]
-    assert cluster.lines("get", "config")[1] == ["default", "64512", "100ms", "x", "3", "auto", "0s"]
+    assert cluster.lines("get", "config")[1] == ["default", "64512", "200ms", "x", "2", "auto", "0s"]
 
 
 @pytest.mark.parametrize("view", [view for view in views.VIEWS if view.kind], ids=lambda view: view.names[0])

@@ -46,8 +46,24 @@ def test_nodes_reach_each_other_over_the_fabric_until_one_is_cut(lab_name: str) 
     topology.cut_node(lab_name, 2)
     assert reached() == [False, False]
     for _ in range(2):  # the second time there is nothing left, and that is fine
+        topology.cut_node(lab_name, 2)
         topology.remove_node(lab_name, "node2", 2)
     assert topology.namespaces(lab_name) == [names.fabric_netns(lab_name), names.node_netns(lab_name, "node1")]
+
+
+@pytest.mark.kernel
+def test_introduced_nodes_take_no_room_in_the_machines_neighbour_tables(lab_name: str) -> None:
+    subnets = topology.choose_subnets((ip_network("fd00::/48"),))
+    topology.create_fabric(lab_name)
+    for index in (1, 2, 3):
+        topology.create_node(lab_name, f"node{index}", index, topology.node_addresses(index, subnets))
+    topology.introduce(lab_name, {f"node{index}": index for index in (1, 2, 3)}, subnets)
+    for peer in topology.node_addresses(3, subnets):
+        assert _ping(names.node_netns(lab_name, "node1"), str(peer.ip))
+    for node in ("node1", "node2", "node3"):
+        command = ["ip", "-n", names.node_netns(lab_name, node), "neighbour"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert [line.split()[-1] for line in shown if not line.startswith("fe80:")] == ["PERMANENT"] * 4
 
 
 @pytest.mark.kernel

@@ -19,8 +19,11 @@ from podway.prove.packet import (
     parse_ip,
 )
 
-# Two real packets, captured on a veth pair with tcpdump: an ICMP echo request, and a DNS query over IPv6.
-PING = bytes.fromhex("4500001c0001000040017cddc0a80001c0a80002" + "0800e5ca12340001")
+# Echo requests of ping(8), captured with tcpdump.
+PING = bytes.fromhex("45000020295140003f01faee0a4d01020a4d02020800991b5cdf000100010203")
+PING6 = bytes.fromhex(
+    "60063773000c3a3ffd770000000000010000000000000002fd770000000000020000000000000002800025dd5ce0000100010203"
+)
 ports = st.integers(0, 65535)
 ordinary = ports.filter(lambda port: port not in (4789, 8472, 6081))
 v4 = st.integers(0, 2**32 - 1).map(IPv4Address)
@@ -119,7 +122,7 @@ def test_tcp_and_echo():
     assert (packet.transport, packet.payload) == (Tcp(10, 20, 7, 8, 0x18), b"data")
     ping = parse_ip(PING)
     assert ping is not None
-    assert ping.transport == Echo(request=True, identifier=0x1234, sequence=1)
+    assert ping.transport == Echo(request=True, identifier=0x5CDF, sequence=1)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +168,11 @@ def test_checksum_is_that_of_rfc_1071(data):
     assert internet_checksum(data) == total ^ 0xFFFF
 
 
-def test_wrong_checksums_are_found():
-    assert checksum_fault(PING) is None
-    spoiled = bytearray(PING)
-    spoiled[8] ^= 1
-    assert checksum_fault(bytes(spoiled)) == "IP header"
-    spoiled = bytearray(PING)
-    spoiled[-1] ^= 1
-    assert checksum_fault(bytes(spoiled)) == "transport"
+@pytest.mark.parametrize("packet", [PING, PING6])
+def test_wrong_checksums_are_found(packet):
+    assert checksum_fault(packet) is None
+    for place in (-1, -10, 27 if packet is PING6 else 13):
+        spoiled = bytearray(packet)
+        spoiled[place] ^= 1
+        assert checksum_fault(bytes(spoiled)) == ("IP header" if place == 13 else "transport")
+    assert checksum_fault(packet[:-1]) is None, "a packet that was cut short cannot be checked"

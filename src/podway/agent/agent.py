@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from podway.agent import admin
+from podway.agent import admin, originals
 from podway.agent.blocks import BlockKeeper
 from podway.agent.identity import NodeLock
 from podway.agent.learned import LearnedRoutes
@@ -100,6 +100,7 @@ class Agent:
                 impaired=lambda: self._routing_problem,
             )
             self._pods.learn_namespaces()
+            originals.remember(options.run_dir, self._kernel, self._state.plan())
             await self._ensure_blocks()
             self._reconciler.apply()
             self._speaker = BgpSpeaker(options.run_dir)
@@ -110,7 +111,13 @@ class Agent:
             await server.start()
             stack.push_async_callback(server.close)
             reporter = Reporter(
-                options, self._state, self._kernel, self._reconciler, self._speaker, problems=self._problems
+                options,
+                self._state,
+                self._kernel,
+                self._reconciler,
+                self._speaker,
+                self._learned,
+                problems=self._problems,
             )
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=uplink.device, pods=len(self._state.leases))

@@ -5,6 +5,7 @@ what it knows with what the kernel has, and where they differ it is told to look
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -24,6 +25,9 @@ log = structlog.get_logger(__name__)
 SETTLE = 0.1
 """Seconds between event and look, and between first and second look: BIRD itself may be at work."""
 
+RETRY = 5.0
+"""Seconds between looks while something could not be mended."""
+
 METRIC = 32
 """`metric` of BIRD's kernel protocol, by default (krt_start in sysdep/linux/netlink.c)."""
 
@@ -39,6 +43,8 @@ class LearnedRoutes:
         self._state = state
         self._repaired = repaired
         self._wanted = asyncio.Event()
+        self.failures: tuple[str, ...] = ()
+        """What BIRD could not mend at the last attempt: somebody else's route is in the place."""
 
     def soon(self) -> None:
         """Ask for a comparison: BIRD, or somebody else, changed a route of BIRD's."""
@@ -47,7 +53,9 @@ class LearnedRoutes:
     async def run(self) -> None:
         """Compare and mend when asked, for ever."""
         while True:
-            await self._wanted.wait()
+            with contextlib.suppress(TimeoutError):
+                # Nothing tells when a route of somebody else's gives the place free.
+                await asyncio.wait_for(self._wanted.wait(), RETRY if self.failures else None)
             await asyncio.sleep(SETTLE)
             self._wanted.clear()
             try:
@@ -58,15 +66,24 @@ class LearnedRoutes:
                 )  # BIRD is starting: it will write all
 
     async def _mend(self) -> None:
-        suspects = await self._differences()
-        if not suspects:
-            return
-        await asyncio.sleep(SETTLE)
-        wrong = [change for change in await self._differences() if change in suspects]
+        wrong = await self._differences()
+        if wrong:
+            await asyncio.sleep(SETTLE)
+            wrong = [change for change in await self._differences() if change in wrong]
         if wrong:
             await self._speaker.mend_kernel_routes()
-            for change in wrong:
+            await asyncio.sleep(SETTLE)
+        left = await self._differences() if wrong else []
+        for change in wrong:
+            if change not in left:
                 self._repaired(str(change))
+        self._note_failures(tuple(f"{change.difference}, and another's is in its place" for change in left))
+
+    def _note_failures(self, failures: tuple[str, ...]) -> None:
+        for failure in failures:
+            if failure not in self.failures:
+                log.error("learned route cannot be mended", problem=failure)
+        self.failures = failures
 
     async def _differences(self) -> list[Change]:
         """Return which routes the kernel lacks or has otherwise; more than BIRD knows is BIRD's business."""

@@ -67,7 +67,8 @@ class Reconciler:
         """Compare when asked, and now and then unasked, for ever."""
         while True:
             try:
-                await asyncio.wait_for(self._wanted.wait(), self._interval)
+                async with asyncio.timeout(self._interval):
+                    await self._wanted.wait()
                 await asyncio.sleep(SETTLE)
             except TimeoutError:
                 pass  # the regular full comparison

@@ -10,6 +10,7 @@ import msgspec
 
 from podway import __version__
 from podway.agent.admin import Method
+from podway.agent.learned import LearnedRoutes
 from podway.agent.options import AgentOptions
 from podway.agent.reconciler import Reconciler
 from podway.agent.state import NodeState
@@ -28,6 +29,7 @@ class Reporter:
         kernel: Kernel,
         reconciler: Reconciler,
         speaker: BgpSpeaker,
+        learned: LearnedRoutes,
         *,
         problems: Callable[[], dict[str, str]],
     ) -> None:
@@ -36,6 +38,7 @@ class Reporter:
         self._kernel = kernel
         self._reconciler = reconciler
         self._speaker = speaker
+        self._learned = learned
         self._problems = problems
         self._started = time.time()
 
@@ -73,7 +76,7 @@ class Reporter:
             "drift": {
                 "now": [str(change) for change in self._kernel.diff(self._state.plan())],
                 "repaired": [msgspec.to_builtins(repair) for repair in self._reconciler.repairs],
-                "refused": list(self._reconciler.failures),
+                "refused": [*self._reconciler.failures, *self._learned.failures],
             },
             "kernel_writes": self._kernel.writes,
         }

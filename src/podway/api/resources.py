@@ -200,8 +200,8 @@ class BgpSettings(StrictRecord, frozen=True, kw_only=True):
     asn: int = DEFAULT_ASN
     port: int = 179
     bfd: bool = True
-    bfd_interval: int = 100
-    bfd_multiplier: int = 3
+    bfd_interval: int = 200
+    bfd_multiplier: int = 2
 
 
 class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):

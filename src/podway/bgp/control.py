@@ -45,8 +45,8 @@ class BirdControl:
             ) from error
         try:
             await self._reply("the greeting")
-        except RoutingError:
-            await self._close()
+        except BaseException:  # cancelled, too: the caller's `async with` has not begun
+            self._writer.close()
             raise
         return self
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from podway.bgp.control import BirdControl
+from podway.bgp.status import parse_peers
 from podway.errors import RoutingError, UnsupportedSystem
 
 log = structlog.get_logger(__name__)
@@ -176,6 +177,22 @@ class Bird:
             if process := self._process:
                 self._process = None
                 await self._leave(process, "down")
+
+    async def retire(self) -> bool:
+        """Stop the BIRD that runs here, if any, and leave no route of its own in the kernel.
+
+        Sessions go first: BIRD then withdraws what they told, which `persist` would leave at its end.
+        Tells whether there was one. Raises RoutingError.
+        """
+        self._process = self._find()
+        if self._process is None:
+            return False
+        async with self.control() as control:
+            peers = parse_peers(await control.command("show protocols all"))
+            for peer in peers:
+                await control.command(f"disable '{peer.name}'")
+        await self.stop()
+        return True
 
     def release(self) -> None:
         """Let go of BIRD, which runs on: the agent ends."""

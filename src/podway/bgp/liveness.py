@@ -29,13 +29,13 @@ scheduled, and may sit on the first routes of a new session for a second; any co
 
 import asyncio
 import contextlib
-import ctypes
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import structlog
 
+from podway import inotify
 from podway.api.addresses import Address
 from podway.bgp.daemon import Bird
 from podway.bgp.probe import answering
@@ -102,7 +102,9 @@ class LivenessArbiter:
                     # BIRD itself is away; whoever keeps it alive brings it back, and its log then changes.
                     log.debug("cannot look at BFD sessions", reason=error.message)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(watch.changed(), ASK_AGAIN if asking else LOOK_ANYWAY)
+                    # Not wait_for: until Python 3.12 it loses a cancellation that comes with the result.
+                    async with asyncio.timeout(ASK_AGAIN if asking else LOOK_ANYWAY):
+                        await watch.changed()
                 await asyncio.sleep(COALESCE)
 
     async def _look(self, suspects: Suspects) -> bool:
@@ -125,21 +127,17 @@ class LivenessArbiter:
 class DirectoryWatch:
     """Tells when a file in a directory was written, created or renamed (inotify(7)); a context manager."""
 
-    _MODIFY, _CREATE, _MOVED_TO = 0x02, 0x100, 0x80
-
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def __enter__(self) -> "DirectoryWatch":
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        events = self._MODIFY | self._CREATE | self._MOVED_TO
-        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(self._directory), events) < 0:
-            number = ctypes.get_errno()
+        try:
+            self._fd = inotify.watch(self._directory, inotify.IN_MODIFY | inotify.IN_CREATE | inotify.IN_MOVED_TO)
+        except OSError as error:
             raise RoutingError(
-                f"{self._directory} cannot be watched: {os.strerror(number)}",
-                hint="If it is EMFILE: raise the sysctl fs.inotify.max_user_instances.",
-            )
+                f"{self._directory} cannot be watched: {error.strerror}",
+                hint="If too many files are open: raise the sysctl fs.inotify.max_user_instances.",
+            ) from error
         self._event = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._fd, self._readable)
         return self
@@ -154,5 +152,5 @@ class DirectoryWatch:
         self._event.clear()
 
     def _readable(self) -> None:
-        os.read(self._fd, 1 << 16)
+        inotify.drain(self._fd)
         self._event.set()

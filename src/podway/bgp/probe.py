@@ -11,8 +11,8 @@ import msgspec
 from podway.api.addresses import Address, Family
 from podway.errors import UnsupportedSystem
 
-ECHOES = 3
-"""Requests to each node, spread over the first half of the window: a lost packet is not a dead node."""
+PAUSES = (1 / 6, 1 / 6, 2 / 3)
+"""One request before each, in parts of the window: a lost packet is not a dead node."""
 
 
 class _Echo(msgspec.Struct, frozen=True):
@@ -34,6 +34,8 @@ async def answering(addresses: Collection[Address], *, window: float) -> frozens
 
     An address that cannot even be sent to does not answer. Raises UnsupportedSystem without CAP_NET_RAW.
     """
+    if not addresses:
+        return frozenset()
     loop = asyncio.get_running_loop()
     answered: set[Address] = set()
     complete = asyncio.Event()
@@ -49,13 +51,12 @@ async def answering(addresses: Collection[Address], *, window: float) -> frozens
     try:
         for family, sock in sockets.items():
             loop.add_reader(sock, _receive, sock, family, token, heard)
-        for number in range(ECHOES):
+        for number, pause in enumerate(PAUSES):
             for address in set(addresses) - answered:
                 _send(sockets[Family.of(address)], address, token, number)
-            last = number == ECHOES - 1
-            pause = window * (0.5 + 0.5 / ECHOES) if last else window * 0.5 / ECHOES
             try:
-                await asyncio.wait_for(complete.wait(), pause)
+                async with asyncio.timeout(pause * window):
+                    await complete.wait()
             except TimeoutError:
                 continue
             break

@@ -72,6 +72,10 @@ class BgpSpeaker:
         """Stop BIRD for good; peers forget this node's routes."""
         await self.bird.stop()
 
+    async def retire(self) -> bool:
+        """Stop a BIRD that runs here, after it took its routes out of the kernel; tell whether there was one."""
+        return await self.bird.retire()
+
     def _take(self, plan: BgpPlan) -> None:
         self._plan = plan
         self._arbiter.sessions = {peer.address: peer.name for peer in plan.peers} if plan.bfd else {}

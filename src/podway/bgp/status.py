@@ -144,7 +144,7 @@ def _protocols(reply: Iterable[Line]) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 _ROUTE = re.compile(
-    r"(?P<network>\S*)\s+(?P<type>\S+) \[(?P<protocol>\S+) (?P<since>\S+)(?: from \S+)?\](?P<best> \*)?"
+    r"(?P<network>\S*)\s+(?P<type>\S+) \[(?P<protocol>\S+) (?P<since>\S+)(?: from \S+)?\](?P<best> [*!])?"
 )
 _NEXT_HOP = re.compile(r"\tvia (?P<gateway>\S+) on (?P<device>\S+)")
 

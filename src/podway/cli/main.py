@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delete": ("podway.cli.change:delete", "Delete objects."),
     "verify": ("podway.cli.verify:verify", "Prove the network model by packets."),
     "status": ("podway.cli.agent:status", "Show how the agents are: store, BIRD, leases, drift."),
+    "install": ("podway.cli.host:install", "Install the plugin and the agent's unit on this host."),
+    "uninstall": ("podway.cli.host:uninstall", "Remove Podway from this host, and set back what it changed."),
     "agent": ("podway.cli.agent:agent", "Run the agent of a node."),
     "lab": ("podway.cli.lab:lab", "Build and use a whole cluster on this machine."),
 }

@@ -130,8 +130,7 @@ def start_node(lab: str, node: str, report: Report) -> None:
             facts.ask(lab, lambda store: facts.forget_kernel(store, node))
             current = _make_node(current, node, before.index)
         _start_agents(current, (node,), report)
-        if not before.running:
-            pods.restart(current, node)
+        pods.restart(current, node)
 
 
 def execute_on_node(lab: str, node: str, command: Sequence[str]) -> int:
@@ -180,6 +179,8 @@ def _free_index(current: LabState, node: str) -> int:
 
 
 def _start_agents(current: LabState, nodes: Sequence[str], report: Report) -> None:
+    running = {node: current.node(node).index for node in current.running}
+    topology.introduce(current.name, running, current.networks)
     started = {node: agents.start(current.name, node) for node in nodes}
     agents.wait_ready(current.name, started, report)
     agents.wait_converged(current, report)

@@ -103,9 +103,8 @@ async def pods_on(store: Store, node: str) -> tuple[Pod, ...]:
     return tuple(pod for pod in (await store.list(Pod)).items if pod.spec.node_name == node)
 
 
-async def mark_pending(store: Store, node: str) -> tuple[Pod, ...]:
-    """Note that the pods of a node run no more; return them as stored."""
-    pods = await pods_on(store, node)
+async def mark_pending(store: Store, pods: Sequence[Pod]) -> tuple[Pod, ...]:
+    """Note that these pods run no more; return them as stored."""
     return tuple([await store.update(msgspec.structs.replace(pod, status=PodStatus())) for pod in pods])
 
 

@@ -39,6 +39,7 @@ STANDARD_PLUGINS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 """Where plugins are usually installed, by hand and by Debian."""
 
 GRACE_SECONDS = 1.0
+"""How long a pod's processes may take to end; a kubelet allows 30, but here nothing needs them."""
 
 
 def run(
@@ -108,12 +109,14 @@ def start(current: LabState, pod: Pod) -> Pod:
 
 
 def restart(current: LabState, node: str) -> None:
-    """Start all pods of a node anew, as a kubelet does after a reboot; they get new addresses.
+    """Start those pods of a node anew that went with its power, as a kubelet does; they get new addresses.
 
     A pod that cannot start stays Pending. Raises LabError that names those.
     """
     lab = current.name
-    lost = facts.ask(lab, lambda store: facts.mark_pending(store, node))
+    found = facts.ask(lab, lambda store: facts.pods_on(store, node))
+    gone = [pod for pod in found if not netns.path_of(netns_of(lab, pod)).exists()]
+    lost = facts.ask(lab, lambda store: facts.mark_pending(store, gone))
     failures = []
     for pod in lost:
         try:

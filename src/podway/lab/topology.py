@@ -10,15 +10,15 @@ Both ends of a veth pair are born in their final namespaces, so nothing ever sho
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface, ip_network
 
 from podway.api.addresses import Family, Interface, Network
-from podway.errors import KernelError, LabError
-from podway.kernel import addresses, links, netns
-from podway.kernel.netlink import Connection
+from podway.errors import LabError
+from podway.kernel import addresses, links, neighbours, netns
+from podway.kernel.netlink import Connection, Request
 from podway.lab import names
-from podway.plan.objects import LinkAddress
+from podway.plan.objects import LinkAddress, Neighbour
 
 BRIDGE = "fabric0"
 UPLINK = "eth0"
@@ -86,20 +86,32 @@ def create_node(lab: str, node: str, index: int, uplink: tuple[Interface, ...]) 
         )
 
 
+def introduce(lab: str, nodes: Mapping[str, int], subnets: tuple[Network, ...]) -> None:
+    """Tell each of these nodes (names and numbers) the hardware addresses of all others, for good.
+
+    All namespaces share the kernel's neighbour tables, with room for 1024 entries that are learned
+    (gc_thresh3, man 7 arp); 50 nodes would need 2450 of them, and then not even a SYN finds its way.
+    Permanent entries do not count. That of a node which left stays: its number keeps its address.
+    """
+    entries = {
+        node: [Neighbour(UPLINK, address.ip, _uplink_mac(index)) for address in node_addresses(index, subnets)]
+        for node, index in nodes.items()
+    }
+    for node in nodes:
+        with connection(names.node_netns(lab, node)) as there:
+            device = links.find(there, UPLINK).index
+            others = (entry for other, found in entries.items() if other != node for entry in found)
+            there.transact([neighbours.add(entry, device) for entry in others])
+
+
 def cut_node(lab: str, index: int) -> None:
     """Take a node's carrier away, as pulling its cable would: nothing that it sends gets out any more."""
-    with connection(names.fabric_netns(lab)) as fabric:
-        fabric.transact([links.set_down(_port(index))])
+    _at_port(lab, links.set_down(_port(index)))
 
 
 def remove_node(lab: str, node: str, index: int) -> None:
     """Remove a node's uplink and namespace, as far as they are there. Nothing may run in it any more."""
-    with connection(names.fabric_netns(lab)) as fabric:
-        try:
-            fabric.transact([links.remove(_port(index))])
-        except KernelError as error:
-            if error.errno != errno.ENODEV:
-                raise
+    _at_port(lab, links.remove(_port(index)))
     netns.delete(names.node_netns(lab, node))
 
 
@@ -123,6 +135,14 @@ def connection(namespace: str) -> Iterator[Connection]:
     """Give a connection to rtnetlink in a named namespace while the block runs."""
     with netns.opened(netns.path_of(namespace)) as fd, Connection(fd) as found:
         yield found
+
+
+def _at_port(lab: str, request: Request) -> None:
+    """Carry out a request for a port of the fabric, if the port is there."""
+    with connection(names.fabric_netns(lab)) as fabric:
+        failure = fabric.attempt([request]).get(0)
+    if failure and failure.errno != errno.ENODEV:
+        raise failure
 
 
 def _port(index: int) -> str:

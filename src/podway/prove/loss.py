@@ -174,7 +174,8 @@ class _Inside:
     def _not_leaving(self, way: Lookup, ground: Ground) -> Cause:
         """The route is right: is it the device, the neighbour, the size? Else something filters."""
         link, hop = ground.links[way.device], way.gateway or self._destination
-        if ground.neighbours.get((link.name, hop)) == "":
+        known = ground.neighbours.get((link.name, hop))
+        if known == "":
             return self._unanswered(hop, link.name)
         if link.mtu < self._length:
             return too_small(link.mtu, f"{link.name} of {self._label}", self._length)
@@ -184,17 +185,17 @@ class _Inside:
                 f"{self._what} (path MTU discovery), but packets of {self._length} must pass",
                 "find the device behind it that has this MTU, and raise it",
             )
-        if self._witness.overflowed:
+        if known is None and self._witness.overflowed:
             return Cause(
                 "this machine's neighbour tables, which all its namespaces share, were full: packets to new "
                 "neighbours vanished",
                 "raise net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3",
             )
-        said = f" ({os.strerror(self._fault.errno)})" if self._fault.errno and not self._iif else ""
         return Cause(
-            f"{self._label} drops {self._direction()}{said}, though it has the right route: a firewall rule or "
-            f"an eBPF program does it",
+            f"{self._label} drops {self._direction()}, though it has the right route: a firewall rule or an eBPF "
+            f"program does it",
             self._command("nft list ruleset") + ", and look for drop and reject",
+            f"sending failed: {os.strerror(self._fault.errno)}" if self._fault.errno and not self._iif else "",
         )
 
     def _unanswered(self, hop: Address, device: str) -> Cause:
@@ -231,8 +232,7 @@ class _Inside:
                 "start the pod anew",
             )
         return Cause(
-            f"packets arrive at {self._label}, but its own network stack does not take them: a firewall rule "
-            f"inside does it",
+            f"packets arrive at {self._label} and end in its own network stack: a firewall rule inside does it",
             self._command("nft list ruleset") + ", and look for drop and reject",
         )
 

@@ -256,10 +256,8 @@ def _ethernet(frame: bytes, tunnels: tuple[Tunnel, ...]) -> Packet | None:
 def _ethertype(ethertype: int, data: bytes, tunnels: tuple[Tunnel, ...]) -> Packet | None:
     if ethertype == ETHERTYPE_TEB:
         return _ethernet(data, tunnels)
-    packet = _ip(data, tunnels) if ethertype in (ETHERTYPE_IPV4, ETHERTYPE_IPV6) else None
-    if packet is None or (packet.family is Family.IPV4) != (ethertype == ETHERTYPE_IPV4):
-        return None
-    return packet
+    version = {ETHERTYPE_IPV4: 4, ETHERTYPE_IPV6: 6}.get(ethertype)
+    return _ip(data, tunnels) if data and data[0] >> 4 == version else None
 
 
 def _ip(data: bytes, tunnels: tuple[Tunnel, ...]) -> Packet | None:

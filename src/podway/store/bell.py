@@ -1,17 +1,13 @@
 """A bell that rings when a file's timestamps are set or the file goes away: inotify(7) in asyncio."""
 
 import asyncio
-import ctypes
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# include/uapi/linux/inotify.h
-IN_ATTRIB = 0x00000004
-IN_DELETE_SELF = 0x00000400
-IN_MOVE_SELF = 0x00000800
+from podway import inotify
 
 SLOW_POLL = 1.0
 """Seconds between looks when the bell works: for a writer that was killed before it could ring."""
@@ -56,7 +52,8 @@ class Bell:
 
     def _open(self) -> None:
         try:
-            self._descriptor = _watch(self._path)
+            events = inotify.IN_ATTRIB | inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF
+            self._descriptor = inotify.watch(self._path, events)
         except OSError as error:
             log.warning("no inotify for %s (%s): looking every %g s", self._path, error.strerror, FAST_POLL)
             return
@@ -64,7 +61,7 @@ class Bell:
         self._loop.add_reader(self._descriptor, self._heard)
 
     def _heard(self) -> None:
-        os.read(self._descriptor, 4096)
+        inotify.drain(self._descriptor)
         self.ring()
 
     def _close(self) -> None:
@@ -74,16 +71,3 @@ class Bell:
             self._loop.remove_reader(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1
-
-
-def _watch(path: Path) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    mask = IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF
-    if libc.inotify_add_watch(descriptor, os.fsencode(path), mask) < 0:
-        code = ctypes.get_errno()
-        os.close(descriptor)
-        raise OSError(code, os.strerror(code))
-    return descriptor

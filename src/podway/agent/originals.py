@@ -1,0 +1,52 @@
+"""What settings of the whole node were before Podway changed them, so that removing Podway restores them.
+
+A pod link's settings vanish with the link. Those of the uplink and of the namespace would stay: their former
+values are kept in the run directory, which, like the settings, does not outlive a reboot.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from podway.api.lease import LINK_PREFIX
+from podway.errors import AgentError
+from podway.kernel.node import Kernel
+from podway.plan.objects import NodePlan, Sysctl
+
+FILE = "original-sysctls.json"
+
+
+def remember(run_dir: Path, kernel: Kernel, plan: NodePlan) -> None:
+    """Note what the plan's node-wide settings are, unless they are noted already. Call before applying it."""
+    known = _load(run_dir)
+    new = [s.path for s in plan.sysctls if s.path not in known and f"/{LINK_PREFIX}" not in s.path]
+    if new:
+        _save(run_dir, {**known, **kernel.sysctls(new)})
+
+
+def restore(run_dir: Path, kernel: Kernel) -> tuple[Sysctl, ...]:
+    """Set everything back to what was noted, and forget it; return what was noted. Raises KernelError."""
+    originals = tuple(Sysctl(path, value) for path, value in _load(run_dir).items())
+    report = kernel.apply(NodePlan(sysctls=originals))
+    if report.failures:
+        raise report.failures[0]
+    (run_dir / FILE).unlink(missing_ok=True)
+    return originals
+
+
+def _load(run_dir: Path) -> dict[str, str]:
+    path = run_dir / FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except msgspec.MsgspecError as error:
+        raise AgentError(
+            f"{path} is damaged: {error}", hint="remove it; settings then stay as they are"
+        ) from error
+
+
+def _save(run_dir: Path, originals: dict[str, str]) -> None:
+    fresh = run_dir / f"{FILE}.new"
+    fresh.write_bytes(msgspec.json.encode(originals))
+    fresh.replace(run_dir / FILE)

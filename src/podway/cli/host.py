@@ -1,0 +1,64 @@
+"""`podway install` and `podway uninstall`: a plain host's files, and the way back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from podway.host.files import HostPaths, Outcome
+
+F = TypeVar("F", bound=Callable[..., None])
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+def _paths(command: F) -> F:
+    for option, default, text in (
+        ("--unit-dir", HostPaths().units, "Where systemd looks for units."),
+        ("--conf-dir", HostPaths().configuration, "Where the container runtime looks for networks."),
+        ("--plugin-dir", HostPaths().plugins, "Where the container runtime looks for CNI plugins."),
+    ):
+        command = click.option(option, type=_DIRECTORY, default=default, show_default=True, help=text)(command)
+    return command
+
+
+@click.command()
+@_paths
+@click.option("--overwrite", is_flag=True, help="Replace files that somebody changed.")
+def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool) -> None:
+    """Install the CNI plugin, its configuration and the agent's systemd unit. Starts nothing."""
+    from podway.host import files
+
+    _tell(files.install(HostPaths(plugin_dir, conf_dir, unit_dir), overwrite=overwrite))
+    click.echo(f"Start the agent when you are ready: systemctl enable --now {files.UNIT_NAME}")
+
+
+@click.command()
+@_paths
+@click.option("--run-dir", type=_DIRECTORY, default=Path("/run/podway"), show_default=True)
+@click.option("--with-pods", is_flag=True, help="Even if pods are attached, which lose their network.")
+def uninstall(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, run_dir: Path, with_pods: bool) -> None:
+    """Remove Podway from this host: links, routes, firewall table, BIRD, files; settings are set back.
+
+    Stop the agent first. What is not Podway's is never touched.
+    """
+    from podway.host import files
+    from podway.host.reset import reset
+
+    removed = reset(run_dir, with_pods=with_pods)
+    for pod in removed.pods:
+        click.echo(f"pod {pod}: detached")
+    for thing in removed.objects:
+        click.echo(f"{thing}: removed")
+    for setting in removed.settings:
+        click.echo(f"{setting}: set back")
+    if removed.bird:
+        click.echo("BIRD: stopped")
+    _tell(files.remove(HostPaths(plugin_dir, conf_dir, unit_dir)))
+    click.echo("Delete the Node object to return its address blocks: podway delete node NAME")
+
+
+def _tell(outcomes: dict[Path, Outcome]) -> None:
+    for path, outcome in outcomes.items():
+        click.echo(f"{path}: {outcome}")

@@ -1,0 +1,1 @@
+"""A plain host: installing the plugin and the unit, and taking every trace away again."""
