@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from podway import inotify
 from podway.api.meta import Metadata
 from podway.api.resources import Namespace
 from podway.errors import (
@@ -217,10 +218,10 @@ def test_watches_and_stores_leave_no_file_open(tmp_path):
 
 
 def test_without_inotify_a_watch_polls(tmp_path, monkeypatch, caplog):
-    def refuse(path):
+    def refuse(path, events):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(bell, "_watch", refuse)
+    monkeypatch.setattr(inotify, "watch", refuse)
     path = tmp_path / "s.db"
 
     async def watch(store):
