@@ -5,7 +5,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.prove.packet import (
@@ -18,6 +18,8 @@ from podway.prove.packet import (
     parse_ethernet,
     parse_ip,
 )
+
+patiently = settings(deadline=None, max_examples=60)
 
 # Echo requests of ping(8), captured with tcpdump.
 PING = bytes.fromhex("45000020295140003f01faee0a4d01020a4d02020800991b5cdf000100010203")
@@ -48,6 +50,7 @@ def ethernet(packet: bytes) -> bytes:
     return bytes(12) + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet
 
 
+@patiently
 @given(pairs, ordinary, ordinary, st.binary(max_size=7), st.integers(1, 255), st.booleans())
 def test_udp_is_read_as_it_was_written(addresses, sport, dport, payload, ttl, df):
     data = ip(*addresses, socket.IPPROTO_UDP, udp(sport, dport, payload), ttl=ttl, df=df)
@@ -61,6 +64,7 @@ def test_udp_is_read_as_it_was_written(addresses, sport, dport, payload, ttl, df
     assert packet.tunnels == ()
 
 
+@patiently
 @given(st.binary(max_size=400))
 def test_garbage_is_no_packet_and_no_error(data):
     parse_ethernet(data)
@@ -68,6 +72,7 @@ def test_garbage_is_no_packet_and_no_error(data):
     checksum_fault(data)
 
 
+@patiently
 @given(st.binary(max_size=200), st.sampled_from((1, 4, 6, 17, 41, 47, 58)), pairs)
 def test_garbage_inside_a_good_header_is_no_error(body, protocol, addresses):
     parse_ip(ip(*addresses, protocol, body))
@@ -89,6 +94,7 @@ def test_packets_in_packets_end(depth):
     assert (found is None) == (depth > 5)
 
 
+@patiently
 @given(pairs, pairs, st.sampled_from(("IP in IP", "VXLAN", "Geneve", "GRE")), st.binary(max_size=7))
 def test_what_is_wrapped_is_found(outer, inner, kind, payload):
     packet = ip(*inner, socket.IPPROTO_UDP, udp(1000, 2000, payload))
@@ -158,6 +164,7 @@ def test_first_fragments_are_told_later_ones_passed_over():
     assert packet.transport == Udp(1, 2)
 
 
+@patiently
 @given(st.binary(min_size=2, max_size=60))
 def test_checksum_is_that_of_rfc_1071(data):
     """Against the sum written out as the RFC defines it."""

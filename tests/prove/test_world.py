@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address, ip_network
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.api.addresses import Family
@@ -32,6 +32,8 @@ from podway.prove.probe import (
     sample,
 )
 from podway.prove.world import Block, NodePlace, NodePoint, PodPlace, PodPoint, World, build_world
+
+patiently = settings(deadline=None, max_examples=60)
 
 
 def node(name: str, *addresses: str) -> Node:
@@ -125,6 +127,7 @@ def test_pairs_are_per_family():
     assert len(node_pairs(world, Family.IPV4)) == 2 * 2 * 2
 
 
+@patiently
 @given(st.integers(2, 12), st.integers(0, 150), st.integers())
 def test_a_sample_is_stable_and_meets_everyone_if_it_can(pods, count, seed):
     world = make_world(*(point(f"p{i}", "a", f"10.0.1.{i + 2}") for i in range(pods)))
@@ -148,6 +151,7 @@ def test_a_probe_is_as_large_as_both_ends_allow():
         assert len({probe.number for probe in planned}) == 6
 
 
+@patiently
 @given(st.integers(0, 2**32 - 1), st.sampled_from((Step.REQUEST, Step.REPLY)), st.integers(TAG_BYTES, 9000))
 def test_a_tag_is_read_back_from_its_payload_and_from_no_other_run(number, step, size):
     tag = Tag(number, step, size)
@@ -157,6 +161,7 @@ def test_a_tag_is_read_back_from_its_payload_and_from_no_other_run(number, step,
     assert read_tag(b"magic679", data) is None
 
 
+@patiently
 @given(st.binary(max_size=40))
 def test_garbage_has_no_tag(data):
     assert read_tag(b"magic678", b"magic678" + data) is None or len(data) >= TAG_BYTES - 8

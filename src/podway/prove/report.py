@@ -1,6 +1,7 @@
 """What verify found, as records; their JSON form is the documented schema."""
 
 import enum
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -109,7 +110,8 @@ def to_json(report: Report) -> str:
     return msgspec.json.format(msgspec.json.encode({"holds": report.holds, **document}), indent=2).decode()
 
 
-_SHOWN_PAIRS = 3
+_SHOWN = 3
+"""Of how many failures of one kind people are shown the names."""
 
 
 def to_text(report: Report) -> str:
@@ -124,7 +126,7 @@ def to_text(report: Report) -> str:
         lines += ["", *_paragraph(number, finding)]
     if report.unproved:
         lines += ["", "Not proved:"]
-        lines += [f"  {absent.subject}: {absent.reason}" for absent in report.unproved]
+        lines += _unproved(report.unproved)
     if report.retried:
         lines += ["", f"{_number(report.retried, 'probe was', 'probes were')} answered only at the second try."]
     if report.packets_missed:
@@ -152,8 +154,8 @@ def _count(rule: RuleReport) -> str:
 def _paragraph(number: int, finding: Finding) -> list[str]:
     lines = [f"{number}. {finding.problem}"]
     if finding.pairs:
-        shown = "; ".join(pair.words for pair in finding.pairs[:_SHOWN_PAIRS])
-        more = len(finding.pairs) - _SHOWN_PAIRS
+        shown = "; ".join(pair.words for pair in finding.pairs[:_SHOWN])
+        more = len(finding.pairs) - _SHOWN
         rest = f"; and {_number(more, 'other pair', 'other pairs')}" if more > 0 else ""
         lines.append(f"   breaks:    {shown}{rest}")
     if finding.last_seen:
@@ -162,6 +164,18 @@ def _paragraph(number: int, finding: Finding) -> list[str]:
         lines.append(f"   there:     {finding.detail}")
     lines.append(f"   do:        {finding.advice}")
     return lines
+
+
+def _unproved(absent: Iterable[Absent]) -> list[str]:
+    subjects: dict[str, list[str]] = {}
+    for entry in absent:
+        subjects.setdefault(entry.reason, []).append(entry.subject)
+    return [
+        f"  {', '.join(names[:_SHOWN])}"
+        + (f" and {_number(len(names) - _SHOWN, 'other', 'others')}" if len(names) > _SHOWN else "")
+        + f": {reason}"
+        for reason, names in subjects.items()
+    ]
 
 
 def _number(count: int, one: str, many: str) -> str:
