@@ -97,7 +97,7 @@ class MemoryNetwork:
             self.leases[request.attachment] = Lease(
                 request.attachment, str(request.pod), request.network, request.netns, free
             )
-        return wire(self.leases[request.attachment], mtu=request.mtu or 1500, node_addresses=())
+        return wire(self.leases[request.attachment], mtu=1500, node_addresses=())
 
     async def delete(self, request: Delete) -> None:
         self.requests.append(request)

@@ -53,7 +53,6 @@ configs = st.fixed_dictionaries(
         "type": st.just("podway") | json_values,
         "ipMasq": json_values,
         "ipam": json_values,
-        "mtu": st.integers() | json_values,
         "ipv4Pools": st.lists(st.text(max_size=3)) | json_values,
         "capabilities": st.dictionaries(st.sampled_from(["ips", "mac", "a.b"]), st.booleans()) | json_values,
         "runtimeConfig": st.fixed_dictionaries({"ips": json_values}) | json_values,

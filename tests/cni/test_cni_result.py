@@ -117,7 +117,6 @@ def test_addresses_of_the_pod_and_nobody_elses() -> None:
 
 def test_configuration_for_the_runtime() -> None:
     text = render_conflist(
-        mtu=1400,
         pools={Family.IPV6: ["six"]},
         chained=("tuning", "portmap", "bandwidth"),
         sysctls={"net.core.somaxconn": "500"},

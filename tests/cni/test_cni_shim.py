@@ -87,12 +87,12 @@ def test_what_runtimes_pass_reaches_the_network(
     runtime: Runtime, agent: CniServer, network: MemoryNetwork, netns: str
 ) -> None:
     arguments = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=7;IP=10.244.1.9;X=y"
-    settings = config(mtu=1400, ipv6Pools=["six"], runtimeConfig={"ips": ["fd00::9/64"]})
+    settings = config(ipv6Pools=["six"], runtimeConfig={"ips": ["fd00::9/64"]})
     runtime.run("ADD", settings, CNI_NETNS=netns, CNI_ARGS=arguments)
     request = network.requests[-1]
     assert str(request.pod) == "shop/web-0"
     assert [str(address) for address in request.addresses] == ["10.244.1.9", "fd00::9"]
-    assert (request.mtu, request.pools) == (1400, {6: ("six",)})
+    assert request.pools == {6: ("six",)}
 
 
 @pytest.mark.kernel
@@ -137,8 +137,7 @@ BAD_INPUT = {
     "no name": (config(name=""), {}, 7, "no name"),
     "a bad name": (config(name="../etc"), {}, 7, "../etc"),
     "unknown field": (config(ipv4Pool=["a"]), {}, 7, "ipv4Pool"),
-    "mtu of a wrong type": (config(mtu="1500"), {}, 7, "$.mtu"),
-    "mtu out of range": (config(mtu=67), {}, 7, "mtu"),
+    "a field that is the cluster's": (config(mtu=1400), {}, 7, "mtu: unknown"),
     "no version": ({"name": "podway", "type": "podway"}, {}, 1, "0.1.0"),
     "a version that does not exist": (config(cniVersion="9.9.9"), {}, 1, "9.9.9"),
     "masquerading": (config(ipMasq=True), {}, 2, "ipMasq: true"),
@@ -196,6 +195,11 @@ def test_bad_input_is_refused_with_code_and_advice(
 def test_the_nearest_known_field_is_named(runtime: Runtime, agent: CniServer) -> None:
     answer = runtime.run("ADD", config(ipv4Pool=["a"]))
     assert "'ipv4Pools'" in answer.output["details"]
+
+
+def test_the_mtu_is_the_clusters(runtime: Runtime, agent: CniServer) -> None:
+    answer = runtime.run("ADD", config(mtu=1400))
+    assert "NetworkConfig" in answer.output["details"]
 
 
 def test_gc_without_a_list_and_check_without_a_result_are_refused(runtime: Runtime, agent: CniServer) -> None:

@@ -32,6 +32,12 @@ CODES: tuple[tuple[type[PodwayError], Code], ...] = (
 """The code of each kind of failure; the first that fits counts."""
 
 
+_TAKEN = (
+    "the pod has it already, made by another network or plugin: "
+    "use another CNI_IFNAME, and give a pod only one network with default routes"
+)
+
+
 class _Error(msgspec.Struct, omit_defaults=True):
     cni_version: str = msgspec.field(name="cniVersion")
     code: int
@@ -43,9 +49,9 @@ def cni_error(error: PodwayError) -> CniError:
     """Return the error as the runtime is to be told it."""
     if isinstance(error, CniError):
         return error
-    code = next((code for kind, code in CODES if isinstance(error, kind)), Code.INTERNAL)
     if isinstance(error, KernelError) and error.errno == errno.EEXIST:
-        code = Code.INTERFACE_TAKEN
+        return CniError(Code.INTERFACE_TAKEN, error.message, hint=error.hint or _TAKEN)
+    code = next((code for kind, code in CODES if isinstance(error, kind)), Code.INTERNAL)
     return CniError(code, error.message, hint=error.hint)
 
 

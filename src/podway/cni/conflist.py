@@ -28,19 +28,16 @@ def render_conflist(
     *,
     name: str = NETWORK,
     version: str = VERSION,
-    mtu: int | None = None,
     pools: Mapping[Family, Sequence[str]] | None = None,
     chained: Sequence[Chained] = (),
     sysctls: Mapping[str, str] | None = None,
 ) -> bytes:
     """Return the file's text: our plugin, then the standard ones named in `chained`, in that order.
 
-    `mtu` (bytes) and `pools` (names, by family) are left to the cluster's configuration unless given.
+    `pools` (names, by family) are left to the cluster's configuration unless given.
     `sysctls` are set inside each pod, by tuning (`{"net.core.somaxconn": "500"}`).
     """
     ours: dict[str, Any] = {"type": NETWORK, "capabilities": dict.fromkeys(CAPABILITIES, True)}
-    if mtu is not None:
-        ours["mtu"] = mtu
     for family, names in (pools or {}).items():
         ours[f"ipv{family.value}Pools"] = list(names)
     plugins = [ours, *(dict(_CHAINED[plugin]) for plugin in chained)]

@@ -37,8 +37,8 @@ class Add(msgspec.Struct, frozen=True, kw_only=True):
     """Attach a container to the network.
 
     `netns` is the namespace's path as the runtime gave it. `addresses` are wanted ones, at most one a
-    family. `pools` names the pools to choose from where the configuration does. `mtu` is in bytes; None
-    means that the path decides. `previous` is the result of the chain's plugins before this one.
+    family. `pools` names the pools to choose from where the configuration does. `previous` is the result of
+    the chain's plugins before this one.
     """
 
     version: str
@@ -48,7 +48,6 @@ class Add(msgspec.Struct, frozen=True, kw_only=True):
     pod: PodReference = PodReference()
     addresses: tuple[Address, ...] = ()
     pools: dict[Family, tuple[str, ...]] = {}
-    mtu: int | None = None
     dns: Dns = Dns()
     previous: Result | None = None
 
@@ -116,7 +115,6 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         default=msgspec.UNSET, name=VALID_ATTACHMENTS
     )
 
-    mtu: int | None = None
     ipv4_pools: tuple[str, ...] = msgspec.field(default=(), name="ipv4Pools")
     ipv6_pools: tuple[str, ...] = msgspec.field(default=(), name="ipv6Pools")
 
@@ -129,6 +127,9 @@ class _Named(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _KNOWN = frozenset(field.encode_name for field in msgspec.structs.fields(_Config))
+_CLUSTER_WIDE = {"mtu": "remove it: all pods of a cluster have one MTU, spec.mtu of its NetworkConfig"}
+"""Keys of other plugins for what here is the cluster's to say, and where it says it."""
+
 _CONFIG = msgspec.json.Decoder(_Config)
 _NAMED = msgspec.json.Decoder(_Named)
 _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -178,7 +179,6 @@ def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
             for family, names in ((Family.IPV4, config.ipv4_pools), (Family.IPV6, config.ipv6_pools))
             if names
         },
-        mtu=_require_mtu(config.mtu),
         dns=config.dns,
         previous=previous,
     )
@@ -240,14 +240,14 @@ def _refuse_unknown_keys(stdin: bytes) -> None:
         domain, slash, _ = key.partition("/")
         if key in _KNOWN or (slash and "." in domain):
             continue
-        from difflib import get_close_matches
+        raise _invalid(key, "unknown field", _CLUSTER_WIDE.get(key) or _nearest(key))
 
-        near = get_close_matches(key, sorted(_KNOWN), n=1)
-        raise _invalid(
-            key,
-            "unknown field",
-            f"did you mean {near[0]!r}?" if near else f"remove it; known are {', '.join(sorted(_KNOWN))}",
-        )
+
+def _nearest(key: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, sorted(_KNOWN), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"remove it; known are {', '.join(sorted(_KNOWN))}"
 
 
 def _refuse_unsupported(config: _Config) -> None:
@@ -284,7 +284,7 @@ def _previous(config: _Config) -> Result | None:
     try:
         stated = _NAMED.decode(config.prev_result).cni_version
         if stated and stated not in VERSIONS:
-            raise ValueError(f"cniVersion {stated!r} is not supported")  # noqa: TRY301
+            raise ValueError(f"cniVersion {stated!r} is not supported")
         return read(config.prev_result)
     except ValueError as error:
         raise _invalid("prevResult", str(error), "pass the result of the ADD as the plugin printed it") from None
@@ -313,15 +313,6 @@ def _wanted(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
                 hint="want one a family; see runtimeConfig.ips and IP in CNI_ARGS",
             )
     return tuple(by_family.values())
-
-
-def _require_mtu(mtu: int | None) -> int | None:
-    # 68: RFC 791, section 3.2. 65535: the largest that a veth accepts (drivers/net/veth.c, ETH_MAX_MTU).
-    if mtu is not None and not 68 <= mtu <= 65535:
-        raise _invalid(
-            "mtu", f"{mtu} is out of range", "state 68 to 65535 bytes (IPv6 needs 1280), or leave it out"
-        )
-    return mtu
 
 
 def _invalid(field: str, problem: str, hint: str) -> CniError:

@@ -114,7 +114,7 @@ class CniServer:
             return
         except OSError as error:
             # Out of descriptors or memory: the shim waits in the backlog and we are called again.
-            log.error("cannot accept a CNI request: %s", error)  # noqa: TRY400
+            log.error("cannot accept a CNI request: %s", error)
             return
         self._connections.add(_Connection(peer, self))
 
@@ -213,7 +213,7 @@ class _Connection:
         try:
             length = request_length(self._received)
             if not data or (length is not None and len(self._received) > length):
-                raise FrameError("the frame is cut short or too long")  # noqa: TRY301
+                raise FrameError("the frame is cut short or too long")
             if length is not None and len(self._received) == length:
                 self._stop_reading()
                 self._server.received(self, decode_request(self._received), self._netns)
@@ -230,7 +230,7 @@ def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if _somebody_listens(path):
-            raise AgentError(  # noqa: TRY301
+            raise AgentError(
                 f"another agent already serves {path}", hint="stop it, or give this one a socket of its own"
             )
         path.unlink(missing_ok=True)

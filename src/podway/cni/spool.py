@@ -69,7 +69,7 @@ async def _replay_one(file: Path, network: Deleter) -> bool:
         frame = decode_request(file.read_bytes())
         request = parse(frame.environment, frame.stdin)
         if not isinstance(request, Delete):
-            raise FrameError("not a DEL")  # noqa: TRY301
+            raise FrameError("not a DEL")
     except FileNotFoundError:
         return True  # its shim reached the agent after all
     except (FrameError, CniError) as error:
