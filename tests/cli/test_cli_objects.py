@@ -46,6 +46,13 @@ items:
   spec: {nodeName: n1}
   status: {phase: Running, podIPs: [{ip: 10.244.1.5}, {ip: "fd00:244::5"}]}
 - {apiVersion: v1, kind: Pod, metadata: {name: db, namespace: other}}
+- apiVersion: podway.io/v1
+  kind: ClusterAuthority
+  metadata: {name: default}
+  spec:
+    cluster: 6f0f1f0e-3c5a-4c0e-9d6e-0f0b7a4b6a11
+    authorities:
+    - {certificate: CA, privateKey: SECRET, notBefore: "2026-11-23T00:00:00Z", notAfter: "2027-11-23T00:00:00Z"}
 """
 
 

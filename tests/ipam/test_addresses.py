@@ -97,6 +97,10 @@ class BookMachine(RuleBasedStateMachine):
         )
         self.freed = {a: t for a, t in self.freed.items() if a in BLOCKS[0]}
 
+    @rule()
+    def begin_anywhere(self) -> None:
+        self.book.scatter()
+
     @invariant()
     def every_lease_has_its_owner(self) -> None:
         assert {a: self.book.owner(a) for a in self.held} == self.held
@@ -117,6 +121,18 @@ def test_never_used_first_then_longest_free() -> None:
     assert addresses.lease("pool", "early", 10) is None
     assert str(addresses.lease("pool", "a", 20)) == "10.0.0.5"
     assert str(addresses.lease("pool", "b", 20)) == "10.0.0.2"
+
+
+def test_after_a_restart_leasing_begins_anywhere_and_misses_no_address() -> None:
+    starts = set()
+    for _ in range(40):
+        addresses = book(1)
+        addresses.scatter()
+        given = [addresses.lease("pool", f"p{i}", 0) for i in range(4)]
+        assert {str(a) for a in given} == {"10.0.0.2", "10.0.0.4", "10.0.0.5", "10.0.0.6"}
+        assert addresses.lease("pool", "late", 0) is None
+        starts.add(given[0])
+    assert len(starts) > 1
 
 
 def test_a_draining_block_gives_nothing() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from podway.api.lease import Attachment, Lease
 from podway.kernel import addresses, links
-from podway.kernel.engine import compare
 from podway.kernel.node import Kernel
+from podway.plan.changes import compare
 from podway.plan.objects import LinkAddress, Neighbour, NftTable, NodePlan, Route, Sysctl
 from podway.plan.wiring import wire
 

@@ -13,8 +13,8 @@ from test_packet import ethernet, ip, udp
 from conftest import run
 from podway.api.addresses import Family
 from podway.kernel import netns
-from podway.prove.filter import attach, capture_filter, echo_filter
-from podway.prove.packet import parse_ethernet
+from podway.probe.filter import attach, capture_filter, echo_filter
+from podway.probe.packet import parse_ethernet
 
 pytestmark = pytest.mark.kernel
 

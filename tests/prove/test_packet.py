@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podway.prove.packet import (
+from podway.probe.packet import (
     Echo,
     IcmpError,
     Tcp,

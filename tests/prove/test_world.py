@@ -18,10 +18,10 @@ from podway.api.resources import (
     PodSpec,
     PodStatus,
 )
+from podway.probe.build import Protocol
 from podway.prove.addressing import address_faults
 from podway.prove.probe import (
     TAG_BYTES,
-    Protocol,
     Step,
     Tag,
     node_pairs,

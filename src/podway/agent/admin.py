@@ -1,15 +1,23 @@
-"""The agent's own socket, where people's commands ask it: one JSON line each way (podway.agent.client)."""
+"""How an agent is asked: one JSON line each way (podway.agent.client), here over its own unix socket.
+
+The channel for other machines (podway.agent.channel) answers by the same methods.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from podway.errors import PodwayError
 
-Method = Callable[..., Awaitable[Any]]
+
+class Method(NamedTuple):
+    """What may be asked; `remote` says that other machines may ask it too, those of this cluster."""
+
+    answer: Callable[..., Awaitable[Any]]
+    remote: bool = False
 
 
 async def serve(path: Path, methods: Mapping[str, Method]) -> asyncio.Server:
@@ -21,7 +29,7 @@ async def serve(path: Path, methods: Mapping[str, Method]) -> asyncio.Server:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                writer.write(msgspec.json.encode(await _reply(line, methods)) + b"\n")
+                writer.write(await reply(line, methods))
                 await writer.drain()
         except ConnectionError:
             pass  # the asker went away before its answer: nobody is left to tell
@@ -34,7 +42,12 @@ async def serve(path: Path, methods: Mapping[str, Method]) -> asyncio.Server:
     return server
 
 
-async def _reply(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
+async def reply(line: bytes, methods: Mapping[str, Method], *, remote: bool = False) -> bytes:
+    """Return the answer to one line, as a line; `remote` if another machine asks."""
+    return msgspec.json.encode(await _reply(line, methods, remote)) + b"\n"
+
+
+async def _reply(line: bytes, methods: Mapping[str, Method], remote: bool) -> dict[str, Any]:
     try:
         request = msgspec.json.decode(line, type=_Request)
     except msgspec.MsgspecError as error:
@@ -42,8 +55,10 @@ async def _reply(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
     method = methods.get(request.method)
     if method is None:
         return {"error": f"no method {request.method!r}", "hint": f"there are {', '.join(sorted(methods))}"}
+    if remote and not method.remote:
+        return {"error": f"{request.method} is answered on the node itself only", "hint": "run the command there"}
     try:
-        return {"result": await method(**request.params)}
+        return {"result": await method.answer(**request.params)}
     except PodwayError as error:
         return {"error": error.message, "hint": error.hint}
     except TypeError as error:

@@ -8,22 +8,27 @@ stopping it stops nothing.
 
 import asyncio
 import signal
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
 
 from podway.agent import admin, originals
+from podway.agent.admin import Method
 from podway.agent.blocks import BlockKeeper
+from podway.agent.channel import Channel
+from podway.agent.checkup import Checkup
 from podway.agent.identity import NodeLock
 from podway.agent.learned import LearnedRoutes
 from podway.agent.membership import Membership
 from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
-from podway.agent.reconciler import SETTLE, Reconciler
+from podway.agent.reconciler import ECHO, SETTLE, Reconciler
 from podway.agent.report import Reporter
 from podway.agent.state import NodeState
 from podway.agent.uplink import choose_uplink, devices
+from podway.api.identity import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
 from podway.cni.server import CniServer
 from podway.errors import AgentError, PodwayError, RevisionGone, RoutingError, StoreError
@@ -101,8 +106,8 @@ class Agent:
             )
             self._pods.learn_namespaces()
             originals.remember(options.run_dir, self._kernel, self._state.plan())
+            self._bring_to_plan()
             await self._ensure_blocks()
-            self._reconciler.apply()
             self._speaker = BgpSpeaker(options.run_dir)
             await self._start_routing()
             self._learned = LearnedRoutes(self._kernel, self._speaker, self._state, self._reconciler.note)
@@ -110,20 +115,24 @@ class Agent:
             server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)
             await server.start()
             stack.push_async_callback(server.close)
-            reporter = Reporter(
+            self._channel = Channel(self._store, self._state)
+            stack.callback(self._channel.close)
+            joined = (
                 options,
                 self._state,
                 self._kernel,
                 self._reconciler,
                 self._speaker,
                 self._learned,
-                problems=self._problems,
+                self._channel,
             )
+            checkup = Checkup(*joined, self._store, problems=self._problems)
+            reporter = Reporter(*joined, checkup, problems=self._problems)
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=uplink.device, pods=len(self._state.leases))
-            await self._serve(server)
+            await self._serve(server, reporter.methods)
 
-    async def _serve(self, server: CniServer) -> None:
+    async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -140,6 +149,7 @@ class Agent:
                 tasks.create_task(self._keep_membership()),
                 tasks.create_task(self._housekeeping(server)),
                 tasks.create_task(self._speaker.run()),
+                tasks.create_task(self._channel.run(methods)),
             ]
             await stop.wait()
             for task in running:
@@ -159,6 +169,8 @@ class Agent:
         while True:
             try:
                 async for event in self._store.watch(self._state.view.revision):
+                    if isinstance(event.object, ClusterAuthority):
+                        self._channel.soon()
                     view = self._state.view.after(event)
                     if same_network(self._state.view, view):
                         self._state.view = view  # say, another node's heartbeat
@@ -176,6 +188,10 @@ class Agent:
             except StoreError as error:
                 self._store_lost(error)
 
+    def _bring_to_plan(self) -> None:
+        self._pods.fit_mtu()
+        self._reconciler.apply()
+
     def _store_lost(self, error: StoreError) -> None:
         if error.message != self._store_problem:
             log.error("store lost: pods come and go all the same, news of other nodes wait", problem=error.message)
@@ -189,7 +205,8 @@ class Agent:
 
     async def _take(self, view: ClusterView) -> None:
         self._state.follow(view)
-        self._reconciler.apply()
+        self._bring_to_plan()
+        self._channel.soon()
         if self._options.node not in view.nodes:
             log.warning("this node was removed from the cluster while its agent runs: registering it again")
             await self._membership.register(self._state.uplink.addresses)
@@ -245,7 +262,7 @@ class Agent:
             self._learned.soon()
         # Settings of the uplink and of the whole namespace are ours to keep, though the devices are not.
         if event.ours or event.kind == "sysctl":
-            self._reconciler.soon()
+            self._reconciler.soon(ECHO if self._pods.touched(event.device) else SETTLE)
 
     async def _keep_blocks(self) -> None:
         while True:
@@ -265,7 +282,8 @@ class Agent:
                     continue
                 log.warning("uplink changed", before=self._state.uplink, now=uplink)
                 self._state.uplink = uplink
-                self._reconciler.apply()
+                self._bring_to_plan()
+                self._channel.soon()
                 await self._membership.register(uplink.addresses)
             except AgentError as error:
                 log.error("uplink unusable: keeping what was", problem=error.message)

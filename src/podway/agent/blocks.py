@@ -4,6 +4,7 @@ A node claims its next block of a pool before the last one is full, so that an A
 and gives extra blocks back once they have been empty for a while.
 """
 
+import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -11,15 +12,13 @@ import structlog
 from podway.agent.state import NodeState
 from podway.api.addresses import Network
 from podway.api.resources import AddressBlock, IPPool
-from podway.errors import Conflict, PoolExhausted
-from podway.ipam.addresses import BlockUse
+from podway.errors import AddressUnavailable, Conflict, PoolExhausted
+from podway.ipam.blocks import block_of
 from podway.ipam.claims import claim, give_back
+from podway.ipam.selection import wants_another
 from podway.store.base import Event, Store
 
 log = structlog.get_logger(__name__)
-
-SPARE_FRACTION = 8
-"""Claim another block when less than this part (1/8) of one is left."""
 
 
 class BlockKeeper:
@@ -37,6 +36,9 @@ class BlockKeeper:
         self._announce = announce
         self._idle_since: dict[Network, float] = {}
         self._exhausted: set[str] = set()
+        self._lost: set[Network] = set()
+        self.turn = asyncio.Lock()
+        """To be held by whoever looks whether a block is missing and then claims one."""
 
     async def claim(self, pool: IPPool, wanted: Network | None = None) -> AddressBlock:
         """Claim a block now (`wanted`, or any), enter it in the node's state and announce it.
@@ -53,27 +55,40 @@ class BlockKeeper:
     async def ensure(self) -> None:
         """Claim what is missing: a first block of each pool, and a spare before the last one is full.
 
-        A full pool is logged once, and again after it had room.
+        A full pool is logged once, and again after it had room. Raises StoreError.
         """
-        for pool in self._state.node_pools():
-            uses = self._state.book.use(self._state.now(), pool.metadata.name)
-            if not self._wants_another(pool, uses):
-                continue
-            try:
-                await self.claim(pool)
-            except PoolExhausted as error:
-                if pool.metadata.name not in self._exhausted:
-                    self._exhausted.add(pool.metadata.name)
-                    log.warning("pool exhausted", pool=pool.metadata.name, problem=error.message, hint=error.hint)
-            else:
-                self._exhausted.discard(pool.metadata.name)
+        async with self.turn:
+            await self._reclaim()
+            for pool in self._state.node_pools():
+                uses = self._state.book.use(self._state.now(), pool.metadata.name)
+                if not wants_another(pool, uses, leaving=self._state.withdrawn):
+                    continue
+                try:
+                    await self.claim(pool)
+                except PoolExhausted as error:
+                    if pool.metadata.name not in self._exhausted:
+                        self._exhausted.add(pool.metadata.name)
+                        log.warning(
+                            "pool exhausted", pool=pool.metadata.name, problem=error.message, hint=error.hint
+                        )
+                else:
+                    self._exhausted.discard(pool.metadata.name)
 
-    def _wants_another(self, pool: IPPool, uses: tuple[BlockUse, ...]) -> bool:
-        if not uses:
-            # A pool for some namespaces only is claimed from when a pod of theirs comes here.
-            return pool.spec.namespace_selector is None
-        free = sum(use.free for use in uses if use.block not in self._state.withdrawn)
-        return free <= _spare(uses[0])
+    async def _reclaim(self) -> None:
+        """Claim again the blocks of living pods that were returned, say while this node was removed."""
+        for pool in self._state.view.pools.values():
+            strays = [address for address in self._state.book.strays() if address in pool.network]
+            for network in {block_of(address, pool.block_prefix) for address in strays} - self._lost:
+                try:
+                    await self.claim(pool, network)
+                except AddressUnavailable as error:
+                    self._lost.add(network)
+                    log.error(
+                        "pods here have addresses of another node's block",
+                        problem=error.message,
+                        hint="delete these pods: they cannot be reached, and their addresses may be given again",
+                        addresses=[str(address) for address in strays if address in network],
+                    )
 
     def withdraw_idle(self) -> tuple[AddressBlock, ...]:
         """Withdraw extra blocks that have been empty for the idle delay; return them for `give_back`.
@@ -92,7 +107,7 @@ class BlockKeeper:
                     continue
                 idle = now - self._idle_since.setdefault(use.block, now)
                 rest = sum(other.free for other in uses if other is not use and other.block not in leaving)
-                if idle >= self._idle_delay and (rest > 2 * _spare(use) or pool.metadata.name not in kept):
+                if idle >= self._idle_delay and (rest > 2 * use.spare or pool.metadata.name not in kept):
                     leaving.add(use.block)
         if leaving != self._state.withdrawn:
             self._state.withdraw(leaving)
@@ -109,7 +124,3 @@ class BlockKeeper:
             self._idle_since.pop(block.network, None)
             self._state.follow(self._state.view.after(Event("deleted", block, self._state.view.revision)))
             log.info("empty block returned", block=block.spec.cidr, pool=block.spec.pool)
-
-
-def _spare(use: BlockUse) -> int:
-    return max(1, use.capacity // SPARE_FRACTION)

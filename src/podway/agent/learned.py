@@ -13,11 +13,12 @@ import structlog
 from podway.agent.state import NodeState
 from podway.api.addresses import Family, Network
 from podway.bgp.speaker import BgpSpeaker
-from podway.errors import RoutingError
+from podway.errors import KernelError, RoutingError
 from podway.kernel import links, routes
-from podway.kernel.engine import Change
 from podway.kernel.netlink import constants as c
 from podway.kernel.node import Kernel
+from podway.plan.changes import Change
+from podway.plan.learned import METRIC
 from podway.plan.objects import Route
 
 log = structlog.get_logger(__name__)
@@ -27,9 +28,6 @@ SETTLE = 0.1
 
 RETRY = 5.0
 """Seconds between looks while something could not be mended."""
-
-METRIC = 32
-"""`metric` of BIRD's kernel protocol, by default (krt_start in sysdep/linux/netlink.c)."""
 
 
 class LearnedRoutes:
@@ -60,10 +58,9 @@ class LearnedRoutes:
             self._wanted.clear()
             try:
                 await self._mend()
-            except RoutingError as error:
-                log.info(
-                    "learned routes not compared", reason=error.message
-                )  # BIRD is starting: it will write all
+            except (RoutingError, KernelError) as error:
+                # A BIRD that starts writes them all anyway.
+                log.info("learned routes not compared", reason=error.message)
 
     async def _mend(self) -> None:
         wrong = await self._differences()
@@ -73,11 +70,13 @@ class LearnedRoutes:
         if wrong:
             await self._speaker.mend_kernel_routes()
             await asyncio.sleep(SETTLE)
-        left = await self._differences() if wrong else []
+        left = {change.key for change in await self._differences()} if wrong else set()
         for change in wrong:
-            if change not in left:
+            if change.key not in left:
                 self._repaired(str(change))
-        self._note_failures(tuple(f"{change.difference}, and another's is in its place" for change in left))
+        self._note_failures(
+            tuple(f"{change.difference}, and another's is in its place" for change in wrong if change.key in left)
+        )
 
     def _note_failures(self, failures: tuple[str, ...]) -> None:
         for failure in failures:

@@ -1,12 +1,16 @@
 """Addresses for one pod: from which pool, and what to say when there is none."""
 
+from itertools import groupby
+
 from podway.agent.blocks import BlockKeeper
 from podway.agent.state import NodeState
 from podway.api.addresses import Address, Family
 from podway.api.lease import Attachment
 from podway.api.resources import IPPool
 from podway.errors import AddressUnavailable, PoolExhausted
+from podway.ipam.blocks import block_of
 from podway.ipam.claims import exhausted_hint
+from podway.ipam.selection import generality
 
 
 class Leasing:
@@ -59,19 +63,27 @@ class Leasing:
         return tuple(leased)
 
     async def _from(self, pools: tuple[IPPool, ...], owner: Attachment) -> Address:
-        for pool in pools:
-            address = self._state.book.lease(pool.metadata.name, owner, self._state.now())
-            if address is not None:
+        """Lease from the most specific pools that have room, and of those rather without a call to the store."""
+        for _, group in groupby(pools, key=generality):
+            equals = tuple(group)
+            for pool in equals:
+                if address := self._state.book.lease(pool.metadata.name, owner, self._state.now()):
+                    return address
+            for pool in equals:
+                if address := await self._from_another_block(pool, owner):
+                    return address
+        raise PoolExhausted("; ".join(self._fullness(pool) for pool in pools), hint=exhausted_hint(pools[0]))
+
+    async def _from_another_block(self, pool: IPPool, owner: Attachment) -> Address | None:
+        # One after the other: who waited may find room in the block that the first one claimed.
+        async with self._blocks.turn:
+            if address := self._state.book.lease(pool.metadata.name, owner, self._state.now()):
                 return address
-        for pool in pools:
             try:
                 await self._blocks.claim(pool)
             except PoolExhausted:
-                continue
-            address = self._state.book.lease(pool.metadata.name, owner, self._state.now())
-            if address is not None:
-                return address
-        raise PoolExhausted("; ".join(self._fullness(pool) for pool in pools), hint=exhausted_hint(pools[0]))
+                return None
+            return self._state.book.lease(pool.metadata.name, owner, self._state.now())
 
     def _fullness(self, pool: IPPool) -> str:
         uses = self._state.book.use(self._state.now(), pool.metadata.name)
@@ -98,11 +110,7 @@ class Leasing:
             )
         block = next((b for b in self._state.view.blocks.values() if address in b.network), None)
         if block is None:
-            network = Family.of(address).network(
-                int(address) >> (shift := Family.of(address).bits - pool.block_prefix) << shift,
-                pool.block_prefix,
-            )
-            block = await self._blocks.claim(pool, network)
+            block = await self._blocks.claim(pool, block_of(address, pool.block_prefix))
         if block.spec.node != self._state.node:
             raise AddressUnavailable(
                 f"address {address} lies in block {block.spec.cidr}, which belongs to node {block.spec.node}",

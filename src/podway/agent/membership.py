@@ -41,10 +41,13 @@ class Membership:
         self._instance = kernel_instance()
 
     def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
-        """Raise InvalidObject if this node overlaps a pool, or has another node's address.
+        """Raise InvalidObject if this node overlaps a pool or has another's address, AgentError as `register`.
 
         For an agent that starts: one that runs has pods to look after, whatever the cluster's objects say.
         """
+        for other in others:
+            if isinstance(other, Node) and other.metadata.name == self._node:
+                self._refuse_if_taken(other)
         check_change(self._registered(Metadata(name=self._node), addresses), others)
 
     async def register(self, addresses: tuple[Interface, ...]) -> Node:

@@ -1,19 +1,21 @@
 """What the CNI plugin's requests do on this node (the handler of podway.cni.server)."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 import structlog
 
 from podway.agent.blocks import BlockKeeper
 from podway.agent.leasing import Leasing
+from podway.agent.reconciler import ECHO
 from podway.agent.state import NodeState
 from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
 from podway.cni.request import Add, Check, Delete, GarbageCollect
 from podway.cni.spec import Code
-from podway.errors import CniError, InvalidInput, PodwayError
+from podway.errors import CniError, InvalidInput, KernelError, PodwayError
 from podway.kernel import netns as namespaces
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
@@ -48,7 +50,7 @@ class PodNetwork:
         self._repaired = repaired
         self._impaired = impaired
         self._turns: WeakValueDictionary[Attachment, asyncio.Lock] = WeakValueDictionary()
-        self._leaving: set[str] = set()
+        self._touched: dict[str, float] = {}
         self._namespaces: dict[Attachment, namespaces.Identity] = {}
 
     async def add(self, request: Add, netns: int) -> PodWiring:
@@ -142,18 +144,28 @@ class PodNetwork:
             raise
         self._state.leases[attachment] = lease
         self._namespaces[attachment] = namespaces.identity(netns)
+        self._touch(attachment.link)
         self._more_blocks()
         return wiring
 
     async def _remove(self, lease: Lease) -> None:
         """Remove a pod's link, and free its addresses once it is gone."""
-        link = lease.attachment.link
-        self._leaving.add(link)
+        self._state.leaving.add(lease.attachment)
         try:
-            await self._remover.remove(link)
+            await self._remover.remove(lease.attachment.link)
+            self._touch(lease.attachment.link)
             self._forget(lease.attachment)
         finally:
-            self._leaving.discard(link)
+            self._state.leaving.discard(lease.attachment)
+
+    def _touch(self, link: str) -> None:
+        now = self._state.now()
+        self._touched = {name: at for name, at in self._touched.items() if now - at < ECHO}
+        self._touched[link] = now
+
+    def touched(self, link: str) -> bool:
+        """Tell whether we made or removed this link a moment ago, so that events about it are our echo."""
+        return self._state.now() - self._touched.get(link, -ECHO) < ECHO
 
     def _forget(self, attachment: Attachment) -> None:
         self._state.forget(attachment)
@@ -162,10 +174,29 @@ class PodNetwork:
     def link_vanished(self, link: str) -> None:
         """Act on a pod link that disappeared: free its lease, or wire it again if the pod is still there."""
         lease = next((one for one in self._state.leases.values() if one.attachment.link == link), None)
-        if lease is None or link in self._leaving or self._kernel.has_link(link) or self._wired_again(lease):
+        if lease is None or lease.attachment in self._state.leaving:
+            return
+        if self._kernel.has_link(link) or self._wired_again(lease):
             return
         self._forget(lease.attachment)
         log.info("pod gone", pod=lease.pod, addresses=[str(address) for address in lease.addresses])
+
+    def fit_mtu(self) -> None:
+        """Bring the pods' ends to the plan's MTU, before the host's ends follow.
+
+        Between two ends that differ, the larger one's packets would vanish without a word (is_skb_forwardable
+        in net/core/dev.c). The host's end tells what the pod's was; who has set another one inside meant it.
+        """
+        mtu, mtus = self._state.pod_mtu, self._kernel.mtus()
+        for lease in self._state.leases.values():
+            was = mtus.get(lease.attachment.link, mtu)
+            if was == mtu:
+                continue
+            try:
+                with self._namespace(lease) as netns:
+                    self._kernel.set_pod_mtu(netns, lease.attachment.ifname, mtu, was=was)
+            except (InvalidInput, KernelError) as error:
+                log.warning("MTU of a pod stays as it is", pod=lease.pod, mtu=was, problem=error.message)
 
     def look_for_vanished(self) -> None:
         """Act on pod links that may have disappeared untold."""
@@ -181,12 +212,18 @@ class PodNetwork:
             except InvalidInput:
                 continue  # unknown, its link's disappearance will free the lease: right for a pod that is gone
 
+    @contextmanager
+    def _namespace(self, lease: Lease) -> Iterator[int]:
+        """Open a lease's network namespace. Raises InvalidInput if its path is gone, or names another by now."""
+        with namespaces.opened(lease.netns) as netns:
+            if namespaces.identity(netns) != self._namespaces.get(lease.attachment):
+                raise InvalidInput(f"{lease.netns} is no longer the network namespace of {lease.pod}")
+            yield netns
+
     def _wired_again(self, lease: Lease) -> bool:
         """Tell whether the pod was still there, and has its link back."""
         try:
-            with namespaces.opened(lease.netns) as netns:
-                if namespaces.identity(netns) != self._namespaces.get(lease.attachment):
-                    return False
+            with self._namespace(lease) as netns:
                 self._kernel.wire(self._state.wiring(lease), netns)
         except InvalidInput:
             return False

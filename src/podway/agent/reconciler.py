@@ -16,6 +16,12 @@ log = structlog.get_logger(__name__)
 SETTLE = 0.05
 """Seconds to wait after a kernel event before looking: changes come in bursts."""
 
+ECHO = 0.5
+"""The same after an event that our own work most likely caused: the kernel does not always name the author."""
+
+REST = 5.0
+"""After a look, rest so many times as long as it took: on a busy node requests come first."""
+
 REMEMBERED_REPAIRS = 100
 
 
@@ -34,6 +40,7 @@ class Reconciler:
         self._state = state
         self._interval = interval
         self._wanted = asyncio.Event()
+        self._due = asyncio.get_running_loop().time() + interval
         self.repairs: deque[Repair] = deque(maxlen=REMEMBERED_REPAIRS)
         self.failures: tuple[str, ...] = ()
         """What the kernel refused at the last attempt."""
@@ -59,21 +66,32 @@ class Reconciler:
         log.warning("repaired", change=what)
         self.repairs.append(Repair(time.time(), what))
 
-    def soon(self) -> None:
-        """Ask for a comparison: something of ours may have been changed."""
-        self._wanted.set()
+    def soon(self, within: float = SETTLE) -> None:
+        """Ask for a comparison within so many seconds: something of ours may have been changed."""
+        due = asyncio.get_running_loop().time() + within
+        if due < self._due:
+            self._due = due
+            self._wanted.set()
 
     async def run(self) -> None:
         """Compare when asked, and now and then unasked, for ever."""
+        clock = asyncio.get_running_loop().time
         while True:
-            try:
-                async with asyncio.timeout(self._interval):
-                    await self._wanted.wait()
-                await asyncio.sleep(SETTLE)
-            except TimeoutError:
-                pass  # the regular full comparison
-            self._wanted.clear()
+            await self._until_due()
+            began = clock()
+            self._due = began + self._interval
             self.repair()
+            await asyncio.sleep(REST * (clock() - began))
+
+    async def _until_due(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while (delay := self._due - clock()) > 0:
+            self._wanted.clear()
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wanted.wait()
+            except TimeoutError:
+                return
 
     def _note_failures(self, report: Report) -> None:
         said = tuple(str(failure) for failure in report.failures)

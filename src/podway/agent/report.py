@@ -1,19 +1,22 @@
 """What an agent tells of itself: the methods of its socket, each answering with plain JSON values."""
 
 import os
-import resource
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from podway import __version__
 from podway.agent.admin import Method
+from podway.agent.channel import Channel
+from podway.agent.checkup import Checkup
 from podway.agent.learned import LearnedRoutes
 from podway.agent.options import AgentOptions
 from podway.agent.reconciler import Reconciler
 from podway.agent.state import NodeState
+from podway.agent.tracing import Tracing
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import RoutingError
 from podway.kernel.node import Kernel
@@ -30,6 +33,8 @@ class Reporter:
         reconciler: Reconciler,
         speaker: BgpSpeaker,
         learned: LearnedRoutes,
+        channel: Channel,
+        checkup: Checkup,
         *,
         problems: Callable[[], dict[str, str]],
     ) -> None:
@@ -40,12 +45,22 @@ class Reporter:
         self._speaker = speaker
         self._learned = learned
         self._problems = problems
+        self._channel = channel
+        self._checkup = checkup
+        self._tracing = Tracing(state, speaker)
         self._started = time.time()
 
     @property
     def methods(self) -> Mapping[str, Method]:
         """The methods by name."""
-        return {"status": self.status, "leases": self.leases, "peers": self.peers, "routes": self.routes}
+        return {
+            "status": Method(self.status, remote=True),
+            "leases": Method(self.leases, remote=True),
+            "peers": Method(self.peers, remote=True),
+            "routes": Method(self.routes, remote=True),
+            **self._tracing.methods,
+            **self._checkup.methods,
+        }
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
@@ -60,7 +75,7 @@ class Reporter:
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "memory": _resident(),
             "uplink": {
                 "device": self._state.uplink.device,
                 "mtu": self._state.uplink.mtu,
@@ -78,6 +93,7 @@ class Reporter:
                 "repaired": [msgspec.to_builtins(repair) for repair in self._reconciler.repairs],
                 "refused": [*self._reconciler.failures, *self._learned.failures],
             },
+            "channel": self._channel.status(),
             "kernel_writes": self._kernel.writes,
         }
 
@@ -103,3 +119,8 @@ class Reporter:
     async def routes(self) -> list[dict[str, Any]]:
         """Return the routes to blocks that BIRD knows, own and learned."""
         return [msgspec.to_builtins(route, enc_hook=str) for route in await self._speaker.routes()]
+
+
+def _resident() -> int:
+    """Return this process's memory in bytes. (getrusage's ru_maxrss is inherited from whoever started it.)"""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -25,6 +25,8 @@ class NodeState:
         self.node = node
         self.uplink = uplink
         self.leases: dict[Attachment, Lease] = {}
+        self.leaving: set[Attachment] = set()
+        """Leases whose links are being removed: they hold their addresses, and are in no plan."""
         self.book: AddressBook[Attachment] = AddressBook()
         self.withdrawn: set[Network] = set()
         """Blocks on their way back to the pool: no longer announced, and nothing is leased from them."""
@@ -50,7 +52,8 @@ class NodeState:
             self.book.drain(network, draining=network in self.withdrawn)
 
     def adopt(self, leases: Iterable[Lease]) -> None:
-        """Enter the leases that the kernel holds."""
+        """Enter the leases that the kernel holds, after a restart."""
+        self.book.scatter()
         for lease in leases:
             self.leases[lease.attachment] = lease
             for address in lease.addresses:
@@ -69,13 +72,17 @@ class NodeState:
 
     def plan(self) -> NodePlan:
         """Return every kernel object that this node must hold now."""
-        return plan_node(
-            self.view, self.node, self.uplink, self.leases.values(), withdrawn=frozenset(self.withdrawn)
-        )
+        staying = (lease for attachment, lease in self.leases.items() if attachment not in self.leaving)
+        return plan_node(self.view, self.node, self.uplink, staying, withdrawn=frozenset(self.withdrawn))
+
+    @property
+    def pod_mtu(self) -> int:
+        """The MTU of pod links, in bytes."""
+        return pod_mtu(self.view, self.uplink)
 
     def wiring(self, lease: Lease) -> PodWiring:
         """Return what a lease's attachment looks like."""
-        return wire(lease, mtu=pod_mtu(self.view, self.uplink), node_addresses=self.uplink.node_addresses)
+        return wire(lease, mtu=self.pod_mtu, node_addresses=self.uplink.node_addresses)
 
     def node_pools(self) -> tuple[IPPool, ...]:
         """Return the pools from which this node may own blocks."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TypeVar
 
 from podway.api.addresses import Family, Network, host_network
+from podway.api.identity import ClusterAuthority
 from podway.api.resources import (
     AddressBlock,
     IPPool,
@@ -57,7 +58,7 @@ def check_change(new: Resource, others: Collection[Resource], *, old: Resource |
                     f"a pod cannot move: it runs on Node/{old.spec.node_name}",
                     "delete the pod and run it anew",
                 )
-        case Namespace():
+        case Namespace() | ClusterAuthority():
             pass
 
 
@@ -90,7 +91,7 @@ def check_deletion(obj: Resource, others: Collection[Resource]) -> None:
             pods = [pod for pod in _of(Pod, rest) if pod.metadata.namespace == obj.metadata.name]
             if pods:
                 raise _invalid(obj, "", f"{_some(pods)} in it", "delete its pods first")
-        case Pod() | NetworkConfig():
+        case Pod() | NetworkConfig() | ClusterAuthority():
             pass
 
 

@@ -5,11 +5,17 @@ from typing import Any
 
 import msgspec
 
+from podway.api.identity import ClusterAuthority
 from podway.api.resources import Resource
 
 
 def to_builtins(value: msgspec.Struct) -> dict[str, Any]:
-    """Return a Struct as plain dicts, lists and scalars; a resource with its apiVersion and kind."""
+    """Return a Struct as plain dicts, lists and scalars; a resource with its apiVersion and kind.
+
+    Secrets are left out: this is for people, files and other programs.
+    """
+    if isinstance(value, ClusterAuthority):
+        value = value.redacted()
     shape: dict[str, Any] = msgspec.to_builtins(value)
     if isinstance(value, Resource):
         return {"apiVersion": value.api_version, "kind": value.kind, **shape}

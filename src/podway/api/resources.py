@@ -1,16 +1,20 @@
 """The kinds a cluster is made of, typed and frozen, in Kubernetes' shape.
 
 Node, Namespace and Pod are Kubernetes' own kinds, of which Podway reads a few fields; IPPool,
-AddressBlock and NetworkConfig are Podway's. A kind is added by writing its Struct and listing it in
-KINDS.
+AddressBlock, NetworkConfig and ClusterAuthority are Podway's. A kind is added by writing its Struct and
+listing it in KINDS.
+
+What is parsed out of an object is kept beside its fields (`dict=True`): the object is frozen, so it stays true.
 """
 
+from functools import cached_property
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
+from podway.api.identity import ChannelSettings, ClusterAuthority
 from podway.api.meta import LabelSelector, Metadata, Record, StrictRecord
 
 GROUP_VERSION = "podway.io/v1"
@@ -42,7 +46,7 @@ class NodeStatus(Record, frozen=True, kw_only=True):
     addresses: tuple[NodeAddress, ...] = ()
 
 
-class Node(Record, frozen=True, kw_only=True):
+class Node(Record, frozen=True, kw_only=True, dict=True):
     """A machine that runs pods."""
 
     KIND: ClassVar[str] = "Node"
@@ -53,14 +57,17 @@ class Node(Record, frozen=True, kw_only=True):
     metadata: Metadata
     status: NodeStatus = NodeStatus()
 
-    @property
+    @cached_property
     def internal_addresses(self) -> tuple[Address, ...]:
         """The node's own addresses, at most one a family."""
         return tuple(ip_address(a.address) for a in self.status.addresses if a.type == "InternalIP")
 
     def internal_address(self, family: Family) -> Address | None:
         """Return the node's address of this family, None if it has none."""
-        return next((a for a in self.internal_addresses if a.version == family), None)
+        for address in self.internal_addresses:  # plain: a planner asks it of thousands of nodes
+            if address.version == family:
+                return address
+        return None
 
     @property
     def interface_addresses(self) -> tuple[Interface, ...]:
@@ -137,7 +144,7 @@ class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
     disabled: bool = False
 
 
-class IPPool(StrictRecord, frozen=True, kw_only=True):
+class IPPool(StrictRecord, frozen=True, kw_only=True, dict=True):
     """A range of pod addresses."""
 
     KIND: ClassVar[str] = "IPPool"
@@ -148,7 +155,7 @@ class IPPool(StrictRecord, frozen=True, kw_only=True):
     metadata: Metadata
     spec: IPPoolSpec
 
-    @property
+    @cached_property
     def network(self) -> Network:
         """The pool's range."""
         return ip_network(self.spec.cidr)
@@ -177,7 +184,7 @@ class AddressBlockSpec(StrictRecord, frozen=True, kw_only=True):
     node: str
 
 
-class AddressBlock(StrictRecord, frozen=True, kw_only=True):
+class AddressBlock(StrictRecord, frozen=True, kw_only=True, dict=True):
     """A part of a pool that belongs to one node."""
 
     KIND: ClassVar[str] = "AddressBlock"
@@ -188,7 +195,7 @@ class AddressBlock(StrictRecord, frozen=True, kw_only=True):
     metadata: Metadata
     spec: AddressBlockSpec
 
-    @property
+    @cached_property
     def network(self) -> Network:
         """The block's range."""
         return ip_network(self.spec.cidr)
@@ -208,6 +215,7 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     """Settings of the whole cluster. `mtu` 0 means: what the path of pod packets allows."""
 
     bgp: BgpSettings = BgpSettings()
+    channel: ChannelSettings = ChannelSettings()
     mtu: int = 0
 
 
@@ -223,10 +231,10 @@ class NetworkConfig(StrictRecord, frozen=True, kw_only=True):
     spec: NetworkConfigSpec = NetworkConfigSpec()
 
 
-Resource: TypeAlias = Node | Namespace | Pod | IPPool | AddressBlock | NetworkConfig
+Resource: TypeAlias = Node | Namespace | Pod | IPPool | AddressBlock | NetworkConfig | ClusterAuthority
 
 KINDS: dict[str, type[Resource]] = {
-    kind.KIND: kind for kind in (Node, Namespace, Pod, IPPool, AddressBlock, NetworkConfig)
+    kind.KIND: kind for kind in (Node, Namespace, Pod, IPPool, AddressBlock, NetworkConfig, ClusterAuthority)
 }
 
 

@@ -9,6 +9,7 @@ from ipaddress import collapse_addresses, ip_address, ip_interface, ip_network
 from typing import Any
 
 from podway.api.addresses import Family, Network
+from podway.api.identity import AUTHORITY, AUTHORITY_LIVES, REDACTED, ClusterAuthority
 from podway.api.meta import LabelSelector
 from podway.api.resources import (
     DEFAULT_BLOCK_PREFIX,
@@ -53,6 +54,8 @@ RESERVED_ASNS = {
 MIN_MTU = 576
 """What every IPv4 host must accept (RFC 791)."""
 MAX_MTU = 65535
+MAX_LIFETIME = 10 * 365 * 24 * 3600
+"""Seconds that a certificate may be valid."""
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -258,7 +261,7 @@ def _block(block: AddressBlock) -> Iterator[Problem]:
 def _config(config: NetworkConfig) -> Iterator[Problem]:
     if config.metadata.name != "default":
         yield "metadata.name", f"{config.metadata.name!r} has no effect", "the one NetworkConfig is named default"
-    bgp, mtu = config.spec.bgp, config.spec.mtu
+    bgp, channel, mtu = config.spec.bgp, config.spec.channel, config.spec.mtu
     if bgp.asn in RESERVED_ASNS:
         hint = "use a private one: 64512 to 65534, or 4200000000 to 4294967294 (RFC 6996)"
         yield "spec.bgp.asn", f"{bgp.asn} is reserved ({RESERVED_ASNS[bgp.asn]})", hint
@@ -267,13 +270,33 @@ def _config(config: NetworkConfig) -> Iterator[Problem]:
         ("spec.bgp.port", bgp.port, 1, 65535),
         ("spec.bgp.bfdInterval", bgp.bfd_interval, 10, 60_000),
         ("spec.bgp.bfdMultiplier", bgp.bfd_multiplier, 1, 255),
+        ("spec.channel.port", channel.port, 1, 65535),
+        ("spec.channel.certificateLifetimeSeconds", channel.certificate_lifetime_seconds, 1, MAX_LIFETIME),
+        ("spec.channel.authorityLifetimeSeconds", channel.authority_lifetime_seconds, 1, MAX_LIFETIME),
     )
     for field, value, low, high in ranges:
         if not low <= value <= high:
             yield field, f"{value} is out of range", f"write a number between {low} and {high}"
+    least = AUTHORITY_LIVES * channel.certificate_lifetime_seconds
+    if channel.authority_lifetime_seconds < least:
+        hint = (
+            f"write {least} or more, {AUTHORITY_LIVES} times certificateLifetimeSeconds: old and new must overlap"
+        )
+        yield "spec.channel.authorityLifetimeSeconds", f"{channel.authority_lifetime_seconds} is too short", hint
     if mtu != 0 and not MIN_MTU <= mtu <= MAX_MTU:
         hint = f"write 0 (what the path allows), or {MIN_MTU} to {MAX_MTU}"
         yield "spec.mtu", f"{mtu} is out of range", hint
+
+
+def _authority(authority: ClusterAuthority) -> Iterator[Problem]:
+    if authority.metadata.name != AUTHORITY:
+        yield "metadata.name", f"{authority.metadata.name!r} has no effect", f"the one is named {AUTHORITY}"
+    if not authority.spec.authorities:
+        yield "spec.authorities", "is empty", "delete the object: agents make a new one"
+    for index, one in enumerate(authority.spec.authorities):
+        if one.private_key == REDACTED:
+            hint = "leave this object to the agents; delete it to have them make a new one"
+            yield f"spec.authorities[{index}].privateKey", "is redacted, so it cannot be stored", hint
 
 
 def _nothing(_: Namespace) -> Iterable[Problem]:
@@ -287,4 +310,5 @@ _RULES: Mapping[type[Resource], Callable[[Any], Any]] = {
     IPPool: _pool,
     AddressBlock: _block,
     NetworkConfig: _config,
+    ClusterAuthority: _authority,
 }

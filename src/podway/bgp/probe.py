@@ -21,17 +21,25 @@ class _Echo(msgspec.Struct, frozen=True):
     reply: int
     with_header: bool
     """Whether a raw socket gives the IP header before the message (raw(7), ipv6(7))."""
+    header: int
+    """Length of the IP header in bytes."""
+    mtu_discover: int
+    """The option that sets don't-fragment, IP_MTU_DISCOVER or IPV6_MTU_DISCOVER."""
 
+
+PMTUDISC_PROBE = 3
+"""Always don't-fragment, whatever path MTU the kernel remembers (ip(7))."""
 
 _ECHO = {
-    Family.IPV4: _Echo(socket.IPPROTO_ICMP, 8, 0, True),
-    Family.IPV6: _Echo(socket.IPPROTO_ICMPV6, 128, 129, False),
+    Family.IPV4: _Echo(socket.IPPROTO_ICMP, 8, 0, True, 20, 10),
+    Family.IPV6: _Echo(socket.IPPROTO_ICMPV6, 128, 129, False, 40, 23),
 }
 
 
-async def answering(addresses: Collection[Address], *, window: float) -> frozenset[Address]:
+async def answering(addresses: Collection[Address], *, window: float, size: int = 0) -> frozenset[Address]:
     """Return which of these addresses answer within `window` seconds; at once when all have.
 
+    With `size` the requests are IP packets of so many bytes that nobody may fragment.
     An address that cannot even be sent to does not answer. Raises UnsupportedSystem without CAP_NET_RAW.
     """
     if not addresses:
@@ -53,7 +61,7 @@ async def answering(addresses: Collection[Address], *, window: float) -> frozens
             loop.add_reader(sock, _receive, sock, family, token, heard)
         for number, pause in enumerate(PAUSES):
             for address in set(addresses) - answered:
-                _send(sockets[Family.of(address)], address, token, number)
+                _send(sockets[Family.of(address)], address, token, number, size)
             try:
                 async with asyncio.timeout(pause * window):
                     await complete.wait()
@@ -69,22 +77,26 @@ async def answering(addresses: Collection[Address], *, window: float) -> frozens
 
 def _open(family: Family) -> socket.socket:
     try:
-        return socket.socket(family.af, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _ECHO[family].protocol)
+        sock = socket.socket(family.af, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _ECHO[family].protocol)
     except PermissionError as error:
         raise UnsupportedSystem(
             "nodes cannot be asked whether they are alive: the capability CAP_NET_RAW lacks"
         ) from error
+    level = socket.IPPROTO_IP if family is Family.IPV4 else socket.IPPROTO_IPV6
+    sock.setsockopt(level, _ECHO[family].mtu_discover, PMTUDISC_PROBE)
+    return sock
 
 
-def _send(sock: socket.socket, address: Address, token: bytes, number: int) -> None:
+def _send(sock: socket.socket, address: Address, token: bytes, number: int, size: int) -> None:
     family = Family.of(address)
     head = struct.pack("!BBH2sH", _ECHO[family].request, 0, 0, token, number)
     if family is Family.IPV4:  # for ICMPv6 the kernel fills in the checksum (RFC 3542, section 3.1)
         head = struct.pack("!BBH2sH", _ECHO[family].request, 0, _checksum(head), token, number)
+    padding = bytes(max(0, size - _ECHO[family].header - len(head)))  # zeros leave the checksum as it is
     try:
-        sock.sendto(head, (str(address), 0))
+        sock.sendto(head + padding, (str(address), 0))
     except OSError:
-        # No route, no neighbour or no room: to the caller that is one more request without an answer.
+        # No route, no neighbour, no room or too large: to the caller that is one more request without an answer.
         return
 
 

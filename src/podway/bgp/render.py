@@ -100,13 +100,6 @@ protocol bfd {
 $neighbours}
 """)
 
-_PEER = Template("""
-protocol bgp '$name' from mesh_$family {
-	description "$node";
-	neighbor $address port $port as $asn;
-}
-""")
-
 
 def render(plan: BgpPlan, log: Path) -> str:
     """Return the configuration file of one node's BIRD, which logs to `log` (rotated to `log`.old)."""
@@ -120,20 +113,23 @@ def render(plan: BgpPlan, log: Path) -> str:
         ),
         *(_family(plan, family) for family in plan.families),
     ]
-    if plan.bfd and plan.peers:
+    # Address to text is what takes the time in a large mesh: once for each will do.
+    own = {address.version: str(address) for address in plan.addresses}
+    peers = [(peer, str(peer.address)) for peer in plan.peers]
+    if plan.bfd and peers:
         parts.append(
             _BFD.substitute(
                 interval=plan.bfd.interval,
                 multiplier=plan.bfd.multiplier,
                 detection=plan.bfd.interval * plan.bfd.multiplier,
                 neighbours="".join(
-                    f"\tneighbor {peer.address} local {plan.address(peer.family)};\n" for peer in plan.peers
+                    f"\tneighbor {address} local {own[peer.address.version]};\n" for peer, address in peers
                 ),
             )
         )
-    if plan.peers:
+    if peers:
         parts.append("\n# ---- the other nodes ----\n")
-        parts += [_peer(plan, peer) for peer in plan.peers]
+        parts += [_peer(plan, peer, address) for peer, address in peers]
     return "".join(parts)
 
 
@@ -152,12 +148,10 @@ def _family(plan: BgpPlan, family: Family) -> str:
     )
 
 
-def _peer(plan: BgpPlan, peer: BgpPeer) -> str:
-    return _PEER.substitute(
-        name=peer.name,
-        node=peer.node,
-        family=peer.family.label.lower(),
-        address=peer.address,
-        port=plan.port,
-        asn=peer.asn,
-    )
+def _peer(plan: BgpPlan, peer: BgpPeer, address: str) -> str:
+    return f"""
+protocol bgp '{peer.name}' from mesh_ipv{peer.address.version} {{
+	description "{peer.node}";
+	neighbor {address} port {plan.port} as {peer.asn};
+}}
+"""

@@ -143,6 +143,7 @@ def _protocols(reply: Iterable[Line]) -> Iterator[tuple[str, dict[str, str]]]:
         yield head, details
 
 
+# `!` marks the best route, too, if the kernel refused it.
 _ROUTE = re.compile(
     r"(?P<network>\S*)\s+(?P<type>\S+) \[(?P<protocol>\S+) (?P<since>\S+)(?: from \S+)?\](?P<best> [*!])?"
 )

@@ -6,13 +6,20 @@ from typing import Any
 
 import click
 
-from podway.agent.client import call
-from podway.cli.agents import sockets
+from podway.cli.agents import agents, ask_all
+from podway.cli.complete import complete_nodes
+from podway.cli.help import examples
 from podway.cli.options import GlobalOptions
 from podway.cli.output import age
+from podway.errors import AgentError
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "podway agent --node node1 --store sqlite:///var/lib/podway/store.db",
+        "podway agent --node node1 --interface eth1 --log-level debug",
+    )
+)
 @click.option("--node", required=True, metavar="NAME", help="This node's name in the cluster.")
 @click.option("--store", "url", required=True, metavar="URL", envvar="PODWAY_STORE", help="The cluster's store.")
 @click.option(
@@ -34,29 +41,43 @@ def agent(*, node: str, url: str, run_dir: Path, interface: str, log_level: str)
     run(AgentOptions(node=node, store=url, run_dir=run_dir, interface=interface))
 
 
-@click.command()
-@click.argument("node", required=False)
+@click.command(epilog=examples("podway status", "podway status node1 -o json"))
+@click.argument("node", required=False, shell_complete=complete_nodes)
 @click.option("-o", "--output", type=click.Choice(["json"]), help="Another form than text.")
+@click.option("--remote", is_flag=True, help="Ask over the network, also an agent on this machine.")
 @click.pass_obj
-def status(options: GlobalOptions, *, node: str | None, output: str | None) -> None:
-    """Show how a node's agent is: store, BIRD's sessions, blocks and leases, drift.
+def status(options: GlobalOptions, *, node: str | None, output: str | None, remote: bool) -> None:
+    """Show how a node's agent is: store, BIRD's sessions, blocks and leases, drift, certificate.
 
-    Without NODE: every node of the lab, or this host.
+    Without NODE: every node of the lab; of the cluster, if its store is named; else this host.
+    Exit status 1 if an agent did not answer.
     """
-    answers = {name: call(path, "status") for name, path in sockets(options, node).items()}
+    answers = ask_all(agents(options, (node,) if node else (), remote=remote), "status")
+    silent = [answer for answer in answers.values() if isinstance(answer, AgentError)]
+    if len(silent) == len(answers) == 1:
+        raise silent[0]
     if output == "json":
-        click.echo(json.dumps(answers if node is None else next(iter(answers.values())), indent=2))
-        return
-    for position, answer in enumerate(answers.values()):
-        if position:
-            click.echo()
-        _show(answer)
+        shapes = {name: _failure(answer) if answer in silent else answer for name, answer in answers.items()}
+        click.echo(json.dumps(shapes if node is None else next(iter(shapes.values())), indent=2))
+    else:
+        for position, (name, answer) in enumerate(answers.items()):
+            if position:
+                click.echo()
+            if answer in silent:
+                click.echo(f"node {name}\n  {answer}")
+            else:
+                _show(answer)
+    click.get_current_context().exit(1 if silent else 0)
+
+
+def _failure(error: AgentError) -> dict[str, str]:
+    return {"error": error.message, "hint": error.hint}
 
 
 def _show(answer: dict[str, Any]) -> None:
     import time
 
-    uplink, blocks, drift = answer["uplink"], answer["blocks"], answer["drift"]
+    uplink, blocks, drift, channel = answer["uplink"], answer["blocks"], answer["drift"], answer["channel"]
     peers = answer["routing"]["peers"]
     established = sum(peer["state"] == "Established" for peer in peers)
     leased = f"{answer['leases']} pods"
@@ -74,6 +95,8 @@ def _show(answer: dict[str, Any]) -> None:
             or f"pid {answer['routing']['bird']}, {established} of {len(peers)} sessions established",
         ),
         *((f"  {peer['name']}", _peer(peer)) for peer in peers if peer["state"] != "Established"),
+        ("channel", channel["problem"] or _channel(channel)),
+        *((("  refused", f"{channel['refused']}, last {channel['last_refusal']}"),) if channel["refused"] else ()),
         ("leases", leased),
         *(
             (f"  {use['block']}", f"{use['leased']} leased, {use['cooling']} cooling, {use['free']} free")
@@ -88,6 +111,11 @@ def _show(answer: dict[str, Any]) -> None:
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         click.echo(f"  {label.ljust(width)}  {text}")
+
+
+def _channel(channel: dict[str, Any]) -> str:
+    until = channel["certificate"][:16].replace("T", " ")
+    return f"{' '.join(channel['addresses'])}, certificate until {until} UTC" if until else "no certificate yet"
 
 
 def _peer(peer: dict[str, Any]) -> str:

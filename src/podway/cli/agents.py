@@ -1,20 +1,33 @@
-"""Where the agents that a command may ask are, and what they know of routes and sessions."""
+"""The agents that a command may ask, here and on other nodes, and what they know of routes and sessions."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import click
 import msgspec
 
 from podway.agent.client import call
 from podway.cli.options import GlobalOptions
-from podway.errors import InvalidInput
+from podway.errors import AgentError, InvalidInput, StoreError
 from podway.lab.paths import lab_dir
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
+Ask: TypeAlias = Callable[..., Any]
+"""Calls a method of one agent by its name, with its parameters; returns the result. Raises AgentError."""
+
 HOST_SOCKET = Path("/run/podway/agent.sock")
+HOST = "this host"
+
+PATIENCE = 5.0
+"""Seconds to wait for the agent of another node: a person waits too."""
+
+AT_ONCE = 16
+"""How many agents are asked at the same time: one that is dead must not keep the others waiting."""
 
 
 class PeerRow(msgspec.Struct, frozen=True):
@@ -52,42 +65,100 @@ class RouteRow(msgspec.Struct, frozen=True):
     next_hops: tuple[NextHopRow, ...] = ()
 
 
-def sockets(options: GlobalOptions, node: str | None = None) -> dict[str, Path]:
-    """Return the agents' sockets by node name: the lab's, or this host's where no lab stands.
+def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool = False) -> dict[str, Ask]:
+    """Return how to ask the agents of the nodes named (none: of all nodes), by node.
 
-    Raises InvalidInput if there is no such node.
+    Those of this machine are asked over their unix sockets, unless `remote` is true. Where a store was named,
+    the other nodes are asked over the channel: the store tells where they are, and lets us in.
+
+    Raises InvalidInput for a name without node, or if no agent is known at all; LabError, StoreError.
     """
-    nodes = lab_dir(options.lab) / "nodes"
-    found = {path.parent.name: path for path in sorted(nodes.glob("*/agent.sock"))}
-    if not found and HOST_SOCKET.exists():
-        found = {"this host": HOST_SOCKET}
-    if node is None and found:
-        return found
-    if node not in found:
+    if remote:
+        found = _over_channel(options)
+    elif options.store is None:
+        found = _over_sockets(options)
+    else:
+        found = _of_cluster(options)
+    if not found:
         raise InvalidInput(
-            f"no agent of a node {node!r} here" if node else "no agent runs here",
-            hint=f"there are {', '.join(found)}" if found else "start one: `podway lab up`, or `podway agent`",
+            "no agent runs here",
+            hint="start one: `podway lab up`, or `podway agent`; to ask other hosts, name the --store",
         )
-    return {node: found[node]}
+    for name in names:
+        if name not in found:
+            close = difflib.get_close_matches(name, found, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}"
+            raise InvalidInput(f"no agent of a node {name!r} here", hint=hint)
+    return {name: found[name] for name in names or found}
 
 
-def peers(options: GlobalOptions, names: Iterable[str]) -> list[PeerRow]:
+def ask_all(asked: Mapping[str, Ask], method: str) -> dict[str, Any]:
+    """Call a method of several agents at once; return by node what each answered, or its AgentError."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(one: Ask) -> Any:
+        try:
+            return one(method)
+        except AgentError as error:
+            return error
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return dict(zip(asked, threads.map(ask, asked.values()), strict=True))
+
+
+def _over_sockets(options: GlobalOptions) -> dict[str, Ask]:
+    """Return the agents of the lab, or of this host where no lab stands."""
+    nodes = lab_dir(options.lab) / "nodes"
+    found: dict[str, Ask] = {path.parent.name: partial(call, path) for path in sorted(nodes.glob("*/agent.sock"))}
+    if not found and HOST_SOCKET.exists():
+        found[HOST] = partial(call, HOST_SOCKET)
+    return found
+
+
+def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
+    """Return the agents of all nodes in the store."""
+    from podway.agent.remote import RemoteAgents, direct
+    from podway.lab.reach import from_a_node
+
+    listing = options.run(lambda store: store.list_all())
+    reach = direct if options.store is not None else from_a_node(options.lab)
+    cluster = RemoteAgents(listing.items, reach=reach)
+    return {node: partial(cluster.call, node, timeout=PATIENCE) for node in cluster.nodes}
+
+
+def _of_cluster(options: GlobalOptions) -> dict[str, Ask]:
+    """Return the agents of all nodes in the store, this host's own over its socket."""
+    if not HOST_SOCKET.exists():
+        return _over_channel(options)
+    own = partial(call, HOST_SOCKET)
+    try:
+        found = _over_channel(options)
+        name = own("status")["node"]
+    except (StoreError, AgentError) as error:
+        click.echo(f"podway: other nodes are left out: {error}", err=True)
+        return {HOST: own}
+    return found | {name: own}
+
+
+def peers(options: GlobalOptions, names: Collection[str]) -> list[PeerRow]:
     """Return the BGP sessions of all nodes, or of those named."""
-    return [row for on, path in _asked(options, names) for row in _rows(path, on, "peers", PeerRow)]
+    return list(_rows(options, names, "peers", PeerRow))
 
 
-def routes(options: GlobalOptions, names: Iterable[str]) -> list[RouteRow]:
+def routes(options: GlobalOptions, names: Collection[str]) -> list[RouteRow]:
     """Return the routes to pods' blocks on all nodes, or on those named."""
-    return [row for on, path in _asked(options, names) for row in _rows(path, on, "routes", RouteRow)]
+    return list(_rows(options, names, "routes", RouteRow))
 
 
-def _asked(options: GlobalOptions, names: Iterable[str]) -> list[tuple[str, Path]]:
-    wanted = tuple(names)
-    every = (
-        sockets(options) if not wanted else {k: v for name in wanted for k, v in sockets(options, name).items()}
-    )
-    return list(every.items())
-
-
-def _rows(path: Path, on: str, method: str, row: type[Row]) -> list[Row]:
-    return [msgspec.convert({"on": on, **answer}, row) for answer in call(path, method)]
+def _rows(options: GlobalOptions, names: Collection[str], method: str, row: type[Row]) -> Iterator[Row]:
+    """Yield what agents answer; those that do not are told of on standard error, and raised if none does."""
+    answers = ask_all(agents(options, names), method)
+    failures = [answer for answer in answers.values() if isinstance(answer, AgentError)]
+    if len(failures) == len(answers):
+        raise failures[0]
+    for failure in failures:
+        click.echo(f"podway: {failure}", err=True)
+    for on, answer in answers.items():
+        if not isinstance(answer, AgentError):
+            for entry in answer:
+                yield msgspec.convert({"on": on, **entry}, row)

@@ -1,10 +1,14 @@
 """`podway apply` and `podway delete`: the cluster's objects are changed when the whole change is right."""
 
+from collections.abc import Collection, Mapping, Sequence
+
 import click
 
 from podway.api.cluster_rules import check_change, check_deletion
-from podway.api.resources import Resource, key, subject
-from podway.cli.kinds import KindName, key_of, namespace_option
+from podway.api.decode import Manifest
+from podway.api.resources import Key, Resource, key, subject
+from podway.cli.help import examples
+from podway.cli.kinds import KindName, complete_names, key_of, namespace_option, nearest_key
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
 from podway.cli.options import GlobalOptions
 from podway.cli.views import View
@@ -17,11 +21,19 @@ files_option = click.option(
     "filenames",
     metavar="FILE",
     multiple=True,
+    type=click.Path(allow_dash=True),
     help="A manifest in YAML or JSON; - is standard input. Repeatable.",
 )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "podway apply -f pools.yaml",
+        "podway apply -f pools.yaml -f config.yaml",
+        "podway get pool default -o yaml > pool.yaml # edit it, then apply it",
+        "podway plan -f pools.yaml                   # what it would change, without doing it",
+    )
+)
 @files_option
 @namespace_option
 @click.pass_obj
@@ -36,26 +48,15 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
 
     async def work(store: Store) -> None:
         stored = {key(obj): obj for obj in (await store.list_all()).items}
-        wanted = {}
-        for manifest in manifests:
-            with placed_in(manifest):
-                wanted[key(manifest.resource)] = merge(manifest.resource, stored.get(key(manifest.resource)))
-        after = tuple((stored | wanted).values())
-        for manifest in manifests:
-            new = wanted[key(manifest.resource)]
-            old = stored.get(key(new))
-            if new != old:
-                with placed_in(manifest):
-                    check_change(new, after, old=old)
-        for new in wanted.values():
+        for new in checked_change(stored, manifests).values():
             click.echo(f"{subject(key(new))} {await _put(store, new, stored.get(key(new)))}")
 
     options.run(work, create=True)
 
 
-@click.command()
+@click.command(epilog=examples("podway delete pool databases", "podway delete -f pools.yaml"))
 @click.argument("view", metavar="[KIND]", type=KindName(), required=False)
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_names)
 @files_option
 @namespace_option
 @click.pass_obj
@@ -81,17 +82,43 @@ def delete(
 
     async def work(store: Store) -> None:
         stored = {key(obj): obj for obj in (await store.list_all()).items}
-        staying = [obj for obj in stored.values() if key(obj) not in unwanted]
-        for wanted in unwanted:
-            if wanted not in stored:
-                raise NotFound(f"{subject(wanted)} does not exist; nothing was deleted")
-            check_deletion(stored[wanted], staying)
+        check_deletions(stored, unwanted)
         for wanted in dict.fromkeys(unwanted):
             obj = stored[wanted]
             await store.delete(type(obj), obj.metadata.name, namespace=obj.metadata.namespace)
             click.echo(f"{subject(wanted)} deleted")
 
     options.run(work)
+
+
+def checked_change(stored: Mapping[Key, Resource], manifests: Sequence[Manifest]) -> dict[Key, Resource]:
+    """Return what manifests make of the objects that they name, checked together with all others.
+
+    Raises InvalidObject, with the place in the manifest.
+    """
+    wanted = {}
+    for manifest in manifests:
+        with placed_in(manifest):
+            wanted[key(manifest.resource)] = merge(manifest.resource, stored.get(key(manifest.resource)))
+    after = tuple({**stored, **wanted}.values())
+    for manifest in manifests:
+        new = wanted[key(manifest.resource)]
+        old = stored.get(key(new))
+        if new != old:
+            with placed_in(manifest):
+                check_change(new, after, old=old)
+    return wanted
+
+
+def check_deletions(stored: Mapping[Key, Resource], unwanted: Collection[Key]) -> None:
+    """Check that objects exist and that nothing which stays needs them. Raises NotFound or InvalidObject."""
+    staying = [obj for obj in stored.values() if key(obj) not in unwanted]
+    for wanted in unwanted:
+        if wanted not in stored:
+            raise NotFound(
+                f"{subject(wanted)} does not exist; nothing was deleted", hint=nearest_key(wanted, stored)
+            )
+        check_deletion(stored[wanted], staying)
 
 
 async def _put(store: Store, new: Resource, old: Resource | None) -> str:

@@ -7,8 +7,16 @@ import click
 
 from podway.api.encode import to_builtins, to_json, to_list, to_yaml
 from podway.api.meta import LabelSelector
-from podway.api.resources import Resource, subject
-from podway.cli.kinds import DEFAULT_NAMESPACE, KindName, key_of, namespace_option
+from podway.api.resources import Resource, key, subject
+from podway.cli.help import examples
+from podway.cli.kinds import (
+    DEFAULT_NAMESPACE,
+    KindName,
+    complete_names,
+    key_of,
+    namespace_option,
+    nearest_key,
+)
 from podway.cli.options import GlobalOptions
 from podway.cli.output import print_table
 from podway.cli.selector import parse_selector
@@ -17,9 +25,17 @@ from podway.errors import NotFound
 from podway.store.base import Store
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "podway get nodes",
+        "podway get pods -A -o wide",
+        "podway get pods -l app=web,tier!=test -o json",
+        "podway get routes node1                     # what BIRD of node1 knows",
+        "podway --store snapshot:cluster.json get blocks",
+    )
+)
 @click.argument("view", metavar="KIND", type=KindName())
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_names)
 @namespace_option
 @click.option("-A", "--all-namespaces", is_flag=True, help="Objects of all namespaces.")
 @click.option("-l", "--selector", default="", metavar="LABELS", help="Only these: a=b, a!=b, a, !a; with commas.")
@@ -35,7 +51,7 @@ def get(
     selector: str,
     output: str | None,
 ) -> None:
-    """Show objects: nodes, pods, pools, blocks, namespaces, config."""
+    """Show objects (nodes, pods, pools, blocks, namespaces, config), or what agents know (routes, peers)."""
     if all_namespaces and (names or namespace):
         raise click.UsageError("-A goes with neither -n nor a NAME")
     found: list[Any]
@@ -84,7 +100,9 @@ def _find(
     by_name = {obj.metadata.name: obj for obj in found}
     for name in names:
         if name not in by_name:
-            raise NotFound(f"{subject(key_of(kind, name, namespace))} does not exist")
+            missing = key_of(kind, name, namespace)
+            known = (key(obj) for obj in cluster.objects if selector.matches(obj.metadata.labels))
+            raise NotFound(f"{subject(missing)} does not exist", hint=nearest_key(missing, known))
     return [by_name[name] for name in names]
 
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import click
 
+from podway.cli.help import examples
 from podway.host.files import HostPaths, Outcome
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -23,7 +24,7 @@ def _paths(command: F) -> F:
     return command
 
 
-@click.command()
+@click.command(epilog=examples("podway install", "podway install --conf-dir /etc/kubernetes/cni/net.d"))
 @_paths
 @click.option("--overwrite", is_flag=True, help="Replace files that somebody changed.")
 def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool) -> None:
@@ -34,7 +35,7 @@ def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool
     click.echo(f"Start the agent when you are ready: systemctl enable --now {files.UNIT_NAME}")
 
 
-@click.command()
+@click.command(epilog=examples("systemctl disable --now podway-agent && podway uninstall"))
 @_paths
 @click.option("--run-dir", type=_DIRECTORY, default=Path("/run/podway"), show_default=True)
 @click.option("--with-pods", is_flag=True, help="Even if pods are attached, which lose their network.")

@@ -3,19 +3,38 @@
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL
+from podway.cli.complete import complete_namespaces, complete_nodes, complete_pods
+from podway.cli.help import examples
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError, LabError
 
-_NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True, help="The pod's namespace.")
+_NAMESPACE = click.option(
+    "-n",
+    "--namespace",
+    default="default",
+    show_default=True,
+    help="The pod's namespace.",
+    shell_complete=complete_namespaces,
+)
 
 
 def _report(line: str) -> None:
     click.echo(line, err=True)
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "podway lab up --nodes 3",
+        "podway lab run web --serve 80",
+        "podway lab run client",
+        "podway lab exec client -- curl -s http://10.244.0.2",
+        "podway lab node node1 -- ip route",
+        "podway lab down",
+    )
+)
 def lab() -> None:
     """Build and use a whole cluster on this machine.
 
@@ -27,7 +46,12 @@ def lab() -> None:
     require_privileges()
 
 
-@lab.command()
+@lab.command(
+    epilog=examples(
+        "podway lab up",
+        "podway --lab six lab up --nodes 5 --pool 10.244.0.0/16 --pool fd10::/48",
+    )
+)
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
 @click.option(
     "--pool",
@@ -56,7 +80,7 @@ def up(options: GlobalOptions, nodes: int, pools: Sequence[str], block_sizes: Se
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80; podway get nodes; podway lab status")
 
 
-@lab.command()
+@lab.command(epilog=examples("podway lab down", "podway --lab six lab down"))
 @click.pass_obj
 def down(options: GlobalOptions) -> None:
     """Remove a cluster and every trace of it, however far it was built."""
@@ -66,7 +90,7 @@ def down(options: GlobalOptions) -> None:
     _report(f"lab {options.lab} is gone")
 
 
-@lab.command("list")
+@lab.command("list", epilog=examples("podway lab list"))
 def list_labs() -> None:
     """Show all labs of this machine."""
     from podway.cli.output import print_table
@@ -82,7 +106,7 @@ def list_labs() -> None:
     print_table(("LAB", "NODES", "NAMES"), rows)
 
 
-@lab.command()
+@lab.command(epilog=examples("podway lab status"))
 @click.pass_obj
 def status(options: GlobalOptions) -> None:
     """Show a lab's nodes: addresses, agent, pods."""
@@ -126,8 +150,16 @@ class _NodeGroup(click.Group):
             return super().resolve_command(ctx, args)
         return args[0], _on_node, args
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        nodes = [CompletionItem(name) for name in complete_nodes(ctx, None, incomplete)]
+        return [*super().shell_complete(ctx, incomplete), *nodes]
 
-@lab.group(cls=_NodeGroup, subcommand_metavar="NODE -- COMMAND... | add|rm|kill|start NODE")
+
+@lab.group(
+    cls=_NodeGroup,
+    subcommand_metavar="NODE -- COMMAND... | add|rm|kill|start NODE",
+    epilog=examples("podway lab node node1 -- ip route", "podway lab node add node4"),
+)
 def node() -> None:
     """Run a command on a node, or add, remove, stop and start nodes."""
 
@@ -145,7 +177,7 @@ def _on_node(options: GlobalOptions, node: str, command: tuple[str, ...]) -> Non
     raise SystemExit(cluster.execute_on_node(options.lab, node, words))
 
 
-@node.command()
+@node.command(epilog=examples("podway lab node add node4"))
 @click.argument("node")
 @click.pass_obj
 def add(options: GlobalOptions, node: str) -> None:
@@ -155,8 +187,8 @@ def add(options: GlobalOptions, node: str) -> None:
     cluster.add_node(options.lab, node, _report)
 
 
-@node.command()
-@click.argument("node")
+@node.command(epilog=examples("podway lab node rm node2"))
+@click.argument("node", shell_complete=complete_nodes)
 @click.pass_obj
 def rm(options: GlobalOptions, node: str) -> None:
     """Take a node out of service in good order, its pods included."""
@@ -166,8 +198,8 @@ def rm(options: GlobalOptions, node: str) -> None:
     _report(f"node {node} is gone")
 
 
-@node.command()
-@click.argument("node")
+@node.command(epilog=examples("podway lab node kill node2"))
+@click.argument("node", shell_complete=complete_nodes)
 @click.pass_obj
 def kill(options: GlobalOptions, node: str) -> None:
     """Cut a node's power: link, agent, BIRD and pods at once, without a farewell."""
@@ -177,8 +209,8 @@ def kill(options: GlobalOptions, node: str) -> None:
     _report(f"node {node} is off")
 
 
-@node.command()
-@click.argument("node")
+@node.command(epilog=examples("podway lab node start node2"))
+@click.argument("node", shell_complete=complete_nodes)
 @click.pass_obj
 def start(options: GlobalOptions, node: str) -> None:
     """Start a node that was killed, with its pods, or an agent that ended."""
@@ -187,9 +219,20 @@ def start(options: GlobalOptions, node: str) -> None:
     cluster.start_node(options.lab, node, _report)
 
 
-@lab.command()
+@lab.command(
+    epilog=examples(
+        "podway lab run web --serve 80 --label app=web",
+        "podway lab run client --node node2",
+        "podway lab run fixed --ip 10.244.1.77",
+    )
+)
 @click.argument("name")
-@click.option("--node", default="", help="Where it runs; without it, on the node with the fewest pods.")
+@click.option(
+    "--node",
+    default="",
+    help="Where it runs; without it, on the node with the fewest pods.",
+    shell_complete=complete_nodes,
+)
 @_NAMESPACE
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; repeat for more.")
 @click.option("--ip", "addresses", multiple=True, metavar="ADDR", help="A wanted address; one a family.")
@@ -232,8 +275,12 @@ def _pair(label: str) -> tuple[str, str]:
     return key, value
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True})
-@click.argument("name")
+@lab.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples("podway lab exec client -- ping -c1 10.244.0.2"),
+)
+@click.argument("name", shell_complete=complete_pods)
 @_NAMESPACE
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_obj
@@ -244,8 +291,8 @@ def execute(options: GlobalOptions, name: str, namespace: str, command: tuple[st
     raise SystemExit(pods.execute(options.lab, name, namespace, command))
 
 
-@lab.command("rm")
-@click.argument("name")
+@lab.command("rm", epilog=examples("podway lab rm web", "podway lab rm web -n shop"))
+@click.argument("name", shell_complete=complete_pods)
 @_NAMESPACE
 @click.pass_obj
 def remove(options: GlobalOptions, name: str, namespace: str) -> None:
@@ -256,7 +303,7 @@ def remove(options: GlobalOptions, name: str, namespace: str) -> None:
     _report(f"pod {namespace}/{name} is gone")
 
 
-@lab.command("demo", add_help_option=True)
+@lab.command("demo", epilog=examples("podway lab demo", "podway lab demo --keep"))
 @click.option("--keep", is_flag=True, help="Leave the cluster standing, to look around.")
 @click.pass_context
 def show(ctx: click.Context, *, keep: bool) -> None:

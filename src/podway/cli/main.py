@@ -4,8 +4,11 @@ import importlib
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from podway import __version__
+from podway.cli.complete import complete_labs
+from podway.cli.help import EXIT_CODES
 from podway.cli.options import GlobalOptions
 from podway.errors import PodwayError
 from podway.lab.paths import DEFAULT_LAB
@@ -14,12 +17,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("podway.cli.get:get", "Show nodes, pods, pools, blocks and other objects."),
     "apply": ("podway.cli.change:apply", "Create or change objects from manifests."),
     "delete": ("podway.cli.change:delete", "Delete objects."),
+    "plan": ("podway.cli.preview:plan", "Show what a change would do to every node, and do nothing."),
+    "snapshot": ("podway.cli.preview:snapshot", "Write the whole cluster into one file."),
+    "simulate": ("podway.cli.simulate:simulate", "Plan a cluster of any size, without a kernel."),
     "verify": ("podway.cli.verify:verify", "Prove the network model by packets."),
+    "trace": ("podway.cli.trace:trace", "Follow a packet through the cluster, hop by hop."),
+    "doctor": ("podway.cli.doctor:doctor", "Find what is wrong on the nodes, and what mends it."),
     "status": ("podway.cli.agent:status", "Show how the agents are: store, BIRD, leases, drift."),
     "install": ("podway.cli.host:install", "Install the plugin and the agent's unit on this host."),
     "uninstall": ("podway.cli.host:uninstall", "Remove Podway from this host, and set back what it changed."),
     "agent": ("podway.cli.agent:agent", "Run the agent of a node."),
     "lab": ("podway.cli.lab:lab", "Build and use a whole cluster on this machine."),
+    "completion": ("podway.cli.completion:completion", "Print the script for completion in bash, zsh or fish."),
 }
 """Each command's `module:attribute`, and its line in --help."""
 
@@ -44,6 +53,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that a word may become, without importing any command."""
+        commands = [
+            CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; a PodwayError becomes a message on stderr and exit status 1."""
         try:
@@ -57,14 +73,15 @@ def _fail(ctx: click.Context, error: PodwayError) -> NoReturn:
     ctx.exit(1)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="podway", message="%(prog)s %(version)s")
 @click.option(
     "--store",
     metavar="URL",
     envvar="PODWAY_STORE",
     show_envvar=True,
-    help="The cluster's store, such as sqlite:///var/lib/podway/store.db. Without it: the lab's.",
+    help="The cluster's store, such as sqlite:///var/lib/podway/store.db, or snapshot:FILE to look at one. "
+    "Without it: the lab's.",
 )
 @click.option(
     "--lab",
@@ -74,6 +91,7 @@ def _fail(ctx: click.Context, error: PodwayError) -> NoReturn:
     default=DEFAULT_LAB,
     show_default=True,
     help="The lab that commands work on.",
+    shell_complete=complete_labs,
 )
 @click.pass_context
 def main(ctx: click.Context, store: str | None, lab: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from podway.errors import LabError
@@ -48,13 +49,21 @@ class GlobalOptions(NamedTuple):
         """
         import asyncio
 
-        from podway.store.open import open_store
-
         async def opened() -> T:
-            store = open_store(self.store_url(), create=create)
+            store = _open(self.store_url(), create=create)
             try:
                 return await work(store)
             finally:
                 await store.close()
 
         return asyncio.run(opened())
+
+
+def _open(url: str, *, create: bool) -> Store:
+    from podway.preview.snapshot import read
+    from podway.preview.store import SCHEME, SnapshotStore
+    from podway.store.open import open_store
+
+    if url.startswith(SCHEME):
+        return SnapshotStore(read(Path(url.removeprefix(SCHEME))))
+    return open_store(url, create=create)

@@ -6,11 +6,17 @@ from typing import Literal
 import click
 
 from podway.api.resources import Pod, Resource
+from podway.cli.help import examples
 from podway.cli.options import GlobalOptions
 from podway.prove.world import NodePlace, PodPlace, World, build_world
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "podway verify",
+        "podway verify --sample 200 -o json          # a large cluster: 200 pairs for each rule",
+    )
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
 @click.option(
     "--sample",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from podway.api.identity import ClusterAuthority
 from podway.api.resources import (
     AGENT_SEEN,
     AddressBlock,
@@ -177,6 +178,17 @@ VIEWS: tuple[View, ...] = (
             AGE,
         ),
         NetworkConfig,
+    ),
+    View(
+        ("authority", "authorities", "clusterauthority", "clusterauthorities"),
+        (
+            NAME,
+            Column("CLUSTER", lambda authority, _: authority.spec.cluster),
+            Column("TRUSTED", lambda authority, _: str(len(authority.spec.authorities))),
+            Column("UNTIL", lambda authority, _: f"{authority.spec.authorities[-1].not_after:%Y-%m-%d %H:%M} UTC"),
+            AGE,
+        ),
+        ClusterAuthority,
     ),
     View(
         ("peers", "peer"),

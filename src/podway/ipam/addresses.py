@@ -8,6 +8,7 @@ that others have had the most time to forget. A freed address is not given again
 has passed, unless it is asked for by name.
 """
 
+import random
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Generic, TypeVar
@@ -19,6 +20,9 @@ from podway.errors import AddressUnavailable
 from podway.ipam.blocks import capacity, is_reserved
 
 Owner = TypeVar("Owner")
+
+SPARE_FRACTION = 8
+"""Claim another block when less than this part (1/8) of one is left."""
 
 
 class BlockUse(msgspec.Struct, frozen=True):
@@ -35,6 +39,11 @@ class BlockUse(msgspec.Struct, frozen=True):
         """How many can be leased now."""
         return self.capacity - self.leased - self.cooling
 
+    @property
+    def spare(self) -> int:
+        """How many a node keeps in reserve, so that a pod never waits for a claim."""
+        return max(1, self.capacity // SPARE_FRACTION)
+
 
 class _Block(Generic[Owner]):
     """One block's books. Freed addresses wait in the order of their freeing."""
@@ -50,6 +59,13 @@ class _Block(Generic[Owner]):
         self.freed: OrderedDict[Address, float] = OrderedDict()
         self.capacity = capacity(network, excluded)
         self._next = int(network.network_address)
+        self._unseen = network.num_addresses
+        """How many addresses, from `_next` on and round, may never have been used."""
+
+    def scatter(self) -> None:
+        """Begin with the addresses anywhere in the block."""
+        self._next = int(self.network.network_address) + random.randrange(self.network.num_addresses)
+        self._unseen = self.network.num_addresses
 
     def may_give(self, address: Address) -> bool:
         return not is_reserved(address, self.network) and not any(address in net for net in self.excluded)
@@ -62,16 +78,17 @@ class _Block(Generic[Owner]):
         return sum(1 for since in self.freed.values() if now - since < self.cooldown)
 
     def _never_used(self) -> Address | None:
-        last = int(self.network.broadcast_address)
-        while self._next <= last:
+        first, last = int(self.network.network_address), int(self.network.broadcast_address)
+        while self._unseen > 0:
             address = self.family.address(self._next)
-            if address not in self.leased and address not in self.freed:
-                jump = self._end_of_exclusion(address)
-                if jump is None and not is_reserved(address, self.network):
-                    return address
-                # A large excluded range is stepped over at once.
-                self._next = jump if jump is not None else self._next
-            self._next += 1
+            # A large excluded range is stepped over at once.
+            end = self._end_of_exclusion(address)
+            used = address in self.leased or address in self.freed
+            if end is None and not used and not is_reserved(address, self.network):
+                return address
+            step = min(end or self._next, last) - self._next + 1
+            self._unseen -= step
+            self._next = self._next + step if self._next + step <= last else first
         return None
 
     def _end_of_exclusion(self, address: Address) -> int | None:
@@ -149,6 +166,15 @@ class AddressBook(Generic[Owner]):
             )
         self._give(block, address, owner)
 
+    def scatter(self) -> None:
+        """Begin anywhere in each block from now on.
+
+        Before a restart addresses were freed, and nobody knows which: so it is unlikely that one of them is
+        given again before its cool-down is over.
+        """
+        for block in self._blocks.values():
+            block.scatter()
+
     def restore(self, address: Address, owner: Owner) -> None:
         """Enter a lease that the kernel holds already, wherever the address lies."""
         block = self._block_of(address)
@@ -167,6 +193,10 @@ class AddressBook(Generic[Owner]):
             elif block.leased.get(address) == owner:
                 del block.leased[address]
                 block.freed[address] = now
+
+    def strays(self) -> Collection[Address]:
+        """Return the leased addresses that lie in none of our blocks."""
+        return tuple(self._strays)
 
     def owner(self, address: Address) -> Owner | None:
         """Return who holds an address."""

@@ -32,6 +32,13 @@ def free_blocks(pool: Network, prefix: int, taken: Collection[Network]) -> Itera
         position += size
 
 
+def block_of(address: Address, prefix: int) -> Network:
+    """Return the block of this prefix length that an address lies in."""
+    family = Family.of(address)
+    shift = family.bits - prefix
+    return family.network(int(address) >> shift << shift, prefix)
+
+
 def count_blocks(pool: Network, prefix: int) -> int:
     """Return how many blocks a pool is cut into."""
     return 1 << (prefix - pool.prefixlen)

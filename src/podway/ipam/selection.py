@@ -1,9 +1,10 @@
 """Which pools may serve a pod on a node: decided from selectors alone, without a look at what is free."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from podway.api.addresses import Family
+from podway.api.addresses import Family, Network
 from podway.api.resources import IPPool
+from podway.ipam.addresses import BlockUse
 
 
 def pools_for(
@@ -29,7 +30,7 @@ def pools_for(
     ]
     if names:
         return tuple(sorted(serving, key=lambda pool: names.index(pool.metadata.name)))
-    return tuple(sorted(serving, key=lambda pool: (_generality(pool), pool.metadata.name)))
+    return tuple(sorted(serving, key=lambda pool: (generality(pool), pool.metadata.name)))
 
 
 def pools_for_node(pools: Iterable[IPPool], node_labels: Mapping[str, str]) -> tuple[IPPool, ...]:
@@ -49,5 +50,17 @@ def _matches(pool: IPPool, node_labels: Mapping[str, str], namespace_labels: Map
     )
 
 
-def _generality(pool: IPPool) -> int:
+def generality(pool: IPPool) -> int:
+    """Rank a pool by its selectors: the lower, the more is said of whom it serves."""
     return 2 * (pool.spec.namespace_selector is None) + (pool.spec.node_selector is None)
+
+
+def wants_another(pool: IPPool, uses: Sequence[BlockUse], *, leaving: Collection[Network] = ()) -> bool:
+    """Tell whether a node that this pool serves must claim a (further) block of it.
+
+    `uses` are the node's blocks of the pool; of those `leaving`, nothing is leased any more. A first block is
+    claimed at once, unless the pool is for some namespaces only: then when a pod of theirs comes.
+    """
+    if not uses:
+        return pool.spec.namespace_selector is None
+    return sum(use.free for use in uses if use.block not in leaving) <= uses[0].spare

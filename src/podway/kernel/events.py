@@ -57,7 +57,7 @@ class Event(msgspec.Struct, frozen=True):
     """One change. `device` is a name, empty where none is concerned.
 
     `subject` is what changed in words, such as `10.244.1.0/24`. `ours` tells that the object bears our mark, or
-    might have replaced one that did; `learned` the same of a route of BIRD's.
+    might have replaced one that did; `learned` that a route of BIRD's might have been removed or replaced.
     """
 
     kind: EventKind
@@ -181,11 +181,12 @@ class Watcher:
         route = routes.read(message)
         # Who replaces a route is told; whose it was is not. BIRD leaves ours alone: it has its own metric.
         by_bird = route.protocol == c.RTPROT_BIRD
-        replaced = bool(message.flags & c.NLM_F_REPLACE) and not removed and not by_bird
+        changed = bool(message.flags & c.NLM_F_REPLACE) and not removed
+        replaced = changed and not by_bird
         device = self._links.get(route.index, ("", False))[0]
         subject = str(route.destination)
         ours = route.protocol == ROUTE_PROTOCOL or replaced
-        return Event("route", subject, removed, ours, device, learned=by_bird or replaced)
+        return Event("route", subject, removed, ours, device, learned=changed or (by_bird and removed))
 
     def _neighbour_event(self, message: Message, removed: bool) -> Event | None:
         if message.body[0] not in {socket.AF_INET, socket.AF_INET6}:

@@ -19,9 +19,9 @@ from podway.api.addresses import Family
 from podway.api.lease import Attachment
 from podway.errors import KernelError
 from podway.kernel import addresses, leases, links, neighbours, routes, sysctls
-from podway.kernel.engine import Change
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.nft import Nftables, loaded_form
+from podway.plan.changes import Change
 from podway.plan.objects import (
     NFT_TABLE,
     ROUTE_PROTOCOL,

@@ -22,9 +22,10 @@ _T = TypeVar("_T")
 
 LIBRARY = "libnftables.so.1"
 
-_OUTPUT_STATELESS = 1 << 1
+_OUTPUT_STATELESS = 1 << 2
 _OUTPUT_JSON = 1 << 4
-"""include/nftables/libnftables.h: without the values of counters and the like; as JSON."""
+_OUTPUT_TERSE = 1 << 11
+"""include/nftables/libnftables.h: without the values of counters; as JSON; without the elements of sets."""
 
 _lock = threading.Lock()
 """libnftables keeps a cache of interface names for the whole process (src/iface.c)."""
@@ -54,6 +55,11 @@ class Nftables:
         entries = self._list("list tables")
         return [(e["table"]["family"], e["table"]["name"]) for e in entries if "table" in e]
 
+    def ruleset(self) -> list[dict[str, Any]]:
+        """Return all tables, chains and rules; named sets come without their elements. Raises KernelError."""
+        with self._flags(_OUTPUT_JSON | _OUTPUT_STATELESS | _OUTPUT_TERSE):
+            return self._list("list ruleset")
+
     def form(self, family: str, name: str) -> str:
         """Return a table in the one form that can be compared. Raises KernelError."""
         return _canonical(self._list(f"list table {family} {name}"))
@@ -73,6 +79,14 @@ class Nftables:
         self.writes += 1
         head = f"table {family} {name}"
         self._run(f"add {head}\ndelete {head}\n", f"delete nft {head}")
+
+    @contextlib.contextmanager
+    def _flags(self, flags: int) -> Iterator[None]:
+        self._library.nft_ctx_output_set_flags(self._context, flags)
+        try:
+            yield
+        finally:
+            self._library.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON | _OUTPUT_STATELESS)
 
     def _list(self, command: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = json.loads(self._run(command, f"nft {command}"))["nftables"]

@@ -9,9 +9,10 @@ from typing import Self, TypeVar
 from podway.api.lease import LINK_PREFIX, Lease
 from podway.errors import InvalidInput
 from podway.kernel import engine, kinds, leases, links, netns, pods, sysctls, wiring
-from podway.kernel.engine import Change, Kind, Report
+from podway.kernel.engine import Kind, Report
 from podway.kernel.netlink import Connection
 from podway.kernel.nft import Nftables
+from podway.plan.changes import Change
 from podway.plan.objects import NodePlan, PodEnd, PodWiring
 
 _T = TypeVar("_T")
@@ -32,8 +33,9 @@ class Kernel:
         self._nftables: Nftables | None = None
         self._lock = threading.Lock()
         self._sysctls = kinds.Sysctls(self.inside)
+        self._links = kinds.Links(self.connection)
         self._kinds: tuple[Kind, ...] = (
-            kinds.Links(self.connection),
+            self._links,
             self._sysctls,
             kinds.Addresses(self.connection),
             kinds.Neighbours(self.connection),
@@ -104,6 +106,17 @@ class Kernel:
         """Say in words what of a pod end is missing or altered; an empty list if nothing is."""
         return pods.differences(self.inspect_pod(pod_netns, want.ifname), want)
 
+    def mtus(self) -> dict[str, int]:
+        """Return the MTU of each device of the node, in bytes."""
+        return {link.name: link.mtu for link in links.dump(self.connection)}
+
+    def set_pod_mtu(self, pod_netns: int, ifname: str, mtu: int, *, was: int) -> None:
+        """Change the MTU of a pod's interface, unless somebody else has set it to another than it `was`."""
+        with Connection(pod_netns) as pod:
+            link = links.find(pod, ifname)
+            if link.mtu == was:
+                pod.transact([links.change(link.index, mtu=mtu, label=ifname)])
+
     def leases(self) -> list[Lease]:
         """Return every lease that the kernel holds."""
         return leases.read(self.connection).leases
@@ -119,12 +132,23 @@ class Kernel:
     def diff(self, plan: NodePlan) -> list[Change]:
         """Return what differs from a plan, and change nothing."""
         with self._lock:
-            return [change for kind in self._kinds for change in engine.diff(kind, plan)]
+            feasible = self._feasible(plan)
+        return [change for kind in self._kinds for change in engine.diff(kind, feasible)]
 
     def apply(self, plan: NodePlan) -> Report:
         """Make the kernel what a plan says; failures are in the report. A correct node costs no write."""
         with self._lock:
-            return engine.apply(self._kinds, plan)
+            feasible = self._feasible(plan)
+        report = engine.apply(self._kinds, feasible)
+        if report.failures and (still := self._feasible(feasible)) is not feasible:
+            # A pod's link went meanwhile, so what failed may have been on it: only a second look can tell.
+            again = engine.apply(self._kinds, still)
+            return Report(report.changes + again.changes, again.failures)
+        return report
+
+    def _feasible(self, plan: NodePlan) -> NodePlan:
+        """Leave out what belongs on pod links that are gone: whoever makes and removes links will hear of it."""
+        return plan.without({link.name for link in plan.links} - self._links.list(plan).keys())
 
     def _open_nftables(self) -> Nftables:
         if self._nftables is None:

@@ -222,7 +222,8 @@ def lookup(
 
     way = ask(0)
     # A plain lookup yields the way, but not whose route it was; this one yields the route.
-    matched = ask(c.RTM_F_FIB_MATCH)
+    # IPv4 tells its table only if asked to, and IPv6, which always does, refuses that question.
+    matched = ask(c.RTM_F_FIB_MATCH | (c.RTM_F_LOOKUP_TABLE if destination.version == 4 else 0))
     rule = None if isinstance(matched, KernelError) else read(matched)
     found = None if isinstance(way, KernelError) else read(way)
     if isinstance(way, KernelError):

@@ -33,7 +33,7 @@ class BgpPool(msgspec.Struct, frozen=True, order=True):
     block_prefix: int
 
 
-class BgpPeer(msgspec.Struct, frozen=True):
+class BgpPeer(msgspec.Struct, frozen=True, gc=False):
     """One session: with this node, at this address. `name` is the session's name in BIRD."""
 
     name: str
@@ -98,15 +98,24 @@ def plan_bgp(name: str, nodes: Sequence[Node], pools: Iterable[IPPool], bgp: Bgp
                 key=lambda pool: (pool.network.version, pool.network),
             )
         ),
-        peers=tuple(
-            BgpPeer(_peer_name(node, address), node.metadata.name, address, bgp.asn)
-            for node in sorted(nodes, key=lambda node: node.metadata.name)
-            if node is not own
-            for family in families
-            if (address := node.internal_address(family))
-        ),
+        peers=tuple(_peers(own, nodes, families, bgp.asn)),
         bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier) if bgp.bfd else None,
     )
+
+
+def _peers(own: Node, nodes: Sequence[Node], families: Sequence[Family], asn: int) -> list[BgpPeer]:
+    # Every node has a session with every other: in a large cluster this is where planning takes its time.
+    endings = [(family, f".{family.label.lower()}") for family in families]
+    peers = []
+    for node in sorted(nodes, key=lambda node: node.metadata.name):
+        if node is not own:
+            name = node.metadata.name
+            for family, ending in endings:
+                address = node.internal_address(family)
+                if address is not None:
+                    session = name + ending if len(name) + len(ending) <= PEER_NAME_LENGTH else str(address)
+                    peers.append(BgpPeer(session, name, address, asn))
+    return peers
 
 
 def _router_id(node: Node) -> IPv4Address:
@@ -116,8 +125,3 @@ def _router_id(node: Node) -> IPv4Address:
         return address
     digest = hashlib.sha256(node.metadata.name.encode()).digest()
     return IPv4Address(int.from_bytes(digest[:4], "big") or 1)
-
-
-def _peer_name(node: Node, address: Address) -> str:
-    name = f"{node.metadata.name}.{Family.of(address).label.lower()}"
-    return name if len(name) <= PEER_NAME_LENGTH else str(address)

@@ -6,6 +6,7 @@ knows nothing else of them; `str` says in words which object it is. Devices are 
 numbers differ after a reboot.
 """
 
+from collections.abc import Set
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -186,3 +187,16 @@ class NodePlan(msgspec.Struct, frozen=True):
     sysctls: tuple[Sysctl, ...] = ()
     routes: tuple[Route, ...] = ()
     tables: tuple[NftTable, ...] = ()
+
+    def without(self, devices: Set[str]) -> "NodePlan":
+        """Return the plan without what belongs on these devices."""
+        if not devices:
+            return self
+        return NodePlan(
+            links=tuple(link for link in self.links if link.name not in devices),
+            addresses=tuple(address for address in self.addresses if address.device not in devices),
+            neighbours=tuple(neighbour for neighbour in self.neighbours if neighbour.device not in devices),
+            sysctls=tuple(sysctl for sysctl in self.sysctls if devices.isdisjoint(sysctl.path.split("/"))),
+            routes=tuple(route for route in self.routes if route.device not in devices),
+            tables=self.tables,
+        )

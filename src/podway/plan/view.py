@@ -4,7 +4,7 @@ It holds what a node's plan depends on and nothing else; pods are not in it, sin
 kernel and others' are reached by their block.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -29,6 +29,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     blocks: Mapping[str, AddressBlock]
     config: NetworkConfigSpec
     revision: int
+    owned: Mapping[str, tuple[AddressBlock, ...]]
+    """The blocks of each node that has any, in address order."""
 
     @classmethod
     def of(cls, resources: Iterable[Resource], revision: int) -> "ClusterView":
@@ -48,7 +50,7 @@ class ClusterView(msgspec.Struct, frozen=True):
                     blocks[name] = obj
                 case NetworkConfig():
                     config = obj.spec
-        return cls(nodes, namespaces, pools, blocks, config, revision)
+        return cls(nodes, namespaces, pools, blocks, config, revision, _by_owner(blocks.values()))
 
     def after(self, event: Event) -> "ClusterView":
         """Return the view after one change; the same facts if the change is of no concern here."""
@@ -63,14 +65,29 @@ class ClusterView(msgspec.Struct, frozen=True):
                 changes["pools"] = _changed(self.pools, obj, gone)
             case AddressBlock():
                 changes["blocks"] = _changed(self.blocks, obj, gone)
+                changes["owned"] = self._owned_after(obj, gone)
             case NetworkConfig():
                 changes["config"] = NetworkConfigSpec() if gone else obj.spec
         return msgspec.structs.replace(self, **changes)
 
+    def with_blocks(self, blocks: Mapping[str, AddressBlock]) -> "ClusterView":
+        """Return the view with these blocks, by name, in place of its own."""
+        return msgspec.structs.replace(self, blocks=blocks, owned=_by_owner(blocks.values()))
+
     def blocks_of(self, node: str) -> tuple[AddressBlock, ...]:
         """Return the blocks that a node owns, in address order."""
-        mine = (block for block in self.blocks.values() if block.spec.node == node)
-        return tuple(sorted(mine, key=lambda block: (block.network.version, block.network.network_address)))
+        return self.owned.get(node, ())
+
+    def _owned_after(self, block: AddressBlock, gone: bool) -> Mapping[str, tuple[AddressBlock, ...]]:
+        owned = dict(self.owned)
+        before = self.blocks.get(block.metadata.name)
+        if before is not None:
+            rest = tuple(other for other in owned.pop(before.spec.node) if other is not before)
+            if rest:
+                owned[before.spec.node] = rest
+        if not gone:
+            owned[block.spec.node] = _in_order((*owned.get(block.spec.node, ()), block))
+        return owned
 
     def labels_of_node(self, node: str) -> Mapping[str, str]:
         """Return a node's labels, none if it is not registered."""
@@ -84,23 +101,48 @@ class ClusterView(msgspec.Struct, frozen=True):
 
 
 def same_network(one: ClusterView, other: ClusterView) -> bool:
-    """Tell whether two views give every node the same plan: only heartbeats and the like differ."""
+    """Tell whether two views give every node the same plan: only heartbeats and the like differ.
+
+    Objects that both views share are not looked into: heartbeats come often, one node's at a time.
+    """
     return (
         one.pools == other.pools
         and one.blocks == other.blocks
         and one.config == other.config
         and one.namespaces == other.namespaces
-        and (one.nodes is other.nodes or _facts(one.nodes) == _facts(other.nodes))
+        and one.nodes.keys() == other.nodes.keys()
+        and all(_same_place(node, other.nodes[name]) for name, node in one.nodes.items())
     )
 
 
-def _facts(nodes: Mapping[str, Node]) -> dict[str, tuple[object, ...]]:
-    return {
-        name: (node.internal_addresses, node.interface_addresses, node.metadata.labels)
-        for name, node in nodes.items()
-    }
+def _same_place(one: Node, other: Node) -> bool:
+    return one is other or (
+        one.internal_addresses == other.internal_addresses
+        and one.interface_addresses == other.interface_addresses
+        and one.metadata.labels == other.metadata.labels
+    )
+
+
+def _by_owner(blocks: Iterable[AddressBlock]) -> Mapping[str, tuple[AddressBlock, ...]]:
+    owned: dict[str, list[AddressBlock]] = {}
+    for block in blocks:
+        owned.setdefault(block.spec.node, []).append(block)
+    return {node: _in_order(mine) for node, mine in owned.items()}
+
+
+def _in_order(blocks: Sequence[AddressBlock]) -> tuple[AddressBlock, ...]:
+    # Most nodes have one block, and to read thousands of CIDRs only to sort them is what a start would wait for.
+    return tuple(sorted(blocks, key=_place) if len(blocks) > 1 else blocks)
+
+
+def _place(block: AddressBlock) -> tuple[int, int]:
+    return (block.network.version, int(block.network.network_address))
 
 
 def _changed(objects: Mapping[str, Resource], obj: Resource, gone: bool) -> Mapping[str, Resource]:
-    rest = {name: value for name, value in objects.items() if name != obj.metadata.name}
-    return rest if gone else {**rest, obj.metadata.name: obj}
+    rest = dict(objects)
+    if gone:
+        rest.pop(obj.metadata.name, None)
+    else:
+        rest[obj.metadata.name] = obj
+    return rest

@@ -6,6 +6,7 @@ so the host answers for it by ARP and neighbour discovery, and permanent neighbo
 make even the first packet need neither.
 """
 
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface
 
 from podway.api.addresses import Address, Family, Interface, host_network
@@ -27,6 +28,7 @@ HOST_SYSCTLS: dict[Family, dict[str, str]] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def wire(lease: Lease, *, mtu: int, node_addresses: tuple[Address, ...]) -> PodWiring:
     """Return everything that the pod's attachment needs.
 

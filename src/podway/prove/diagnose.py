@@ -43,7 +43,7 @@ def _translated(world: World, fault: Fault, witness: Witness) -> Cause:
     if before is None or after is None:
         raise ValueError("a translation has two sides")
     if fault.here is not None and fault.last is None:
-        way = witness.way(fault.origin.netns, before.destination, None, "")
+        way = witness.way(fault.origin, before.destination, None, "")
         if isinstance(way, Lookup) and way.source == after.source != before.source:
             return Cause(
                 f"{fault.origin.label} sends from {after.source}, which is not its own address: "
@@ -79,10 +79,10 @@ def _not_bare(world: World, fault: Fault, witness: Witness) -> Cause:
     destination = fault.target.address(fault.probe.family)
     if sender is None or destination is None:
         raise ValueError("a probe was judged between points that it cannot have been sent between")
-    way = witness.way(sender.netns, destination, None, "")
+    way = witness.way(sender, destination, None, "")
     device = ""
     if isinstance(way, Lookup) and way.device and way.device != sender.uplink:
-        kind = witness.ground(sender.netns).links[way.device].kind
+        kind = witness.ground(sender).links[way.device].kind
         device = f": the route there leads into {way.device}" + (f" ({kind})" if kind else "")
     what = f"packets from {sender.label} to {place(world, destination, fault.target, sender)}"
     advice = "route pods' addresses through the other node's own address, without a tunnel device"

@@ -17,9 +17,11 @@ from ipaddress import ip_address
 import msgspec
 
 from podway.api.addresses import Family
-from podway.prove.packet import ECHO_REQUEST, IP_HEADER, internet_checksum
-from podway.prove.probe import TAG_BYTES, Probe, Protocol, Result, Step, Tag, payload, read_tag
-from podway.prove.station import Ends, Frame, Sighting, Station
+from podway.probe.build import Protocol
+from podway.probe.capture import Capture, Frame, Sighting, sighting
+from podway.probe.packet import ECHO_REQUEST, IP_HEADER, internet_checksum
+from podway.prove.probe import TAG_BYTES, Probe, Result, Step, Tag, payload, read_tag
+from podway.prove.station import Ends, Station
 
 _IN_FLIGHT = 128
 _LARGEST = 65535
@@ -82,9 +84,9 @@ class Engine:
             self._end(sock)
         for station in self._stations.values():
             self._capture(station)
-        seen = [sighting for station, frame in self._frames if (sighting := station.sighting(frame))]
+        seen = [one for station, frame in self._frames if (one := sighting(frame, station.point.label))]
         self._frames.clear()
-        seen.sort(key=lambda sighting: sighting.time)
+        seen.sort(key=lambda one: one.time)
         return results, seen
 
     # What goes on in the loop.
@@ -107,11 +109,13 @@ class Engine:
             self._on(ends.echo, partial(self._hear, ends.echo, header))
             self._on(ends.listener, partial(self._accept, ends, station))
 
-    def _on(self, sock: socket.socket, serve: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
+    def _on(
+        self, sock: socket.socket | Capture, serve: Callable[[], None], events: int = selectors.EVENT_READ
+    ) -> None:
         self._selector.register(sock, events, serve)
 
     def _capture(self, station: Station) -> None:
-        self._frames.extend((station, frame) for frame in station.frames(_LARGEST))
+        self._frames.extend((station, frame) for frame in station.capture.frames(_LARGEST))
 
     def _finish(self, number: int) -> None:
         call = self._calls.pop(number)

@@ -11,12 +11,13 @@ from typing import Self
 import msgspec
 
 from podway.errors import InvalidInput
+from podway.probe.facts import Ground
 from podway.prove.engine import Engine
+from podway.prove.journey import Leg, legs_of
 from podway.prove.judge import Fault, judge
 from podway.prove.probe import Pair, Probe, Step
 from podway.prove.station import PortTaken, Station
-from podway.prove.trace import Leg, legs_of
-from podway.prove.witness import Ground, Witness
+from podway.prove.witness import Witness
 from podway.prove.world import Absent, PodPoint, World
 
 _PORTS = range(61000, 65000)
@@ -75,7 +76,7 @@ class Field:
         """Hold conversations and judge them. Raises OSError."""
         results, seen = self._engine.hold(probes)
         self.packets += len(seen)
-        self.missed += sum(station.dropped() for station in self._stations.values())
+        self.missed += sum(station.capture.dropped() for station in self._stations.values())
         legs = legs_of(self._magic, results, seen)
         return [
             Trial(
@@ -120,7 +121,7 @@ def enter(world: World, witness: Witness) -> tuple[World, dict[str, Ground]]:
     absent = list(world.absent)
     for point in world.points.values():
         try:
-            grounds[point.label] = witness.ground(point.netns)
+            grounds[point.label] = witness.ground(point)
         except InvalidInput as error:
             absent.append(Absent(point.label, f"cannot be entered: {error.message}"))
     nodes = tuple(node for node in world.nodes if node.label in grounds)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from podway.api.addresses import Address
-from podway.prove.packet import Packet, Tcp, Udp
-from podway.prove.probe import STEPS, Probe, Protocol, Result, Step
-from podway.prove.station import Sighting
-from podway.prove.trace import Leg, Refusal, Stage, planned_path
+from podway.probe.build import Protocol
+from podway.probe.capture import Sighting
+from podway.probe.packet import Packet, Tcp, Udp
+from podway.prove.journey import Leg, Refusal, Stage, planned_path
+from podway.prove.probe import STEPS, Probe, Result, Step
 from podway.prove.world import NodePoint, Point, World
 
 
@@ -86,17 +87,17 @@ def judge(world: World, result: Result, legs: Mapping[Step, Leg]) -> Fault | Non
     for step in STEPS[probe.protocol]:
         forward = (probe.sender, probe.receiver)
         path = planned_path(world, *(forward if step.forward else reversed(forward)))
-        leg = _without_flooding(legs.get(step, Leg()), path)
-        fault = _translated(result, step, leg)
+        leg = without_flooding(legs.get(step, Leg()), path)
+        fault = translation(result, step, leg)
         if fault is None and not _reached(result, step, legs):
-            fault = _lost(result, step, leg, path)
+            fault = loss(result, step, leg, path)
         fault = fault or _misshapen(result, step, leg, path)
         if fault is not None:
             return fault
     return Fault(Code.DAMAGED, probe, Step.REPLY) if result.damaged else None
 
 
-def _without_flooding(leg: Leg, path: Sequence[Stage]) -> Leg:
+def without_flooding(leg: Leg, path: Sequence[Stage]) -> Leg:
     """Leave out what a device saw but passed over, being addressed to another device's hardware address.
 
     Only the port of a bridge takes such frames: a pod link of bridge attach.
@@ -119,7 +120,8 @@ def _reached(result: Result, step: Step, legs: Mapping[Step, Leg]) -> bool:
     return any(sighting.point == receiver and sighting.outgoing for sighting in answer.sightings)
 
 
-def _lost(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault:
+def loss(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault:
+    """Say where the packet of a step, which did not arrive, was seen last and should have been seen next."""
     probe = result.probe
     if not leg.sightings:
         first = path[0] if path else None
@@ -140,7 +142,7 @@ def _lost(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault:
     )
 
 
-def _translated(result: Result, step: Step, leg: Leg) -> Fault | None:
+def translation(result: Result, step: Step, leg: Leg) -> Fault | None:
     """Look for addresses and ports that are not the sender's or not the receiver's own."""
     probe = result.probe
     if not leg.sightings:
@@ -176,8 +178,8 @@ def _original(result: Result, step: Step, first: Flow) -> Flow:
     return Flow(source, source_port, destination, destination_port)
 
 
-def _misshapen(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault | None:
-    """Look at a packet that arrived: was it bare, whole and unchanged all the way?"""
+def off_the_bare_way(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault | None:
+    """Look at a packet that arrived: was it bare, and seen wherever it should have passed?"""
     probe = result.probe
 
     def fault(code: Code, here: Sighting | None, stage: Stage | None = None) -> Fault:
@@ -190,6 +192,18 @@ def _misshapen(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> F
         # A host's end of a pod link is not part of any rule: a faster path may pass it by.
         if stage.role != "host link" and not any(stage.matches(sighting) for sighting in leg.sightings):
             return fault(Code.OFF_WIRE if stage.role == "uplink" else Code.UNSEEN, None, stage)
+    return None
+
+
+def _misshapen(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault | None:
+    """Look at a packet that arrived: was it bare, whole and unchanged all the way?"""
+    probe = result.probe
+
+    def fault(code: Code, here: Sighting) -> Fault:
+        return Fault(code, probe, step, last=_before(leg, here), here=here)
+
+    if (seen := off_the_bare_way(result, step, leg, path)) is not None:
+        return seen
     whole = step in (Step.REQUEST, Step.REPLY) and probe.protocol is not Protocol.TCP
     length = probe.size if whole else leg.sightings[0].packet.length
     # Echo replies are the receiver's kernel's own: it leaves DF out of IPv4's (icmp_reply, net/ipv4/icmp.c).

@@ -4,12 +4,13 @@ import os
 
 from podway.api.addresses import Address, Family
 from podway.kernel.routes import Lookup
+from podway.probe.capture import Sighting
+from podway.probe.facts import Ground, SpoofRefused
 from podway.prove.cause import Cause, command, place, too_small
+from podway.prove.journey import Stage, planned_path
 from podway.prove.judge import Code, Fault
 from podway.prove.probe import Step
-from podway.prove.station import Sighting
-from podway.prove.trace import Stage, planned_path
-from podway.prove.witness import Ground, SpoofRefused, Witness
+from podway.prove.witness import Witness
 from podway.prove.world import NodePoint, PodPoint, Point, World
 
 
@@ -30,8 +31,8 @@ def explain_loss(world: World, fault: Fault, witness: Witness) -> Cause:
 
 def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Cause:
     """A loss on a link: the packet left one device and did not come into the next."""
-    ground = witness.ground(world.points[last.point].netns)
-    link = witness.ground(world.points[stage.point].netns).links.get(stage.interface)
+    ground = witness.ground(world.points[last.point])
+    link = witness.ground(world.points[stage.point]).links.get(stage.interface)
     target = f"{stage.interface} of {stage.point}"
     if link is None:
         return Cause(f"{stage.point} has no device {stage.interface}", "start the pod or node anew")
@@ -40,7 +41,7 @@ def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Ca
     if link.mtu < last.packet.length:
         return too_small(link.mtu, target, last.packet.length)
     destination = last.packet.destination
-    way = witness.way(world.points[last.point].netns, destination, None, "")
+    way = witness.way(world.points[last.point], destination, None, "")
     hop = way.gateway or destination if isinstance(way, Lookup) else destination
     known = ground.neighbours.get((last.interface, hop))
     if known and link.mac and known != link.mac:
@@ -80,7 +81,7 @@ class _Inside:
         self._what = place(world, self._destination, fault.target, self._point)
 
     def explain(self) -> Cause:
-        ground = self._witness.ground(self._point.netns)
+        ground = self._witness.ground(self._point)
         if not self._oif and self._label != self._fault.target.label:
             return Cause(
                 f"packets for {self._what} go to {self._label}, where they end",
@@ -91,7 +92,7 @@ class _Inside:
         if self._iif and self._oif and (cause := self._not_forwarding()):
             return cause
         iif = self._iif if self._iif in ground.links else ""
-        way = self._witness.way(self._point.netns, self._destination, self._source, iif)
+        way = self._witness.way(self._point, self._destination, self._source, iif)
         if isinstance(way, SpoofRefused):
             return self._spoofed()
         if not self._oif:
@@ -104,7 +105,7 @@ class _Inside:
 
     def _dead(self, point: Point, device: str) -> Cause | None:
         """Tell of a device that cannot carry anything, whatever the routes say (they go with it)."""
-        link = self._witness.ground(point.netns).links.get(device)
+        link = self._witness.ground(point).links.get(device)
         if link is None:
             return Cause(f"{point.label} has no device {device or 'for the pod'}", "start the pod or node anew")
         if not link.up:
@@ -118,7 +119,7 @@ class _Inside:
         if self._family is Family.IPV6:
             names = ["net/ipv6/conf/all/forwarding", f"net/ipv6/conf/{self._iif}/forwarding"]
         for name in names:
-            if self._witness.setting(self._point.netns, name) == "0":
+            if self._witness.setting(self._point, name) == "0":
                 return Cause(
                     f"{self._label} does not forward {self._family.label}: {name} is 0",
                     self._command(f"sysctl -w {name}=1"),
@@ -141,7 +142,7 @@ class _Inside:
                 f"{self._label} takes {self._destination} for an address of its own",
                 self._command(f"ip address show to {self._destination}") + ", and remove it there",
             )
-        route = self._witness.rejecting(self._point.netns, self._destination)
+        route = self._witness.rejecting(self._point, self._destination)
         if route is None:
             return Cause(
                 f"{self._label} has no route to {self._what}",
@@ -241,7 +242,7 @@ class _Inside:
         fault = self._fault
         if fault.step not in (Step.SYN, Step.REQUEST) or self._source is None:
             return None
-        way = self._witness.way(self._point.netns, self._source, None, "")
+        way = self._witness.way(self._point, self._source, None, "")
         if isinstance(way, SpoofRefused) or way.type == "unicast":
             return None
         answer = Step.SYN_ACK if fault.step is Step.SYN else Step.REPLY

@@ -14,7 +14,8 @@ from itertools import permutations, product
 import msgspec
 
 from podway.api.addresses import Address, Family
-from podway.prove.packet import IP_HEADER
+from podway.probe.build import Protocol
+from podway.probe.packet import IP_HEADER
 from podway.prove.world import NodePoint, Point, World
 
 _TAG = struct.Struct("!8sIBI")
@@ -23,14 +24,6 @@ _PATTERN = bytes(range(251))
 """What fills a probe. A prime length makes a shifted or repeated part show."""
 
 _UDP_OR_ICMP_HEADER = 8
-
-
-class Protocol(enum.StrEnum):
-    """What a probe is sent by."""
-
-    TCP = "TCP"
-    UDP = "UDP"
-    ICMP = "ICMP"
 
 
 class Step(enum.IntEnum):

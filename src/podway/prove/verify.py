@@ -11,15 +11,16 @@ import msgspec
 
 from podway.api.addresses import Family
 from podway.errors import InvalidInput
+from podway.probe.build import Protocol
 from podway.prove.addressing import AddressFault, address_faults
 from podway.prove.cause import Cause
 from podway.prove.diagnose import diagnose
 from podway.prove.field import Field, enter, link_mtus
+from podway.prove.journey import Hop, hops
 from podway.prove.judge import Code, Fault
-from podway.prove.probe import Pair, Probe, Protocol, Step, node_pairs, plan_probes, pod_pairs, sample
+from podway.prove.probe import Pair, Probe, Step, node_pairs, plan_probes, pod_pairs, sample
 from podway.prove.report import RULES, FailedPair, Finding, Report, RuleReport, Sample, Verdict
-from podway.prove.trace import Hop, hops
-from podway.prove.witness import Witness, neighbour_overflows
+from podway.prove.witness import LocalWitness, neighbour_overflows
 from podway.prove.world import Point, World
 
 ALL_PAIRS_UP_TO = 2000
@@ -60,7 +61,7 @@ def verify(
     started = time.monotonic()
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     limit = ALL_PAIRS_UP_TO if sample_size is None else sample_size
-    world, grounds = enter(world, Witness())
+    world, grounds = enter(world, LocalWitness())
     wrong = address_faults(world, {pod.label: grounds[pod.label].addresses_of(pod.ifname) for pod in world.pods})
     every = {
         (rule, family): pairs(world, family)
@@ -116,7 +117,7 @@ def path_of(world: World, sender: str, receiver: str, family: Family, *, timeout
     `sender` and `receiver` are labels of points: `pod NAMESPACE/NAME` or `node NAME`. Where the packet is
     lost, the path ends. Raises InvalidInput if there is no such point or it has no such address.
     """
-    world, grounds = enter(world, Witness())
+    world, grounds = enter(world, LocalWitness())
     ends = [_end(world, label, family) for label in (sender, receiver)]
     pods = tuple(pod for pod in world.pods if pod in ends)
     world = msgspec.structs.replace(world, pods=pods)
@@ -163,7 +164,7 @@ def _hold_all(field: Field, probes: Sequence[Probe], progress: Progress) -> _Out
 
 
 def _causes(world: World, faults: Iterable[Fault], *, overflowed: bool) -> list[tuple[Fault, Cause]]:
-    witness = Witness(overflowed=overflowed)
+    witness = LocalWitness(overflowed=overflowed)
     return [(fault, diagnose(world, fault, witness)) for fault in faults]
 
 

@@ -1,93 +1,67 @@
-"""What really stands in a namespace, asked from its kernel. Nothing here changes anything."""
+"""Kernels as witnesses: what stands at a point, and which way a packet would go from there."""
 
-import contextlib
-import errno
-import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
-import msgspec
-
-from podway.api.addresses import Address, Family, Interface
-from podway.errors import KernelError
-from podway.kernel import addresses, links, neighbours, netns, routes, sysctls
-from podway.kernel.links import LinkRecord
-from podway.kernel.netlink import Connection
-from podway.kernel.routes import Lookup, RouteRecord
-
-_NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
-"""REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (include/uapi/linux/neighbour.h)."""
+from podway.api.addresses import Address
+from podway.kernel.routes import RouteRecord
+from podway.probe.facts import Ground, Way, ask_rejecting, ask_setting, ask_way, connection, survey
+from podway.prove.world import Point
 
 
-class Ground(msgspec.Struct, frozen=True):
-    """The devices of one namespace, their addresses and neighbours."""
+class Witness(Protocol):
+    """Answers for the kernels of points, wherever they are.
 
-    links: dict[str, LinkRecord]
-    addresses: tuple[tuple[str, Interface], ...]
-    """Device and address, those of global scope only."""
-    neighbours: dict[tuple[str, Address], str]
-    """Hardware address by device and address, empty where nobody answered."""
-
-    def addresses_of(self, device: str) -> tuple[Address, ...]:
-        """Return the addresses of one device."""
-        return tuple(interface.ip for name, interface in self.addresses if name == device)
-
-    def link_by_index(self, index: int) -> LinkRecord | None:
-        """Return a device by its number."""
-        return next((link for link in self.links.values() if link.index == index), None)
-
-
-class SpoofRefused(msgspec.Struct, frozen=True):
-    """The kernel would drop the packet: its source is not routed back to where it came in (rp_filter)."""
-
-
-class Witness:
-    """Asks kernels, each question once. `path` is a namespace's, empty for our own.
-
-    `overflowed` tells whether the machine's neighbour tables were too full while probes were sent.
+    `overflowed` tells whether a machine's neighbour tables were too full while probes were sent. All methods
+    may raise InvalidInput if the namespace is gone, and KernelError.
     """
+
+    overflowed: bool
+
+    def ground(self, point: Point) -> Ground:
+        """Return what stands at a point."""
+
+    def way(self, point: Point, destination: Address, source: Address | None, iif: str) -> Way:
+        """Tell which way a packet would go: one sent there, or with `iif` one that comes in by that device."""
+
+    def rejecting(self, point: Point, destination: Address) -> RouteRecord | None:
+        """Return the narrowest route of the main table for an address if it is one that leads nowhere."""
+
+    def setting(self, point: Point, name: str) -> str | None:
+        """Return a setting by its path below /proc/sys, None if there is none of this name."""
+
+
+class LocalWitness:
+    """Asks the kernel of this machine, by the paths of the points' namespaces; each question once."""
 
     def __init__(self, *, overflowed: bool = False) -> None:
         self.overflowed = overflowed
         self._grounds: dict[str, Ground] = {}
-        self._ways: dict[tuple[str, Address, Address | None, str], Lookup | SpoofRefused] = {}
+        self._ways: dict[tuple[str, Address, Address | None, str], Way] = {}
 
-    def ground(self, path: str) -> Ground:
-        """Return what stands in a namespace. Raises InvalidInput if it is gone, KernelError."""
-        if path not in self._grounds:
-            with _connection(path) as connection:
-                self._grounds[path] = _survey(connection)
-        return self._grounds[path]
+    def ground(self, point: Point) -> Ground:
+        """See Witness."""
+        if point.netns not in self._grounds:
+            with connection(point.netns) as there:
+                self._grounds[point.netns] = survey(there)
+        return self._grounds[point.netns]
 
-    def way(self, path: str, destination: Address, source: Address | None, iif: str) -> Lookup | SpoofRefused:
-        """Ask which way a packet would go: one sent there, or with `iif` one that comes in by that device.
-
-        Raises InvalidInput if the namespace is gone, KernelError.
-        """
-        key = path, destination, source, iif
+    def way(self, point: Point, destination: Address, source: Address | None, iif: str) -> Way:
+        """See Witness."""
+        key = point.netns, destination, source, iif
         if key not in self._ways:
-            with _connection(path) as connection:
-                self._ways[key] = _ask(connection, destination, source, iif)
+            with connection(point.netns) as there:
+                self._ways[key] = ask_way(there, destination, source, iif)
         return self._ways[key]
 
-    def rejecting(self, path: str, destination: Address) -> RouteRecord | None:
-        """Return the narrowest route of the main table for an address if it is one that leads nowhere.
+    def rejecting(self, point: Point, destination: Address) -> RouteRecord | None:
+        """See Witness."""
+        with connection(point.netns) as there:
+            return ask_rejecting(there, destination)
 
-        A lookup does not tell which route refused (rtnetlink answers with an errno alone).
-        """
-        with _connection(path) as connection:
-            found = [
-                route
-                for route in routes.dump(connection, Family.of(destination))
-                if destination in route.destination
-            ]
-        narrowest = max(found, key=lambda route: route.destination.prefixlen, default=None)
-        return narrowest if narrowest and narrowest.type != "unicast" else None
-
-    def setting(self, path: str, name: str) -> str | None:
-        """Return a setting by its path below /proc/sys, None if there is none of this name."""
-        with _namespace(path) as descriptor:
-            return netns.run(descriptor, lambda: sysctls.read([name])).get(name)
+    def setting(self, point: Point, name: str) -> str | None:
+        """See Witness."""
+        return ask_setting(point.netns, name)
 
 
 def neighbour_overflows() -> int:
@@ -103,54 +77,3 @@ def neighbour_overflows() -> int:
             column = heading.split().index("table_fulls")
             total += sum(int(line.split()[column], 16) for line in processors)
     return total
-
-
-@contextlib.contextmanager
-def _namespace(path: str) -> Iterator[int]:
-    descriptor = netns.open_path(path) if path else netns.current()
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _connection(path: str) -> Iterator[Connection]:
-    with _namespace(path) as descriptor, Connection(descriptor) as connection:
-        yield connection
-
-
-def _ask(connection: Connection, destination: Address, source: Address | None, iif: str) -> Lookup | SpoofRefused:
-    if not iif:
-        return routes.lookup(connection, destination, source=source)
-    try:
-        found = routes.lookup(connection, destination, source=source, iif=iif)
-    except KernelError as error:
-        if error.errno != errno.EXDEV:  # how kernels before 6.14 say that the source is refused
-            raise
-        return SpoofRefused()
-    if not found.errno:
-        return found
-    # Newer ones say EINVAL for whatever is wrong on input. If the way itself is good, it is the source.
-    plain = routes.lookup(connection, destination)
-    return SpoofRefused() if plain.type in ("unicast", "local") else plain
-
-
-def _survey(connection: Connection) -> Ground:
-    found = {link.index: link for link in links.dump(connection)}
-
-    def name(index: int) -> str:
-        return found[index].name if index in found else ""
-
-    return Ground(
-        {link.name: link for link in found.values()},
-        tuple(
-            (name(record.index), record.address)
-            for record in addresses.dump(connection)
-            if record.scope == "global"
-        ),
-        {
-            (name(record.index), record.address): record.mac if record.state & _NUD_USABLE else ""
-            for record in neighbours.dump(connection)
-        },
-    )

@@ -60,7 +60,23 @@ class PodPoint(msgspec.Struct, frozen=True):
         return _of_family(self.addresses, family)
 
 
-Point: TypeAlias = NodePoint | PodPoint
+class Stranger(msgspec.Struct, frozen=True):
+    """An address that is no node's and no pod's: nothing can be asked there, and nothing seen."""
+
+    label: str
+    addresses: tuple[Address, ...]
+    node: str = ""
+    netns: str = ""
+
+    def address(self, family: Family) -> Address | None:
+        """Return the address if it is of this family."""
+        return _of_family(self.addresses, family)
+
+
+Place: TypeAlias = NodePoint | PodPoint
+"""Somebody of the cluster: a namespace that can be entered where it is."""
+
+Point: TypeAlias = Place | Stranger
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -92,9 +108,9 @@ class World(msgspec.Struct, frozen=True):
         return tuple(sorted(present))
 
     @property
-    def points(self) -> dict[str, Point]:
+    def points(self) -> dict[str, Place]:
         """All nodes and pods by their labels."""
-        points: tuple[Point, ...] = (*self.nodes, *self.pods)
+        points: tuple[Place, ...] = (*self.nodes, *self.pods)
         return {point.label: point for point in points}
 
     def node(self, name: str) -> NodePoint | None:
@@ -105,7 +121,7 @@ class World(msgspec.Struct, frozen=True):
         """Return the block that an address lies in."""
         return next((block for block in self.blocks if address in block.network), None)
 
-    def holder(self, address: Address) -> Point | None:
+    def holder(self, address: Address) -> Place | None:
         """Return the pod or node that has an address."""
         return next((point for point in self.points.values() if address in point.addresses), None)
 

@@ -7,9 +7,10 @@ from typing import Literal
 import msgspec
 
 from podway.api.addresses import Address
-from podway.prove.packet import TCP_ACK, TCP_RST, TCP_SYN, Echo, IcmpError, Packet, Tcp
-from podway.prove.probe import Protocol, Result, Step, read_tag
-from podway.prove.station import Sighting
+from podway.probe.build import Protocol
+from podway.probe.capture import Sighting
+from podway.probe.packet import TCP_ACK, TCP_RST, TCP_SYN, Echo, IcmpError, Packet, Tcp
+from podway.prove.probe import Result, Step, read_tag
 from podway.prove.world import PodPoint, Point, World
 
 

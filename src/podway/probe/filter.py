@@ -14,7 +14,7 @@ import struct
 import msgspec
 
 from podway.api.addresses import Family
-from podway.prove.packet import (
+from podway.probe.packet import (
     ECHO_REPLY,
     ECHO_REQUEST,
     ETHERNET_HEADER,
@@ -109,10 +109,11 @@ def attach(sock: socket.socket, program: bytes) -> None:
 def capture_filter(port: int, magic: bytes, *, snap: int = _WHOLE) -> bytes:
     """Return the filter for a packet socket.
 
-    Passes, cut to `snap` bytes: TCP SYN, RST and data segments from or to `port`; UDP likewise; UDP and ICMP
-    echoes whose payload starts as `magic` does, whatever a translator made of port or identifier; ICMP errors
-    about any of these; and each of them inside IP in IP, GRE, or UDP followed by an 8-byte header and an
-    Ethernet frame (VXLAN, and Geneve without options).
+    Passes, cut to `snap` bytes: TCP SYN, RST and data segments from or to `port`; UDP likewise; whatever a
+    translator made of port or identifier, TCP segments whose sequence number is the first four bytes of
+    `magic`, those that acknowledge it, and UDP and ICMP echoes whose payload starts with it; ICMP errors about
+    any of these; and each of them inside IP in IP, GRE, or UDP followed by an 8-byte header and an Ethernet
+    frame (VXLAN, and Geneve without options).
     """
     known = int.from_bytes(magic[:4], "big")
     p = _Program()
@@ -223,13 +224,15 @@ def _transport(p: _Program, prefix: str, port: int, known: int) -> None:
     if prefix:
         # An error quotes as little as 8 bytes of the transport: ports, but not TCP's flags.
         p.label(f"{prefix}tcp")
+        p.do(_LD_WORD_X, _NET + 4)
+        p.when(known, "accept")
     p.label(f"{prefix}udp")
     for offset in (0, 2):
         p.do(_LD_HALF_X, _NET + offset)
         p.when(port, "accept")
     p.goto(f"{prefix}payload")
     if not prefix:
-        _tcp(p, port)
+        _tcp(p, port, known)
     for family in Family:
         p.label(f"{prefix}icmp-{family}")
         p.do(_LD_BYTE_X, _NET)
@@ -247,15 +250,20 @@ def _transport(p: _Program, prefix: str, port: int, known: int) -> None:
     p.when(known, "accept", "drop")
 
 
-def _tcp(p: _Program, port: int) -> None:
+def _tcp(p: _Program, port: int, known: int) -> None:
     """Leave out bare acknowledgements, and the reset with which a client ends a proved connection."""
     p.label("tcp")
     p.do(_LD_HALF_X, _NET)
     p.when(port, "from-server")
     p.do(_LD_HALF_X, _NET + 2)
-    p.when(port, "", "drop")
+    p.when(port, "", "sequence")
     p.do(_LD_BYTE_X, _NET + 13)
-    p.when(TCP_SYN | TCP_PSH, "accept", "drop", code=_JSET)
+    p.when(TCP_SYN | TCP_PSH, "accept", "sequence", code=_JSET)
     p.label("from-server")
     p.do(_LD_BYTE_X, _NET + 13)
-    p.when(TCP_SYN | TCP_PSH | TCP_RST, "accept", "drop", code=_JSET)
+    p.when(TCP_SYN | TCP_PSH | TCP_RST, "accept", code=_JSET)
+    p.label("sequence")
+    p.do(_LD_WORD_X, _NET + 4)
+    p.when(known, "accept")
+    p.do(_LD_WORD_X, _NET + 8)
+    p.when((known + 1) & 0xFFFFFFFF, "accept", "drop")

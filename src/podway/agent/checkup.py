@@ -1,0 +1,91 @@
+"""What an agent does for `podway doctor`: it tells the doctor what it knows, and answers with what was found."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from podway import __version__
+from podway.agent.admin import Method
+from podway.agent.channel import Channel
+from podway.agent.learned import LearnedRoutes
+from podway.agent.options import DEFAULT_RUN_DIR, AgentOptions
+from podway.agent.reconciler import Reconciler
+from podway.agent.state import NodeState
+from podway.bgp.speaker import BgpSpeaker
+from podway.health.doctor import Doctor
+from podway.health.facts import Memory, Repair
+from podway.health.sources.files import Places
+from podway.kernel.node import Kernel
+from podway.plan.node import pod_mtu
+from podway.store.base import Store
+from podway.store.open import SQLITE
+
+
+class Checkup:
+    """Answers `doctor`. `problems` tells what is wrong with store and routing."""
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        state: NodeState,
+        kernel: Kernel,
+        reconciler: Reconciler,
+        speaker: BgpSpeaker,
+        learned: LearnedRoutes,
+        channel: Channel,
+        store: Store,
+        *,
+        problems: Callable[[], dict[str, str]],
+    ) -> None:
+        self._state = state
+        self._reconciler = reconciler
+        self._learned = learned
+        self._channel = channel
+        self._problems = problems
+        self._doctor = Doctor(self._memory, kernel, speaker, store, _places(options))
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """The methods by name."""
+        return {"doctor": Method(self.doctor, remote=True)}
+
+    async def doctor(self) -> dict[str, Any]:
+        """Examine the node; return a podway.health.doctor.NodeReport as plain JSON values."""
+        answer: dict[str, Any] = msgspec.to_builtins(await self._doctor.examine(), enc_hook=str)
+        return answer
+
+    def _memory(self) -> Memory:
+        state, problems, channel = self._state, self._problems(), self._channel.status()
+        return Memory(
+            node=state.node,
+            version=__version__,
+            view=state.view,
+            uplink=state.uplink,
+            plan=state.plan(),
+            pod_mtu=pod_mtu(state.view, state.uplink),
+            blocks=state.book.use(state.now()),
+            pools=tuple(pool.metadata.name for pool in state.node_pools()),
+            repairs=tuple(Repair(repair.at, repair.what) for repair in self._reconciler.repairs),
+            refused=(*self._reconciler.failures, *self._learned.failures),
+            store_problem=problems["store"],
+            routing_problem=problems["routing"],
+            channel_problem=channel["problem"],
+            certificate_expires=(
+                datetime.fromisoformat(channel["certificate"]).timestamp() if channel["certificate"] else None
+            ),
+        )
+
+
+def _places(options: AgentOptions) -> Places:
+    """Return where to look: on a host where runtimes do; in a lab, which has no runtime, in the run directory."""
+    host = options.run_dir == DEFAULT_RUN_DIR
+    store = options.store.removeprefix(SQLITE)
+    return Places(
+        configuration=Path("/etc/cni/net.d") if host else options.run_dir / "net.d",
+        plugins=Path("/opt/cni/bin") if host else options.run_dir / "bin",
+        spool=options.cni_spool,
+        disks=(options.run_dir, *([Path(store)] if store != options.store else [])),
+    )

@@ -1,0 +1,60 @@
+"""Names for tab completion: of objects in the store, and of labs. No cluster, no names, no complaint."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from podway.cli.options import GlobalOptions
+from podway.errors import PodwayError
+from podway.lab.paths import DEFAULT_LAB, LABS
+
+if TYPE_CHECKING:  # completing a command's name does without msgspec
+    from podway.api.resources import Resource
+
+R = TypeVar("R", bound="Resource")
+
+
+def objects(ctx: click.Context, kind: type[R], *, namespace: str | None = None) -> tuple[R, ...]:
+    """Return a kind's objects, of one namespace or of all; none where no store can be read."""
+    given = ctx.find_root().params  # commands do not run while completing: there is no ctx.obj
+    options = GlobalOptions(given.get("store"), given.get("lab") or DEFAULT_LAB)
+    try:
+        return options.run(lambda store: store.list(kind, namespace=namespace)).items
+    except (PodwayError, OSError):
+        return ()
+
+
+def complete_nodes(ctx: click.Context, param: click.Parameter | None, incomplete: str) -> list[str]:
+    """Complete a node's name."""
+    from podway.api.resources import Node
+
+    return _starting(incomplete, objects(ctx, Node))
+
+
+def complete_pods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a pod's name in the namespace that was given."""
+    from podway.api.resources import Pod
+
+    return _starting(incomplete, objects(ctx, Pod, namespace=ctx.params.get("namespace") or "default"))
+
+
+def complete_namespaces(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a namespace's name; there is always the default one."""
+    from podway.api.resources import Namespace
+
+    return sorted(
+        {*_starting(incomplete, objects(ctx, Namespace)), *["default"] * "default".startswith(incomplete)}
+    )
+
+
+def complete_labs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a lab's name."""
+    try:
+        return [path.name for path in sorted(LABS.iterdir()) if path.name.startswith(incomplete)]
+    except OSError:
+        return []
+
+
+def _starting(incomplete: str, found: "Iterable[Resource]") -> list[str]:
+    return [obj.metadata.name for obj in found if obj.metadata.name.startswith(incomplete)]

@@ -1,0 +1,179 @@
+"""`podway plan` and `podway snapshot`: what would be, and the file to ask it of anywhere."""
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from podway.api.resources import Key, Node, Resource, key
+from podway.cli.agents import agents, ask_all
+from podway.cli.change import check_deletions, checked_change, files_option
+from podway.cli.help import examples
+from podway.cli.kinds import complete_keys, key_of, namespace_option, nearest
+from podway.cli.manifests import check_each, read_manifests
+from podway.cli.options import GlobalOptions
+from podway.cli.views import VIEW_BY_NAME
+from podway.errors import AgentError, InvalidInput
+from podway.plan.path import Site
+from podway.plan.view import ClusterView
+from podway.preview.paths import changed_paths
+from podway.preview.preview import Comparison
+from podway.preview.snapshot import Snapshot, encode, read, site_of
+from podway.preview.store import SCHEME
+from podway.store.base import Listing, Store
+
+WOULD_CHANGE = 3
+"""Exit status of `plan --exit-code`; 1 and 2 are errors."""
+
+
+@click.command(
+    epilog=examples(
+        "podway plan -f pools.yaml",
+        "podway plan --delete pool/databases --all",
+        "podway snapshot -o cluster.json             # later, elsewhere, without privileges:",
+        "podway plan --snapshot cluster.json -f pools.yaml",
+        "podway plan -f pools.yaml --exit-code       # 3 if something would change",
+    )
+)
+@files_option
+@namespace_option
+@click.option(
+    "--delete",
+    "deletions",
+    metavar="KIND/NAME",
+    multiple=True,
+    help="Without this object. Repeatable.",
+    shell_complete=complete_keys,
+)
+@click.option(
+    "--snapshot",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Of this cluster, not the live one.",
+)
+@click.option("--all", "everything", is_flag=True, help="Every node and object, not the first few.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the answer.")
+@click.option("--exit-code", is_flag=True, help=f"Exit with {WOULD_CHANGE} if something would change.")
+@click.pass_obj
+def plan(
+    options: GlobalOptions,
+    *,
+    filenames: tuple[str, ...],
+    namespace: str | None,
+    deletions: tuple[str, ...],
+    file: Path | None,
+    everything: bool,
+    output: str,
+    exit_code: bool,
+) -> None:
+    """Show what `podway apply -f` (and `delete`) would do to every node, and do nothing.
+
+    For each node: the kernel objects, learned routes and BGP sessions that would be added (+), changed (~) or
+    removed (-), what the agents do by themselves afterwards included; and between which pods packets would take
+    another way.
+    """
+    if not filenames and not deletions:
+        raise click.UsageError("name a change: -f FILE, or --delete KIND/NAME")
+    manifests = read_manifests(filenames, namespace) if filenames else []
+    check_each(manifests)
+    unwanted = [_key(text, namespace) for text in deletions]
+    today = read(file) if file else take(options)
+    stored = {key(obj): obj for obj in today.objects}
+    check_deletions(stored, unwanted)
+    staying = {known: obj for known, obj in stored.items() if known not in unwanted}
+    wanted = {known: obj for known, obj in checked_change(staying, manifests).items() if obj != staying.get(known)}
+    after = ClusterView.of({**staying, **wanted}.values(), today.revision)
+    comparison = Comparison(today.view, after, today.sites)
+    actions = {known: "configured" if known in staying else "created" for known in wanted}
+    actions |= dict.fromkeys(unwanted, "deleted")
+
+    from podway.cli import preview_output
+
+    nodes = (change for node in comparison.nodes if (change := comparison.of(node)))
+    answer = preview_output.Answer(comparison, actions, today.silent, nodes, changed_paths(comparison))
+    if output == "json":
+        click.echo(preview_output.to_json(answer))
+    else:
+        for line in preview_output.lines(answer, everything=everything):
+            click.echo(line)
+    click.get_current_context().exit(WOULD_CHANGE if exit_code and actions else 0)
+
+
+@click.command(
+    epilog=examples(
+        "podway snapshot -o cluster.json",
+        "podway plan --snapshot cluster.json -f change.yaml",
+        "podway --store snapshot:cluster.json get pods -A",
+    )
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to; else standard output."
+)
+@click.pass_obj
+def snapshot(options: GlobalOptions, output: Path | None) -> None:
+    """Write the whole cluster into one JSON file: its objects, and every node's uplink and leases.
+
+    Secrets are left out. Other commands read it without privileges: plan --snapshot FILE, and
+    --store snapshot:FILE.
+    """
+    taken = take(options)
+    for node, problem in taken.silent.items():
+        click.echo(f"podway: node {node}: its pods are not in the snapshot: {problem}", err=True)
+    data = encode(taken)
+    if output is None:
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise InvalidInput(f"{output}: {error.strerror}", hint="name a file that can be written") from error
+    click.echo(f"{output}: {len(taken.objects)} objects, {len(taken.sites)} nodes with their pods", err=True)
+
+
+def take(options: GlobalOptions) -> Snapshot:
+    """Return the cluster as it is now; as it was, if the store is a snapshot. Raises PodwayError."""
+    url = options.store_url()
+    if url.startswith(SCHEME):
+        return read(Path(url.removeprefix(SCHEME)))
+    listing = options.run(_everything)
+    nodes = [obj.metadata.name for obj in listing.items if isinstance(obj, Node)]
+    sites, silent = _sites(options, nodes)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Snapshot(now, listing.revision, listing.items, sites, silent)
+
+
+async def _everything(store: Store) -> Listing[Resource]:
+    return await store.list_all()
+
+
+def _sites(options: GlobalOptions, nodes: Iterable[str]) -> tuple[dict[str, Site], dict[str, str]]:
+    """Ask the agents for uplinks and leases; return what they told, and why others told nothing."""
+    silent = dict.fromkeys(nodes, "no agent of it is known here")
+    try:
+        asked = agents(options)
+    except InvalidInput:
+        return {}, silent
+    statuses, leases = ask_all(asked, "status"), ask_all(asked, "leases")
+    sites: dict[str, Site] = {}
+    for name, status in statuses.items():
+        problem = next((answer for answer in (status, leases[name]) if isinstance(answer, AgentError)), None)
+        if problem is not None:
+            silent |= {name: problem.message} if name in silent else {}
+        elif status["node"] in silent:
+            del silent[status["node"]]
+            sites[status["node"]] = site_of(status["uplink"], leases[name])
+    return sites, silent
+
+
+def _key(text: str, namespace: str | None) -> Key:
+    """Read KIND/NAME. Raises InvalidInput."""
+    kind, _, name = text.partition("/")
+    view = VIEW_BY_NAME.get(kind.lower())
+    if view is None or view.kind is None or not name:
+        known = [name for name, view in VIEW_BY_NAME.items() if view.kind]
+        hint = "write KIND/NAME, such as pool/default" if view and view.kind else nearest(kind.lower(), known)
+        raise InvalidInput(f"--delete {text!r}: names no object", hint=hint)
+    return key_of(view.kind, name, namespace)

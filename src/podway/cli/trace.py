@@ -1,0 +1,140 @@
+"""`podway trace`: the way of a packet from one place to another, as planned, as the kernels say, and as it went."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import click
+
+from podway.cli.help import examples
+from podway.cli.options import GlobalOptions
+from podway.errors import AgentError
+
+PATIENCE = 5.0
+"""Seconds to wait for an agent: the trace goes on without one that does not answer."""
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a pod, with its namespace unless that is `default`, or of a node."""
+    from podway.api.resources import Node, Pod
+    from podway.cli.complete import objects
+
+    pods = [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in objects(ctx, Pod)]
+    names = [
+        *(name.removeprefix("default/") for name in pods),
+        *(node.metadata.name for node in objects(ctx, Node)),
+    ]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+@click.command(
+    epilog=examples(
+        "podway trace web client",
+        "podway trace shop/client 10.244.2.7 --port 80",
+        "podway trace node1 web --proto udp -o json",
+        "podway trace web 192.0.2.1 --dry-run",
+    )
+)
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option(
+    "--port",
+    metavar="P",
+    type=click.IntRange(1, 65535),
+    help="TO's port. Without it: one on which hardly anybody listens.",
+)
+@click.option(
+    "--proto",
+    type=click.Choice(["tcp", "udp", "icmp"], case_sensitive=False),
+    help="By what the probe is sent.  [default: tcp with --port, else icmp]",
+)
+@click.option("-4", "only", flag_value="4", help="IPv4 only.")
+@click.option("-6", "only", flag_value="6", help="IPv6 only.")
+@click.option("--dry-run", is_flag=True, help="Send nothing: plan and kernels only.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True, max=4),
+    default=1.0,
+    show_default=True,
+    help="How long to wait for an answer.",
+)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
+@click.pass_obj
+def trace(
+    options: GlobalOptions,
+    *,
+    source: str,
+    target: str,
+    port: int | None,
+    proto: str | None,
+    only: str | None,
+    dry_run: bool,
+    timeout: float,
+    output: Literal["text", "json"],
+) -> None:
+    """Show the way of a packet FROM one place TO another, and back.
+
+    FROM and TO are pods (web, shop/web), nodes or addresses. At each hop: what Podway planned there, what
+    the kernel says, and what a real probe showed.
+
+    Exit status 0: delivered both ways (with --dry-run: as far as the kernels say). 1: not.
+    """
+    from podway.api.addresses import Family
+    from podway.probe.build import Protocol
+    from podway.prove.tracing.names import resolve
+    from podway.prove.tracing.page import to_text
+    from podway.prove.tracing.report import to_json
+    from podway.prove.tracing.trace import trace as follow
+
+    protocol = Protocol((proto or ("tcp" if port else "icmp")).upper())
+    if port and protocol is Protocol.ICMP:
+        raise click.UsageError("ICMP has no ports: leave --port out, or choose --proto tcp or udp")
+    resources = options.run(lambda store: store.list_all()).items
+    report = follow(
+        resources,
+        _asker(options),
+        resolve(source, resources),
+        resolve(target, resources),
+        protocol=protocol,
+        port=port or 0,
+        families=[Family(int(only))] if only else (),
+        dry_run=dry_run,
+        timeout=timeout,
+    )
+    click.echo(to_json(report) if output == "json" else to_text(report, width=_width(), paint=_paint))
+    click.get_current_context().exit(0 if report.delivered else 1)
+
+
+def _asker(options: GlobalOptions) -> Callable[..., Any]:
+    """Return how to call an agent by its node's name."""
+    from podway.cli.agents import HOST, agents
+
+    asked = agents(options)
+    if HOST in asked:  # the agent of this machine, whose name only itself can tell
+        asked[asked[HOST]("status")["node"]] = asked[HOST]
+
+    def ask(node: str, method: str, **params: Any) -> Any:
+        if node not in asked:
+            raise AgentError(f"no agent of node {node} can be asked from here", hint="see `podway status`")
+        return asked[node](method, timeout=PATIENCE, **params)
+
+    return ask
+
+
+_COLOURS: dict[str, dict[str, Any]] = {
+    "title": {"bold": True},
+    "hop": {"bold": True},
+    "link": {"dim": True},
+    "good": {"fg": "green"},
+    "bad": {"fg": "red"},
+}
+
+
+def _paint(line: str, kind: str) -> str:
+    return click.style(line, **_COLOURS.get(kind, {}))
+
+
+def _width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns

@@ -1,0 +1,104 @@
+"""The one comparison: what must change for what is to become what should be, by key and value. Pure.
+
+The engine (podway.kernel.engine) compares a kernel with a plan, a preview (podway.preview) one plan with
+another.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from podway.plan.objects import NodePlan
+
+Action: TypeAlias = Literal["add", "replace", "remove"]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One difference between kernel and plan. `have` is None if it must be added, `want` if removed."""
+
+    kind: str
+    key: Any
+    have: Any
+    want: Any
+
+    @property
+    def action(self) -> Action:
+        """What must be done."""
+        if self.have is None:
+            return "add"
+        return "remove" if self.want is None else "replace"
+
+    @property
+    def difference(self) -> str:
+        """What is wrong, in words: `route 10.244.1.0/24 blackhole is missing`."""
+        return self._told("is")
+
+    def __str__(self) -> str:
+        """Return what was wrong, and what was done: `route 10.244.1.0/24 blackhole was missing: added`."""
+        deed = {"add": "added", "remove": "removed", "replace": "put right"}[self.action]
+        return f"{self._told('was')}: {deed}"
+
+    @property
+    def altered(self) -> tuple[tuple[str, Any, Any], ...]:
+        """The fields in which `have` and `want` differ, with both values; empty unless both are of one type."""
+        if type(self.have) is not type(self.want) or not isinstance(self.want, msgspec.Struct):
+            return ()
+        pairs = (
+            (field, getattr(self.have, field), getattr(self.want, field)) for field in self.want.__struct_fields__
+        )
+        return tuple((field, have, want) for field, have, want in pairs if have != want)
+
+    def _told(self, verb: str) -> str:
+        if self.action == "add":
+            return f"{self.want} {verb} missing"
+        if self.action == "remove":
+            return f"{self.have} {verb} not in the plan"
+        return f"{self.want} {verb} altered{self._how()}"
+
+    def _how(self) -> str:
+        if type(self.have) is not type(self.want):
+            return f" (it was {self.have})"
+        told = [f"{field} {have}, not {want}" for field, have, want in self.altered]
+        return f" ({'; '.join(told)})" if told else ""
+
+
+def compare(
+    kind: str, have: Mapping[Hashable, Any], want: Mapping[Hashable, Any], *, mends_only: bool = False
+) -> Iterable[Change]:
+    """Yield the changes that make `have` into `want`.
+
+    What must go goes last, so that a successor is in place before.
+    """
+    for key, value in want.items():
+        there = have.get(key)
+        if there != value and not (mends_only and there is None):
+            yield Change(kind, key, there, value)
+    if not mends_only:
+        for key, value in have.items():
+            if key not in want:
+                yield Change(kind, key, value, None)
+
+
+KINDS: dict[str, str] = {
+    "link": "links",
+    "sysctl": "sysctls",
+    "address": "addresses",
+    "neighbour": "neighbours",
+    "route": "routes",
+    "nft table": "tables",
+}
+"""Each kind of kernel object, and the field of a NodePlan that holds those of it."""
+
+
+def between(before: NodePlan, after: NodePlan) -> tuple[Change, ...]:
+    """Return the changes that lead from one plan to another, kind by kind."""
+    return tuple(
+        change
+        for kind, field in KINDS.items()
+        for change in compare(
+            kind,
+            {obj.key: obj for obj in getattr(before, field)},
+            {obj.key: obj for obj in getattr(after, field)},
+        )
+    )

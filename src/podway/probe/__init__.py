@@ -1,0 +1,1 @@
+"""Probes on one node: sent, captured and explained there, for whoever asks from above."""

@@ -1,0 +1,124 @@
+"""What one kernel says: what stands in a namespace, and what it would do with a packet. Nothing is changed."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import msgspec
+
+from podway.api.addresses import Address, Family, Interface
+from podway.errors import KernelError
+from podway.kernel import addresses, links, neighbours, netns, routes, sysctls
+from podway.kernel.links import LinkRecord
+from podway.kernel.netlink import Connection
+from podway.kernel.routes import Lookup, RouteRecord
+
+_NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+"""REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (include/uapi/linux/neighbour.h)."""
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """The devices of one namespace, their addresses and neighbours."""
+
+    links: dict[str, LinkRecord]
+    addresses: tuple[tuple[str, Interface], ...]
+    """Device and address, those of global scope only."""
+    neighbours: dict[tuple[str, Address], str]
+    """Hardware address by device and address, empty where nobody answered."""
+    permanent: frozenset[tuple[str, Address]] = frozenset()
+    """Which of the neighbours were set by somebody and never age."""
+
+    def addresses_of(self, device: str) -> tuple[Address, ...]:
+        """Return the addresses of one device."""
+        return tuple(interface.ip for name, interface in self.addresses if name == device)
+
+    def link_by_index(self, index: int) -> LinkRecord | None:
+        """Return a device by its number."""
+        return next((link for link in self.links.values() if link.index == index), None)
+
+
+class SpoofRefused(msgspec.Struct, frozen=True):
+    """The kernel would drop the packet: its source is not routed back to where it came in (rp_filter)."""
+
+
+@contextlib.contextmanager
+def namespace(path: str) -> Iterator[int]:
+    """Give a descriptor of the namespace at a path (empty: our own) while the block runs. Raises InvalidInput."""
+    descriptor = netns.open_path(path) if path else netns.current()
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def connection(path: str) -> Iterator[Connection]:
+    """Give a connection to rtnetlink in a namespace while the block runs. Raises InvalidInput, KernelError."""
+    with namespace(path) as descriptor, Connection(descriptor) as there:
+        yield there
+
+
+def ask_setting(path: str, name: str) -> str | None:
+    """Return a setting of a namespace by its path below /proc/sys, None if there is none of this name.
+
+    Raises InvalidInput, KernelError.
+    """
+    with namespace(path) as descriptor:
+        return netns.run(descriptor, lambda: sysctls.read([name])).get(name)
+
+
+Way: TypeAlias = Lookup | SpoofRefused
+
+
+def ask_way(connection: Connection, destination: Address, source: Address | None, iif: str) -> Way:
+    """Ask which way a packet would go: one sent there, or with `iif` one that comes in by that device.
+
+    Raises KernelError.
+    """
+    if not iif:
+        return routes.lookup(connection, destination, source=source)
+    try:
+        found = routes.lookup(connection, destination, source=source, iif=iif)
+    except KernelError as error:
+        if error.errno != errno.EXDEV:  # how kernels before 6.14 say that the source is refused
+            raise
+        return SpoofRefused()
+    if not found.errno:
+        return found
+    # Newer ones say EINVAL for whatever is wrong on input. If the way itself is good, it is the source.
+    plain = routes.lookup(connection, destination)
+    return SpoofRefused() if plain.type in ("unicast", "local") else plain
+
+
+def ask_rejecting(connection: Connection, destination: Address) -> RouteRecord | None:
+    """Return the narrowest route of the main table for an address if it is one that leads nowhere.
+
+    A lookup does not tell which route refused (rtnetlink answers with an errno alone). Raises KernelError.
+    """
+    found = [
+        route for route in routes.dump(connection, Family.of(destination)) if destination in route.destination
+    ]
+    narrowest = max(found, key=lambda route: route.destination.prefixlen, default=None)
+    return narrowest if narrowest and narrowest.type != "unicast" else None
+
+
+def survey(connection: Connection) -> Ground:
+    """Return what stands in a namespace. Raises KernelError."""
+    found = {link.index: link for link in links.dump(connection)}
+
+    def name(index: int) -> str:
+        return found[index].name if index in found else ""
+
+    known = {(name(record.index), record.address): record for record in neighbours.dump(connection)}
+    return Ground(
+        {link.name: link for link in found.values()},
+        tuple(
+            (name(record.index), record.address)
+            for record in addresses.dump(connection)
+            if record.scope == "global"
+        ),
+        {key: record.mac if record.state & _NUD_USABLE else "" for key, record in known.items()},
+        frozenset(key for key, record in known.items() if record.permanent),
+    )

@@ -1,0 +1,86 @@
+"""Records about a kernel as plain JSON values and back: the form in which agents tell them.
+
+Addresses and networks are text. What is a mapping with a compound key here is a list of rows there.
+"""
+
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+import msgspec
+
+from podway.api.addresses import Address
+from podway.kernel.links import LinkRecord
+from podway.kernel.routes import Lookup, RouteRecord
+from podway.probe.capture import Frame
+from podway.probe.facts import Ground, SpoofRefused, Way
+
+
+def plain(record: msgspec.Struct) -> dict[str, Any]:
+    """Return a record as JSON values, addresses and networks as text."""
+    values: dict[str, Any] = msgspec.to_builtins(record, enc_hook=str)
+    return values
+
+
+def plain_way(way: Way) -> dict[str, Any]:
+    """Return a way as JSON values; `{}` is the refusal of a source."""
+    return {} if isinstance(way, SpoofRefused) else plain(way)
+
+
+def plain_ground(ground: Ground) -> dict[str, Any]:
+    """Return a ground as JSON values."""
+    return {
+        "links": [plain(link) for link in ground.links.values()],
+        "addresses": [[device, str(address)] for device, address in ground.addresses],
+        "neighbours": [
+            [device, str(address), mac, (device, address) in ground.permanent]
+            for (device, address), mac in ground.neighbours.items()
+        ],
+    }
+
+
+def read_way(values: dict[str, Any]) -> Way:
+    """Return the way that `plain_way` told."""
+    if not values:
+        return SpoofRefused()
+    matched = values["matched"]
+    return Lookup(
+        **{
+            **values,
+            "gateway": _address(values["gateway"]),
+            "source": _address(values["source"]),
+            "matched": ip_network(matched) if matched else None,
+        }
+    )
+
+
+def read_route(values: dict[str, Any]) -> RouteRecord:
+    """Return the route that `plain` told."""
+    return RouteRecord(
+        **{
+            **values,
+            "destination": ip_network(values["destination"]),
+            "gateway": _address(values["gateway"]),
+            "source": _address(values["source"]),
+        }
+    )
+
+
+def read_ground(values: dict[str, Any]) -> Ground:
+    """Return the ground that `plain_ground` told."""
+    links = msgspec.convert(values["links"], list[LinkRecord])
+    rows = [(device, ip_address(address), mac, fixed) for device, address, mac, fixed in values["neighbours"]]
+    return Ground(
+        {link.name: link for link in links},
+        tuple((device, ip_interface(address)) for device, address in values["addresses"]),
+        {(device, address): mac for device, address, mac, _ in rows},
+        frozenset((device, address) for device, address, _, fixed in rows if fixed),
+    )
+
+
+def read_frames(values: list[Any]) -> list[Frame]:
+    """Return the frames that `plain` told."""
+    return msgspec.convert(values, list[Frame])
+
+
+def _address(text: str | None) -> Address | None:
+    return ip_address(text) if text else None

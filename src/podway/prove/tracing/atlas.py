@@ -1,0 +1,72 @@
+"""Where things are: the cluster's objects and what the agents told, joined into places that can be asked."""
+
+from collections.abc import Iterable
+
+from podway.api.addresses import Address
+from podway.api.resources import Node, Pod, Resource
+from podway.plan.node import Uplink, pod_mtu
+from podway.plan.path import Site
+from podway.plan.view import ClusterView
+from podway.prove.tracing.fleet import Fleet
+from podway.prove.world import Block, NodePoint, Place, PodPoint, World
+
+_UNKNOWN = Uplink("", 0, ())
+
+
+class Atlas:
+    """The places of one cluster. It grows as the fleet learns of more nodes."""
+
+    def __init__(self, resources: Iterable[Resource], fleet: Fleet) -> None:
+        self.resources = tuple(resources)
+        self.view = ClusterView.of(self.resources, 0)
+        self.fleet = fleet
+
+    def node(self, name: str) -> NodePoint | None:
+        """Return a node, None if there is none of this name."""
+        known = self.view.nodes.get(name)
+        return NodePoint(name, "", known.internal_addresses, self._uplink(name).device) if known else None
+
+    def pod(self, node: str, name: str) -> PodPoint | None:
+        """Return a pod whose lease the node's agent told, None if it did not."""
+        for lease in self.fleet.sites.get(node, Site()).leases:
+            if lease.pod == name:
+                return PodPoint(
+                    name,
+                    node,
+                    lease.netns,
+                    lease.addresses,
+                    lease.attachment.ifname,
+                    lease.attachment.link,
+                    pod_mtu(self.view, self._uplink(node)),
+                )
+        return None
+
+    def point(self, node: str, pod: str) -> Place | None:
+        """Return a pod, or a node where `pod` is empty."""
+        return self.pod(node, pod) if pod else self.node(node)
+
+    def pod_behind(self, node: str, link: str) -> PodPoint | None:
+        """Return the pod at the other end of a node's link, None if it is no pod's. The agent may be asked."""
+        if not any(lease.attachment.link == link for lease in self.fleet.sites.get(node, Site()).leases):
+            self.fleet.learn(node, links=(link,))
+        leases = self.fleet.sites.get(node, Site()).leases
+        found = next((lease for lease in leases if lease.attachment.link == link), None)
+        return self.pod(node, found.pod) if found else None
+
+    def node_with(self, address: Address) -> str:
+        """Return the name of the node that has an address, empty if none has."""
+        return next((name for name, node in self.view.nodes.items() if address in node.internal_addresses), "")
+
+    def world(self) -> World:
+        """Return all of it as diagnosis knows it."""
+        pods = []
+        for one in self.resources:
+            if isinstance(one, Pod) and one.addresses and not one.spec.host_network:
+                name, node = f"{one.metadata.namespace}/{one.metadata.name}", one.spec.node_name
+                pods.append(self.pod(node, name) or PodPoint(name, node, "", one.addresses))
+        nodes = (self.node(one.metadata.name) for one in self.resources if isinstance(one, Node))
+        blocks = tuple(Block(block.network, block.spec.node) for block in self.view.blocks.values())
+        return World(tuple(node for node in nodes if node), tuple(pods), blocks)
+
+    def _uplink(self, node: str) -> Uplink:
+        return self.fleet.sites.get(node, Site()).uplink or _UNKNOWN

@@ -1,0 +1,118 @@
+"""The agents, as a trace asks them: each for its own node, and none twice that does not answer."""
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_interface
+from typing import Any, Protocol
+
+from podway.api.addresses import Address
+from podway.api.lease import Attachment, Lease
+from podway.errors import AgentError
+from podway.kernel.routes import RouteRecord
+from podway.plan.node import Uplink
+from podway.plan.path import Site
+from podway.probe.facts import Ground, Way
+from podway.probe.plain import read_ground, read_route, read_way
+from podway.prove.world import PodPoint, Point
+
+
+class Ask(Protocol):
+    """How an agent is called, whatever lies between: a unix socket, or the channel between machines."""
+
+    def __call__(self, node: str, method: str, **params: Any) -> Any:
+        """Call a method of a node's agent, return its result. Raises AgentError."""
+
+
+class Fleet:
+    """All agents. `silent` says of those that did not answer why."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self.silent: dict[str, str] = {}
+        self.sites: dict[str, Site] = {}
+        self.kernels: dict[str, str] = {}
+        """What tells the nodes' machines apart: those of one machine have one clock."""
+
+    def call(self, node: str, method: str, **params: Any) -> Any:
+        """Call a method of a node's agent. Raises AgentError, at once if it did not tell about its node."""
+        if node in self.silent:
+            raise AgentError(self.silent[node])
+        return self._ask(node, method, **params)
+
+    def answers(self, node: str) -> bool:
+        """Tell whether a node's agent has answered."""
+        return node in self.kernels
+
+    def learn(self, node: str, *, addresses: Iterable[Address] = (), links: Iterable[str] = ()) -> None:
+        """Ask a node for its uplink and for the leases of these addresses and links; note it if it is silent."""
+        if not node or node in self.silent:
+            return
+        try:
+            told = self.call(node, "trace.site", addresses=[str(one) for one in addresses], links=list(links))
+        except AgentError as error:
+            self.silent[node] = error.message
+            return
+        uplink = told["uplink"]
+        before = self.sites.get(node, Site())
+        leases = {lease.attachment: lease for lease in (*before.leases, *map(_lease, told["leases"]))}
+        self.kernels[node] = told["kernel"]
+        self.sites[node] = Site(
+            Uplink(uplink["device"], uplink["mtu"], tuple(map(ip_interface, uplink["addresses"]))),
+            tuple(leases.values()),
+        )
+
+
+class RemoteWitness:
+    """The kernels of points, by way of their nodes' agents; see podway.prove.witness. Each question once."""
+
+    overflowed = False
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._grounds: dict[str, Ground] = {}
+        self._ways: dict[tuple[str, Address, Address | None, str], tuple[Way, str]] = {}
+
+    def ground(self, point: Point) -> Ground:
+        """See Witness. Raises AgentError."""
+        if point.label not in self._grounds:
+            self._grounds[point.label] = read_ground(self._call(point, "trace.ground"))
+        return self._grounds[point.label]
+
+    def way(self, point: Point, destination: Address, source: Address | None, iif: str) -> Way:
+        """See Witness. Raises AgentError."""
+        return self.way_and_session(point, destination, source, iif)[0]
+
+    def way_and_session(
+        self, point: Point, destination: Address, source: Address | None, iif: str
+    ) -> tuple[Way, str]:
+        """Return the way, and the name of the BIRD session that told its route, if one did."""
+        key = point.label, destination, source, iif
+        if key not in self._ways:
+            told = self._call(
+                point, "trace.way", destination=str(destination), source=str(source) if source else "", iif=iif
+            )
+            self._ways[key] = read_way(told["way"]), told["session"]
+        return self._ways[key]
+
+    def rejecting(self, point: Point, destination: Address) -> RouteRecord | None:
+        """See Witness. Raises AgentError."""
+        told = self._call(point, "trace.rejecting", destination=str(destination))
+        return read_route(told) if told else None
+
+    def setting(self, point: Point, name: str) -> str | None:
+        """See Witness. Raises AgentError."""
+        told: str | None = self._call(point, "trace.setting", name=name)
+        return told
+
+    def _call(self, point: Point, method: str, **params: Any) -> Any:
+        link = point.host_link if isinstance(point, PodPoint) else ""
+        return self._fleet.call(point.node, method, link=link, **params)
+
+
+def _lease(told: dict[str, Any]) -> Lease:
+    return Lease(
+        Attachment(told["container"], told["ifname"]),
+        told["pod"],
+        told["network"],
+        told["netns"],
+        tuple(map(ip_address, told["addresses"])),
+    )

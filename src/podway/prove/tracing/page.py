@@ -1,0 +1,281 @@
+"""A trace as a page for people: the steps that every article on pod networks tells, with this packet in them."""
+
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+
+from podway.prove.tracing.report import Direction, FamilyTrace, Hop, Kernel, Planned, Seen, TraceReport, Verdict
+
+Paint = Callable[[str, str], str]
+"""Colours a line: takes it and what it is (`title`, `hop`, `link`, `good`, `bad`, `plain`)."""
+
+NARROWEST, WIDEST = 40, 110
+_LABEL = 8
+_INDENT = 3
+
+_BASIS = {
+    "probe": "",
+    "answer": "",
+    "echo": " (an echo request of its own: there was no answer to follow)",
+    "kernel": " (by the kernels' word: nothing was sent)",
+    "none": "",
+}
+
+
+def to_text(report: TraceReport, *, width: int, paint: Paint = lambda line, kind: line) -> str:
+    """Return the report for people, in lines of at most `width` columns where words allow."""
+    page = _Page(max(NARROWEST, min(width, WIDEST)), paint)
+    for number, family in enumerate(report.families):
+        if number:
+            page.blank()
+        _family(page, report, family)
+    if report.silent:
+        page.blank()
+        for silent in report.silent:
+            page.row("silent", f"node {silent.node}: {silent.reason}", "bad")
+    return "\n".join(page.lines)
+
+
+class _Page:
+    """Lines under construction."""
+
+    def __init__(self, width: int, paint: Paint) -> None:
+        self._width = width
+        self._paint = paint
+        self.lines: list[str] = []
+
+    def blank(self) -> None:
+        self.lines.append("")
+
+    def text(self, text: str, kind: str = "plain", *, first: str = "", rest: str = "") -> None:
+        """Add text filled to the width, the first line after `first`, the others after `rest`."""
+        # Device names, addresses and commands are copied from here: never broken.
+        lines = textwrap.wrap(
+            text,
+            self._width,
+            initial_indent=first,
+            subsequent_indent=rest,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        self.lines += [self._paint(line, kind) for line in lines or [first.rstrip()]]
+
+    def row(self, label: str, text: str, kind: str = "plain", indent: int = 0) -> None:
+        """Add a labelled text whose lines hang below each other; an empty label continues the row before."""
+        margin = " " * indent
+        self.text(text, kind, first=f"{margin}{label:<{_LABEL}}", rest=margin + " " * _LABEL)
+
+    def rows(self, label: str, texts: Iterable[str], kind: str = "plain") -> None:
+        """Add the texts of one label, the first one as this kind, inside a hop."""
+        for number, text in enumerate(texts):
+            self.row("" if number else label, text, "plain" if number else kind, indent=_INDENT)
+
+
+def _family(page: _Page, report: TraceReport, family: FamilyTrace) -> None:
+    port = f" port {family.port}" if family.port else ""
+    page.text(f"{report.sender} → {report.receiver}", "title")
+    sent = ", nothing sent" if report.dry_run else ""
+    page.text(f"{family.source} → {family.destination}, {report.protocol}{port}{sent}")
+    page.blank()
+    _way(page, family.there, dry_run=report.dry_run)
+    page.blank()
+    if family.back.hops and _smooth(family.back):
+        page.row("back", _in_one_line(family.back))
+    elif family.back.hops:
+        page.text(f"The way back: {family.back.sender} → {family.back.receiver}", "title")
+        page.blank()
+        _way(page, family.back, dry_run=report.dry_run or family.back.verdict.basis == "kernel")
+    page.blank()
+    _verdict(page, "There", family.there)
+    _verdict(page, "Back", family.back)
+
+
+def _smooth(way: Direction) -> bool:
+    """Tell whether nothing on a way deserves more than a line."""
+    verdict = way.verdict
+    return verdict.outcome == "delivered" and not verdict.problem and all(hop.on_plan for hop in way.hops)
+
+
+def _in_one_line(way: Direction) -> str:
+    places = []
+    for hop in way.hops:
+        devices = ", ".join(device for device in (hop.entry, hop.exit) if device)
+        places.append(f"{_whose(hop)} ({devices})" if devices else _whose(hop))
+    return " → ".join(places) + ": as planned"
+
+
+def _whose(hop: Hop) -> str:
+    return f"pod {hop.pod}" if hop.pod else hop.node
+
+
+def _way(page: _Page, way: Direction, *, dry_run: bool) -> None:
+    before: Hop | None = None
+    for hop in way.hops:
+        if before is not None:
+            page.text(_link(before, hop), "link", first=" " * _INDENT + "↓ ", rest=" " * (_INDENT + 2))
+        lost = way.verdict.outcome == "lost" and way.verdict.hop == hop.number
+        on = f" on {hop.node}" if hop.pod else ""
+        page.text(
+            f"{_whose(hop)}{on}: {_step(hop)}" + ("  ✗ LOST HERE" if lost else ""),
+            "bad" if lost else "hop",
+            first=f"{hop.number:<{_INDENT}}",
+            rest=" " * _INDENT,
+        )
+        page.rows("plan", _plan_words(hop.planned))
+        page.rows("kernel", _kernel_words(hop), "plain" if hop.on_plan else "bad")
+        if not dry_run:
+            page.rows("probe", _probe_words(hop))
+        before = hop
+
+
+def _step(hop: Hop) -> str:
+    if hop.problem and not (hop.entry and hop.exit):
+        return "by devices that are not known"
+    if not hop.entry and not hop.exit:
+        return "stays inside"
+    if not hop.entry:
+        return f"leaves by {hop.exit}"
+    if not hop.exit:
+        return f"arrives by {hop.entry}"
+    return f"in by {hop.entry}, routed, out by {hop.exit}"
+
+
+def _link(before: Hop, hop: Hop) -> str:
+    """Return what lies between two hops, and how the packet crossed it."""
+    if hop.kernel is None and not hop.seen and not before.exit:
+        return "…"
+    what = "veth pair" if before.pod or hop.pod else f"the wire to {hop.node}"
+    if not (before.pod or hop.pod) and hop.seen:
+        what += f", {' inside '.join(hop.seen[0].tunnels) or 'bare'}"
+    return what
+
+
+def _plan_words(planned: Planned | None) -> Iterator[str]:
+    if planned is None:
+        yield "nothing: this packet should not come here"
+    elif planned.fate == "delivered":
+        yield "the packet is at home here"
+    elif planned.fate == "discarded":
+        yield f"{planned.route}: no pod has this address, so it ends here"
+    elif planned.fate == "outside":
+        yield "out of the cluster, by the host's own routes"
+    elif not planned.route:
+        yield "by the host's own routes" if planned.owner == "host" else "not known without its agent"
+    else:
+        told = f", told by {planned.learned_from} by BGP" if planned.learned_from else ""
+        own = ", which the kernel knows itself" if planned.owner == "kernel" else ""
+        yield f"{planned.route}{told}{own}"
+        if planned.neighbour:
+            yield f"{planned.neighbour.replace(' at ', ' is at ')} (permanent)"
+
+
+def _kernel_words(hop: Hop) -> Iterator[str]:
+    kernel = hop.kernel
+    if kernel is None:
+        yield hop.problem or "the kernels before do not send the packet here"
+        return
+    match kernel.type:
+        case "unicast":
+            told = f", told by {kernel.learned_from}" if kernel.learned_from else ""
+            table = f", table {kernel.table}" if kernel.table not in ("", "main") else ""
+            yield f"{kernel.route or f'dev {kernel.device}'} (proto {kernel.owner}{told}{table})"
+            yield from _neighbour_words(kernel)
+            kind = f"{kernel.kind}, " if kernel.kind else ""
+            yield f"{kernel.device}: {kind}MTU {kernel.mtu}"
+        case "local":
+            yield "local: taken here"
+        case "source refused":
+            yield f"refuses the source: its route back does not lead to {hop.entry} (rp_filter)"
+        case kind:
+            owner = f" (proto {kernel.owner})" if kernel.owner else ""
+            yield f"{kernel.route or kind}{owner}: goes nowhere"
+
+
+def _neighbour_words(kernel: Kernel) -> Iterator[str]:
+    neighbour = kernel.neighbour
+    if neighbour is None:
+        return
+    match neighbour.state:
+        case "absent":
+            yield f"{neighbour.address}: no neighbour entry yet"
+        case "unresolved":
+            yield f"{neighbour.address}: nobody has answered for it"
+        case state:
+            yield f"{neighbour.address} is at {neighbour.mac} ({state})"
+
+
+def _probe_words(hop: Hop) -> Iterator[str]:
+    before = ""
+    for seen in hop.seen:
+        ends = _ends(seen)
+        yield _seen_words(seen, "unchanged" if ends == before else ends)
+        before = ends
+    if not hop.seen:
+        yield "nobody watches here" if hop.problem else "not seen here"
+
+
+def _ends(seen: Seen) -> str:
+    return f"{_endpoint(seen.source, seen.source_port)} → {_endpoint(seen.destination, seen.destination_port)}"
+
+
+def _seen_words(seen: Seen, ends: str) -> str:
+    since = "" if not seen.since_last else f", +{_microseconds(seen.since_last)}"
+    inside = f", in {' in '.join(seen.tunnels)}" if seen.tunnels else ""
+    return (
+        f"{seen.direction:<3} {seen.interface}: {ends}, TTL {seen.hop_limit}, {seen.length} bytes{since}{inside}"
+    )
+
+
+def _verdict(page: _Page, name: str, way: Direction) -> None:
+    verdict = way.verdict
+    good = verdict.outcome == "delivered" and not verdict.problem
+    page.row(name, _summary(way), "good" if good else "bad")
+    if verdict.problem:
+        page.row("", f"why: {verdict.problem}")
+    if verdict.detail:
+        page.row("", f"also: {verdict.detail}")
+    if verdict.last_seen and verdict.outcome != "delivered":
+        page.row("", f"last seen: {verdict.last_seen}")
+    if verdict.advice:
+        where = f", on {way.hops[verdict.hop - 1].node}" if verdict.hop else ""
+        page.row("", f"do{where}: {verdict.advice}")
+
+
+def _summary(way: Direction) -> str:
+    verdict = way.verdict
+    match verdict.outcome:
+        case "lost":
+            where = f" at hop {verdict.hop}, {_whose(way.hops[verdict.hop - 1])}" if verdict.hop else ""
+            return f"NOT DELIVERED{where}{_BASIS[verdict.basis]}"
+        case "unknown":
+            return "NOT KNOWN"
+    sure = verdict.basis != "kernel"
+    parts = [f"{'delivered' if sure else 'would be delivered'}{_BASIS[verdict.basis]}"]
+    if verdict.answered_by:
+        parts.append(verdict.answered_by)
+    parts += _facts(verdict)
+    own = way.hops[0].kernel.mtu if way.hops and way.hops[0].kernel else 0
+    if 0 < verdict.largest < own:
+        parts.append(f"but packets over {verdict.largest} bytes do not pass, and the sender's own MTU is {own}")
+    elif verdict.largest:
+        parts.append(f"MTU {verdict.largest} all the way")
+    return "; ".join(parts)
+
+
+def _facts(verdict: Verdict) -> Iterator[str]:
+    if verdict.source_kept is not None:
+        yield "original source kept (no NAT)" if verdict.source_kept else "original source NOT kept (NAT)"
+    if verdict.encapsulated is not None:
+        yield "ENCAPSULATED on the way" if verdict.encapsulated else "not encapsulated"
+    if verdict.took is not None:
+        yield f"took {_microseconds(verdict.took)}"
+
+
+def _microseconds(nanoseconds: int) -> str:
+    micro = nanoseconds / 1000
+    return f"{micro / 1000:.1f}ms" if micro >= 1000 else f"{micro:.0f}µs"
+
+
+def _endpoint(address: str, port: int) -> str:
+    if not port:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,0 +1,171 @@
+"""What a trace found, as records; their JSON form is the documented schema (docs/trace.md)."""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Outcome: TypeAlias = Literal["delivered", "lost", "unknown"]
+Basis: TypeAlias = Literal["probe", "answer", "echo", "kernel", "none"]
+"""What an outcome rests on: the probe, the answer to it, an echo request of its own, or kernels' words."""
+
+
+class _Record(msgspec.Struct, frozen=True, rename="camel"):
+    """Base of the report's parts: camelCase in JSON."""
+
+
+class Planned(_Record, frozen=True):
+    """What Podway planned at a hop. `route` and `neighbour` are in words, empty where there is none of ours.
+
+    `owner` keeps the route: `podway`, `bird` (it was told by the node `learnedFrom`), `kernel` or `host`
+    (whoever set up the node's own network). `fate` is forwarded, delivered, discarded or outside.
+    """
+
+    fate: str
+    owner: str
+    route: str = ""
+    learned_from: str = ""
+    neighbour: str = ""
+
+
+class Neighbour(_Record, frozen=True):
+    """The next hop's entry in the neighbour table; `state` is permanent, learned, unresolved or absent."""
+
+    address: str
+    mac: str
+    state: str
+
+
+class Kernel(_Record, frozen=True):
+    """What a kernel says of this packet: the route that RTM_GETROUTE answers for it, and where that leads.
+
+    `type` is iproute2's, or `no route`, or `source refused` (rp_filter). `owner` is the route's protocol by
+    iproute2's name, `learnedFrom` the node that told it by BGP. `mtu` is that of the device in bytes.
+    """
+
+    type: str
+    route: str = ""
+    gateway: str = ""
+    device: str = ""
+    kind: str = ""
+    mtu: int = 0
+    source: str = ""
+    table: str = ""
+    owner: str = ""
+    learned_from: str = ""
+    neighbour: Neighbour | None = None
+
+
+class Seen(_Record, frozen=True):
+    """The packet at one device. `sinceLast` is in nanoseconds, null if the two clocks are different ones."""
+
+    interface: str
+    direction: Literal["in", "out"]
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    hop_limit: int
+    length: int
+    since_last: int | None
+    tunnels: tuple[str, ...] = ()
+
+
+class Hop(_Record, frozen=True):
+    """One namespace on the way. `pod` is empty for the node's own.
+
+    `planned` is null off the planned path, `kernel` where it could not be asked (`problem` says why) or where
+    the kernels do not send the packet. `mtu` of the device that the packet leaves by is in `kernel`.
+    """
+
+    number: int
+    node: str
+    pod: str
+    entry: str
+    exit: str
+    planned: Planned | None
+    kernel: Kernel | None
+    seen: tuple[Seen, ...] = ()
+    problem: str = ""
+    on_plan: bool = True
+
+    @property
+    def label(self) -> str:
+        """Whose namespace it is."""
+        return f"pod {self.pod}" if self.pod else f"node {self.node}"
+
+
+class Verdict(_Record, frozen=True):
+    """How it ended. `sourceKept` and `encapsulated` are null if nothing was seen.
+
+    `hop` is the number of the one where it failed. `largest` is the largest packet, in bytes, that all
+    devices on the way take; `took` the time from the first sight to the last in nanoseconds.
+    """
+
+    outcome: Outcome
+    basis: Basis
+    source_kept: bool | None = None
+    encapsulated: bool | None = None
+    largest: int = 0
+    took: int | None = None
+    answered_by: str = ""
+    hop: int | None = None
+    code: str = ""
+    problem: str = ""
+    advice: str = ""
+    detail: str = ""
+    last_seen: str = ""
+
+
+class Direction(_Record, frozen=True):
+    """One way: from the sender to the receiver, hop by hop."""
+
+    sender: str
+    receiver: str
+    hops: tuple[Hop, ...]
+    verdict: Verdict
+
+
+class FamilyTrace(_Record, frozen=True):
+    """Both directions by one IP version. Ports are 0 where there are none."""
+
+    family: str
+    source: str
+    destination: str
+    source_port: int
+    port: int
+    there: Direction
+    back: Direction
+
+
+class Silent(_Record, frozen=True):
+    """A node whose agent did not answer, and why."""
+
+    node: str
+    reason: str
+
+
+class TraceReport(_Record, frozen=True):
+    """The outcome of one trace; `duration` is in seconds."""
+
+    sender: str
+    receiver: str
+    protocol: str
+    dry_run: bool
+    families: tuple[FamilyTrace, ...]
+    silent: tuple[Silent, ...]
+    duration: float
+    api_version: Literal["podway.io/v1"] = "podway.io/v1"
+    kind: Literal["TraceReport"] = "TraceReport"
+
+    @property
+    def delivered(self) -> bool:
+        """Whether packets were delivered both ways in every family; without probes, whether kernels say so."""
+        return all(
+            way.verdict.outcome == "delivered" for family in self.families for way in (family.there, family.back)
+        )
+
+
+def to_json(report: TraceReport) -> str:
+    """Return the report as JSON, indented; `delivered` is among its fields."""
+    document = msgspec.to_builtins(report)
+    return msgspec.json.format(msgspec.json.encode({"delivered": report.delivered, **document}), indent=2).decode()

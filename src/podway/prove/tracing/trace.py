@@ -1,0 +1,277 @@
+"""`trace`: the way of one packet, and of its answer, through a cluster."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from podway.api.addresses import Family
+from podway.api.resources import Resource
+from podway.errors import InvalidInput
+from podway.plan.path import End, plan_path
+from podway.probe.build import Protocol
+from podway.probe.capture import Sighting
+from podway.prove.journey import Leg
+from podway.prove.tracing.atlas import Atlas
+from podway.prove.tracing.evidence import Evidence, Sent, send
+from podway.prove.tracing.fleet import Ask, Fleet, RemoteWitness
+from podway.prove.tracing.names import Subject
+from podway.prove.tracing.report import Direction, FamilyTrace, Silent, TraceReport
+from podway.prove.tracing.shown import show
+from podway.prove.tracing.verdict import Case, judge, predict, translation_of
+from podway.prove.tracing.walk import WalkedHop, stages_of, walk
+from podway.prove.world import NodePoint, Place, PodPoint, Point, Stranger
+
+
+def trace(
+    resources: Iterable[Resource],
+    ask: Ask,
+    source: Subject,
+    target: Subject,
+    *,
+    protocol: Protocol,
+    port: int = 0,
+    families: Sequence[Family] = (),
+    dry_run: bool = False,
+    timeout: float = 1.0,
+) -> TraceReport:
+    """Trace a packet from `source` to `target`, and the answer, in each family that both have (or in those named).
+
+    `port` is the target's, 0 for one on which hardly anybody listens. With `dry_run` nothing is sent: plan
+    and kernels alone are told. `timeout` is how long an answer may take, in seconds. An agent that does not
+    answer leaves a gap and is named in the report. Raises InvalidInput if the two have no family in common or
+    neither is in the cluster.
+    """
+    started = time.monotonic()
+    if not source.ours and not target.ours:
+        raise InvalidInput(
+            f"neither {source.label} nor {target.label} is a pod or node: nothing can be sent or seen there",
+            hint="name a pod or a node for one of the two",
+        )
+    common = [one for one in families or tuple(Family) if source.end(one) and target.end(one)]
+    if not common:
+        wanted = " or ".join(family.label for family in families or tuple(Family))
+        raise InvalidInput(f"{source.label} and {target.label} have no {wanted} addresses in common")
+    fleet = Fleet(ask)
+    atlas = Atlas(resources, fleet)
+    for subject in (source, target):
+        fleet.learn(subject.node, addresses=(*source.addresses, *target.addresses))
+    traces = tuple(
+        _Conversation(atlas, source, target, family, protocol, port, timeout).hold(dry_run=dry_run)
+        for family in common
+    )
+    silent = tuple(Silent(node, reason) for node, reason in fleet.silent.items())
+    return TraceReport(
+        source.label,
+        target.label,
+        protocol,
+        dry_run,
+        traces,
+        silent,
+        round(time.monotonic() - started, 3),
+    )
+
+
+class _Conversation:
+    """Both directions in one family."""
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        source: Subject,
+        target: Subject,
+        family: Family,
+        protocol: Protocol,
+        port: int,
+        timeout: float,
+    ) -> None:
+        self._atlas = atlas
+        self._family = family
+        self._protocol = protocol
+        self._port = port
+        self._timeout = timeout
+        self._source, self._target = _must(source.end(family)), _must(target.end(family))
+        self._sender, self._receiver = self._point(source), self._point(target)
+        self._free = target.free
+
+    def hold(self, *, dry_run: bool) -> FamilyTrace:
+        there, back = self._walks(RemoteWitness(self._atlas.fleet))
+        evidence = echo = None
+        if not dry_run:
+            evidence = self._probe(self._sender, self._receiver, self._target, self._protocol, there + back)
+            if evidence is None or not evidence.answer.sightings:
+                echo = self._probe(self._receiver, self._sender, self._source, Protocol.ICMP, there + back)
+        # Asked once more: what the kernels have learned by now, say of neighbours, is part of the answer.
+        witness = RemoteWitness(self._atlas.fleet)
+        there, back = self._walks(witness) if evidence or echo else (there, back)
+        ways = self._there(there, evidence, echo), self._back(back, evidence, echo)
+        sent = evidence.sent if evidence else Sent(self._protocol, port=self._port)
+        return FamilyTrace(
+            self._family.label,
+            str(self._source.address),
+            str(self._target.address),
+            0 if self._protocol is Protocol.ICMP else sent.source_port,
+            sent.port,
+            *(self._direction(case, witness, sure=sure) for case, sure in ways),
+        )
+
+    def _there(
+        self, hops: tuple[WalkedHop, ...], evidence: Evidence | None, echo: Evidence | None
+    ) -> tuple[Case, bool]:
+        """Return the case of the way there, and whether a packet was sent on it."""
+        if evidence is None and echo and echo.answer.sightings:
+            # From outside nothing can be sent, but an answer came from there.
+            taken = _entered(echo.answer.sightings, self._receiver)
+            return self._case(hops, echo, echo.answer, answer=True, taken=taken, turned=True), True
+        found = evidence or Evidence(Sent(self._protocol), Leg(), Leg())
+        arrived = self._protocol is Protocol.UDP and _entered(found.request.sightings, self._receiver)
+        taken = bool(found.answer.sightings) or arrived
+        case = self._case(hops, found, found.request, taken=taken, answered_by=_answered_by(found))
+        return case, evidence is not None and not found.sent.problem
+
+    def _back(
+        self, hops: tuple[WalkedHop, ...], evidence: Evidence | None, echo: Evidence | None
+    ) -> tuple[Case, bool]:
+        """Return the case of the way back, and whether a packet was sent on it."""
+        if evidence and evidence.answer.sightings:
+            taken = _entered(evidence.answer.sightings, self._sender)
+            request = self._case(hops, evidence, evidence.request)
+            translated = translation_of(request) is not None
+            case = self._case(hops, evidence, evidence.answer, answer=True, taken=taken, translated=translated)
+            return case, True
+        if echo and not echo.sent.problem:
+            taken = bool(echo.answer.sightings) or _entered(echo.request.sightings, self._sender)
+            return self._case(hops, echo, echo.request, taken=taken, turned=True), True
+        return self._case(hops, Evidence(Sent(self._protocol), Leg(), Leg()), Leg(), answer=True), False
+
+    def _case(
+        self,
+        hops: tuple[WalkedHop, ...],
+        evidence: Evidence,
+        leg: Leg,
+        *,
+        answer: bool = False,
+        taken: bool = False,
+        turned: bool = False,
+        translated: bool = False,
+        answered_by: str = "",
+    ) -> Case:
+        ends = (self._receiver, self._sender) if turned else (self._sender, self._receiver)
+        watched = evidence.watched or {hop.label for hop in hops}
+        unwatched = [hop for hop in hops if hop.planned and hop.label not in watched]
+        clocks = {self._atlas.fleet.kernels.get(hop.node) for hop in hops if hop.label in watched}
+        if len(clocks) > 1:
+            leg = _in_order(leg, hops)
+        return Case(
+            *ends,
+            self._family,
+            hops,
+            stages_of(hops, watched),
+            leg,
+            evidence.sent,
+            answer,
+            taken,
+            "answer" if answer else "echo" if turned else "probe",
+            unwatched[0].problem or f"nothing captures at {unwatched[0].label}" if unwatched else "",
+            translated,
+            len(clocks) < 2,
+            evidence.small_pass,
+            answered_by,
+        )
+
+    def _direction(self, case: Case, witness: RemoteWitness, *, sure: bool) -> Direction:
+        verdict = (judge if sure else predict)(case, self._atlas.world(), witness)
+        origin, target = case.sender, case.receiver
+        if case.answer:
+            origin, target = target, origin
+        hops = show(self._atlas.view, case.hops, case.leg.sightings, self._atlas.fleet.kernels)
+        return Direction(origin.label, target.label, hops, verdict)
+
+    def _walks(self, witness: RemoteWitness) -> tuple[tuple[WalkedHop, ...], tuple[WalkedHop, ...]]:
+        there = self._walk(witness, self._source, self._target)
+        back = () if self._free else self._walk(witness, self._target, self._source)
+        return there, back
+
+    def _walk(self, witness: RemoteWitness, source: End, target: End) -> tuple[WalkedHop, ...]:
+        planned = plan_path(self._atlas.view, self._atlas.fleet.sites, source, target)
+        return walk(self._atlas, witness, source, target, planned)
+
+    def _probe(
+        self, sender: Point, receiver: Point, target: End, protocol: Protocol, hops: Sequence[WalkedHop]
+    ) -> Evidence | None:
+        """Send a probe; None if it would have to come from outside.
+
+        One packet may be lost anywhere: if nothing comes of it, another one is sent, first a small one.
+        """
+        if isinstance(sender, Stranger):
+            return None
+        places = [hop.point for hop in hops if hop.point and self._atlas.fleet.answers(hop.node)]
+        port = self._port if receiver is self._receiver else 0
+        size = 0 if port or isinstance(receiver, Stranger) else min(self._mtu(sender), self._mtu(receiver))
+
+        def once(size: int) -> Evidence:
+            return send(
+                self._atlas.fleet,
+                places,
+                sender,
+                target,
+                protocol=protocol,
+                port=port,
+                size=size,
+                timeout=self._timeout,
+            )
+
+        evidence = once(size)
+        if _settled(evidence):
+            return evidence
+        if size and once(0).answer.sightings:
+            again = once(size)
+            return again if _settled(again) else msgspec.structs.replace(again, small_pass=True)
+        return evidence if size else once(size)
+
+    def _mtu(self, point: Point) -> int:
+        if isinstance(point, PodPoint):
+            return point.mtu
+        site = self._atlas.fleet.sites.get(point.node)
+        return site.uplink.mtu if site and site.uplink else 0
+
+    def _point(self, subject: Subject) -> Point:
+        if not subject.ours:
+            return Stranger(subject.label, subject.addresses)
+        known: Place | None = self._atlas.point(subject.node, subject.pod)
+        if known is not None:
+            return known
+        if subject.pod:
+            return PodPoint(subject.pod, subject.node, "", subject.addresses)
+        return NodePoint(subject.node, "", subject.addresses, "")
+
+
+def _settled(evidence: Evidence) -> bool:
+    """Tell whether a probe told all it can: it was answered, or refused, or could not be sent."""
+    sent = evidence.sent
+    return bool(evidence.answer.sightings or evidence.request.refusal or sent.errno or sent.problem)
+
+
+def _answered_by(evidence: Evidence) -> str:
+    """Say who answered a probe: that nobody listens is an answer, too."""
+    if evidence.refused:
+        return f"answered: nobody listens there, {evidence.refused}"
+    if not evidence.answer.sightings or evidence.sent.protocol is Protocol.ICMP:
+        return ""
+    return "a server answered (SYN-ACK)" if evidence.sent.protocol is Protocol.TCP else "a server answered"
+
+
+def _in_order(leg: Leg, hops: Sequence[WalkedHop]) -> Leg:
+    """Return what was seen in the order of the way: the clocks of several machines tell none."""
+    order = {hop.label: number for number, hop in enumerate(hops)}
+    return Leg(sorted(leg.sightings, key=lambda one: (order.get(one.point, len(order)), one.time)), leg.refusal)
+
+
+def _entered(seen: Sequence[Sighting], point: Point) -> bool:
+    return any(one.point == point.label and not one.outgoing for one in seen)
+
+
+def _must(end: End | None) -> End:
+    if end is None:
+        raise ValueError("a conversation is held in a family that both ends have")
+    return end

@@ -1,0 +1,284 @@
+"""How one direction of a trace ended, and why: captures are judged as in `verify`, kernels asked for the cause."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from podway.api.addresses import Family
+from podway.errors import PodwayError
+from podway.kernel.routes import Lookup
+from podway.probe.build import HOP_LIMIT, Protocol
+from podway.probe.capture import Sighting
+from podway.probe.packet import Packet, Udp
+from podway.prove.cause import Cause
+from podway.prove.diagnose import diagnose
+from podway.prove.journey import Leg, Stage
+from podway.prove.judge import Code, Fault, loss, off_the_bare_way, translation
+from podway.prove.probe import Probe, Result, Step
+from podway.prove.tracing.evidence import Sent
+from podway.prove.tracing.report import Basis, Outcome, Verdict
+from podway.prove.tracing.walk import WalkedHop
+from podway.prove.witness import Witness
+from podway.prove.world import Point, Stranger, World
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One direction to be judged. `taken` tells whether the receiver is known to have taken the packet.
+
+    `answer` says that the packet is the answer to the conversation that `sender` began: it goes from
+    `receiver` to `sender`.
+    """
+
+    sender: Point
+    receiver: Point
+    family: Family
+    hops: tuple[WalkedHop, ...]
+    stages: tuple[Stage, ...]
+    leg: Leg
+    sent: Sent
+    answer: bool
+    taken: bool
+    basis: Basis
+    blind: str = ""
+    """Why a part of the way could not be watched; empty if all could."""
+    translated: bool = False
+    """An answer to a packet whose addresses were translated: they are translated back on its way."""
+    one_clock: bool = True
+    small_pass: bool = False
+    """A smaller packet than this one was answered."""
+    answered_by: str = ""
+
+    @property
+    def step(self) -> Step:
+        """The step of a conversation that the packet is."""
+        if self.sent.protocol is Protocol.TCP:
+            return Step.SYN_ACK if self.answer else Step.SYN
+        return Step.REPLY if self.answer else Step.REQUEST
+
+    @property
+    def result(self) -> Result:
+        """The conversation as the sender's sockets know it. An ICMP error that answers has no ports."""
+        ports = any(isinstance(seen.packet.transport, Udp) for seen in self.leg.sightings)
+        port = self.sent.source_port if self.sent.protocol is Protocol.TCP or ports else 0
+        probe = Probe(1, self.sender, self.receiver, self.family, self.sent.protocol, self.sent.size)
+        return Result(probe, port=port, errno=self.sent.errno)
+
+    @property
+    def target(self) -> Point:
+        """Whom the packet is for."""
+        return self.sender if self.answer else self.receiver
+
+
+def judge(case: Case, world: World, witness: Witness) -> Verdict:
+    """Return how a packet fared that was sent, or that was to be sent."""
+    result, stages, leg = case.result, case.stages, case.leg
+    fault = translation_of(case)
+    if not case.taken:
+        fault = fault or loss(result, case.step, leg, stages)
+        if case.answer is False and (nowhere := _discarding(case)):
+            return nobody(case, nowhere)
+        if isinstance(case.target, Stranger) and (left := _left_the_cluster(fault, case)):
+            return left
+        if case.blind and fault.code is Code.NOT_TAKEN and fault.last and fault.last.point != case.target.label:
+            problem = f"the packet was seen last {fault.last.words}; what follows cannot be watched: {case.blind}"
+            return _bare_verdict(case, "unknown", case.basis, problem=problem)
+    elif fault is None and leg.sightings:
+        fault = off_the_bare_way(result, case.step, leg, stages)
+        if detour := None if fault else _detour(case):
+            return detour
+    if fault is not None and fault.code is Code.LOST:
+        fault = _by_the_kernel(case, fault)
+    cause = _cause(world, fault, witness) if fault else None
+    if cause and case.small_pass and not case.taken:
+        cause = Cause(
+            f"packets of {case.sent.size} bytes get lost, small ones do not: {cause.problem}",
+            "find the device there whose MTU is smaller (`ip link`), and raise it, or lower that of the pods' "
+            "links (NetworkConfig spec.mtu)",
+            cause.detail,
+        )
+    return _described(case, "delivered" if case.taken else "lost", fault, cause)
+
+
+def translation_of(case: Case) -> Fault | None:
+    """Return where addresses were translated that should not be.
+
+    Beyond the cluster addresses are commonly translated, and nothing is wrong with it.
+    """
+    if case.translated or any(isinstance(end, Stranger) for end in (case.sender, case.receiver)):
+        return None
+    return translation(case.result, case.step, case.leg)
+
+
+def predict(case: Case, world: World, witness: Witness) -> Verdict:
+    """Return how a packet would fare by what the kernels say, where none was sent."""
+    if not case.hops:
+        return _bare_verdict(case, "unknown", "none", problem="there is nobody to answer")
+    for hop in case.hops:
+        if hop.planned is None:
+            continue
+        if hop.planned.fate == "discarded":
+            return nobody(case, hop)
+        if hop.problem:
+            return _bare_verdict(case, "unknown", "none", problem=hop.problem)
+        if hop.way is None:
+            break
+        if as_planned(hop) or _goes_on(hop, case):
+            continue
+        fault = _predicted_fault(case, hop)
+        described = _described(case, "lost", fault, _cause(world, fault, witness))
+        return msgspec.structs.replace(described, basis="kernel", last_seen="", took=None)
+    if detour := _detour(case):
+        return msgspec.structs.replace(detour, basis="kernel")
+    return _bare_verdict(case, "delivered", "kernel")
+
+
+def nobody(case: Case, hop: WalkedHop) -> Verdict:
+    """Return the verdict on a packet for an address of a block that no pod has."""
+    address = case.receiver.address(case.family)
+    return msgspec.structs.replace(
+        _bare_verdict(case, "lost", case.basis),
+        hop=_number(case, hop.label),
+        code="no-such-pod",
+        problem=f"no pod has the address {address}: {hop.label}, whose block it is in, discards packets for it",
+        advice="see `podway get pods -A -o wide` for the address that is meant",
+        last_seen=case.leg.sightings[-1].words if case.leg.sightings else "",
+    )
+
+
+def largest_packet(hops: Sequence[WalkedHop]) -> int:
+    """Return the largest MTU that all devices on the way allow, in bytes; 0 if it is not known."""
+    mtus = [
+        link.mtu
+        for hop in hops
+        if hop.ground is not None
+        for device in (hop.entry, hop.exit)
+        if (link := hop.ground.links.get(device)) is not None
+    ]
+    return min(mtus, default=0)
+
+
+def _by_the_kernel(case: Case, fault: Fault) -> Fault:
+    """Where a kernel sends a packet astray, what it does instead tells more than where the stray was seen."""
+    hop = next((hop for hop in case.hops if fault.last and hop.label == fault.last.point), None)
+    if hop is None or hop.planned is None or hop.way is None or as_planned(hop):
+        return fault
+    astray = _predicted_fault(case, hop)
+    return msgspec.structs.replace(astray, errno=fault.errno, refusal=fault.refusal)
+
+
+def _discarding(case: Case) -> WalkedHop | None:
+    return next((hop for hop in case.hops if hop.planned and hop.planned.fate == "discarded"), None)
+
+
+def _left_the_cluster(fault: Fault | None, case: Case) -> Verdict | None:
+    """Judge a packet without an answer that went where our nodes see no further."""
+    if fault is None or fault.code is not Code.NOT_TAKEN or fault.last is None or not fault.last.outgoing:
+        return None
+    refusal = case.leg.refusal
+    said = f"{refusal.by} answered: {refusal.meaning}" if refusal else "and nobody answered"
+    verdict = _bare_verdict(case, "unknown", case.basis)
+    return msgspec.structs.replace(
+        verdict,
+        code="beyond",
+        problem=f"the packet left the cluster, {fault.last.words}; {said}",
+        advice="look at the routers beyond, and whether they know the way back to pods' addresses",
+        last_seen=fault.last.words,
+    )
+
+
+def _cause(world: World, fault: Fault, witness: Witness) -> Cause:
+    try:
+        return diagnose(world, fault, witness)
+    except PodwayError as error:
+        return Cause(f"the cause cannot be told: {error.message}", "see that the node's agent runs, and try again")
+
+
+def _described(case: Case, outcome: Outcome, fault: Fault | None, cause: Cause | None) -> Verdict:
+    verdict = _bare_verdict(case, outcome, case.basis)
+    if fault is None or cause is None:
+        return verdict
+    at = fault.here or fault.last
+    return msgspec.structs.replace(
+        verdict,
+        hop=_number(case, at.point if at else fault.origin.label),
+        code=str(fault.code),
+        problem=cause.problem,
+        advice=cause.advice,
+        detail=cause.detail,
+        last_seen=fault.last.words if fault.last else f"it did not leave {fault.origin.label}",
+    )
+
+
+def _bare_verdict(case: Case, outcome: Outcome, basis: Basis, *, problem: str = "", detail: str = "") -> Verdict:
+    seen = case.leg.sightings
+    return Verdict(
+        outcome,
+        basis,
+        source_kept=len({one.packet.source for one in seen}) == 1 if seen else None,
+        encapsulated=any(one.packet.tunnels for one in seen) if seen else None,
+        largest=largest_packet(case.hops),
+        took=seen[-1].time - seen[0].time if len(seen) > 1 and case.one_clock else None,
+        answered_by=case.answered_by,
+        problem=problem,
+        detail=detail,
+    )
+
+
+def as_planned(hop: WalkedHop) -> bool:
+    """Tell whether the kernel of a planned hop sends the packet the way that was planned."""
+    if hop.planned is None or not isinstance(hop.way, Lookup):
+        return False
+    match hop.planned.fate:
+        case "delivered":
+            return hop.way.type == "local"
+        case "outside":
+            return hop.way.type == "unicast"
+        case _:
+            route, way = hop.planned.route, hop.way
+            same_gateway = route is None or route.gateway is None or route.gateway == way.gateway
+            return way.type == "unicast" and hop.planned.exit in {"", way.device} and same_gateway
+
+
+def _goes_on(hop: WalkedHop, case: Case) -> bool:
+    """Tell whether a hop sends the packet another way than planned, but one on which it arrives."""
+    arrives = case.hops and any(
+        one.planned and one.planned.fate == "delivered" and isinstance(one.way, Lookup) and one.way.type == "local"
+        for one in case.hops
+    )
+    return bool(arrives) and isinstance(hop.way, Lookup) and hop.way.type == "unicast"
+
+
+def _detour(case: Case) -> Verdict | None:
+    """Judge a packet that arrived, though a kernel sent it another way than planned."""
+    for hop in case.hops:
+        if hop.planned is None or hop.planned.route is None or as_planned(hop) or not isinstance(hop.way, Lookup):
+            continue
+        way = f"via {hop.way.gateway} dev {hop.way.device}" if hop.way.gateway else f"dev {hop.way.device}"
+        return msgspec.structs.replace(
+            _bare_verdict(case, "delivered", case.basis),
+            hop=_number(case, hop.label),
+            code="detour",
+            problem=f"{hop.label} sends it {way} by a route to {hop.way.matched} that is not ours; "
+            f"planned is: {str(hop.planned.route).removeprefix('route ')}",
+            advice=f"remove that route if nobody needs it: `ip route del {hop.way.matched} {way}`",
+        )
+    return None
+
+
+def _predicted_fault(case: Case, hop: WalkedHop) -> Fault:
+    """Make up the fault of a packet that comes as far as this hop, and is not sent on as planned."""
+    probe = case.result.probe
+    after = next((stage for stage in case.stages if stage.point == hop.label and stage.outgoing), None)
+    if not hop.entry:
+        return Fault(Code.NOT_SENT, probe, case.step, next=after)
+    ends = case.receiver.address(case.family), case.sender.address(case.family)
+    source, destination = ends if case.answer else reversed(ends)
+    if source is None or destination is None:
+        raise ValueError("a trace has ends of one family")
+    packet = Packet(source, destination, HOP_LIMIT, 0, True, False, Udp(0, 0), b"")
+    came = Sighting(0, hop.label, hop.entry, False, False, packet, None)
+    return Fault(Code.LOST if after else Code.NOT_TAKEN, probe, case.step, last=came, next=after)
+
+
+def _number(case: Case, label: str) -> int | None:
+    return next((number for number, hop in enumerate(case.hops, 1) if hop.label == label), None)

@@ -1,0 +1,90 @@
+"""The authorities in the store: many make them at once, and one is made."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from authorities import authority, spec
+
+from podway.api.decode import decode
+from podway.api.encode import to_builtins, to_json
+from podway.api.identity import AUTHORITY, REDACTED, ChannelSettings, ClusterAuthority, KeyedCertificate
+from podway.api.meta import Metadata
+from podway.api.validate import validate
+from podway.errors import InvalidObject
+from podway.identity import certificates, keeper
+from podway.identity.orders import Order
+from podway.store.open import open_store
+
+SETTINGS = ChannelSettings()
+
+RACER = """
+import asyncio, sys, time
+from podway.api.identity import ChannelSettings
+from podway.identity import apart, keeper
+from podway.store.open import open_store
+
+keeper.HESITATION = 0
+
+async def race():
+    store = open_store(sys.argv[1])
+    found = await keeper.ensure(store, ChannelSettings(), time.time(), apart.fulfil)
+    await store.close()
+    print(found.spec.cluster, len(found.spec.authorities))
+
+asyncio.run(race())
+"""
+
+
+async def _here(order: Order) -> KeyedCertificate:
+    return certificates.fulfil(order)
+
+
+def test_agents_that_race_agree_on_one_authority(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/store.db"
+    command = [sys.executable, "-c", RACER, url]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    said = {racer.communicate(timeout=60)[0] for racer in racers}
+    assert len(said) == 1
+    assert said.pop().endswith(" 1\n")
+    assert (tmp_path / "store.db").stat().st_mode & 0o077 == 0
+
+
+def test_the_old_authority_stays_beside_the_new_one_until_its_certificates_ended(tmp_path: Path) -> None:
+    async def live() -> list[tuple[KeyedCertificate, ...]]:
+        store = open_store(f"sqlite://{tmp_path}/store.db")
+        begin, seen = time.time(), []
+        for days in (0, 100, 250, 251, 254):
+            now = begin + days * 24 * 3600
+            seen.append((await keeper.ensure(store, SETTINGS, now, _here)).spec.authorities)
+        await store.close()
+        return seen
+
+    first, unchanged, both, still_both, second = asyncio.run(live())
+    assert first == unchanged == both[:1]
+    assert both == still_both
+    assert second == both[1:]
+
+
+def test_private_keys_are_shown_to_nobody_and_not_taken_back_redacted() -> None:
+    key = authority()
+    shown = to_json(to_builtins(ClusterAuthority(metadata=Metadata(name=AUTHORITY), spec=spec(key))))
+    assert key.private_key not in shown
+    assert key.private_key.splitlines()[1] not in shown
+    assert REDACTED in shown
+    (manifest,) = decode(shown, source="shown")
+    with pytest.raises(InvalidObject, match=r"spec\.authorities\[0\]\.privateKey: is redacted"):
+        validate(manifest.resource)
+
+
+def test_an_authority_must_outlive_its_certificates_several_times() -> None:
+    from podway.api.resources import NetworkConfig, NetworkConfigSpec
+
+    channel = msgspec.structs.replace(SETTINGS, authority_lifetime_seconds=5 * 24 * 3600)
+    config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(channel=channel))
+    with pytest.raises(InvalidObject, match="authorityLifetimeSeconds: 432000 is too short"):
+        validate(config)

@@ -1,0 +1,23 @@
+"""Labs for the system tests: shared within a module, left as they were found, removed whatever happens."""
+
+from collections.abc import Iterator
+
+import pytest
+from system_lab import SystemLab, running_lab
+
+
+@pytest.fixture(scope="module")
+def shared_lab() -> Iterator[SystemLab]:
+    """Two dual-stack nodes; tests use `lab`."""
+    with running_lab(2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(shared_lab: SystemLab) -> Iterator[SystemLab]:
+    """The module's lab: after each test all agents run, and all pods are gone."""
+    yield shared_lab
+    for node in ("node1", "node2"):
+        if not shared_lab.ready(node):
+            shared_lab.start_agent(node)
+    shared_lab.remove_pods()
