@@ -48,3 +48,21 @@ def test_many_at_once_and_twice(node: Any, pod: Any) -> None:
             remover.close()
 
     assert asyncio.run(scenario()) == [True] * 40 + [False]
+
+
+def test_who_waits_is_told_before_the_kernel_has_tidied_up(node: Any, pod: Any) -> None:
+    """The announcement, not the kernel's answer, ends the wait: the request's thread is still at work then."""
+
+    async def scenario() -> int:
+        remover, early = LinkRemover(node.fd), 0
+        try:
+            with Connection(node.fd) as host:
+                for number in range(5):
+                    _make(host, pod.fd, f"pway{number}")
+                    await remover.remove(f"pway{number}")
+                    early += remover.busy > 0
+        finally:
+            remover.close()
+        return early
+
+    assert asyncio.run(scenario()) >= 3

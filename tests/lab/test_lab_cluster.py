@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_pods_of_two_nodes_talk_with_their_own_addresses_and_nothing_stays(build
 
 def test_a_pod_gets_the_wanted_address_the_emptiest_node_and_its_lease_returns(build: Callable[..., str]) -> None:
     lab = build(pools=("10.244.0.0/16",), block_sizes=(26,))
-    wanted = _blocks(lab)["node1"][0].replace(".0/26", ".9")
+    wanted = str(ip_network(_blocks(lab)["node1"][0])[9])
     first = pods.run(lab, "first", addresses=[wanted], node="node1", namespace="shop")
     assert [str(address) for address in first.addresses] == [wanted]
     assert pods.run(lab, "second").spec.node_name == "node2"

@@ -65,14 +65,14 @@ TAMPERING = {
         "sysctl -qw net.ipv6.conf.all.forwarding=0",
         "sysctl net/ipv6/conf/all/forwarding",
     ),
-    "nft table": ("nft delete table inet podway", "nft table inet podway"),
-    "nft rules": ("nft flush chain inet podway prerouting", "nft table inet podway"),
+    "nft table": ("nft delete table ip6 podway", "nft table ip6 podway"),
+    "nft rules": ("nft flush chain ip6 podway prerouting", "nft table ip6 podway"),
     "nft rule": (
-        "nft delete rule inet podway prerouting handle "
-        "$(nft -a list chain inet podway prerouting | sed -n 's/.*iifgroup.*handle //p')",
-        "nft table inet podway",
+        "nft delete rule ip6 podway prerouting handle "
+        "$(nft -a list chain ip6 podway prerouting | sed -n 's/.*iifgroup.*handle //p')",
+        "nft table ip6 podway",
     ),
-    "whole nft ruleset": ("nft flush ruleset", "nft table inet podway"),
+    "whole nft ruleset": ("nft flush ruleset", "nft table ip6 podway"),
     "the pod's link": ("ip link del {link}", "link {link}"),
     "learned route": ("ip route del {other4}", "route {other4} via 172.30.0.2 dev eth0"),
     "learned route, IPv6": ("ip -6 route del {other6}", "route {other6} via fd70:6f64:7761:7900::2 dev eth0"),

@@ -19,8 +19,10 @@ SETTLE = 0.05
 ECHO = 0.5
 """The same after an event that our own work most likely caused: the kernel does not always name the author."""
 
-REST = 5.0
-"""After a look, rest so many times as long as it took: on a busy node requests come first."""
+REST, LONGEST_REST = 5.0, 0.4
+"""After a look, rest so many times as long as it took, within a limit in seconds: requests come first."""
+
+ALL_RP_FILTER = "net/ipv4/conf/all/rp_filter"
 
 REMEMBERED_REPAIRS = 100
 
@@ -47,6 +49,7 @@ class Reconciler:
 
     def apply(self) -> Report:
         """Bring the kernel to the plan now, after the plan changed."""
+        self._learn_facts()
         report = self._kernel.apply(self._state.plan())
         for change in report.changes:
             log.debug("applied", change=str(change))
@@ -55,11 +58,19 @@ class Reconciler:
 
     def repair(self) -> Report:
         """Compare the kernel with the plan, and undo what others changed."""
+        if self._learn_facts():
+            return self.apply()  # the plan is another one now, and what follows from that is no repair
         report = self._kernel.apply(self._state.plan())
         for change in report.changes:
             self.note(str(change))
         self._note_failures(report)
         return report
+
+    def _learn_facts(self) -> bool:
+        """Take over what the plan depends on and is not ours to set; tell whether it changed."""
+        known = self._state.all_rp_filter
+        self._state.all_rp_filter = self._kernel.sysctls([ALL_RP_FILTER]).get(ALL_RP_FILTER, "")
+        return self._state.all_rp_filter != known
 
     def note(self, what: str) -> None:
         """Log and remember a repair, told in words."""
@@ -81,7 +92,7 @@ class Reconciler:
             began = clock()
             self._due = began + self._interval
             self.repair()
-            await asyncio.sleep(REST * (clock() - began))
+            await asyncio.sleep(min(LONGEST_REST, REST * (clock() - began)))
 
     async def _until_due(self) -> None:
         clock = asyncio.get_running_loop().time

@@ -33,6 +33,9 @@ LIFETIME = 10.0
 
 MOST_SESSIONS = 16
 
+_PROBES_PORTS = range(1024, 65536)
+"""Whoever may trace may not listen to services by the way."""
+
 _FORWARDING = re.compile(r"net/ipv[46]/conf/[^/]+/forwarding")
 
 
@@ -119,7 +122,9 @@ class Tracing:
         return plain(prepared)
 
     async def capture(self, trace: str, mark: str, port: int, links: Iterable[str]) -> None:
-        """Begin to capture the trace's packets in these namespaces."""
+        """Begin to capture a trace's packets in these namespaces; `port` is the probe's own, 0 if it has none."""
+        if port and port not in _PROBES_PORTS:
+            raise InvalidInput(f"port {port}: no probe is sent from a port that services have")
         session = self._session(trace, mark)
         for link in links:
             path = self._path(link)

@@ -9,7 +9,7 @@ after the plan was made. It goes in one piece, by `unwire`.
 """
 
 import errno
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -48,14 +48,33 @@ class ForeignRoute(msgspec.Struct, frozen=True):
         return f"route {self.record.destination} metric {self.record.metric} table {self.record.table}"
 
 
+class Devices:
+    """All devices as the latest look found them: one dump serves a whole comparison, which begins with links."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.by_index: dict[int, links.LinkRecord] = {}
+
+    def look(self) -> Iterable[links.LinkRecord]:
+        """Dump them anew, and return them. Raises KernelError."""
+        self.by_index = {link.index: link for link in links.dump(self._connection)}
+        return self.by_index.values()
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Their numbers by name."""
+        return {link.name: link.index for link in self.by_index.values()}
+
+
 class Links:
     """Host ends of pods. Making and removing them is the agent's (`wire`, `unwire`)."""
 
     name = "link"
     mends_only = True
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, devices: Devices) -> None:
         self._connection = connection
+        self._devices = devices
 
     def wanted(self, plan: NodePlan) -> Mapping[str, Link]:
         """Return the plan's links by name."""
@@ -65,7 +84,7 @@ class Links:
         """Return our links by the name they should have, which their alternative name tells."""
         del plan
         found = {}
-        for record in filter(leases.is_pod_link, links.dump(self._connection)):
+        for record in filter(leases.is_pod_link, self._devices.look()):
             key = leases.altname(record)
             attachment = Attachment.from_altname(key)
             found[attachment.link if attachment else record.name] = Link(
@@ -81,6 +100,7 @@ class Links:
                 self._mend(change.have, change.want)
             except KernelError as error:
                 failures[position] = error
+        self._devices.look()  # names may have changed
         return failures
 
     def _mend(self, have: Link, want: Link) -> None:
@@ -147,8 +167,9 @@ class Addresses:
     name = "address"
     mends_only = False
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, devices: Devices) -> None:
         self._connection = connection
+        self._devices = devices
 
     def wanted(self, plan: NodePlan) -> Mapping[Hashable, LinkAddress]:
         """Return the plan's addresses by device and address."""
@@ -157,7 +178,7 @@ class Addresses:
     def list(self, plan: NodePlan) -> Mapping[Hashable, LinkAddress]:
         """Return the addresses that are ours to set."""
         wanted, planned = self.wanted(plan), _names(plan)
-        devices = {link.index: link for link in links.dump(self._connection)}
+        devices = self._devices.by_index
         found: dict[Hashable, LinkAddress] = {}
         for record in addresses.dump(self._connection):
             device = devices.get(record.index)
@@ -171,7 +192,7 @@ class Addresses:
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add and remove addresses."""
-        return _apply(self._connection, changes, addresses.add, addresses.add, addresses.remove)
+        return _apply(self._connection, self._devices, changes, addresses.add, addresses.add, addresses.remove)
 
 
 class Neighbours:
@@ -180,8 +201,9 @@ class Neighbours:
     name = "neighbour"
     mends_only = False
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, devices: Devices) -> None:
         self._connection = connection
+        self._devices = devices
 
     def wanted(self, plan: NodePlan) -> Mapping[Hashable, Neighbour]:
         """Return the plan's neighbours by device and address."""
@@ -190,7 +212,7 @@ class Neighbours:
     def list(self, plan: NodePlan) -> Mapping[Hashable, Neighbour]:
         """Return the permanent entries that are ours to set."""
         wanted, planned = self.wanted(plan), _names(plan)
-        devices = {link.index: link for link in links.dump(self._connection)}
+        devices = self._devices.by_index
         found: dict[Hashable, Neighbour] = {}
         for record in neighbours.dump(self._connection):
             device = devices.get(record.index)
@@ -203,7 +225,7 @@ class Neighbours:
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add and remove entries."""
-        return _apply(self._connection, changes, neighbours.add, neighbours.add, neighbours.remove)
+        return _apply(self._connection, self._devices, changes, neighbours.add, neighbours.add, neighbours.remove)
 
 
 class Routes:
@@ -212,8 +234,9 @@ class Routes:
     name = "route"
     mends_only = False
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, devices: Devices) -> None:
         self._connection = connection
+        self._devices = devices
 
     def wanted(self, plan: NodePlan) -> Mapping[Hashable, Route]:
         """Return the plan's routes by destination, metric and table; first those that others lean on."""
@@ -223,7 +246,7 @@ class Routes:
     def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
         """Return our routes. Of several with one key (`ip route append`) the others get a longer key."""
         wanted, planned = self.wanted(plan), _names(plan)
-        devices = {link.index: link for link in links.dump(self._connection)}
+        devices = self._devices.by_index
         found: dict[Hashable, Any] = {}
         for family in Family:
             for record in routes.dump(self._connection, family, protocol=ROUTE_PROTOCOL, table=0):
@@ -239,7 +262,7 @@ class Routes:
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add, replace and remove routes."""
-        return _apply(self._connection, changes, routes.add, routes.replace, _remove_route)
+        return _apply(self._connection, self._devices, changes, routes.add, routes.replace, _remove_route)
 
 
 def _names(plan: NodePlan) -> set[str]:
@@ -252,6 +275,7 @@ def _remove_route(route: Route | ForeignRoute, index: int) -> Request:
 
 def _apply(
     connection: Connection,
+    devices: Devices,
     changes: Sequence[Change],
     add: Callable[[_T, int], Request],
     replace: Callable[[_T, int], Request],
@@ -259,7 +283,7 @@ def _apply(
 ) -> dict[int, KernelError]:
     """Carry out changes of objects that name a device, all in one batch."""
     build = {"add": add, "replace": replace, "remove": remove}
-    numbers = {link.name: link.index for link in links.dump(connection)}
+    numbers = devices.numbers
     failures: dict[int, KernelError] = {}
     batch: list[tuple[int, Request]] = []
     for position, change in enumerate(changes):

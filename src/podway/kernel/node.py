@@ -33,13 +33,14 @@ class Kernel:
         self._nftables: Nftables | None = None
         self._lock = threading.Lock()
         self._sysctls = kinds.Sysctls(self.inside)
-        self._links = kinds.Links(self.connection)
+        devices = kinds.Devices(self.connection)
+        self._links = kinds.Links(self.connection, devices)
         self._kinds: tuple[Kind, ...] = (
             self._links,
             self._sysctls,
-            kinds.Addresses(self.connection),
-            kinds.Neighbours(self.connection),
-            kinds.Routes(self.connection),
+            kinds.Addresses(self.connection, devices),
+            kinds.Neighbours(self.connection, devices),
+            kinds.Routes(self.connection, devices),
             kinds.NftTables(self._open_nftables),
         )
 

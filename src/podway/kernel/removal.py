@@ -43,6 +43,11 @@ class LinkRemover:
         """Port ids of its sockets, by which a watcher knows its changes."""
         return frozenset(connection.port for connection in self._connections)
 
+    @property
+    def busy(self) -> int:
+        """How many requests the kernel has not answered yet."""
+        return len(self._connections) - len(self._idle)
+
     async def remove(self, name: str) -> bool:
         """Remove a link by name and return once it has left its namespace; False if it was gone.
 
@@ -96,6 +101,6 @@ class LinkRemover:
                 continue  # announcements were lost; the answers to the requests come all the same
             for message in messages(datagram):
                 if message.type == c.RTM_DELLINK:
-                    gone = self._waiting.get(IFINFOMSG.unpack_from(message.body)[1])
+                    gone = self._waiting.get(IFINFOMSG.unpack_from(message.body)[2])
                     if gone is not None:
                         gone.set()

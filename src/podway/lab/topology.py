@@ -15,10 +15,10 @@ from ipaddress import ip_interface, ip_network
 
 from podway.api.addresses import Family, Interface, Network
 from podway.errors import LabError
-from podway.kernel import addresses, links, neighbours, netns
+from podway.kernel import addresses, links, neighbours, netns, sysctls
 from podway.kernel.netlink import Connection, Request
 from podway.lab import names
-from podway.plan.objects import LinkAddress, Neighbour
+from podway.plan.objects import LinkAddress, Neighbour, Sysctl
 
 BRIDGE = "fabric0"
 UPLINK = "eth0"
@@ -32,6 +32,11 @@ NODE_SUBNETS: dict[Family, tuple[Network, ...]] = {
 
 MAX_NODES = 1000
 """A bridge has 1023 ports (BR_MAX_PORTS, net/bridge/br_private.h)."""
+
+
+BRIDGE_NETFILTER = tuple(
+    f"net/bridge/bridge-nf-call-{tables}" for tables in ("arptables", "ip6tables", "iptables")
+)
 
 
 def choose_subnets(pools: tuple[Network, ...]) -> tuple[Network, ...]:
@@ -63,6 +68,14 @@ def create_fabric(lab: str) -> None:
         fabric.transact([links.new_bridge(BRIDGE)])
         # Nothing speaks IP in here; without an address the bridge asks for none and sends nothing.
         fabric.transact([links.change(BRIDGE, without_ipv6_autoconf=True), links.set_up(BRIDGE)])
+    with netns.opened(netns.path_of(names.fabric_netns(lab))) as fd:
+        netns.run(fd, _leave_frames_alone)
+
+
+def _leave_frames_alone() -> None:
+    """Keep br_netfilter, where it is loaded, from taking a switch for a firewall: it would slow every frame."""
+    for setting in sysctls.read(BRIDGE_NETFILTER):
+        sysctls.write(Sysctl(setting, "0"))
 
 
 def create_node(lab: str, node: str, index: int, uplink: tuple[Interface, ...]) -> None:

@@ -1,6 +1,7 @@
 """From a view of the cluster and a node's leases to every kernel object that the node must hold."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
@@ -19,17 +20,27 @@ NODE_FORWARDING: dict[Family, str] = {
     Family.IPV6: "net/ipv6/conf/all/forwarding",
 }
 
+_NFT_FAMILY: dict[Family, Literal["ip", "ip6"]] = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+
 SPOOF_GUARD = f"""
 \tchain prerouting {{
 \t\ttype filter hook prerouting priority raw; policy accept;
 \t\tmeta iifgroup {LINK_GROUP} fib saddr . iif oif missing counter drop
 \t}}
 """
-"""A pod may send only from an address that is routed to it.
+"""A pod may send only from an address that is routed to it: for the families whose kernel does not see to it."""
 
-Strict rp_filter says the same for IPv4, unless `all.rp_filter` is 2 (the kernel takes the larger one), and
-has no IPv6 form; this rule serves both families and counts what it drops.
-"""
+GUARDED = frozenset({Family.IPV6})
+"""IPv4 has strict rp_filter, which costs forwarded packets nothing; this hook would cost every packet 1 %."""
+
+
+def guarded_families(all_rp_filter: str) -> frozenset[Family]:
+    """Return the families that need the rule, given `net.ipv4.conf.all.rp_filter`.
+
+    The kernel takes the larger of that and the link's own setting: with 2 (loose), strict becomes loose
+    (Documentation/networking/ip-sysctl.rst).
+    """
+    return GUARDED | {Family.IPV4} if all_rp_filter == "2" else GUARDED
 
 
 class Uplink(msgspec.Struct, frozen=True):
@@ -58,8 +69,11 @@ def plan_node(
     leases: Iterable[Lease],
     *,
     withdrawn: frozenset[Network] = frozenset(),
+    guarded: frozenset[Family] = GUARDED,
 ) -> NodePlan:
-    """Return all kernel objects of ours that a node must hold; `withdrawn` blocks are being given back.
+    """Return all kernel objects of ours that a node must hold.
+
+    `withdrawn` blocks are being given back. `guarded` families need a rule against foreign source addresses.
 
     A block of ours is a blackhole route: what is sent to an address that no pod holds ends here instead of
     going round, and BIRD learns from it what to announce.
@@ -80,5 +94,5 @@ def plan_node(
             *(Route(block, "blackhole") for block in blocks),
             *(route for wiring in wirings for route in wiring.routes),
         ),
-        tables=(NftTable("inet", NFT_TABLE, SPOOF_GUARD),),
+        tables=tuple(NftTable(_NFT_FAMILY[family], NFT_TABLE, SPOOF_GUARD) for family in sorted(guarded)),
     )
