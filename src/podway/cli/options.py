@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # `podway --help` does without msgspec
 
 T = TypeVar("T")
 
+SNAPSHOT = "snapshot:"
+"""What the URL of a snapshot (podway.preview.snapshot) begins with; the rest is the file's path."""
+
 
 class GlobalOptions(NamedTuple):
     """`podway --store URL --lab NAME`; `store` is None if it was not given."""
@@ -60,10 +63,11 @@ class GlobalOptions(NamedTuple):
 
 
 def _open(url: str, *, create: bool) -> Store:
-    from podway.preview.snapshot import read
-    from podway.preview.store import SCHEME, SnapshotStore
+    if url.startswith(SNAPSHOT):
+        from podway.preview.snapshot import read
+        from podway.preview.store import SnapshotStore
+
+        return SnapshotStore(read(Path(url.removeprefix(SNAPSHOT))))
     from podway.store.open import open_store
 
-    if url.startswith(SCHEME):
-        return SnapshotStore(read(Path(url.removeprefix(SCHEME))))
     return open_store(url, create=create)

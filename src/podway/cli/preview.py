@@ -13,7 +13,7 @@ from podway.cli.change import check_deletions, checked_change, files_option
 from podway.cli.help import examples
 from podway.cli.kinds import complete_keys, key_of, namespace_option, nearest
 from podway.cli.manifests import check_each, read_manifests
-from podway.cli.options import GlobalOptions
+from podway.cli.options import SNAPSHOT, GlobalOptions
 from podway.cli.views import VIEW_BY_NAME
 from podway.errors import AgentError, InvalidInput
 from podway.plan.path import Site
@@ -21,7 +21,6 @@ from podway.plan.view import ClusterView
 from podway.preview.paths import changed_paths
 from podway.preview.preview import Comparison
 from podway.preview.snapshot import Snapshot, encode, read, site_of
-from podway.preview.store import SCHEME
 from podway.store.base import Listing, Store
 
 WOULD_CHANGE = 3
@@ -136,8 +135,8 @@ def snapshot(options: GlobalOptions, output: Path | None) -> None:
 def take(options: GlobalOptions) -> Snapshot:
     """Return the cluster as it is now; as it was, if the store is a snapshot. Raises PodwayError."""
     url = options.store_url()
-    if url.startswith(SCHEME):
-        return read(Path(url.removeprefix(SCHEME)))
+    if url.startswith(SNAPSHOT):
+        return read(Path(url.removeprefix(SNAPSHOT)))
     listing = options.run(_everything)
     nodes = [obj.metadata.name for obj in listing.items if isinstance(obj, Node)]
     sites, silent = _sites(options, nodes)

@@ -73,11 +73,8 @@ def _verdict(changed: int, total: Counter[str], paths: PathChanges) -> str:
     objects = ", ".join(f"{total[deed]} {deed}" for deed in DEED.values() if total[deed]) or "no object changed"
     nodes = f"{_count(changed, 'node')} would change ({objects})"
     least = "" if paths.complete else "at least "
-    ways = (
-        f"{least}{_count(paths.pairs, 'pair')} of pods on another way"
-        if paths.changes
-        else "every pod's way stays"
-    )
+    pairs = f"{least}{_count(paths.pairs, 'pair')} of pod addresses with another way"
+    ways = pairs if paths.changes else "every way stays"
     return f"{nodes}; {ways}. Nothing was done."
 
 

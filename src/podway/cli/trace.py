@@ -1,4 +1,4 @@
-"""`podway trace`: the way of a packet from one place to another, as planned, as the kernels say, and as it went."""
+"""`podway trace`: follow a packet from one place to another: as planned, as the kernels say, and as it went."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -34,8 +34,8 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         "podway trace web 192.0.2.1 --dry-run",
     )
 )
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
+@click.argument("source", metavar="FROM", shell_complete=_complete)
+@click.argument("target", metavar="TO", shell_complete=_complete)
 @click.option(
     "--port",
     metavar="P",

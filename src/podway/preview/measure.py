@@ -1,0 +1,211 @@
+"""What planning costs in a simulated cluster: one node's work grows no faster than the cluster.
+
+The planner is the one of real nodes; only the clock and the counting of memory are added.
+"""
+
+import gc
+import random
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import msgspec
+
+from podway.api.resources import (
+    AGENT_SEEN,
+    AddressBlock,
+    IPPool,
+    Node,
+)
+from podway.bgp.render import render
+from podway.ipam.blocks import free_blocks
+from podway.plan.bgp import plan_bgp
+from podway.plan.learned import learned_route
+from podway.plan.node import plan_node
+from podway.plan.path import Site
+from podway.plan.view import ClusterView, same_network
+from podway.preview.preview import Comparison
+from podway.preview.settle import claim_of
+from podway.preview.simulate import World
+from podway.store.base import Event
+
+T = TypeVar("T")
+
+SAMPLES = 15
+"""How many nodes are planned, and changes followed, for one number."""
+
+
+class Death(msgspec.Struct, frozen=True):
+    """What a node's death changes: for the cluster, and on each node that lives on (`kernel` to `sessions`)."""
+
+    pods: int
+    blocks: int
+    kernel: int
+    routes: int
+    sessions: int
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One size of cluster. Times in seconds of processor time, medians of SAMPLES; memory in bytes.
+
+    `plan_first` is what an agent that starts does with the store's listing in its hand; `memory` the most that
+    this takes. `plan` is the same again, for a node of a view that is known. `heartbeat`, `claim` and `leave` are
+    what another node's sign of life, claim of a block and leaving cost one node.
+    """
+
+    nodes: int
+    pods: int
+    blocks: int
+    build: float
+    plan_first: float
+    plan: float
+    memory: int
+    heartbeat: float
+    claim: float
+    leave: float
+    routes_own: float
+    routes_pods: float
+    routes_learned: float
+    death: Death
+
+
+def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measured:
+    """Plan nodes of a cluster, and follow changes, with a clock at hand."""
+    view, chance = world.view, random.Random(seed)
+    names = sorted(view.nodes)
+    sample = [chance.choice(names) for _ in range(SAMPLES)]
+    follower = sample[0]
+    others = [chance.choice([name for name in names if name != follower]) for _ in range(SAMPLES)]
+    listing = [msgspec.json.encode(list(objects.values())) for objects in (view.nodes, view.blocks, view.pools)]
+
+    def start(name: str) -> ClusterView:
+        nodes, blocks, pools = (
+            msgspec.json.decode(text, type=list[kind])  # type: ignore[valid-type]
+            for text, kind in zip(listing, (Node, AddressBlock, IPPool), strict=True)
+        )
+        fresh = ClusterView.of([*nodes, *blocks, *pools], 1)
+        plan_all(fresh, world.sites[name], name)
+        return fresh
+
+    gc.collect()
+    gc.freeze()  # the other nodes' leases are on no real node: its collector would not walk through them
+    try:
+        tracemalloc.start()
+        start(follower)
+        memory = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        plan_first = _clock(start, sample[:5])
+        known, site = start(follower), world.sites[follower]
+        plan = _clock(lambda name: plan_all(known, world.sites[name], name), sample)
+        heartbeat, claim, leave = (
+            _clock(lambda event: follow(known, site, follower, event), events(known, others))
+            for events in (_heartbeats, _claims, _leaves)
+        )
+    finally:
+        gc.unfreeze()
+    routes = [routes_of(world, name) for name in sample]
+    return Measured(
+        nodes=len(names),
+        pods=sum(len(site.leases) for site in world.sites.values()),
+        blocks=len(view.blocks),
+        build=build_seconds,
+        plan_first=plan_first,
+        plan=plan,
+        memory=memory,
+        heartbeat=heartbeat,
+        claim=claim,
+        leave=leave,
+        routes_own=median(own for own, _, _ in routes),
+        routes_pods=median(pods for _, pods, _ in routes),
+        routes_learned=median(learned for _, _, learned in routes),
+        death=death_of(world, others[0]),
+    )
+
+
+def plan_all(view: ClusterView, site: Site, node: str) -> None:
+    """Do all planning of a node: kernel objects, BGP, and BIRD's configuration."""
+    assert site.uplink is not None
+    plan_node(view, node, site.uplink, site.leases)
+    render(plan_bgp(node, tuple(view.nodes.values()), view.pools.values(), view.config.bgp), Path("bird.log"))
+
+
+def follow(view: ClusterView, site: Site, node: str, event: Event) -> ClusterView:
+    """Do what a node's planner does at an event; return the view after it."""
+    after = view.after(event)
+    if not same_network(view, after):
+        assert site.uplink is not None
+        plan_node(after, node, site.uplink, site.leases)
+        if view.nodes is not after.nodes:
+            plan_bgp(node, tuple(after.nodes.values()), after.pools.values(), after.config.bgp)
+    return after
+
+
+def routes_of(world: World, node: str) -> tuple[int, int, int]:
+    """Return how many routes a node has: to its own blocks, to its pods, and learned from the others."""
+    view, site = world.view, world.sites[node]
+    assert site.uplink is not None
+    own = plan_node(view, node, site.uplink, site.leases).routes
+    blackholes = sum(route.type == "blackhole" for route in own)
+    learned = sum(learned_route(view, node, site.uplink, block) is not None for block in view.blocks.values())
+    return blackholes, len(own) - blackholes, learned
+
+
+def death_of(world: World, node: str) -> Death:
+    """Return what changes when a node dies and is removed from the cluster."""
+    after = world.view.after(Event("deleted", world.view.nodes[node], world.view.revision + 1))
+    comparison = Comparison(world.view, after, world.sites)
+    witness = next((name for name in sorted(world.view.nodes) if name != node), None)
+    change = comparison.of(witness) if witness else None
+    return Death(
+        pods=len(world.sites[node].leases),
+        blocks=len(comparison.returned),
+        kernel=len(change.kernel) if change else 0,
+        routes=len(change.learned) if change else 0,
+        sessions=len(change.sessions) if change else 0,
+    )
+
+
+def _clock(work: Callable[[T], object], over: Sequence[T]) -> float:
+    """Return the median of the seconds of processor time that `work` takes for each."""
+    taken = []
+    for one in over:
+        began = time.thread_time()
+        work(one)
+        taken.append(time.thread_time() - began)
+    return median(taken)
+
+
+def _heartbeats(view: ClusterView, names: Iterable[str]) -> list[Event]:
+    nodes = [view.nodes[name] for name in names]
+    return [
+        Event(
+            "modified",
+            msgspec.structs.replace(
+                node,
+                metadata=msgspec.structs.replace(
+                    node.metadata, annotations={**node.metadata.annotations, AGENT_SEEN: str(number)}
+                ),
+            ),
+            number,
+        )
+        for number, node in enumerate(nodes, start=2)
+    ]
+
+
+def _claims(view: ClusterView, names: Iterable[str]) -> list[Event]:
+    pool = next(iter(view.pools.values()))
+    taken = [block.network for block in view.blocks.values()]
+    free = free_blocks(pool.network, pool.block_prefix, taken)
+    # Where every block is taken, the last claim comes again: to follow it costs the same.
+    last = taken[-1]
+    return [
+        Event("added", claim_of(next(free, last), pool, name), number)
+        for number, name in enumerate(names, start=2)
+    ]
+
+
+def _leaves(view: ClusterView, names: Iterable[str]) -> list[Event]:
+    return [Event("deleted", view.nodes[name], number) for number, name in enumerate(names, start=2)]

@@ -1,0 +1,95 @@
+"""What the agents make of a cluster's objects by themselves once they have heard of a change. Pure.
+
+A new pool changes no node's kernel by itself: every agent claims a block of it. A preview that stopped before
+that would say that nothing happens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from podway.api.addresses import Network
+from podway.api.lease import Lease
+from podway.api.meta import Metadata
+from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, block_name
+from podway.ipam.addresses import BlockUse
+from podway.ipam.blocks import capacity, free_blocks
+from podway.ipam.selection import pools_for_node, wants_another
+from podway.plan.path import Site
+from podway.plan.view import ClusterView
+
+
+class Settled(NamedTuple):
+    """A view with the agents' claims and returns in it.
+
+    `unserved` are the nodes that want a block of a pool that has none left: (node, pool).
+    """
+
+    view: ClusterView
+    claimed: tuple[AddressBlock, ...]
+    returned: tuple[AddressBlock, ...]
+    unserved: tuple[tuple[str, str], ...]
+
+
+def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
+    """Let every node of a view claim the blocks that it lacks, and the blocks that nobody needs return.
+
+    Nodes claim in the order of their names, each the lowest free block: which one a node really gets is decided
+    when it claims. Blocks return that belong to no node, and empty ones of pools that no longer serve their node;
+    never those of a node without a site, whose leases are not known.
+    """
+    claimed: list[AddressBlock] = []
+    unserved: list[tuple[str, str]] = []
+    taken = [block.network for block in view.blocks.values()]
+    free: dict[str, Iterator[Network]] = {
+        pool.metadata.name: free_blocks(pool.network, pool.block_prefix, taken) for pool in view.pools.values()
+    }
+    for node in sorted(view.nodes):
+        for pool in pools_for_node(view.pools.values(), view.labels_of_node(node)):
+            if not wants_another(pool, _uses(view, node, pool, sites.get(node, Site()).leases)):
+                continue
+            network = next(free[pool.metadata.name], None)
+            if network is None:
+                unserved.append((node, pool.metadata.name))
+            else:
+                claimed.append(claim_of(network, pool, node))
+    returned = tuple(block for block in view.blocks.values() if _returns(view, block, sites))
+    gone = {block.metadata.name for block in returned}
+    blocks = {name: block for name, block in view.blocks.items() if name not in gone}
+    blocks |= {block.metadata.name: block for block in claimed}
+    return Settled(view.with_blocks(blocks), tuple(claimed), returned, tuple(unserved))
+
+
+def claim_of(network: Network, pool: IPPool, node: str) -> AddressBlock:
+    """Return the object by which a node owns a block."""
+    return AddressBlock(
+        metadata=Metadata(name=block_name(network)),
+        spec=AddressBlockSpec(cidr=str(network), pool=pool.metadata.name, node=node),
+    )
+
+
+def _uses(view: ClusterView, node: str, pool: IPPool, leases: Sequence[Lease]) -> tuple[BlockUse, ...]:
+    return tuple(
+        BlockUse(
+            block.network,
+            pool.metadata.name,
+            leased=_leased(block, leases),
+            cooling=0,
+            capacity=capacity(block.network, pool.excluded_networks),
+        )
+        for block in view.blocks_of(node)
+        if block.spec.pool == pool.metadata.name
+    )
+
+
+def _returns(view: ClusterView, block: AddressBlock, sites: Mapping[str, Site]) -> bool:
+    node = block.spec.node
+    if node not in view.nodes:
+        return True
+    pool = view.pools.get(block.spec.pool)
+    serving = pools_for_node([pool] if pool else [], view.labels_of_node(node))
+    kept = any(pool.spec.namespace_selector is None for pool in serving)
+    return not kept and node in sites and not _leased(block, sites[node].leases)
+
+
+def _leased(block: AddressBlock, leases: Sequence[Lease]) -> int:
+    return sum(address in block.network for lease in leases for address in lease.addresses)

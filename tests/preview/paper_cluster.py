@@ -1,0 +1,27 @@
+"""Clusters that exist nowhere, and their snapshots."""
+
+from collections.abc import Iterable
+
+from podway.api.meta import Metadata
+from podway.api.resources import IPPool, IPPoolSpec, Pod, PodAddress, PodSpec, PodStatus, Resource
+from podway.preview.simulate import World
+from podway.preview.snapshot import Snapshot
+
+
+def pool(name: str, cidr: str, **spec: object) -> IPPool:
+    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))
+
+
+def snapshot_of(world: World, more: Iterable[Resource] = ()) -> Snapshot:
+    view = world.view
+    pods = [
+        Pod(
+            metadata=Metadata(name=lease.pod.partition("/")[2], namespace="default"),
+            spec=PodSpec(node_name=node),
+            status=PodStatus(phase="Running", pod_ips=tuple(PodAddress(ip=str(ip)) for ip in lease.addresses)),
+        )
+        for node, site in world.sites.items()
+        for lease in site.leases
+    ]
+    objects = (*view.nodes.values(), *view.pools.values(), *view.blocks.values(), *pods, *more)
+    return Snapshot("2026-01-01T00:00:00Z", view.revision, objects, world.sites, {})

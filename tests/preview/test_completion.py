@@ -1,0 +1,108 @@
+"""Tab completion, as the shells ask for it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from click.shell_completion import BashComplete, ShellComplete
+
+from podway.cli.completion import VARIABLE
+from podway.cli.main import COMMANDS, main
+
+Ask = Callable[..., list[str]]
+
+
+@pytest.fixture
+def ask(file) -> Ask:
+    """Complete the last of some words, with a snapshot for a store."""
+
+    def complete(*words: str, store: str = f"snapshot:{file}") -> list[str]:
+        asked = ShellComplete(main, {}, "podway", VARIABLE)
+        *before, last = words
+        return [item.value for item in asked.get_completions(["--store", store, *before], last)]
+
+    return complete
+
+
+def test_commands(ask):
+    assert ask("") == list(COMMANDS)
+    assert ask("si") == ["simulate"]
+    assert ask("get", "--sel") == ["--selector"]
+
+
+def test_kinds_by_their_usual_name_and_by_any_if_asked(ask):
+    assert ask("get", "po") == ["pods", "pools"]
+    assert ask("get", "nod") == ["nodes"]
+    assert ask("get", "ippo") == ["ippools", "ippool"]
+
+
+def test_names_of_the_kind_that_are_not_there_yet(ask):
+    assert ask("get", "nodes", "") == ["node-000000", "node-000001", "node-000002"]
+    assert ask("get", "node", "node-000000", "") == ["node-000001", "node-000002"]
+    assert ask("get", "pods", "pod-1") == ["pod-1"]
+    assert ask("delete", "pool", "") == ["four", "six"]
+    assert ask("get", "pods", "-n", "shop", "") == []
+    assert ask("get", "routes", "node-000002") == ["node-000002"]
+
+
+def test_places_where_a_pod_or_node_is_meant(ask):
+    assert ask("status", "node-00000") == ["node-000000", "node-000001", "node-000002"]
+    assert ask("lab", "exec", "pod-") == [f"pod-{number}" for number in range(5)]
+    assert ask("lab", "node", "node-000001") == ["node-000001"]
+    assert "kill" in ask("lab", "node", "")
+    assert ask("plan", "--delete", "pool/") == ["pool/four", "pool/six"]
+    assert ask("completion", "") == ["bash", "zsh", "fish"]
+
+
+@pytest.mark.parametrize("store", ["sqlite:///nowhere/store.db", "nonsense", "snapshot:/nowhere", "sqlite:////"])
+def test_silence_where_there_is_no_cluster(ask, store, capfd):
+    assert ask("get", "pods", "", store=store) == []
+    assert ask("status", "", store=store) == []
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_no_command_is_imported_to_complete_its_name():
+    code = (
+        "import sys; from podway.cli.main import main; from click.shell_completion import ShellComplete as S;"
+        "S(main, {}, 'podway', '_X').get_completions([], 'p');"
+        "print([m for m in sys.modules if m.startswith('podway.cli.') or m in ('msgspec', 'asyncio', 'rich')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, text=True, capture_output=True)
+    assert sorted(eval(done.stdout)) == [f"podway.cli.{name}" for name in ("complete", "help", "main", "options")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_scripts_ask_podway(podway, shell):
+    script = podway("completion", shell).stdout
+    assert f"{VARIABLE}={shell}_complete" in script
+
+
+def test_bash_itself_completes_by_the_script(tmp_path, file):
+    script = BashComplete(main, {}, "podway", VARIABLE).source()
+    words = f'COMP_WORDS=(podway --store "snapshot:{file}" get pods pod-) COMP_CWORD=5'
+    code = f'{script}\n{words}\n_podway_completion podway; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", code], text=True, capture_output=True, env=environment)
+    assert done.stdout.split() == [f"pod-{number}" for number in range(5)], done.stderr
+
+
+def test_every_command_has_examples(podway):
+    def walk(command, words):
+        if hasattr(command, "list_commands"):
+            context = command.make_context("podway", [], resilient_parsing=True)
+            for name in command.list_commands(context):
+                yield from walk(command.get_command(context, name), [*words, name])
+        else:
+            yield words, command
+
+    for words, command in walk(main, []):
+        text = command.get_help(command.make_context("podway", [], resilient_parsing=True))
+        assert f"Examples:\n    podway {words[0]}" in text or "Examples:" in text, words
+        assert " ".join(words) in text or words[-1] in text
+
+
+def test_help_tells_the_exit_status(podway):
+    assert "Exit status:" in podway("--help").stdout

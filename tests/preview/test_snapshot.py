@@ -1,0 +1,87 @@
+"""Snapshots: what is written is read back; what is not one is told apart."""
+
+import json
+
+import msgspec
+import pytest
+from paper_cluster import snapshot_of
+
+from podway.api.identity import ClusterAuthority
+from podway.errors import InvalidInput, InvalidObject
+from podway.plan.node import plan_node
+from podway.preview import snapshot
+
+
+def test_what_is_written_is_read_back(world):
+    taken = snapshot_of(world)
+    taken = snapshot.Snapshot(taken.taken, 7, taken.objects, taken.sites, {"node-000009": "does not answer"})
+    assert snapshot.decode(snapshot.encode(taken), source="x") == taken
+
+
+def test_nodes_are_planned_from_a_snapshot_as_from_the_cluster(world):
+    read = snapshot.decode(snapshot.encode(snapshot_of(world)), source="x")
+    for node, site in world.sites.items():
+        live = plan_node(world.view, node, site.uplink, site.leases)
+        assert plan_node(read.view, node, read.sites[node].uplink, read.sites[node].leases) == live
+        assert live.links or not site.leases
+
+
+def test_every_cut_of_a_file_is_told(file):
+    data = file.read_bytes()
+    for length in (0, 1, 100, len(data) // 2, len(data) - 3):
+        with pytest.raises(InvalidInput, match="damaged") as told:
+            snapshot.decode(data[:length], source="cluster.json")
+        assert "cluster.json" in told.value.message
+        assert "podway snapshot" in told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"version": 2, "podway": "9.9"}, "version 2; Podway .* reads version 1"),
+        ({"kind": "List"}, "is no snapshot: its kind is 'List'"),
+        ({"revision": "new"}, r"damaged: Expected `int`, got `str` - at `\$.revision`"),
+        ({"surprise": 1}, "damaged: .*`surprise`"),
+        ({"objects": [{"kind": "Ingress"}]}, r"objects\[0\]: 'Ingress' is not a kind"),
+        ({"objects": [{"kind": "Node", "metadata": {}}]}, r"objects\[0\]: Node: .*`name`"),
+        ({"nodes": {"n": {"uplink": {"device": "e", "mtu": 1, "addresses": ["here"]}}}}, "damaged: 'here'"),
+    ],
+)
+def test_what_cannot_be_right_is_named(file, change, told):
+    text = json.dumps({**json.loads(file.read_text()), **change})
+    with pytest.raises(InvalidInput, match=told) as raised:
+        snapshot.decode(text.encode(), source="x")
+    assert raised.value.hint
+
+
+def test_another_version_is_told_even_if_its_form_is_unknown():
+    with pytest.raises(InvalidInput, match="version 3") as told:
+        snapshot.decode(b'{"kind": "PodwaySnapshot", "version": 3, "podway": "4.5", "all": "new"}', source="x")
+    assert "Podway 4.5" in told.value.hint
+
+
+def test_an_object_that_cannot_be_right_is_named_with_its_field(file):
+    text = file.read_text().replace('"10.244.0.0/16"', '"10.244.0.1/16"')
+    with pytest.raises(InvalidObject) as told:
+        snapshot.decode(text.encode(), source="x")
+    assert (told.value.subject, told.value.field) == ("IPPool/four", "spec.cidr")
+
+
+def test_a_snapshot_is_a_store_that_cannot_be_changed(podway, file):
+    store = f"snapshot:{file}"
+    assert "node-000002" in podway("--store", store, "get", "nodes").stdout
+    assert podway("--store", store, "get", "pod", "pod-0", "-o", "json").stdout
+    refused = podway("--store", store, "delete", "pod", "pod-0", status=1)
+    assert "cannot be changed" in refused.stderr
+    again = podway("--store", store, "snapshot").stdout
+    assert json.loads(again)["objects"] == json.loads(file.read_text())["objects"]
+
+
+def test_secrets_stay_out(world):
+    when = "2026-01-01T00:00:00Z"
+    authority = {"certificate": "C", "privateKey": "SECRET", "notBefore": when, "notAfter": when}
+    spec = {"cluster": "c", "authorities": [authority]}
+    secret = msgspec.convert({"metadata": {"name": "default"}, "spec": spec}, ClusterAuthority)
+    text = snapshot.encode(snapshot_of(world, [secret]))
+    assert b"SECRET" not in text
+    assert secret not in snapshot.decode(text, source="x").objects
