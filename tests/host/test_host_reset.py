@@ -22,7 +22,7 @@ LOOK = """
 ip -j -d link | tr , '\\n' | grep -v -e txqlen -e _packets
 ip -4 route show table all; ip -6 route show table all | grep -v -e expires -e ff00
 nft list ruleset
-grep -H . /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv6/conf/*/forwarding
+cd /proc/sys/net; grep -H . ipv4/conf/*/forwarding ipv4/conf/*/rp_filter ipv6/conf/*/forwarding
 """
 
 

@@ -26,8 +26,11 @@ ENDS = {"4": (ONE, TWO), "6": (SIX, SEVEN)}
 SYN, ACK, PUSH, RESET = 0x02, 0x10, 0x18, 0x14
 
 
-def tcp(sport: int, dport: int, flags: int) -> bytes:
-    return struct.pack("!HHIIBBHHH", sport, dport, 1, 2, 0x50, flags, 0, 0, 0)
+MARK = int.from_bytes(MAGIC[:4], "big")
+
+
+def tcp(sport: int, dport: int, flags: int, sequence: int = 1, acknowledged: int = 2) -> bytes:
+    return struct.pack("!HHIIBBHHH", sport, dport, sequence, acknowledged, 0x50, flags, 0, 0, 0)
 
 
 def echo(family: str, payload: bytes) -> tuple[int, bytes]:
@@ -72,6 +75,10 @@ def bare(family: str) -> dict[str, tuple[bytes, bool]]:
         "a bare acknowledgement": (ip(*ends, 6, tcp(9, PORT, ACK)), False),
         "reset by the server": (ip(*ends, 6, tcp(PORT, 9, RESET)), True),
         "reset by the client": (ip(*ends, 6, tcp(9, PORT, RESET)), False),
+        "syn with the mark": (ip(*ends, 6, tcp(9, OTHER, SYN, MARK, 0)), True),
+        "answer to the mark": (ip(*ends, 6, tcp(OTHER, 9, SYN | ACK, 7, MARK + 1)), True),
+        "syn beside the mark": (ip(*ends, 6, tcp(9, OTHER, SYN, MARK + 1, MARK)), False),
+        "error about a syn with the mark": (error(family, ip(*ends, 6, tcp(9, OTHER, SYN, MARK, 0))), True),
         "other tcp": (ip(*ends, 6, tcp(9, OTHER, SYN)), False),
         "echo with the tag": (ip(*ends, *echo(family, MAGIC + bytes(60))), True),
         "other echo": (ip(*ends, *echo(family, b"12345678")), False),

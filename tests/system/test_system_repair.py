@@ -140,7 +140,6 @@ FOREIGN = (
     "ip neigh add 198.51.100.3 lladdr 02:00:00:00:00:03 dev foreign0 nud permanent",
     "nft add table inet other; nft add chain inet other c '{ type filter hook input priority 0; }'",
     "nft add table ip podway-like; sysctl -qw net.ipv4.conf.foreign0.rp_filter=2",
-    "sysctl -qw net.ipv4.conf.all.rp_filter=2",
 )
 
 
@@ -153,7 +152,7 @@ def test_what_is_not_ours_is_neither_touched_nor_reported(
         lab.sh("node1", script)
     look = "ip addr show dev foreign0; ip route show table all | grep -E '^(203|blackhole 10.99|10.98)';"
     look += "ip neigh show dev foreign0 nud permanent; nft list table inet other; nft list table ip podway-like;"
-    look += "ip addr show dev eth0; sysctl net.ipv4.conf.foreign0.rp_filter net.ipv4.conf.all.rp_filter"
+    look += "ip addr show dev eth0; sysctl net.ipv4.conf.foreign0.rp_filter"
     foreign = lab.sh("node1", look)
     # A repair of ours beside them, that is a full comparison, does not harm them either.
     eventually(lambda: lab.repaired("node1") == before, within=0.3)
@@ -164,7 +163,22 @@ def test_what_is_not_ours_is_neither_touched_nor_reported(
     assert correct(lab)
     lab.sh("node1", "ip link del foreign0; nft delete table inet other; nft delete table ip podway-like")
     lab.sh("node1", "ip addr del 198.51.100.9/32 dev eth0; ip route del blackhole 10.99.0.0/16")
-    lab.sh("node1", "ip route flush table 77; sysctl -qw net.ipv4.conf.all.rp_filter=0")
+    lab.sh("node1", "ip route flush table 77")
+
+
+def test_what_follows_from_a_setting_of_others_is_no_repair_but_a_repair_beside_it_is(
+    shared_lab: SystemLab, wired: tuple[PodUnderTest, PodUnderTest]
+) -> None:
+    """A loose all.rp_filter makes the plan another one; a route taken away at that moment still is told."""
+    lab, (pod, _) = shared_lab, wired
+    before = lab.repaired("node1")
+    lab.sh("node1", f"sysctl -qw net.ipv4.conf.all.rp_filter=2; ip route del {pod.addresses[0]}")
+    eventually(lambda: "table ip podway" in lab.sh("node1", "nft list tables"), within=WITHIN)
+    eventually(lambda: len(lab.repaired("node1")) == len(before) + 1, within=WITHIN)
+    assert str(pod.addresses[0]) in lab.repaired("node1")[-1]
+    lab.sh("node1", "sysctl -qw net.ipv4.conf.all.rp_filter=0")
+    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"), within=WITHIN)
+    assert correct(lab)
 
 
 def test_what_bears_our_mark_and_has_no_place_is_removed(

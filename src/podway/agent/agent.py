@@ -38,7 +38,7 @@ from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
 from podway.plan.bgp import BgpPlan, plan_bgp
-from podway.plan.view import ClusterView, same_network
+from podway.plan.view import ClusterView, same_network, same_routing
 from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
@@ -204,15 +204,18 @@ class Agent:
         self._store_problem = ""
 
     async def _take(self, view: ClusterView) -> None:
+        before, node = self._state.view, self._options.node
         self._state.follow(view)
-        self._bring_to_plan()
+        if before.blocks_of(node) != view.blocks_of(node) or before.config != view.config:
+            self._bring_to_plan()
         self._channel.soon()
         if self._options.node not in view.nodes:
             log.warning("this node was removed from the cluster while its agent runs: registering it again")
             await self._membership.register(self._state.uplink.addresses)
             return  # the watch will tell
         self._blocks_wanted.set()
-        self._routing_wanted.set()
+        if not same_routing(before, view):
+            self._routing_wanted.set()
 
     async def _start_routing(self) -> None:
         try:

@@ -10,6 +10,7 @@ import structlog
 from podway.agent.state import NodeState
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
+from podway.plan.changes import between
 
 log = structlog.get_logger(__name__)
 
@@ -57,12 +58,17 @@ class Reconciler:
         return report
 
     def repair(self) -> Report:
-        """Compare the kernel with the plan, and undo what others changed."""
-        if self._learn_facts():
-            return self.apply()  # the plan is another one now, and what follows from that is no repair
-        report = self._kernel.apply(self._state.plan())
+        """Compare the kernel with the plan, and undo what others changed.
+
+        What follows from a setting of theirs that the plan takes into account is no repair.
+        """
+        before = self._state.plan()
+        after = self._state.plan() if self._learn_facts() else before
+        expected = {(change.kind, change.key) for change in between(before, after)} if after != before else set()
+        report = self._kernel.apply(after)
         for change in report.changes:
-            self.note(str(change))
+            if (change.kind, change.key) not in expected:
+                self.note(str(change))
         self._note_failures(report)
         return report
 

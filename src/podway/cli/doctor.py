@@ -29,9 +29,15 @@ COLOURS = {"error": "red", "warning": "yellow"}
 @click.argument("nodes", metavar="[NODE]...", nargs=-1, shell_complete=complete_nodes)
 @click.option("--list", "only_list", is_flag=True, help="Say what is checked and why, and check nothing.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
+@click.option("--remote", is_flag=True, help="Ask over the network, also an agent on this machine.")
 @click.pass_obj
 def doctor(
-    options: GlobalOptions, *, nodes: tuple[str, ...], only_list: bool, output: Literal["text", "json"]
+    options: GlobalOptions,
+    *,
+    nodes: tuple[str, ...],
+    only_list: bool,
+    output: Literal["text", "json"],
+    remote: bool,
 ) -> None:
     """Find what is wrong on the nodes: settings, firewalls, routes, sessions, tables that run full.
 
@@ -44,7 +50,7 @@ def doctor(
         return
     from podway.health.cluster import examine
 
-    diagnosis = examine(agents(options, nodes), whole=not nodes)
+    diagnosis = examine(agents(options, nodes, remote=remote), whole=not nodes)
     if output == "json":
         click.echo(json.dumps(_shape(diagnosis), indent=2))
     else:

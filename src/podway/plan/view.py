@@ -100,18 +100,22 @@ class ClusterView(msgspec.Struct, frozen=True):
         return {"kubernetes.io/metadata.name": namespace, **(known.metadata.labels if known else {})}
 
 
+def same_routing(one: ClusterView, other: ClusterView) -> bool:
+    """Tell whether two views give every node the same BGP plan: at most blocks and the like differ."""
+    return one.pools == other.pools and one.config == other.config and _same_places(one, other)
+
+
 def same_network(one: ClusterView, other: ClusterView) -> bool:
     """Tell whether two views give every node the same plan: only heartbeats and the like differ.
 
     Objects that both views share are not looked into: heartbeats come often, one node's at a time.
     """
-    return (
-        one.pools == other.pools
-        and one.blocks == other.blocks
-        and one.config == other.config
-        and one.namespaces == other.namespaces
-        and one.nodes.keys() == other.nodes.keys()
-        and all(_same_place(node, other.nodes[name]) for name, node in one.nodes.items())
+    return one.blocks == other.blocks and one.namespaces == other.namespaces and same_routing(one, other)
+
+
+def _same_places(one: ClusterView, other: ClusterView) -> bool:
+    return one.nodes.keys() == other.nodes.keys() and all(
+        _same_place(node, other.nodes[name]) for name, node in one.nodes.items()
     )
 
 

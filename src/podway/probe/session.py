@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from podway.api.addresses import Address, Family
+from podway.errors import InvalidInput
 from podway.kernel import netns
 from podway.probe.build import Protocol, build
 from podway.probe.capture import NODE_SNAP, Capture, Frame
@@ -25,10 +26,12 @@ _QUIET_PORTS = range(61000, 65000)
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A probe that can be sent: its own address and port (with ICMP, the identifier), and the port it is for."""
+    """A probe that can be sent. With ICMP, `source_port` is the echo's identifier, and `port` means nothing."""
 
+    protocol: Protocol
     source: Address
     source_port: int
+    destination: Address
     port: int
 
 
@@ -39,24 +42,17 @@ class Session:
         self._mark = mark
         self._captures: dict[str, Capture] = {}
         self._sockets = contextlib.ExitStack()
-        self._raw: socket.socket | None = None
-        self._prepared: Prepared | None = None
-        self._protocol = Protocol.ICMP
-        self._destination: Address | None = None
-        self._port = 0
+        self._ready: tuple[Prepared, socket.socket] | None = None
 
     def prepare(self, path: str, protocol: Protocol, destination: Address, port: int) -> Prepared:
         """Make ready to send a probe from a namespace: its address as the kernel chooses it, and a free port.
 
-        `port` is the destination's; 0 draws one on which hardly anybody listens.
-
-        The port stays taken until the session is closed, so no connection of a user's gets it meanwhile.
-        Raises OSError (say, ENETUNREACH), InvalidInput if the namespace is gone.
+        `port` is the destination's; 0 draws one on which hardly anybody listens. The own port stays taken
+        until the session is closed, so no connection of a user's gets it meanwhile. Raises OSError (say,
+        ENETUNREACH), InvalidInput if the namespace is gone.
         """
-        self._protocol, self._destination = protocol, destination
-        self._port = port or random.choice(_QUIET_PORTS)
-        self._prepared = _inside(path, self._open)
-        return self._prepared
+        self._ready = _inside(path, lambda: self._open(protocol, destination, port or random.choice(_QUIET_PORTS)))
+        return self._ready[0]
 
     def capture(self, path: str, key: str, port: int, *, whole: bool) -> None:
         """Begin to capture the trace's packets in a namespace, whole ones or their beginning.
@@ -69,19 +65,25 @@ class Session:
             self._captures[key] = _inside(path, lambda: Capture(program, buffer=_BUFFER))
 
     def send(self, size: int) -> None:
-        """Send the probe that was prepared; `size` is the whole packet's, in bytes. Raises OSError."""
-        if self._raw is None or self._prepared is None or self._destination is None:
-            raise ValueError("a probe is prepared before it is sent")
+        """Send the probe that was prepared; `size` is the whole packet's, in bytes.
+
+        Raises InvalidInput if none was prepared or there is no such packet, OSError.
+        """
+        if self._ready is None:
+            raise InvalidInput("no probe was prepared that could be sent")
+        if not 0 <= size <= _LARGEST:
+            raise InvalidInput(f"a packet of {size} bytes: IP allows up to {_LARGEST}")
+        probe, raw = self._ready
         packet = build(
-            self._protocol,
-            self._prepared.source,
-            self._destination,
+            probe.protocol,
+            probe.source,
+            probe.destination,
             mark=self._mark,
-            source_port=self._prepared.source_port,
-            port=self._port,
+            source_port=probe.source_port,
+            port=probe.port,
             size=size,
         )
-        self._raw.sendto(packet, (str(self._destination), 0))
+        raw.sendto(packet, (str(probe.destination), 0))
 
     def collect(self) -> dict[str, list[Frame]]:
         """Return what was captured since this was last asked, by key."""
@@ -94,27 +96,22 @@ class Session:
             capture.close()
         self._captures.clear()
 
-    def _open(self) -> Prepared:
+    def _open(self, protocol: Protocol, destination: Address, port: int) -> tuple[Prepared, socket.socket]:
         """Open the sockets; runs inside the sender's namespace."""
-        if self._destination is None:
-            raise ValueError("a probe has a destination")
-        family = Family.of(self._destination)
+        af = Family.of(destination).af
         # Connected, it takes the answers of a UDP probe, which would else be refused as nobody's.
-        datagram = self._keep(socket.socket(family.af, socket.SOCK_DGRAM))
-        datagram.connect((str(self._destination), self._port))
+        datagram = self._keep(socket.socket(af, socket.SOCK_DGRAM))
+        datagram.connect((str(destination), port))
         source, own = datagram.getsockname()[:2]
-        match self._protocol:
-            case Protocol.UDP:
-                pass
-            case Protocol.TCP:
-                holder = self._keep(socket.socket(family.af, socket.SOCK_STREAM))
-                holder.bind((source, 0))
-                own = holder.getsockname()[1]
-            case Protocol.ICMP:
-                own = int.from_bytes(self._mark[4:6], "big")
+        if protocol is Protocol.TCP:
+            holder = self._keep(socket.socket(af, socket.SOCK_STREAM))
+            holder.bind((source, 0))
+            own = holder.getsockname()[1]
+        elif protocol is Protocol.ICMP:
+            own = int.from_bytes(self._mark[4:6], "big")
         # IPPROTO_RAW sends whole packets and receives nothing (man 7 raw).
-        self._raw = self._keep(socket.socket(family.af, socket.SOCK_RAW, socket.IPPROTO_RAW))
-        return Prepared(ip_address(source), own, self._port)
+        raw = self._keep(socket.socket(af, socket.SOCK_RAW, socket.IPPROTO_RAW))
+        return Prepared(protocol, ip_address(source), own, destination, port), raw
 
     def _keep(self, sock: socket.socket) -> socket.socket:
         return self._sockets.enter_context(sock)

@@ -130,12 +130,15 @@ def loss(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault:
         index for index, stage in enumerate(path) if any(stage.matches(sighting) for sighting in leg.sightings)
     ]
     furthest = max(passed, default=-1)
+    # A retransmission may just have begun its way when the captures ended.
+    begun = path[: max(furthest, 0)]
+    last = next(seen for seen in reversed(leg.sightings) if not any(stage.matches(seen) for stage in begun))
     code = Code.NOT_TAKEN if furthest == len(path) - 1 else Code.LOST
     return Fault(
         Code.DAMAGED if result.damaged and code is Code.NOT_TAKEN else code,
         probe,
         step,
-        last=leg.sightings[-1],
+        last=last,
         next=None if code is Code.NOT_TAKEN else path[furthest + 1],
         errno=result.errno,
         refusal=leg.refusal,

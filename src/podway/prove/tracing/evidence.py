@@ -73,12 +73,14 @@ def send(
     """
     mark = os.urandom(MARK_BYTES)
     trial = _Trial(fleet, mark, sender, target.address, protocol)
+    places = tuple(places)
     try:
         sent = trial.prepare(port)
         if sent.errno or sent.problem:
-            return Evidence(sent, Leg(), Leg())
+            # It never left, wherever anybody may have looked.
+            return Evidence(sent, Leg(), Leg(), watched=frozenset(place.label for place in places))
         for node, points in _by_node(places).items():
-            trial.capture(node, points, sent.source_port)
+            trial.capture(node, points, sent.source_port if protocol is not Protocol.ICMP else 0)
         return trial.hold(msgspec.structs.replace(sent, size=size), timeout)
     finally:
         trial.end()

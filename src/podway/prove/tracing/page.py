@@ -128,7 +128,7 @@ def _way(page: _Page, way: Direction, *, dry_run: bool) -> None:
 
 
 def _step(hop: Hop) -> str:
-    if hop.problem and not (hop.entry and hop.exit):
+    if hop.problem and not hop.entry and not hop.exit:
         return "by devices that are not known"
     if not hop.entry and not hop.exit:
         return "stays inside"

@@ -123,7 +123,7 @@ class _Conversation:
             # From outside nothing can be sent, but an answer came from there.
             taken = _entered(echo.answer.sightings, self._receiver)
             return self._case(hops, echo, echo.answer, answer=True, taken=taken, turned=True), True
-        found = evidence or Evidence(Sent(self._protocol), Leg(), Leg())
+        found = evidence or self._unsent(hops)
         arrived = self._protocol is Protocol.UDP and _entered(found.request.sightings, self._receiver)
         taken = bool(found.answer.sightings) or arrived
         case = self._case(hops, found, found.request, taken=taken, answered_by=_answered_by(found))
@@ -142,7 +142,10 @@ class _Conversation:
         if echo and not echo.sent.problem:
             taken = bool(echo.answer.sightings) or _entered(echo.request.sightings, self._sender)
             return self._case(hops, echo, echo.request, taken=taken, turned=True), True
-        return self._case(hops, Evidence(Sent(self._protocol), Leg(), Leg()), Leg(), answer=True), False
+        return self._case(hops, self._unsent(hops), Leg(), answer=True), False
+
+    def _unsent(self, hops: Sequence[WalkedHop]) -> Evidence:
+        return Evidence(Sent(self._protocol), Leg(), Leg(), watched=frozenset(hop.label for hop in hops))
 
     def _case(
         self,
@@ -157,7 +160,7 @@ class _Conversation:
         answered_by: str = "",
     ) -> Case:
         ends = (self._receiver, self._sender) if turned else (self._sender, self._receiver)
-        watched = evidence.watched or {hop.label for hop in hops}
+        watched = evidence.watched
         unwatched = [hop for hop in hops if hop.planned and hop.label not in watched]
         clocks = {self._atlas.fleet.kernels.get(hop.node) for hop in hops if hop.label in watched}
         if len(clocks) > 1:
@@ -222,7 +225,9 @@ class _Conversation:
             )
 
         evidence = once(size)
-        if _settled(evidence):
+        # A UDP server need not answer, and an echo's answer goes the way that is broken already.
+        one_way = protocol is Protocol.UDP or receiver is self._sender
+        if _settled(evidence) or (one_way and _entered(evidence.request.sightings, receiver)):
             return evidence
         if size and once(0).answer.sightings:
             again = once(size)

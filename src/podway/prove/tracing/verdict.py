@@ -71,32 +71,39 @@ class Case(msgspec.Struct, frozen=True):
 
 def judge(case: Case, world: World, witness: Witness) -> Verdict:
     """Return how a packet fared that was sent, or that was to be sent."""
-    result, stages, leg = case.result, case.stages, case.leg
+    return _arrived(case, world, witness) if case.taken else _not_arrived(case, world, witness)
+
+
+def _arrived(case: Case, world: World, witness: Witness) -> Verdict:
     fault = translation_of(case)
-    if not case.taken:
-        fault = fault or loss(result, case.step, leg, stages)
-        if case.answer is False and (nowhere := _discarding(case)):
-            return nobody(case, nowhere)
-        if isinstance(case.target, Stranger) and (left := _left_the_cluster(fault, case)):
-            return left
-        if case.blind and fault.code is Code.NOT_TAKEN and fault.last and fault.last.point != case.target.label:
+    if fault is None and case.leg.sightings:
+        fault = off_the_bare_way(case.result, case.step, case.leg, case.stages)
+    if fault is None:
+        return _detour(case) or _bare_verdict(case, "delivered", case.basis)
+    return _described(case, "delivered", fault, _cause(world, fault, witness))
+
+
+def _not_arrived(case: Case, world: World, witness: Witness) -> Verdict:
+    if not case.answer and (discarding := _discarding(case)):
+        return _nobody(case, discarding)
+    fault = translation_of(case) or loss(case.result, case.step, case.leg, case.stages)
+    if fault.code is Code.NOT_TAKEN and fault.last is not None and fault.last.point != case.target.label:
+        if isinstance(case.target, Stranger) and fault.last.outgoing:
+            return _left_the_cluster(case, fault.last)
+        if case.blind:
             problem = f"the packet was seen last {fault.last.words}; what follows cannot be watched: {case.blind}"
             return _bare_verdict(case, "unknown", case.basis, problem=problem)
-    elif fault is None and leg.sightings:
-        fault = off_the_bare_way(result, case.step, leg, stages)
-        if detour := None if fault else _detour(case):
-            return detour
-    if fault is not None and fault.code is Code.LOST:
+    if fault.code is Code.LOST:
         fault = _by_the_kernel(case, fault)
-    cause = _cause(world, fault, witness) if fault else None
-    if cause and case.small_pass and not case.taken:
+    cause = _cause(world, fault, witness)
+    if case.small_pass:
         cause = Cause(
             f"packets of {case.sent.size} bytes get lost, small ones do not: {cause.problem}",
             "find the device there whose MTU is smaller (`ip link`), and raise it, or lower that of the pods' "
             "links (NetworkConfig spec.mtu)",
             cause.detail,
         )
-    return _described(case, "delivered" if case.taken else "lost", fault, cause)
+    return _described(case, "lost", fault, cause)
 
 
 def translation_of(case: Case) -> Fault | None:
@@ -117,7 +124,7 @@ def predict(case: Case, world: World, witness: Witness) -> Verdict:
         if hop.planned is None:
             continue
         if hop.planned.fate == "discarded":
-            return nobody(case, hop)
+            return _nobody(case, hop)
         if hop.problem:
             return _bare_verdict(case, "unknown", "none", problem=hop.problem)
         if hop.way is None:
@@ -132,7 +139,7 @@ def predict(case: Case, world: World, witness: Witness) -> Verdict:
     return _bare_verdict(case, "delivered", "kernel")
 
 
-def nobody(case: Case, hop: WalkedHop) -> Verdict:
+def _nobody(case: Case, hop: WalkedHop) -> Verdict:
     """Return the verdict on a packet for an address of a block that no pod has."""
     address = case.receiver.address(case.family)
     return msgspec.structs.replace(
@@ -145,7 +152,7 @@ def nobody(case: Case, hop: WalkedHop) -> Verdict:
     )
 
 
-def largest_packet(hops: Sequence[WalkedHop]) -> int:
+def _largest(hops: Sequence[WalkedHop]) -> int:
     """Return the largest MTU that all devices on the way allow, in bytes; 0 if it is not known."""
     mtus = [
         link.mtu
@@ -170,19 +177,16 @@ def _discarding(case: Case) -> WalkedHop | None:
     return next((hop for hop in case.hops if hop.planned and hop.planned.fate == "discarded"), None)
 
 
-def _left_the_cluster(fault: Fault | None, case: Case) -> Verdict | None:
+def _left_the_cluster(case: Case, last: Sighting) -> Verdict:
     """Judge a packet without an answer that went where our nodes see no further."""
-    if fault is None or fault.code is not Code.NOT_TAKEN or fault.last is None or not fault.last.outgoing:
-        return None
     refusal = case.leg.refusal
     said = f"{refusal.by} answered: {refusal.meaning}" if refusal else "and nobody answered"
-    verdict = _bare_verdict(case, "unknown", case.basis)
     return msgspec.structs.replace(
-        verdict,
+        _bare_verdict(case, "unknown", case.basis),
         code="beyond",
-        problem=f"the packet left the cluster, {fault.last.words}; {said}",
+        problem=f"the packet left the cluster, {last.words}; {said}",
         advice="look at the routers beyond, and whether they know the way back to pods' addresses",
-        last_seen=fault.last.words,
+        last_seen=last.words,
     )
 
 
@@ -193,13 +197,10 @@ def _cause(world: World, fault: Fault, witness: Witness) -> Cause:
         return Cause(f"the cause cannot be told: {error.message}", "see that the node's agent runs, and try again")
 
 
-def _described(case: Case, outcome: Outcome, fault: Fault | None, cause: Cause | None) -> Verdict:
-    verdict = _bare_verdict(case, outcome, case.basis)
-    if fault is None or cause is None:
-        return verdict
+def _described(case: Case, outcome: Outcome, fault: Fault, cause: Cause) -> Verdict:
     at = fault.here or fault.last
     return msgspec.structs.replace(
-        verdict,
+        _bare_verdict(case, outcome, case.basis),
         hop=_number(case, at.point if at else fault.origin.label),
         code=str(fault.code),
         problem=cause.problem,
@@ -216,7 +217,7 @@ def _bare_verdict(case: Case, outcome: Outcome, basis: Basis, *, problem: str = 
         basis,
         source_kept=len({one.packet.source for one in seen}) == 1 if seen else None,
         encapsulated=any(one.packet.tunnels for one in seen) if seen else None,
-        largest=largest_packet(case.hops),
+        largest=_largest(case.hops),
         took=seen[-1].time - seen[0].time if len(seen) > 1 and case.one_clock else None,
         answered_by=case.answered_by,
         problem=problem,
@@ -241,11 +242,11 @@ def as_planned(hop: WalkedHop) -> bool:
 
 def _goes_on(hop: WalkedHop, case: Case) -> bool:
     """Tell whether a hop sends the packet another way than planned, but one on which it arrives."""
-    arrives = case.hops and any(
+    arrives = any(
         one.planned and one.planned.fate == "delivered" and isinstance(one.way, Lookup) and one.way.type == "local"
         for one in case.hops
     )
-    return bool(arrives) and isinstance(hop.way, Lookup) and hop.way.type == "unicast"
+    return arrives and isinstance(hop.way, Lookup) and hop.way.type == "unicast"
 
 
 def _detour(case: Case) -> Verdict | None:

@@ -1,0 +1,122 @@
+"""BGP and BFD sessions, seen from both ends."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from podway.api.addresses import Family
+from podway.health.facts import ClusterFacts, Session
+from podway.health.finding import Problem, Severity, cluster_check
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Why a session is probably down; of two ends' reasons the one of the smaller rank says more."""
+
+    rank: int
+    words: str
+    mend: str
+
+
+@cluster_check(
+    "bgp-session",
+    looks_at="sessions that are not established, from both ends: BIRD's last error, a half-opened TCP connection "
+    "to the port, a ping, a route lookup, and segments dropped for their signature",
+    why="without the session each of the two nodes loses its routes to the other's pods",
+)
+def bgp_session(facts: ClusterFacts) -> Iterator[Problem]:
+    """One problem for the two ends of a session, with the likeliest reason."""
+    down: dict[tuple[str, str, Family], list[tuple[str, Session]]] = {}
+    for name, heard in facts.heard.items():
+        for session in heard.summary.sessions:
+            if not session.established:
+                one, other = sorted((name, session.node))
+                down.setdefault((one, other, session.family), []).append((name, session))
+    for (one, other, family), ends in down.items():
+        reason = min((why_down(name, session, facts) for name, session in ends), key=lambda reason: reason.rank)
+        states = ", ".join(f"on {name} {_state(session)}" for name, session in ends)
+        yield Problem(f"{states}: {reason.words}", reason.mend, f"{one} - {other} {family.label}")
+
+
+def why_down(name: str, session: Session, facts: ClusterFacts) -> Reason:
+    """Return the likeliest reason why a session of this node is down."""
+    there, port = session.node, f"TCP port {session.port}"
+    if session.way:
+        return Reason(
+            0,
+            f"no route from {name} to {session.address}: {session.way}",
+            f"on {name}: ip route get {session.address}; give its uplink the address and subnet that it lost",
+        )
+    if not session.ping and session.answer != "open":
+        agent = " and its agent does not answer either" if there in facts.silent else ""
+        return Reason(
+            1,
+            f"{there} ({session.address}) answers neither ping nor {port}{agent}: it is dead or cut off",
+            f"start {there}, or look at its link; if it is gone for good: podway delete node {there}",
+        )
+    if session.answer == "refused":
+        return Reason(
+            2,
+            f"{there} answers ping, but nothing listens on its {port}: BIRD does not run there",
+            f"on {there}: start the agent, which starts BIRD (`podway status {there}`)",
+        )
+    if session.answer == "silent" and session.signatures:
+        return Reason(
+            3,
+            f"the ends' passwords differ, or only one end has a password ({session.signatures} segments "
+            "were dropped for their MD5 signature)",
+            "give both ends the same password, or none: compare `password` in their bird.conf",
+        )
+    if session.answer in {"silent", "unreachable"}:
+        return Reason(
+            4,
+            f"{there} answers ping, but not {port} from {name}: the port is filtered",
+            f"let {port} pass between nodes both ways; see what `firewall` found, and filters between them",
+        )
+    return _in_bgp(name, session)
+
+
+def _in_bgp(name: str, session: Session) -> Reason:
+    """TCP works, so it is BGP itself, of which BIRD's last error tells (RFC 4271, section 6)."""
+    error = session.last_error
+    if "AS" in error.split():
+        return Reason(
+            2,
+            f"{name} and {session.node} disagree about their AS numbers (BIRD: {error})",
+            "compare `asn` of NetworkConfig/default with `as` in both nodes' bird.conf, and restart the agent "
+            "that has another",
+        )
+    if session.state in {"OpenSent", "Connect"}:
+        return Reason(
+            5,
+            f"BIRD of {session.node} takes connections and then is silent: it hangs",
+            f"on {session.node}: kill the process named in bird.pid; its agent starts another one",
+        )
+    said = f"BIRD: {error}" if error else "BIRD has told no error yet"
+    return Reason(6, said, f"see bird.log on {name} and {session.node}")
+
+
+def _state(session: Session) -> str:
+    return f"{session.state} since {session.since:%H:%M:%S}"
+
+
+@cluster_check(
+    "bfd",
+    looks_at="BFD sessions that are down although the BGP session beside them stands",
+    why="a node's death is then noticed only after BGP's hold time (9 s), and its routes stay so long",
+)
+def bfd(facts: ClusterFacts) -> Iterator[Problem]:
+    """A session that is down as a whole is told by `bgp-session`."""
+    down: dict[tuple[str, str, Family], list[str]] = {}
+    for name, heard in facts.heard.items():
+        for session in heard.summary.sessions:
+            if session.established and session.bfd not in {"", "Up"}:
+                one, other = sorted((name, session.node))
+                down.setdefault((one, other, session.family), []).append(f"on {name} {session.bfd}")
+    for (one, other, family), ends in down.items():
+        yield Problem(
+            f"BFD is {', '.join(ends)}, while BGP works",
+            "let UDP ports 3784 and 3785 pass between nodes in both directions; on a slow machine raise "
+            "spec.bgp.bfdInterval of NetworkConfig/default",
+            f"{one} - {other} {family.label}",
+            Severity.WARNING,
+        )

@@ -1,0 +1,217 @@
+"""The doctor inside the agent: gathers one node's facts, and lets the checks judge them.
+
+Whatever waits or thinks long (disks, netlink dumps, other programs, judges) does so in threads and processes of
+its own, so that the agent attaches pods meanwhile. A source that fails or is too slow is a finding, and the
+others go on.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from podway.api.addresses import Family
+from podway.api.resources import AGENT_SEEN, Node
+from podway.bgp.speaker import BgpSpeaker
+from podway.bgp.status import BirdRoute, PeerStatus
+from podway.errors import NotFound, PodwayError, RoutingError, StoreError
+from podway.health import checks
+from podway.health.checks.addresses import pool_fill
+from podway.health.facts import (
+    Files,
+    Firewall,
+    KernelNetwork,
+    Memory,
+    NodeFacts,
+    NodeSummary,
+    Routing,
+    Settings,
+    StoreTrial,
+    neighbour_overflows,
+)
+from podway.health.finding import Finding
+from podway.health.sources import files, firewall, network, routing, settings
+from podway.kernel.netlink import Connection
+from podway.kernel.node import Kernel
+from podway.store.base import Store
+
+T = TypeVar("T")
+
+SOURCE_SECONDS = 5.0
+"""How long a source may take; all together usually take less than one second."""
+
+BIRD_SECONDS = 1.0
+STORE_SECONDS = 2.0
+
+SIGNED_SECONDS = 8.0
+"""How long a dropped signature is remembered when looks follow each other fast."""
+
+SETTLE = 0.2
+"""Seconds between two looks at what differs from the plan: a pod may just be starting."""
+
+
+class NodeReport(msgspec.Struct, frozen=True):
+    """An agent's answer: what it found, and what the command needs from all nodes."""
+
+    findings: tuple[Finding, ...]
+    summary: NodeSummary
+
+
+class Doctor:
+    """Examines the node. `memory` tells what the agent knows; the rest is looked at.
+
+    Counters are noted from the beginning, so that the first look tells what was counted since.
+    """
+
+    def __init__(
+        self, memory: Callable[[], Memory], kernel: Kernel, speaker: BgpSpeaker, store: Store, places: files.Places
+    ) -> None:
+        self._memory = memory
+        self._kernel = kernel
+        self._speaker = speaker
+        self._store = store
+        self._places = places
+        self._counters = settings.counters()
+        self._signed = (0.0, 0)
+        self._unseen: dict[str, str] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    async def examine(self) -> NodeReport:
+        """Look at everything once, and judge it."""
+        async with self._one_at_a_time:
+            facts = await self._gather()
+        return NodeReport(await asyncio.to_thread(_judge, facts), _summary(facts))
+
+    async def _gather(self) -> NodeFacts:
+        self._unseen = {}
+        memory = self._memory()
+        peers, known, bird_problem = await self._bird()
+        async with asyncio.TaskGroup() as tasks:
+            do = tasks.create_task
+            ruleset = do(self._look("firewall", firewall.read(), Firewall()))
+            host = do(self._look("settings", asyncio.to_thread(settings.read, memory.uplink), Settings()))
+            links = do(self._look("rtnetlink", asyncio.to_thread(_network, memory, known), KernelNetwork()))
+            probing = _routing(memory, peers, bird_problem, self._signatures())
+            talk = do(self._look("paths", probing, Routing(problem=bird_problem)))
+            disk = do(self._look("files", asyncio.to_thread(files.read, self._places), Files()))
+            trial = do(self._store_trial(memory.node))
+            drift = do(self._look("plan", self._drift(), ()))
+        return NodeFacts(
+            now=time.time(),
+            memory=memory,
+            settings=self._with_counters(host.result(), links.result()),
+            network=links.result(),
+            firewall=ruleset.result(),
+            routing=talk.result(),
+            files=disk.result(),
+            store=trial.result(),
+            drift=drift.result(),
+            unseen=self._unseen,
+        )
+
+    def _signatures(self) -> int:
+        """Return how many segments were dropped for their signature lately: BIRD tries again every 5 seconds."""
+        now, grown = time.monotonic(), Settings(counters=settings.counters(), before=self._counters).signatures
+        if grown or now - self._signed[0] > SIGNED_SECONDS:
+            self._signed = now, grown
+        return self._signed[1]
+
+    def _with_counters(self, found: Settings, links: KernelNetwork) -> Settings:
+        """Add the neighbour tables' overflows to the counters; what was never counted before has not grown."""
+        overflows = {neighbour_overflows(table.family): table.overflows for table in links.neighbours}
+        now = {**found.counters, **overflows}
+        before, self._counters = {**now, **self._counters}, now
+        return msgspec.structs.replace(found, counters=now, before=before)
+
+    async def _look(self, source: str, work: Awaitable[T], otherwise: T) -> T:
+        try:
+            async with asyncio.timeout(SOURCE_SECONDS):
+                return await work
+        except TimeoutError:
+            self._unseen[source] = f"it took more than {SOURCE_SECONDS:g} s"
+        except PodwayError as error:
+            self._unseen[source] = error.message
+        except OSError as error:
+            self._unseen[source] = str(error)
+        return otherwise
+
+    async def _bird(self) -> tuple[tuple[PeerStatus, ...], tuple[BirdRoute, ...], str]:
+        try:
+            async with asyncio.timeout(BIRD_SECONDS):
+                return await self._speaker.peers(), await self._speaker.routes(), ""
+        except TimeoutError:
+            return (), (), f"BIRD does not answer within {BIRD_SECONDS:g} s"
+        except RoutingError as error:
+            return (), (), error.message
+
+    async def _store_trial(self, node: str) -> StoreTrial:
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                await self._store.get(Node, node)
+        except NotFound:
+            pass  # it answered; the agent registers the node again
+        except TimeoutError:
+            return StoreTrial(problem=f"the store does not answer within {STORE_SECONDS:g} s")
+        except StoreError as error:
+            return StoreTrial(problem=error.message)
+        return StoreTrial(time.monotonic() - begun)
+
+    async def _drift(self) -> tuple[str, ...]:
+        first = await self._differences()
+        if not first:
+            return ()
+        await asyncio.sleep(SETTLE)
+        second = await self._differences()
+        return tuple(difference for difference in first if difference in second)
+
+    async def _differences(self) -> tuple[str, ...]:
+        plan = self._memory().plan
+        return tuple(change.difference for change in await asyncio.to_thread(self._kernel.diff, plan))
+
+
+def _judge(facts: NodeFacts) -> tuple[Finding, ...]:
+    node = facts.memory.node
+    return tuple(finding for check in checks.of_nodes() for finding in check.examine(facts, node))
+
+
+def _network(memory: Memory, known: tuple[BirdRoute, ...]) -> KernelNetwork:
+    with Connection() as connection:
+        return network.read(connection, known)
+
+
+async def _routing(memory: Memory, peers: tuple[PeerStatus, ...], problem: str, signatures: int) -> Routing:
+    others = [
+        (name, address)
+        for name, node in memory.view.nodes.items()
+        if name != memory.node
+        for address in node.internal_addresses
+    ]
+    own = {Family.of(address): address for address in memory.uplink.node_addresses}
+    with Connection() as connection:
+        sessions, paths = await asyncio.gather(
+            routing.sessions(peers, own, memory.view.config.bgp.port, connection, signatures),
+            routing.paths(memory.node, others, memory.pod_mtu),
+        )
+    return Routing(sessions, paths, problem)
+
+
+def _summary(facts: NodeFacts) -> NodeSummary:
+    memory = facts.memory
+    return NodeSummary(
+        node=memory.node,
+        version=memory.version,
+        at=facts.now,
+        pod_mtu=memory.pod_mtu,
+        sessions=facts.routing.sessions,
+        pools=tuple(pool_fill(facts, pool) for pool in memory.view.pools.values()),
+        addresses=tuple(str(address) for address in memory.uplink.node_addresses),
+        seen={name: _silence(node, facts.now) for name, node in memory.view.nodes.items()},
+    )
+
+
+def _silence(node: Node, now: float) -> float:
+    seen = node.metadata.annotations.get(AGENT_SEEN, "")
+    return max(0.0, now - float(seen)) if seen.isdecimal() else 0.0

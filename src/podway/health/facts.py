@@ -1,0 +1,289 @@
+"""The facts that checks judge: of one node, and of all nodes together. Times are in seconds since 1970."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from ipaddress import ip_address
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from podway.api.addresses import Address, Family, Interface, Network
+from podway.health.ruleset import Ruleset
+from podway.ipam.addresses import BlockUse
+from podway.plan.node import Uplink
+from podway.plan.objects import NodePlan
+from podway.plan.view import ClusterView
+
+Answer: TypeAlias = Literal["open", "refused", "silent", "unreachable", "unasked"]
+"""What a TCP port says: SYN-ACK, RST, nothing, an ICMP error or no way to send; or nobody asked it."""
+
+
+INOTIFY_TRIED = 4
+"""How many inotify instances are opened at once, to see whether there is room."""
+
+CONNTRACK_COUNT, CONNTRACK_MAX = "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_max"
+RP_FILTER = "net/ipv4/conf/{device}/rp_filter"
+ACCEPT_RA = "net/ipv6/conf/{device}/accept_ra"
+FORWARDING: dict[Family, str] = {
+    Family.IPV4: "net/ipv4/conf/{device}/forwarding",
+    Family.IPV6: "net/ipv6/conf/all/forwarding",
+}
+
+
+class Repair(msgspec.Struct, frozen=True):
+    """Something of ours that somebody else had changed and the agent put right."""
+
+    at: float
+    what: str
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent knows without looking. `refused` is what the kernel or BIRD would not take."""
+
+    node: str
+    version: str
+    view: ClusterView
+    uplink: Uplink
+    plan: NodePlan
+    pod_mtu: int
+    blocks: tuple[BlockUse, ...] = ()
+    pools: tuple[str, ...] = ()
+    """Names of the pools from which this node may own blocks."""
+    repairs: tuple[Repair, ...] = ()
+    refused: tuple[str, ...] = ()
+    store_problem: str = ""
+    routing_problem: str = ""
+    channel_problem: str = ""
+    certificate_expires: float | None = None
+    """When the certificate of the agent's channel expires; None before it has one."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Kernel settings by path below /proc/sys, and counters (`Tcp.InCsumErrors`).
+
+    `before` holds the counters of the agent's last look: what was counted long ago is no fault of today.
+    """
+
+    values: Mapping[str, str] = {}
+    counters: Mapping[str, int] = {}
+    before: Mapping[str, int] = {}
+    inotify_room: int | None = None
+    """How many more inotify instances can be opened, as far as was tried; None if that was not tried."""
+    unsupported: str = ""
+    """What this kernel, or this process, lacks to run Podway."""
+
+    def number(self, path: str) -> int | None:
+        """Return a setting as a number, None if it does not exist."""
+        text = self.values.get(path, "")
+        return int(text) if text.lstrip("-").isdecimal() else None
+
+    @property
+    def signatures(self) -> int:
+        """TCP segments dropped since the last look because the ends' passwords differ (RFC 2385)."""
+        names = ("TCPMD5NotFound", "TCPMD5Unexpected", "TCPMD5Failure")
+        return sum(self.grown(f"TcpExt.{name}") for name in names)
+
+    def grown(self, counter: str) -> int:
+        """Return by how much a counter grew since the last look."""
+        return max(0, self.counters.get(counter, 0) - self.before.get(counter, 0))
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A link with its addresses; `ours` are pods' links."""
+
+    name: str
+    kind: str
+    mtu: int
+    up: bool
+    addresses: tuple[Interface, ...] = ()
+    ours: bool = False
+
+
+class KernelRoute(msgspec.Struct, frozen=True):
+    """A route that neither we nor our BIRD wrote. `protocol` is rtm_protocol."""
+
+    destination: Network
+    type: str
+    device: str
+    gateway: Address | None
+    protocol: int
+    metric: int
+    table: int
+
+
+class Way(msgspec.Struct, frozen=True):
+    """Which way the kernel sends packets to another node's block, beside the way that BIRD told it.
+
+    `matched` is the destination of the route that decides, None if the kernel did not tell.
+    """
+
+    block: Network
+    wanted: str
+    device: str
+    gateway: Address | None
+    matched: Network | None
+    table: int
+    type: str
+
+
+class NeighbourTable(msgspec.Struct, frozen=True):
+    """A family's neighbour table: learned entries of this namespace, room (gc_thresh3), overflows since boot."""
+
+    family: Family
+    entries: int
+    room: int
+    overflows: int
+
+
+class KernelNetwork(msgspec.Struct, frozen=True):
+    """What rtnetlink tells, as far as it is not ours."""
+
+    devices: tuple[Device, ...] = ()
+    routes: tuple[KernelRoute, ...] = ()
+    ways: tuple[Way, ...] = ()
+    neighbours: tuple[NeighbourTable, ...] = ()
+
+
+def neighbour_overflows(family: Family) -> str:
+    """Return the name of the counter of a family's table."""
+    return f"neighbours.{family.label}.overflows"
+
+
+class Firewall(msgspec.Struct, frozen=True):
+    """Others' firewall rules; `unread` names those that could not be read, and why."""
+
+    rules: Ruleset = Ruleset()
+    unread: str = ""
+
+
+class Path(msgspec.Struct, frozen=True):
+    """Probes to another node: ICMP echo, small, and with don't-fragment at `size` bytes."""
+
+    node: str
+    address: Address
+    size: int
+    small: bool
+    full: bool
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A BGP session; if it is down, with what was tried: the peer's port, a ping, and the way to it."""
+
+    name: str
+    node: str
+    address: str
+    port: int
+    state: str
+    since: datetime
+    last_error: str = ""
+    bfd: str = ""
+    answer: Answer = "unasked"
+    ping: bool = True
+    way: str = ""
+    """The kernel's answer to a route lookup; empty if there is a way."""
+    signatures: int = 0
+    """TCP segments dropped lately because the ends' passwords differ (RFC 2385)."""
+
+    @property
+    def family(self) -> Family:
+        """The family of its address."""
+        return Family.of(ip_address(self.address))
+
+    @property
+    def established(self) -> bool:
+        """Whether routes are exchanged."""
+        return self.state == "Established"
+
+
+class Routing(msgspec.Struct, frozen=True):
+    """BIRD's state; `problem` says why it does not answer."""
+
+    sessions: tuple[Session, ...] = ()
+    paths: tuple[Path, ...] = ()
+    problem: str = ""
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """Room on the file system that holds a path, in bytes."""
+
+    path: str
+    free: int
+    total: int
+
+
+class Files(msgspec.Struct, frozen=True):
+    """The runtime's configuration, the plugin, waiting DELs (their ages in seconds) and disks.
+
+    `configurations` are the files in the order in which runtimes take them, None where no runtime reads any.
+    """
+
+    directory: str = ""
+    configurations: tuple[str, ...] | None = None
+    plugin_path: str = ""
+    plugin: Literal["same", "other", "missing", "unknown"] = "unknown"
+    waiting: tuple[float, ...] = ()
+    disks: tuple[Disk, ...] = ()
+
+
+class StoreTrial(msgspec.Struct, frozen=True):
+    """One read from the store: how long it took, or why it failed."""
+
+    seconds: float = 0.0
+    problem: str = ""
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is known of one node at one moment."""
+
+    now: float
+    memory: Memory
+    settings: Settings = Settings()
+    network: KernelNetwork = KernelNetwork()
+    firewall: Firewall = Firewall()
+    routing: Routing = Routing()
+    files: Files = Files()
+    store: StoreTrial = StoreTrial()
+    drift: tuple[str, ...] = ()
+    """Differences between plan and kernel that stayed."""
+    unseen: Mapping[str, str] = {}
+    """Sources that failed, and why."""
+
+
+class PoolFill(msgspec.Struct, frozen=True):
+    """How many of a pool's blocks are claimed by anyone."""
+
+    name: str
+    cidr: str
+    claimed: int
+    total: int
+
+
+class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent tells the command besides its findings, for checks that look at several nodes at once."""
+
+    node: str
+    version: str
+    at: float
+    """The agent's clock when it answered."""
+    pod_mtu: int
+    sessions: tuple[Session, ...] = ()
+    pools: tuple[PoolFill, ...] = ()
+    addresses: tuple[str, ...] = ()
+    seen: Mapping[str, float] = {}
+    """For every node of the cluster: seconds since its agent last wrote to the store."""
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """An agent's summary, and the command's own clock when it came."""
+
+    summary: NodeSummary
+    received: float
+
+
+class ClusterFacts(msgspec.Struct, frozen=True):
+    """The answers of the agents that were asked, and why the silent ones gave none."""
+
+    heard: Mapping[str, Heard] = {}
+    silent: Mapping[str, str] = {}
+    whole: bool = True
+    """Whether every node was asked, not only some that were named."""

@@ -1,0 +1,121 @@
+"""Devices, routes and neighbours that rtnetlink tells, as far as they may stand in pods' way."""
+
+import struct
+from collections.abc import Collection, Iterable, Sequence
+
+from podway.api.addresses import Address, Family, Network
+from podway.api.lease import LINK_PREFIX
+from podway.bgp.status import BirdRoute
+from podway.health.facts import Device, KernelNetwork, KernelRoute, NeighbourTable, Way
+from podway.kernel import addresses, links, neighbours, routes
+from podway.kernel.netlink import Connection, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import number, parse, string
+from podway.kernel.routes import RouteRecord
+from podway.plan.objects import ROUTE_PROTOCOL
+
+RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL = 64, 66
+NDTA_NAME, NDTA_THRESH3, NDTA_STATS = 1, 4, 7
+"""include/uapi/linux/neighbour.h"""
+_STATS = struct.Struct("=11Q")
+"""struct ndt_stats; the last number is ndts_table_fulls."""
+
+RT_TABLE_LOCAL = 255
+RTPROT_KERNEL = 2
+
+WAYS = 256
+"""How many routes to others' blocks are asked for: two netlink questions each."""
+
+
+def read(connection: Connection, learned: Sequence[BirdRoute]) -> KernelNetwork:
+    """Return what is there; `learned` are the routes that our BIRD told the kernel. Raises KernelError."""
+    by_index: dict[int, list[addresses.AddressRecord]] = {}
+    for found in addresses.dump(connection):
+        by_index.setdefault(found.index, []).append(found)
+    records = links.dump(connection)
+    names = {link.index: link.name for link in records}
+    return KernelNetwork(
+        devices=tuple(
+            Device(
+                link.name,
+                link.kind,
+                link.mtu,
+                link.up,
+                tuple(found.address for found in by_index.get(link.index, ())),
+                link.name.startswith(LINK_PREFIX),
+            )
+            for link in records
+        ),
+        routes=tuple(_others_routes(connection, names, {route.network for route in learned})),
+        ways=tuple(_ways(connection, learned)),
+        neighbours=_neighbour_tables(connection),
+    )
+
+
+def _others_routes(
+    connection: Connection, names: dict[int, str], learned: Collection[Network]
+) -> Iterable[KernelRoute]:
+    """Yield routes in all tables that somebody else wrote, but for what the kernel made of addresses."""
+    for family in Family:
+        for record in routes.dump(connection, family, table=0):
+            if record.table != RT_TABLE_LOCAL and not _expected(record, learned):
+                yield KernelRoute(
+                    record.destination,
+                    record.type,
+                    names.get(record.index, ""),
+                    record.gateway,
+                    record.protocol,
+                    record.metric,
+                    record.table,
+                )
+
+
+def _expected(record: RouteRecord, learned: Collection[Network]) -> bool:
+    if record.protocol == c.RTPROT_BIRD:
+        return record.destination in learned
+    return record.protocol in {ROUTE_PROTOCOL, RTPROT_KERNEL}
+
+
+def _ways(connection: Connection, learned: Iterable[BirdRoute]) -> Iterable[Way]:
+    remote = [route for route in learned if route.best and route.next_hops]
+    for route in remote[:WAYS]:
+        found = routes.lookup(connection, _an_address(route.network))
+        gateways = {hop.gateway for hop in route.next_hops}
+        hop = next((hop for hop in route.next_hops if hop.gateway == found.gateway), route.next_hops[0])
+        if found.gateway in gateways and found.device == hop.device and found.matched in {route.network, None}:
+            continue
+        yield Way(
+            route.network,
+            " or ".join(f"via {hop.gateway} dev {hop.device}" for hop in route.next_hops),
+            found.device,
+            found.gateway,
+            found.matched,
+            found.table,
+            found.type,
+        )
+
+
+def _an_address(network: Network) -> Address:
+    """Return an address that a pod may have."""
+    return Family.of(network).address(int(network.network_address) + min(1, network.num_addresses - 1))
+
+
+def _neighbour_tables(connection: Connection) -> tuple[NeighbourTable, ...]:
+    learned = [found for found in neighbours.dump(connection) if not found.permanent]
+    tables = []
+    for message in connection.dump(Request(RTM_GETNEIGHTBL, b"\0" * 4, "list", "neighbour tables")):
+        found = parse(message.body, 4)
+        name = string(found.get(NDTA_NAME))
+        if NDTA_THRESH3 not in found or name not in {"arp_cache", "ndisc_cache"}:
+            continue  # a device's own parameters
+        family = Family.IPV4 if name == "arp_cache" else Family.IPV6
+        stats = found.get(NDTA_STATS, b"")
+        tables.append(
+            NeighbourTable(
+                family,
+                sum(entry.address.version == family for entry in learned),
+                number(found[NDTA_THRESH3]),
+                int(_STATS.unpack(stats)[-1]) if len(stats) == _STATS.size else 0,
+            )
+        )
+    return tuple(tables)

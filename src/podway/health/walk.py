@@ -1,0 +1,156 @@
+"""Sends an imagined packet through others' firewall rules.
+
+In every hook the kernel calls the base chains in the order of their priorities; a drop in any of them is
+final, an accept ends only its own chain (man 8 nft, "VERDICT STATEMENT"). A rule that asks for more than is
+known here may apply or not: what follows from it is told as a possibility.
+"""
+
+from ipaddress import ip_address, ip_network
+
+import msgspec
+
+from podway.api.addresses import Address
+from podway.health.ruleset import Chain, Condition, Rule, Ruleset
+
+_DEPTH = 16
+"""Jumps that the kernel follows (NFT_JUMP_STACK_SIZE)."""
+
+
+class Packet(msgspec.Struct, frozen=True):
+    """The first packet of a connection, without a mark, at one hook. What is None is not known."""
+
+    hook: str
+    source: Address
+    destination: Address
+    iif: str | None = None
+    oif: str | None = None
+    protocol: str | None = None
+    dport: int | None = None
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Where a packet ends. `rule` is None if it is the chain's policy; not `certain`: it may end here."""
+
+    chain: Chain
+    rule: Rule | None
+    certain: bool
+
+
+class _Passage(msgspec.Struct, frozen=True):
+    """What a chain did: `dropped`, `accepted`, or neither; `sure` unless a doubtful accept may have come first."""
+
+    dropped: Drop | None = None
+    accepted: bool = False
+    sure: bool = True
+
+
+def drop_of(rules: Ruleset, packet: Packet) -> Drop | None:
+    """Return where the packet ends, a certain place rather than a possible one; None if it passes."""
+    base = [chain for chain in rules.chains if chain.hook == packet.hook and _sees(chain, packet)]
+    possible: list[Drop] = []
+    for chain in sorted(base, key=lambda chain: chain.priority):
+        passage = _pass(rules, chain, packet, True, possible, 0)
+        if passage.dropped is None and not passage.accepted and chain.policy == "drop":
+            passage = _Passage(Drop(chain, None, passage.sure))
+        if passage.dropped and passage.dropped.certain:
+            return passage.dropped
+        if passage.dropped:
+            possible.append(passage.dropped)
+    return possible[0] if possible else None
+
+
+def _pass(rules: Ruleset, chain: Chain, packet: Packet, sure: bool, possible: list[Drop], depth: int) -> _Passage:
+    for rule in chain.rules:
+        applies = _applies(rule, packet)
+        if applies is False:
+            continue
+        certainly = applies is True
+        match rule.verdict:
+            case "drop" | "reject" if certainly:
+                return _Passage(Drop(chain, rule, sure))
+            case "drop" | "reject" if _means_us(rule):
+                possible.append(Drop(chain, rule, False))
+            case "accept" if certainly:
+                return _Passage(accepted=True, sure=sure)
+            case "return" if certainly:
+                return _Passage(sure=sure)
+            case "accept" | "return":
+                sure = False
+            case "jump" | "goto":
+                target = rules.sibling(chain, rule.target)
+                if target is None or depth > _DEPTH:
+                    continue
+                passage = _pass(rules, target, packet, sure and certainly, possible, depth + 1)
+                if certainly and (passage.dropped or passage.accepted or rule.verdict == "goto"):
+                    return passage
+                if passage.dropped and _means_us(rule):
+                    possible.append(passage.dropped)
+                sure = passage.sure if certainly else sure and passage.sure and not passage.accepted
+    return _Passage(sure=sure)
+
+
+def _sees(chain: Chain, packet: Packet) -> bool:
+    return chain.family in {"inet", "ip" if packet.source.version == 4 else "ip6"}
+
+
+def _means_us(rule: Rule) -> bool:
+    """A doubtful drop is worth a word only if it names addresses: most are limits and states of others."""
+    return any(condition.field in {"saddr", "daddr"} for condition in rule.conditions)
+
+
+def _applies(rule: Rule, packet: Packet) -> bool | None:
+    answers = [_holds(condition, packet) for condition in rule.conditions]
+    if False in answers:
+        return False
+    return None if rule.doubtful or None in answers else True
+
+
+def _holds(condition: Condition, packet: Packet) -> bool | None:
+    version = packet.source.version
+    match condition.field:
+        case "saddr":
+            found = any(_within(packet.source, value) for value in condition.values)
+        case "daddr":
+            found = any(_within(packet.destination, value) for value in condition.values)
+        case "family":
+            found = f"v{version}" in condition.values
+        case "state":
+            found = "new" in condition.values
+        case "mark":
+            found = any(int(value.partition("/")[0], 0) == 0 for value in condition.values)
+        case "iif" | "oif" as field:
+            device = packet.iif if field == "iif" else packet.oif
+            if device is None:
+                return None
+            found = any(_named(device, value) for value in condition.values)
+        case "protocol":
+            if packet.protocol is None:
+                return None
+            found = packet.protocol in condition.values or "all" in condition.values
+        case "dport":
+            if packet.dport is None:
+                return None
+            found = any(_in_range(packet.dport, value) for value in condition.values)
+        case _:
+            return None
+    return found != condition.negated
+
+
+def _within(address: Address, value: str) -> bool:
+    first, dash, last = value.partition("-")
+    if dash:
+        low, high = ip_address(first), ip_address(last)
+        return low.version == address.version and int(low) <= int(address) <= int(high)
+    network = ip_network(value, strict=False)
+    return network.version == address.version and address in network
+
+
+def _named(device: str, value: str) -> bool:
+    return device.startswith(value[:-1]) if value.endswith("*") else device == value
+
+
+def _in_range(port: int, value: str) -> bool:
+    first, _, last = value.partition("-")
+    if not first.isdecimal():
+        return False
+    return int(first) <= port <= int(last or first)

@@ -1,0 +1,45 @@
+"""One lab for all tests of the doctor that cause faults: each test mends what it broke."""
+
+from collections.abc import Callable, Iterator
+from ipaddress import ip_interface
+from typing import Any
+
+import pytest
+from health_lab import HealthLab, running_lab
+
+from podway.health.facts import KernelNetwork, Memory, NeighbourTable, NodeFacts
+from podway.plan.node import Uplink
+from podway.plan.objects import NodePlan
+from podway.plan.view import ClusterView
+
+UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/16"),))
+
+
+@pytest.fixture(scope="session")
+def shared_lab() -> Iterator[HealthLab]:
+    """Two dual-stack nodes with a pod each."""
+    with running_lab(2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(shared_lab: HealthLab) -> Iterator[HealthLab]:
+    """The shared lab. After the test it must be without findings again: what is mended is no longer found."""
+    yield shared_lab
+    shared_lab.start_missing_agents()
+    shared_lab.wait_healthy()
+
+
+@pytest.fixture
+def node_facts() -> Callable[..., NodeFacts]:
+    """Give a function that makes facts of a healthy node, but for what it is told."""
+
+    def make(
+        *, uplink: Uplink = UPLINK, tables: tuple[NeighbourTable, ...] = (), memory: Any = None, **given: Any
+    ) -> NodeFacts:
+        known = {"node": "node1", "version": "1", "view": ClusterView.of((), 0), "uplink": uplink, "pod_mtu": 1500}
+        given.setdefault("network", KernelNetwork(neighbours=tables))
+        given.setdefault("now", 1000.0)
+        return NodeFacts(memory=Memory(plan=NodePlan(), **{**known, **(memory or {})}), **given)
+
+    return make

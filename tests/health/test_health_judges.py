@@ -1,0 +1,164 @@
+"""Judges told facts: faults that no lab can have, and the edges of those that it can."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podway.health.checks import every, of_clusters, of_nodes
+from podway.health.checks.agent import channel, looking
+from podway.health.checks.bgp import bgp_session
+from podway.health.checks.cluster import agent, clock, node_address, versions
+from podway.health.checks.host import forwarding, kernel
+from podway.health.checks.plan import fight
+from podway.health.facts import (
+    ClusterFacts,
+    Heard,
+    KernelNetwork,
+    KernelRoute,
+    NodeSummary,
+    Repair,
+    Session,
+    Settings,
+)
+
+DOC = Path(__file__).parents[2] / "docs" / "doctor.md"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+Facts = Callable[..., Any]
+
+
+def heard(node: str, **given: Any) -> Heard:
+    received = given.pop("received", 1000.0)
+    known = {"node": node, "version": "1", "at": 1000.0, "pod_mtu": 1500, **given}
+    return Heard(NodeSummary(**known), received)
+
+
+def cluster(*nodes: Heard, **given: Any) -> ClusterFacts:
+    return ClusterFacts({each.summary.node: each for each in nodes}, **given)
+
+
+def session(node: str, **given: Any) -> Session:
+    return Session(f"{node}.ipv4", node, "192.0.2.2", 179, given.pop("state", "Connect"), NOW, **given)
+
+
+def test_healthy_facts_have_no_problem(node_facts: Facts) -> None:
+    assert [found for check in of_nodes() for found in check.examine(node_facts())] == []
+    assert [found for check in of_clusters() for found in check.examine(cluster(heard("a"), heard("b")))] == []
+
+
+def test_a_kernel_that_lacks_something(node_facts: Facts) -> None:
+    lacking = "the kernel has no veth devices\n  hint: load veth (CONFIG_VETH)"
+    (problem,) = kernel(node_facts(settings=Settings(unsupported=lacking)))
+    assert (problem.found, problem.mend) == ("the kernel has no veth devices", "load veth (CONFIG_VETH)")
+
+
+def test_a_source_that_could_not_be_read(node_facts: Facts) -> None:
+    (problem,) = looking(node_facts(unseen={"firewall": "nft says no"}))
+    assert problem.subject == "firewall"
+    assert "nft says no" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("hours", "severity"), [(24.0, None), (6.0, None), (4.0, "warning"), (-1.0, "error")], ids=str
+)
+def test_a_certificate_near_its_end(node_facts: Facts, hours: float, severity: str | None) -> None:
+    """It lives for 24 hours, and is renewed long before its end."""
+    found = list(channel(node_facts(now=0.0, memory={"certificate_expires": hours * 3600})))
+    assert [problem.severity for problem in found] == ([] if severity is None else [severity])
+
+
+def test_a_default_route_that_router_advertisements_will_not_renew(node_facts: Facts) -> None:
+    route = KernelRoute(ip_network("::/0"), "unicast", "eth0", None, 9, 1024, 254)
+    advertised = KernelNetwork(routes=(route,))
+    for accept, expected in (("1", 1), ("2", 0), ("0", 0)):
+        values = {"net/ipv6/conf/eth0/accept_ra": accept}
+        assert len(list(forwarding(node_facts(network=advertised, settings=Settings(values))))) == expected
+    assert not list(forwarding(node_facts(settings=Settings({"net/ipv6/conf/eth0/accept_ra": "1"}))))
+
+
+def test_three_repairs_are_a_fight_while_they_are_recent(node_facts: Facts) -> None:
+    repairs = tuple(Repair(at, "route r was missing: added") for at in (100.0, 200.0, 300.0))
+    assert len(list(fight(node_facts(now=400.0, memory={"repairs": repairs})))) == 1
+    assert not list(fight(node_facts(now=400.0, memory={"repairs": repairs[:2]})))
+    assert not list(fight(node_facts(now=750.0, memory={"repairs": repairs})))
+
+
+def test_two_nodes_with_one_address() -> None:
+    nodes = (heard("a", addresses=("192.0.2.1",)), heard("b", addresses=("192.0.2.1", "fd00::1")))
+    (problem,) = node_address(cluster(*nodes))
+    assert problem.subject == "192.0.2.1"
+    assert "a and b" in problem.found
+
+
+def test_nodes_that_nobody_could_ask_count_by_their_last_sign() -> None:
+    seen = {"a": 2.0, "b": 500.0, "c": 3.0}
+    (problem,) = agent(cluster(heard("a", seen=seen)))
+    assert problem.subject == "b"
+    assert not list(agent(cluster(heard("a", seen=seen), whole=False))), "only one was asked for"
+    (silent,) = agent(cluster(heard("a", seen=seen), silent={"b": "refused"}))
+    assert "refused" in silent.found
+
+
+def test_clocks_are_compared_with_the_middle_one() -> None:
+    nodes = (heard("a", at=1000.1), heard("b", at=1000.4), heard("c", at=940.0))
+    (problem,) = clock(cluster(*nodes))
+    assert (problem.subject, problem.found) == ("c", "its clock is 60 s behind")
+    assert not list(clock(cluster(heard("a", at=1001.0))))
+
+
+def test_the_version_of_most_is_the_right_one() -> None:
+    nodes = (heard("a", version="2"), heard("b", version="1"), heard("c", version="2"))
+    (problem,) = versions(cluster(*nodes))
+    assert problem.subject == "b"
+
+
+def test_of_two_ends_the_reason_that_says_more_is_told() -> None:
+    """One end only sees silence; the other sees that it has no route."""
+    one = heard("a", sessions=(session("b", answer="silent"),))
+    other = heard("b", sessions=(session("a", way="unreachable"),))
+    (problem,) = bgp_session(cluster(one, other))
+    assert problem.subject == "a - b IPv4"
+    assert "no route from b" in problem.found
+    assert "on a Connect" in problem.found
+    assert "on b Connect" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"answer": "refused"}, "BIRD does not run there"),
+        ({"answer": "silent", "ping": False}, "dead or cut off"),
+        ({"answer": "silent"}, "the port is filtered"),
+        ({"answer": "unreachable"}, "the port is filtered"),
+        ({"answer": "silent", "signatures": 3}, "password"),
+        ({"answer": "open", "state": "Active", "last_error": "Received: Bad peer AS"}, "AS numbers"),
+        ({"answer": "open", "state": "OpenSent"}, "hangs"),
+        ({"answer": "open", "state": "Idle", "last_error": "Hold timer expired"}, "BIRD: Hold timer expired"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_the_likely_reason_of_a_session_that_is_down(given: dict[str, Any], words: str) -> None:
+    (problem,) = bgp_session(cluster(heard("a", sessions=(session("b", **given),))))
+    assert words in problem.found
+
+
+def test_every_check_says_what_it_looks_at_and_why() -> None:
+    names = [check.name for check in every()]
+    assert len(set(names)) == len(names)
+    for check in every():
+        assert check.looks_at
+        assert check.why
+
+
+def test_the_manual_lists_the_checks_as_they_are_declared() -> None:
+    """Correct docs/doctor.md by what this shows."""
+    rows = [
+        f"| `{check.name}` | {check.looks_at} | {check.why} | {'caused' if check.caused else 'facts'} |"
+        for check in every()
+    ]
+    listed = [line for line in DOC.read_text().splitlines() if line.endswith(("| caused |", "| facts |"))]
+    assert listed == rows

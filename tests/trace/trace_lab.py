@@ -1,0 +1,102 @@
+"""A lab as the tests of traces use it."""
+
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from podway.api.addresses import Address, Family
+from podway.api.resources import Resource
+from podway.cli.agents import agents
+from podway.cli.options import GlobalOptions
+from podway.errors import AgentError
+from podway.kernel import netns
+from podway.lab import facts, names, pods
+from podway.probe.build import Protocol
+from podway.prove.tracing.names import resolve
+from podway.prove.tracing.report import TraceReport
+from podway.prove.tracing.trace import trace
+
+POOLS = ("10.244.0.0/16", "fd00:10:244::/56")
+
+
+@dataclass
+class TraceLab:
+    """A lab with the pods `a` and `c` on node1 and `b` on node2; `a` and `b` serve TCP port 80."""
+
+    name: str
+
+    def resources(self) -> tuple[Resource, ...]:
+        return facts.ask(self.name, lambda store: store.list_all()).items
+
+    def asker(self, *, remote: bool = False) -> Callable[..., object]:
+        asked = agents(GlobalOptions(None, self.name), remote=remote)
+
+        def ask(node: str, method: str, **params: object) -> object:
+            if node not in asked:
+                raise AgentError(f"no agent of {node}")
+            return asked[node](method, **{"timeout": 2.0, **params})
+
+        return ask
+
+    def trace(
+        self,
+        source: str,
+        target: str,
+        *,
+        protocol: str = "ICMP",
+        port: int = 0,
+        families: Sequence[Family] = (Family.IPV4,),
+        ask: Callable[..., object] | None = None,
+        **keywords: object,
+    ) -> TraceReport:
+        found = self.resources()
+        return trace(
+            found,
+            ask or self.asker(),
+            resolve(source, found),
+            resolve(target, found),
+            protocol=Protocol(protocol),
+            port=port,
+            families=families,
+            **{"timeout": 0.4, **keywords},
+        )
+
+    def address(self, pod: str, family: Family = Family.IPV4) -> Address:
+        found = pods.find(self.name, pod, "default").addresses
+        return next(address for address in found if address.version == family)
+
+    def namespace(self, place: str) -> str:
+        """Return the namespace of a node, of the fabric, or of a pod of the namespace default."""
+        if place == "fabric":
+            return names.fabric_netns(self.name)
+        if place.startswith("node"):
+            return names.node_netns(self.name, place)
+        return names.pod_netns(self.name, "default", place)
+
+    def sh(self, place: str, command: str) -> str:
+        done = subprocess.run(
+            ["nsenter", f"--net={netns.path_of(self.namespace(place))}", "sh", "-euc", command],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def changed(self, place: str, do: str, undo: str) -> Iterator[None]:
+        """Change something by hand while the block runs."""
+        self.sh(place, do)
+        try:
+            yield
+        finally:
+            self.sh(place, undo)
+
+    @contextmanager
+    def nft(self, place: str, rules: str) -> Iterator[None]:
+        """Have somebody else's nftables rules while the block runs; the table is `inet other`."""
+        self.sh(place, f"nft -f - <<'END'\ntable inet other {{\n{rules}\n}}\nEND")
+        try:
+            yield
+        finally:
+            self.sh(place, "nft delete table inet other")
