@@ -5,7 +5,7 @@ import msgspec
 from podway.api.lease import ALIAS_BYTES, MAX_CONTAINER_ID, Attachment, Lease
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, NetworkConfigSpec
-from podway.plan.node import Uplink, plan_node, pod_mtu
+from podway.plan.node import HostFacts, Uplink, plan_node, pod_mtu
 from podway.plan.objects import Route
 from podway.plan.view import ClusterView
 from podway.store.base import Event
@@ -79,3 +79,24 @@ def test_names_that_are_too_long_for_the_kernel_are_cut_and_stay_distinct() -> N
     widest = Attachment("c" * MAX_CONTAINER_ID, "i" * 15)
     assert len(widest.altname) == 127
     assert len(widest.link) == 15
+
+
+def test_ipv4_needs_a_rule_against_spoofing_only_where_the_host_is_loose() -> None:
+    view = ClusterView.of([], 1)
+    for value, families in (("0", {"ip6"}), ("1", {"ip6"}), ("2", {"ip", "ip6"})):
+        tables = plan_node(view, "a", UPLINK, [], facts=HostFacts(all_rp_filter=value)).tables
+        assert {table.family for table in tables} == families
+
+
+def test_an_uplink_that_listens_to_routers_goes_on_doing_so_when_it_forwards() -> None:
+    view = ClusterView.of([], 1)
+    path = "net/ipv6/conf/eth0/accept_ra"
+    for value, wanted in (("0", None), ("1", "2"), ("2", None)):
+        sysctls = {
+            s.path: s.value for s in plan_node(view, "a", UPLINK, [], facts=HostFacts(accept_ra=value)).sysctls
+        }
+        assert sysctls.get(path) == wanted
+    ipv4_only = Uplink("eth0", 1500, UPLINK.addresses[:1])
+    assert path not in {
+        s.path for s in plan_node(view, "a", ipv4_only, [], facts=HostFacts(accept_ra="1")).sysctls
+    }

@@ -18,11 +18,11 @@ from podway.agent import admin, originals
 from podway.agent.admin import Method
 from podway.agent.blocks import BlockKeeper
 from podway.agent.channel import Channel
-from podway.agent.checkup import Checkup
 from podway.agent.identity import NodeLock
 from podway.agent.learned import LearnedRoutes
 from podway.agent.membership import Membership
 from podway.agent.options import AgentOptions
+from podway.agent.parts import Parts
 from podway.agent.pods import PodNetwork
 from podway.agent.reconciler import ECHO, SETTLE, Reconciler
 from podway.agent.report import Reporter
@@ -105,6 +105,7 @@ class Agent:
                 impaired=lambda: self._routing_problem,
             )
             self._pods.learn_namespaces()
+            self._reconciler.learn_facts()
             originals.remember(options.run_dir, self._kernel, self._state.plan())
             self._bring_to_plan()
             await self._ensure_blocks()
@@ -117,7 +118,7 @@ class Agent:
             stack.push_async_callback(server.close)
             self._channel = Channel(self._store, self._state)
             stack.callback(self._channel.close)
-            joined = (
+            parts = Parts(
                 options,
                 self._state,
                 self._kernel,
@@ -125,9 +126,10 @@ class Agent:
                 self._speaker,
                 self._learned,
                 self._channel,
+                self._store,
+                self._problems,
             )
-            checkup = Checkup(*joined, self._store, problems=self._problems)
-            reporter = Reporter(*joined, checkup, problems=self._problems)
+            reporter = Reporter(parts)
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=uplink.device, pods=len(self._state.leases))
             await self._serve(server, reporter.methods)

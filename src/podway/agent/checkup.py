@@ -1,6 +1,6 @@
 """What an agent does for `podway doctor`: it tells the doctor what it knows, and answers with what was found."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,43 +9,21 @@ import msgspec
 
 from podway import __version__
 from podway.agent.admin import Method
-from podway.agent.channel import Channel
-from podway.agent.learned import LearnedRoutes
 from podway.agent.options import DEFAULT_RUN_DIR, AgentOptions
-from podway.agent.reconciler import Reconciler
-from podway.agent.state import NodeState
-from podway.bgp.speaker import BgpSpeaker
+from podway.agent.parts import Parts
 from podway.health.doctor import Doctor
 from podway.health.facts import Memory, Repair
 from podway.health.sources.files import Places
-from podway.kernel.node import Kernel
 from podway.plan.node import pod_mtu
-from podway.store.base import Store
 from podway.store.open import SQLITE
 
 
 class Checkup:
-    """Answers `doctor`. `problems` tells what is wrong with store and routing."""
+    """Answers `doctor`."""
 
-    def __init__(
-        self,
-        options: AgentOptions,
-        state: NodeState,
-        kernel: Kernel,
-        reconciler: Reconciler,
-        speaker: BgpSpeaker,
-        learned: LearnedRoutes,
-        channel: Channel,
-        store: Store,
-        *,
-        problems: Callable[[], dict[str, str]],
-    ) -> None:
-        self._state = state
-        self._reconciler = reconciler
-        self._learned = learned
-        self._channel = channel
-        self._problems = problems
-        self._doctor = Doctor(self._memory, kernel, speaker, store, _places(options))
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._doctor = Doctor(self._memory, parts.kernel, parts.speaker, parts.store, _places(parts.options))
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -58,7 +36,7 @@ class Checkup:
         return answer
 
     def _memory(self) -> Memory:
-        state, problems, channel = self._state, self._problems(), self._channel.status()
+        state, problems, channel = self._parts.state, self._parts.problems(), self._parts.channel.status()
         return Memory(
             node=state.node,
             version=__version__,
@@ -68,8 +46,8 @@ class Checkup:
             pod_mtu=pod_mtu(state.view, state.uplink),
             blocks=state.book.use(state.now()),
             pools=tuple(pool.metadata.name for pool in state.node_pools()),
-            repairs=tuple(Repair(repair.at, repair.what) for repair in self._reconciler.repairs),
-            refused=(*self._reconciler.failures, *self._learned.failures),
+            repairs=tuple(Repair(repair.at, repair.what) for repair in self._parts.reconciler.repairs),
+            refused=(*self._parts.reconciler.failures, *self._parts.learned.failures),
             store_problem=problems["store"],
             routing_problem=problems["routing"],
             channel_problem=channel["problem"],

@@ -11,6 +11,7 @@ from podway.agent.state import NodeState
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.plan.changes import between
+from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, HostFacts
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +23,6 @@ ECHO = 0.5
 
 REST, LONGEST_REST = 5.0, 0.4
 """After a look, rest so many times as long as it took, within a limit in seconds: requests come first."""
-
-ALL_RP_FILTER = "net/ipv4/conf/all/rp_filter"
 
 REMEMBERED_REPAIRS = 100
 
@@ -50,7 +49,7 @@ class Reconciler:
 
     def apply(self) -> Report:
         """Bring the kernel to the plan now, after the plan changed."""
-        self._learn_facts()
+        self.learn_facts()
         report = self._kernel.apply(self._state.plan())
         for change in report.changes:
             log.debug("applied", change=str(change))
@@ -63,7 +62,7 @@ class Reconciler:
         What follows from a setting of theirs that the plan takes into account is no repair.
         """
         before = self._state.plan()
-        after = self._state.plan() if self._learn_facts() else before
+        after = self._state.plan() if self.learn_facts() else before
         expected = {(change.kind, change.key) for change in between(before, after)} if after != before else set()
         report = self._kernel.apply(after)
         for change in report.changes:
@@ -72,11 +71,12 @@ class Reconciler:
         self._note_failures(report)
         return report
 
-    def _learn_facts(self) -> bool:
+    def learn_facts(self) -> bool:
         """Take over what the plan depends on and is not ours to set; tell whether it changed."""
-        known = self._state.all_rp_filter
-        self._state.all_rp_filter = self._kernel.sysctls([ALL_RP_FILTER]).get(ALL_RP_FILTER, "")
-        return self._state.all_rp_filter != known
+        known, accept_ra = self._state.facts, ACCEPT_RA.format(uplink=self._state.uplink.device)
+        values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra])
+        self._state.facts = HostFacts(values.get(ALL_RP_FILTER, ""), values.get(accept_ra, ""))
+        return self._state.facts != known
 
     def note(self, what: str) -> None:
         """Log and remember a repair, told in words."""

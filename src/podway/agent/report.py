@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +10,19 @@ import msgspec
 
 from podway import __version__
 from podway.agent.admin import Method
-from podway.agent.channel import Channel
 from podway.agent.checkup import Checkup
-from podway.agent.learned import LearnedRoutes
-from podway.agent.options import AgentOptions
-from podway.agent.reconciler import Reconciler
-from podway.agent.state import NodeState
+from podway.agent.parts import Parts
 from podway.agent.tracing import Tracing
-from podway.bgp.speaker import BgpSpeaker
 from podway.errors import RoutingError
-from podway.kernel.node import Kernel
 
 
 class Reporter:
-    """Answers `status`, `leases`, `peers` and `routes`. `problems` tells what is wrong with store and routing."""
+    """Answers `status`, `leases`, `peers` and `routes`, and has the doctor and the tracer answer for theirs."""
 
-    def __init__(
-        self,
-        options: AgentOptions,
-        state: NodeState,
-        kernel: Kernel,
-        reconciler: Reconciler,
-        speaker: BgpSpeaker,
-        learned: LearnedRoutes,
-        channel: Channel,
-        checkup: Checkup,
-        *,
-        problems: Callable[[], dict[str, str]],
-    ) -> None:
-        self._options = options
-        self._state = state
-        self._kernel = kernel
-        self._reconciler = reconciler
-        self._speaker = speaker
-        self._learned = learned
-        self._problems = problems
-        self._channel = channel
-        self._checkup = checkup
-        self._tracing = Tracing(state, speaker)
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._checkup = Checkup(parts)
+        self._tracing = Tracing(parts.state, parts.speaker)
         self._started = time.time()
 
     @property
@@ -64,37 +39,37 @@ class Reporter:
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
-        problems = self._problems()
+        problems = self._parts.problems()
         try:
             peers = await self.peers()
         except RoutingError as error:
             peers, problems["routing"] = [], error.message
         return {
             "ready": True,
-            "node": self._options.node,
+            "node": self._parts.options.node,
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
             "memory": _resident(),
             "uplink": {
-                "device": self._state.uplink.device,
-                "mtu": self._state.uplink.mtu,
-                "addresses": [str(address) for address in self._state.uplink.addresses],
+                "device": self._parts.state.uplink.device,
+                "mtu": self._parts.state.uplink.mtu,
+                "addresses": [str(address) for address in self._parts.state.uplink.addresses],
             },
-            "store": {"url": self._options.store, "problem": problems["store"]},
-            "routing": {"problem": problems["routing"], "bird": self._speaker.bird.pid or 0, "peers": peers},
+            "store": {"url": self._parts.options.store, "problem": problems["store"]},
+            "routing": {"problem": problems["routing"], "bird": self._parts.speaker.bird.pid or 0, "peers": peers},
             "blocks": [
                 {**msgspec.to_builtins(use, enc_hook=str), "free": use.free}
-                for use in self._state.book.use(self._state.now())
+                for use in self._parts.state.book.use(self._parts.state.now())
             ],
-            "leases": len(self._state.leases),
+            "leases": len(self._parts.state.leases),
             "drift": {
-                "now": [str(change) for change in self._kernel.diff(self._state.plan())],
-                "repaired": [msgspec.to_builtins(repair) for repair in self._reconciler.repairs],
-                "refused": [*self._reconciler.failures, *self._learned.failures],
+                "now": [str(change) for change in self._parts.kernel.diff(self._parts.state.plan())],
+                "repaired": [msgspec.to_builtins(repair) for repair in self._parts.reconciler.repairs],
+                "refused": [*self._parts.reconciler.failures, *self._parts.learned.failures],
             },
-            "channel": self._channel.status(),
-            "kernel_writes": self._kernel.writes,
+            "channel": self._parts.channel.status(),
+            "kernel_writes": self._parts.kernel.writes,
         }
 
     async def leases(self) -> list[dict[str, Any]]:
@@ -109,16 +84,16 @@ class Reporter:
                 "link": lease.attachment.link,
                 "addresses": [str(address) for address in lease.addresses],
             }
-            for lease in self._state.leases.values()
+            for lease in self._parts.state.leases.values()
         ]
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the node's BGP sessions as BIRD has them."""
-        return [msgspec.to_builtins(peer, enc_hook=str) for peer in await self._speaker.peers()]
+        return [msgspec.to_builtins(peer, enc_hook=str) for peer in await self._parts.speaker.peers()]
 
     async def routes(self) -> list[dict[str, Any]]:
         """Return the routes to blocks that BIRD knows, own and learned."""
-        return [msgspec.to_builtins(route, enc_hook=str) for route in await self._speaker.routes()]
+        return [msgspec.to_builtins(route, enc_hook=str) for route in await self._parts.speaker.routes()]
 
 
 def _resident() -> int:

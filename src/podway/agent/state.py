@@ -12,7 +12,7 @@ from podway.api.lease import Attachment, Lease
 from podway.api.resources import IPPool
 from podway.ipam.addresses import AddressBook
 from podway.ipam.selection import pools_for, pools_for_node
-from podway.plan.node import Uplink, guarded_families, plan_node, pod_mtu
+from podway.plan.node import HostFacts, Uplink, plan_node, pod_mtu
 from podway.plan.objects import NodePlan, PodWiring
 from podway.plan.view import ClusterView
 from podway.plan.wiring import wire
@@ -30,8 +30,7 @@ class NodeState:
         self.book: AddressBook[Attachment] = AddressBook()
         self.withdrawn: set[Network] = set()
         """Blocks on their way back to the pool: no longer announced, and nothing is leased from them."""
-        self.all_rp_filter = ""
-        """The node's own `all.rp_filter`: somebody else's setting, which decides what our pod links need."""
+        self.facts = HostFacts()
         self.view = view
         self.follow(view)
 
@@ -81,7 +80,7 @@ class NodeState:
             self.uplink,
             staying,
             withdrawn=frozenset(self.withdrawn),
-            guarded=guarded_families(self.all_rp_filter),
+            facts=self.facts,
         )
 
     @property

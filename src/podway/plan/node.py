@@ -30,17 +30,35 @@ SPOOF_GUARD = f"""
 """
 """A pod may send only from an address that is routed to it: for the families whose kernel does not see to it."""
 
-GUARDED = frozenset({Family.IPV6})
-"""IPv4 has strict rp_filter, which costs forwarded packets nothing; this hook would cost every packet 1 %."""
+ALL_RP_FILTER = "net/ipv4/conf/all/rp_filter"
+ACCEPT_RA = "net/ipv6/conf/{uplink}/accept_ra"
 
 
-def guarded_families(all_rp_filter: str) -> frozenset[Family]:
-    """Return the families that need the rule, given `net.ipv4.conf.all.rp_filter`.
+class HostFacts(msgspec.Struct, frozen=True):
+    """Settings of the node that are not ours to choose, but that decide what it needs: their values as text."""
 
-    The kernel takes the larger of that and the link's own setting: with 2 (loose), strict becomes loose
-    (Documentation/networking/ip-sysctl.rst).
-    """
-    return GUARDED | {Family.IPV4} if all_rp_filter == "2" else GUARDED
+    all_rp_filter: str = ""
+    accept_ra: str = ""
+    """The uplink's."""
+
+    @property
+    def guarded(self) -> frozenset[Family]:
+        """Families that need a rule against foreign source addresses.
+
+        IPv4 has strict rp_filter, at no cost to forwarded packets; the rule's hook would cost every one of
+        them some 2 %. But the kernel takes the larger of a link's setting and that of `all`: with 2 (loose)
+        there, strict becomes loose (Documentation/networking/ip-sysctl.rst).
+        """
+        return frozenset(Family) if self.all_rp_filter == "2" else frozenset({Family.IPV6})
+
+    @property
+    def loses_router_advertisements(self) -> bool:
+        """Whether the uplink, once it forwards IPv6, stops to listen to routers (accept_ra 1, same document)."""
+        return self.accept_ra == "1"
+
+
+USUAL_HOST = HostFacts()
+"""A node of which nothing of that kind is known."""
 
 
 class Uplink(msgspec.Struct, frozen=True):
@@ -69,11 +87,11 @@ def plan_node(
     leases: Iterable[Lease],
     *,
     withdrawn: frozenset[Network] = frozenset(),
-    guarded: frozenset[Family] = GUARDED,
+    facts: HostFacts = USUAL_HOST,
 ) -> NodePlan:
     """Return all kernel objects of ours that a node must hold.
 
-    `withdrawn` blocks are being given back. `guarded` families need a rule against foreign source addresses.
+    `withdrawn` blocks are being given back.
 
     A block of ours is a blackhole route: what is sent to an address that no pod holds ends here instead of
     going round, and BIRD learns from it what to announce.
@@ -88,11 +106,18 @@ def plan_node(
         neighbours=tuple(neighbour for wiring in wirings for neighbour in wiring.neighbours),
         sysctls=(
             *(Sysctl(NODE_FORWARDING[family].format(uplink=uplink.device), "1") for family in sorted(families)),
+            *_keep_listening(facts, uplink, families),
             *(sysctl for wiring in wirings for sysctl in wiring.sysctls),
         ),
         routes=(
             *(Route(block, "blackhole") for block in blocks),
             *(route for wiring in wirings for route in wiring.routes),
         ),
-        tables=tuple(NftTable(_NFT_FAMILY[family], NFT_TABLE, SPOOF_GUARD) for family in sorted(guarded)),
+        tables=tuple(NftTable(_NFT_FAMILY[family], NFT_TABLE, SPOOF_GUARD) for family in sorted(facts.guarded)),
     )
+
+
+def _keep_listening(facts: HostFacts, uplink: Uplink, families: set[Family]) -> tuple[Sysctl, ...]:
+    if Family.IPV6 not in families or not facts.loses_router_advertisements:
+        return ()
+    return (Sysctl(ACCEPT_RA.format(uplink=uplink.device), "2"),)

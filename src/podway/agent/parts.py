@@ -1,0 +1,28 @@
+"""What a running agent is made of, in one piece, for those who report on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from podway.agent.channel import Channel
+from podway.agent.learned import LearnedRoutes
+from podway.agent.options import AgentOptions
+from podway.agent.reconciler import Reconciler
+from podway.agent.state import NodeState
+from podway.bgp.speaker import BgpSpeaker
+from podway.kernel.node import Kernel
+from podway.store.base import Store
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An agent's parts; `problems` tells in words what is wrong with `store` and `routing`, empty if nothing."""
+
+    options: AgentOptions
+    state: NodeState
+    kernel: Kernel
+    reconciler: Reconciler
+    speaker: BgpSpeaker
+    learned: LearnedRoutes
+    channel: Channel
+    store: Store
+    problems: Callable[[], dict[str, str]]
