@@ -211,7 +211,7 @@ def test_the_address_freed_longest_ago_is_given_first(small: SystemLab) -> None:
     for pod in order:
         pod.cni("DEL")
     eventually(lambda: sum(block["cooling"] for block in small.status("node1")["blocks"]) == 0)
-    for block in {small.block_of(pod.addresses[0]) for pod in order}:
+    for block in sorted({small.block_of(pod.addresses[0]) for pod in order}):  # leased from in this order
         freed = [pod.addresses[0] for pod in order if pod.addresses[0] in block]
         again = [small.add().addresses[0] for _ in freed]
         assert again == freed
