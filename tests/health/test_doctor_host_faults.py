@@ -211,3 +211,20 @@ def test_conntrack_is_read_and_judged(node: Any, node_facts: Callable[..., Any])
     (lossy,) = conntrack(node_facts(settings=Settings(values, {"conntrack.drop": 9}, {"conntrack.drop": 2})))
     assert lossy.severity == "error"
     assert "7 dropped" in lossy.found
+
+
+def test_a_certificate_of_a_shorter_life_is_renewed_in_time(lab: HealthLab) -> None:
+    """Once lives are long again, the next look must not come after the short one's end."""
+
+    async def live(store: Store, seconds: int) -> None:
+        config = await store.get(NetworkConfig, "default")
+        channel = msgspec.structs.replace(config.spec.channel, certificate_lifetime_seconds=seconds)
+        await store.update(
+            msgspec.structs.replace(config, spec=msgspec.structs.replace(config.spec, channel=channel))
+        )
+
+    lab.store(lambda store: live(store, 6))
+    time.sleep(3)  # the agents have certificates of that life now
+    lab.store(lambda store: live(store, ChannelSettings().certificate_lifetime_seconds))
+    time.sleep(6)
+    assert not [finding for finding in lab.doctor()["findings"] if finding["check"] == "channel"]

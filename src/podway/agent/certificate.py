@@ -60,6 +60,12 @@ class NodeCertificate:
             self.credentials = credentials
         return self._context
 
+    def renewal_in(self, lifetime: int) -> float:
+        """Return in how many seconds the certificate is to be renewed, if such live `lifetime` seconds now."""
+        if self.credentials is None:
+            return 0.0
+        return max(0.0, rotation.renewal(self.credentials.certificate, lifetime) - time.time())
+
     async def _authorities(self, settings: ChannelSettings, now: float) -> ClusterAuthoritySpec:
         try:
             self._known = (await keeper.ensure(self._store, settings, now, apart.fulfil)).spec

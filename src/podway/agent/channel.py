@@ -82,9 +82,12 @@ class Channel:
         while True:
             self._wanted.clear()
             settings = self._state.view.config.channel
-            pause = settings.certificate_lifetime_seconds / LOOKS
+            lifetime = settings.certificate_lifetime_seconds
+            pause = lifetime / LOOKS
             try:
                 self._context = await self._certificate.keep(settings)
+                # The one that we have may be of a time when lives were shorter.
+                pause = min(pause, self._certificate.renewal_in(lifetime))
                 self._listen(settings.port)
                 self._problem = ""
             except PodwayError as error:
