@@ -22,13 +22,15 @@ from podway.prove.verify import path_of, verify
 NODES = 3
 PODS_PER_NODE = 2
 INDENT = "   "
+TITLE = "Podway: a Kubernetes pod network, built and proved on this machine"
+FAREWELL = "Everything was removed again: no namespace, process, route or file is left."
 
 
 def run(*, keep: bool) -> int:
     """Run the demo; return the exit status. `keep` leaves the cluster standing."""
     name = f"demo{os.getpid()}"
     options = GlobalOptions(None, name)
-    click.secho("Podway: a Kubernetes pod network, built and proved on this machine", bold=True)
+    click.secho(click.wrap_text(TITLE, width=_width()), bold=True)
     with _lab(name, keep=keep):
         _show_nodes(name)
         running = _run_pods(name)
@@ -54,7 +56,8 @@ def _lab(name: str, *, keep: bool) -> Iterator[None]:
             click.echo(f"\nThe cluster still stands: podway --lab {name} get pods; podway --lab {name} lab down")
         else:
             cluster.down(name)
-            click.echo("\nEverything was removed again: no namespace, process, route or file is left.")
+            click.echo()
+            click.echo(click.wrap_text(FAREWELL, width=_width()))
 
 
 def _show_nodes(name: str) -> None:
@@ -125,10 +128,14 @@ def _path(hops: Iterable[Hop]) -> Iterator[str]:
         if hop.point != previous:
             yield click.style(hop.point, bold=True)
         verb = "leaves by" if hop.direction == "out" else "enters by"
-        yield (
-            f"  {verb} {hop.interface.ljust(width)}  {hop.source} → {hop.destination}  "
-            f"TTL {hop.hop_limit}  {hop.length} bytes  +{hop.since_last / 1000:.0f} µs"
-        )
+        place = f"  {verb} {hop.interface.ljust(width)}"
+        since = hop.since_last / 1000
+        seen = f"{hop.source} → {hop.destination}  TTL {hop.hop_limit}, {hop.length} B, +{since:.0f} µs"
+        if len(INDENT) + len(place) + 2 + len(seen) <= _width():
+            yield f"{place}  {seen}"
+        else:
+            yield place.rstrip()
+            yield f"      {seen}"
         if following is not None and following.point != hop.point:
             yield "  │"
         previous = hop.point
@@ -146,7 +153,7 @@ def _prove(options: GlobalOptions) -> Report:
     for rule in report.rules:
         good = rule.verdict in (Verdict.PROVED, Verdict.VACUOUS)
         mark = click.style("✓", fg="green") if good else click.style("✗", fg="red")
-        click.echo(f"{INDENT}{mark} {rule.statement}")
+        click.echo(f"{INDENT}{mark} {_wrapped(rule.statement)}")
     if not report.holds:
         from podway.prove.report import to_text
 
@@ -173,7 +180,14 @@ def _say(text: str) -> None:
 
 
 def _done(text: str) -> None:
-    click.echo(f"{INDENT}{click.style('✓', fg='green')} {text}")
+    _progress("", last=True)
+    click.echo(f"{INDENT}{click.style('✓', fg='green')} {_wrapped(text)}")
+
+
+def _wrapped(text: str) -> str:
+    """Fold a text that stands behind a mark."""
+    hanging = " " * (len(INDENT) + 2)
+    return click.wrap_text(text, width=_width(), initial_indent=hanging, subsequent_indent=hanging).lstrip()
 
 
 def _progress(text: str, *, last: bool = False) -> None:
@@ -183,8 +197,7 @@ def _progress(text: str, *, last: bool = False) -> None:
 
 
 def _table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    if os.isatty(1):
-        click.echo("\r\x1b[2K", nl=False)
+    _progress("", last=True)
     click.echo()
     for line in format_table(headers, rows, width=_width()).splitlines():
         click.echo(f"{INDENT}{line}")
