@@ -53,7 +53,8 @@ class LearnedRoutes:
         while True:
             with contextlib.suppress(TimeoutError):
                 # Nothing tells when a route of somebody else's gives the place free.
-                await asyncio.wait_for(self._wanted.wait(), RETRY if self.failures else None)
+                async with asyncio.timeout(RETRY if self.failures else None):
+                    await self._wanted.wait()
             await asyncio.sleep(SETTLE)
             self._wanted.clear()
             try:
