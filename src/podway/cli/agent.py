@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from podway.agent.options import DEFAULT_RUN_DIR
 from podway.cli.agents import agents, ask_all
 from podway.cli.complete import complete_nodes
 from podway.cli.help import examples
@@ -25,7 +26,7 @@ from podway.errors import AgentError
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("/run/podway"),
+    default=DEFAULT_RUN_DIR,
     show_default=True,
     help="Where its sockets and BIRD's files are.",
 )

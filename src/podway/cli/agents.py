@@ -4,13 +4,13 @@ import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import click
 import msgspec
 
 from podway.agent.client import call
+from podway.agent.options import DEFAULT_RUN_DIR
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError, InvalidInput, StoreError
 from podway.lab.paths import lab_dir
@@ -20,7 +20,7 @@ Row = TypeVar("Row", bound=msgspec.Struct)
 Ask: TypeAlias = Callable[..., Any]
 """Calls a method of one agent by its name, with its parameters; returns the result. Raises AgentError."""
 
-HOST_SOCKET = Path("/run/podway/agent.sock")
+HOST_SOCKET = DEFAULT_RUN_DIR / "agent.sock"
 HOST = "this host"
 
 PATIENCE = 5.0

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import click
 
+from podway.agent.options import DEFAULT_RUN_DIR
 from podway.cli.help import examples
 from podway.host.files import HostPaths, Outcome
 
@@ -37,7 +38,7 @@ def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool
 
 @click.command(epilog=examples("systemctl disable --now podway-agent && podway uninstall"))
 @_paths
-@click.option("--run-dir", type=_DIRECTORY, default=Path("/run/podway"), show_default=True)
+@click.option("--run-dir", type=_DIRECTORY, default=DEFAULT_RUN_DIR, show_default=True)
 @click.option("--with-pods", is_flag=True, help="Even if pods are attached, which lose their network.")
 def uninstall(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, run_dir: Path, with_pods: bool) -> None:
     """Remove Podway from this host: links, routes, firewall table, BIRD, files; settings are set back.

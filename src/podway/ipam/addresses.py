@@ -214,10 +214,6 @@ class AddressBook(Generic[Owner]):
             for block in self._of_pool(pool)
         )
 
-    def idle(self, pool: str, now: float) -> Collection[Network]:
-        """Return the blocks of a pool that hold no lease and no cooling address."""
-        return [u.block for u in self.use(now, pool) if u.leased == 0 and u.cooling == 0]
-
     def _give(self, block: _Block[Owner], address: Address, owner: Owner) -> None:
         block.freed.pop(address, None)
         block.leased[address] = owner
