@@ -200,7 +200,13 @@ def test_a_pod_wired_after_the_plan_was_made_is_left_alone(kernel, plan, new_net
     wiring = wire(later, mtu=1500, node_addresses=NODE)
     kernel.wire(wiring, new_netns().fd)
     assert kernel.apply(plan).changes == ()
-    own = NodePlan((wiring.link,), wiring.addresses, wiring.neighbours, wiring.sysctls, wiring.routes)
+    own = NodePlan(
+        links=(wiring.link,),
+        addresses=wiring.addresses,
+        neighbours=wiring.neighbours,
+        sysctls=wiring.sysctls,
+        routes=wiring.routes,
+    )
     assert [c for c in kernel.diff(own) if c.action != "remove"] == []
     assert later in kernel.leases()
 

@@ -79,7 +79,13 @@ class PodNetwork:
         stated = request.previous.addresses(request.attachment.ifname)
         wrong = [f"address {a} of prevResult is not leased to it" for a in stated if a not in lease.addresses]
         # Of the host, what this pod's wiring wants; what else there is belongs to other pods.
-        host = NodePlan((wiring.link,), wiring.addresses, wiring.neighbours, wiring.sysctls, wiring.routes)
+        host = NodePlan(
+            links=(wiring.link,),
+            addresses=wiring.addresses,
+            neighbours=wiring.neighbours,
+            sysctls=wiring.sysctls,
+            routes=wiring.routes,
+        )
         wrong += [change.difference for change in self._kernel.diff(host) if change.action != "remove"]
         wrong += self._kernel.check_pod(netns, wiring.pod)
         if wrong:

@@ -28,9 +28,30 @@ AGENT_INSTANCE = "podway.io/agent-instance"
 AGENT_SEEN = "podway.io/agent-seen"
 """Node annotation: when that agent was last alive (seconds since 1970)."""
 
+ACCEPTS = "podway.io/accepts"
+"""Node annotation: the encapsulations that the node takes off, comma-separated; `none` goes without saying."""
+
+SENDS = "podway.io/sends"
+"""Node annotation: the encapsulations that the node may still put on."""
+
+ASN = "podway.io/asn"
+"""Node annotation: the node's own AS number, in place of the cluster's."""
+
 DEFAULT_BLOCK_PREFIX = {Family.IPV4: 24, Family.IPV6: 122}
 DEFAULT_POOL = "10.244.0.0/16"
 DEFAULT_ASN = 64512
+
+Distribution: TypeAlias = Literal["bgp", "store"]
+"""Who tells nodes the way to a pool's blocks: BGP, or the ownership of the blocks in the store."""
+
+Encapsulation: TypeAlias = Literal["none", "vxlan", "ipip"]
+"""The form in which a packet crosses from node to node: as it is, in VXLAN (RFC 7348), in IPIP (RFC 2003)."""
+
+When: TypeAlias = Literal["always", "cross-subnet"]
+"""Between which nodes packets are encapsulated: all, or only those that share no subnet."""
+
+Attach: TypeAlias = Literal["routed", "bridge"]
+"""What the host end of a pod's veth pair is: a routed interface of its own, or a port of `cni0`."""
 
 
 class NodeAddress(Record, frozen=True, kw_only=True):
@@ -69,11 +90,21 @@ class Node(Record, frozen=True, kw_only=True, dict=True):
                 return address
         return None
 
-    @property
+    @cached_property
     def interface_addresses(self) -> tuple[Interface, ...]:
         """The uplink's addresses with their subnets."""
         text = self.metadata.annotations.get(INTERFACE_ADDRESSES, "")
         return tuple(ip_interface(part) for part in text.split(",") if part)
+
+    @cached_property
+    def accepts(self) -> frozenset[str]:
+        """The encapsulations that the node says it takes off."""
+        return _words(self.metadata.annotations.get(ACCEPTS, ""))
+
+    @cached_property
+    def sends(self) -> frozenset[str]:
+        """The encapsulations that the node says it may still put on."""
+        return _words(self.metadata.annotations.get(SENDS, ""))
 
 
 class Namespace(Record, frozen=True, kw_only=True):
@@ -142,6 +173,10 @@ class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
     excluded: tuple[str, ...] = ()
     cooldown_seconds: int = 10
     disabled: bool = False
+    distribution: Distribution = "bgp"
+    encapsulation: Encapsulation = "none"
+    when: When = "always"
+    attach: Attach = "routed"
 
 
 class IPPool(StrictRecord, frozen=True, kw_only=True, dict=True):
@@ -211,11 +246,19 @@ class BgpSettings(StrictRecord, frozen=True, kw_only=True):
     bfd_multiplier: int = 2
 
 
+class VxlanSettings(StrictRecord, frozen=True, kw_only=True):
+    """The VXLAN network of the cluster: its VXLAN network identifier and UDP port."""
+
+    vni: int = 4096
+    port: int = 4789
+
+
 class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     """Settings of the whole cluster. `mtu` 0 means: what the path of pod packets allows."""
 
     bgp: BgpSettings = BgpSettings()
     channel: ChannelSettings = ChannelSettings()
+    vxlan: VxlanSettings = VxlanSettings()
     mtu: int = 0
 
 
@@ -236,6 +279,10 @@ Resource: TypeAlias = Node | Namespace | Pod | IPPool | AddressBlock | NetworkCo
 KINDS: dict[str, type[Resource]] = {
     kind.KIND: kind for kind in (Node, Namespace, Pod, IPPool, AddressBlock, NetworkConfig, ClusterAuthority)
 }
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())
 
 
 def block_name(block: Network) -> str:

@@ -22,6 +22,12 @@ LINK_GROUP = 0x70776179
 NFT_TABLE = "podway"
 """Name of the nftables table (family inet) that is ours."""
 
+DEVICE_GROUP = 0x70776164
+"""IFLA_GROUP of every other device of ours ('pwad'): the overlay devices and the bridge."""
+
+VXLAN_DEVICE, IPIP_DEVICE, BRIDGE_DEVICE = "podway-vxlan", "podway-ipip", "cni0"
+"""The devices of a node that are ours besides pod links; each is there only while a plan needs it."""
+
 MAIN_TABLE = 254
 """RT_TABLE_MAIN."""
 
@@ -30,6 +36,88 @@ DEFAULT_METRIC = {Family.IPV4: 0, Family.IPV6: 1024}
 
 Scope: TypeAlias = Literal["global", "link", "host"]
 RouteType: TypeAlias = Literal["unicast", "blackhole", "unreachable"]
+
+
+class Vxlan(msgspec.Struct, frozen=True):
+    """What makes a device a VXLAN tunnel end (RFC 7348): no learning, no flooding, `local` the outer source."""
+
+    vni: int
+    port: int
+    local: Address
+    uplink: str
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A device of ours that the engine makes, mends and removes; up, in DEVICE_GROUP, without IPv6 autoconf.
+
+    `ipip` is one end of a veth pair that nothing ever leaves by: the eBPF program on its way out puts the
+    outer header on and sends the packet by the uplink. Its other end is named `<name>0`.
+    """
+
+    name: str
+    kind: Literal["vxlan", "ipip", "bridge"]
+    mac: str
+    mtu: int
+    vxlan: Vxlan | None = None
+
+    def __str__(self) -> str:
+        return f"device {self.name}"
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.name
+
+
+class ForwardingEntry(msgspec.Struct, frozen=True):
+    """A permanent entry of a VXLAN device's forwarding database: frames to `mac` go to the node `endpoint`."""
+
+    device: str
+    mac: str
+    endpoint: Address
+
+    def __str__(self) -> str:
+        return f"forwarding entry {self.mac} on {self.device}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Device and hardware address."""
+        return (self.device, self.mac)
+
+
+class IpipTunnel(msgspec.Struct, frozen=True):
+    """The eBPF programs that put IPIP headers on and take them off (RFC 2003).
+
+    What leaves by `device` gets an outer header from `local` to the IPv4 address in the last four bytes of
+    its destination MAC, and goes out by `uplink`. IPIP packets that come in by `uplink` for `local` from one
+    of the plan's tunnel endpoints lose theirs.
+    """
+
+    device: str
+    uplink: str
+    local: Address
+
+    def __str__(self) -> str:
+        return f"IPIP tunnel {self.device}"
+
+    @property
+    def key(self) -> str:
+        """The device's name."""
+        return self.device
+
+
+class TunnelEndpoint(msgspec.Struct, frozen=True):
+    """A node whose IPIP packets are taken: an entry of the program's map."""
+
+    address: Address
+
+    def __str__(self) -> str:
+        return f"tunnel endpoint {self.address}"
+
+    @property
+    def key(self) -> Address:
+        """The node's address."""
+        return self.address
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -69,7 +157,10 @@ class LinkAddress(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A route of ours in one table. `metric` None is the family's DEFAULT_METRIC."""
+    """A route of ours in one table. `metric` None is the family's DEFAULT_METRIC.
+
+    The gateway of an IPv4 route may be an IPv6 address (RTA_VIA, kernel 5.2).
+    """
 
     destination: Network
     type: RouteType = "unicast"
@@ -178,12 +269,16 @@ class PodWiring(msgspec.Struct, frozen=True):
     pod: PodEnd
 
 
-class NodePlan(msgspec.Struct, frozen=True):
+class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
     """All the kernel objects of ours that one node must hold, and no others."""
 
+    devices: tuple[Device, ...] = ()
     links: tuple[Link, ...] = ()
     addresses: tuple[LinkAddress, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    forwarding: tuple[ForwardingEntry, ...] = ()
+    tunnels: tuple[IpipTunnel, ...] = ()
+    endpoints: tuple[TunnelEndpoint, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     routes: tuple[Route, ...] = ()
     tables: tuple[NftTable, ...] = ()
@@ -192,11 +287,11 @@ class NodePlan(msgspec.Struct, frozen=True):
         """Return the plan without what belongs on these devices."""
         if not devices:
             return self
-        return NodePlan(
+        return msgspec.structs.replace(
+            self,
             links=tuple(link for link in self.links if link.name not in devices),
             addresses=tuple(address for address in self.addresses if address.device not in devices),
             neighbours=tuple(neighbour for neighbour in self.neighbours if neighbour.device not in devices),
             sysctls=tuple(sysctl for sysctl in self.sysctls if devices.isdisjoint(sysctl.path.split("/"))),
             routes=tuple(route for route in self.routes if route.device not in devices),
-            tables=self.tables,
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from podway.api.resources import (
+    ASN,
     AddressBlock,
     IPPool,
     Namespace,
@@ -124,6 +125,9 @@ def _same_place(one: Node, other: Node) -> bool:
         one.internal_addresses == other.internal_addresses
         and one.interface_addresses == other.interface_addresses
         and one.metadata.labels == other.metadata.labels
+        and one.accepts == other.accepts
+        and one.sends == other.sends
+        and one.metadata.annotations.get(ASN) == other.metadata.annotations.get(ASN)
     )
 
 
