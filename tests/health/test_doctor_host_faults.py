@@ -27,7 +27,7 @@ from podway.health.sources import files, network, settings
 from podway.kernel import netns
 from podway.kernel.netlink import Connection
 from podway.lab.paths import lab_dir
-from podway.plan.node import Uplink
+from podway.plan.uplink import Uplink
 from podway.store.base import Store
 
 pytestmark = pytest.mark.kernel

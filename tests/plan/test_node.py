@@ -5,8 +5,9 @@ import msgspec
 from podway.api.lease import ALIAS_BYTES, MAX_CONTAINER_ID, Attachment, Lease
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, NetworkConfigSpec
-from podway.plan.node import HostFacts, Uplink, plan_node, pod_mtu
+from podway.plan.node import HostFacts, plan_node, pod_mtu
 from podway.plan.objects import Route
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 from podway.store.base import Event
 

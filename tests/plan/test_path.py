@@ -5,8 +5,8 @@ from ipaddress import ip_address, ip_interface
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, Node, NodeAddress, NodeStatus
-from podway.plan.node import Uplink
 from podway.plan.path import End, PlannedHop, Site, plan_path
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 
 FAMILIES = {4: ("172.30.0.{}", "172.30.0.{}/24", "10.244.{}.0/24"), 6: ("fd30::{}", "fd30::{}/64", "fd00:{}::/64")}

@@ -193,8 +193,9 @@ class PodNetwork:
         Between two ends that differ, the larger one's packets would vanish without a word (is_skb_forwardable
         in net/core/dev.c). The host's end tells what the pod's was; who has set another one inside meant it.
         """
-        mtu, mtus = self._state.pod_mtu, self._kernel.mtus()
+        mtus = self._kernel.mtus()
         for lease in self._state.leases.values():
+            mtu = self._state.pod_mtu(lease)
             was = mtus.get(lease.attachment.link, mtu)
             if was == mtu:
                 continue

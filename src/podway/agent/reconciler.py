@@ -11,7 +11,7 @@ from podway.agent.state import NodeState
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.plan.changes import between
-from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, HostFacts
+from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, RP_FILTER, HostFacts
 
 log = structlog.get_logger(__name__)
 
@@ -73,9 +73,14 @@ class Reconciler:
 
     def learn_facts(self) -> bool:
         """Take over what the plan depends on and is not ours to set; tell whether it changed."""
-        known, accept_ra = self._state.facts, ACCEPT_RA.format(uplink=self._state.uplink.device)
-        values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra])
-        self._state.facts = HostFacts(values.get(ALL_RP_FILTER, ""), values.get(accept_ra, ""))
+        known, device = self._state.facts, self._state.uplink.device
+        accept_ra, rp_filter = ACCEPT_RA.format(uplink=device), RP_FILTER.format(uplink=device)
+        values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter])
+        self._state.facts = HostFacts(
+            all_rp_filter=values.get(ALL_RP_FILTER, ""),
+            accept_ra=values.get(accept_ra, ""),
+            rp_filter=values.get(rp_filter, ""),
+        )
         return self._state.facts != known
 
     def note(self, what: str) -> None:

@@ -12,8 +12,9 @@ from podway.api.lease import Attachment, Lease
 from podway.api.resources import IPPool
 from podway.ipam.addresses import AddressBook
 from podway.ipam.selection import pools_for, pools_for_node
-from podway.plan.node import HostFacts, Uplink, plan_node, pod_mtu
+from podway.plan.node import HostFacts, Sent, plan_node, pod_mtu
 from podway.plan.objects import NodePlan, PodWiring
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 from podway.plan.wiring import wire
 
@@ -31,6 +32,10 @@ class NodeState:
         self.withdrawn: set[Network] = set()
         """Blocks on their way back to the pool: no longer announced, and nothing is leased from them."""
         self.facts = HostFacts()
+        self.sent: Sent = {}
+        """The forms in which this node may still send to others, by pool."""
+        self.bridged: frozenset[Network] = frozenset()
+        """Blocks of other nodes that keep a route of ours until BIRD's is there."""
         self.view = view
         self.follow(view)
 
@@ -81,16 +86,17 @@ class NodeState:
             staying,
             withdrawn=frozenset(self.withdrawn),
             facts=self.facts,
+            sent=self.sent,
+            bridged=self.bridged,
         )
 
-    @property
-    def pod_mtu(self) -> int:
-        """The MTU of pod links, in bytes."""
-        return pod_mtu(self.view, self.uplink)
+    def pod_mtu(self, lease: Lease) -> int:
+        """Return the MTU of a pod's link, in bytes."""
+        return pod_mtu(self.view, self.uplink, lease.addresses, self.sent)
 
     def wiring(self, lease: Lease) -> PodWiring:
         """Return what a lease's attachment looks like."""
-        return wire(lease, mtu=self.pod_mtu, node_addresses=self.uplink.node_addresses)
+        return wire(lease, mtu=self.pod_mtu(lease), node_addresses=self.uplink.node_addresses)
 
     def node_pools(self) -> tuple[IPPool, ...]:
         """Return the pools from which this node may own blocks."""

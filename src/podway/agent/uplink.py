@@ -13,7 +13,7 @@ from podway.api.lease import LINK_PREFIX
 from podway.errors import AgentError
 from podway.kernel import addresses, links, routes
 from podway.kernel.netlink import Connection
-from podway.plan.node import Uplink
+from podway.plan.uplink import Uplink
 
 
 class Device(msgspec.Struct, frozen=True):

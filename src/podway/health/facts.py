@@ -10,8 +10,8 @@ import msgspec
 from podway.api.addresses import Address, Family, Interface, Network
 from podway.health.ruleset import Ruleset
 from podway.ipam.addresses import BlockUse
-from podway.plan.node import Uplink
 from podway.plan.objects import NodePlan
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 
 Answer: TypeAlias = Literal["open", "refused", "silent", "unreachable", "unasked"]

@@ -4,10 +4,13 @@ They belong to BIRD and are in no NodePlan. They are planned all the same, so th
 change does to them.
 """
 
-from podway.api.addresses import Family
+import msgspec
+
 from podway.api.resources import AddressBlock
-from podway.plan.node import Uplink
+from podway.plan.fabric import pool_of
 from podway.plan.objects import Route
+from podway.plan.remote import remote_route
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 
 METRIC = 32
@@ -15,24 +18,17 @@ METRIC = 32
 
 
 def announced(view: ClusterView, block: AddressBlock) -> bool:
-    """Tell whether a block passes the filters between nodes: a block of a pool, whose node is in the cluster."""
-    pool = view.pools.get(block.spec.pool)
-    return (
-        block.spec.node in view.nodes
-        and pool is not None
-        and pool.network.version == block.network.version
-        and pool.block_prefix == block.network.prefixlen
-        and block.network.network_address in pool.network
-    )
+    """Tell whether BGP tells of a block: one of a pool that is told so, whose node is in the cluster."""
+    pool = pool_of(view, block)
+    return block.spec.node in view.nodes and pool is not None and pool.spec.distribution == "bgp"
 
 
 def learned_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> Route | None:
-    """Return the route by which a node reaches a block of another node; None if it has none."""
-    if block.spec.node == node or node not in view.nodes or not announced(view, block):
+    """Return the route by which BGP has a node reach a block of another one; None if it has none.
+
+    Where only routers between the nodes know the way, the gateway is theirs to say, and None is returned.
+    """
+    if not announced(view, block):
         return None
-    family = Family.of(block.network)
-    gateway = view.nodes[block.spec.node].internal_address(family)
-    source = next((address for address in uplink.node_addresses if address.version == family), None)
-    if gateway is None or source is None:
-        return None
-    return Route(block.network, device=uplink.device, gateway=gateway, source=source, metric=METRIC)
+    route = remote_route(view, node, uplink, block)
+    return None if route is None else msgspec.structs.replace(route, metric=METRIC)

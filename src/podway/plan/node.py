@@ -1,13 +1,19 @@
 """From a view of the cluster and a node's leases to every kernel object that the node must hold."""
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Set
+from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import msgspec
 
-from podway.api.addresses import Address, Family, Interface, Network
+from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Lease
+from podway.api.resources import Encapsulation, IPPool
+from podway.plan.fabric import overhead
 from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable, NodePlan, Route, Sysctl
+from podway.plan.overlays import plan_overlays
+from podway.plan.remote import remote_routes
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 from podway.plan.wiring import wire
 
@@ -31,7 +37,14 @@ SPOOF_GUARD = f"""
 """A pod may send only from an address that is routed to it: for the families whose kernel does not see to it."""
 
 ALL_RP_FILTER = "net/ipv4/conf/all/rp_filter"
+RP_FILTER = "net/ipv4/conf/{uplink}/rp_filter"
 ACCEPT_RA = "net/ipv6/conf/{uplink}/accept_ra"
+
+
+Sent: TypeAlias = Mapping[str, Set[Encapsulation]]
+"""The forms in which a node sends to other nodes, by pool."""
+
+NOTHING_SENT: Sent = MappingProxyType({})
 
 
 class HostFacts(msgspec.Struct, frozen=True):
@@ -40,6 +53,13 @@ class HostFacts(msgspec.Struct, frozen=True):
     all_rp_filter: str = ""
     accept_ra: str = ""
     """The uplink's."""
+    rp_filter: str = ""
+    """The uplink's."""
+
+    @property
+    def strict(self) -> bool:
+        """Whether the uplink takes a packet only if its answer would go back there (rp_filter 1)."""
+        return "1" in {self.all_rp_filter, self.rp_filter} and "2" not in {self.all_rp_filter, self.rp_filter}
 
     @property
     def guarded(self) -> frozenset[Family]:
@@ -61,23 +81,27 @@ USUAL_HOST = HostFacts()
 """A node of which nothing of that kind is known."""
 
 
-class Uplink(msgspec.Struct, frozen=True):
-    """The device by which a node reaches the other nodes."""
+def pool_mtu(view: ClusterView, uplink: Uplink, pool: IPPool, sent: Sent = NOTHING_SENT) -> int:
+    """Return the MTU for a pool's pods in bytes: what every path carries, or less if the cluster says so.
 
-    device: str
-    mtu: int
-    addresses: tuple[Interface, ...]
-    """At most one a family."""
-
-    @property
-    def node_addresses(self) -> tuple[Address, ...]:
-        """The node's own addresses, without prefix lengths."""
-        return tuple(interface.ip for interface in self.addresses)
+    `sent` are the forms in which this node may still send, by pool: while one that makes packets longer is
+    among them, the MTU stays low.
+    """
+    forms = {pool.spec.encapsulation, *sent.get(pool.metadata.name, ())}
+    carried = uplink.mtu - max(overhead(form, uplink.underlay) for form in forms)
+    return min(view.config.mtu, carried) if view.config.mtu else carried
 
 
-def pod_mtu(view: ClusterView, uplink: Uplink) -> int:
-    """Return the MTU of pod links in bytes: what every path carries, or less if the cluster says so."""
-    return min(view.config.mtu, uplink.mtu) if view.config.mtu else uplink.mtu
+def pod_mtu(
+    view: ClusterView, uplink: Uplink, addresses: Iterable[Address] | None = None, sent: Sent = NOTHING_SENT
+) -> int:
+    """Return the MTU of a pod's link in bytes, which its addresses' pools decide; None stands for all pools."""
+    pools = list(view.pools.values())
+    if addresses is not None:
+        wanted = tuple(addresses)
+        pools = [pool for pool in pools if any(address in pool.network for address in wanted)]
+    mtus = [pool_mtu(view, uplink, pool, sent) for pool in pools]
+    return min(mtus, default=min(view.config.mtu, uplink.mtu) if view.config.mtu else uplink.mtu)
 
 
 def plan_node(
@@ -88,33 +112,57 @@ def plan_node(
     *,
     withdrawn: frozenset[Network] = frozenset(),
     facts: HostFacts = USUAL_HOST,
+    sent: Sent = NOTHING_SENT,
+    bridged: Collection[Network] = (),
 ) -> NodePlan:
     """Return all kernel objects of ours that a node must hold.
 
-    `withdrawn` blocks are being given back.
+    `withdrawn` blocks are being given back. `sent` are the forms in which the node may still send, by pool.
+    `bridged` are blocks of other nodes that get a route of ours for a while though BGP tells of them, so that
+    no packet is lost while BIRD changes its own.
 
     A block of ours is a blackhole route: what is sent to an address that no pod holds ends here instead of
     going round, and BIRD learns from it what to announce.
     """
-    mtu = pod_mtu(view, uplink)
-    wirings = [wire(lease, mtu=mtu, node_addresses=uplink.node_addresses) for lease in leases]
+    wirings = [
+        wire(lease, mtu=pod_mtu(view, uplink, lease.addresses, sent), node_addresses=uplink.node_addresses)
+        for lease in leases
+    ]
     blocks = [block.network for block in view.blocks_of(node) if block.network not in withdrawn]
     families = {Family.of(block) for block in blocks} | {Family.of(address) for address in uplink.addresses}
+    over = plan_overlays(view, node, uplink)
     return NodePlan(
+        devices=over.devices,
         links=tuple(wiring.link for wiring in wirings),
-        addresses=tuple(address for wiring in wirings for address in wiring.addresses),
-        neighbours=tuple(neighbour for wiring in wirings for neighbour in wiring.neighbours),
+        addresses=(*over.addresses, *(address for wiring in wirings for address in wiring.addresses)),
+        neighbours=(*over.neighbours, *(neighbour for wiring in wirings for neighbour in wiring.neighbours)),
+        forwarding=over.forwarding,
+        tunnels=over.tunnels,
+        endpoints=over.endpoints,
         sysctls=(
+            *over.sysctls,
+            *_both_ways(facts, uplink, over),
             *(Sysctl(NODE_FORWARDING[family].format(uplink=uplink.device), "1") for family in sorted(families)),
             *_keep_listening(facts, uplink, families),
             *(sysctl for wiring in wirings for sysctl in wiring.sysctls),
         ),
         routes=(
             *(Route(block, "blackhole") for block in blocks),
+            *remote_routes(view, node, uplink, bridged),
             *(route for wiring in wirings for route in wiring.routes),
         ),
         tables=tuple(NftTable(_NFT_FAMILY[family], NFT_TABLE, SPOOF_GUARD) for family in sorted(facts.guarded)),
     )
+
+
+def _both_ways(facts: HostFacts, uplink: Uplink, over: NodePlan) -> tuple[Sysctl, ...]:
+    """Let in by the uplink what is answered by an overlay: IPIP always, every form while it is switched.
+
+    The kernel takes the larger of the two settings, so loose (2) on the uplink is enough.
+    """
+    if not over.devices or not facts.strict:
+        return ()
+    return (Sysctl(RP_FILTER.format(uplink=uplink.device), "2"),)
 
 
 def _keep_listening(facts: HostFacts, uplink: Uplink, families: set[Family]) -> tuple[Sysctl, ...]:

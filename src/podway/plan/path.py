@@ -11,8 +11,9 @@ import msgspec
 
 from podway.api.addresses import Address, Family
 from podway.api.lease import Lease
-from podway.plan.node import Uplink, plan_node, pod_mtu
+from podway.plan.node import plan_node, pod_mtu
 from podway.plan.objects import Neighbour, Route
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 from podway.plan.wiring import wire
 
@@ -98,7 +99,7 @@ def _out_of_pod(
     if lease is None:
         return PlannedHop(source.node, source.pod, "", "", "forwarded", "podway")
     uplink = _uplink(sites, source.node)
-    pod = wire(lease, mtu=pod_mtu(view, uplink), node_addresses=uplink.node_addresses).pod
+    pod = wire(lease, mtu=pod_mtu(view, uplink, lease.addresses), node_addresses=uplink.node_addresses).pod
     route = _longest(pod.routes, target.address)
     return PlannedHop(
         source.node,

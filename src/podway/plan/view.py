@@ -5,11 +5,14 @@ kernel and others' are reached by their block.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeVar
 
 import msgspec
 
 from podway.api.resources import (
     ASN,
+    SENDS,
     AddressBlock,
     IPPool,
     Namespace,
@@ -19,6 +22,8 @@ from podway.api.resources import (
     Resource,
 )
 from podway.store.base import Event
+
+R = TypeVar("R", bound=Resource)
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -32,6 +37,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     revision: int
     owned: Mapping[str, tuple[AddressBlock, ...]]
     """The blocks of each node that has any, in address order."""
+    senders: Mapping[str, frozenset[str]] = MappingProxyType({})
+    """The nodes that may still put on an encapsulation, by its name."""
 
     @classmethod
     def of(cls, resources: Iterable[Resource], revision: int) -> "ClusterView":
@@ -51,7 +58,8 @@ class ClusterView(msgspec.Struct, frozen=True):
                     blocks[name] = obj
                 case NetworkConfig():
                     config = obj.spec
-        return cls(nodes, namespaces, pools, blocks, config, revision, _by_owner(blocks.values()))
+        owned = _by_owner(blocks.values())
+        return cls(nodes, namespaces, pools, blocks, config, revision, owned, _senders(nodes))
 
     def after(self, event: Event) -> "ClusterView":
         """Return the view after one change; the same facts if the change is of no concern here."""
@@ -59,7 +67,10 @@ class ClusterView(msgspec.Struct, frozen=True):
         changes: dict[str, object] = {"revision": event.revision}
         match obj:
             case Node():
-                changes["nodes"] = _changed(self.nodes, obj, gone)
+                nodes = changes["nodes"] = _changed(self.nodes, obj, gone)
+                before = self.nodes.get(obj.metadata.name)
+                if (before.sends if before else frozenset()) != (frozenset() if gone else obj.sends):
+                    changes["senders"] = _senders(nodes)
             case Namespace():
                 changes["namespaces"] = _changed(self.namespaces, obj, gone)
             case IPPool():
@@ -131,6 +142,15 @@ def _same_place(one: Node, other: Node) -> bool:
     )
 
 
+def _senders(nodes: Mapping[str, Node]) -> Mapping[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for name, node in nodes.items():
+        if SENDS in node.metadata.annotations:  # plain: it is asked of thousands of nodes
+            for form in node.sends:
+                found.setdefault(form, set()).add(name)
+    return {form: frozenset(names) for form, names in found.items()}
+
+
 def _by_owner(blocks: Iterable[AddressBlock]) -> Mapping[str, tuple[AddressBlock, ...]]:
     owned: dict[str, list[AddressBlock]] = {}
     for block in blocks:
@@ -147,7 +167,7 @@ def _place(block: AddressBlock) -> tuple[int, int]:
     return (block.network.version, int(block.network.network_address))
 
 
-def _changed(objects: Mapping[str, Resource], obj: Resource, gone: bool) -> Mapping[str, Resource]:
+def _changed(objects: Mapping[str, R], obj: R, gone: bool) -> Mapping[str, R]:
     rest = dict(objects)
     if gone:
         rest.pop(obj.metadata.name, None)

@@ -18,9 +18,10 @@ from podway.bgp.render import render
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import Change, between, compare
 from podway.plan.learned import announced, learned_route
-from podway.plan.node import Uplink, plan_node
+from podway.plan.node import plan_node
 from podway.plan.objects import NodePlan, Route
 from podway.plan.path import Site
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 from podway.preview.settle import Settled, settle
 

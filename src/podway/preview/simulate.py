@@ -24,8 +24,8 @@ from podway.errors import PoolExhausted
 from podway.ipam.addresses import AddressBook
 from podway.ipam.blocks import free_blocks
 from podway.ipam.selection import wants_another
-from podway.plan.node import Uplink
 from podway.plan.path import Site
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 from podway.preview.settle import claim_of
 

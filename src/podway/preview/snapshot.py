@@ -1,7 +1,7 @@
 """A cluster in one file: its objects, and what each node's agent knows that is not among them.
 
 The file is JSON with a version. Whatever plans need is in it, so that a change can be previewed elsewhere,
-without privileges. Secrets (ClusterAuthority) are left out.
+without privileges. What is secret (ClusterAuthority, Secret) is left out.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from podway.api.lease import Attachment, Lease
 from podway.api.resources import KINDS, Resource, key, subject
 from podway.api.validate import validate
 from podway.errors import InvalidInput, InvalidObject
-from podway.plan.node import Uplink
 from podway.plan.path import Site
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 
 KIND = "PodwaySnapshot"
 VERSION = 1
-SECRET_KINDS = frozenset({"ClusterAuthority"})
+SECRET_KINDS = frozenset({"ClusterAuthority", "Secret"})
 
 _ANEW = "make it anew with `podway snapshot -o FILE`"
 

@@ -19,7 +19,7 @@ from podway.health.facts import (
 )
 from podway.kernel import sysctls
 from podway.kernel.support import require_all
-from podway.plan.node import Uplink
+from podway.plan.uplink import Uplink
 
 _COUNTERS = Path("/proc/thread-self/net")
 

@@ -8,8 +8,8 @@ from podway.api.addresses import Address
 from podway.api.lease import Attachment, Lease
 from podway.errors import AgentError
 from podway.kernel.routes import RouteRecord
-from podway.plan.node import Uplink
 from podway.plan.path import Site
+from podway.plan.uplink import Uplink
 from podway.probe.facts import Ground, Way
 from podway.probe.plain import read_ground, read_route, read_way
 from podway.prove.world import PodPoint, Point

@@ -1,0 +1,71 @@
+"""The overlay devices of a node, and what stands on them: the ways to all other nodes."""
+
+from ipaddress import IPv4Address, ip_interface
+
+from podway.api.resources import Encapsulation
+from podway.plan.fabric import DEVICES, Overlay, endpoint, forms_held, overhead, overlay
+from podway.plan.objects import (
+    Device,
+    ForwardingEntry,
+    IpipTunnel,
+    LinkAddress,
+    Neighbour,
+    NodePlan,
+    Sysctl,
+    TunnelEndpoint,
+    Vxlan,
+)
+from podway.plan.uplink import Uplink
+from podway.plan.view import ClusterView
+
+DEVICE_SYSCTLS = {
+    # Packets for other namespaces come in here; loose, since a packet may be answered in another form.
+    "net/ipv4/conf/{device}/forwarding": "1",
+    "net/ipv4/conf/{device}/rp_filter": "2",
+    # Gateways are IPv6 link-local addresses, in IPv4 too.
+    "net/ipv6/conf/{device}/disable_ipv6": "0",
+}
+
+
+def plan_overlays(view: ClusterView, node: str, uplink: Uplink) -> NodePlan:
+    """Return the devices of the forms that a node holds, with the ways to every other node.
+
+    A form that the node's addresses do not allow (IPIP without IPv4) is left out.
+    """
+    own = endpoint(uplink.node_addresses)
+    held = [form for form in sorted(forms_held(view, node)) if form != "ipip" or isinstance(own, IPv4Address)]
+    if own is None or not held:
+        return NodePlan()
+    me = overlay(own)
+    others = [
+        overlay(address)
+        for name, other in sorted(view.nodes.items())
+        if name != node
+        and (address := endpoint(other.internal_addresses)) is not None
+        and address.version == own.version
+    ]
+    vxlan, ipip = "vxlan" in held, "ipip" in held
+    devices = [DEVICES[form] for form in held]
+    return NodePlan(
+        devices=tuple(_device(view, uplink, me, form) for form in held),
+        addresses=tuple(LinkAddress(device, ip_interface(f"{me.gateway}/64"), "link") for device in devices),
+        neighbours=tuple(Neighbour(device, other.gateway, other.mac) for device in devices for other in others),
+        forwarding=tuple(
+            ForwardingEntry(DEVICES["vxlan"], other.mac, other.endpoint) for other in others if vxlan
+        ),
+        tunnels=(IpipTunnel(DEVICES["ipip"], uplink.device, own),) if ipip else (),
+        endpoints=tuple(TunnelEndpoint(other.endpoint) for other in others if ipip),
+        sysctls=tuple(
+            Sysctl(path.format(device=device), value)
+            for device in devices
+            for path, value in DEVICE_SYSCTLS.items()
+        ),
+    )
+
+
+def _device(view: ClusterView, uplink: Uplink, me: Overlay, form: Encapsulation) -> Device:
+    name, mtu = DEVICES[form], uplink.mtu - overhead(form, uplink.underlay)
+    if form == "ipip":
+        return Device(name, "ipip", me.mac, mtu)
+    settings = view.config.vxlan
+    return Device(name, "vxlan", me.mac, mtu, Vxlan(settings.vni, settings.port, me.endpoint, uplink.device))

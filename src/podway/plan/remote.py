@@ -1,0 +1,49 @@
+"""Routes of ours to the blocks of other nodes: where the store tells the way, and while BIRD changes its own."""
+
+from collections.abc import Collection, Iterator
+
+import msgspec
+
+from podway.api.addresses import Network
+from podway.api.resources import AddressBlock
+from podway.plan.fabric import crossing, pool_of, share_subnet
+from podway.plan.objects import Route
+from podway.plan.uplink import Uplink
+from podway.plan.view import ClusterView
+
+STORE_METRIC = 31
+"""Just better than BIRD's routes (32): both stand side by side while a pool goes over from one to the other."""
+
+
+def remote_routes(
+    view: ClusterView, node: str, uplink: Uplink, bridged: Collection[Network] = ()
+) -> Iterator[Route]:
+    """Yield a node's routes to the blocks of other nodes that the store tells, and to the `bridged` ones."""
+    told = {name for name, pool in view.pools.items() if pool.spec.distribution == "store"}
+    if not told and not bridged:
+        return
+    for block in view.blocks.values():
+        if block.spec.pool in told or block.network in bridged:
+            route = remote_route(view, node, uplink, block)
+            if route is not None:
+                yield msgspec.structs.replace(route, metric=STORE_METRIC)
+
+
+def remote_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> Route | None:
+    """Return the way from a node to a block of another one, whoever writes it; None if there is none.
+
+    Without encapsulation a route of ours reaches only nodes of the own subnet: routers between subnets know
+    of blocks only what BGP tells them.
+    """
+    here, there = view.nodes.get(node), view.nodes.get(block.spec.node)
+    pool = pool_of(view, block)
+    if here is None or there is None or there is here or pool is None:
+        return None
+    source = next((address for address in uplink.node_addresses if address.version == pool.family), None)
+    way = crossing(pool, here, there)
+    if way is not None:
+        return Route(block.network, device=way.device, gateway=way.gateway, source=source)
+    gateway = there.internal_address(pool.family)
+    if gateway is None or not share_subnet(here, there, pool.family):
+        return None
+    return Route(block.network, device=uplink.device, gateway=gateway, source=source)

@@ -1,0 +1,154 @@
+"""How packets cross: pure functions over nodes and pools."""
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from podway.api.meta import Metadata
+from podway.api.resources import (
+    ACCEPTS,
+    INTERFACE_ADDRESSES,
+    SENDS,
+    AddressBlock,
+    AddressBlockSpec,
+    IPPool,
+    IPPoolSpec,
+    Node,
+    NodeAddress,
+    NodeStatus,
+    block_name,
+)
+from podway.plan.fabric import crossing, crossings, form_to, form_wanted, forms_held, forms_sent, overlay
+from podway.plan.node import plan_node, pod_mtu
+from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE
+from podway.plan.uplink import Uplink
+from podway.plan.view import ClusterView
+
+
+def node(name: str, *interfaces: str, accepts: str = "", sends: str = "") -> Node:
+    notes = {INTERFACE_ADDRESSES: ",".join(interfaces), ACCEPTS: accepts, SENDS: sends}
+    addresses = tuple(
+        NodeAddress(type="InternalIP", address=interface.partition("/")[0]) for interface in interfaces
+    )
+    return Node(metadata=Metadata(name=name, annotations=notes), status=NodeStatus(addresses=addresses))
+
+
+def pool(cidr: str = "10.244.0.0/16", **spec: Any) -> IPPool:
+    return IPPool(metadata=Metadata(name=f"pool{cidr[:2]}"), spec=IPPoolSpec(cidr=cidr, **spec))
+
+
+def block(cidr: str, owner: str, of: IPPool) -> AddressBlock:
+    return AddressBlock(
+        metadata=Metadata(name=block_name(ip_network(cidr))),
+        spec=AddressBlockSpec(cidr=cidr, pool=of.metadata.name, node=owner),
+    )
+
+
+ONE = node("one", "172.30.1.1/24", accepts="vxlan,ipip")
+NEAR = node("near", "172.30.1.2/24", accepts="vxlan,ipip")
+FAR = node("far", "172.30.2.1/24", accepts="vxlan,ipip")
+UPLINK = Uplink("eth0", 1500, ONE.interface_addresses)
+
+
+def view(*objects: Any) -> ClusterView:
+    return ClusterView.of(objects, 1)
+
+
+def test_an_overlay_address_is_the_macs_modified_eui_64() -> None:
+    found = overlay(ip_address("172.30.0.2"))
+    assert found.mac == "02:70:ac:1e:00:02"
+    assert found.gateway == ip_address("fe80::70:acff:fe1e:2")
+
+
+@given(st.sets(st.ip_addresses(v=4), min_size=2, max_size=50))
+def test_no_two_ipv4_nodes_share_an_overlay_address(addresses: set[Any]) -> None:
+    assert len({overlay(address).mac for address in addresses}) == len(addresses)
+    assert len({overlay(address).gateway for address in addresses}) == len(addresses)
+
+
+def test_cross_subnet_encapsulates_only_between_subnets() -> None:
+    crossing_pool = pool(encapsulation="ipip", when="cross-subnet")
+    assert form_wanted(crossing_pool, ONE, NEAR) == "none"
+    assert form_wanted(crossing_pool, ONE, FAR) == "ipip"
+    assert form_wanted(pool(encapsulation="ipip"), ONE, NEAR) == "ipip"
+
+
+def test_a_form_is_sent_only_to_who_accepts_it() -> None:
+    silent = node("silent", "172.30.1.9/24")
+    former = node("former", "172.30.1.8/24", accepts="vxlan")
+    wanted = pool(encapsulation="ipip")
+    assert form_to(wanted, ONE, NEAR) == "ipip"
+    assert form_to(wanted, ONE, silent) == "none"
+    assert form_to(wanted, ONE, former) == "vxlan"  # it has not switched yet
+    assert form_to(pool(), ONE, former) == "none"  # bare packets are always taken
+
+
+def test_a_form_is_held_while_another_node_sends_it() -> None:
+    assert forms_held(view(ONE, NEAR, pool()), "one") == frozenset()
+    still = node("still", "172.30.1.3/24", sends="vxlan")
+    assert forms_held(view(ONE, still, pool()), "one") == {"vxlan"}
+    assert forms_held(view(ONE, still, pool()), "still") == frozenset()
+    assert forms_held(view(ONE, still, pool(encapsulation="ipip")), "one") == {"vxlan", "ipip"}
+
+
+def test_what_is_sent_is_told_by_pool() -> None:
+    cross, bare = pool(encapsulation="vxlan", when="cross-subnet"), pool("fd00:10:244::/56")
+    cluster = view(
+        ONE, NEAR, FAR, cross, bare, block("10.244.1.0/24", "near", cross), block("10.244.2.0/24", "far", cross)
+    )
+    assert forms_sent(cluster, "one") == {cross.metadata.name: {"none", "vxlan"}}
+
+
+def test_bgp_is_told_the_ways_of_its_pools_only() -> None:
+    told, stored = pool(encapsulation="vxlan"), pool("10.99.0.0/16", encapsulation="ipip", distribution="store")
+    ways = crossings(view(ONE, FAR, told, msgspec.structs.replace(stored, metadata=Metadata(name="other"))), "one")
+    assert ways == {told.network: {ip_address("172.30.2.1"): crossing(told, ONE, FAR)}}
+
+
+def test_the_mtu_leaves_room_for_what_is_wanted_and_for_what_is_still_sent() -> None:
+    bare, ipip = pool(), pool(encapsulation="ipip")
+    assert pod_mtu(view(ONE, bare), UPLINK) == 1500
+    assert pod_mtu(view(ONE, ipip), UPLINK) == 1480
+    assert pod_mtu(view(ONE, bare), UPLINK, sent={bare.metadata.name: frozenset({"vxlan"})}) == 1450
+    underlay = Uplink("eth0", 1500, node("six", "fd00::1/64").interface_addresses)
+    assert pod_mtu(view(ONE, pool(encapsulation="vxlan")), underlay) == 1430
+
+
+def test_a_pods_mtu_is_that_of_its_own_pools() -> None:
+    bare, vxlan = pool(), pool("fd00:10:244::/56", encapsulation="vxlan")
+    cluster = view(ONE, bare, vxlan)
+    assert pod_mtu(cluster, UPLINK, [ip_address("10.244.0.2")]) == 1500
+    assert pod_mtu(cluster, UPLINK, [ip_address("10.244.0.2"), ip_address("fd00:10:244::2")]) == 1450
+
+
+def test_the_store_tells_routes_where_the_pool_says_so() -> None:
+    stored = pool(encapsulation="vxlan", when="cross-subnet", distribution="store")
+    far, near = block("10.244.2.0/24", "far", stored), block("10.244.1.0/24", "near", stored)
+    plan = plan_node(view(ONE, NEAR, FAR, stored, far, near), "one", UPLINK, ())
+    routes = {route.destination: route for route in plan.routes}
+    assert routes[near.network].gateway == ip_address("172.30.1.2")
+    assert routes[far.network].device == VXLAN_DEVICE
+    assert {neighbour.address for neighbour in plan.neighbours} >= {routes[far.network].gateway}
+    assert {(entry.mac, entry.endpoint) for entry in plan.forwarding} >= {
+        (overlay(ip_address("172.30.2.1")).mac, ip_address("172.30.2.1"))
+    }
+
+
+def test_bare_packets_find_no_way_of_ours_through_routers() -> None:
+    stored = pool(distribution="store")
+    plan = plan_node(view(ONE, FAR, stored, block("10.244.2.0/24", "far", stored)), "one", UPLINK, ())
+    assert plan.routes == ()
+
+
+def test_a_bridged_block_has_a_route_of_ours_beside_birds() -> None:
+    told = pool(encapsulation="ipip")
+    far = block("10.244.2.0/24", "far", told)
+    cluster = view(ONE, FAR, told, far)
+    assert plan_node(cluster, "one", UPLINK, ()).routes == ()
+    (route,) = plan_node(cluster, "one", UPLINK, (), bridged={far.network}).routes
+    assert route.device == IPIP_DEVICE
+    assert route.metric is not None
+    assert route.metric < 32
