@@ -1,6 +1,7 @@
-"""Compile the CNI shim: the build hook that hatchling runs for a wheel or an editable install.
+"""Compile Podway's C parts: the build hook that hatchling runs for a wheel or an editable install.
 
-`python hatch_build.py` does the same by hand. CC names the compiler, `cc` by default.
+`python hatch_build.py` does the same by hand. CC names the C compiler (`cc` by default), CLANG the one that
+knows eBPF (`clang`).
 """
 
 import importlib.util
@@ -16,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parent
 CNI = ROOT / "src/podway/cni"
 SHIM = CNI / "bin/podway"
+BPF = ROOT / "src/podway/bpf"
+PROGRAMS = BPF / "bin/ipip.o"
 
 NUMBERS = ("MAGIC", "MAX_ENVIRONMENT", "MAX_STDIN", "MAX_ANSWER", "ANSWER_SECONDS", "DELETE_SECONDS")
 STRINGS = ("SOCKET", "SPOOL")
@@ -23,28 +26,43 @@ CODES = ("INVALID_ENVIRONMENT", "IO_FAILURE", "INVALID_CONFIG", "TRY_AGAIN_LATER
 
 
 def compile_shim() -> Path:
-    """Compile the shim and return its path. Exits with a message if there is no working C compiler."""
-    SHIM.parent.mkdir(exist_ok=True)
-    # Into place by rename: a shim that is being executed cannot be written to.
-    with tempfile.TemporaryDirectory(dir=SHIM.parent) as scratch:
-        built = Path(scratch, "podway")
-        command = [
-            *shlex.split(os.environ.get("CC", "cc")),
-            *("-std=c11", "-D_GNU_SOURCE", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"),
-            *(f"-DPODWAY_{name}={value}" for name, value in macros().items()),
-            *("-o", str(built), str(CNI / "shim.c")),
-        ]
+    """Compile the CNI shim and return its path. Exits with a message if there is no working C compiler."""
+    command = [
+        *shlex.split(os.environ.get("CC", "cc")),
+        *("-std=c11", "-D_GNU_SOURCE", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"),
+        *(f"-DPODWAY_{name}={value}" for name, value in macros().items()),
+        str(CNI / "shim.c"),
+    ]
+    return _compile("the CNI shim", command, SHIM, "install gcc and libc6-dev (Debian), or name another in CC")
+
+
+def compile_programs() -> Path:
+    """Compile the eBPF programs and return their object's path. Exits with a message if there is no clang."""
+    command = [
+        *shlex.split(os.environ.get("CLANG", "clang")),
+        # -g: maps are described by BTF. No path of this machine gets in: the object's digest tells builds apart.
+        *("-target", "bpf", "-O2", "-g", "-fdebug-compilation-dir=.", "-Wall", "-Wextra", "-Werror"),
+        # Debian has the architecture's <asm/types.h> where a compiler for another target does not look.
+        *("-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"),
+        *("-c", "ipip.c"),
+    ]
+    advice = "install clang and libbpf-dev (Debian), or name another in CLANG"
+    return _compile("the eBPF object", command, PROGRAMS, advice)
+
+
+def _compile(what: str, command: list[str], target: Path, advice: str) -> Path:
+    target.parent.mkdir(exist_ok=True)
+    # Into place by rename: a program that is being executed cannot be written to.
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch, target.name)
         try:
-            subprocess.run(command, check=True)
+            subprocess.run([*command, "-o", str(built)], check=True, cwd=target.parent.parent)
         except FileNotFoundError:
-            raise SystemExit(
-                f"the CNI shim needs a C compiler, and {command[0]!r} is not there: "
-                "install gcc and libc6-dev (Debian), or name another in CC"
-            ) from None
+            raise SystemExit(f"{what} needs a compiler, and {command[0]!r} is not there: {advice}") from None
         except subprocess.CalledProcessError as error:
-            raise SystemExit(f"the CNI shim does not compile: {shlex.join(error.cmd)}") from None
-        built.rename(SHIM)
-    return SHIM
+            raise SystemExit(f"{what} does not compile: {shlex.join(error.cmd)}") from None
+        built.rename(target)
+    return target
 
 
 def macros() -> dict[str, str]:
@@ -66,13 +84,13 @@ if importlib.util.find_spec("hatchling"):  # not there when run by hand, outside
     from hatchling.builders.config import BuilderConfig
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-    class ShimBuildHook(BuildHookInterface[BuilderConfig]):
-        """Compiles the shim and puts it into the wheel, which then is for one kind of machine."""
+    class CompiledBuildHook(BuildHookInterface[BuilderConfig]):
+        """Compiles the C parts and puts them into the wheel, which then is for one kind of machine."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             """See hatchling's build hook reference."""
-            shim = compile_shim()
-            build_data["artifacts"].append(str(shim.relative_to(ROOT)))
+            for built in (compile_shim(), compile_programs()):
+                build_data["artifacts"].append(str(built.relative_to(ROOT)))
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"
@@ -80,3 +98,4 @@ if importlib.util.find_spec("hatchling"):  # not there when run by hand, outside
 
 if __name__ == "__main__":
     print(compile_shim())
+    print(compile_programs())

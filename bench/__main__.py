@@ -11,7 +11,18 @@ from pathlib import Path
 from bench import machine
 from bench.report import Section, replace_marked, summary, table
 
-BENCHMARKS = ("attach", "burst", "roundtrip", "claims", "restart", "nodeloss", "churn", "startup")
+BENCHMARKS = (
+    "attach",
+    "burst",
+    "roundtrip",
+    "racks",
+    "convergence",
+    "restart",
+    "withdrawal",
+    "switching",
+    "churn",
+    "startup",
+)
 """Modules of this package, in the order in which they run; each has a function `measure`."""
 
 

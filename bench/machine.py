@@ -9,7 +9,7 @@ from pathlib import Path
 
 import podway
 
-PACKAGES = ("bird2", "containernetworking-plugins", "sockperf", "libnftables1")
+PACKAGES = ("bird2", "containernetworking-plugins", "sockperf", "iperf3", "libnftables1")
 
 
 def facts() -> list[str]:

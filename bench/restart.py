@@ -1,10 +1,9 @@
 """The agent and BIRD killed under load: what the packets notice, and what the kernel."""
 
-import contextlib
 import time
 from collections.abc import Callable
 
-from bench.flow import Count, Flow
+from bench.flow import Count, Flows
 from bench.labs import Lab, RunningPod, kill, lab
 from bench.report import Row, Section
 from bench.samples import ms
@@ -56,15 +55,11 @@ def measure() -> Section:
     )
 
 
-def _under_load(here: RunningPod, there: RunningPod, disturb: Callable[[], None]) -> list[Count]:
-    with contextlib.ExitStack() as stack:
-        flows = [
-            stack.enter_context(Flow(source.netns, target.netns, target.address, rate=RATE))
-            for source, target in ((here, there), (there, here))
-        ]
+def _under_load(here: RunningPod, there: RunningPod, disturb: Callable[[], None]) -> Count:
+    with Flows([(here, there), (there, here)], rate=RATE) as flows:
         time.sleep(BEFORE)
         disturb()
-    return [flow.count for flow in flows]
+    return flows.count
 
 
 def _restart_agent(cluster: Lab, node: str) -> int:
@@ -94,8 +89,6 @@ def _speaks(cluster: Lab, node: str, killed: int) -> bool:
     return routing["bird"] not in (0, killed) and bool(sessions) and all(sessions)
 
 
-def _row(what: str, runs: list[list[Count]]) -> Row:
-    counts = [count for run in runs for count in run]
-    lost, sent = sum(count.lost for count in counts), sum(count.sent for count in counts)
-    silence = max(count.silence for count in counts)
-    return Row(what, f"{lost} of {sent}; longest silence {ms(silence)}", "0", lost == 0)
+def _row(what: str, runs: list[Count]) -> Row:
+    total = sum(runs, Count())
+    return Row(what, f"{total.lost} of {total.sent}; longest silence {ms(total.silence)}", "0", total.lost == 0)

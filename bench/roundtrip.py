@@ -1,159 +1,109 @@
-"""Round trips between pods, as ratios to the round trip between their nodes."""
+"""Round trips and throughput between pods in every form, as ratios to those between their nodes."""
 
 import contextlib
-import os
-import re
-import socket
-import subprocess
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from ipaddress import ip_address
 
-import msgspec
-
-from bench.labs import Lab, inside, lab
+from bench import handmade
+from bench.labs import Lab, RunningPod, lab
+from bench.paths import Path, how, ratio_of, round_trips, stream_row, streams, trip_row
 from bench.report import Row, Section
-from bench.samples import median, us
-from podway.errors import LabError
-from podway.lab import names, state
+from podway.api.meta import LabelSelector, Metadata
+from podway.api.resources import Encapsulation, IPPool, IPPoolSpec, Namespace, When
+from podway.kernel import routes
+from podway.lab import names, state, topology
+from podway.plan.fabric import DEVICES
 
 ROUNDS = 9
-SECONDS = 2
 STREAM_ROUNDS = 3
-STREAM_SECONDS = 1.0
-PORT = 11111
-STREAM_PORT = 5001
-CHUNK = 1 << 20
-CORE = min(os.sched_getaffinity(0))
+LOOK = 0.05
+PATIENCE = 15.0
+"""Seconds that a form may take until nodes send in it."""
 
-_MEDIAN = re.compile(r"percentile 50\.0+ =\s*([\d.]+)")
+BASE, SAME = "node to node", "pod to pod on one node"
+BY_HAND, BY_HAND_BRIDGED = "vxlan made by hand", "vxlan made by hand, pods on a bridge"
 
-
-class Path(msgspec.Struct, frozen=True):
-    """From one namespace to an address in another."""
-
-    name: str
-    source: str
-    target: str
-    address: str
-
-
-BASE, SAME, ACROSS = "node to node", "pod to pod on one node", "pod to pod across nodes"
-TARGETS = {SAME: 1.15, ACROSS: 1.25}
+FORMS: tuple[Encapsulation, ...] = ("none", "vxlan", "ipip")
+NONE, VXLAN, IPIP = (f"pod to pod across nodes, {form}" for form in FORMS)
+TARGETS = {SAME: 1.15, NONE: 1.25, VXLAN: 1.45, IPIP: 1.3}
 
 
 def measure() -> Section:
-    with lab(nodes=2) as cluster:
-        paths = _paths(cluster)
-        trips: dict[str, list[float]] = defaultdict(list)
-        with contextlib.ExitStack() as servers:
-            for path in {path.target: path for path in paths}.values():
-                servers.enter_context(_server(path))
-            for number in range(-1, ROUNDS):
-                for path in _rotated(paths, number):
-                    trip = _ping_pong(path)
-                    if number >= 0:  # the first round warms up
-                        trips[path.name].append(trip)
-        streams: dict[str, list[float]] = defaultdict(list)
-        for number in range(STREAM_ROUNDS):
-            for path in _rotated(paths, number):
-                streams[path.name].append(_stream(path))
-    base = median(trips[BASE])
-    rows = [Row(BASE, _words(trips[BASE]))]
-    for name, target in TARGETS.items():
-        ratio = median(trips[name]) / base
-        words = f"{_words(trips[name])}; ratio {ratio:.2f}"
-        rows.append(Row(name, words, f"at most {target} of {BASE}", ratio <= target))
-    rows += [
-        Row(f"one TCP stream, {name}", f"{median(rates) * 8 / 1e9:.1f} Gbit/s") for name, rates in streams.items()
-    ]
+    with lab(nodes=2) as cluster, contextlib.ExitStack() as stack:
+        paths = [node_path(cluster), *across(cluster, FORMS)]
+        paths.insert(1, _on_one_node(cluster))
+        for name, shape in ((BY_HAND, handmade.ROUTED), (BY_HAND_BRIDGED, handmade.BRIDGED)):
+            here, there = stack.enter_context(handmade.pods(cluster, shape))
+            paths.append(Path(name, here.netns, there.netns, there.address))
+        trips = round_trips(paths, ROUNDS)
+        rates = streams(paths, STREAM_ROUNDS)
     return Section(
         "Round trip and throughput",
-        f"sockperf ping-pong over TCP, client and server pinned to one core (core {CORE}), {ROUNDS} interleaved "
-        f"rounds of {SECONDS} s after one to warm up: median of the rounds' medians, full round trip. Node to "
-        f"node is over the segment that joins the nodes. Streams: {STREAM_ROUNDS} interleaved rounds of "
-        f"{STREAM_SECONDS:g} s by a sender and a receiver in Python, not pinned; for information.",
-        tuple(rows),
+        f"{how(ROUNDS, STREAM_ROUNDS)} Node to node is over the segment that joins the nodes; pods of all forms "
+        "are on the same two nodes, of three pools. Beside them are two nodes without Podway on the same segment, "
+        "with the kernel's vxlan device, neighbour, forwarding entry and routes written by hand, and the pod's "
+        "veth routed as Podway's, or on a bridge as Flannel has it.",
+        (
+            *(trip_row(path.name, trips, BASE, TARGETS.get(path.name)) for path in paths),
+            _beside_by_hand(ratio_of(VXLAN, trips, BY_HAND)),
+            *(stream_row(path.name, rates, BASE) for path in paths),
+        ),
     )
 
 
-def _paths(cluster: Lab) -> tuple[Path, ...]:
-    one, two = (names.node_netns(cluster.name, node) for node in cluster.nodes)
-    far = state.load(cluster.name).addresses("node2")[0].ip
-    client, near = cluster.run_pod("client", "node1"), cluster.run_pod("near", "node1")
-    away = cluster.run_pod("away", "node2")
-    return (
-        Path(BASE, one, two, str(far)),
-        Path(SAME, client.netns, near.netns, near.address),
-        Path(ACROSS, client.netns, away.netns, away.address),
+def node_path(cluster: Lab) -> Path:
+    """Return the way from the first node to the last."""
+    here, there = cluster.nodes[0], cluster.nodes[-1]
+    address = state.load(cluster.name).addresses(there)[0].ip
+    return Path(BASE, names.node_netns(cluster.name, here), names.node_netns(cluster.name, there), str(address))
+
+
+def across(cluster: Lab, forms: tuple[Encapsulation, ...], when: When = "always") -> list[Path]:
+    """Run two pods of each form, on the first node and the last; return the ways between them.
+
+    Each form is a pool of its own, for a Kubernetes namespace that is named as the form.
+    """
+    spaces = (Namespace(metadata=Metadata(name=form, labels={"form": form})) for form in forms)
+    cluster.apply(*spaces, *(_pool(number, form, when) for number, form in enumerate(forms)))
+    found = []
+    for form in forms:
+        here, there = (
+            cluster.run_pod(f"{end}-{form}", node, namespace=form)
+            for end, node in (("client", cluster.nodes[0]), ("server", cluster.nodes[-1]))
+        )
+        for node, pod in ((cluster.nodes[0], there), (cluster.nodes[-1], here)):
+            _wait_crossing(cluster, node, pod, DEVICES.get(form, topology.UPLINK))
+        found.append(Path(f"pod to pod across nodes, {form}", here.netns, there.netns, there.address))
+    return found
+
+
+def _wait_crossing(cluster: Lab, node: str, pod: RunningPod, device: str) -> None:
+    """Wait until a node sends packets for a pod out of this device. Raises TimeoutError."""
+    begun = time.monotonic()
+    with topology.connection(names.node_netns(cluster.name, node)) as kernel:
+        while (found := routes.lookup(kernel, ip_address(pod.address)).device) != device:
+            if time.monotonic() > begun + PATIENCE:
+                raise TimeoutError(f"{node} sends to {pod.address} by {found or 'no device'} instead of {device}")
+            time.sleep(LOOK)
+
+
+def _beside_by_hand(ratio: float) -> Row:
+    met = round(ratio, 2) <= 1
+    return Row(f"vxlan, Podway's beside {BY_HAND}", f"ratio {ratio:.2f}", f"not slower than {BY_HAND}", met)
+
+
+def _pool(number: int, form: Encapsulation, when: When) -> IPPool:
+    return IPPool(
+        metadata=Metadata(name=form),
+        spec=IPPoolSpec(
+            cidr=f"10.{100 + number}.0.0/16",
+            encapsulation=form,
+            when="always" if form == "none" else when,
+            namespace_selector=LabelSelector(match_labels={"form": form}),
+        ),
     )
 
 
-def _rotated(paths: tuple[Path, ...], number: int) -> tuple[Path, ...]:
-    turn = number % len(paths)
-    return paths[turn:] + paths[:turn]
-
-
-@contextlib.contextmanager
-def _server(path: Path) -> Iterator[None]:
-    command = ["taskset", "-c", str(CORE), "sockperf", "server", "--tcp", "-i", path.address, "-p", str(PORT)]
-    server = inside(path.target, lambda: subprocess.Popen(command, stdout=subprocess.DEVNULL))
-    try:
-        _wait_listening(path, server)
-        yield
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait_listening(path: Path, server: "subprocess.Popen[bytes]") -> None:
-    local = f"{int.from_bytes(socket.inet_aton(path.address), 'little'):08X}:{PORT:04X}"
-
-    def listening() -> bool:
-        with open("/proc/thread-self/net/tcp", encoding="ascii") as table:
-            return any(local in line and " 0A " in line for line in table)
-
-    while not inside(path.target, listening):
-        if server.poll() is not None:
-            raise LabError(f"sockperf server ended with status {server.returncode}")
-        time.sleep(0.02)
-
-
-def _ping_pong(path: Path) -> float:
-    """Return the median round trip in seconds."""
-    command = ["taskset", "-c", str(CORE), "sockperf", "ping-pong", "--tcp", "--full-rtt"]
-    command += ["-i", path.address, "-p", str(PORT), "-t", str(SECONDS)]
-    done = inside(path.source, lambda: subprocess.run(command, capture_output=True, text=True, check=False))
-    found = _MEDIAN.search(done.stdout)
-    if not found:
-        raise LabError(f"sockperf {path.name}: no result: {done.stdout}{done.stderr}")
-    return float(found[1]) / 1e6
-
-
-def _stream(path: Path) -> float:
-    """Return the rate in bytes a second at which one TCP connection carries data."""
-    listener = inside(path.target, lambda: socket.create_server((path.address, STREAM_PORT)))
-    received = 0
-
-    def receive() -> None:
-        nonlocal received
-        buffer = bytearray(CHUNK)
-        with listener.accept()[0] as connection:
-            while size := connection.recv_into(buffer):
-                received += size
-
-    receiver = threading.Thread(target=receive, daemon=True)
-    with listener, inside(path.source, lambda: socket.create_connection((path.address, STREAM_PORT))) as sender:
-        receiver.start()
-        chunk = bytes(CHUNK)
-        begun = time.monotonic()
-        while time.monotonic() < begun + STREAM_SECONDS:
-            sender.sendall(chunk)
-        sender.shutdown(socket.SHUT_WR)
-        receiver.join()
-        return received / (time.monotonic() - begun)
-
-
-def _words(trips: list[float]) -> str:
-    return f"{us(median(trips))} ({us(min(trips))} to {us(max(trips))})"
+def _on_one_node(cluster: Lab) -> Path:
+    here, there = (cluster.run_pod(f"near-{number}", cluster.nodes[0]) for number in range(2))
+    return Path(SAME, here.netns, there.netns, there.address)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from podway.api.cluster_rules import check_change, check_deletion
-from podway.api.meta import Metadata
+from podway.api.meta import LabelSelector, Metadata
 from podway.api.resources import (
     INTERFACE_ADDRESSES,
     AddressBlock,
@@ -30,10 +30,11 @@ def pool(name, cidr, **spec):
     return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))
 
 
-def node(name, interface):
+def node(name, interfaces):
+    addresses = (interface.split("/")[0] for interface in interfaces.split(","))
     return Node(
-        metadata=Metadata(name=name, annotations={INTERFACE_ADDRESSES: interface}),
-        status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=interface.split("/")[0]),)),
+        metadata=Metadata(name=name, annotations={INTERFACE_ADDRESSES: interfaces}),
+        status=NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=each) for each in addresses)),
     )
 
 
@@ -56,7 +57,7 @@ def config(mtu):
     return NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(mtu=mtu))
 
 
-NODE = node("n1", "192.168.7.1/24")
+NODE = node("n1", "192.168.7.1/24,fd00:7::1/64")
 POOL = pool("p", "10.244.0.0/16")
 POOL6 = pool("six", "fd00:10:244::/56")
 BLOCK = block("10.244.1.0/24")
@@ -147,3 +148,28 @@ def test_every_pair_of_overlapping_pools_is_found_both_ways():
     for one, other in ((POOL, small), (small, POOL)):
         with pytest.raises(InvalidObject, match=f"IPPool/{other.metadata.name}"):
             check_change(one, [other])
+
+
+PARTED = LabelSelector(match_labels={"team": "a"})
+
+
+@pytest.mark.parametrize(
+    ("other", "refused"),
+    [
+        ({"cidr": "fd00::/56"}, True),
+        ({"cidr": "fd00::/56", "attach": "bridge"}, False),
+        ({"cidr": "10.1.0.0/16"}, False),
+        ({"cidr": "fd00::/56", "disabled": True}, False),
+        ({"cidr": "fd00::/56", "namespace_selector": PARTED}, False),
+    ],
+    ids=["the other family", "of one mind", "the same family", "disabled", "other pods"],
+)
+def test_pools_of_the_same_pods_have_one_attach(other, refused):
+    bridged, beside = pool("p", "10.0.0.0/16", attach="bridge"), pool("q", **other)
+    for new, rest in ((bridged, beside), (beside, bridged)):
+        if not refused:
+            check_change(new, [rest])
+            continue
+        with pytest.raises(InvalidObject, match=f"in IPPool/{rest.metadata.name}, which serves") as caught:
+            check_change(new, [rest])
+        assert caught.value.field == "spec.attach"

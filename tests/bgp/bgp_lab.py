@@ -12,23 +12,34 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from podway.api.meta import Metadata
+from podway.api.peers import BGPPeer, BGPPeerSpec
 from podway.api.resources import (
+    BGP_READY,
+    INTERFACE_ADDRESSES,
     BgpSettings,
+    Encapsulation,
     IPPool,
     IPPoolSpec,
+    NetworkConfig,
+    NetworkConfigSpec,
     Node,
     NodeAddress,
     NodeStatus,
+    Resource,
 )
 from podway.bgp.speaker import BgpSpeaker
 from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.plan.view import ClusterView
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
+
+TOR_ASN = 64601
 
 POOLS = ("10.244.0.0/16", "fd00:10:244::/112")
 
@@ -136,34 +147,34 @@ class LabNode(Namespace):
     def __init__(self, segment: "Segment", number: int) -> None:
         super().__init__(f"{segment.prefix}-{number}")
         self.number = number
+        self.node = f"node-{number}"
+        self.notes: dict[str, str] = {}
         self.segment = segment
         self.block4, self.pod4 = f"10.244.{number}.0/24", f"10.244.{number}.1"
         self.block6, self.pod6 = f"fd00:10:244::{number}00/122", f"fd00:10:244::{number}01"
         self.run_dir = segment.directory / str(number)
-        switch = segment.switch
-        peer = ("peer", "name", "eth0", "address", mac(number), "netns", self.name)
-        switch.ip("link", "add", f"p{number}", "type", "veth", *peer)
-        switch.ip("link", "set", f"p{number}", "master", "br0", "up")
+        segment.plug(self, number)
         self.ip("link", "set", "lo", "up")
         self.ip("address", "add", f"192.0.2.{number}/24", "dev", "eth0")
         self.ip("address", "add", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
         self.ip("link", "set", "eth0", "up")
         # The kernel's neighbour tables are shared by all namespaces, and may be full of others' entries
         # (gc_thresh3); permanent ones always find room.
-        for other in set(range(1, 10)) - {number}:
+        for other in {*range(1, 10), 101, 102} - {number}:
             for address in (f"192.0.2.{other}", f"2001:db8::{other}"):
                 self.ip("neigh", "add", address, "lladdr", mac(other), "dev", "eth0", "nud", "permanent")
         for pod, block in ((self.pod4, self.block4), (self.pod6, self.block6)):
             self.ip("address", "add", pod, "dev", "lo")
             self.ip("route", "add", "blackhole", block, "proto", "112")
-        self.speaker: BgpSpeaker
+        self.speaker = BgpSpeaker(self.run_dir)
         self.agent: asyncio.Task[None] | None = None
 
     @property
     def resource(self) -> Node:
         addresses = (f"192.0.2.{self.number}", f"2001:db8::{self.number}")
+        interfaces = f"{addresses[0]}/24,{addresses[1]}/64"
         return Node(
-            metadata=Metadata(name=f"node-{self.number}"),
+            metadata=Metadata(name=self.node, annotations={INTERFACE_ADDRESSES: interfaces, **self.notes}),
             status=NodeStatus(
                 addresses=tuple(NodeAddress(type="InternalIP", address=address) for address in addresses)
             ),
@@ -172,10 +183,17 @@ class LabNode(Namespace):
     def start(self, nodes: Sequence["LabNode"]) -> None:
         async def start() -> None:
             self.speaker = BgpSpeaker(self.run_dir)
-            await self.speaker.start(self.segment.plan(self, nodes))
+            await self.speaker.start(self.segment.plan(self, nodes), self.segment.view(nodes).secrets)
             self.agent = asyncio.ensure_future(self.speaker.run())
 
         self.run(start())
+
+    def follow(self, nodes: Sequence["LabNode"]) -> None:
+        """Do what an agent does when the cluster changed: take over the plan, and say if the node is ready."""
+        self.run(self.speaker.apply(self.segment.plan(self, nodes), self.segment.view(nodes).secrets))
+        ready = self.run(self.speaker.ready())
+        if ready:
+            self.notes[BGP_READY] = ready
 
     def stop_agent(self) -> None:
         """End the agent's tasks; BIRD runs on."""
@@ -236,6 +254,71 @@ class LabNode(Namespace):
             self.stop_agent()
 
 
+def tells(*networks: str) -> str:
+    """What has a BIRD tell of networks."""
+    routes = "".join(f"route {network} blackhole; " for network in networks)
+    return f"protocol static told {{ ipv4; {routes}}}\n"
+
+
+class OutsidePeer(Namespace):
+    """A speaker outside the cluster, at address .NUMBER of the segment: a BIRD that a test configures."""
+
+    def __init__(self, segment: "Segment", number: int) -> None:
+        super().__init__(f"{segment.prefix}-{number}")
+        self.directory = segment.directory / f"outside-{number}"
+        self.directory.mkdir()
+        self.address = f"192.0.2.{number}"
+        segment.plug(self, number)
+        self.ip("link", "set", "lo", "up")
+        self.ip("address", "add", f"{self.address}/24", "dev", "eth0")
+        self.ip("link", "set", "eth0", "up")
+        self.bird: subprocess.Popen[str] | None = None
+
+    def peer(self, **spec: Any) -> BGPPeer:
+        """What the cluster is told of it."""
+        fields = {"address": self.address, "asn": TOR_ASN, **spec}
+        return BGPPeer(metadata=Metadata(name=f"tor-{self.address[-3:]}"), spec=BGPPeerSpec(**fields))
+
+    def session(self, node: LabNode, *options: str, channel: str = "import all; export all;") -> str:
+        """What it is told of a node; the session is named `node<NUMBER>`."""
+        lines = "".join(f"\t{option};\n" for option in options)
+        return f"""
+protocol bgp node{node.number} {{
+	local as {TOR_ASN};
+	neighbor 192.0.2.{node.number} as 64512;
+	connect delay time 1; connect retry time 1; error wait time 1, 1;
+{lines}	ipv4 {{ {channel} }};
+}}
+"""
+
+    def start(self, *protocols: str) -> None:
+        """Start BIRD, or give it another configuration."""
+        conf = self.directory / "bird.conf"
+        head = f"log stderr {{ fatal }};\nrouter id {self.address};\nprotocol device {{}}\n"
+        conf.write_text(head + "\n".join(protocols))
+        if self.bird:
+            self.birdc("configure")
+        else:
+            files = ("-c", str(conf), "-s", str(self.directory / "ctl"), "-P", str(self.directory / "pid"))
+            self.bird = self.popen("/usr/sbin/bird", "-f", *files)
+            eventually((self.directory / "ctl").exists)
+
+    def birdc(self, *command: str) -> str:
+        program = ("/usr/sbin/birdc", "-s", str(self.directory / "ctl"))
+        return subprocess.run([*program, *command], capture_output=True, text=True, check=True).stdout
+
+    def routes_of(self, session: str) -> str:
+        """What a session has told, with all attributes."""
+        return self.birdc("show", "route", "all", "protocol", session)
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(super().close)
+            if self.bird:
+                self.bird.kill()
+                self.bird.communicate()
+
+
 class Segment:
     """A layer-2 segment with nodes on it."""
 
@@ -244,10 +327,24 @@ class Segment:
         self.prefix = f"pwbgp-{os.getpid()}-{secrets.token_hex(2)}"
         self.switch = Namespace(f"{self.prefix}-sw")
         self.nodes: list[LabNode] = []
+        self.others: list[OutsidePeer] = []
         self.pools: tuple[str, ...] = POOLS
         self.bgp = BgpSettings()
+        self.encapsulation: Encapsulation = "none"
+        self.objects: list[Resource] = []
         self.switch.ip("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
         self.switch.ip("link", "set", "br0", "up")
+
+    def plug(self, namespace: Namespace, number: int) -> None:
+        """Give a namespace an eth0 on the segment."""
+        peer = ("peer", "name", "eth0", "address", mac(number), "netns", namespace.name)
+        self.switch.ip("link", "add", f"p{number}", "type", "veth", *peer)
+        self.switch.ip("link", "set", f"p{number}", "master", "br0", "up")
+
+    def outside(self, number: int) -> OutsidePeer:
+        """Add a speaker outside the cluster."""
+        self.others.append(OutsidePeer(self, number))
+        return self.others[-1]
 
     def add(self, count: int) -> list[LabNode]:
         first = len(self.nodes) + 1
@@ -255,12 +352,18 @@ class Segment:
             self.nodes.append(LabNode(self, number))
         return self.nodes
 
-    def plan(self, node: LabNode, nodes: Sequence[LabNode]) -> BgpPlan:
+    def view(self, nodes: Sequence[LabNode]) -> ClusterView:
         pools = [
-            IPPool(metadata=Metadata(name=f"pool-{number}"), spec=IPPoolSpec(cidr=cidr))
-            for number, cidr in enumerate(self.pools)
+            IPPool(metadata=Metadata(name=f"pool-{number}"), spec=spec)
+            for number, spec in enumerate(
+                IPPoolSpec(cidr=cidr, encapsulation=self.encapsulation) for cidr in self.pools
+            )
         ]
-        return plan_bgp(f"node-{node.number}", [each.resource for each in nodes], pools, self.bgp)
+        config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(bgp=self.bgp))
+        return ClusterView.of([*(each.resource for each in nodes), *pools, config, *self.objects], 1)
+
+    def plan(self, node: LabNode, nodes: Sequence[LabNode]) -> BgpPlan:
+        return plan_bgp(self.view(nodes), node.node, node.speaker.standing)
 
     def start(self, count: int) -> list[LabNode]:
         """Add nodes, start their speakers and wait until all have each other's routes."""
@@ -268,8 +371,21 @@ class Segment:
         for node in nodes:
             node.start(nodes)
         for node in nodes:
-            eventually(lambda node=node: self.complete(node))
+            eventually(partial(self.complete, node))
         return nodes
+
+    def go_over(self, *, within: float = 20) -> None:
+        """Have all agents go over to the topology of `bgp`, until each has ended what it needs no more."""
+
+        def done() -> bool:
+            for node in self.nodes:
+                node.follow(self.nodes)
+            view = self.view(self.nodes)
+            targets = [plan_bgp(view, node.node) for node in self.nodes]
+            wanted = [(frozenset(peer.node for peer in plan.peers), plan.reflects) for plan in targets]
+            return wanted == [(node.speaker.standing.nodes, node.speaker.standing.reflects) for node in self.nodes]
+
+        eventually(done, within=within, pause=0.2)
 
     def complete(self, node: LabNode) -> bool:
         """Whether a node has every other's blocks."""
@@ -280,5 +396,5 @@ class Segment:
     def close(self) -> None:
         with contextlib.ExitStack() as stack:
             stack.callback(self.switch.close)
-            for node in self.nodes:
-                stack.callback(node.close)
+            for namespace in (*self.nodes, *self.others):
+                stack.callback(namespace.close)

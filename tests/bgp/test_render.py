@@ -4,12 +4,26 @@ import os
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
-from test_bgp_plan import V4, V6, node, pool
+from test_bgp_plan import V4, V6, node, pool, view_of
 
 from podway.api.addresses import Family
-from podway.api.resources import BgpSettings
-from podway.bgp.render import render
+from podway.api.meta import LabelSelector, Metadata
+from podway.api.peers import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule
+from podway.api.resources import (
+    ACCEPTS,
+    INTERFACE_ADDRESSES,
+    SENDS,
+    BgpSettings,
+    IPPool,
+    Node,
+    NodeAddress,
+    NodeStatus,
+    ReflectorSettings,
+    When,
+)
+from podway.bgp.render import render, standing
 from podway.plan.bgp import BgpPlan, plan_bgp
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -18,17 +32,66 @@ GOLDEN = Path(__file__).parent / "golden"
 THREE = [node(number) for number in (1, 2, 3)]
 LONG_NAME = node(2, name="rack-7." + "a" * 60 + ".example.org")
 
-PLANS = {
-    "ipv4": plan_bgp("node-1", THREE, [V4], BgpSettings()),
-    "dual-stack": plan_bgp("node-1", THREE, [V6, V4, pool("10.9.0.0/20", 26)], BgpSettings()),
-    "ipv6-no-bfd": plan_bgp(
-        "node-1",
-        [node(1, (Family.IPV6,)), LONG_NAME],
-        [V6],
-        BgpSettings(asn=4200000000, port=1790, bfd=False),
+
+def in_rack(number: int, rack: int) -> Node:
+    v4, v6 = f"192.0.{rack}.{number}", f"2001:db8:{rack}::{number}"
+    notes = {INTERFACE_ADDRESSES: f"{v4}/24,{v6}/64", ACCEPTS: "vxlan", SENDS: "vxlan"}
+    return Node(
+        metadata=Metadata(name=f"node-{number}", annotations=notes),
+        status=NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=text) for text in (v4, v6))),
+    )
+
+
+def across(pool: IPPool, when: When) -> IPPool:
+    return msgspec.structs.replace(pool, spec=msgspec.structs.replace(pool.spec, encapsulation="vxlan", when=when))
+
+
+# A reflector with a client in another rack, encapsulation, and all that a peer can be told.
+RACKS = view_of(
+    [
+        in_rack(1, 2),
+        in_rack(2, 2),
+        in_rack(3, 3),
+        across(V4, "cross-subnet"),
+        across(V6, "always"),
+        pool("10.9.0.0/24", 24),
+        BGPPeer(
+            metadata=Metadata(name="tor"),
+            spec=BGPPeerSpec(
+                address="192.0.2.254",
+                asn=64601,
+                password=PasswordSource(file="/etc/podway/tor"),
+                bfd=True,
+                ttl_security=True,
+                communities=("65000:100", "65000:1:2"),
+                advertise="aggregates",
+                imports=(PrefixRule(cidr="0.0.0.0/0", action="accept"),),
+                exports=(PrefixRule(cidr="10.9.0.0/16", action="reject", max_length=24),),
+            ),
+        ),
+        BGPPeer(
+            metadata=Metadata(name="route-server"),
+            spec=BGPPeerSpec(address="2001:db8:9::1", asn=64512, multihop=3, port=1179),
+        ),
+    ],
+    BgpSettings(
+        topology="reflectors", bfd=False, reflectors=ReflectorSettings(node_selector=LabelSelector(), count=1)
     ),
-    "alone": plan_bgp("node-1", [node(1)], [V4], BgpSettings()),
-    "no-pool": plan_bgp("node-1", THREE, [], BgpSettings()),
+)
+
+PLANS = {
+    "ipv4": plan_bgp(view_of([*THREE, V4]), "node-1"),
+    "dual-stack": plan_bgp(view_of([*THREE, V6, V4, pool("10.9.0.0/20", 26)]), "node-1"),
+    "ipv6-no-bfd": plan_bgp(
+        view_of(
+            [node(1, (Family.IPV6,)), LONG_NAME, V6],
+            BgpSettings(asn=4200000000, port=1790, bfd=False),
+        ),
+        "node-1",
+    ),
+    "alone": plan_bgp(view_of([node(1), V4]), "node-1"),
+    "no-pool": plan_bgp(view_of(THREE), "node-1"),
+    "racks": plan_bgp(RACKS, "node-1"),
 }
 
 
@@ -44,6 +107,21 @@ def test_golden(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_bird_accepts_it(plan: BgpPlan, tmp_path: Path) -> None:
     file = tmp_path / "bird.conf"
-    file.write_text(render(plan, tmp_path / "bird.log"))
+    file.write_text(render(plan, tmp_path / "bird.log", {"peer:tor": "s3cret"}))
     done = subprocess.run(["/usr/sbin/bird", "-p", "-c", file], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_what_bird_does_is_read_back(plan: BgpPlan) -> None:
+    found = standing(render(plan, Path("bird.log"), {}))
+    assert found.nodes == {peer.node for peer in plan.peers}
+    assert found.reflects == plan.reflects
+    assert found.pools == {pool.network for pool in plan.pools}
+
+
+def test_a_password_is_in_the_running_configuration_only() -> None:
+    plan, log = PLANS["racks"], Path("bird.log")
+    assert 'password "s3cret";' in render(plan, log, {"peer:tor": "s3cret"})
+    assert 'password "(redacted)";' in render(plan, log)
+    assert "disabled;" in render(plan, log, {})

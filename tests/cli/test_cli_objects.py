@@ -46,6 +46,17 @@ items:
   spec: {nodeName: n1}
   status: {phase: Running, podIPs: [{ip: 10.244.1.5}, {ip: "fd00:244::5"}]}
 - {apiVersion: v1, kind: Pod, metadata: {name: db, namespace: other}}
+- apiVersion: v1
+  kind: Secret
+  metadata: {name: tor, namespace: default}
+  stringData: {password: hunter2}
+- apiVersion: podway.io/v1
+  kind: BGPPeer
+  metadata: {name: tor}
+  spec:
+    address: 192.168.7.254
+    asn: 64601
+    password: {secret: {namespace: default, name: tor, key: password}}
 - apiVersion: podway.io/v1
   kind: ClusterAuthority
   metadata: {name: default}
@@ -91,11 +102,12 @@ def test_tables(cluster):
         ["NAMESPACE", "NAME", "NODE", "IPS", "PHASE", "AGE"],
         ["default", "web", "n1", "10.244.1.5,fd00:244::5", "Running", "0s"],
     ]
-    assert cluster.lines("get", "pools")[1] == ["default", "10.244.0.0/16", "/24", "1/1", "of", "256"]
+    pool = ["default", "10.244.0.0/16", "/24", "1/1", "of", "256", "bgp", "none", "routed"]
+    assert cluster.lines("get", "pools")[1] == pool
     assert cluster.lines("get", "blocks")[1] == ["10.244.1.0/24", "default", "n1", "0s"]
     node = cluster.lines("get", "nodes", "-o", "wide")[1]
     assert node[:3] == ["n1", "192.168.7.1,fd00:7::1", "10.244.1.0/24"]
-    assert node[-2:] == ["192.168.7.0/24,fd00:7::/64", "rack=a"]
+    assert node[-4:] == ["192.168.7.0/24,fd00:7::/64", "none", "none", "rack=a"]
     assert cluster.lines("get", "config")[1] == ["default", "64512", "200ms", "x", "2", "auto", "0s"]
 
 

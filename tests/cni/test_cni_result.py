@@ -1,9 +1,10 @@
 """Results in each version of the specification, against files written by hand from its text."""
 
 import json
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,20 @@ def test_result_of_a_wiring(version: str) -> None:
     result = result_of(wiring, sandbox=NETNS, dns=Dns(nameservers=("10.96.0.10",), search=("cluster.local",)))
     expected = json.loads((GOLDEN / f"result-{FORMS[version]}.json").read_text())
     assert json.loads(render(result, version)) == {"cniVersion": version, **expected}
+
+
+def test_result_of_a_port_of_the_bridge() -> None:
+    """As containernetworking's `bridge` plugin tells it: bridge, host end, and pod end with the addresses."""
+    lan = (ip_network("10.244.1.0/24"), ip_network("fd00:10:244::/122"))
+    lease = msgspec.structs.replace(LEASE, attach="bridge")
+    result = result_of(wire(lease, mtu=1450, node_addresses=(), lan=lan), sandbox=NETNS, dns=Dns())
+    names = ["cni0", lease.attachment.link, "eth0"]
+    assert [(link.name, link.sandbox) for link in result.interfaces] == [*zip(names, ["", "", NETNS], strict=True)]
+    assert [(ip.address, ip.gateway, ip.interface) for ip in result.ips] == [
+        ("10.244.1.7/24", "10.244.1.1", 2),
+        ("fd00:10:244::7/122", "fd00:10:244::1", 2),
+    ]
+    assert result.routes == (Route(dst="0.0.0.0/0", gw="10.244.1.1"), Route(dst="::/0", gw="fd00:10:244::1"))
 
 
 addresses = st.ip_addresses().map(str)

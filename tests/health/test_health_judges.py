@@ -11,11 +11,13 @@ import pytest
 from podway.health.checks import every, of_clusters, of_nodes
 from podway.health.checks.agent import channel, looking
 from podway.health.checks.bgp import bgp_session
+from podway.health.checks.bridge import bridge_netfilter
 from podway.health.checks.cluster import agent, clock, node_address, versions
 from podway.health.checks.host import forwarding, kernel
 from podway.health.checks.plan import fight
 from podway.health.facts import (
     ClusterFacts,
+    Firewall,
     Heard,
     KernelNetwork,
     KernelRoute,
@@ -24,7 +26,13 @@ from podway.health.facts import (
     Session,
     Settings,
 )
+from podway.health.ruleset import Chain, Ruleset
+from podway.plan.bridge import BRIDGE_NETFILTER
+from podway.plan.objects import Device, NodePlan, Sysctl
+from podway.plan.wiring import GATEWAY_MAC
 
+CNI0 = Device("cni0", "bridge", GATEWAY_MAC, 1500)
+DROPS = Chain("nft", "inet", "filter", "forward", hook="forward", policy="drop")
 DOC = Path(__file__).parents[2] / "docs" / "doctor.md"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -54,6 +62,25 @@ def test_a_kernel_that_lacks_something(node_facts: Facts) -> None:
     lacking = "the kernel has no veth devices\n  hint: load veth (CONFIG_VETH)"
     (problem,) = kernel(node_facts(settings=Settings(unsupported=lacking)))
     assert (problem.found, problem.mend) == ("the kernel has no veth devices", "load veth (CONFIG_VETH)")
+
+
+@pytest.mark.parametrize(
+    ("devices", "settings", "chains", "found"),
+    [
+        ((CNI0,), (), (DROPS,), 1),
+        ((CNI0,), (), (), 0),
+        ((CNI0,), (Sysctl(BRIDGE_NETFILTER[0], "1"),), (DROPS,), 0),
+        ((), (), (DROPS,), 0),
+    ],
+    ids=["rules that see nothing", "nobody's rules", "rules that see", "no bridge"],
+)
+def test_rules_that_do_not_see_the_bridge(
+    node_facts: Facts, devices: Any, settings: Any, chains: Any, found: int
+) -> None:
+    plan = NodePlan(devices=devices, sysctls=settings)
+    problems = list(bridge_netfilter(node_facts(memory={"plan": plan}, firewall=Firewall(Ruleset(chains)))))
+    assert [problem.subject for problem in problems] == ["cni0"] * found
+    assert all("nft inet filter forward" in problem.found for problem in problems)
 
 
 def test_a_source_that_could_not_be_read(node_facts: Facts) -> None:

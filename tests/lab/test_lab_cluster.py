@@ -156,9 +156,9 @@ def test_an_agent_that_was_killed_starts_again_on_the_same_node(build: Callable[
     assert agents.status(lab, "node1")["leases"] == 1
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_down_removes_what_a_killed_up_left(lab_name: str, attempt: int) -> None:
-    command = [sys.executable, "-m", "podway", "--lab", lab_name, "lab", "up", "--nodes", "2"]
+@pytest.mark.parametrize(("attempt", "racks"), [(0, []), (1, []), (2, []), (1, ["--racks", "2", "--tor", "frr"])])
+def test_down_removes_what_a_killed_up_left(lab_name: str, attempt: int, racks: list[str]) -> None:
+    command = [sys.executable, "-m", "podway", "--lab", lab_name, "lab", "up", "--nodes", "2", *racks]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as building:
         deadline = time.monotonic() + 20
         while not lab_dir(lab_name).exists():
@@ -193,6 +193,11 @@ def test_an_up_that_fails_shows_the_agents_log_and_leaves_nothing(
         (["--pool", "10.0.0.0/8", "--pool", "10.1.0.0/16"], "overlaps"),
         (["--asn", "0"], "reserved"),
         (["--nodes", "0"], "choose 1 to"),
+        (["--racks", "4"], "a rack would be empty"),
+        (["--racks", "2", "--nodes", "251"], "choose 1 to 250"),
+        (["--tor", "frr"], "a flat segment has no routers"),
+        (["--pool", "fd00::/48", "--encapsulation", "ipip"], "IPIP carries IPv4 packets"),
+        (["--node-family", "ipv6", "--encapsulation", "ipip"], "between IPv4 nodes"),
     ],
 )
 def test_what_cannot_be_built_is_said_and_nothing_is_left(lab_name: str, options: list[str], problem: str) -> None:
@@ -216,7 +221,9 @@ def test_a_lab_is_built_once_and_one_command_changes_it_at_a_time(
         with pytest.raises(LabError, match="another command"):
             cluster.down(lab)
     assert lab in [path.name for path in Path(lab_dir(lab)).parent.iterdir()]
-    assert json.loads((lab_dir(lab) / "lab.json").read_text())["nodes"] == {"node1": {"index": 1, "running": True}}
+    assert json.loads((lab_dir(lab) / "lab.json").read_text())["nodes"] == {
+        "node1": {"index": 1, "running": True, "rack": 1}
+    }
 
 
 def test_too_little_privilege_names_the_capability(lab_name: str) -> None:

@@ -17,7 +17,7 @@ def test_a_labs_name_is_a_short_word(name: str) -> None:
         names.require_lab_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a.b", "../x", "n" * 41, "add", "fabric", "pod-x"])
+@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a.b", "../x", "n" * 41, "add", "fabric", "pod-x", "tor1"])
 def test_a_nodes_name_is_a_label_without_a_second_meaning(name: str) -> None:
     with pytest.raises(LabError) as caught:
         names.require_node_name(name)

@@ -3,43 +3,22 @@ from ipaddress import ip_network
 
 import pytest
 
-from podway.errors import LabError
 from podway.kernel import netns
 from podway.lab import names, topology
-
-
-@pytest.mark.parametrize(
-    ("pools", "families"),
-    [
-        (("10.244.0.0/16",), [4]),
-        (("fd00::/48",), [4, 6]),
-        (("10.0.0.0/8", "fd00::/8"), None),
-        (("172.16.0.0/12",), [4]),
-        (("0.0.0.0/1", "128.0.0.0/1"), None),
-    ],
-)
-def test_nodes_get_subnets_beside_the_pools(pools: tuple[str, ...], families: list[int] | None) -> None:
-    networks = tuple(map(ip_network, pools))
-    if families is None:
-        with pytest.raises(LabError, match="leave no IPv"):
-            topology.choose_subnets(networks)
-        return
-    subnets = topology.choose_subnets(networks)
-    assert [subnet.version for subnet in subnets] == families
-    assert not any(a.overlaps(b) for a in subnets for b in networks if a.version == b.version)
+from podway.lab.fabric import plan_fabric
+from podway.lab.state import LabNode
 
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("untouched_root")
 def test_nodes_reach_each_other_over_the_fabric_until_one_is_cut(lab_name: str) -> None:
-    subnets = topology.choose_subnets((ip_network("10.244.0.0/16"), ip_network("fd00::/48")))
-    topology.create_fabric(lab_name)
+    fabric = plan_fabric((ip_network("10.244.0.0/16"), ip_network("fd00::/48")), nodes=2, racks=1)
+    topology.create_fabric(lab_name, fabric)
     for index in (1, 2):
-        uplink = topology.node_addresses(index, subnets)
-        topology.create_node(lab_name, f"node{index}", index, uplink)
+        topology.create_node(lab_name, f"node{index}", LabNode(index), fabric)
 
     def reached() -> list[bool]:
-        peers = [str(address.ip) for address in topology.node_addresses(2, subnets)]
+        peers = [str(address.ip) for address in fabric.addresses(1, 2)]
         return [_ping(names.node_netns(lab_name, "node1"), peer) for peer in peers]
 
     assert reached() == [True, True]
@@ -53,12 +32,13 @@ def test_nodes_reach_each_other_over_the_fabric_until_one_is_cut(lab_name: str) 
 
 @pytest.mark.kernel
 def test_introduced_nodes_take_no_room_in_the_machines_neighbour_tables(lab_name: str) -> None:
-    subnets = topology.choose_subnets((ip_network("fd00::/48"),))
-    topology.create_fabric(lab_name)
-    for index in (1, 2, 3):
-        topology.create_node(lab_name, f"node{index}", index, topology.node_addresses(index, subnets))
-    topology.introduce(lab_name, {f"node{index}": index for index in (1, 2, 3)}, subnets)
-    for peer in topology.node_addresses(3, subnets):
+    fabric = plan_fabric((ip_network("fd00::/48"),), nodes=3, racks=1)
+    places = {f"node{index}": LabNode(index) for index in (1, 2, 3)}
+    topology.create_fabric(lab_name, fabric)
+    for node, place in places.items():
+        topology.create_node(lab_name, node, place, fabric)
+    topology.introduce(lab_name, fabric, places)
+    for peer in fabric.addresses(1, 3):
         assert _ping(names.node_netns(lab_name, "node1"), str(peer.ip))
     for node in ("node1", "node2", "node3"):
         command = ["ip", "-n", names.node_netns(lab_name, node), "neighbour"]
@@ -69,13 +49,13 @@ def test_introduced_nodes_take_no_room_in_the_machines_neighbour_tables(lab_name
 @pytest.mark.kernel
 def test_two_labs_use_the_same_names_and_addresses(lab_name: str) -> None:
     other = f"{lab_name[:-1]}z"
-    subnets = topology.choose_subnets((ip_network("10.244.0.0/16"),))
+    fabric = plan_fabric((ip_network("10.244.0.0/16"),), nodes=2, racks=1)
     try:
         for lab in (lab_name, other):
-            topology.create_fabric(lab)
-            topology.create_node(lab, "node1", 1, topology.node_addresses(1, subnets))
-        topology.create_node(other, "node2", 2, topology.node_addresses(2, subnets))
-        peer = str(topology.node_addresses(2, subnets)[0].ip)
+            topology.create_fabric(lab, fabric)
+            topology.create_node(lab, "node1", LabNode(1), fabric)
+        topology.create_node(other, "node2", LabNode(2), fabric)
+        peer = str(fabric.addresses(1, 2)[0].ip)
         assert _ping(names.node_netns(other, "node1"), peer)
         assert not _ping(names.node_netns(lab_name, "node1"), peer)
     finally:

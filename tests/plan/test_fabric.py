@@ -3,7 +3,6 @@
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +20,16 @@ from podway.api.resources import (
     NodeStatus,
     block_name,
 )
-from podway.plan.fabric import crossing, crossings, form_to, form_wanted, forms_held, forms_sent, overlay
+from podway.plan.fabric import (
+    crossing,
+    crossings,
+    form_to,
+    form_wanted,
+    forms_accepted,
+    forms_held,
+    forms_sent,
+    overlay,
+)
 from podway.plan.node import plan_node, pod_mtu
 from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE
 from podway.plan.uplink import Uplink
@@ -47,7 +55,7 @@ def block(cidr: str, owner: str, of: IPPool) -> AddressBlock:
     )
 
 
-ONE = node("one", "172.30.1.1/24", accepts="vxlan,ipip")
+ONE = node("one", "172.30.1.1/24", accepts="vxlan,ipip", sends="vxlan,ipip")
 NEAR = node("near", "172.30.1.2/24", accepts="vxlan,ipip")
 FAR = node("far", "172.30.2.1/24", accepts="vxlan,ipip")
 UPLINK = Uplink("eth0", 1500, ONE.interface_addresses)
@@ -86,12 +94,28 @@ def test_a_form_is_sent_only_to_who_accepts_it() -> None:
     assert form_to(pool(), ONE, former) == "none"  # bare packets are always taken
 
 
+def test_a_form_is_sent_only_by_who_has_said_so() -> None:
+    quiet = node("quiet", "172.30.1.9/24", accepts="vxlan,ipip")
+    assert form_to(pool(encapsulation="vxlan"), quiet, NEAR) == "none"
+    assert form_to(pool(encapsulation="vxlan"), ONE, quiet) == "vxlan"
+
+
 def test_a_form_is_held_while_another_node_sends_it() -> None:
-    assert forms_held(view(ONE, NEAR, pool()), "one") == frozenset()
+    plain = node("plain", "172.30.1.4/24")
+    assert forms_held(view(plain, NEAR, pool()), "plain") == frozenset()
     still = node("still", "172.30.1.3/24", sends="vxlan")
-    assert forms_held(view(ONE, still, pool()), "one") == {"vxlan"}
-    assert forms_held(view(ONE, still, pool()), "still") == frozenset()
-    assert forms_held(view(ONE, still, pool(encapsulation="ipip")), "one") == {"vxlan", "ipip"}
+    assert forms_accepted(view(plain, still, pool()), "plain") == {"vxlan"}
+    assert forms_held(view(plain, still, pool()), "plain") == {"vxlan"}
+    assert forms_held(view(plain, still, pool(encapsulation="ipip")), "plain") == {"vxlan", "ipip"}
+
+
+def test_a_form_is_held_while_others_may_think_that_it_is_or_the_node_sends_it_itself() -> None:
+    withdrawing = node("withdrawing", "172.30.1.5/24", accepts="vxlan")
+    sending = node("sending", "172.30.1.6/24", sends="ipip")
+    assert forms_accepted(view(withdrawing, pool()), "withdrawing") == frozenset()
+    assert forms_held(view(withdrawing, pool()), "withdrawing") == {"vxlan"}
+    assert forms_accepted(view(sending, pool()), "sending") == frozenset()
+    assert forms_held(view(sending, pool()), "sending") == {"ipip"}
 
 
 def test_what_is_sent_is_told_by_pool() -> None:
@@ -99,13 +123,13 @@ def test_what_is_sent_is_told_by_pool() -> None:
     cluster = view(
         ONE, NEAR, FAR, cross, bare, block("10.244.1.0/24", "near", cross), block("10.244.2.0/24", "far", cross)
     )
-    assert forms_sent(cluster, "one") == {cross.metadata.name: {"none", "vxlan"}}
+    assert forms_sent(cluster, "one") == {cross.metadata.name: {"none", "vxlan"}, bare.metadata.name: {"none"}}
 
 
-def test_bgp_is_told_the_ways_of_its_pools_only() -> None:
-    told, stored = pool(encapsulation="vxlan"), pool("10.99.0.0/16", encapsulation="ipip", distribution="store")
-    ways = crossings(view(ONE, FAR, told, msgspec.structs.replace(stored, metadata=Metadata(name="other"))), "one")
-    assert ways == {told.network: {ip_address("172.30.2.1"): crossing(told, ONE, FAR)}}
+def test_next_hops_have_their_ways_in_encapsulated_pools_only() -> None:
+    vxlan, bare = pool(encapsulation="vxlan", when="cross-subnet"), pool("fd00:10:244::/56")
+    ways = crossings(view(ONE, NEAR, FAR, vxlan, bare), "one")
+    assert ways == {vxlan.network: {ip_address("172.30.2.1"): crossing(vxlan, ONE, FAR)}}
 
 
 def test_the_mtu_leaves_room_for_what_is_wanted_and_for_what_is_still_sent() -> None:

@@ -2,34 +2,61 @@
 
 from ipaddress import ip_address, ip_interface
 
+import msgspec
+
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, Node, NodeAddress, NodeStatus
+from podway.api.resources import (
+    ACCEPTS,
+    INTERFACE_ADDRESSES,
+    SENDS,
+    AddressBlock,
+    AddressBlockSpec,
+    IPPool,
+    IPPoolSpec,
+    Node,
+    NodeAddress,
+    NodeStatus,
+)
 from podway.plan.path import End, PlannedHop, Site, plan_path
 from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 
 FAMILIES = {4: ("172.30.0.{}", "172.30.0.{}/24", "10.244.{}.0/24"), 6: ("fd30::{}", "fd30::{}/64", "fd00:{}::/64")}
+POOLS = {4: IPPoolSpec(cidr="10.244.0.0/16"), 6: IPPoolSpec(cidr="fd00::/16", block_size=64)}
 A1, A2 = Attachment("c1", "eth0"), Attachment("c2", "net1")
 
 
-def _node(number: int) -> Node:
+def _node(number: int, accepts: str = "vxlan,ipip") -> Node:
+    """Return a node that may send every form."""
     told = tuple(NodeAddress(type="InternalIP", address=own.format(number)) for own, _, _ in FAMILIES.values())
-    return Node(metadata=Metadata(name=f"n{number}"), status=NodeStatus(addresses=told))
+    subnets = ",".join(subnet.format(number) for _, subnet, _ in FAMILIES.values())
+    annotations = {ACCEPTS: accepts, SENDS: "vxlan,ipip", INTERFACE_ADDRESSES: subnets}
+    return Node(metadata=Metadata(name=f"n{number}", annotations=annotations), status=NodeStatus(addresses=told))
 
 
-def _block(number: int, cidr: str) -> AddressBlock:
-    spec = AddressBlockSpec(cidr=cidr.format(number), pool="p", node=f"n{number}")
-    return AddressBlock(metadata=Metadata(name=cidr.format(number)), spec=spec)
+def _block(number: int, version: int) -> AddressBlock:
+    cidr = FAMILIES[version][2].format(number)
+    spec = AddressBlockSpec(cidr=cidr, pool=f"p{version}", node=f"n{number}")
+    return AddressBlock(metadata=Metadata(name=cidr), spec=spec)
 
 
-VIEW = ClusterView.of(
-    [
-        *(_node(number) for number in (1, 2)),
-        *(_block(number, cidr) for number in (1, 2) for _, _, cidr in FAMILIES.values()),
-    ],
-    1,
-)
+def _view(nodes: tuple[Node, ...] = (), **changes: str) -> ClusterView:
+    """Return a cluster of two nodes with blocks of both families, whose pools are so."""
+    return ClusterView.of(
+        [
+            *(nodes or (_node(1), _node(2))),
+            *(_block(number, version) for number in (1, 2) for version in FAMILIES),
+            *(
+                IPPool(metadata=Metadata(name=f"p{version}"), spec=msgspec.structs.replace(spec, **changes))
+                for version, spec in POOLS.items()
+            ),
+        ],
+        1,
+    )
+
+
+VIEW = _view()
 POD = {1: ("10.244.1.2", "fd00:1::2"), 2: ("10.244.2.3", "fd00:2::3")}
 
 
@@ -67,6 +94,89 @@ def test_across_nodes_in_both_families() -> None:
         assert hops[2].neighbour is not None
         assert hops[2].neighbour.mac == A2.mac
         assert all(hop.route is None or hop.route.family == version for hop in hops)
+
+
+def test_an_encapsulated_packet_crosses_by_an_overlay_device_and_the_wire_below_it() -> None:
+    view = _view(encapsulation="vxlan")
+    for version in FAMILIES:
+        hops = plan_path(view, SITES, _pod(1, version), _pod(2, version))
+        sent, taken = hops[1], hops[2]
+        assert (sent.exit, sent.wire_exit, sent.encapsulation, sent.owner) == (
+            "podway-vxlan",
+            "eth9",
+            "vxlan",
+            "bird",
+        )
+        assert (taken.entry, taken.wire_entry) == ("podway-vxlan", "eth9")
+        assert sent.route is not None
+        assert sent.neighbour is not None
+        # The way is the link-local address that comes from n2's MAC: 02:70 and 172.30.0.2.
+        assert str(sent.route.gateway) == str(sent.neighbour.address) == "fe80::70:acff:fe1e:2"
+        assert sent.neighbour.mac == "02:70:ac:1e:00:02"
+
+
+def test_ipip_is_taken_off_on_the_uplink_itself() -> None:
+    hops = plan_path(_view(encapsulation="ipip"), SITES, _pod(1, 4), _pod(2, 4))
+    assert (hops[1].exit, hops[1].wire_exit, hops[1].encapsulation) == ("podway-ipip", "eth9", "ipip")
+    assert (hops[2].entry, hops[2].wire_entry) == ("eth9", "")
+
+
+def test_a_packet_is_sent_in_a_form_only_once_the_other_node_takes_it() -> None:
+    view = _view((_node(1), _node(2, accepts="")), encapsulation="vxlan")
+    there, back = (plan_path(view, SITES, _pod(*way), _pod(3 - way[0], 4)) for way in ((1, 4), (2, 4)))
+    assert [hop.encapsulation for hop in there] == ["none"] * 4
+    assert [hop.encapsulation for hop in back] == ["none", "vxlan", "none", "none"]
+
+
+def test_routes_that_the_store_tells_are_ours() -> None:
+    for form, device in (("none", "eth9"), ("vxlan", "podway-vxlan")):
+        hops = plan_path(_view(distribution="store", encapsulation=form), SITES, _pod(1, 4), _pod(2, 4))
+        assert (hops[1].owner, hops[1].exit, hops[1].leads_to, hops[1].learned_from) == (
+            "podway",
+            device,
+            "n2",
+            "",
+        )
+        assert (hops[-1].node, hops[-1].fate) == ("n2", "delivered")
+
+
+def test_pods_of_a_bridge_come_and_go_by_their_ports() -> None:
+    def bridged(number: int, address: str) -> Lease:
+        attachment = Attachment(f"c{number}", "eth0")
+        where = (ip_address(address),)
+        return Lease(attachment, f"default/p{number}", "podnet", "/run/netns/x", where, "bridge")
+
+    one, twin = bridged(1, "10.244.1.2"), bridged(3, "10.244.1.3")
+    sites = {**SITES, "n1": msgspec.structs.replace(SITES["n1"], leases=(one, twin))}
+    view, neighbour = _view(attach="bridge"), End(ip_address("10.244.1.3"), "n1", "default/p3")
+    near = plan_path(view, sites, _pod(1, 4), neighbour)
+    assert _shape(near) == [
+        ("n1", "default/p1", "", "eth0", "forwarded", "kernel"),
+        ("n1", "", "cni0", "cni0", "forwarded", "podway"),
+        ("n1", "default/p3", "eth0", "", "delivered", "kernel"),
+    ]
+    assert (near[1].wire_entry, near[1].wire_exit) == (one.attachment.link, twin.attachment.link)
+    far = plan_path(view, sites, _pod(1, 4), _pod(2, 4))
+    assert [(hop.entry, hop.wire_entry, hop.exit, hop.owner) for hop in far[:2]] == [
+        ("", "", "eth0", "podway"),
+        ("cni0", one.attachment.link, "eth9", "bird"),
+    ]
+
+
+def test_between_subnets_without_encapsulation_only_the_routers_know_the_gateway() -> None:
+    far = msgspec.structs.replace(
+        _node(2), metadata=Metadata(name="n2", annotations={INTERFACE_ADDRESSES: "172.30.0.2/32,fd30::2/128"})
+    )
+    near = _node(1)
+    near = msgspec.structs.replace(
+        near, metadata=Metadata(name="n1", annotations={INTERFACE_ADDRESSES: "172.30.0.1/32,fd30::1/128"})
+    )
+    told = plan_path(_view((near, far)), SITES, _pod(1, 4), _pod(2, 4))[1]
+    assert (told.owner, told.leads_to, told.exit) == ("bird", "n2", "eth9")
+    assert told.route is not None
+    assert told.route.gateway is None
+    # The store tells no way there at all: the packet is left to the host's own routes.
+    assert plan_path(_view((near, far), distribution="store"), SITES, _pod(1, 4), _pod(2, 4))[1].owner == "host"
 
 
 def test_nodes_and_the_pod_itself() -> None:

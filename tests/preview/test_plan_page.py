@@ -10,6 +10,10 @@ GOLDEN = Path(__file__).parent / "golden"
 CHANGES = {
     "mtu": "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {mtu: 1400}}",
     "pool": "{apiVersion: podway.io/v1, kind: IPPool, metadata: {name: more}, spec: {cidr: 10.99.0.0/23}}",
+    "vxlan": "{apiVersion: podway.io/v1, kind: IPPool, metadata: {name: four}, "
+    "spec: {cidr: 10.244.0.0/16, encapsulation: vxlan}}",
+    "store": "{apiVersion: podway.io/v1, kind: IPPool, metadata: {name: four}, "
+    "spec: {cidr: 10.244.0.0/16, distribution: store}}",
     "bgp": "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, "
     "spec: {bgp: {asn: 64999, bfd: false}}}",
 }

@@ -116,7 +116,7 @@ def test_planning_one_node_takes_work_in_proportion_to_the_nodes():
         site = world.sites["node-000001"]
         return _calls(lambda: plan_all(world.view, site, "node-000001"))
 
-    small, middle, large = work(50), work(150), work(250)
+    small, middle, large = work(100), work(200), work(300)
     assert large - middle == pytest.approx(middle - small, rel=0.05)
 
 

@@ -6,7 +6,10 @@ import msgspec
 import pytest
 from paper_cluster import snapshot_of
 
+from podway.api.cluster_rules import check_change
 from podway.api.identity import ClusterAuthority
+from podway.api.meta import Metadata
+from podway.api.peers import BGPPeer, BGPPeerSpec, PasswordSource, Secret, SecretKey
 from podway.errors import InvalidInput, InvalidObject
 from podway.plan.node import plan_node
 from podway.preview import snapshot
@@ -82,6 +85,12 @@ def test_secrets_stay_out(world):
     authority = {"certificate": "C", "privateKey": "SECRET", "notBefore": when, "notAfter": when}
     spec = {"cluster": "c", "authorities": [authority]}
     secret = msgspec.convert({"metadata": {"name": "default"}, "spec": spec}, ClusterAuthority)
-    text = snapshot.encode(snapshot_of(world, [secret]))
+    password = Secret(metadata=Metadata(name="tor", namespace="default"), string_data={"password": "SECRET"})
+    text = snapshot.encode(snapshot_of(world, [secret, password]))
     assert b"SECRET" not in text
-    assert secret not in snapshot.decode(text, source="x").objects
+    found = snapshot.decode(text, source="x").objects
+    assert secret not in found
+    # That there is a password can be seen: a peer that takes it from there is no mistake.
+    where = SecretKey(namespace="default", name="tor", key="password")
+    spec = BGPPeerSpec(address="192.0.2.254", asn=64601, password=PasswordSource(secret=where))
+    check_change(BGPPeer(metadata=Metadata(name="tor"), spec=spec), found)

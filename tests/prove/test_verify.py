@@ -157,8 +157,9 @@ def test_vxlan_is_encapsulation(cluster):
     report = prove(cluster)
     wrapped = [f for f in report.findings if f.code == "encapsulated"]
     assert {f.problem for f in wrapped} == {
-        f"packets from node n{a} to n{b}'s block 10.77.{b}.0/24 cross eth0 of node n{a} wrapped in VXLAN "
-        f"from 172.30.0.{a} to 172.30.0.{b}: the route there leads into vx (vxlan)"
+        f"packets from node n{a} to n{b}'s block 10.77.{b}.0/24 cross eth0 of node n{a} "
+        f"wrapped in VXLAN (VNI 7, port 8472) from 172.30.0.{a} to 172.30.0.{b}: "
+        "the route there leads into vx (vxlan)"
         for a, b in ((1, 2), (2, 1))
     }
     found = {(p.sender, p.receiver, p.family) for f in wrapped for p in f.pairs}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from podway.api.addresses import Address, Family
-from podway.api.resources import Resource
+from podway.api.resources import AddressBlock, Resource
 from podway.cli.agents import agents
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError
@@ -65,6 +65,11 @@ class TraceLab:
     def address(self, pod: str, family: Family = Family.IPV4) -> Address:
         found = pods.find(self.name, pod, "default").addresses
         return next(address for address in found if address.version == family)
+
+    def block(self, node: str) -> str:
+        """Return a node's IPv4 block."""
+        blocks = [one for one in self.resources() if isinstance(one, AddressBlock)]
+        return next(one.spec.cidr for one in blocks if one.spec.node == node and one.network.version == 4)
 
     def namespace(self, place: str) -> str:
         """Return the namespace of a node, of the fabric, or of a pod of the namespace default."""

@@ -14,16 +14,20 @@ from typing import Any
 
 import structlog
 
-from podway.agent import admin, originals
+from podway.agent import admin
 from podway.agent.admin import Method
 from podway.agent.blocks import BlockKeeper
 from podway.agent.channel import Channel
+from podway.agent.crossing import Crossing
 from podway.agent.identity import NodeLock
 from podway.agent.learned import LearnedRoutes
 from podway.agent.membership import Membership
+from podway.agent.news import News
+from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
 from podway.agent.parts import Parts
 from podway.agent.pods import PodNetwork
+from podway.agent.readiness import Readiness
 from podway.agent.reconciler import ECHO, SETTLE, Reconciler
 from podway.agent.report import Reporter
 from podway.agent.state import NodeState
@@ -31,20 +35,19 @@ from podway.agent.uplink import choose_uplink, devices
 from podway.api.identity import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
 from podway.cni.server import CniServer
-from podway.errors import AgentError, PodwayError, RevisionGone, RoutingError, StoreError
+from podway.errors import AgentError, PodwayError, RoutingError, StoreError
 from podway.kernel.events import Event as KernelEvent
 from podway.kernel.events import Resync, Watcher
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
 from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.plan.switching import concerns
 from podway.plan.view import ClusterView, same_network, same_routing
+from podway.store.base import Event
 from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
-
-STORE_RETRY = 1.0
-"""Seconds between attempts to reach a store that is away; pods come and go meanwhile."""
 
 ROUTING_RETRY = 5.0
 """Seconds until BIRD is given a configuration again that it did not take."""
@@ -58,7 +61,6 @@ class Agent:
 
     def __init__(self, options: AgentOptions) -> None:
         self._options = options
-        self._store_problem = ""
         self._routing_problem = ""
         self._blocks_wanted = asyncio.Event()
         self._routing_wanted = asyncio.Event()
@@ -91,7 +93,15 @@ class Agent:
                 log.warning("removing the link of an ADD that was cut short", link=orphan)
                 self._kernel.unwire(orphan)
             self._state.adopt(self._kernel.leases())
-            self._reconciler = Reconciler(self._kernel, self._state, options.resync_interval)
+            self._news = News(self._store, self._state, take=self._take, found=self._blocks_wanted.set)
+            self._crossing = Crossing(
+                self._kernel,
+                self._state,
+                self._membership,
+                bring_to_plan=self._bring_to_plan,
+                store_lost=self._news.lost,
+            )
+            self._reconciler = Reconciler(self._kernel, self._state, options, failures_changed=self._crossing.soon)
             self._blocks = BlockKeeper(
                 self._store, self._state, options.idle_block_delay, announce=self._reconciler.apply
             )
@@ -100,18 +110,21 @@ class Agent:
                 self._kernel,
                 remover,
                 self._blocks,
+                bring_to_plan=self._reconciler.apply,
                 more_blocks=self._blocks_wanted.set,
                 repaired=self._reconciler.note,
                 impaired=lambda: self._routing_problem,
             )
             self._pods.learn_namespaces()
             self._reconciler.learn_facts()
-            originals.remember(options.run_dir, self._kernel, self._state.plan())
+            self._crossing.refresh(force=True)
             self._bring_to_plan()
             await self._ensure_blocks()
             self._speaker = BgpSpeaker(options.run_dir)
             await self._start_routing()
             self._learned = LearnedRoutes(self._kernel, self._speaker, self._state, self._reconciler.note)
+            self._offloads = OffloadTest(self._kernel, self._state.plan)
+            self._readiness = Readiness(self._state, self._speaker, self._crossing, self._membership)
 
             server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)
             await server.start()
@@ -125,6 +138,8 @@ class Agent:
                 self._reconciler,
                 self._speaker,
                 self._learned,
+                self._crossing,
+                self._offloads,
                 self._channel,
                 self._store,
                 self._problems,
@@ -142,11 +157,14 @@ class Agent:
         loop.add_reader(self._watcher, self._kernel_changed)
         async with asyncio.TaskGroup() as tasks:
             running = [
-                tasks.create_task(self._follow_store()),
+                tasks.create_task(self._news.run()),
+                tasks.create_task(self._crossing.run()),
                 tasks.create_task(self._reconciler.run()),
                 tasks.create_task(self._keep_blocks()),
                 tasks.create_task(self._keep_routing()),
                 tasks.create_task(self._learned.run()),
+                tasks.create_task(self._readiness.run()),
+                tasks.create_task(self._offloads.run()),
                 tasks.create_task(self._follow_uplink()),
                 tasks.create_task(self._keep_membership()),
                 tasks.create_task(self._housekeeping(server)),
@@ -160,68 +178,53 @@ class Agent:
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
 
     def _problems(self) -> dict[str, Any]:
-        return {"store": self._store_problem, "routing": self._routing_problem}
+        return {"store": self._news.problem, "routing": self._routing_problem}
 
     def _bgp_plan(self) -> BgpPlan:
-        view = self._state.view
-        return plan_bgp(self._options.node, tuple(view.nodes.values()), view.pools.values(), view.config.bgp)
-
-    async def _follow_store(self) -> None:
-        """Follow the store's changes for ever; a store that is away or forgot our place is listed anew."""
-        while True:
-            try:
-                async for event in self._store.watch(self._state.view.revision):
-                    if isinstance(event.object, ClusterAuthority):
-                        self._channel.soon()
-                    view = self._state.view.after(event)
-                    if same_network(self._state.view, view):
-                        self._state.view = view  # say, another node's heartbeat
-                    else:
-                        await self._take(view)
-            except RevisionGone:
-                pass
-            except StoreError as error:
-                self._store_lost(error)
-                await asyncio.sleep(STORE_RETRY)
-            try:
-                listing = await self._store.list_all()
-                self._store_found()
-                await self._take(ClusterView.of(listing.items, listing.revision))
-            except StoreError as error:
-                self._store_lost(error)
+        return plan_bgp(self._state.view, self._options.node, self._speaker.standing)
 
     def _bring_to_plan(self) -> None:
         self._pods.fit_mtu()
         self._reconciler.apply()
 
-    def _store_lost(self, error: StoreError) -> None:
-        if error.message != self._store_problem:
-            log.error("store lost: pods come and go all the same, news of other nodes wait", problem=error.message)
-        self._store_problem = error.message
-
-    def _store_found(self) -> None:
-        if self._store_problem:
-            log.info("store found again", store=self._options.store)
-            self._blocks_wanted.set()  # a claim may have failed meanwhile
-        self._store_problem = ""
-
-    async def _take(self, view: ClusterView) -> None:
+    async def _take(self, view: ClusterView, events: tuple[Event, ...]) -> None:
         before, node = self._state.view, self._options.node
+        view = self._crossing.as_said(view)
+        if any(isinstance(event.object, ClusterAuthority) for event in events):
+            self._channel.soon()
+        if events and same_network(before, view):
+            self._state.view = view  # say, another node's heartbeat
+            return
         self._state.follow(view)
-        if before.blocks_of(node) != view.blocks_of(node) or before.config != view.config:
-            self._bring_to_plan()
         self._channel.soon()
-        if self._options.node not in view.nodes:
+        if node not in view.nodes:
             log.warning("this node was removed from the cluster while its agent runs: registering it again")
-            await self._membership.register(self._state.uplink.addresses)
+            await self._register()
             return  # the watch will tell
+        routing = not same_routing(before, view)
+        if routing:
+            self._crossing.refresh(force=concerns(before, node))
+        if (
+            before.blocks_of(node) != view.blocks_of(node)
+            or (before.pools, before.config) != (view.pools, view.config)
+            or concerns(before, node)
+            or concerns(view, node)
+        ):
+            self._bring_to_plan()
         self._blocks_wanted.set()
-        if not same_routing(before, view):
+        if routing:
             self._routing_wanted.set()
+
+    async def _register(self) -> None:
+        try:
+            await self._membership.register(self._state.uplink.addresses)
+            self._news.reached()
+        except StoreError as error:
+            self._news.lost(error)
 
     async def _start_routing(self) -> None:
         try:
-            await self._speaker.start(self._bgp_plan())
+            await self._speaker.start(self._bgp_plan(), self._state.view.secrets)
         except RoutingError as error:
             if self._speaker.bird.pid is None:
                 raise
@@ -236,13 +239,21 @@ class Agent:
             if self._options.node not in self._state.view.nodes:
                 continue
             try:
-                await self._speaker.apply(self._bgp_plan())
+                await self._speaker.apply(self._bgp_plan(), self._state.view.secrets)
             except RoutingError as error:
                 self._routing_refused(error)
                 await asyncio.sleep(ROUTING_RETRY)
                 self._routing_wanted.set()
             else:
                 self._routing_problem = ""
+                self._readiness.soon()
+                self._learned.soon()
+
+    async def _reread_passwords(self) -> None:
+        try:
+            await self._speaker.reread_passwords()
+        except RoutingError as error:
+            self._routing_refused(error)
 
     def _routing_refused(self, error: RoutingError) -> None:
         if error.message != self._routing_problem:
@@ -289,32 +300,27 @@ class Agent:
                 self._state.uplink = uplink
                 self._bring_to_plan()
                 self._channel.soon()
-                await self._membership.register(uplink.addresses)
+                await self._register()
             except AgentError as error:
                 log.error("uplink unusable: keeping what was", problem=error.message)
-            except StoreError as error:
-                self._store_lost(error)
 
     async def _ensure_blocks(self) -> None:
         try:
             await self._blocks.ensure()
         except StoreError as error:
-            self._store_lost(error)
+            self._news.lost(error)
 
     async def _keep_membership(self) -> None:
         while True:
             await asyncio.sleep(self._options.heartbeat_interval)
-            try:
-                await self._membership.register(self._state.uplink.addresses)
-                self._store_found()
-            except StoreError as error:
-                self._store_lost(error)
+            await self._register()
 
     async def _housekeeping(self, server: CniServer) -> None:
         orphaned_since: float | None = None
         while True:
             await asyncio.sleep(HOUSEKEEPING)
             await server.replay()
+            await self._reread_passwords()
             leaving = self._blocks.withdraw_idle()
             owners = {block.spec.node for block in self._state.view.blocks.values()}
             if owners <= self._state.view.nodes.keys():
@@ -327,7 +333,7 @@ class Agent:
                     patience = self._state.now() - orphaned_since
                     await self._membership.give_back_blocks_of_removed_nodes(self._state.view, patience)
             except StoreError as error:
-                self._store_lost(error)
+                self._news.lost(error)
 
 
 def run(options: AgentOptions) -> None:

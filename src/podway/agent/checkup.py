@@ -51,6 +51,8 @@ class Checkup:
             store_problem=problems["store"],
             routing_problem=problems["routing"],
             channel_problem=channel["problem"],
+            pending=msgspec.convert(self._parts.crossing.status()["pending"], tuple[str, ...]),
+            leases=tuple(state.leases.values()),
             certificate_expires=(
                 datetime.fromisoformat(channel["certificate"]).timestamp() if channel["certificate"] else None
             ),

@@ -8,18 +8,19 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from podway.agent.state import NodeState
-from podway.api.addresses import Family, Network
+from podway.api.addresses import Address, Family, Network
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import KernelError, RoutingError
 from podway.kernel import links, routes
 from podway.kernel.netlink import constants as c
 from podway.kernel.node import Kernel
+from podway.kernel.routes import NextHop
 from podway.plan.changes import Change
 from podway.plan.learned import METRIC
-from podway.plan.objects import Route
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +29,19 @@ SETTLE = 0.1
 
 RETRY = 5.0
 """Seconds between looks while something could not be mended."""
+
+
+class LearnedRoute(msgspec.Struct, frozen=True):
+    """A route of BIRD's, over one way or several equally good ones: pairs of device and gateway."""
+
+    destination: Network
+    type: str
+    ways: frozenset[tuple[str, Address | None]]
+    source: Address | None
+
+    def __str__(self) -> str:
+        ways = sorted(f"via {gateway} dev {device}" for device, gateway in self.ways)
+        return f"route {self.destination} {' and '.join(ways)}"
 
 
 class LearnedRoutes:
@@ -72,6 +86,10 @@ class LearnedRoutes:
             await self._speaker.mend_kernel_routes()
             await asyncio.sleep(SETTLE)
         left = {change.key for change in await self._differences()} if wrong else set()
+        if left and left.isdisjoint(self._taken()):  # BIRD would write over what others put there
+            await self._speaker.export_again()
+            await asyncio.sleep(SETTLE)
+            left = {change.key for change in await self._differences()}
         for change in wrong:
             if change.key not in left:
                 self._repaired(str(change))
@@ -86,31 +104,51 @@ class LearnedRoutes:
         self.failures = failures
 
     async def _differences(self) -> list[Change]:
-        """Return which routes the kernel lacks or has otherwise; more than BIRD knows is BIRD's business."""
+        """Return which routes the kernel lacks or has otherwise; more than BIRD knows is BIRD's business.
+
+        What BIRD knows is taken as its filters rewrite it for the kernel, with all equally good ways.
+        """
         want = await self._wanted_routes()
         have = self._kernel_routes()
         return [
             Change("route", key, have.get(key), route) for key, route in want.items() if have.get(key) != route
         ]
 
-    async def _wanted_routes(self) -> dict[Network, Route]:
+    async def _wanted_routes(self) -> dict[Network, LearnedRoute]:
         source = {Family.of(address): address for address in self._state.uplink.node_addresses}
         return {
-            route.network: Route(
+            route.network: LearnedRoute(
                 route.network,
-                device=route.next_hops[0].device,
-                gateway=route.next_hops[0].gateway,
-                source=source.get(Family.of(route.network)),
-                metric=METRIC,
+                "unicast",
+                frozenset((hop.device, hop.gateway) for hop in route.next_hops),
+                source.get(Family.of(route.network)),
             )
-            for route in await self._speaker.routes()
-            if route.best and len(route.next_hops) == 1
+            for route in await self._speaker.kernel_routes()
+            if route.next_hops
         }
 
-    def _kernel_routes(self) -> dict[Network, Route | None]:
+    def _taken(self) -> set[Network]:
+        """Return the destinations for which somebody else's route stands where BIRD's would."""
+        return {
+            record.destination
+            for family in Family
+            for record in routes.dump(self._kernel.connection, family)
+            if record.metric == METRIC and record.protocol != c.RTPROT_BIRD
+        }
+
+    def _kernel_routes(self) -> dict[Network, LearnedRoute]:
         names = {link.index: link.name for link in links.dump(self._kernel.connection)}
         return {
-            record.destination: record.planned(names.get(record.index, ""))
+            record.destination: LearnedRoute(
+                record.destination,
+                record.type,
+                frozenset(
+                    (names.get(hop.index, ""), hop.gateway)
+                    for hop in record.next_hops or (NextHop(record.index, record.gateway, 1),)
+                ),
+                record.source,
+            )
             for family in Family
             for record in routes.dump(self._kernel.connection, family, protocol=c.RTPROT_BIRD)
+            if record.metric == METRIC
         }

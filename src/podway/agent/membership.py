@@ -1,7 +1,8 @@
 """This node's place among the others: its Node object, kept alive, and what removed nodes leave behind."""
 
+import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 import structlog
@@ -39,6 +40,7 @@ class Membership:
         self._node = node
         self._interval = heartbeat_interval
         self._instance = kernel_instance()
+        self._words: dict[str, str] = {}
 
     def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
         """Raise InvalidObject if this node overlaps a pool or has another's address, AgentError as `register`.
@@ -68,6 +70,24 @@ class Membership:
             except (AlreadyExists, Conflict):
                 continue  # somebody was quicker: look again
 
+    async def announce(self, words: Mapping[str, str]) -> int:
+        """Write annotations onto this node's object, and keep them there when it is registered anew.
+
+        Returns a revision of the store from which on they are to be read. Raises StoreError.
+        """
+        self._words.update(words)
+        # Without the node's object there is nothing to write: who registers it again says the same words.
+        with contextlib.suppress(NotFound):
+            while True:
+                current = await self._store.get(Node, self._node)
+                annotations = {**current.metadata.annotations, **words}
+                metadata = msgspec.structs.replace(current.metadata, annotations=annotations)
+                with contextlib.suppress(Conflict):  # somebody was quicker: look again
+                    if metadata != current.metadata:
+                        current = await self._store.update(msgspec.structs.replace(current, metadata=metadata))
+                    return int(current.metadata.resource_version)
+        return 0
+
     async def give_back_blocks_of_removed_nodes(self, view: ClusterView, patience: float) -> list[AddressBlock]:
         """Return to their pools the blocks whose node is gone; return those blocks.
 
@@ -94,6 +114,7 @@ class Membership:
     def _registered(self, metadata: Metadata, addresses: tuple[Interface, ...]) -> Node:
         annotations = {
             **metadata.annotations,
+            **self._words,
             INTERFACE_ADDRESSES: ",".join(str(address) for address in addresses),
             AGENT_INSTANCE: self._instance,
             AGENT_SEEN: f"{time.time():.0f}",

@@ -11,15 +11,17 @@ import msgspec
 from podway.api.lease import LINK_PREFIX
 from podway.errors import AgentError
 from podway.kernel.node import Kernel
-from podway.plan.objects import NodePlan, Sysctl
+from podway.plan.objects import BRIDGE_DEVICE, IPIP_DEVICE, VXLAN_DEVICE, NodePlan, Sysctl
 
 FILE = "original-sysctls.json"
+
+_DEVICES = {VXLAN_DEVICE, IPIP_DEVICE, BRIDGE_DEVICE}
 
 
 def remember(run_dir: Path, kernel: Kernel, plan: NodePlan) -> None:
     """Note what the plan's node-wide settings are, unless they are noted already. Call before applying it."""
     known = _load(run_dir)
-    new = [s.path for s in plan.sysctls if s.path not in known and f"/{LINK_PREFIX}" not in s.path]
+    new = [s.path for s in plan.sysctls if s.path not in known and not _goes_with_a_device(s.path)]
     if new:
         _save(run_dir, {**known, **kernel.sysctls(new)})
 
@@ -32,6 +34,11 @@ def restore(run_dir: Path, kernel: Kernel) -> tuple[Sysctl, ...]:
         raise report.failures[0]
     (run_dir / FILE).unlink(missing_ok=True)
     return originals
+
+
+def _goes_with_a_device(path: str) -> bool:
+    """Tell whether a setting is one of a device of ours, and vanishes with it."""
+    return f"/{LINK_PREFIX}" in path or not _DEVICES.isdisjoint(path.split("/"))
 
 
 def _load(run_dir: Path) -> dict[str, str]:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from podway.agent.channel import Channel
+from podway.agent.crossing import Crossing
 from podway.agent.learned import LearnedRoutes
+from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
 from podway.agent.reconciler import Reconciler
 from podway.agent.state import NodeState
@@ -23,6 +25,8 @@ class Parts:
     reconciler: Reconciler
     speaker: BgpSpeaker
     learned: LearnedRoutes
+    crossing: Crossing
+    offloads: OffloadTest
     channel: Channel
     store: Store
     problems: Callable[[], dict[str, str]]

@@ -17,9 +17,10 @@ from podway.cni.request import Add, Check, Delete, GarbageCollect
 from podway.cni.spec import Code
 from podway.errors import CniError, InvalidInput, KernelError, PodwayError
 from podway.kernel import netns as namespaces
+from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
-from podway.plan.objects import NodePlan, PodWiring
+from podway.plan.objects import BRIDGE_DEVICE, NodePlan, PodWiring
 
 log = structlog.get_logger(__name__)
 
@@ -27,8 +28,9 @@ log = structlog.get_logger(__name__)
 class PodNetwork:
     """Attaches and detaches pods.
 
-    `more_blocks` asks for a spare block soon; `repaired` is told in words what someone else had destroyed;
-    `impaired` tells what is wrong with the node's routes to the others, empty if nothing is.
+    `bring_to_plan` makes the node's kernel what the plan says; `more_blocks` asks for a spare block soon;
+    `repaired` is told in words what someone else had destroyed; `impaired` tells what is wrong with the node's
+    routes to the others, empty if nothing is.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class PodNetwork:
         remover: LinkRemover,
         blocks: BlockKeeper,
         *,
+        bring_to_plan: Callable[[], Report],
         more_blocks: Callable[[], None],
         repaired: Callable[[str], None],
         impaired: Callable[[], str],
@@ -46,6 +49,7 @@ class PodNetwork:
         self._kernel = kernel
         self._remover = remover
         self._leasing = Leasing(state, blocks)
+        self._bring_to_plan = bring_to_plan
         self._more_blocks = more_blocks
         self._repaired = repaired
         self._impaired = impaired
@@ -83,6 +87,8 @@ class PodNetwork:
             links=(wiring.link,),
             addresses=wiring.addresses,
             neighbours=wiring.neighbours,
+            ports=(wiring.port,) if wiring.port else (),
+            proxies=wiring.proxies,
             sysctls=wiring.sysctls,
             routes=wiring.routes,
         )
@@ -141,10 +147,11 @@ class PodNetwork:
         addresses = await self._leasing.lease(
             attachment, namespace=request.pod.namespace, wanted=request.addresses, pools=request.pools
         )
-        lease = Lease(attachment, str(request.pod), request.network, request.netns, addresses)
         try:
+            attach = self._state.attach(addresses)
+            lease = Lease(attachment, str(request.pod), request.network, request.netns, addresses, attach)
             wiring = self._state.wiring(lease)
-            self._kernel.wire(wiring, netns)
+            self._wire(wiring, netns)
         except BaseException:
             self._state.book.free(addresses, attachment, self._state.now())
             raise
@@ -154,15 +161,28 @@ class PodNetwork:
         self._more_blocks()
         return wiring
 
+    def _wire(self, wiring: PodWiring, netns: int) -> None:
+        if wiring.away and not self._kernel.has_link(BRIDGE_DEVICE):
+            # Somebody has just removed the bridge: the pod need not wait until that is found.
+            failures = self._bring_to_plan().failures
+            if failures and not self._kernel.has_link(BRIDGE_DEVICE):
+                raise failures[0]
+        self._kernel.wire(wiring, netns)
+
     async def _remove(self, lease: Lease) -> None:
         """Remove a pod's link, and free its addresses once it is gone."""
         self._state.leaving.add(lease.attachment)
         try:
+            self._release(lease)
             await self._remover.remove(lease.attachment.link)
             self._touch(lease.attachment.link)
             self._forget(lease.attachment)
         finally:
             self._state.leaving.discard(lease.attachment)
+
+    def _release(self, lease: Lease) -> None:
+        """Take away what stands on the bridge for a pod, which its link's end does not."""
+        self._kernel.release(self._state.wiring(lease))
 
     def _touch(self, link: str) -> None:
         now = self._state.now()
@@ -184,6 +204,10 @@ class PodNetwork:
             return
         if self._kernel.has_link(link) or self._wired_again(lease):
             return
+        try:
+            self._release(lease)
+        except KernelError as error:  # what stays on the bridge is in no plan any more: the engine removes it
+            log.warning("remains of a pod on the bridge", pod=lease.pod, problem=error.message)
         self._forget(lease.attachment)
         log.info("pod gone", pod=lease.pod, addresses=[str(address) for address in lease.addresses])
 
@@ -194,10 +218,11 @@ class PodNetwork:
         in net/core/dev.c). The host's end tells what the pod's was; who has set another one inside meant it.
         """
         mtus = self._kernel.mtus()
+        planned = {link.name: link.mtu for link in self._state.plan().links}
         for lease in self._state.leases.values():
-            mtu = self._state.pod_mtu(lease)
+            mtu = planned.get(lease.attachment.link, 0)
             was = mtus.get(lease.attachment.link, mtu)
-            if was == mtu:
+            if not mtu or was == mtu:
                 continue
             try:
                 with self._namespace(lease) as netns:
@@ -231,7 +256,8 @@ class PodNetwork:
         """Tell whether the pod was still there, and has its link back."""
         try:
             with self._namespace(lease) as netns:
-                self._kernel.wire(self._state.wiring(lease), netns)
+                self._release(lease)
+                self._wire(self._state.wiring(lease), netns)
         except InvalidInput:
             return False
         except PodwayError as error:

@@ -3,15 +3,20 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
+from podway.agent import originals
+from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
+from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.changes import between
 from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, RP_FILTER, HostFacts
+from podway.plan.objects import NodePlan
 
 log = structlog.get_logger(__name__)
 
@@ -35,14 +40,21 @@ class Repair(msgspec.Struct, frozen=True):
 
 
 class Reconciler:
-    """Applies the node's plan. `repairs` remembers the latest changes that others made and it undid."""
+    """Applies the node's plan. `repairs` remembers the latest changes that others made and it undid.
 
-    def __init__(self, kernel: Kernel, state: NodeState, interval: float) -> None:
+    `failures_changed` is called when the kernel refuses something else than before.
+    """
+
+    def __init__(
+        self, kernel: Kernel, state: NodeState, options: AgentOptions, *, failures_changed: Callable[[], None]
+    ) -> None:
         self._kernel = kernel
         self._state = state
-        self._interval = interval
+        self._run_dir = options.run_dir
+        self._interval = options.resync_interval
+        self._failures_changed = failures_changed
         self._wanted = asyncio.Event()
-        self._due = asyncio.get_running_loop().time() + interval
+        self._due = asyncio.get_running_loop().time() + self._interval
         self.repairs: deque[Repair] = deque(maxlen=REMEMBERED_REPAIRS)
         self.failures: tuple[str, ...] = ()
         """What the kernel refused at the last attempt."""
@@ -50,10 +62,9 @@ class Reconciler:
     def apply(self) -> Report:
         """Bring the kernel to the plan now, after the plan changed."""
         self.learn_facts()
-        report = self._kernel.apply(self._state.plan())
+        report = self._carry_out(self._state.plan())
         for change in report.changes:
             log.debug("applied", change=str(change))
-        self._note_failures(report)
         return report
 
     def repair(self) -> Report:
@@ -64,10 +75,15 @@ class Reconciler:
         before = self._state.plan()
         after = self._state.plan() if self.learn_facts() else before
         expected = {(change.kind, change.key) for change in between(before, after)} if after != before else set()
-        report = self._kernel.apply(after)
+        report = self._carry_out(after)
         for change in report.changes:
             if (change.kind, change.key) not in expected:
                 self.note(str(change))
+        return report
+
+    def _carry_out(self, plan: NodePlan) -> Report:
+        originals.remember(self._run_dir, self._kernel, plan)
+        report = self._kernel.apply(plan)
         self._note_failures(report)
         return report
 
@@ -75,11 +91,12 @@ class Reconciler:
         """Take over what the plan depends on and is not ours to set; tell whether it changed."""
         known, device = self._state.facts, self._state.uplink.device
         accept_ra, rp_filter = ACCEPT_RA.format(uplink=device), RP_FILTER.format(uplink=device)
-        values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter])
+        values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter, *BRIDGE_NETFILTER])
         self._state.facts = HostFacts(
             all_rp_filter=values.get(ALL_RP_FILTER, ""),
             accept_ra=values.get(accept_ra, ""),
             rp_filter=values.get(rp_filter, ""),
+            bridge_netfilter=tuple(path for path in BRIDGE_NETFILTER if path in values),
         )
         return self._state.facts != known
 
@@ -120,4 +137,6 @@ class Reconciler:
         for failure in report.failures:
             if str(failure) not in self.failures:
                 log.error("kernel refused", problem=failure.message, hint=failure.hint)
-        self.failures = said
+        if said != self.failures:
+            self.failures = said
+            self._failures_changed()

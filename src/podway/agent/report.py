@@ -1,8 +1,9 @@
 """What an agent tells of itself: the methods of its socket, each answering with plain JSON values."""
 
+import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from podway import __version__
 from podway.agent.admin import Method
 from podway.agent.checkup import Checkup
 from podway.agent.parts import Parts
+from podway.agent.told import told_routes
 from podway.agent.tracing import Tracing
+from podway.api.addresses import Family
+from podway.bgp.status import PeerStatus
 from podway.errors import RoutingError
+from podway.kernel import links, routes
+from podway.kernel.netlink import Connection
+from podway.kernel.routes import RouteRecord
+from podway.plan.topology import topology
 
 
 class Reporter:
@@ -57,7 +65,13 @@ class Reporter:
                 "addresses": [str(address) for address in self._parts.state.uplink.addresses],
             },
             "store": {"url": self._parts.options.store, "problem": problems["store"]},
-            "routing": {"problem": problems["routing"], "bird": self._parts.speaker.bird.pid or 0, "peers": peers},
+            "routing": {
+                "problem": problems["routing"],
+                "bird": self._parts.speaker.bird.pid or 0,
+                "peers": peers,
+                "topology": self._parts.speaker.topology,
+                "waits_for": list(self._parts.speaker.waits_for),
+            },
             "blocks": [
                 {**msgspec.to_builtins(use, enc_hook=str), "free": use.free}
                 for use in self._parts.state.book.use(self._parts.state.now())
@@ -68,6 +82,9 @@ class Reporter:
                 "repaired": [msgspec.to_builtins(repair) for repair in self._parts.reconciler.repairs],
                 "refused": [*self._parts.reconciler.failures, *self._parts.learned.failures],
             },
+            "crossing": self._parts.crossing.status(),
+            "ipip": self._parts.kernel.ipip_counters(),
+            "offloads": self._parts.offloads.status(),
             "channel": self._parts.channel.status(),
             "kernel_writes": self._parts.kernel.writes,
         }
@@ -83,17 +100,40 @@ class Reporter:
                 "netns": lease.netns,
                 "link": lease.attachment.link,
                 "addresses": [str(address) for address in lease.addresses],
+                "attach": lease.attach,
             }
             for lease in self._parts.state.leases.values()
         ]
 
     async def peers(self) -> list[dict[str, Any]]:
-        """Return the node's BGP sessions as BIRD has them."""
-        return [msgspec.to_builtins(peer, enc_hook=str) for peer in await self._parts.speaker.peers()]
+        """Return the node's BGP sessions as BIRD has them, and what the other end is to this node (`role`)."""
+        view = self._parts.state.view
+        reflectors = topology(view).reflectors
+        return [
+            {**msgspec.to_builtins(peer, enc_hook=str), "role": _role(peer, self._parts.options.node, reflectors)}
+            for peer in await self._parts.speaker.peers()
+        ]
 
     async def routes(self) -> list[dict[str, Any]]:
-        """Return the routes to blocks that BIRD knows, own and learned."""
-        return [msgspec.to_builtins(route, enc_hook=str) for route in await self._parts.speaker.routes()]
+        """Return the node's routes to all blocks, and what BGP told besides: see podway.agent.told.ToldRoute."""
+        state, known = self._parts.state, await self._parts.speaker.routes()
+        records, names = await asyncio.to_thread(_kernel_routes)
+        told = told_routes(state.view, state.node, records, names, known)
+        return [msgspec.to_builtins(route, enc_hook=str) for route in told]
+
+
+def _role(peer: PeerStatus, node: str, reflectors: Collection[str]) -> str:
+    if not peer.node:
+        return "outside"
+    if peer.node in reflectors:
+        return "reflector"
+    return "client" if node in reflectors else "node"
+
+
+def _kernel_routes() -> tuple[list[RouteRecord], dict[int, str]]:
+    with Connection() as connection:
+        found = [route for family in Family for route in routes.dump(connection, family)]
+        return found, {link.index: link.name for link in links.dump(connection)}
 
 
 def _resident() -> int:

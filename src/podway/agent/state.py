@@ -4,19 +4,20 @@ Only the event loop's thread touches it, and only between awaits, so it needs no
 """
 
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable, Set
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from itertools import pairwise
 
-from podway.api.addresses import Family, Network
+from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Attachment, Lease
-from podway.api.resources import IPPool
+from podway.api.resources import Attach, IPPool
+from podway.errors import InvalidObject
 from podway.ipam.addresses import AddressBook
 from podway.ipam.selection import pools_for, pools_for_node
-from podway.plan.node import HostFacts, Sent, plan_node, pod_mtu
+from podway.plan.node import HostFacts, Sent, plan_node, plan_wiring
 from podway.plan.objects import NodePlan, PodWiring
 from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
-from podway.plan.wiring import wire
 
 
 class NodeState:
@@ -90,13 +91,27 @@ class NodeState:
             bridged=self.bridged,
         )
 
-    def pod_mtu(self, lease: Lease) -> int:
-        """Return the MTU of a pod's link, in bytes."""
-        return pod_mtu(self.view, self.uplink, lease.addresses, self.sent)
-
     def wiring(self, lease: Lease) -> PodWiring:
         """Return what a lease's attachment looks like."""
-        return wire(lease, mtu=self.pod_mtu(lease), node_addresses=self.uplink.node_addresses)
+        return plan_wiring(self.view, self.node, self.uplink, lease, leases=self.leases.values(), sent=self.sent)
+
+    def attach(self, addresses: Collection[Address]) -> Attach:
+        """Return how a pod with these addresses is attached, as their pools say.
+
+        Raises InvalidObject if they do not agree: a pod's link is of one kind.
+        """
+        every = self.view.pools.values()
+        pools = [pool for pool in every if any(address in pool.network for address in addresses)]
+        for one, other in pairwise(pools):
+            if one.spec.attach != other.spec.attach:
+                raise InvalidObject(
+                    f"IPPool/{other.metadata.name}",
+                    "spec.attach",
+                    f"is {other.spec.attach}, but {one.spec.attach} in IPPool/{one.metadata.name}, and both serve "
+                    "the pod",
+                    hint="apply the two pools with one attach",
+                )
+        return pools[0].spec.attach if pools else "routed"
 
     def node_pools(self) -> tuple[IPPool, ...]:
         """Return the pools from which this node may own blocks."""

@@ -80,6 +80,7 @@ class Tracing:
                     "network": lease.network,
                     "netns": lease.netns,
                     "addresses": [str(address) for address in lease.addresses],
+                    "attach": lease.attach,
                 }
                 for lease in self._state.leases.values()
                 if wanted.intersection(map(str, lease.addresses)) or lease.attachment.link in named

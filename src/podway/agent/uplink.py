@@ -13,6 +13,7 @@ from podway.api.lease import LINK_PREFIX
 from podway.errors import AgentError
 from podway.kernel import addresses, links, routes
 from podway.kernel.netlink import Connection
+from podway.plan.objects import DEVICE_GROUP
 from podway.plan.uplink import Uplink
 
 
@@ -77,4 +78,5 @@ def devices(connection: Connection) -> tuple[Device, ...]:
     return tuple(
         Device(link.name, link.mtu, link.up, tuple(by_index.get(link.index, ())), link.index in default)
         for link in links.dump(connection)
+        if link.group != DEVICE_GROUP
     )

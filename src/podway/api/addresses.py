@@ -67,6 +67,11 @@ def host_network(address: Address) -> Network:
     return Family.of(address).network(int(address), Family.of(address).bits)
 
 
+def gateway_of(block: Network) -> Address:
+    """Return the first address of a block after the network's own: the node keeps it for itself."""
+    return block.network_address + 1
+
+
 def parse_network(text: str) -> Network:
     """Parse a network in CIDR form; host bits must be zero.
 

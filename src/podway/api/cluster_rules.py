@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TypeVar
 
 from podway.api.addresses import Family, Network, host_network
-from podway.api.identity import ClusterAuthority
+from podway.api.crossing_rules import check_crossing
+from podway.api.meta import LabelSelector
+from podway.api.peer_rules import check_bgp_change, check_bgp_deletion
 from podway.api.resources import (
     AddressBlock,
     IPPool,
@@ -58,8 +60,10 @@ def check_change(new: Resource, others: Collection[Resource], *, old: Resource |
                     f"a pod cannot move: it runs on Node/{old.spec.node_name}",
                     "delete the pod and run it anew",
                 )
-        case Namespace() | ClusterAuthority():
+        case _:
             pass
+    check_crossing(new, rest, old=old)
+    check_bgp_change(new, rest, old=old)
 
 
 def check_deletion(obj: Resource, others: Collection[Resource]) -> None:
@@ -91,8 +95,9 @@ def check_deletion(obj: Resource, others: Collection[Resource]) -> None:
             pods = [pod for pod in _of(Pod, rest) if pod.metadata.namespace == obj.metadata.name]
             if pods:
                 raise _invalid(obj, "", f"{_some(pods)} in it", "delete its pods first")
-        case Pod() | NetworkConfig() | ClusterAuthority():
+        case _:
             pass
+    check_bgp_deletion(obj, rest)
 
 
 def _check_pool(pool: IPPool, others: Sequence[Resource]) -> None:
@@ -104,10 +109,31 @@ def _check_pool(pool: IPPool, others: Sequence[Resource]) -> None:
                 f"{pool.network} overlaps {other.network} of {subject(key(other))}",
                 "give each pool a range of its own",
             )
+        _check_attach(pool, other)
     for node in _of(Node, others):
         _check_pool_beside_node(pool, node, blamed=pool)
     for config in _of(NetworkConfig, others):
         _check_mtu(config, pool, blamed=pool)
+
+
+def _check_attach(pool: IPPool, other: IPPool) -> None:
+    """A dual-stack pod has one link: the pools that serve the same pods must want it to be of one kind.
+
+    Pools whose selectors differ may have pods in common or not: an agent refuses to attach such a pod.
+    """
+    alone = pool.family is other.family or pool.spec.disabled or other.spec.disabled
+    if alone or _selectors(pool) != _selectors(other) or pool.spec.attach == other.spec.attach:
+        return
+    raise _invalid(
+        pool,
+        "spec.attach",
+        f"is {pool.spec.attach}, but {other.spec.attach} in {subject(key(other))}, which serves the same pods",
+        "apply both pools together with one attach, or let their selectors part the pods",
+    )
+
+
+def _selectors(pool: IPPool) -> tuple[LabelSelector | None, LabelSelector | None]:
+    return (pool.spec.node_selector, pool.spec.namespace_selector)
 
 
 def _check_pool_change(pool: IPPool, old: IPPool, others: Sequence[Resource]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from podway.api.identity import ClusterAuthority
+from podway.api.peers import Secret
 from podway.api.resources import Resource
 
 
@@ -14,7 +15,7 @@ def to_builtins(value: msgspec.Struct) -> dict[str, Any]:
 
     Secrets are left out: this is for people, files and other programs.
     """
-    if isinstance(value, ClusterAuthority):
+    if isinstance(value, ClusterAuthority | Secret):
         value = value.redacted()
     shape: dict[str, Any] = msgspec.to_builtins(value)
     if isinstance(value, Resource):

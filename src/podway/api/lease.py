@@ -3,11 +3,13 @@
 The kernel is the node's database. The host end of a pod's veth pair carries the lease:
 
 * its alternative name `pod.<container>:<ifname>` is the key (the kernel refuses a second link of that name);
-* its alias says who the pod is: `<namespace>/<name> <network> <netns path>`;
-* the host routes through it hold the addresses, and are written last: a link without one was never
-  handed out.
+* its alias says who the pod is: `<namespace>/<name> <network> <netns path>`; for a port of the bridge it is
+  `<namespace>/<name> <network>@bridge <netns path>`;
+* the host routes through it hold the addresses; those of a port, to which no route leads, its permanent
+  neighbours.
 
-When the pod's network namespace vanishes, all three vanish with it.
+Alias and routes are written last: a link without them was never handed out. When the pod's network namespace
+vanishes, all of it vanishes too.
 """
 
 import hashlib
@@ -16,9 +18,12 @@ from ipaddress import ip_address
 import msgspec
 
 from podway.api.addresses import Address
+from podway.api.resources import Attach
 
 ALTNAME_PREFIX = "pod."
 LINK_PREFIX = "pway"
+ON_BRIDGE = "@bridge"
+"""Follows the network in a port's alias; no network's name has an `@` in it."""
 ALIAS_BYTES = 255
 """IFALIASZ - 1 (include/uapi/linux/if.h)."""
 ALTNAME_BYTES = 127
@@ -72,11 +77,13 @@ class Lease(msgspec.Struct, frozen=True):
     netns: str
     """Path of the pod's network namespace as the runtime gave it."""
     addresses: tuple[Address, ...]
+    attach: Attach = "routed"
+    """How the pod was attached: it stays so when its pool's setting changes."""
 
     @property
     def alias(self) -> str:
         """The host end's alias; a name too long for it is cut and ends in `~` and a digest."""
-        rest = f" {self.network} {self.netns}"
+        rest = f" {self.network}{ON_BRIDGE if self.attach == 'bridge' else ''} {self.netns}"
         room = ALIAS_BYTES - len(rest.encode())
         return f"{shorten(self.pod or '-', room)}{rest}"
 
@@ -88,7 +95,14 @@ class Lease(msgspec.Struct, frozen=True):
         if attachment is None or len(parts) != 3:
             return None
         pod, network, netns = parts
-        return cls(attachment, "" if pod == "-" else pod, network, netns, tuple(map(ip_address, addresses)))
+        return cls(
+            attachment,
+            "" if pod == "-" else pod,
+            network.removesuffix(ON_BRIDGE),
+            netns,
+            tuple(map(ip_address, addresses)),
+            "bridge" if network.endswith(ON_BRIDGE) else "routed",
+        )
 
 
 def shorten(name: str, room: int) -> str:

@@ -1,8 +1,8 @@
 """The kinds a cluster is made of, typed and frozen, in Kubernetes' shape.
 
-Node, Namespace and Pod are Kubernetes' own kinds, of which Podway reads a few fields; IPPool,
-AddressBlock, NetworkConfig and ClusterAuthority are Podway's. A kind is added by writing its Struct and
-listing it in KINDS.
+Node, Namespace, Pod and Secret are Kubernetes' own kinds, of which Podway reads a few fields; IPPool,
+AddressBlock, BGPPeer, NetworkConfig and ClusterAuthority are Podway's. A kind is added by writing its Struct
+and listing it in KINDS.
 
 What is parsed out of an object is kept beside its fields (`dict=True`): the object is frozen, so it stays true.
 """
@@ -16,6 +16,7 @@ import msgspec
 from podway.api.addresses import Address, Family, Interface, Network
 from podway.api.identity import ChannelSettings, ClusterAuthority
 from podway.api.meta import LabelSelector, Metadata, Record, StrictRecord
+from podway.api.peers import BGP_PORT, BGPPeer, Secret
 
 GROUP_VERSION = "podway.io/v1"
 
@@ -37,6 +38,12 @@ SENDS = "podway.io/sends"
 ASN = "podway.io/asn"
 """Node annotation: the node's own AS number, in place of the cluster's."""
 
+BGP_READY = "podway.io/bgp-ready"
+"""Node annotation: the topology for which the node has all the sessions that it needs."""
+
+RACK = "podway.io/rack"
+"""Node label: what fails together with the node; without it, the node's subnet says so."""
+
 DEFAULT_BLOCK_PREFIX = {Family.IPV4: 24, Family.IPV6: 122}
 DEFAULT_POOL = "10.244.0.0/16"
 DEFAULT_ASN = 64512
@@ -52,6 +59,9 @@ When: TypeAlias = Literal["always", "cross-subnet"]
 
 Attach: TypeAlias = Literal["routed", "bridge"]
 """What the host end of a pod's veth pair is: a routed interface of its own, or a port of `cni0`."""
+
+Topology: TypeAlias = Literal["auto", "mesh", "reflectors", "none"]
+"""Which nodes have BGP sessions with each other."""
 
 
 class NodeAddress(Record, frozen=True, kw_only=True):
@@ -95,6 +105,20 @@ class Node(Record, frozen=True, kw_only=True, dict=True):
         """The uplink's addresses with their subnets."""
         text = self.metadata.annotations.get(INTERFACE_ADDRESSES, "")
         return tuple(ip_interface(part) for part in text.split(",") if part)
+
+    @cached_property
+    def rack(self) -> str:
+        """What fails together with the node: its rack label, else its first subnet; empty if neither is known."""
+        label = self.metadata.labels.get(RACK)
+        if label is not None:
+            return label
+        return str(self.interface_addresses[0].network) if self.interface_addresses else ""
+
+    @cached_property
+    def asn(self) -> int | None:
+        """The node's own AS number, None if it has the cluster's. Raises ValueError for what is no number."""
+        text = self.metadata.annotations.get(ASN)
+        return int(text) if text else None
 
     @cached_property
     def accepts(self) -> frozenset[str]:
@@ -236,11 +260,25 @@ class AddressBlock(StrictRecord, frozen=True, kw_only=True, dict=True):
         return ip_network(self.spec.cidr)
 
 
+class ReflectorSettings(StrictRecord, frozen=True, kw_only=True):
+    """Which nodes reflect routes (RFC 4456): all that the selector matches, else `count` chosen by Podway."""
+
+    node_selector: LabelSelector | None = None
+    count: int = 3
+
+
 class BgpSettings(StrictRecord, frozen=True, kw_only=True):
-    """How nodes speak BGP with each other; BFD times in milliseconds."""
+    """How nodes speak BGP with each other; BFD times in milliseconds.
+
+    With topology `auto` nodes form a full mesh while there are at most `mesh_limit`, and speak with reflectors
+    when there are more. With `none` they speak with outside peers only.
+    """
 
     asn: int = DEFAULT_ASN
-    port: int = 179
+    port: int = BGP_PORT
+    topology: Topology = "auto"
+    mesh_limit: int = 50
+    reflectors: ReflectorSettings = ReflectorSettings()
     bfd: bool = True
     bfd_interval: int = 200
     bfd_multiplier: int = 2
@@ -274,10 +312,13 @@ class NetworkConfig(StrictRecord, frozen=True, kw_only=True):
     spec: NetworkConfigSpec = NetworkConfigSpec()
 
 
-Resource: TypeAlias = Node | Namespace | Pod | IPPool | AddressBlock | NetworkConfig | ClusterAuthority
+Resource: TypeAlias = (
+    Node | Namespace | Pod | Secret | IPPool | AddressBlock | BGPPeer | NetworkConfig | ClusterAuthority
+)
 
 KINDS: dict[str, type[Resource]] = {
-    kind.KIND: kind for kind in (Node, Namespace, Pod, IPPool, AddressBlock, NetworkConfig, ClusterAuthority)
+    kind.KIND: kind
+    for kind in (Node, Namespace, Pod, Secret, IPPool, AddressBlock, BGPPeer, NetworkConfig, ClusterAuthority)
 }
 
 

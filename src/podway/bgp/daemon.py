@@ -269,8 +269,11 @@ class Bird:
         await process.gone.wait()
 
     def _candidate(self, configuration: str) -> Path:
+        """Write a configuration beside the one in force, for nobody else to read: it may hold passwords."""
         candidate = self.conf.with_suffix(".new")
-        candidate.write_text(configuration)
+        candidate.unlink(missing_ok=True)  # else it would keep its mode
+        with open(candidate, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(configuration)
         return candidate
 
 

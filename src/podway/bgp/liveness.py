@@ -54,6 +54,9 @@ COALESCE = 0.05
 ASK_AGAIN = 0.25
 """Seconds between questions to a suspect that answers: it may still die before its BIRD is back."""
 
+POLL = 0.1
+"""Seconds between looks at the log's time without inotify."""
+
 LOOK_ANYWAY = 5.0
 """Seconds after which to look though the log is silent, should a change ever have been missed."""
 
@@ -125,32 +128,53 @@ class LivenessArbiter:
 
 
 class DirectoryWatch:
-    """Tells when a file in a directory was written, created or renamed (inotify(7)); a context manager."""
+    """Tells when a file in a directory was written, created or renamed (inotify(7)); a context manager.
+
+    A user has only 128 inotify descriptors (fs.inotify.max_user_instances). Without one it looks for itself.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._fd = -1
+        self._seen = 0
+        self._event = asyncio.Event()
 
     def __enter__(self) -> "DirectoryWatch":
         try:
             self._fd = inotify.watch(self._directory, inotify.IN_MODIFY | inotify.IN_CREATE | inotify.IN_MOVED_TO)
         except OSError as error:
-            raise RoutingError(
-                f"{self._directory} cannot be watched: {error.strerror}",
-                hint="If too many files are open: raise the sysctl fs.inotify.max_user_instances.",
-            ) from error
-        self._event = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._fd, self._readable)
+            log.warning("no inotify: looking again and again", directory=self._directory, reason=error.strerror)
+            self._seen = self._written()
+        else:
+            asyncio.get_running_loop().add_reader(self._fd, self._readable)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
 
     async def changed(self) -> None:
         """Wait for a change since the last call; return at once if there was one."""
-        await self._event.wait()
-        self._event.clear()
+        if self._fd >= 0:
+            await self._event.wait()
+            self._event.clear()
+            return
+        while (now := self._written()) == self._seen:  # noqa: ASYNC110 - nobody here could set an event
+            await asyncio.sleep(POLL)
+        self._seen = now
 
     def _readable(self) -> None:
         inotify.drain(self._fd)
         self._event.set()
+
+    def _written(self) -> int:
+        """Return when, in nanoseconds since 1970, the directory or a file in it was last written."""
+        paths = [self._directory, *self._directory.iterdir()]
+        return max(status.st_mtime_ns for path in paths if (status := _stat(path)) is not None)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(FileNotFoundError):  # it went away between listing and looking
+        return path.stat()
+    return None

@@ -1,11 +1,17 @@
-"""Writes BIRD's configuration (BIRD 2.0; its User's Guide, chapters 3 to 6)."""
+"""Writes BIRD's configuration (BIRD 2.0; its User's Guide, chapters 3 to 6), and reads back what it does."""
 
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from string import Template
 
-from podway.api.addresses import Family
+from podway.api.addresses import Address, Family, Network
+from podway.bgp.outside import outside_session
 from podway.plan.bgp import BgpPeer, BgpPlan
+from podway.plan.fabric import Crossing
 from podway.plan.objects import ROUTE_PROTOCOL
+from podway.plan.topology import Standing
 
 RESTART_TIME = 30
 """Seconds for which peers keep the routes of a node whose BIRD has gone but whose kernel still answers."""
@@ -20,6 +26,9 @@ not give up on one even if its session is restarted), else for about 3 seconds.
 
 LOG_BYTES = 1 << 20
 
+OWN, HOST, NODE, UNUSED = 200, 150, 110, 1
+"""Preferences; that of what outside peers tell is 100."""
+
 _HEAD = Template("""\
 # BIRD on node $node. Written by Podway: changes by hand are overwritten.
 # Look at what it does with: birdc -s <directory of this file>/bird.ctl show protocols
@@ -29,6 +38,12 @@ timeformat protocol "%FT%T.%3f%z";	# podway parses them: the same form today and
 timeformat route "%FT%T.%3f%z";
 router id $router_id;
 graceful restart wait $recovery_wait;	# after a restart: wait so long for the peers' routes
+
+# Of several routes to one prefix the one of the highest preference wins; 100 is what outside peers tell.
+define OWN = $own;	# own blocks
+define HOST = $host;	# what the machine knows by itself
+define NODE = $node_preference;	# what other nodes tell
+define UNUSED = $unused;		# what leads into pools besides: any other route is better
 
 # Which interfaces and addresses the machine has.
 protocol device {
@@ -42,7 +57,18 @@ _FAMILY = Template("""
 # The prefixes that are blocks of pod addresses: $blocks.
 function is_block_$family()
 {
-	return net ~ [ $set ];
+	return $is_block;
+}
+
+# Own blocks, as opposed to what peers tell and to what the machine knows besides.
+function is_own_$family()
+{
+	return source = RTS_INHERIT && preference = OWN;
+}
+
+# Subnets of the machine: how next hops are reached. They go nowhere.
+protocol direct direct_$family {
+	$family;
 }
 
 # The kernel's main table. A block of this node is a blackhole route there, written by Podway's agent.
@@ -51,24 +77,30 @@ protocol kernel kernel_$family {
 	learn;			# take routes that others than BIRD wrote
 	persist;		# leave the routes in place when BIRD stops,
 	graceful restart;	# and when it starts again until the peers have told theirs
+	merge paths on;		# equally good ways are all used
 	$family {
 		import filter {
 			if krt_source = $protocol && dest = RTD_BLACKHOLE && is_block_$family() then {
-				preference = 200;	# an own block beats whatever a peer says of it
+				preference = OWN;
 				accept;
 			}
-			reject;
+			# Nothing is rejected here: of what is, BIRD keeps a pointer to memory that it frees, and tells of
+			# another prefix in its place when it looks again (krt_learn_announce_update, sysdep/unix/krt.c).
+			if krt_source = $protocol || $in_pools then preference = UNUSED;
+			else preference = HOST;	# how next hops in other subnets are reached
+			accept;
 		};
 		export filter {
-			if source != RTS_BGP then reject;
+			if $kept_out then reject;
+			if source = RTS_BGP && dest = RTD_UNREACHABLE then reject;	# there is no way to the next hop
 			krt_prefsrc = $address;	# the node speaks to remote pods from its own address
-			accept;
+$crossings			accept;
 		};
 	};
 }
 
-# What all $label sessions have in common.
-template bgp mesh_$family {
+# What all $label sessions between nodes have in common.
+template bgp nodes_$family {
 	local $address port $port as $asn;
 	direct;			# the nodes share a layer-2 segment
 	hold time 9;		# the last resort for noticing a dead peer; the first is BFD
@@ -80,11 +112,36 @@ template bgp mesh_$family {
 	graceful restart time $restart_time;
 	debug { states };
 	$family {
-		next hop self;
-		import where is_block_$family();	# preference 100: never in place of an own block
-		export where source = RTS_INHERIT;	# what was learned from the kernel: own blocks
+		gateway recursive;	# a reflector tells of nodes in other subnets, too
+		import filter {
+			if !is_block_$family() then reject;
+			preference = NODE;
+			accept;
+		};
+		export filter {
+			if is_own_$family() then {
+				bgp_next_hop = $address;	# and no link-local address, which BIRD would prefer
+				accept;
+			}
+$reflects			reject;
+		};
 	};
 }
+""")
+
+_OURS = Template("""
+# What no outside peer may tell: pools (but for blocks) and the networks of the nodes themselves.
+function is_ours_$family()
+{
+	return $is_ours;
+}
+""")
+
+_AGGREGATES = Template("""
+# Whole pools, for peers that are told no blocks. What no block is there for is unreachable (RFC 4632, 5.1).
+protocol static aggregates_$family {
+	$family;
+$routes}
 """)
 
 _BFD = Template("""
@@ -97,12 +154,22 @@ protocol bfd {
 		interval $interval ms;
 		multiplier $multiplier;
 	};
+	multihop {
+		interval $interval ms;
+		multiplier $multiplier;
+	};
 $neighbours}
 """)
 
+_REFLECTS = "if preference = NODE then accept;	# this node is a route reflector (RFC 4456)"
 
-def render(plan: BgpPlan, log: Path) -> str:
-    """Return the configuration file of one node's BIRD, which logs to `log` (rotated to `log`.old)."""
+
+def render(plan: BgpPlan, log: Path, passwords: Mapping[str, str] | None = None) -> str:
+    """Return the configuration file of one node's BIRD, which logs to `log` (rotated to `log`.old).
+
+    `passwords` holds those of the sessions that need one, by the session's name; a session whose password is
+    not there is disabled. Without `passwords` the text is for people to read, and hides them.
+    """
     parts = [
         _HEAD.substitute(
             node=plan.node,
@@ -110,36 +177,66 @@ def render(plan: BgpPlan, log: Path) -> str:
             log_bytes=LOG_BYTES,
             router_id=plan.router_id,
             recovery_wait=RECOVERY_WAIT,
+            own=OWN,
+            host=HOST,
+            node_preference=NODE,
+            unused=UNUSED,
         ),
         *(_family(plan, family) for family in plan.families),
+        *(_for_outside(plan, family) for family in plan.families if plan.outside),
     ]
     # Address to text is what takes the time in a large mesh: once for each will do.
     own = {address.version: str(address) for address in plan.addresses}
     peers = [(peer, str(peer.address)) for peer in plan.peers]
-    if plan.bfd and peers:
+    watched = peers if plan.nodes_bfd else []
+    if watched or any(peer.bfd for peer in plan.outside):
         parts.append(
             _BFD.substitute(
                 interval=plan.bfd.interval,
                 multiplier=plan.bfd.multiplier,
                 detection=plan.bfd.interval * plan.bfd.multiplier,
                 neighbours="".join(
-                    f"\tneighbor {address} local {own[peer.address.version]};\n" for peer, address in peers
+                    f"\tneighbor {address} local {own[peer.address.version]}{_hops(peer)};\n"
+                    for peer, address in watched
                 ),
             )
         )
     if peers:
         parts.append("\n# ---- the other nodes ----\n")
         parts += [_peer(plan, peer, address) for peer, address in peers]
+    if plan.outside:
+        parts.append("\n# ---- peers outside the cluster ----\n")
+        parts += [outside_session(plan, peer, passwords) for peer in plan.outside]
     return "".join(parts)
+
+
+def standing(configuration: str) -> Standing:
+    """Return what a BIRD with this configuration, one of ours, does."""
+    pools = (part for text in _POOLS.findall(configuration) for part in text.split(", ") if " of " in part)
+    return Standing(
+        frozenset(_NODE.findall(configuration)),
+        _REFLECTS in configuration,
+        frozenset(ip_network(part.partition(" of ")[2]) for part in pools),
+    )
+
+
+_NODE = re.compile(r'^protocol bgp \S+ from nodes_ipv\d \{\n\tdescription "([^"]+)";$', re.MULTILINE)
+_POOLS = re.compile(r"^# The prefixes that are blocks of pod addresses: (.*)\.$", re.MULTILINE)
 
 
 def _family(plan: BgpPlan, family: Family) -> str:
     pools = [pool for pool in plan.pools if pool.network.version == family]
+    label = family.label.lower()
+    aggregates = any(_whole_pools(plan, family))
     return _FAMILY.substitute(
         label=family.label,
-        family=family.label.lower(),
-        blocks=", ".join(f"/{pool.block_prefix} of {pool.network}" for pool in pools),
-        set=", ".join(f"{pool.network}{{{pool.block_prefix},{pool.block_prefix}}}" for pool in pools),
+        family=label,
+        blocks=", ".join(f"/{pool.block_prefix} of {pool.network}" for pool in pools) or "none",
+        is_block=_among(f"{pool.network}{{{pool.block_prefix},{pool.block_prefix}}}" for pool in pools),
+        in_pools=_among(f"{pool.network}+" for pool in pools),
+        kept_out="source != RTS_BGP && source != RTS_STATIC" if aggregates else "source != RTS_BGP",
+        crossings=_crossings({net: ways for net, ways in plan.crossings.items() if net.version == family}),
+        reflects=f"\t\t\t{_REFLECTS}\n" if plan.reflects else "",
         address=plan.address(family),
         protocol=ROUTE_PROTOCOL,
         asn=plan.asn,
@@ -148,10 +245,58 @@ def _family(plan: BgpPlan, family: Family) -> str:
     )
 
 
+def _among(prefixes: Iterable[str]) -> str:
+    """Return an expression that tells whether `net` is one of these; BIRD knows no empty set of them."""
+    text = ", ".join(prefixes)
+    return f"net ~ [ {text} ]" if text else "false"
+
+
+def _crossings(ways: Mapping[Network, Mapping[Address, Crossing]]) -> str:
+    """Return the lines that send routes by their encapsulated way; pools that share all ways share the lines."""
+    pools: dict[tuple[tuple[Address, Crossing], ...], list[Network]] = {}
+    for network, found in ways.items():
+        pools.setdefault(tuple(sorted(found.items(), key=lambda way: int(way[0]))), []).append(network)
+    lines = []
+    for hops, networks in pools.items():
+        lines.append(f"\t\t\tif {_among(f'{network}+' for network in networks)} then case bgp_next_hop {{\n")
+        for hop, way in hops:
+            # The space before the colon keeps it apart from an IPv6 address.
+            lines.append(f'\t\t\t\t{hop} : {{ ifname = "{way.device}"; gw = {way.gateway}; }}\n')
+        lines.append("\t\t\t}\n")
+    return "".join(lines)
+
+
+def _whole_pools(plan: BgpPlan, family: Family) -> Iterable[Network]:
+    """Return the pools that are told as wholes; one that is a single block is told as that."""
+    if all(peer.advertise == "blocks" for peer in plan.outside if peer.family == family):
+        return ()
+    return [
+        pool.network
+        for pool in plan.pools
+        if pool.network.version == family and pool.network.prefixlen < pool.block_prefix
+    ]
+
+
+def _for_outside(plan: BgpPlan, family: Family) -> str:
+    label = family.label.lower()
+    ours = _among(f"{network}+" for network in plan.ours if network.version == family)
+    routes = "".join(f"\troute {network} unreachable;\n" for network in _whole_pools(plan, family))
+    aggregates = _AGGREGATES.substitute(family=label, routes=routes) if routes else ""
+    return _OURS.substitute(family=label, is_ours=ours) + aggregates
+
+
+def _hops(peer: BgpPeer) -> str:
+    return "" if peer.direct else " multihop on"
+
+
 def _peer(plan: BgpPlan, peer: BgpPeer, address: str) -> str:
+    # A reflector is made one by its export filter alone: to change "rr client" would restart the session.
+    lines = "" if peer.direct else "\tmultihop;\n"
+    if peer.asn == plan.asn:
+        lines += "\trr client;\n"
     return f"""
-protocol bgp '{peer.name}' from mesh_ipv{peer.address.version} {{
+protocol bgp '{peer.name}' from nodes_ipv{peer.address.version} {{
 	description "{peer.node}";
 	neighbor {address} port {plan.port} as {peer.asn};
-}}
+{lines}}}
 """

@@ -1,13 +1,21 @@
 """The node's BGP speaker as the agent sees it: takes plans, gives states."""
 
 import asyncio
+import time
 from pathlib import Path
+
+import msgspec
 
 from podway.bgp.daemon import Bird
 from podway.bgp.liveness import LivenessArbiter
-from podway.bgp.render import render
-from podway.bgp.status import BirdRoute, PeerStatus, read_peers, read_routes
+from podway.bgp.passwords import Passwords, Secrets, read_passwords
+from podway.bgp.render import render, standing
+from podway.bgp.status import BirdRoute, PeerStatus, read_kernel_routes, read_peers, read_routes
 from podway.plan.bgp import BgpPlan
+from podway.plan.topology import Standing
+
+SETTLE = 2.0
+"""Seconds that sessions stand before others are given up for them: what is told by them must have arrived."""
 
 
 class BgpSpeaker:
@@ -20,20 +28,61 @@ class BgpSpeaker:
         self.bird = Bird(run_dir)
         self._arbiter = LivenessArbiter(self.bird)
         self._plan: BgpPlan | None = None
+        self._secrets: Secrets = {}
+        self._passwords = Passwords()
+        self._taken = 0.0
 
-    async def start(self, plan: BgpPlan) -> None:
-        """Adopt the running BIRD or start one, with this plan."""
-        await self.bird.start(render(plan, self.bird.log))
-        self._take(plan)
+    async def start(self, plan: BgpPlan, secrets: Secrets | None = None) -> None:
+        """Adopt the running BIRD or start one, with this plan. `secrets` are those that passwords may be in."""
+        passwords = read_passwords(plan.outside, secrets or {})
+        await self.bird.start(render(plan, self.bird.log, passwords.known))
+        self._take(plan, secrets or {}, passwords)
 
-    async def apply(self, plan: BgpPlan) -> bool:
+    async def apply(self, plan: BgpPlan, secrets: Secrets | None = None) -> bool:
         """Go over to another plan; return False if nothing had to be done.
 
         If BIRD rejects it, the former plan stays in force and RoutingError says why.
         """
-        changed = await self.bird.load(render(plan, self.bird.log))
-        self._take(plan)
+        passwords = read_passwords(plan.outside, secrets or {})
+        changed = await self.bird.load(render(plan, self.bird.log, passwords.known))
+        self._take(plan, secrets or {}, passwords)
         return changed
+
+    async def reread_passwords(self) -> None:
+        """Take over passwords that were changed in files."""
+        if self._plan and read_passwords(self._plan.outside, self._secrets) != self._passwords:
+            await self.apply(self._plan, self._secrets)
+
+    @property
+    def standing(self) -> Standing:
+        """What BIRD does, by the configuration that it took last; nothing if there is none."""
+        try:
+            return standing(self.bird.conf.read_text())
+        except FileNotFoundError:
+            return Standing()
+
+    @property
+    def topology(self) -> str:
+        """The name of the topology that the plan in force is made for; empty before there is one."""
+        return self._plan.topology if self._plan else ""
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """The nodes that are to be ready before what a former topology needed may end; none if nothing is kept."""
+        return self._plan.waits_for if self._plan else ()
+
+    async def ready(self) -> str:
+        """Return the name of the topology for which all needed sessions stand long enough; else nothing.
+
+        Where nodes have none with each other, those with outside peers are needed.
+        """
+        plan = self._plan
+        if plan is None:
+            return ""
+        needed = {peer.name for peer in plan.peers if not peer.kept} or {peer.name for peer in plan.outside}
+        since = [peer.since.timestamp() for peer in await self.peers() if peer.established and peer.name in needed]
+        ripe = time.time() - max((self._taken, *since)) >= SETTLE
+        return plan.topology if ripe and len(since) == len(needed) else ""
 
     async def run(self) -> None:
         """Keep BIRD alive and forget dead nodes' routes, for ever."""
@@ -47,12 +96,30 @@ class BgpSpeaker:
     async def peers(self) -> tuple[PeerStatus, ...]:
         """Return the state of the sessions."""
         async with self.bird.control() as control:
-            return await read_peers(control)
+            peers = await read_peers(control)
+        plan, missing = self._plan, self._passwords.missing
+        ports = {peer.name: peer.port for peer in plan.outside} if plan else {}
+        return tuple(
+            msgspec.structs.replace(
+                peer,
+                last_error=missing.get(peer.name, peer.last_error),
+                port=ports.get(peer.name, plan.port if plan else 0),
+            )
+            for peer in peers
+        )
 
     async def routes(self) -> tuple[BirdRoute, ...]:
         """Return the routes that BIRD knows: own blocks and what peers tell."""
         async with self.bird.control() as control:
             return await read_routes(control)
+
+    async def kernel_routes(self) -> tuple[BirdRoute, ...]:
+        """Return the routes that BIRD means the kernel to have, as its filters rewrite them."""
+        if self._plan is None:
+            return ()
+        async with self.bird.control() as control:
+            found = [await read_kernel_routes(control, family) for family in self._plan.families]
+        return tuple(route for routes in found for route in routes)
 
     async def mend_kernel_routes(self) -> None:
         """Let BIRD compare the kernel's routes with its own now, instead of at its next scan.
@@ -63,6 +130,17 @@ class BgpSpeaker:
             async with self.bird.control() as control:
                 for family in self._plan.families:
                     await control.command(f"reload in kernel_{family.label.lower()}")
+
+    async def export_again(self) -> None:
+        """Let BIRD put all its routes through the kernel's filter again, and write them.
+
+        For those whose encapsulated way led by a device that BIRD did not know yet when it was told of it: its
+        filter then fails ("Invalid gw address"), and nothing has BIRD try again when the device is there.
+        """
+        if self._plan:
+            async with self.bird.control() as control:
+                for family in self._plan.families:
+                    await control.command(f"reload out kernel_{family.label.lower()}")
 
     async def restart(self) -> None:
         """Replace the BIRD process, say after an upgrade, without losing a route."""
@@ -76,6 +154,9 @@ class BgpSpeaker:
         """Stop a BIRD that runs here, after it took its routes out of the kernel; tell whether there was one."""
         return await self.bird.retire()
 
-    def _take(self, plan: BgpPlan) -> None:
-        self._plan = plan
-        self._arbiter.sessions = {peer.address: peer.name for peer in plan.peers} if plan.bfd else {}
+    def _take(self, plan: BgpPlan, secrets: Secrets, passwords: Passwords) -> None:
+        if self._plan is None or plan.topology != self._plan.topology or plan.reflects != self._plan.reflects:
+            self._taken = time.time()
+        self._plan, self._secrets, self._passwords = plan, secrets, passwords
+        # Outside peers are not asked by ICMP: BFD with them is bound to BGP.
+        self._arbiter.sessions = {peer.address: peer.name for peer in plan.peers} if plan.nodes_bfd else {}

@@ -14,6 +14,8 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.bgp.control import BirdControl, Line
+from podway.bgp.render import OWN
+from podway.plan.outside import PREFIX
 
 PROTOCOL, DETAIL, BFD, ROUTE = 1002, 1006, 1020, 1007
 """Reply codes of the lines that matter here."""
@@ -29,8 +31,9 @@ class BfdSession(msgspec.Struct, frozen=True):
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
-    """A BGP session with a node.
+    """A BGP session with a node, or with an outside `peer`, of which `node` is empty then.
 
+    `port` is the TCP port of the other side, 0 where only BIRD was asked, which does not tell.
     `state` is Idle, Connect, Active, OpenSent, OpenConfirm, Established, or Close and Down as BIRD has them;
     `last_error` is in BIRD's words, `bfd` the state of the address' BFD session; either may be empty.
     """
@@ -45,6 +48,8 @@ class PeerStatus(msgspec.Struct, frozen=True):
     bfd: str = ""
     imported: int = 0
     exported: int = 0
+    peer: str = ""
+    port: int = 0
 
     @property
     def family(self) -> Family:
@@ -89,8 +94,15 @@ async def read_bfd(control: BirdControl) -> tuple[BfdSession, ...]:
 
 
 async def read_routes(control: BirdControl) -> tuple[BirdRoute, ...]:
-    """Return all routes of BIRD's tables. Raises RoutingError."""
-    return parse_routes(await control.command("show route"))
+    """Return the routes that BIRD knows, but for those by which it finds next hops. Raises RoutingError."""
+    return parse_routes(
+        await control.command(f"show route where source = RTS_BGP || source = RTS_STATIC || preference = {OWN}")
+    )
+
+
+async def read_kernel_routes(control: BirdControl, family: Family) -> tuple[BirdRoute, ...]:
+    """Return the routes that BIRD means the kernel to have, as its filter rewrites them. Raises RoutingError."""
+    return parse_routes(await control.command(f"show route export kernel_{family.label.lower()}"))
 
 
 def parse_bfd(reply: Iterable[Line]) -> tuple[BfdSession, ...]:
@@ -109,19 +121,27 @@ def parse_peers(reply: Iterable[Line]) -> tuple[PeerStatus, ...]:
     )
 
 
+NO_NEIGHBOUR = "no device of the node is on its subnet: set multihop, or choose the nodes that are"
+"""Why a session stays idle without an error: BIRD only logs that it waits for its neighbor."""
+
 _ROUTES = re.compile(r"(\d+) imported, (?:\d+ filtered, )?(\d+) exported")
 
 
 def _peer(head: list[str], details: dict[str, str]) -> PeerStatus:
     counts = _ROUTES.match(details.get("Routes", ""))
+    outside, described = head[0].startswith(PREFIX), details.get("Description", "")
+    error, state = details.get("Last error", ""), details["BGP state"]
+    if outside and state == "Idle" and not error:
+        error = NO_NEIGHBOUR
     return PeerStatus(
         name=head[0],
-        node=details.get("Description", ""),
+        node="" if outside else described,
+        peer=described if outside else "",
         address=ip_address(details["Neighbor address"].partition("%")[0]),
         asn=int(details["Neighbor AS"]),
-        state=details["BGP state"],
+        state=state,
         since=datetime.fromisoformat(head[4]),
-        last_error=details.get("Last error", ""),
+        last_error=error,
         imported=int(counts[1]) if counts else 0,
         exported=int(counts[2]) if counts else 0,
     )

@@ -75,6 +75,24 @@ def _failure(error: AgentError) -> dict[str, str]:
     return {"error": error.message, "hint": error.hint}
 
 
+def _topology(routing: dict[str, Any]) -> str:
+    nodes = routing["waits_for"]
+    more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+    return f"going over to {routing['topology']}, former sessions stay: waits for {', '.join(nodes[:3])}{more}"
+
+
+def _crossing(crossing: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows about encapsulation; none where there is nothing to say."""
+    accepts, sends = crossing["accepts"], crossing["sends"]
+    told = f"accepts {', '.join(accepts) or 'bare packets only'}; sends {', '.join(sends) or 'bare packets only'}"
+    rows = [("crossing", told)] if accepts or sends else []
+    return [
+        *rows,
+        *(("  pending", line) for line in crossing["pending"]),
+        *(("  problem", line) for line in crossing["problems"]),
+    ]
+
+
 def _show(answer: dict[str, Any]) -> None:
     import time
 
@@ -96,6 +114,9 @@ def _show(answer: dict[str, Any]) -> None:
             or f"pid {answer['routing']['bird']}, {established} of {len(peers)} sessions established",
         ),
         *((f"  {peer['name']}", _peer(peer)) for peer in peers if peer["state"] != "Established"),
+        *((("  topology", _topology(answer["routing"])),) if answer["routing"]["waits_for"] else ()),
+        *((("offload", answer["offloads"]["problem"]),) if answer["offloads"]["problem"] else ()),
+        *_crossing(answer["crossing"]),
         ("channel", channel["problem"] or _channel(channel)),
         *((("  refused", f"{channel['refused']}, last {channel['last_refusal']}"),) if channel["refused"] else ()),
         ("leases", leased),

@@ -31,7 +31,11 @@ AT_ONCE = 16
 
 
 class PeerRow(msgspec.Struct, frozen=True):
-    """One BGP session of one node."""
+    """One BGP session of one node.
+
+    `node` is the node at the other end, empty for an outside peer, of which `peer` is the BGPPeer's name. `role`
+    is what the other end is to this node: `node`, `reflector`, `client` (of this reflector) or `outside`.
+    """
 
     on: str
     name: str
@@ -44,6 +48,8 @@ class PeerRow(msgspec.Struct, frozen=True):
     bfd: str = ""
     imported: int = 0
     exported: int = 0
+    peer: str = ""
+    role: str = "node"
 
 
 class NextHopRow(msgspec.Struct, frozen=True):
@@ -54,15 +60,22 @@ class NextHopRow(msgspec.Struct, frozen=True):
 
 
 class RouteRow(msgspec.Struct, frozen=True):
-    """One route that a node's BIRD knows."""
+    """The route of one node to a block, or to a network that an outside peer told of.
+
+    `node` owns the block. `told_by` is `own`, `bgp`, `store`, or the rtm_protocol of somebody else's route that
+    comes first; `session` the BGP session that told it. `form` is how packets cross by it.
+    """
 
     on: str
     network: str
-    type: str
-    protocol: str
-    since: datetime
-    best: bool
+    told_by: str
+    in_kernel: bool
+    node: str = ""
+    pool: str = ""
+    form: str = "none"
     next_hops: tuple[NextHopRow, ...] = ()
+    session: str = ""
+    since: datetime | None = None
 
 
 def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool = False) -> dict[str, Ask]:

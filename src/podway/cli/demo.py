@@ -100,7 +100,7 @@ def _show_routes(options: GlobalOptions) -> None:
 
 def _route(row: RouteRow) -> tuple[str, str, str, str]:
     hops = ", ".join(f"{hop.gateway} dev {hop.device}" for hop in row.next_hops)
-    return row.on, row.network, hops, row.protocol.partition(".")[0]
+    return row.on, row.network, hops, row.session.partition(".")[0]
 
 
 def _show_path(options: GlobalOptions, running: list[Pod]) -> None:

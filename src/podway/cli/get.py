@@ -30,7 +30,7 @@ from podway.store.base import Store
         "podway get nodes",
         "podway get pods -A -o wide",
         "podway get pods -l app=web,tier!=test -o json",
-        "podway get routes node1                     # what BIRD of node1 knows",
+        "podway get routes node1                     # the way from node1 to every block",
         "podway --store snapshot:cluster.json get blocks",
     )
 )
@@ -51,7 +51,7 @@ def get(
     selector: str,
     output: str | None,
 ) -> None:
-    """Show objects (nodes, pods, pools, blocks, namespaces, config), or what agents know (routes, peers)."""
+    """Show objects (nodes, pods, pools, blocks, config …), or what agents know (routes, peers)."""
     if all_namespaces and (names or namespace):
         raise click.UsageError("-A goes with neither -n nor a NAME")
     found: list[Any]

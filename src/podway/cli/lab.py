@@ -1,15 +1,17 @@
 """`podway lab`: a whole cluster on one machine."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import click
 from click.shell_completion import CompletionItem
 
-from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL
+from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL, Attach, Distribution, Encapsulation, When
 from podway.cli.complete import complete_namespaces, complete_nodes, complete_pods
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError, LabError
+from podway.lab.fabric import Tor
 
 _NAMESPACE = click.option(
     "-n",
@@ -50,6 +52,8 @@ def lab() -> None:
     epilog=examples(
         "podway lab up",
         "podway --lab six lab up --nodes 5 --pool 10.244.0.0/16 --pool fd10::/48",
+        "podway lab up --racks 2 --nodes 4 --encapsulation vxlan --when cross-subnet",
+        "podway lab up --racks 2 --nodes 4 --tor bird",
     )
 )
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
@@ -71,12 +75,69 @@ def lab() -> None:
     help="Prefix length of a node's range; over 32 it is for IPv6.  [default: 24, 122]",
 )
 @click.option("--asn", default=DEFAULT_ASN, show_default=True, help="Autonomous system number of all nodes.")
+@click.option(
+    "--racks",
+    default=1,
+    show_default=True,
+    help="More than one: each is a subnet behind a top-of-rack router, filled one after the other.",
+)
+@click.option(
+    "--tor",
+    type=click.Choice(get_args(Tor)),
+    default="none",
+    show_default=True,
+    help="Who speaks BGP with the nodes on those routers; they then know the way to pods.",
+)
+@click.option(
+    "--node-family",
+    type=click.Choice(["ipv4", "ipv6", "dual"]),
+    help="Addresses of the nodes themselves.  [default: ipv4, dual with an IPv6 pool]",
+)
+@click.option(
+    "--distribution", type=click.Choice(get_args(Distribution)), help="Who tells routes.  [default: bgp]"
+)
+@click.option(
+    "--encapsulation",
+    type=click.Choice(get_args(Encapsulation)),
+    help="How pod packets cross between nodes; ipip is for the IPv4 pools only.  [default: none]",
+)
+@click.option(
+    "--when", type=click.Choice(get_args(When)), help="Which packets are encapsulated.  [default: always]"
+)
+@click.option("--attach", type=click.Choice(get_args(Attach)), help="How pods are attached.  [default: routed]")
 @click.pass_obj
-def up(options: GlobalOptions, nodes: int, pools: Sequence[str], block_sizes: Sequence[int], asn: int) -> None:
+def up(
+    options: GlobalOptions,
+    /,
+    *,
+    nodes: int,
+    pools: Sequence[str],
+    block_sizes: Sequence[int],
+    asn: int,
+    racks: int,
+    tor: Tor,
+    node_family: str | None,
+    **form: str | None,
+) -> None:
     """Build a cluster."""
-    from podway.lab import cluster
+    import msgspec
 
-    cluster.up(options.lab, nodes=nodes, pools=pools, block_sizes=block_sizes, asn=asn, report=_report)
+    from podway.api.addresses import Family
+    from podway.lab import cluster
+    from podway.lab.facts import PoolForm
+
+    cluster.up(
+        options.lab,
+        nodes=nodes,
+        pools=pools,
+        block_sizes=block_sizes,
+        asn=asn,
+        report=_report,
+        racks=racks,
+        tor=tor,
+        node_families=tuple(family for family in Family if node_family in {family.label.lower(), "dual"}),
+        form=msgspec.convert({key: value for key, value in form.items() if value}, PoolForm),
+    )
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80; podway get nodes; podway lab status")
 
 
@@ -109,18 +170,21 @@ def list_labs() -> None:
 @lab.command(epilog=examples("podway lab status"))
 @click.pass_obj
 def status(options: GlobalOptions) -> None:
-    """Show a lab's nodes: addresses, agent, pods."""
+    """Show a lab's nodes: rack, addresses, agent, pods."""
     from podway.api.resources import Pod
     from podway.cli.output import print_table
     from podway.lab import facts, names, state
+    from podway.lab.fabric import rack_label
 
     current = state.load(options.lab)
+    racks = current.fabric.routed
     pods = facts.ask(options.lab, lambda store: store.list(Pod)).items
     print_table(
-        ("NODE", "ADDRESSES", "AGENT", "PODS", "NETWORK NAMESPACE"),
+        ("NODE", *(("RACK",) if racks else ()), "ADDRESSES", "AGENT", "PODS", "NETWORK NAMESPACE"),
         [
             (
                 node,
+                *((rack_label(known.rack),) if racks else ()),
                 ",".join(str(address.ip) for address in current.addresses(node)),
                 _agent_state(options.lab, node) if known.running else "power cut",
                 str(sum(pod.spec.node_name == node for pod in pods)),
@@ -177,14 +241,15 @@ def _on_node(options: GlobalOptions, node: str, command: tuple[str, ...]) -> Non
     raise SystemExit(cluster.execute_on_node(options.lab, node, words))
 
 
-@node.command(epilog=examples("podway lab node add node4"))
+@node.command(epilog=examples("podway lab node add node4", "podway lab node add node5 --rack 2"))
 @click.argument("node")
+@click.option("--rack", type=int, help="Where it stands; without it, in the rack with the fewest nodes.")
 @click.pass_obj
-def add(options: GlobalOptions, node: str) -> None:
+def add(options: GlobalOptions, node: str, rack: int | None) -> None:
     """Add a node while the lab runs."""
     from podway.lab import cluster
 
-    cluster.add_node(options.lab, node, _report)
+    cluster.add_node(options.lab, node, _report, rack=rack)
 
 
 @node.command(epilog=examples("podway lab node rm node2"))

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("podway.cli.get:get", "Show nodes, pods, pools, blocks and other objects."),
     "apply": ("podway.cli.change:apply", "Create or change objects from manifests."),
     "delete": ("podway.cli.change:delete", "Delete objects."),
+    "set": ("podway.cli.setting:set_fields", "Change fields of an object on the running cluster."),
     "plan": ("podway.cli.preview:plan", "Show what a change would do to every node, and do nothing."),
     "snapshot": ("podway.cli.preview:snapshot", "Write the whole cluster into one file."),
     "simulate": ("podway.cli.simulate:simulate", "Plan a cluster of any size, without a kernel."),

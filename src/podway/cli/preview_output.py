@@ -10,7 +10,7 @@ import msgspec
 
 from podway.api.resources import Key, subject
 from podway.plan.changes import Change
-from podway.plan.objects import Link, Sysctl
+from podway.plan.objects import Device, ForwardingEntry, Link, Sysctl
 from podway.preview.paths import Group, PathChange, PathChanges, Way
 from podway.preview.preview import Comparison, NodeChange
 
@@ -85,6 +85,7 @@ def _node(change: NodeChange, *, everything: bool) -> Iterator[str]:
         counted.append("BIRD's filters and settings")
     membership = {"joins": " joins the cluster", "leaves": " leaves the cluster"}.get(change.membership, "")
     yield f"{change.node}{membership}: {'; '.join(counted)}"
+    yield from (f"  {words}" for words in change.pools)
     for _, found in groups:
         yield from _some([told(one) for one in found], everything)
     yield from _some(list(change.bird), everything)
@@ -108,6 +109,10 @@ def told(change: Change) -> str:
     line = f"{SIGN[change.action]} {obj}"
     if isinstance(obj, Link):
         line += f" of pod {obj.alias.split()[0]}"
+    elif isinstance(obj, Device) and change.have is None:
+        line += f" ({obj.kind}, MTU {obj.mtu})"
+    elif isinstance(obj, ForwardingEntry):
+        line += f" to {obj.endpoint}"
     elif isinstance(obj, Sysctl):
         line += f" = {obj.value}"
     fields = ", ".join(f"{field} {have} -> {want}" for field, have, want in change.altered)
@@ -178,6 +183,7 @@ def _node_json(change: NodeChange) -> dict[str, Any]:
     return {
         "node": change.node,
         "membership": change.membership,
+        "pools": list(change.pools),
         "kernel": [_change_json(one) for one in change.kernel],
         "learned": [_change_json(one) for one in change.learned],
         "sessions": [_change_json(one) for one in change.sessions],

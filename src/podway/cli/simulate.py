@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import click
 import msgspec
 
+from podway.api.fields import parse_cidr
 from podway.api.meta import Metadata
 from podway.api.resources import IPPool, IPPoolSpec
-from podway.api.validate import parse_cidr
 from podway.cli.help import examples
 from podway.cli.output import print_table
 from podway.preview.measure import Measured, measure

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from podway.api.identity import ClusterAuthority
+from podway.api.peers import BGPPeer, Secret
 from podway.api.resources import (
     AGENT_SEEN,
     AddressBlock,
@@ -90,6 +91,12 @@ def _pool_usage(pool: IPPool, cluster: Cluster) -> str:
     return f"{len(nodes)}/{len(blocks)} of {f'2^{bits}' if bits > 20 else 2**bits}"
 
 
+def _pool_form(pool: IPPool, _: Cluster) -> str:
+    spec = pool.spec
+    always = spec.when == "always" or spec.encapsulation == "none"
+    return spec.encapsulation if always else f"{spec.encapsulation} {spec.when}"
+
+
 def _pool_state(pool: IPPool, _: Cluster) -> str:
     return "disabled" if pool.spec.disabled else "in use"
 
@@ -98,17 +105,28 @@ def _pod_addresses(pod: Pod, _: Cluster) -> str:
     return ",".join(map(str, pod.addresses))
 
 
+def _peer_nodes(peer: BGPPeer, _: Cluster) -> str:
+    return peer.spec.node or ("selected" if peer.spec.node_selector else "all")
+
+
 def _bfd(config: NetworkConfig, _: Cluster) -> str:
     bgp = config.spec.bgp
     return f"{bgp.bfd_interval}ms x {bgp.bfd_multiplier}" if bgp.bfd else "off"
 
 
 def _next_hops(route: Any, _: Cluster) -> str:
-    return ", ".join(f"{hop.gateway} dev {hop.device}" for hop in route.next_hops) or route.type
+    ways = ", ".join(f"{hop.gateway} dev {hop.device}".strip() for hop in route.next_hops)
+    return ways or ("blackhole" if route.told_by == "own" else "-")
+
+
+def _told_by(route: Any, _: Cluster) -> str:
+    if route.told_by.isdecimal():
+        return f"other (proto {route.told_by})"
+    return f"{route.told_by} {route.session}".strip() if route.told_by == "bgp" else str(route.told_by)
 
 
 def _since(row: Any, _: Cluster) -> str:
-    return age(time.time() - row.since.timestamp())
+    return age(time.time() - row.since.timestamp()) if row.since else "-"
 
 
 NAME = Column("NAME", lambda obj, _: obj.metadata.name)
@@ -126,6 +144,8 @@ VIEWS: tuple[View, ...] = (
             Column("AGENT", _agent),
             AGE,
             Column("SUBNETS", _node_subnets, wide=True),
+            Column("ACCEPTS", lambda node, _: ",".join(sorted(node.accepts)) or "none", wide=True),
+            Column("SENDS", lambda node, _: ",".join(sorted(node.sends)) or "none", wide=True),
             LABELS,
         ),
         Node,
@@ -150,6 +170,9 @@ VIEWS: tuple[View, ...] = (
             Column("CIDR", lambda pool, _: pool.spec.cidr),
             Column("BLOCK", lambda pool, _: f"/{pool.block_prefix}"),
             Column("NODES/BLOCKS", _pool_usage),
+            Column("ROUTES BY", lambda pool, _: pool.spec.distribution),
+            Column("FORM", _pool_form),
+            Column("ATTACH", lambda pool, _: pool.spec.attach),
             Column("STATE", _pool_state, wide=True),
             Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
             LABELS,
@@ -168,6 +191,31 @@ VIEWS: tuple[View, ...] = (
         AddressBlock,
     ),
     View(("namespaces", "namespace", "ns"), (NAME, AGE, LABELS), Namespace),
+    View(
+        ("bgppeers", "bgppeer"),
+        (
+            NAME,
+            Column("ADDRESS", lambda peer, _: peer.spec.address),
+            Column("AS", lambda peer, _: str(peer.spec.asn)),
+            Column("NODES", _peer_nodes),
+            Column("ADVERTISE", lambda peer, _: peer.spec.advertise),
+            Column("BFD", lambda peer, _: "on" if peer.spec.bfd else "off"),
+            AGE,
+            Column("PASSWORD", lambda peer, _: "yes" if peer.spec.password else "no", wide=True),
+        ),
+        BGPPeer,
+    ),
+    View(
+        ("secrets", "secret"),
+        (
+            NAMESPACE,
+            NAME,
+            Column("TYPE", lambda secret, _: secret.type),
+            Column("KEYS", lambda secret, _: ",".join(sorted(secret.keys))),
+            AGE,
+        ),
+        Secret,
+    ),
     View(
         ("config", "configs", "networkconfig", "networkconfigs"),
         (
@@ -194,7 +242,8 @@ VIEWS: tuple[View, ...] = (
         ("peers", "peer"),
         (
             Column("ON", lambda row, _: row.on),
-            Column("PEER", lambda row, _: row.node),
+            Column("PEER", lambda row, _: row.node or row.peer),
+            Column("ROLE", lambda row, _: row.role),
             Column("ADDRESS", lambda row, _: row.address),
             Column("AS", lambda row, _: str(row.asn)),
             Column("STATE", lambda row, _: row.state),
@@ -202,7 +251,7 @@ VIEWS: tuple[View, ...] = (
             Column("SINCE", _since),
             Column("ROUTES", lambda row, _: f"{row.imported} in, {row.exported} out"),
             Column("SESSION", lambda row, _: row.name, wide=True),
-            Column("LAST ERROR", lambda row, _: row.last_error, wide=True),
+            Column("LAST ERROR", lambda row, _: row.last_error),
         ),
         source="podway.cli.agents:peers",
     ),
@@ -210,12 +259,14 @@ VIEWS: tuple[View, ...] = (
         ("routes", "route"),
         (
             Column("ON", lambda row, _: row.on),
-            Column("DESTINATION", lambda row, _: row.network),
+            Column("BLOCK", lambda row, _: row.network),
+            Column("NODE", lambda row, _: row.node or "-"),
+            Column("TOLD BY", _told_by),
+            Column("FORM", lambda row, _: row.form if row.told_by != "own" else "-"),
             Column("VIA", _next_hops),
-            Column("TOLD BY", lambda row, _: row.protocol),
-            Column("SINCE", _since),
-            Column("TYPE", lambda row, _: row.type, wide=True),
-            Column("BEST", lambda row, _: "yes" if row.best else "no", wide=True),
+            Column("KERNEL", lambda row, _: "yes" if row.in_kernel else "no"),
+            Column("SINCE", _since, wide=True),
+            Column("POOL", lambda row, _: row.pool or "-", wide=True),
         ),
         source="podway.cli.agents:routes",
     ),

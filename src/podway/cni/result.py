@@ -93,18 +93,27 @@ class Result(_Part, frozen=True, kw_only=True):
 def result_of(wiring: PodWiring, *, sandbox: str, dns: Dns) -> Result:
     """Return the result that states this wiring; `sandbox` is the namespace's path as the runtime gave it.
 
-    The host end stands first and the pod end, to which the addresses belong, second. Only routes through a
+    The bridge, if there is one, stands first (as the `bridge` plugin of containernetworking has it), then the
+    host end, then the pod end, to which the addresses belong. Only routes through a
     gateway are stated: a reader may take one without for a route through the address's gateway.
     """
     link, pod = wiring.link, wiring.pod
     gateways = {Family.of(route.gateway): str(route.gateway) for route in pod.routes if route.gateway}
+    # A bridge has the MAC and the MTU of all its ports' ends.
+    bridge = (Interface(name=wiring.port.bridge, mac=link.mac, mtu=link.mtu),) if wiring.port else ()
+    interfaces = (
+        *bridge,
+        Interface(name=link.name, mac=link.mac, mtu=link.mtu),
+        Interface(name=pod.ifname, mac=pod.mac, mtu=pod.mtu, sandbox=sandbox),
+    )
     return Result(
-        interfaces=(
-            Interface(name=link.name, mac=link.mac, mtu=link.mtu),
-            Interface(name=pod.ifname, mac=pod.mac, mtu=pod.mtu, sandbox=sandbox),
-        ),
+        interfaces=interfaces,
         ips=tuple(
-            IpConfig(address=str(entry.address), gateway=gateways.get(Family.of(entry.address), ""), interface=1)
+            IpConfig(
+                address=str(entry.address),
+                gateway=gateways.get(Family.of(entry.address), ""),
+                interface=len(interfaces) - 1,
+            )
             for entry in pod.addresses
         ),
         routes=tuple(

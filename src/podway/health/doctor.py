@@ -19,6 +19,7 @@ from podway.bgp.status import BirdRoute, PeerStatus
 from podway.errors import NotFound, PodwayError, RoutingError, StoreError
 from podway.health import checks
 from podway.health.checks.addresses import pool_fill
+from podway.health.checks.crossing import bare_far
 from podway.health.facts import (
     Files,
     Firewall,
@@ -32,9 +33,11 @@ from podway.health.facts import (
     neighbour_overflows,
 )
 from podway.health.finding import Finding
-from podway.health.sources import files, firewall, network, routing, settings
+from podway.health.sources import files, firewall, network, pods, routing, settings
 from podway.kernel.netlink import Connection
 from podway.kernel.node import Kernel
+from podway.plan.fabric import overhead
+from podway.plan.node import pool_mtu
 from podway.store.base import Store
 
 T = TypeVar("T")
@@ -50,6 +53,9 @@ SIGNED_SECONDS = 8.0
 
 SETTLE = 0.2
 """Seconds between two looks at what differs from the plan: a pod may just be starting."""
+
+SWITCH = 1.5
+"""Seconds between two looks at what a node waits for, if it does: pools' packets may just go over."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -98,15 +104,18 @@ class Doctor:
             disk = do(self._look("files", asyncio.to_thread(files.read, self._places), Files()))
             trial = do(self._store_trial(memory.node))
             drift = do(self._look("plan", self._drift(), ()))
+            inside = do(self._look("pods", asyncio.to_thread(pods.read, memory.leases), ()))
+            pending = do(self._pending(memory.pending))
         return NodeFacts(
             now=time.time(),
-            memory=memory,
+            memory=msgspec.structs.replace(memory, pending=pending.result()),
             settings=self._with_counters(host.result(), links.result()),
             network=links.result(),
             firewall=ruleset.result(),
             routing=talk.result(),
             files=disk.result(),
             store=trial.result(),
+            pods=inside.result(),
             drift=drift.result(),
             unseen=self._unseen,
         )
@@ -140,7 +149,7 @@ class Doctor:
     async def _bird(self) -> tuple[tuple[PeerStatus, ...], tuple[BirdRoute, ...], str]:
         try:
             async with asyncio.timeout(BIRD_SECONDS):
-                return await self._speaker.peers(), await self._speaker.routes(), ""
+                return await self._speaker.peers(), await self._speaker.kernel_routes(), ""
         except TimeoutError:
             return (), (), f"BIRD does not answer within {BIRD_SECONDS:g} s"
         except RoutingError as error:
@@ -167,6 +176,13 @@ class Doctor:
         second = await self._differences()
         return tuple(difference for difference in first if difference in second)
 
+    async def _pending(self, first: tuple[str, ...]) -> tuple[str, ...]:
+        if not first:
+            return ()
+        await asyncio.sleep(SWITCH)
+        second = self._memory().pending
+        return tuple(words for words in first if words in second)
+
     async def _differences(self) -> tuple[str, ...]:
         plan = self._memory().plan
         return tuple(change.difference for change in await asyncio.to_thread(self._kernel.diff, plan))
@@ -192,10 +208,20 @@ async def _routing(memory: Memory, peers: tuple[PeerStatus, ...], problem: str, 
     own = {Family.of(address): address for address in memory.uplink.node_addresses}
     with Connection() as connection:
         sessions, paths = await asyncio.gather(
-            routing.sessions(peers, own, memory.view.config.bgp.port, connection, signatures),
-            routing.paths(memory.node, others, memory.pod_mtu),
+            routing.sessions(peers, own, connection, signatures),
+            routing.paths(memory.node, others, _largest(memory)),
         )
     return Routing(sessions, paths, problem)
+
+
+def _largest(memory: Memory) -> int:
+    """Return the size of pods' largest packets as they cross between nodes, outer headers and all, in bytes."""
+    view, uplink = memory.view, memory.uplink
+    sizes = [
+        pool_mtu(view, uplink, pool) + overhead(pool.spec.encapsulation, uplink.underlay)
+        for pool in view.pools.values()
+    ]
+    return max(sizes, default=memory.pod_mtu)
 
 
 def _summary(facts: NodeFacts) -> NodeSummary:
@@ -208,6 +234,8 @@ def _summary(facts: NodeFacts) -> NodeSummary:
         sessions=facts.routing.sessions,
         pools=tuple(pool_fill(facts, pool) for pool in memory.view.pools.values()),
         addresses=tuple(str(address) for address in memory.uplink.node_addresses),
+        pending=memory.pending,
+        bare_far=bare_far(memory.view, memory.node),
         seen={name: _silence(node, facts.now) for name, node in memory.view.nodes.items()},
     )
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
+from podway.api.lease import Lease
 from podway.health.ruleset import Ruleset
 from podway.ipam.addresses import BlockUse
 from podway.plan.objects import NodePlan
@@ -54,6 +55,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     store_problem: str = ""
     routing_problem: str = ""
     channel_problem: str = ""
+    pending: tuple[str, ...] = ()
+    """What the node waits for before packets cross as the pools ask, in words."""
+    leases: tuple[Lease, ...] = ()
     certificate_expires: float | None = None
     """When the certificate of the agent's channel expires; None before it has one."""
 
@@ -69,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True):
     before: Mapping[str, int] = {}
     inotify_room: int | None = None
     """How many more inotify instances can be opened, as far as was tried; None if that was not tried."""
+    udp_ports: frozenset[int] = frozenset()
+    """UDP ports that are open, by programs or (those of VXLAN devices that are up) by the kernel itself."""
     unsupported: str = ""
     """What this kernel, or this process, lacks to run Podway."""
 
@@ -89,7 +95,10 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A link with its addresses; `ours` are pods' links."""
+    """A link with its addresses; `ours` are pods' links, overlay devices and the bridge.
+
+    `vxlan` are a VXLAN device's VNI and port.
+    """
 
     name: str
     kind: str
@@ -97,6 +106,7 @@ class Device(msgspec.Struct, frozen=True):
     up: bool
     addresses: tuple[Interface, ...] = ()
     ours: bool = False
+    vxlan: tuple[int, int] | None = None
 
 
 class KernelRoute(msgspec.Struct, frozen=True):
@@ -166,8 +176,15 @@ class Path(msgspec.Struct, frozen=True):
     full: bool
 
 
+OUTSIDE = "BGPPeer/"
+"""What the `node` of a session with a speaker outside the cluster begins with: there it is the object."""
+
+
 class Session(msgspec.Struct, frozen=True):
-    """A BGP session; if it is down, with what was tried: the peer's port, a ping, and the way to it."""
+    """A BGP session; if it is down, with what was tried: the peer's port, a ping, and the way to it.
+
+    `node` is the node at the other end, or the outside peer's object.
+    """
 
     name: str
     node: str
@@ -188,6 +205,11 @@ class Session(msgspec.Struct, frozen=True):
     def family(self) -> Family:
         """The family of its address."""
         return Family.of(ip_address(self.address))
+
+    @property
+    def outside(self) -> bool:
+        """Whether the other end is outside the cluster."""
+        return self.node.startswith(OUTSIDE)
 
     @property
     def established(self) -> bool:
@@ -225,6 +247,16 @@ class Files(msgspec.Struct, frozen=True):
     disks: tuple[Disk, ...] = ()
 
 
+class PodDevice(msgspec.Struct, frozen=True):
+    """A pod's device, as it stands inside; `link` is the host's end of it."""
+
+    name: str
+    link: str
+    netns: str
+    device: str
+    mtu: int
+
+
 class StoreTrial(msgspec.Struct, frozen=True):
     """One read from the store: how long it took, or why it failed."""
 
@@ -243,6 +275,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     routing: Routing = Routing()
     files: Files = Files()
     store: StoreTrial = StoreTrial()
+    pods: tuple[PodDevice, ...] = ()
     drift: tuple[str, ...] = ()
     """Differences between plan and kernel that stayed."""
     unseen: Mapping[str, str] = {}
@@ -269,6 +302,10 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     sessions: tuple[Session, ...] = ()
     pools: tuple[PoolFill, ...] = ()
     addresses: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    """What it still waited for at the second look."""
+    bare_far: Mapping[str, str] = {}
+    """Pools whose packets it sends bare to subnets whose routers nobody tells of pods; who tells their routes."""
     seen: Mapping[str, float] = {}
     """For every node of the cluster: seconds since its agent last wrote to the store."""
 

@@ -7,6 +7,7 @@ may have more addresses, than fit in memory.
 from collections.abc import Collection, Iterator
 
 from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import gateway_of as gateway
 
 
 def free_blocks(pool: Network, prefix: int, taken: Collection[Network]) -> Iterator[Network]:
@@ -42,11 +43,6 @@ def block_of(address: Address, prefix: int) -> Network:
 def count_blocks(pool: Network, prefix: int) -> int:
     """Return how many blocks a pool is cut into."""
     return 1 << (prefix - pool.prefixlen)
-
-
-def gateway(block: Network) -> Address:
-    """Return the block's first address after the network's own: the node keeps it for itself."""
-    return block.network_address + 1
 
 
 def is_reserved(address: Address, block: Network) -> bool:

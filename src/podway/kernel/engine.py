@@ -14,6 +14,10 @@ from podway.plan.changes import Change, compare
 from podway.plan.objects import NodePlan
 
 
+class Consequence(KernelError):
+    """What failed only because something else did, which a report tells already: it stays out of that."""
+
+
 class Report(msgspec.Struct, frozen=True):
     """What applying a plan did: the changes made, and an error for each that could not be."""
 
@@ -50,16 +54,41 @@ def diff(kind: Kind, plan: NodePlan) -> list[Change]:
 
 
 def apply(kinds: Iterable[Kind], plan: NodePlan) -> Report:
-    """Make the kernel what the plan says, kind after kind; one failure does not stop the rest."""
-    made: list[Change] = []
-    failures: list[PodwayError] = []
+    """Make the kernel what the plan says; one failure does not stop the rest.
+
+    First kind after kind is added and replaced, then in reverse order removed: nothing goes before its
+    successor is in place, and no device before the routes through it have moved away.
+    """
+    report = _Progress()
+    removals: list[tuple[Kind, list[Change]]] = []
     for kind in kinds:
         try:
             changes = diff(kind, plan)
-            failed = kind.apply(changes) if changes else {}
         except PodwayError as error:
-            failures.append(error)
+            report.failures.append(error)
             continue
-        made += [change for position, change in enumerate(changes) if position not in failed]
-        failures += failed.values()
-    return Report(tuple(made), tuple(failures))
+        report.carry_out(kind, [change for change in changes if change.action != "remove"])
+        removals.append((kind, [change for change in changes if change.action == "remove"]))
+    for kind, changes in reversed(removals):
+        report.carry_out(kind, changes)
+    return Report(tuple(report.changes), tuple(report.failures))
+
+
+class _Progress:
+    """A report in the making."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.failures: list[PodwayError] = []
+
+    def carry_out(self, kind: Kind, changes: Sequence[Change]) -> None:
+        """Have a kind carry out changes, and note what became of them."""
+        if not changes:
+            return
+        try:
+            failed = kind.apply(changes)
+        except PodwayError as error:
+            self.failures.append(error)
+            return
+        self.changes += [change for position, change in enumerate(changes) if position not in failed]
+        self.failures += [error for error in failed.values() if not isinstance(error, Consequence)]

@@ -14,18 +14,19 @@ from typing import Literal, Self, TypeAlias
 import msgspec
 
 from podway.errors import KernelError
-from podway.kernel import addresses, leases, links, neighbours, routes
+from podway.kernel import addresses, forwarding, leases, links, neighbours, routes
 from podway.kernel.netlink import Connection, Message
 from podway.kernel.netlink import constants as c
-from podway.kernel.netlink.codec import S32, parse, string
+from podway.kernel.netlink.codec import S32, TCMSG, parse, string
 from podway.kernel.netlink.connection import messages, open_socket
-from podway.plan.objects import NFT_TABLE, ROUTE_PROTOCOL
+from podway.plan.objects import DEVICE_GROUP, NFT_TABLE, ROUTE_PROTOCOL
 
 _RECEIVE_BUFFER = 8 << 20
 _DATAGRAM = 1 << 16
 _ROUTE_GROUPS = (
     c.RTNLGRP_LINK,
     c.RTNLGRP_NEIGH,
+    c.RTNLGRP_TC,
     c.RTNLGRP_IPV4_IFADDR,
     c.RTNLGRP_IPV4_ROUTE,
     c.RTNLGRP_IPV6_IFADDR,
@@ -33,7 +34,17 @@ _ROUTE_GROUPS = (
     c.RTNLGRP_IPV4_NETCONF,
     c.RTNLGRP_IPV6_NETCONF,
 )
-_REMOVALS = {c.RTM_DELLINK, c.RTM_DELADDR, c.RTM_DELROUTE, c.RTM_DELNEIGH, c.RTM_DELNETCONF}
+_REMOVALS = {
+    c.RTM_DELLINK,
+    c.RTM_DELADDR,
+    c.RTM_DELROUTE,
+    c.RTM_DELNEIGH,
+    c.RTM_DELNETCONF,
+    c.RTM_DELQDISC,
+    c.RTM_DELTFILTER,
+}
+_CLSACT = 0xFFFF
+"""Major number of the qdisc that filters without queueing hang on (TC_H_CLSACT)."""
 _NFTA_NAME = 1
 """Every nf_tables message but those of a table calls its table attribute 1; a table's own name is 1, too."""
 _NFGENMSG_BYTES = 4
@@ -50,7 +61,7 @@ _NFT_REMOVALS = {
     c.NFT_MSG_DELFLOWTABLE,
 }
 
-EventKind: TypeAlias = Literal["link", "address", "route", "neighbour", "sysctl", "nft"]
+EventKind: TypeAlias = Literal["link", "address", "route", "neighbour", "forwarding", "filter", "sysctl", "nft"]
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -81,7 +92,7 @@ class Watcher:
 
     def __init__(self, netns_fd: int | None = None, own_ports: Collection[int] = ()) -> None:
         self._own = frozenset(own_ports)
-        self._links: dict[int, tuple[str, bool]] = {}
+        self._links: dict[int, links.LinkRecord] = {}
         self._poll = select.epoll()
         self._sockets: list[socket.socket] = []
         try:
@@ -89,7 +100,7 @@ class Watcher:
             self._netfilter = self._listen(c.NETLINK_NETFILTER, netns_fd, (c.NFNLGRP_NFTABLES,))
             with Connection(netns_fd) as connection:
                 for link in links.dump(connection):
-                    self._links[link.index] = (link.name, leases.is_pod_link(link))
+                    self._links[link.index] = link
         except BaseException:
             self.close()
             raise
@@ -115,7 +126,8 @@ class Watcher:
         events: list[Event | Resync] = []
         for message in self._drain(self._route, events):
             event = self._route_event(message)
-            if event and message.port not in self._own:
+            # With a device of ours, or its address, routes of BIRD's may go: that is news though it was our doing.
+            if event and (message.port not in self._own or (event.learned and event.kind != "route")):
                 events.append(event)
         for message in self._drain(self._netfilter, events):
             event = _nft_event(message)
@@ -162,20 +174,24 @@ class Watcher:
                 return self._neighbour_event(message, removed)
             case c.RTM_NEWNETCONF | c.RTM_DELNETCONF:
                 return self._netconf_event(message, removed)
+            case c.RTM_NEWQDISC | c.RTM_DELQDISC | c.RTM_NEWTFILTER | c.RTM_DELTFILTER:
+                return self._filter_event(message, removed)
         return None
 
     def _link_event(self, message: Message, removed: bool) -> Event | None:
         if message.body[0] == socket.AF_BRIDGE:
             return None  # a bridge tells of its ports in messages of its own
         link = links.read(message)
-        before = self._links.get(link.index, ("", False))
+        before = self._links.get(link.index)
         # One that has just lost its mark was ours until now.
-        ours = leases.is_pod_link(link) or before[1]
+        ours = _is_ours(link) or _is_ours(before)
         if removed:
             self._links.pop(link.index, None)
         else:
-            self._links[link.index] = (link.name, leases.is_pod_link(link))
-        return Event("link", link.name, removed, ours, link.name)
+            self._links[link.index] = link
+        # The IPv4 routes through it go with it, and the kernel does not tell.
+        lost = (_may_carry(link) or _may_carry(before)) and (removed or not link.up)
+        return Event("link", link.name, removed, ours, link.name, learned=lost)
 
     def _route_change(self, message: Message, removed: bool) -> Event | None:
         route = routes.read(message)
@@ -183,32 +199,63 @@ class Watcher:
         by_bird = route.protocol == c.RTPROT_BIRD
         changed = bool(message.flags & c.NLM_F_REPLACE) and not removed
         replaced = changed and not by_bird
-        device = self._links.get(route.index, ("", False))[0]
+        device = self._name(route.index)
         subject = str(route.destination)
         ours = route.protocol == ROUTE_PROTOCOL or replaced
         return Event("route", subject, removed, ours, device, learned=changed or (by_bird and removed))
 
     def _neighbour_event(self, message: Message, removed: bool) -> Event | None:
+        if message.body[0] == forwarding.AF_BRIDGE:
+            return self._forwarding_event(message, removed)
         if message.body[0] not in {socket.AF_INET, socket.AF_INET6}:
-            return None  # a bridge's forwarding database
+            return None
         neighbour = neighbours.read(message)
-        device, ours = self._links.get(neighbour.index, ("", False))
+        link = self._links.get(neighbour.index)
         # The kernel's own (port 0) tale of an entry that ages is no change of ours: ours are permanent.
-        ours = ours and (neighbour.permanent or message.port != 0)
-        return Event("neighbour", str(neighbour.address), removed, ours, device)
+        ours = _is_ours(link) and (neighbour.permanent or message.port != 0)
+        return Event("neighbour", str(neighbour.address), removed, ours, link.name if link else "")
+
+    def _forwarding_event(self, message: Message, removed: bool) -> Event | None:
+        entry = forwarding.read(message)
+        link = self._links.get(entry.index)
+        if link is None or link.kind != "vxlan":
+            return None  # what a bridge learns
+        return Event("forwarding", entry.mac, removed, _is_ours(link), link.name)
+
+    def _filter_event(self, message: Message, removed: bool) -> Event | None:
+        _, index, handle, parent, _ = TCMSG.unpack_from(message.body)
+        if _CLSACT not in {handle >> 16, parent >> 16}:
+            return None
+        # Whose filters went with their qdisc, or in a flush, is not told.
+        return Event("filter", f"clsact of {self._name(index)}", removed, True, self._name(index))
 
     def _netconf_event(self, message: Message, removed: bool) -> Event | None:
         index = parse(message.body, _NETCONFMSG_BYTES).get(c.NETCONFA_IFINDEX)
         if index is None:
             return None
         number: int = S32.unpack(index)[0]
-        name = _NETCONF_NAMES.get(number) or self._links.get(number, (f"if{number}", False))[0]
+        name = _NETCONF_NAMES.get(number) or self._name(number) or f"if{number}"
         family = "ipv4" if message.body[0] == socket.AF_INET else "ipv6"
         return self._on_device("sysctl", f"net/{family}/conf/{name}", removed, number)
 
     def _on_device(self, kind: EventKind, subject: str, removed: bool, index: int) -> Event:
-        device, ours = self._links.get(index, ("", False))
-        return Event(kind, subject, removed, ours, device)
+        link = self._links.get(index)
+        # With its last IPv4 address a device's IPv4 routes go (fib_disable_ip), and the kernel does not tell.
+        lost = kind == "address" and removed and _may_carry(link)
+        return Event(kind, subject, removed, _is_ours(link), link.name if link else "", learned=lost)
+
+    def _name(self, index: int) -> str:
+        link = self._links.get(index)
+        return link.name if link else ""
+
+
+def _may_carry(link: links.LinkRecord | None) -> bool:
+    """Tell whether a device is one of ours that routes to other nodes lead through."""
+    return link is not None and link.group == DEVICE_GROUP
+
+
+def _is_ours(link: links.LinkRecord | None) -> bool:
+    return link is not None and (_may_carry(link) or leases.is_pod_link(link))
 
 
 def _nft_event(message: Message) -> Event | None:

@@ -1,9 +1,10 @@
 """Network devices: requests that make, change and remove them, and records of what there is.
 
-Sources: rtnetlink(7), net/core/rtnetlink.c, drivers/net/veth.c.
+Sources: rtnetlink(7), net/core/rtnetlink.c, drivers/net/veth.c, drivers/net/vxlan/vxlan_core.c.
 """
 
 import errno
+from ipaddress import ip_address
 from typing import Literal
 
 import msgspec
@@ -12,9 +13,27 @@ from podway.errors import KernelError
 from podway.kernel.netlink import Connection, Message, Request
 from podway.kernel.netlink import constants as c
 from podway.kernel.netlink.codec import IFINFOMSG, attribute, nested, number, parse, parse_all, string, text, u32
+from podway.plan.objects import Vxlan
 
 LOOPBACK = 1
 """Index of `lo` in every network namespace (LOOPBACK_IFINDEX, include/net/net_namespace.h)."""
+
+
+class VxlanRecord(msgspec.Struct, frozen=True):
+    """What a VXLAN device is set to; `local` is empty, and `uplink` 0, where none is set."""
+
+    vni: int
+    port: int
+    local: str
+    uplink: int
+    """Index of the device that outer packets leave by."""
+    learning: bool
+    proxy: bool
+    """It answers ARP and neighbour solicitations itself."""
+    remote: str
+    """Where frames for unknown hardware addresses go, a group or one host; empty: nowhere."""
+    inherits: bool
+    """Outer headers take over the DF bit and the DSCP of the inner ones."""
 
 
 class LinkRecord(msgspec.Struct, frozen=True):
@@ -34,6 +53,9 @@ class LinkRecord(msgspec.Struct, frozen=True):
     """`veth`, `bridge` and so on; empty for a physical device and for `lo`."""
     master: int
     peer: int
+    vxlan: VxlanRecord | None = None
+    port: bytes = b""
+    """What the device's bridge knows of it as its port, undecoded (podway.kernel.bridge)."""
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -52,9 +74,28 @@ def new_veth(name: str, peer: Peer, *, mac: str = "", mtu: int = 0, group: int =
     return _new("veth", _properties(name, mac, mtu, group), f"link {name}", nested(c.VETH_INFO_PEER, other))
 
 
-def new_bridge(name: str, *, mac: str = "", mtu: int = 0) -> Request:
+def new_bridge(name: str, *, mac: str = "", mtu: int = 0, group: int = 0) -> Request:
     """Build a request for a bridge."""
-    return _new("bridge", _properties(name, mac, mtu, 0), f"link {name}")
+    return _new("bridge", _properties(name, mac, mtu, group), f"link {name}")
+
+
+def new_vxlan(name: str, settings: Vxlan, uplink: int, *, mac: str = "", mtu: int = 0, group: int = 0) -> Request:
+    """Build a request for a VXLAN device (RFC 7348) whose outer packets leave by the device numbered `uplink`.
+
+    It neither learns nor floods: frames for a hardware address without a forwarding entry are dropped. Outer
+    headers take the inner one's DF bit, so that the MTU of a path is found out, DSCP and ECN (RFC 6040). UDP
+    checksums are on in either family, as is the kernel's default: they cover the inner headers, cost next to
+    nothing (LCO, Documentation/networking/checksum-offloads.rst), and IPv6 needs no exception of RFC 6936.
+    """
+    info = _vxlan_identity(settings) + _vxlan_manners(settings, uplink)
+    return _new("vxlan", _properties(name, mac, mtu, group), f"link {name}", info)
+
+
+def change_vxlan(link: int, settings: Vxlan, uplink: int, *, label: str = "") -> Request:
+    """Build a request that sets all of a VXLAN device that can be changed in place: not VNI, port and family."""
+    info = text(c.IFLA_INFO_KIND, "vxlan") + nested(c.IFLA_INFO_DATA, _vxlan_manners(settings, uplink))
+    body = IFINFOMSG.pack(0, 0, link, 0, 0) + nested(c.IFLA_LINKINFO, info)
+    return Request(c.RTM_NEWLINK, body, "change", f"link {label or link}")
 
 
 def change(
@@ -129,6 +170,8 @@ def read(message: Message) -> LinkRecord:
     _, _, index, flags, _ = IFINFOMSG.unpack_from(message.body)
     found = parse(message.body, IFINFOMSG.size)
     properties = parse_all(found.get(c.IFLA_PROP_LIST, b""))
+    info = parse(found.get(c.IFLA_LINKINFO, b""))
+    kind = string(info.get(c.IFLA_INFO_KIND))
     return LinkRecord(
         index=index,
         name=string(found.get(c.IFLA_IFNAME)),
@@ -139,9 +182,11 @@ def read(message: Message) -> LinkRecord:
         group=number(found.get(c.IFLA_GROUP)),
         up=bool(flags & c.IFF_UP),
         running=bool(flags & c.IFF_LOWER_UP),
-        kind=string(parse(found.get(c.IFLA_LINKINFO, b"")).get(c.IFLA_INFO_KIND)),
+        kind=kind,
         master=number(found.get(c.IFLA_MASTER)),
         peer=number(found.get(c.IFLA_LINK)),
+        vxlan=_read_vxlan(info.get(c.IFLA_INFO_DATA, b"")) if kind == "vxlan" else None,
+        port=info.get(c.IFLA_INFO_SLAVE_DATA, b""),
     )
 
 
@@ -189,6 +234,10 @@ _NO_ADDRESS_GENERATION = nested(
 """10 is AF_INET6: the address families of IFLA_AF_SPEC are attribute types."""
 
 
+_TOS_INHERIT = 1
+"""IFLA_VXLAN_TOS 1, which is no valid DSCP, stands for the inner header's (vxlan_xmit_one)."""
+
+
 def _identify(link: int | str) -> bytes:
     if isinstance(link, int):
         return IFINFOMSG.pack(0, 0, link, 0, 0)
@@ -205,6 +254,41 @@ def _properties(name: str, mac: str, mtu: int, group: int) -> bytes:
             u32(c.IFLA_MTU, mtu) if mtu else b"",
             u32(c.IFLA_GROUP, group) if group else b"",
         )
+    )
+
+
+def _vxlan_identity(settings: Vxlan) -> bytes:
+    """Return what tells VXLAN devices apart: the kernel refuses a second one of the same VNI and port."""
+    return u32(c.IFLA_VXLAN_ID, settings.vni) + attribute(c.IFLA_VXLAN_PORT, settings.port.to_bytes(2, "big"))
+
+
+def _vxlan_manners(settings: Vxlan, uplink: int) -> bytes:
+    local = c.IFLA_VXLAN_LOCAL if settings.local.version == 4 else c.IFLA_VXLAN_LOCAL6
+    return b"".join(
+        (
+            u32(c.IFLA_VXLAN_LINK, uplink),
+            attribute(local, settings.local.packed),
+            attribute(c.IFLA_VXLAN_LEARNING, b"\0"),
+            attribute(c.IFLA_VXLAN_TOS, bytes([_TOS_INHERIT])),
+            attribute(c.IFLA_VXLAN_DF, bytes([c.VXLAN_DF_INHERIT])),
+        )
+    )
+
+
+def _read_vxlan(info: bytes) -> VxlanRecord:
+    found = parse(info)
+    local = found.get(c.IFLA_VXLAN_LOCAL) or found.get(c.IFLA_VXLAN_LOCAL6, b"")
+    remote = found.get(c.IFLA_VXLAN_GROUP) or found.get(c.IFLA_VXLAN_GROUP6, b"")
+    inherits = (found.get(c.IFLA_VXLAN_DF), found.get(c.IFLA_VXLAN_TOS))
+    return VxlanRecord(
+        vni=number(found.get(c.IFLA_VXLAN_ID)),
+        port=int.from_bytes(found.get(c.IFLA_VXLAN_PORT, b""), "big"),
+        local=str(ip_address(local)) if local else "",
+        uplink=number(found.get(c.IFLA_VXLAN_LINK)),
+        learning=any(found.get(c.IFLA_VXLAN_LEARNING, b"")),
+        proxy=any(found.get(c.IFLA_VXLAN_PROXY, b"")),
+        remote=str(ip_address(remote)) if remote else "",
+        inherits=inherits == (bytes([c.VXLAN_DF_INHERIT]), bytes([_TOS_INHERIT])),
     )
 
 

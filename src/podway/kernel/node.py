@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 from podway.api.lease import LINK_PREFIX, Lease
 from podway.errors import InvalidInput
-from podway.kernel import engine, kinds, leases, links, netns, pods, sysctls, wiring
+from podway.kernel import engine, ipip, kinds, leases, links, netns, offload, pods, sysctls, wiring
 from podway.kernel.engine import Kind, Report
 from podway.kernel.netlink import Connection
 from podway.kernel.nft import Nftables
@@ -32,15 +32,24 @@ class Kernel:
         self.connection = Connection(self._netns)
         self._nftables: Nftables | None = None
         self._lock = threading.Lock()
-        self._sysctls = kinds.Sysctls(self.inside)
-        devices = kinds.Devices(self.connection)
-        self._links = kinds.Links(self.connection, devices)
+        self._inventory = kinds.Inventory(self.connection)
+        self._sysctls = kinds.Sysctls(self.inside, self._inventory)
+        self._links = kinds.PodLinks(self.connection, self._inventory)
+        self._tunnels = ipip.IpipTunnels(self.connection, lambda: self._inventory.numbers)
+        self._endpoints = ipip.TunnelEndpoints(self.connection, lambda: self._inventory.numbers)
+        self._devices = kinds.Devices(self.connection, self._inventory, self._netns)
         self._kinds: tuple[Kind, ...] = (
+            self._devices,
             self._links,
+            kinds.Ports(self.connection, self._inventory),
             self._sysctls,
-            kinds.Addresses(self.connection, devices),
-            kinds.Neighbours(self.connection, devices),
-            kinds.Routes(self.connection, devices),
+            kinds.Addresses(self.connection, self._inventory),
+            kinds.Neighbours(self.connection, self._inventory),
+            kinds.Proxies(self.connection, self._inventory),
+            kinds.Forwarding(self.connection, self._inventory),
+            self._tunnels,
+            self._endpoints,
+            kinds.Routes(self.connection, self._inventory),
             kinds.NftTables(self._open_nftables),
         )
 
@@ -68,8 +77,8 @@ class Kernel:
     @property
     def writes(self) -> int:
         """How often something was sent so far that could have changed the node's namespace."""
-        nftables = self._nftables.writes if self._nftables else 0
-        return self.connection.writes + self._sysctls.writes + nftables
+        writers = (self.connection, self._devices, self._sysctls, self._tunnels, self._endpoints, self._nftables)
+        return sum(writer.writes for writer in writers if writer)
 
     @property
     def ports(self) -> frozenset[int]:
@@ -94,6 +103,10 @@ class Kernel:
             raise InvalidInput(f"link {link}: is not a pod's", hint=f"their names begin with {LINK_PREFIX}")
         return links.remove_if_there(self.connection, link)
 
+    def release(self, plan: PodWiring) -> None:
+        """Take away what of a pod's wiring stands on other devices than its link, as far as it is there."""
+        wiring.release(self.connection, plan)
+
     def has_link(self, name: str) -> bool:
         """Tell whether there is a link of this name."""
         return links.exists(self.connection, name)
@@ -111,6 +124,10 @@ class Kernel:
         """Return the MTU of each device of the node, in bytes."""
         return {link.name: link.mtu for link in links.dump(self.connection)}
 
+    def ipip_counters(self) -> dict[str, int]:
+        """Return how many packets the IPIP programs have seen (see ipip.COUNTERS); nothing without them."""
+        return ipip.counters(self.connection, {link.name: link.index for link in links.dump(self.connection)})
+
     def set_pod_mtu(self, pod_netns: int, ifname: str, mtu: int, *, was: int) -> None:
         """Change the MTU of a pod's interface, unless somebody else has set it to another than it `was`."""
         with Connection(pod_netns) as pod:
@@ -125,6 +142,18 @@ class Kernel:
     def orphans(self) -> list[str]:
         """Return the names of pod links that hold no lease: of ADDs that were cut short."""
         return leases.read(self.connection).orphans
+
+    def offloads(self, device: str) -> dict[str, bool]:
+        """Return the offloads of a device by the names of `ethtool -k`, and whether each is on."""
+        return offload.features(device, self._netns)
+
+    def turn_off(self, device: str, offloads: Iterable[str]) -> None:
+        """Turn offloads of a device of ours off, and again whenever it is made anew."""
+        self._devices.turn_off(device, frozenset(offloads))
+
+    def probe_socket(self, device: str) -> offload.ProbeSocket:
+        """Return a socket that sends and hears probes on a device; the caller closes it."""
+        return offload.ProbeSocket(device, self._netns)
 
     def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
         """Return the settings at these paths below /proc/sys; those that do not exist are left out."""
@@ -141,14 +170,20 @@ class Kernel:
         with self._lock:
             feasible = self._feasible(plan)
         report = engine.apply(self._kinds, feasible)
+        # With the last IPv4 address of a device its IPv4 routes go, without a word (fib_disable_ip in
+        # net/ipv4/fib_frontend.c).
+        disturbed = any(change.kind == "address" and change.action == "remove" for change in report.changes)
         if report.failures and (still := self._feasible(feasible)) is not feasible:
             # A pod's link went meanwhile, so what failed may have been on it: only a second look can tell.
-            again = engine.apply(self._kinds, still)
+            feasible, disturbed = still, True
+        if disturbed:
+            again = engine.apply(self._kinds, feasible)
             return Report(report.changes + again.changes, again.failures)
         return report
 
     def _feasible(self, plan: NodePlan) -> NodePlan:
         """Leave out what belongs on pod links that are gone: whoever makes and removes links will hear of it."""
+        self._inventory.look()
         return plan.without({link.name for link in plan.links} - self._links.list(plan).keys())
 
     def _open_nftables(self) -> Nftables:

@@ -6,6 +6,7 @@ and IPv6 routes have no scope.
 """
 
 import errno
+import struct
 from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET6
 from typing import cast, get_args
@@ -36,7 +37,11 @@ TYPES = {
 """rtm_type by number; the names are iproute2's."""
 
 _TYPE_NUMBERS = {name: kind for kind, name in TYPES.items()}
-_NOT_IN_PLANS = (c.RTA_METRICS, c.RTA_MULTIPATH, c.RTA_VIA, c.RTA_ENCAP_TYPE, c.RTA_NH_ID)
+_NOT_IN_PLANS = (c.RTA_METRICS, c.RTA_MULTIPATH, c.RTA_ENCAP_TYPE, c.RTA_NH_ID)
+_RTNEXTHOP = struct.Struct("=HBBi")
+"""struct rtnexthop: length, flags, weight less one, device."""
+_AF = struct.Struct("=H")
+"""The first field of struct rtvia; the address follows."""
 
 _NO_WAY = {
     errno.ENETUNREACH: "no route",
@@ -48,8 +53,19 @@ _NO_WAY = {
 """What a lookup's errno means (fib_props in net/ipv4/fib_semantics.c)."""
 
 
+class NextHop(msgspec.Struct, frozen=True):
+    """One of several ways that share a route's traffic by weight (RFC 2992); `index` is its device."""
+
+    index: int
+    gateway: Address | None
+    weight: int
+
+
 class RouteRecord(msgspec.Struct, frozen=True):
-    """A route as the kernel has it; `index` is its device, 0 if it has none."""
+    """A route as the kernel has it; `index` is its device, 0 if it has none or several.
+
+    A route over several ways has no gateway of its own, but `next_hops`.
+    """
 
     destination: Network
     type: str
@@ -63,6 +79,7 @@ class RouteRecord(msgspec.Struct, frozen=True):
     tos: int
     plain: bool
     """It carries nothing that a plan's Route cannot express: no metrics, several ways or encapsulation."""
+    next_hops: tuple[NextHop, ...] = ()
 
     def planned(self, device: str) -> Route | None:
         """Return the same as a plan's Route through this device; None if that cannot express it."""
@@ -85,6 +102,7 @@ class Lookup(msgspec.Struct, frozen=True):
 
     A `type` that goes nowhere (`no route`, `blackhole`, `unreachable`, `prohibit`, `throw`) comes with the
     `errno` that a sender gets; the kernel then does not tell which route decided, and `matched` is None.
+    `next_hops` are all the ways of a route that has several, of which `device` and `gateway` are the one taken.
     """
 
     type: str
@@ -96,6 +114,7 @@ class Lookup(msgspec.Struct, frozen=True):
     metric: int
     matched: Network | None
     errno: int = 0
+    next_hops: tuple[NextHop, ...] = ()
 
 
 def add(route: Route, index: int, protocol: int = ROUTE_PROTOCOL) -> Request:
@@ -136,7 +155,7 @@ def remove_record(record: RouteRecord) -> Request:
             u32(c.RTA_TABLE, record.table),
             u32(c.RTA_PRIORITY, record.metric),
             u32(c.RTA_OIF, record.index) if record.index else b"",
-            attribute(c.RTA_GATEWAY, record.gateway.packed) if record.gateway else b"",
+            _gateway(record.destination, record.gateway),
         )
     )
     return Request(c.RTM_DELROUTE, body, "remove", f"route {record.destination} metric {record.metric}")
@@ -150,12 +169,12 @@ def read(message: Message) -> RouteRecord:
     ipv6 = af == AF_INET6
     name = TYPES.get(kind, str(kind))
     goes_nowhere = name in {"blackhole", "unreachable", "prohibit", "throw"}
-    gateway, source = found.get(c.RTA_GATEWAY), found.get(c.RTA_PREFSRC)
+    source = found.get(c.RTA_PREFSRC)
     return RouteRecord(
         destination=IPv6Network((packed, prefix)) if ipv6 else IPv4Network((packed, prefix)),
         type=name,
         index=0 if goes_nowhere else number(found.get(c.RTA_OIF)),
-        gateway=unpack(gateway) if gateway else None,
+        gateway=_read_gateway(found),
         source=unpack(source) if source else None,
         scope="global" if ipv6 else SCOPES.get(scope, str(scope)),
         metric=number(found.get(c.RTA_PRIORITY)),
@@ -163,6 +182,7 @@ def read(message: Message) -> RouteRecord:
         protocol=protocol,
         tos=tos,
         plain=not any(kind in found for kind in _NOT_IN_PLANS),
+        next_hops=_read_next_hops(found.get(c.RTA_MULTIPATH, b"")),
     )
 
 
@@ -240,6 +260,7 @@ def lookup(
         metric=rule.metric if rule else 0,
         matched=rule.destination if rule else None,
         errno=code,
+        next_hops=rule.next_hops if rule else (),
     )
 
 
@@ -282,11 +303,36 @@ def _body(route: Route, index: int, protocol: int) -> bytes:
             attribute(c.RTA_DST, route.destination.network_address.packed),
             u32(c.RTA_TABLE, route.table),
             u32(c.RTA_OIF, index) if index else b"",
-            attribute(c.RTA_GATEWAY, route.gateway.packed) if route.gateway else b"",
+            _gateway(route.destination, route.gateway),
             attribute(c.RTA_PREFSRC, route.source.packed) if route.source else b"",
             b"" if route.metric is None else u32(c.RTA_PRIORITY, route.metric),
         )
     )
+
+
+def _gateway(destination: Network, gateway: Address | None) -> bytes:
+    """Return the gateway's attribute: RTA_VIA where it is of another family than the destination."""
+    if gateway is None:
+        return b""
+    if gateway.version == destination.version:
+        return attribute(c.RTA_GATEWAY, gateway.packed)
+    return attribute(c.RTA_VIA, _AF.pack(Family.of(gateway).af) + gateway.packed)
+
+
+def _read_gateway(found: dict[int, bytes]) -> Address | None:
+    if gateway := found.get(c.RTA_GATEWAY):
+        return unpack(gateway)
+    via = found.get(c.RTA_VIA)
+    return unpack(via[_AF.size :]) if via else None
+
+
+def _read_next_hops(data: bytes) -> tuple[NextHop, ...]:
+    found = []
+    while len(data) >= _RTNEXTHOP.size:
+        size, _, weight, index = _RTNEXTHOP.unpack_from(data)
+        found.append(NextHop(index, _read_gateway(parse(data[:size], _RTNEXTHOP.size)), weight + 1))
+        data = data[(size + 3) & ~3 :]
+    return tuple(found)
 
 
 def _short_table(table: int) -> int:

@@ -1,7 +1,7 @@
 """Both ends of a pod's veth pair, built in four batches and committed by the last.
 
 1. The pair, its other end inside the pod's namespace from its first moment: no step renames or moves it.
-2. The host end: key, addresses, neighbours; then its sysctls.
+2. The host end: key, place on the bridge, addresses, neighbours; then its sysctls.
 3. The pod end.
 4. The alias and the host routes: the lease (podway.api.lease). One `sendmsg` carries both, and a signal,
    SIGKILL too, is only heeded between system calls: a lease is there in full or not at all.
@@ -10,22 +10,26 @@ Nothing waits for IPv6: both ends make no address of their own (addr_gen_mode no
 skip duplicate-address detection. The pod end also gets the link-local address that RFC 4291 (appendix A) makes
 of its MAC, since neighbour discovery needs one.
 
+What stands on the bridge (a port's neighbours and routes, proxies for a routed pod) does not vanish with the link:
+whoever removes that calls `release` too, and what a crash leaves is in no plan, so the engine removes it.
+
 The kernel lets a link send only after a work item of its own has seen the carrier (net/core/link_watch.c). A
 request for the link makes it look at once (linkwatch_sync_dev in rtnl_getlink, kernel 6.8), so the last message
-to either end is one, and the pod's first packet is not lost.
+to either end is one, and the pod's first packet is not lost. For a port that is also what makes the bridge
+forward (br_port_carrier_check), and a bridge's first port gives the bridge its carrier.
 """
 
 import contextlib
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv6Interface
 
 from podway.api.addresses import Family
 from podway.errors import KernelError
-from podway.kernel import addresses, links, neighbours, routes
+from podway.kernel import addresses, bridge, links, neighbours, proxies, routes
 from podway.kernel.netlink import Connection, Request
-from podway.plan.objects import LinkAddress, PodEnd, PodWiring
+from podway.plan.objects import LinkAddress, Neighbour, PodEnd, PodWiring, Proxy, Route
 
 _SETTLE_SECONDS = 0.1
 _SETTLE_PAUSE = 0.0002
@@ -47,21 +51,40 @@ def wire(
     Raises KernelError; errno EEXIST if a name is taken, and the message says which.
     """
     with Connection(pod_netns) as pod:
+        numbers = {device: bridge.number_of(host, device) for device in _other_devices(wiring)}
         link = _create(host, wiring, pod_netns)
+        numbers[wiring.link.name] = link.index
         try:
             on_stage("created")
-            host.transact(_host_end(wiring, link.index))
+            host.transact(_host_end(wiring, numbers))
             write_sysctls(wiring)
             on_stage("host")
             pod.transact(_pod_end(wiring.pod, link.peer))
             on_stage("pod")
-            host.transact(_commit(wiring, link.index))
+            host.transact(_commit(wiring, numbers))
             _settle(pod, wiring.pod)
             on_stage("committed")
         except BaseException:
             with contextlib.suppress(KernelError):  # the first failure is the one to tell
                 host.transact([links.remove(link.index, wiring.link.name)])
+                release(host, wiring)
             raise
+
+
+def release(host: Connection, wiring: PodWiring) -> None:
+    """Remove what stands on another device than the pod's link, as far as it is there. Raises KernelError."""
+    if not wiring.away:
+        return
+    try:
+        numbers = {device: links.find(host, device).index for device in _other_devices(wiring)}
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            return  # there is but one other, the bridge, and all that stood on it went with it
+        raise
+    failures = host.attempt([_removal(thing, numbers[thing.device]) for thing in wiring.away])
+    for failure in failures.values():
+        if failure.errno not in {errno.ESRCH, errno.ENOENT}:
+            raise failure
 
 
 def link_local(mac: str) -> IPv6Interface:
@@ -100,14 +123,31 @@ def _taken(host: Connection, wiring: PodWiring) -> str:
     return f"link {wiring.link.name} in the node's network namespace"
 
 
-def _host_end(wiring: PodWiring, index: int) -> list[Request]:
-    name = wiring.link.name
+def _other_devices(wiring: PodWiring) -> set[str]:
+    return {thing.device for thing in wiring.away}
+
+
+def _removal(thing: Route | Neighbour | Proxy, index: int) -> Request:
+    match thing:
+        case Route():
+            return routes.remove(thing, index)
+        case Neighbour():
+            return neighbours.remove(thing, index)
+        case Proxy():
+            return proxies.remove(thing, index)
+
+
+def _host_end(wiring: PodWiring, numbers: Mapping[str, int]) -> list[Request]:
+    name, port = wiring.link.name, wiring.port
+    index = numbers[name]
     return [
         links.altname(index, wiring.link.altname, label=name),
         links.change(index, without_ipv6_autoconf=True, label=name),
+        *(bridge.join(port, index, numbers[port.bridge]) if port else ()),
         links.set_up(index, name),
         *(addresses.add(address, index) for address in wiring.addresses),
-        *(neighbours.add(neighbour, index) for neighbour in wiring.neighbours),
+        *(neighbours.add(neighbour, numbers[neighbour.device]) for neighbour in wiring.neighbours),
+        *(proxies.add(proxy, numbers[proxy.device]) for proxy in wiring.proxies),
     ]
 
 
@@ -123,11 +163,13 @@ def _pod_end(pod: PodEnd, index: int) -> list[Request]:
     ]
 
 
-def _commit(wiring: PodWiring, index: int) -> list[Request]:
+def _commit(wiring: PodWiring, numbers: Mapping[str, int]) -> list[Request]:
+    index = numbers[wiring.link.name]
     return [
         links.change(index, alias=wiring.link.alias, label=wiring.link.name),
-        *(routes.add(route, index) for route in wiring.routes),
+        *(routes.add(route, numbers[route.device]) for route in wiring.routes),
         links.get(index),
+        *(links.get(number) for number in numbers.values() if number != index),
     ]
 
 

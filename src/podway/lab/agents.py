@@ -2,28 +2,30 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from podway.agent.client import call
 from podway.api.addresses import Family, Network
-from podway.api.resources import AddressBlock
+from podway.api.resources import IPPool, Node
 from podway.errors import AgentError, LabError
-from podway.kernel import routes
+from podway.kernel import links, routes
+from podway.kernel.netlink import Connection
 from podway.lab import facts, names, processes, topology
 from podway.lab.paths import lab_store
 from podway.lab.processes import Spawned
 from podway.lab.state import LabState, node_dir
+from podway.plan.fabric import DEVICES, form_wanted, pool_of
+from podway.plan.view import ClusterView
 
 Report = Callable[[str], None]
 """Takes a line that tells how far a command is."""
 
-READY_SECONDS = 60.0
-"""How long all agents together may take to become ready."""
-CONVERGED_SECONDS = 60.0
-"""How long all routes together may take to reach all nodes, after the agents are ready."""
+BASE_SECONDS, NODE_SECONDS = 60.0, 1.5
+"""How long agents together may take to become ready, and then all routes to reach all nodes: at least, and for
+each node. A node takes a third of that on an idle core."""
 LOG = "agent.log"
 """Where an agent's output goes, in its run directory."""
 LOG_LINES = 15
@@ -55,56 +57,114 @@ def wait_ready(lab: str, started: Mapping[str, Spawned], report: Report) -> None
 
     Raises LabError with the last lines of its log if one ends or is not ready in time.
     """
-    begun = time.monotonic()
+    begun, patience = time.monotonic(), _patience(started)
     waiting = dict(started)
     while waiting:
-        for node, process in list(waiting.items()):
+        for node in list(waiting):
             if _is_ready(lab, node):
                 del waiting[node]
                 report(f"{node}: agent ready after {time.monotonic() - begun:.1f} s")
-            elif (code := process.ended()) is not None:
-                raise _failed(lab, node, f"its agent ended with status {code}")
-        if waiting and time.monotonic() - begun > READY_SECONDS:
-            raise _failed(lab, min(waiting), f"its agent is not ready after {READY_SECONDS:g} s")
+        _require_alive(lab, waiting)
+        if waiting and time.monotonic() - begun > patience:
+            raise _failed(lab, min(waiting), f"its agent is not ready after {patience:g} s")
         _pause(waiting)
 
 
-def wait_converged(state: LabState, report: Report) -> None:
-    """Wait until every running node has a route to every block of every other one.
+def wait_converged(state: LabState, started: Mapping[str, Spawned], report: Report) -> None:
+    """Wait until every running node has a route to every block of other ones that its packets can reach.
 
-    The kernels themselves are asked. Raises LabError naming a node and what it cannot reach.
+    The kernels themselves are asked. Raises LabError naming a node and what it cannot reach, or a node whose
+    agent, one of `started`, ended meanwhile.
     """
-    begun = time.monotonic()
-    owners = _block_owners(state)
-    lacking = {node: {net for net, owner in owners.items() if owner != node} for node in state.running}
+    begun, patience = time.monotonic(), _patience(state.running)
+    lacking = _awaited(state)
+    blocks = {way.block for ways in lacking.values() for way in ways}
     with ExitStack() as stack:
         connections = {
             node: stack.enter_context(topology.connection(names.node_netns(state.name, node))) for node in lacking
         }
         while lacking:
             for node in list(lacking):
-                for family in {Family.of(network) for network in lacking[node]}:
-                    found = routes.dump(connections[node], family)
-                    lacking[node] -= {route.destination for route in found if route.type == "unicast"}
+                lacking[node] -= _found(connections[node], lacking[node])
                 if not lacking[node]:
                     del lacking[node]
-            if lacking and time.monotonic() - begun > CONVERGED_SECONDS:
+            _require_alive(state.name, started)
+            if lacking and time.monotonic() - begun > patience:
                 node, missing = next(iter(lacking.items()))
-                network = next(iter(missing))
-                what = f"after {CONVERGED_SECONDS:g} s no route to {network} of {owners[network]}"
+                what = f"after {patience:g} s no route to {next(iter(missing))}"
                 raise _failed(state.name, node, what)
             _pause(lacking)
-    report(f"{len(owners)} address ranges known on all {len(state.running)} nodes")
+    report(f"{len(blocks)} address ranges known on all {len(state.running)} nodes")
 
 
-def _block_owners(state: LabState) -> dict[Network, str]:
-    listing = facts.ask(state.name, lambda store: store.list(AddressBlock))
-    return {block.network: block.spec.node for block in listing.items if block.spec.node in state.running}
+class _Way(NamedTuple):
+    """A route to wait for; through any device if none is named."""
+
+    block: Network
+    owner: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.block} of {self.owner}" + (f" through {self.device}" if self.device else "")
+
+
+def _awaited(state: LabState) -> dict[str, set[_Way]]:
+    """Return, for every running node, the ways to the blocks of the others that it will have."""
+    listing = facts.ask(state.name, lambda store: store.list_all()).items
+    view = ClusterView.of(listing, revision=0)
+    carried = [(block, pool) for block in view.blocks.values() if (pool := pool_of(view, block))]
+    return {
+        node: {
+            _Way(block.network, block.spec.node, device)
+            for block, pool in carried
+            if block.spec.node != node and block.spec.node in state.running
+            if (device := _device(state, pool, view.nodes[node], view.nodes[block.spec.node])) is not None
+        }
+        for node in state.running
+    }
+
+
+def _device(state: LabState, pool: IPPool, here: Node, there: Node) -> str | None:
+    """Return what a pool's packets will cross by from one node to another: an overlay device, or "" for any.
+
+    None: they cannot cross at all. Those of a family that nodes lack cross in VXLAN only, and BGP tells
+    nothing of them; routers that were told nothing of pods drop what is not encapsulated.
+    """
+    form = form_wanted(pool, here, there)
+    if there.internal_address(pool.family) is None:
+        return DEVICES[form] if form == "vxlan" and pool.spec.distribution == "store" else None
+    if form != "none":
+        return DEVICES[form]
+    racks = {state.node(node.metadata.name).rack for node in (here, there)}
+    return "" if len(racks) == 1 or state.tor != "none" else None
+
+
+def _found(connection: Connection, awaited: Collection[_Way]) -> set[_Way]:
+    """Return those of the ways that a node's kernel has."""
+    names_by_index = {link.index: link.name for link in links.dump(connection)}
+    there = {
+        (route.destination, device)
+        for family in {Family.of(way.block) for way in awaited}
+        for route in routes.dump(connection, family)
+        if route.type == "unicast"
+        for device in ("", names_by_index.get(route.index))
+    }
+    return {way for way in awaited if (way.block, way.device) in there}
+
+
+def _patience(nodes: Sized) -> float:
+    return BASE_SECONDS + NODE_SECONDS * len(nodes)
 
 
 def _pause(waiting: Sized) -> None:
     """Wait before asking again. Asking takes time from the agents: the more there are, the less often."""
     time.sleep(max(0.02, 0.005 * len(waiting)) if waiting else 0)
+
+
+def _require_alive(lab: str, started: Mapping[str, Spawned]) -> None:
+    for node, process in started.items():
+        if (code := process.ended()) is not None:
+            raise _failed(lab, node, f"its agent ended with status {code}")
 
 
 def _is_ready(lab: str, node: str) -> bool:

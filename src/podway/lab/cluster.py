@@ -1,50 +1,88 @@
 """Building, changing and removing a lab."""
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 
-from podway.api.addresses import Network
+import msgspec
+
+from podway.api.addresses import Family, Network
+from podway.api.resources import Node
 from podway.cni.conflist import render_conflist
 from podway.cni.spec import CURRENT
 from podway.errors import AgentError, LabError
 from podway.kernel import netns
 from podway.kernel.support import require_all
-from podway.lab import agents, facts, names, pods, processes, state, topology
+from podway.lab import agents, facts, names, pods, processes, routers, speakers, state, topology
 from podway.lab.agents import Report
+from podway.lab.fabric import Fabric, Tor, most_nodes, plan_fabric
+from podway.lab.facts import PoolForm
 from podway.lab.paths import lab_dir
 from podway.lab.state import LabNode, LabState
+
+DEFAULT_FORM = PoolForm()
 
 GRACE_SECONDS = 5.0
 """How long an agent and its BIRD may take to end when they are asked to."""
 
 
 def up(
-    lab: str, *, nodes: int, pools: Sequence[str], block_sizes: Sequence[int], asn: int, report: Report
+    lab: str,
+    *,
+    nodes: int,
+    pools: Sequence[str],
+    block_sizes: Sequence[int],
+    asn: int,
+    report: Report,
+    racks: int = 1,
+    tor: Tor = "none",
+    node_families: Sequence[Family] = (),
+    form: PoolForm = DEFAULT_FORM,
 ) -> LabState:
     """Build a lab of `nodes` nodes with these pools (CIDRs) and return its state.
 
-    When anything fails, what was built is removed again. Raises LabError, InvalidInput, StoreError,
-    KernelError or UnsupportedSystem.
+    With several racks each is a subnet behind a router, on which `tor` speaks BGP with the rack's nodes.
+    Without `node_families` the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. When anything
+    fails, what was built is removed again. Raises LabError, InvalidInput, StoreError, KernelError or
+    UnsupportedSystem.
     """
     names.require_lab_name(lab)
     require_all()
-    if not 1 <= nodes <= topology.MAX_NODES:
-        raise LabError(f"{nodes} nodes cannot be built", hint=f"choose 1 to {topology.MAX_NODES}")
     networks = tuple(_network(pool) for pool in pools)
-    objects = facts.first_objects(networks, nodes=nodes, block_sizes=block_sizes, asn=asn)
-    subnets = tuple(map(str, topology.choose_subnets(networks)))
+    fabric = plan_fabric(networks, nodes=nodes, racks=racks, families=node_families)
+    _require_sense(networks, fabric, tor, form)
+    speakers.require(tor)
+    built = LabState(lab, tuple(map(str, fabric.estate)), racks, tor)
+    places = {f"node{index}": LabNode(index, rack=fabric.rack_of(index, nodes)) for index in range(1, nodes + 1)}
+    objects = (
+        *facts.first_objects(
+            networks,
+            nodes=nodes,
+            block_sizes=block_sizes,
+            asn=asn,
+            form=form,
+            tor=tor,
+            families=len(fabric.estate),
+        ),
+        *_node_objects(built, places),
+        *(facts.router_peers(fabric) if tor != "none" else ()),
+    )
+    facts.check(objects)
     _make_directory(lab)
     try:
         with state.locked(lab):
-            built = LabState(lab, subnets)
             state.save(built)
             pods.network_list(lab).write_bytes(render_conflist(version=CURRENT))
             facts.ask(lab, lambda store: facts.create_all(store, objects), create=True)
-            topology.create_fabric(lab)
-            for index in range(1, nodes + 1):
-                built = _make_node(built, f"node{index}", index)
+            topology.create_fabric(lab, fabric)
+            routers.create_all(lab, fabric)
+            if tor != "none":
+                speakers.start_all(lab, fabric, tor, facts.ask(lab, facts.bfd_settings))
+                report(f"{racks} routers speak BGP")
+            for node, place in places.items():
+                built = _make_node(built, node, place)
             report(f"{nodes} nodes wired; starting their agents")
             _start_agents(built, built.running, report)
     except BaseException:
@@ -73,20 +111,22 @@ def down(lab: str) -> None:
             parent.rmdir()
 
 
-def add_node(lab: str, node: str, report: Report) -> LabState:
-    """Add a node to a running lab; return the lab's state."""
+def add_node(lab: str, node: str, report: Report, *, rack: int | None = None) -> LabState:
+    """Add a node to a running lab, to the rack with the fewest if none is named; return the lab's state."""
     names.require_node_name(node)
     with state.locked(lab):
         current = state.load(lab)
         if node in current.nodes:
             raise LabError(f"lab {lab}: there is a node {node!r} already", hint=_start_hint(current, node))
-        index = _free_index(current, node)
+        place = LabNode(_free_index(current, node), rack=_choose_rack(current, rack))
         try:
-            current = _make_node(current, node, index)
+            objects = _node_objects(current, {node: place})
+            facts.ask(lab, lambda store: facts.create_all(store, objects))
+            current = _make_node(current, node, place)
             _start_agents(current, (node,), report)
         except BaseException:
             _members(lab, node).end()
-            _forget(current.with_node(node, LabNode(index)), node)
+            _forget(current.with_node(node, place), node)
             raise
         return current
 
@@ -128,7 +168,7 @@ def start_node(lab: str, node: str, report: Report) -> None:
                 raise LabError(f"lab {lab}: node {node!r} runs already")
         else:
             facts.ask(lab, lambda store: facts.forget_kernel(store, node))
-            current = _make_node(current, node, before.index)
+            current = _make_node(current, node, msgspec.structs.replace(before, running=True))
         _start_agents(current, (node,), report)
         pods.restart(current, node)
 
@@ -148,6 +188,21 @@ def _network(text: str) -> Network:
         raise LabError(f"pool {text}: {error}", hint="state a network such as 10.244.0.0/16") from None
 
 
+def _require_sense(pools: Sequence[Network], fabric: Fabric, tor: Tor, form: PoolForm) -> None:
+    """Raise LabError for settings that each may be stated, but not together."""
+    if tor != "none" and not fabric.routed:
+        raise LabError(f"--tor {tor}: a flat segment has no routers", hint="state --racks 2 or more")
+    if form.encapsulation == "ipip" and not all(_has_ipv4(found) for found in (pools, fabric.estate)):
+        raise LabError(
+            "--encapsulation ipip: IPIP carries IPv4 packets between IPv4 nodes",
+            hint="choose vxlan, or state an IPv4 --pool and --node-family ipv4 or dual",
+        )
+
+
+def _has_ipv4(networks: Sequence[Network]) -> bool:
+    return any(network.version == 4 for network in networks)
+
+
 def _make_directory(lab: str) -> None:
     if topology.namespaces(lab):
         raise LabError(f"lab {lab!r} exists already", hint=f"remove it first: podway --lab {lab} lab down")
@@ -160,30 +215,51 @@ def _make_directory(lab: str) -> None:
         ) from None
 
 
-def _make_node(current: LabState, node: str, index: int) -> LabState:
-    changed = current.with_node(node, LabNode(index))
+def _node_objects(current: LabState, places: Mapping[str, LabNode]) -> tuple[Node, ...]:
+    """Return the objects of nodes that have something to say which their agents do not know: their rack."""
+    if not current.fabric.routed:
+        return ()
+    return tuple(facts.node_object(node, place, current.tor) for node, place in places.items())
+
+
+def _make_node(current: LabState, node: str, place: LabNode) -> LabState:
+    changed = current.with_node(node, place)
     state.save(changed)  # before anything is built, so that what a crash leaves has a name
-    topology.create_node(current.name, node, index, changed.addresses(node))
+    topology.create_node(current.name, node, place, current.fabric)
     return changed
 
 
+def _choose_rack(current: LabState, wanted: int | None) -> int:
+    if wanted is None:
+        used = Counter(place.rack for place in current.nodes.values())
+        return min(range(1, current.racks + 1), key=lambda rack: used[rack])
+    if 1 <= wanted <= current.racks:
+        return wanted
+    raise LabError(
+        f"lab {current.name}: there is no rack {wanted}",
+        hint=f"it has racks 1 to {current.racks}" if current.racks > 1 else "it was built without --racks",
+    )
+
+
 def _free_index(current: LabState, node: str) -> int:
+    most = most_nodes(current.racks)
     taken = {other.index for other in current.nodes.values()}
     digits = node[len(node.rstrip("0123456789")) :]
-    if digits and 1 <= int(digits) <= topology.MAX_NODES and int(digits) not in taken:
+    if digits and 1 <= int(digits) <= most and int(digits) not in taken:
         return int(digits)  # node7 gets the address that ends in 7
-    free = next((index for index in range(1, topology.MAX_NODES + 1) if index not in taken), None)
+    free = next((index for index in range(1, most + 1) if index not in taken), None)
     if free is None:
-        raise LabError(f"lab {current.name}: it has {topology.MAX_NODES} nodes, and room for no more")
+        raise LabError(f"lab {current.name}: it has {most} nodes, and room for no more")
     return free
 
 
 def _start_agents(current: LabState, nodes: Sequence[str], report: Report) -> None:
-    running = {node: current.node(node).index for node in current.running}
-    topology.introduce(current.name, running, current.networks)
+    running = {node: current.node(node) for node in current.running}
+    topology.introduce(current.name, current.fabric, running)
+    routers.introduce(current.name, current.fabric, running)
     started = {node: agents.start(current.name, node) for node in nodes}
     agents.wait_ready(current.name, started, report)
-    agents.wait_converged(current, report)
+    agents.wait_converged(current, started, report)
 
 
 def _cut_power(current: LabState, node: str) -> None:
@@ -198,7 +274,7 @@ def _cut_power(current: LabState, node: str) -> None:
             shutil.rmtree(path)
         elif path.name != agents.LOG:
             path.unlink()
-    state.save(current.with_node(node, LabNode(known.index, running=False)))
+    state.save(current.with_node(node, msgspec.structs.replace(known, running=False)))
 
 
 def _forget(current: LabState, node: str) -> None:

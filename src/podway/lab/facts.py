@@ -9,11 +9,17 @@ import msgspec
 
 from podway.api.addresses import Family, Network
 from podway.api.cluster_rules import check_change
-from podway.api.meta import Metadata
+from podway.api.meta import LabelSelector, Metadata
+from podway.api.peers import BGPPeer, BGPPeerSpec
 from podway.api.resources import (
     AGENT_INSTANCE,
     AGENT_SEEN,
+    ASN,
+    RACK,
+    Attach,
     BgpSettings,
+    Distribution,
+    Encapsulation,
     IPPool,
     IPPoolSpec,
     Namespace,
@@ -23,11 +29,16 @@ from podway.api.resources import (
     Pod,
     PodStatus,
     Resource,
+    When,
 )
 from podway.api.validate import validate
 from podway.errors import AlreadyExists, LabError, NotFound
 from podway.ipam.claims import give_back_all_of
+from podway.lab.fabric import Fabric, Tor, node_asn, rack_label, tor_asn
+from podway.lab.names import tor as tor_name
 from podway.lab.paths import lab_store
+from podway.lab.state import LabNode
+from podway.plan.bgp import Bfd
 from podway.store.base import Store
 from podway.store.open import open_store
 
@@ -35,6 +46,21 @@ T = TypeVar("T")
 
 BFD_PACKETS_PER_SECOND = 2000
 """What a lab may spend on BFD: 10 nodes at the usual interval, 50 at 1.2 s."""
+
+
+class PoolForm(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pools of a new lab have in common: how routes are told, packets cross and pods are attached."""
+
+    distribution: Distribution = "bgp"
+    encapsulation: Encapsulation = "none"
+    when: When = "always"
+    attach: Attach = "routed"
+
+    def of(self, family: Family) -> "PoolForm":
+        """Return the form of the pools of one family: IPIP is for IPv4 packets, IPv6 ones cross as they are."""
+        if self.encapsulation == "ipip" and family is not Family.IPV4:
+            return msgspec.structs.replace(self, encapsulation="none", when="always")
+        return self
 
 
 def ask(lab: str, question: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
@@ -51,44 +77,79 @@ def ask(lab: str, question: Callable[[Store], Awaitable[T]], *, create: bool = F
 
 
 def first_objects(
-    pools: Sequence[Network], *, nodes: int, block_sizes: Sequence[int], asn: int
+    pools: Sequence[Network],
+    *,
+    nodes: int,
+    block_sizes: Sequence[int],
+    asn: int,
+    form: PoolForm,
+    tor: Tor,
+    families: int,
 ) -> tuple[Resource, ...]:
-    """Return what the store of a new cluster of so many nodes holds.
+    """Return what the store of a new cluster of so many nodes holds; the nodes have so many families.
 
-    A block size of up to 32 is for the IPv4 pools, a larger one for the IPv6 pools. Raises LabError if a
-    block size fits no pool, InvalidObject for what cannot be right.
+    A block size of up to 32 is for the IPv4 pools, a larger one for the IPv6 pools. With BGP on the routers,
+    nodes have sessions with those instead of each other. Raises LabError if a block size fits no pool.
     """
     sizes = {Family.IPV4 if size <= 32 else Family.IPV6: size for size in block_sizes}
     for family, size in sizes.items():
         if not any(pool.version == family for pool in pools):
             raise LabError(f"block size {size} is one of {family.label}, but no pool is")
     numbered = {family: [pool for pool in pools if pool.version == family] for family in Family}
-    bgp = BgpSettings(asn=asn, bfd_interval=_bfd_interval(nodes, families=1 + any(p.version == 6 for p in pools)))
-    objects: tuple[Resource, ...] = (
+    sessions = (nodes - 1 if tor == "none" else 2) * nodes * families
+    bgp = BgpSettings(asn=asn, topology="auto" if tor == "none" else "none", bfd_interval=_bfd_interval(sessions))
+    return (
         Namespace(metadata=Metadata(name="default")),
         NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(bgp=bgp)),
         *(
             IPPool(
                 metadata=Metadata(name=f"{family.label.lower()}{f'-{number}' if number > 1 else ''}"),
-                spec=IPPoolSpec(cidr=str(pool), block_size=sizes.get(family)),
+                spec=IPPoolSpec(
+                    cidr=str(pool), block_size=sizes.get(family), **msgspec.structs.asdict(form.of(family))
+                ),
             )
             for family, found in numbered.items()
             for number, pool in enumerate(found, start=1)
         ),
     )
+
+
+def check(objects: Sequence[Resource]) -> None:
+    """Check objects that shall be a new cluster. Raises InvalidObject for what cannot be right."""
     for obj in objects:
         validate(obj)
         check_change(obj, objects)
-    return objects
 
 
-def _bfd_interval(nodes: int, *, families: int) -> int:
-    """Return how often, in milliseconds, each node of a lab sends each other one a BFD packet.
+def node_object(node: str, place: LabNode, tor: Tor) -> Node:
+    """Return a node's object as a kubelet registers it, before the node's agent writes its part."""
+    annotations = {ASN: str(node_asn(place.index))} if tor != "none" else {}
+    return Node(metadata=Metadata(name=node, labels={RACK: rack_label(place.rack)}, annotations=annotations))
+
+
+def router_peers(fabric: Fabric) -> tuple[BGPPeer, ...]:
+    """Return the sessions that the nodes of each rack have with their router, one of each family."""
+    return tuple(
+        BGPPeer(
+            metadata=Metadata(name=f"{tor_name(rack)}-{Family.of(gateway).label.lower()}"),
+            spec=BGPPeerSpec(
+                address=str(gateway.ip),
+                asn=tor_asn(rack),
+                node_selector=LabelSelector(match_labels={RACK: rack_label(rack)}),
+                bfd=True,
+            ),
+        )
+        for rack in fabric.numbers
+        for gateway in fabric.gateways(rack)
+    )
+
+
+def _bfd_interval(sessions: int) -> int:
+    """Return how often, in milliseconds, a lab's nodes send BFD packets in so many sessions, ends counted.
 
     One machine sends and receives them all: beyond some thousand a second, BIRDs miss each other's packets
     and take live nodes for dead ones.
     """
-    sessions = nodes * (nodes - 1) * families
     return max(BgpSettings().bfd_interval, 1000 * sessions // BFD_PACKETS_PER_SECOND)
 
 
@@ -112,6 +173,12 @@ async def ensure_namespace(store: Store, name: str) -> None:
     """Make a Kubernetes namespace unless it exists."""
     with contextlib.suppress(AlreadyExists):
         await store.create(Namespace(metadata=Metadata(name=name)))
+
+
+async def bfd_settings(store: Store) -> Bfd:
+    """Return how fast the cluster's BFD sessions are."""
+    (config,) = (await store.list(NetworkConfig)).items
+    return Bfd(config.spec.bgp.bfd_interval, config.spec.bgp.bfd_multiplier)
 
 
 async def remove_node(store: Store, node: str) -> None:

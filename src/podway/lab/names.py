@@ -13,6 +13,7 @@ _LAB = re.compile(r"[a-z0-9]{1,20}")
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 RESERVED_NODES = ("fabric", "pod", "add", "rm", "kill", "start")
 """Words of namespaces' names and of `podway lab node`."""
+_ROUTER = re.compile(r"tor[0-9]+")
 
 _NETNS_BYTES = 160
 """Room for a namespace's name: its path must fit into a link's alias beside the pod (podway.api.lease)."""
@@ -32,7 +33,7 @@ def require_node_name(name: str) -> str:
             f"node {name!r}: not a node's name",
             hint="use up to 40 lower-case letters, digits and hyphens, neither first nor last a hyphen",
         )
-    if name in RESERVED_NODES or name.startswith("pod-"):
+    if name in RESERVED_NODES or name.startswith("pod-") or _ROUTER.fullmatch(name):
         raise LabError(f"node {name!r}: this name has a meaning of its own", hint="choose one such as node4")
     return name
 
@@ -45,6 +46,16 @@ def prefix(lab: str) -> str:
 def fabric_netns(lab: str) -> str:
     """Return the namespace of the segment that joins the nodes."""
     return f"{prefix(lab)}fabric"
+
+
+def tor(rack: int) -> str:
+    """Return what the router of a rack is called; no node is."""
+    return f"tor{rack}"
+
+
+def tor_netns(lab: str, rack: int) -> str:
+    """Return the namespace of a rack's router."""
+    return f"{prefix(lab)}{tor(rack)}"
 
 
 def node_netns(lab: str, node: str) -> str:

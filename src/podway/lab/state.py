@@ -13,9 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from podway.api.addresses import Interface, Network
+from podway.api.addresses import Interface
 from podway.errors import LabError
-from podway.lab import names, topology
+from podway.lab import names
+from podway.lab.fabric import Fabric, Tor
 from podway.lab.paths import LABS, lab_dir
 
 LOCK_SECONDS = 30.0
@@ -23,23 +24,26 @@ LOCK_SECONDS = 30.0
 
 
 class LabNode(msgspec.Struct, frozen=True):
-    """A node. `index`, from 1, gives its addresses; `running` is false while its power is cut."""
+    """A node. `index`, from 1, and `rack` give its addresses; `running` is false while its power is cut."""
 
     index: int
     running: bool = True
+    rack: int = 1
 
 
 class LabState(msgspec.Struct, frozen=True):
-    """A lab's own facts; `subnets` are those of the nodes' uplinks."""
+    """A lab's own facts; `estate` is what the subnets of its racks are cut from (podway.lab.fabric)."""
 
     name: str
-    subnets: tuple[str, ...]
+    estate: tuple[str, ...]
+    racks: int = 1
+    tor: Tor = "none"
     nodes: dict[str, LabNode] = {}
 
     @property
-    def networks(self) -> tuple[Network, ...]:
-        """The nodes' subnets."""
-        return tuple(map(ip_network, self.subnets))
+    def fabric(self) -> Fabric:
+        """Where its nodes stand."""
+        return Fabric(tuple(map(ip_network, self.estate)), self.racks)
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -54,7 +58,8 @@ class LabState(msgspec.Struct, frozen=True):
 
     def addresses(self, name: str) -> tuple[Interface, ...]:
         """Return the uplink addresses of a node. Raises LabError if there is none of this name."""
-        return topology.node_addresses(self.node(name).index, self.networks)
+        place = self.node(name)
+        return self.fabric.addresses(place.rack, place.index)
 
     def with_node(self, name: str, node: LabNode | None) -> "LabState":
         """Return the state with this node added, changed or (None) left out."""
@@ -67,6 +72,11 @@ class LabState(msgspec.Struct, frozen=True):
 def node_dir(lab: str, node: str) -> Path:
     """Return where a node's agent keeps its sockets and log."""
     return lab_dir(lab) / "nodes" / node
+
+
+def tor_dir(lab: str, rack: int) -> Path:
+    """Return where a router's BGP speaker keeps its files."""
+    return lab_dir(lab) / "tors" / str(rack)
 
 
 def labs() -> list[str]:

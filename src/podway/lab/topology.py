@@ -1,73 +1,47 @@
-"""The wires of a lab: a bridge in a namespace of its own, and for each node an uplink to it.
+"""The wires of a lab: bridges in a namespace of their own, and for each node an uplink to one of them.
 
     podway-<lab>-fabric            podway-<lab>-node1        podway-<lab>-node2
       fabric0 (bridge)
         ├── port1 ──── veth ──────── eth0
         └── port2 ──── veth ──────────────────────────────── eth0
 
-Both ends of a veth pair are born in their final namespaces, so nothing ever shows in the root namespace.
+With racks there is a bridge for each, `rack<k>`, and one that joins their routers: podway.lab.routers. Both ends
+of a veth pair are born in their final namespaces, so nothing ever shows in the root namespace.
 """
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping
-from ipaddress import ip_interface, ip_network
+from collections.abc import Iterable, Iterator, Mapping
 
-from podway.api.addresses import Family, Interface, Network
-from podway.errors import LabError
-from podway.kernel import addresses, links, neighbours, netns, sysctls
+from podway.api.addresses import Family, Interface
+from podway.kernel import addresses, links, neighbours, netns, routes, sysctls
 from podway.kernel.netlink import Connection, Request
 from podway.lab import names
-from podway.plan.objects import LinkAddress, Neighbour, Sysctl
+from podway.lab.fabric import Fabric
+from podway.lab.state import LabNode
+from podway.plan.objects import LinkAddress, Neighbour, Route, Sysctl
 
 BRIDGE = "fabric0"
+SPINE = "spine"
 UPLINK = "eth0"
 
-NODE_SUBNETS: dict[Family, tuple[Network, ...]] = {
-    Family.IPV4: tuple(map(ip_network, ("172.30.0.0/16", "192.168.0.0/16", "198.18.0.0/16"))),
-    # The middle of fd70:6f64:7761:79xx::/64 spells the project's name.
-    Family.IPV6: tuple(map(ip_network, ("fd70:6f64:7761:7900::/64", "fd70:6f64:7761:7901::/64"))),
-}
-"""Where nodes may have their own addresses; the first that overlaps no pool is taken."""
-
-MAX_NODES = 1000
-"""A bridge has 1023 ports (BR_MAX_PORTS, net/bridge/br_private.h)."""
-
+STATIC = 4
+"""RTPROT_STATIC: a route that an administrator wrote."""
 
 BRIDGE_NETFILTER = tuple(
     f"net/bridge/bridge-nf-call-{tables}" for tables in ("arptables", "ip6tables", "iptables")
 )
 
 
-def choose_subnets(pools: tuple[Network, ...]) -> tuple[Network, ...]:
-    """Return the nodes' subnets beside these pools: always IPv4, IPv6 too if a pool is.
-
-    Raises LabError if the pools leave no room.
-    """
-    families = [Family.IPV4] + [Family.IPV6] * any(pool.version == 6 for pool in pools)
-    return tuple(_choose_subnet(family, pools) for family in families)
-
-
-def _choose_subnet(family: Family, pools: tuple[Network, ...]) -> Network:
-    for subnet in NODE_SUBNETS[family]:
-        if not any(pool.version == family and pool.overlaps(subnet) for pool in pools):
-            return subnet
-    tried = ", ".join(map(str, NODE_SUBNETS[family]))
-    raise LabError(f"the pools leave no {family.label} subnet for the nodes themselves (tried {tried})")
-
-
-def node_addresses(index: int, subnets: tuple[Network, ...]) -> tuple[Interface, ...]:
-    """Return the uplink addresses of the node of this number, counted from 1."""
-    return tuple(ip_interface(f"{subnet[index]}/{subnet.prefixlen}") for subnet in subnets)
-
-
-def create_fabric(lab: str) -> None:
-    """Make the segment. Raises KernelError."""
+def create_fabric(lab: str, fabric: Fabric) -> None:
+    """Make the segments. Raises KernelError."""
     netns.create(names.fabric_netns(lab))
-    with connection(names.fabric_netns(lab)) as fabric:
-        fabric.transact([links.new_bridge(BRIDGE)])
-        # Nothing speaks IP in here; without an address the bridge asks for none and sends nothing.
-        fabric.transact([links.change(BRIDGE, without_ipv6_autoconf=True), links.set_up(BRIDGE)])
+    bridges = [SPINE, *(bridge_of(fabric, rack) for rack in fabric.numbers)] if fabric.routed else [BRIDGE]
+    with connection(names.fabric_netns(lab)) as there:
+        for bridge in bridges:
+            there.transact([links.new_bridge(bridge)])
+            # Nothing speaks IP in here; without an address the bridge asks for none and sends nothing.
+            there.transact([links.change(bridge, without_ipv6_autoconf=True), links.set_up(bridge)])
     with netns.opened(netns.path_of(names.fabric_netns(lab))) as fd:
         netns.run(fd, _leave_frames_alone)
 
@@ -78,43 +52,89 @@ def _leave_frames_alone() -> None:
         sysctls.write(Sysctl(setting, "0"))
 
 
-def create_node(lab: str, node: str, index: int, uplink: tuple[Interface, ...]) -> None:
-    """Make a node's namespace and join it to the segment. Raises KernelError."""
+def bridge_of(fabric: Fabric, rack: int) -> str:
+    """Return the bridge of a rack's nodes."""
+    return f"rack{rack}" if fabric.routed else BRIDGE
+
+
+def create_node(lab: str, node: str, place: LabNode, fabric: Fabric) -> None:
+    """Make a node's namespace and join it to its segment. Raises KernelError."""
     namespace = names.node_netns(lab, node)
     netns.create(namespace)
+    with connection(namespace) as there:
+        there.transact([links.set_up(links.LOOPBACK, "lo")])
+    plug(
+        lab,
+        namespace,
+        UPLINK,
+        mac=node_mac(place.index),
+        port=_port(place.index),
+        bridge=bridge_of(fabric, place.rack),
+        interfaces=fabric.addresses(place.rack, place.index),
+    )
+    default = [
+        Route(Family.of(gateway).default_route, device=UPLINK, gateway=gateway.ip)
+        for gateway in fabric.gateways(place.rack)
+    ]
+    route(namespace, default)
+
+
+def plug(
+    lab: str, namespace: str, device: str, *, mac: str, port: str, bridge: str, interfaces: Iterable[Interface]
+) -> None:
+    """Join a namespace to a bridge of the fabric: by `device` with these addresses there, by `port` here.
+
+    Raises KernelError.
+    """
     with connection(names.fabric_netns(lab)) as fabric, connection(namespace) as there:
-        bridge = links.find(fabric, BRIDGE).index
         with netns.opened(netns.path_of(namespace)) as fd:
-            peer = links.Peer(UPLINK, fd, _uplink_mac(index))
-            fabric.transact([links.new_veth(_port(index), peer)])
-        fabric.transact([links.change(_port(index), master=bridge, without_ipv6_autoconf=True)])
-        fabric.transact([links.set_up(_port(index))])
-        device = links.find(there, UPLINK).index
+            fabric.transact([links.new_veth(port, links.Peer(device, fd, mac))])
+        master = links.find(fabric, bridge).index
+        fabric.transact([links.change(port, master=master, without_ipv6_autoconf=True)])
+        fabric.transact([links.set_up(port)])
+        index = links.find(there, device).index
         there.transact(
             [
-                links.set_up(links.LOOPBACK, "lo"),
-                links.set_up(device, UPLINK),
-                *(addresses.add(LinkAddress(UPLINK, address), device) for address in uplink),
+                links.set_up(index, device),
+                *(addresses.add(LinkAddress(device, interface), index) for interface in interfaces),
             ]
         )
 
 
-def introduce(lab: str, nodes: Mapping[str, int], subnets: tuple[Network, ...]) -> None:
-    """Tell each of these nodes (names and numbers) the hardware addresses of all others, for good.
+def route(namespace: str, wanted: Iterable[Route]) -> None:
+    """Write static routes in a namespace. Raises KernelError."""
+    with connection(namespace) as there:
+        there.transact([routes.add(entry, links.find(there, entry.device).index, STATIC) for entry in wanted])
+
+
+def introduce(lab: str, fabric: Fabric, nodes: Mapping[str, LabNode]) -> None:
+    """Tell each of these nodes the hardware addresses of all others of its rack, and of its router, for good.
 
     All namespaces share the kernel's neighbour tables, with room for 1024 entries that are learned
     (gc_thresh3, man 7 arp); 50 nodes would need 2450 of them, and then not even a SYN finds its way.
     Permanent entries do not count. That of a node which left stays: its number keeps its address.
     """
-    entries = {
-        node: [Neighbour(UPLINK, address.ip, _uplink_mac(index)) for address in node_addresses(index, subnets)]
-        for node, index in nodes.items()
-    }
-    for node in nodes:
-        with connection(names.node_netns(lab, node)) as there:
-            device = links.find(there, UPLINK).index
-            others = (entry for other, found in entries.items() if other != node for entry in found)
-            there.transact([neighbours.add(entry, device) for entry in others])
+    for rack, residents in _by_rack(nodes).items():
+        segment = {node_mac(index): fabric.addresses(rack, index) for index in residents.values()}
+        segment[gateway_mac(rack)] = fabric.gateways(rack)
+        for node, index in residents.items():
+            others = {mac: found for mac, found in segment.items() if mac != node_mac(index)}
+            remember(names.node_netns(lab, node), UPLINK, others)
+
+
+def remember(namespace: str, device: str, macs: Mapping[str, Iterable[Interface]]) -> None:
+    """Write permanent neighbour entries: the addresses that each of these hardware addresses has."""
+    with connection(namespace) as there:
+        index = links.find(there, device).index
+        entries = (Neighbour(device, address.ip, mac) for mac, found in macs.items() for address in found)
+        there.transact([neighbours.add(entry, index) for entry in entries])
+
+
+def _by_rack(nodes: Mapping[str, LabNode]) -> dict[int, dict[str, int]]:
+    racks: dict[int, dict[str, int]] = {}
+    for node, place in nodes.items():
+        racks.setdefault(place.rack, {})[node] = place.index
+    return racks
 
 
 def cut_node(lab: str, index: int) -> None:
@@ -162,6 +182,12 @@ def _port(index: int) -> str:
     return f"port{index}"
 
 
-def _uplink_mac(index: int) -> str:
+def node_mac(index: int) -> str:
+    """Return the hardware address of a node's uplink."""
     # The same after a restart, so that the neighbours' caches stay right.
     return f"02:70:77:6e:{index >> 8:02x}:{index & 0xFF:02x}"
+
+
+def gateway_mac(rack: int) -> str:
+    """Return the hardware address of a rack's router in the rack."""
+    return f"02:70:77:72:00:{rack:02x}"

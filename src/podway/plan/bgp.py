@@ -1,22 +1,23 @@
 """Who a node speaks BGP with, and which routes may pass.
 
-Nodes form a full mesh: every node tells every other about its own blocks, and nobody passes on what
-another has told. Each family has sessions of its own between the nodes' addresses of that family, so next
-hops, source addresses and failures never cross families.
+Each family has sessions of its own between the nodes' addresses of that family, so next hops, source addresses
+and failures never cross families. Every node tells of its own blocks; only reflectors pass on what another
+node has told (podway.plan.topology), and nobody what an outside peer has told.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, collapse_addresses
 
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.resources import BgpSettings, IPPool, Node
+from podway.api.resources import Node
 from podway.errors import InvalidObject
-
-PEER_NAME_LENGTH = 63
-"""BIRD's symbols have at most 64 characters (SYM_MAX_LEN in conf/conf.h)."""
+from podway.plan.fabric import Crossing, crossings, share_subnet
+from podway.plan.outside import MAX_NAME, OutsidePeer, outside_peers
+from podway.plan.topology import Standing, Topology, asn_of, topology, unready
+from podway.plan.view import ClusterView
 
 
 class Bfd(msgspec.Struct, frozen=True):
@@ -34,12 +35,18 @@ class BgpPool(msgspec.Struct, frozen=True, order=True):
 
 
 class BgpPeer(msgspec.Struct, frozen=True, gc=False):
-    """One session: with this node, at this address. `name` is the session's name in BIRD."""
+    """One session: with this node, at this address. `name` is the session's name in BIRD.
+
+    `direct`: the nodes share a subnet. `kept`: it belongs to a former topology, and stands until all nodes are
+    ready for the new one.
+    """
 
     name: str
     node: str
     address: Address
     asn: int
+    direct: bool = True
+    kept: bool = False
 
     @property
     def family(self) -> Family:
@@ -47,8 +54,15 @@ class BgpPeer(msgspec.Struct, frozen=True, gc=False):
         return Family.of(self.address)
 
 
-class BgpPlan(msgspec.Struct, frozen=True):
-    """Everything that one node's BGP speaker must know. `addresses` holds the node's own, one a family."""
+class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one node's BGP speaker must know. `addresses` holds the node's own, one a family.
+
+    `pools` are told by BGP; a disabled one counts, since pods may still live in it. `ours` are the ranges of
+    all pools and the nodes' own networks, of which outside peers may tell nothing but blocks (empty if there are
+    no such peers). `topology` is the name of what the cluster's settings ask for, and `waits_for` names the nodes
+    for whose sake something of a former topology is kept. `crossings` says which next hops are reached by which
+    encapsulated way, for each pool that has any.
+    """
 
     node: str
     router_id: IPv4Address
@@ -56,66 +70,120 @@ class BgpPlan(msgspec.Struct, frozen=True):
     port: int
     addresses: tuple[Address, ...]
     pools: tuple[BgpPool, ...]
+    ours: tuple[Network, ...] = ()
     peers: tuple[BgpPeer, ...]
-    bfd: Bfd | None = None
+    outside: tuple[OutsidePeer, ...] = ()
+    reflects: bool = False
+    topology: str = ""
+    waits_for: tuple[str, ...] = ()
+    bfd: Bfd
+    nodes_bfd: bool = True
+    crossings: Mapping[Network, Mapping[Address, Crossing]] = {}
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The families that are routed, IPv4 first."""
+        """The families that the node has an address of, IPv4 first."""
         return tuple(Family.of(address) for address in self.addresses)
 
     def address(self, family: Family) -> Address:
-        """Return the node's own address of a routed family."""
+        """Return the node's own address of a family."""
         return next(address for address in self.addresses if address.version == family)
 
 
-def plan_bgp(name: str, nodes: Sequence[Node], pools: Iterable[IPPool], bgp: BgpSettings) -> BgpPlan:
-    """Return the BGP plan of the node called `name`; the order of `nodes` and `pools` does not matter.
+def plan_bgp(
+    view: ClusterView,
+    node: str,
+    standing: Standing | None = None,
+    *,
+    target: Topology | None = None,
+    only: Collection[str] | None = None,
+) -> BgpPlan:
+    """Return a node's BGP plan. Raises InvalidObject if the node is not in the cluster.
 
-    A family is routed if the node has an address and the cluster a pool of it. A disabled pool counts:
-    pods may still live in it. Raises InvalidObject if the node is not among `nodes`.
+    `standing` is what its BIRD does already: nothing of that ends before all nodes are ready for what comes.
+    `target` saves the work of finding the view's topology; `only` leaves out all nodes but these.
     """
-    own = next((node for node in nodes if node.metadata.name == name), None)
+    own = view.nodes.get(node)
     if own is None:
         raise InvalidObject(
-            f"Node/{name}", "", "is not in the cluster", hint="The agent registers its node when it starts."
+            f"Node/{node}", "", "is not in the cluster", hint="The agent registers its node when it starts."
         )
-    blocks = {BgpPool(pool.network, pool.block_prefix) for pool in pools}
-    families = [
-        family
-        for family in Family
-        if own.internal_address(family) and any(pool.network.version == family for pool in blocks)
-    ]
+    target = target or topology(view)
+    waits_for = tuple(sorted(unready(view, target))) if standing else ()
+    if standing is None or not waits_for:
+        standing = Standing()
+    others = view.nodes if only is None else {name: view.nodes[name] for name in only if name in view.nodes}
+    outside = tuple(outside_peers(view, node))
+    addresses = [address for family in Family if (address := own.internal_address(family))]
+    versions = {address.version for address in addresses}
+    pools = [pool for pool in _pools(view, standing) if pool.network.version in versions]
+    pools.sort(key=lambda pool: (pool.network.version, pool.network))
+    told = [family for family in Family if any(pool.network.version == family for pool in pools)]
+    bgp = view.config.bgp
+    peers = tuple(_sessions(view, own, others, target, standing, told))
     return BgpPlan(
-        node=name,
+        node=node,
         router_id=_router_id(own),
-        asn=bgp.asn,
+        asn=asn_of(view, own),
         port=bgp.port,
-        addresses=tuple(address for family in families if (address := own.internal_address(family))),
-        pools=tuple(
-            sorted(
-                (pool for pool in blocks if Family.of(pool.network) in families),
-                key=lambda pool: (pool.network.version, pool.network),
-            )
-        ),
-        peers=tuple(_peers(own, nodes, families, bgp.asn)),
-        bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier) if bgp.bfd else None,
+        addresses=tuple(addresses),
+        pools=tuple(pools),
+        ours=tuple(_ours(view)) if outside else (),
+        peers=peers,
+        outside=outside,
+        reflects=node in target.reflectors or standing.reflects,
+        topology=target.name,
+        waits_for=waits_for if any(_kept(view, own, target, standing, peers)) else (),
+        bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier),
+        nodes_bfd=bgp.bfd,
+        crossings=crossings(msgspec.structs.replace(view, nodes={**others, node: own}), node),
     )
 
 
-def _peers(own: Node, nodes: Sequence[Node], families: Sequence[Family], asn: int) -> list[BgpPeer]:
-    # Every node has a session with every other: in a large cluster this is where planning takes its time.
-    endings = [(family, f".{family.label.lower()}") for family in families]
-    peers = []
-    for node in sorted(nodes, key=lambda node: node.metadata.name):
-        if node is not own:
-            name = node.metadata.name
-            for family, ending in endings:
-                address = node.internal_address(family)
-                if address is not None:
-                    session = name + ending if len(name) + len(ending) <= PEER_NAME_LENGTH else str(address)
-                    peers.append(BgpPeer(session, name, address, asn))
-    return peers
+def _kept(
+    view: ClusterView, own: Node, target: Topology, standing: Standing, peers: Iterable[BgpPeer]
+) -> Iterator[bool]:
+    """Yield whether something stands only until all nodes are ready: a session, reflecting, or a pool."""
+    yield any(peer.kept for peer in peers)
+    yield standing.reflects and own.metadata.name not in target.reflectors
+    yield any(pool.spec.distribution != "bgp" and pool.network in standing.pools for pool in view.pools.values())
+
+
+def _pools(view: ClusterView, standing: Standing) -> Iterator[BgpPool]:
+    for pool in view.pools.values():
+        if pool.spec.distribution == "bgp" or pool.network in standing.pools:
+            yield BgpPool(pool.network, pool.block_prefix)
+
+
+def _ours(view: ClusterView) -> Iterator[Network]:
+    subnets = {interface.network for node in view.nodes.values() for interface in node.interface_addresses}
+    ranges = subnets | {pool.network for pool in view.pools.values()}
+    for family in Family:
+        yield from collapse_addresses(sorted(each for each in ranges if each.version == family))  # type: ignore[type-var]
+
+
+def _sessions(
+    view: ClusterView,
+    own: Node,
+    others: Mapping[str, Node],
+    target: Topology,
+    standing: Standing,
+    families: Sequence[Family],
+) -> Iterator[BgpPeer]:
+    # In a large mesh this is where planning takes its time.
+    here = own.metadata.name
+    ways = [(family, f".{family.label.lower()}") for family in families if own.internal_address(family)]
+    for name in sorted(others):
+        wanted = name != here and target.joins(here, name)
+        if not wanted and name not in standing.nodes:
+            continue
+        node = others[name]
+        for family, ending in ways:
+            address = node.internal_address(family)
+            if address is not None:
+                session = name + ending if len(name) + len(ending) <= MAX_NAME else str(address)
+                direct = not own.interface_addresses or share_subnet(own, node, family)
+                yield BgpPeer(session, name, address, asn_of(view, node), direct, not wanted)
 
 
 def _router_id(node: Node) -> IPv4Address:

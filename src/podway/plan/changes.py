@@ -81,10 +81,16 @@ def compare(
 
 
 KINDS: dict[str, str] = {
+    "device": "devices",
     "link": "links",
+    "port": "ports",
     "sysctl": "sysctls",
     "address": "addresses",
     "neighbour": "neighbours",
+    "proxy": "proxies",
+    "forwarding entry": "forwarding",
+    "IPIP tunnel": "tunnels",
+    "tunnel endpoint": "endpoints",
     "route": "routes",
     "nft table": "tables",
 }

@@ -13,8 +13,10 @@ form     gateway                                           device
 and permanent entries say where such a gateway is. So it is the kernel's routing that decides, whoever writes
 the route: MTU, ICMP errors and the withdrawal of a dead node are the same in every form.
 
-A node sends a form to another one only once that says it accepts it (`Node.accepts`), and takes off a form for
-as long as another may still put it on (`Node.sends`): so clusters switch without a coordinator and without loss.
+A node puts a form on only after it has said that it may (`Node.sends`), and only for a node that says it takes
+it off (`Node.accepts`); it takes off a form for as long as any may put it on. Each acts on its own words once it
+reads them back, in the one order in which the store tells everything to everyone: so clusters switch without a
+coordinator and without loss (podway.plan.switching).
 """
 
 import hashlib
@@ -105,39 +107,50 @@ def form_wanted(pool: IPPool, here: Node, there: Node) -> Encapsulation:
 
 
 def form_to(pool: IPPool, here: Node, there: Node) -> Encapsulation:
-    """Return the form in which a node sends to another one: the wanted form, once that accepts it.
+    """Return the form in which a node sends to another one: the wanted form, once one says so and one takes it.
 
-    Until then it is the encapsulation that it accepts, since it has not switched yet, or none.
+    Until then it is the encapsulation that they last agreed on, since they have not switched yet, or none.
     """
     wanted = form_wanted(pool, here, there)
-    if wanted == "none" or wanted in there.accepts:
+    if wanted == "none":
         return wanted
-    if "vxlan" in there.accepts:
-        return "vxlan"
-    return "ipip" if "ipip" in there.accepts and pool.family is Family.IPV4 else "none"
+    usable: tuple[Encapsulation, ...] = ("vxlan", "ipip") if pool.family is Family.IPV4 else ("vxlan",)
+    agreed = (form for form in (wanted, *usable) if form in there.accepts and form in here.sends)
+    return next(agreed, "none")
+
+
+def forms_asked(view: ClusterView) -> frozenset[Encapsulation]:
+    """Return the encapsulations that pools ask for."""
+    return frozenset({pool.spec.encapsulation for pool in view.pools.values()} - {"none"})
+
+
+def forms_accepted(view: ClusterView, node: str) -> frozenset[Encapsulation]:
+    """Return the encapsulations that a node is to accept: those of any pool, and those that others may send."""
+    return forms_asked(view) | {form for form in DEVICES if view.senders.get(form, frozenset()) - {node}}
 
 
 def forms_held(view: ClusterView, node: str) -> frozenset[Encapsulation]:
-    """Return the encapsulations that a node must be able to take off: those of any pool, and those still sent."""
-    held: set[Encapsulation] = {pool.spec.encapsulation for pool in view.pools.values()}
-    held |= {form for form in DEVICES if view.senders.get(form, frozenset()) - {node}}
-    return frozenset(held - {"none"})
+    """Return the encapsulations whose devices a node must hold.
+
+    Besides those that it is to accept, those that others may think it does, and those that it may send.
+    """
+    here = view.nodes.get(node)
+    said = here.accepts | here.sends if here else frozenset[str]()
+    return forms_accepted(view, node) | {form for form in DEVICES if form in said}
 
 
 def forms_sent(view: ClusterView, node: str) -> Mapping[str, frozenset[Encapsulation]]:
-    """Return in which forms a node sends to the other nodes, by pool; pools without remote blocks are left out."""
+    """Return in which forms a node sends to the other nodes, by pool; nothing if there are none."""
     here = view.nodes.get(node)
-    if here is None:
+    others = [other for name, other in view.nodes.items() if name != node]
+    if here is None or not others:
         return {}
-    sent: dict[str, set[Encapsulation]] = {}
-    owners: dict[str, set[str]] = {}
-    for block in view.blocks.values():
-        if block.spec.node != node and block.spec.node in view.nodes:
-            owners.setdefault(block.spec.pool, set()).add(block.spec.node)
-    for name, others in owners.items():
-        if pool := view.pools.get(name):
-            sent[name] = {form_to(pool, here, view.nodes[other]) for other in others}
-    return {name: frozenset(forms) for name, forms in sent.items()}
+    return {
+        name: frozenset(
+            {"none"} if pool.spec.encapsulation == "none" else {form_to(pool, here, there) for there in others}
+        )
+        for name, pool in view.pools.items()
+    }
 
 
 def crossing(pool: IPPool, here: Node, there: Node) -> Crossing | None:
@@ -150,16 +163,17 @@ def crossing(pool: IPPool, here: Node, there: Node) -> Crossing | None:
 
 
 def crossings(view: ClusterView, node: str) -> Mapping[Network, Mapping[Address, Crossing]]:
-    """Return the encapsulated ways for what BGP tells: by the pool's network and the route's next hop.
+    """Return the encapsulated ways of pools: by the pool's network and the next hop of a route in it.
 
-    Pools whose routes are not told by BGP, and next hops that are reached without encapsulation, are left out.
+    Whoever tells the routes: BGP goes on with a pool for a while after that became the store's. Next hops that
+    are reached without encapsulation are left out.
     """
     here = view.nodes.get(node)
     if here is None:
         return {}
     found: dict[Network, dict[Address, Crossing]] = {}
     for pool in view.pools.values():
-        if pool.spec.distribution != "bgp" or pool.spec.encapsulation == "none":
+        if pool.spec.encapsulation == "none":
             continue
         for there in view.nodes.values():
             hop = there.internal_address(pool.family)

@@ -9,8 +9,9 @@ import msgspec
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Lease
 from podway.api.resources import Encapsulation, IPPool
+from podway.plan.bridge import GUARD, lan_of, plan_bridge
 from podway.plan.fabric import overhead
-from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable, NodePlan, Route, Sysctl
+from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable, NodePlan, PodWiring, Route, Sysctl
 from podway.plan.overlays import plan_overlays
 from podway.plan.remote import remote_routes
 from podway.plan.uplink import Uplink
@@ -29,10 +30,10 @@ NODE_FORWARDING: dict[Family, str] = {
 _NFT_FAMILY: dict[Family, Literal["ip", "ip6"]] = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 SPOOF_GUARD = f"""
-\tchain prerouting {{
+\tchain prerouting {{{{
 \t\ttype filter hook prerouting priority raw; policy accept;
 \t\tmeta iifgroup {LINK_GROUP} fib saddr . iif oif missing counter drop
-\t}}
+{{bridge}}\t}}}}
 """
 """A pod may send only from an address that is routed to it: for the families whose kernel does not see to it."""
 
@@ -55,6 +56,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     """The uplink's."""
     rp_filter: str = ""
     """The uplink's."""
+    bridge_netfilter: tuple[str, ...] = ()
+    """Those of podway.plan.bridge.BRIDGE_NETFILTER that this kernel has."""
 
     @property
     def strict(self) -> bool:
@@ -104,6 +107,30 @@ def pod_mtu(
     return min(mtus, default=min(view.config.mtu, uplink.mtu) if view.config.mtu else uplink.mtu)
 
 
+def plan_wiring(
+    view: ClusterView,
+    node: str,
+    uplink: Uplink,
+    lease: Lease,
+    *,
+    leases: Iterable[Lease] = (),
+    sent: Sent = NOTHING_SENT,
+) -> PodWiring:
+    """Return what one pod's attachment needs, `lease`'s; `leases` are all of the node."""
+    return _wiring(view, uplink, lease, lan_of(view, node, (*leases, lease)), sent)
+
+
+def _wiring(view: ClusterView, uplink: Uplink, lease: Lease, lan: tuple[Network, ...], sent: Sent) -> PodWiring:
+    # The pods of a bridge have one MTU: nobody tells a sender on a LAN that its frame is too long for another.
+    together = lease.attach == "bridge"
+    mtu = pod_mtu(view, uplink, _addresses_in(lan) if together else lease.addresses, sent)
+    return wire(lease, mtu=mtu, node_addresses=uplink.node_addresses, lan=lan)
+
+
+def _addresses_in(lan: tuple[Network, ...]) -> list[Address]:
+    return [block.network_address for block in lan]
+
+
 def plan_node(
     view: ClusterView,
     node: str,
@@ -124,23 +151,30 @@ def plan_node(
     A block of ours is a blackhole route: what is sent to an address that no pod holds ends here instead of
     going round, and BIRD learns from it what to announce.
     """
-    wirings = [
-        wire(lease, mtu=pod_mtu(view, uplink, lease.addresses, sent), node_addresses=uplink.node_addresses)
-        for lease in leases
-    ]
+    leases = tuple(leases)
+    lan = lan_of(view, node, leases, withdrawn)
+    wirings = [_wiring(view, uplink, lease, lan, sent) for lease in leases]
+    bridge = plan_bridge(lan, pod_mtu(view, uplink, _addresses_in(lan), sent), facts.bridge_netfilter)
     blocks = [block.network for block in view.blocks_of(node) if block.network not in withdrawn]
     families = {Family.of(block) for block in blocks} | {Family.of(address) for address in uplink.addresses}
     over = plan_overlays(view, node, uplink)
     return NodePlan(
-        devices=over.devices,
+        devices=(*over.devices, *bridge.devices),
         links=tuple(wiring.link for wiring in wirings),
-        addresses=(*over.addresses, *(address for wiring in wirings for address in wiring.addresses)),
+        ports=tuple(wiring.port for wiring in wirings if wiring.port),
+        addresses=(
+            *over.addresses,
+            *bridge.addresses,
+            *(address for wiring in wirings for address in wiring.addresses),
+        ),
         neighbours=(*over.neighbours, *(neighbour for wiring in wirings for neighbour in wiring.neighbours)),
+        proxies=tuple(proxy for wiring in wirings for proxy in wiring.proxies),
         forwarding=over.forwarding,
         tunnels=over.tunnels,
         endpoints=over.endpoints,
         sysctls=(
             *over.sysctls,
+            *bridge.sysctls,
             *_both_ways(facts, uplink, over),
             *(Sysctl(NODE_FORWARDING[family].format(uplink=uplink.device), "1") for family in sorted(families)),
             *_keep_listening(facts, uplink, families),
@@ -151,7 +185,10 @@ def plan_node(
             *remote_routes(view, node, uplink, bridged),
             *(route for wiring in wirings for route in wiring.routes),
         ),
-        tables=tuple(NftTable(_NFT_FAMILY[family], NFT_TABLE, SPOOF_GUARD) for family in sorted(facts.guarded)),
+        tables=tuple(
+            NftTable(_NFT_FAMILY[family], NFT_TABLE, SPOOF_GUARD.format(bridge=GUARD if lan else ""))
+            for family in sorted(facts.guarded)
+        ),
     )
 
 

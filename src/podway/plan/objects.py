@@ -46,6 +46,9 @@ class Vxlan(msgspec.Struct, frozen=True):
     local: Address
     uplink: str
 
+    def __str__(self) -> str:
+        return f"VNI {self.vni} at port {self.port} from {self.local} by {self.uplink}"
+
 
 class Device(msgspec.Struct, frozen=True):
     """A device of ours that the engine makes, mends and removes; up, in DEVICE_GROUP, without IPv6 autoconf.
@@ -140,6 +143,26 @@ class Link(msgspec.Struct, frozen=True):
         return self.name
 
 
+class Port(msgspec.Struct, frozen=True):
+    """A pod link's place on a bridge. It takes frames from `mac` alone, the pod's, and never learns another.
+
+    The bridge knows by a static entry of its forwarding database that this MAC is here. What the pod sends to
+    itself comes back (hairpin): so a pod reaches a Service of which it is the only endpoint.
+    """
+
+    device: str
+    bridge: str
+    mac: str
+
+    def __str__(self) -> str:
+        return f"port {self.device} of {self.bridge}"
+
+    @property
+    def key(self) -> str:
+        """The link's name."""
+        return self.device
+
+
 class LinkAddress(msgspec.Struct, frozen=True):
     """An address on a device, without duplicate-address detection."""
 
@@ -215,6 +238,21 @@ class Neighbour(msgspec.Struct, frozen=True):
         return (self.device, self.address)
 
 
+class Proxy(msgspec.Struct, frozen=True):
+    """An address for which the node answers on a device, though it is not there: proxy ARP, proxy NDP."""
+
+    device: str
+    address: Address
+
+    def __str__(self) -> str:
+        return f"proxy for {self.address} on {self.device}"
+
+    @property
+    def key(self) -> tuple[str, Address]:
+        """Device and address."""
+        return (self.device, self.address)
+
+
 class Sysctl(msgspec.Struct, frozen=True):
     """A kernel setting of the network namespace: path below /proc/sys, and its text."""
 
@@ -265,8 +303,17 @@ class PodWiring(msgspec.Struct, frozen=True):
     neighbours: tuple[Neighbour, ...]
     sysctls: tuple[Sysctl, ...]
     routes: tuple[Route, ...]
-    """The host's routes to the pod: written last, they are the lease."""
+    """The host's routes to the pod, written last."""
     pod: PodEnd
+    port: Port | None = None
+    """Where the link stands on a bridge; None if it is routed."""
+    proxies: tuple[Proxy, ...] = ()
+
+    @property
+    def away(self) -> "tuple[Route | Neighbour | Proxy, ...]":
+        """What stands on another device than the link, the bridge, and so does not vanish with it."""
+        everything: tuple[Route | Neighbour | Proxy, ...] = (*self.routes, *self.neighbours, *self.proxies)
+        return tuple(thing for thing in everything if thing.device != self.link.name)
 
 
 class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,8 +321,10 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     devices: tuple[Device, ...] = ()
     links: tuple[Link, ...] = ()
+    ports: tuple[Port, ...] = ()
     addresses: tuple[LinkAddress, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    proxies: tuple[Proxy, ...] = ()
     forwarding: tuple[ForwardingEntry, ...] = ()
     tunnels: tuple[IpipTunnel, ...] = ()
     endpoints: tuple[TunnelEndpoint, ...] = ()
@@ -290,6 +339,7 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             self,
             links=tuple(link for link in self.links if link.name not in devices),
+            ports=tuple(port for port in self.ports if port.device not in devices),
             addresses=tuple(address for address in self.addresses if address.device not in devices),
             neighbours=tuple(neighbour for neighbour in self.neighbours if neighbour.device not in devices),
             sysctls=tuple(sysctl for sysctl in self.sysctls if devices.isdisjoint(sysctl.path.split("/"))),

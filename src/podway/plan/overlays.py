@@ -2,6 +2,7 @@
 
 from ipaddress import IPv4Address, ip_interface
 
+from podway.api.addresses import Family
 from podway.api.resources import Encapsulation
 from podway.plan.fabric import DEVICES, Overlay, endpoint, forms_held, overhead, overlay
 from podway.plan.objects import (
@@ -17,6 +18,7 @@ from podway.plan.objects import (
 )
 from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
+from podway.plan.wiring import gateway_interface
 
 DEVICE_SYSCTLS = {
     # Packets for other namespaces come in here; loose, since a packet may be answered in another form.
@@ -48,7 +50,13 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink) -> NodePlan:
     devices = [DEVICES[form] for form in held]
     return NodePlan(
         devices=tuple(_device(view, uplink, me, form) for form in held),
-        addresses=tuple(LinkAddress(device, ip_interface(f"{me.gateway}/64"), "link") for device in devices),
+        addresses=tuple(
+            LinkAddress(device, address, "link")
+            for device in devices
+            # On a device without IPv4 address the kernel takes loose rp_filter for strict (fib_validate_source),
+            # and would drop what another node itself sends to pods, since it is answered by the uplink.
+            for address in (ip_interface(f"{me.gateway}/64"), gateway_interface(Family.IPV4))
+        ),
         neighbours=tuple(Neighbour(device, other.gateway, other.mac) for device in devices for other in others),
         forwarding=tuple(
             ForwardingEntry(DEVICES["vxlan"], other.mac, other.endpoint) for other in others if vxlan

@@ -1,7 +1,7 @@
 """The way that a packet should take through the cluster, hop by hop, as the plans of the nodes say it.
 
 A hop is one network namespace that a packet passes: a pod's or a node's. There it comes in by one device, a
-route decides, and it leaves by another one.
+route decides, and it leaves by another one. Routers between nodes are nobody's hops: what they do is theirs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,13 +9,16 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from podway.api.addresses import Address, Family
+from podway.api.addresses import Address
 from podway.api.lease import Lease
-from podway.plan.node import plan_node, pod_mtu
-from podway.plan.objects import Neighbour, Route
+from podway.api.resources import AddressBlock, Encapsulation
+from podway.plan.fabric import DEVICES
+from podway.plan.learned import announced
+from podway.plan.node import plan_node, plan_wiring
+from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE, Neighbour, Route
+from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
-from podway.plan.wiring import wire
 
 Fate: TypeAlias = Literal["forwarded", "delivered", "discarded", "outside"]
 Owner: TypeAlias = Literal["podway", "bird", "kernel", "host"]
@@ -48,8 +51,12 @@ class PlannedHop(msgspec.Struct, frozen=True):
     """One namespace on the way. `pod` is empty for the node's own.
 
     `entry` is the device that the packet comes in by, empty where it is made (or not known); `exit` the one
-    that it leaves by, empty where it ends. `route` is the one that should decide, `owner` who keeps it:
-    `host` is whoever set up the node's own network. `learned_from` is the node that tells a route by BGP.
+    that it leaves by, empty where it ends: those that routing sees. Where one of them is an overlay device or a
+    bridge, `wire_entry` and `wire_exit` are the devices below, which carry the packet to the next hop.
+    `encapsulation` is the form in which it leaves for another node.
+
+    `route` is the one that should decide, `owner` who keeps it: `host` is whoever set up the node's own network.
+    `leads_to` is the node that the route leads to, `learned_from` the same where that node tells it by BGP.
     """
 
     node: str
@@ -61,6 +68,10 @@ class PlannedHop(msgspec.Struct, frozen=True):
     route: Route | None = None
     learned_from: str = ""
     neighbour: Neighbour | None = None
+    leads_to: str = ""
+    encapsulation: Encapsulation = "none"
+    wire_entry: str = ""
+    wire_exit: str = ""
 
 
 def plan_path(view: ClusterView, sites: Mapping[str, Site], source: End, target: End) -> tuple[PlannedHop, ...]:
@@ -70,26 +81,34 @@ def plan_path(view: ClusterView, sites: Mapping[str, Site], source: End, target:
     depend on it, are passed with empty names.
     """
     hops: list[PlannedHop] = []
-    node, entry = source.node or target.node, ""
+    node, entry, below = source.node or target.node, "", ""
     lease = _lease(sites, source)
     if source.pod and source.address == target.address:
         return (PlannedHop(node, source.pod, "", "", "delivered", "kernel"),)
     if source.pod:
         hops.append(_out_of_pod(view, sites, source, target, lease))
         entry = lease.attachment.link if lease else ""
+        if lease and lease.attach == "bridge":
+            entry, below = BRIDGE_DEVICE, entry
     elif not source.node:
         entry = _uplink(sites, node).device
     while node and node not in {hop.node for hop in hops if not hop.pod}:
-        hops.append(_through_node(view, sites, node, entry, target))
+        hop = _through_node(view, sites, node, entry, target)
+        hops.append(msgspec.structs.replace(hop, wire_entry=below))
         if hops[-1].fate != "forwarded":
             break
         if target.pod and target.node == node:
             inside = _lease(sites, target)
             ifname = inside.attachment.ifname if inside else ""
+            if inside and inside.attach == "bridge":
+                hops[-1] = msgspec.structs.replace(hops[-1], wire_exit=inside.attachment.link)
             hops.append(PlannedHop(node, target.pod, ifname, "", "delivered", "kernel"))
             break
-        node = hops[-1].learned_from or target.node
-        entry = _uplink(sites, node).device
+        node = hop.leads_to or target.node
+        entry, below = _uplink(sites, node).device, ""
+        if hop.encapsulation == "vxlan":
+            # IPIP is taken off on the uplink itself: there the packet comes in by it.
+            entry, below = VXLAN_DEVICE, entry
     return tuple(hops)
 
 
@@ -98,16 +117,19 @@ def _out_of_pod(
 ) -> PlannedHop:
     if lease is None:
         return PlannedHop(source.node, source.pod, "", "", "forwarded", "podway")
-    uplink = _uplink(sites, source.node)
-    pod = wire(lease, mtu=pod_mtu(view, uplink, lease.addresses), node_addresses=uplink.node_addresses).pod
-    route = _longest(pod.routes, target.address)
+    site = sites.get(source.node, Site())
+    pod = plan_wiring(view, source.node, site.uplink or _UNKNOWN, lease, leases=site.leases).pod
+    # On a bridge the kernel itself knows the way to its neighbours, by the pod's own address.
+    lans = (on.address.network for on in pod.addresses)
+    connected = [Route(lan, device=pod.ifname, scope="link") for lan in lans if lan.num_addresses > 1]
+    route = _longest((*pod.routes, *connected), target.address)
     return PlannedHop(
         source.node,
         source.pod,
         "",
         pod.ifname,
         "forwarded",
-        "podway",
+        "kernel" if route in connected else "podway",
         route,
         neighbour=_neighbour(pod.neighbours, route, target.address),
     )
@@ -122,19 +144,25 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
     site = sites.get(node, Site())
     plan = plan_node(view, node, uplink, site.leases)
     own = _longest(plan.routes, address)
+    block = next((block for block in view.blocks.values() if address in block.network), None)
     if own is not None:
         fate: Fate = "discarded" if own.type != "unicast" else "forwarded"
         known = _neighbour(plan.neighbours, own, address)
         if own.type != "unicast" and target.pod and target.node == node and not site.leases:
             # The pod's own route is narrower than its block's, but not known while its node is silent.
             return PlannedHop(node, "", entry, "", "forwarded", "podway")
-        return PlannedHop(node, "", entry, own.device, fate, "podway", own, neighbour=known)
-    block = next((block for block in view.blocks.values() if address in block.network), None)
-    if block is not None:
-        owner = view.nodes.get(block.spec.node)
-        gateway = owner.internal_address(Family.of(address)) if owner else None
-        route = Route(block.network, device=uplink.device, gateway=gateway)
-        return PlannedHop(node, "", entry, uplink.device, "forwarded", "bird", route, block.spec.node)
+        hop = PlannedHop(node, "", entry, own.device, fate, "podway", own, neighbour=known)
+        remote = block is not None and block.spec.node != node and own.destination == block.network
+        return _to_a_node(hop, block, uplink) if block and remote else hop
+    if block is not None and announced(view, block):
+        route = remote_route(view, node, uplink, block)
+        if route is None:  # only routers between the nodes know the way, and told BIRD
+            route = Route(block.network, device=uplink.device)
+        told = msgspec.structs.replace(route, source=None)
+        known = _neighbour(plan.neighbours, told, address)
+        owner = block.spec.node
+        hop = PlannedHop(node, "", entry, told.device, "forwarded", "bird", told, owner, known)
+        return _to_a_node(hop, block, uplink)
     if not target.node:
         return PlannedHop(node, "", entry, "", "outside", "host")
     subnet = next((own.network for own in uplink.addresses if address in own.network), None)
@@ -142,6 +170,17 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
         return PlannedHop(node, "", entry, uplink.device, "forwarded", "host")
     connected = Route(subnet, device=uplink.device, scope="link")
     return PlannedHop(node, "", entry, uplink.device, "forwarded", "kernel", connected)
+
+
+def _to_a_node(hop: PlannedHop, block: AddressBlock, uplink: Uplink) -> PlannedHop:
+    """Add to a hop on the way to a block of another node which that is, and how the packet crosses."""
+    form: Encapsulation = next((form for form, device in DEVICES.items() if device == hop.exit), "none")
+    return msgspec.structs.replace(
+        hop,
+        leads_to=block.spec.node,
+        encapsulation=form,
+        wire_exit=uplink.device if form != "none" else "",
+    )
 
 
 def _uplink(sites: Mapping[str, Site], node: str) -> Uplink:

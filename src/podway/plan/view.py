@@ -10,8 +10,10 @@ from typing import TypeVar
 
 import msgspec
 
+from podway.api.peers import BGPPeer, Secret
 from podway.api.resources import (
     ASN,
+    BGP_READY,
     SENDS,
     AddressBlock,
     IPPool,
@@ -39,11 +41,16 @@ class ClusterView(msgspec.Struct, frozen=True):
     """The blocks of each node that has any, in address order."""
     senders: Mapping[str, frozenset[str]] = MappingProxyType({})
     """The nodes that may still put on an encapsulation, by its name."""
+    peers: Mapping[str, BGPPeer] = MappingProxyType({})
+    secrets: Mapping[tuple[str, str], Secret] = MappingProxyType({})
+    """By namespace and name."""
 
     @classmethod
     def of(cls, resources: Iterable[Resource], revision: int) -> "ClusterView":
         """Build a view from a listing of the whole store."""
         nodes, namespaces, pools, blocks = {}, {}, {}, {}
+        peers: dict[str, BGPPeer] = {}
+        secrets: dict[tuple[str, str], Secret] = {}
         config = NetworkConfigSpec()
         for obj in resources:
             name = obj.metadata.name
@@ -56,10 +63,14 @@ class ClusterView(msgspec.Struct, frozen=True):
                     pools[name] = obj
                 case AddressBlock():
                     blocks[name] = obj
+                case BGPPeer():
+                    peers[name] = obj
+                case Secret():
+                    secrets[obj.metadata.namespace, name] = obj
                 case NetworkConfig():
                     config = obj.spec
         owned = _by_owner(blocks.values())
-        return cls(nodes, namespaces, pools, blocks, config, revision, owned, _senders(nodes))
+        return cls(nodes, namespaces, pools, blocks, config, revision, owned, _senders(nodes), peers, secrets)
 
     def after(self, event: Event) -> "ClusterView":
         """Return the view after one change; the same facts if the change is of no concern here."""
@@ -78,6 +89,14 @@ class ClusterView(msgspec.Struct, frozen=True):
             case AddressBlock():
                 changes["blocks"] = _changed(self.blocks, obj, gone)
                 changes["owned"] = self._owned_after(obj, gone)
+            case BGPPeer():
+                changes["peers"] = _changed(self.peers, obj, gone)
+            case Secret():
+                secrets = changes["secrets"] = dict(self.secrets)
+                if gone:
+                    secrets.pop((obj.metadata.namespace, obj.metadata.name), None)
+                else:
+                    secrets[obj.metadata.namespace, obj.metadata.name] = obj
             case NetworkConfig():
                 changes["config"] = NetworkConfigSpec() if gone else obj.spec
         return msgspec.structs.replace(self, **changes)
@@ -114,7 +133,13 @@ class ClusterView(msgspec.Struct, frozen=True):
 
 def same_routing(one: ClusterView, other: ClusterView) -> bool:
     """Tell whether two views give every node the same BGP plan: at most blocks and the like differ."""
-    return one.pools == other.pools and one.config == other.config and _same_places(one, other)
+    return (
+        one.pools == other.pools
+        and one.config == other.config
+        and one.peers == other.peers
+        and one.secrets == other.secrets
+        and _same_places(one, other)
+    )
 
 
 def same_network(one: ClusterView, other: ClusterView) -> bool:
@@ -138,8 +163,13 @@ def _same_place(one: Node, other: Node) -> bool:
         and one.metadata.labels == other.metadata.labels
         and one.accepts == other.accepts
         and one.sends == other.sends
-        and one.metadata.annotations.get(ASN) == other.metadata.annotations.get(ASN)
+        and _note(one, ASN) == _note(other, ASN)
+        and _note(one, BGP_READY) == _note(other, BGP_READY)
     )
+
+
+def _note(node: Node, name: str) -> str | None:
+    return node.metadata.annotations.get(name)
 
 
 def _senders(nodes: Mapping[str, Node]) -> Mapping[str, frozenset[str]]:

@@ -129,7 +129,7 @@ def plan_all(view: ClusterView, site: Site, node: str) -> None:
     """Do all planning of a node: kernel objects, BGP, and BIRD's configuration."""
     assert site.uplink is not None
     plan_node(view, node, site.uplink, site.leases)
-    render(plan_bgp(node, tuple(view.nodes.values()), view.pools.values(), view.config.bgp), Path("bird.log"))
+    render(plan_bgp(view, node), Path("bird.log"))
 
 
 def follow(view: ClusterView, site: Site, node: str, event: Event) -> ClusterView:
@@ -139,7 +139,7 @@ def follow(view: ClusterView, site: Site, node: str, event: Event) -> ClusterVie
         assert site.uplink is not None
         plan_node(after, node, site.uplink, site.leases)
         if view.nodes is not after.nodes:
-            plan_bgp(node, tuple(after.nodes.values()), after.pools.values(), after.config.bgp)
+            plan_bgp(after, node)
     return after
 
 

@@ -31,11 +31,23 @@ class Way(msgspec.Struct, frozen=True):
         """Whether it gets there."""
         return bool(self.hops) and self.hops[-1].fate == "delivered"
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What makes it another way for packets, whoever tells the routes."""
+        hops = tuple(
+            (hop.node, hop.pod, hop.entry, hop.exit, hop.fate, hop.encapsulation, hop.route and hop.route.gateway)
+            for hop in self.hops
+        )
+        return (hops, self.mtus)
+
     def __str__(self) -> str:
-        """Return the way on one line: `default/a > node1 > node2 > default/b (MTU 1500)`."""
+        """Return the way on one line: `default/a > node1 [vxlan] > node2 > default/b (MTU 1450)`."""
         if not self.hops:
             return "none"
-        places = [hop.pod or hop.node for hop in self.hops]
+        places = [
+            f"{hop.pod or hop.node}{f' [{hop.encapsulation}]' if hop.encapsulation != 'none' else ''}"
+            for hop in self.hops
+        ]
         end = "" if self.arrives else f" > {'discarded there' if self.hops[-1].fate == 'discarded' else 'lost'}"
         return f"{' > '.join(places)}{end} (MTU {min(self.mtus)})"
 
@@ -80,7 +92,9 @@ def way(view: ClusterView, comparison: Comparison, source: End, target: End) -> 
         end.node: Site(comparison.uplink(end.node), _leases(comparison.sites, end.node, ends))
         for end in (source, target)
     }
-    mtus = tuple(pod_mtu(view, site.uplink) for site in sites.values() if site.uplink)
+    mtus = tuple(
+        pod_mtu(view, comparison.uplink(end.node), _addresses(sites[end.node], end)) for end in (source, target)
+    )
     return Way(plan_path(view, sites, source, target) if source.node in view.nodes else (), mtus)
 
 
@@ -94,7 +108,7 @@ def changed_paths(comparison: Comparison) -> PathChanges:
         if to is None or source.first.address.version != to.address.version:
             continue
         before, after = (way(view, comparison, source.first, to) for view in (comparison.before, comparison.after))
-        if before != after:
+        if before.shape != after.shape:
             pairs = source.pods * (target.pods - (source == target))
             found.append(PathChange(source, target, pairs, before, after))
     return PathChanges(tuple(found), next(candidates, None) is None)
@@ -104,7 +118,7 @@ def _candidates(comparison: Comparison) -> Iterator[tuple[Group, Group]]:
     """Yield the pairs of groups between which the way can differ at all."""
     one, other = comparison.before, comparison.after
     groups = groups_of(comparison)
-    if one.config.mtu != other.config.mtu:
+    if (one.config.mtu, one.config.vxlan) != (other.config.mtu, other.config.vxlan):
         yield from product(groups, groups)
         return
     came_or_went = one.nodes.keys() ^ other.nodes.keys()
@@ -132,6 +146,11 @@ def groups_of(comparison: Comparison) -> tuple[Group, ...]:
         Group(node, block, len(ends), ends[0], ends[1] if len(ends) > 1 else None)
         for (node, block, _), ends in members.items()
     )
+
+
+def _addresses(site: Site, end: End) -> tuple[Address, ...]:
+    """Return all addresses of a pod: the MTU of its link serves the pools of all."""
+    return next((lease.addresses for lease in site.leases if end.address in lease.addresses), (end.address,))
 
 
 def _leases(sites: Mapping[str, Site], node: str, ends: set[tuple[str, str, Address]]) -> tuple[Lease, ...]:

@@ -5,7 +5,7 @@ engine uses.
 """
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,17 @@ from typing import Literal
 import msgspec
 
 from podway.api.addresses import Address
-from podway.api.resources import AddressBlock
+from podway.api.resources import AddressBlock, Node
+from podway.bgp.outside import outside_session
 from podway.bgp.render import render
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import Change, between, compare
-from podway.plan.learned import announced, learned_route
-from podway.plan.node import plan_node
+from podway.plan.fabric import forms_sent, pool_of
+from podway.plan.learned import learned_route
+from podway.plan.node import plan_node, pool_mtu
 from podway.plan.objects import NodePlan, Route
 from podway.plan.path import Site
+from podway.plan.topology import Topology, topology
 from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 from podway.preview.settle import Settled, settle
@@ -38,6 +41,8 @@ class Session(msgspec.Struct, frozen=True):
     asn: int
     port: int
     bfd: str
+    options: str = ""
+    """How BIRD is told of a session with an outside peer, whose filters are its own."""
 
     def __str__(self) -> str:
         return f"BGP session {self.name} with {self.peer}"
@@ -56,6 +61,8 @@ class NodeChange(msgspec.Struct, frozen=True):
     learned: tuple[Change, ...] = ()
     sessions: tuple[Change, ...] = ()
     bird: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    """What changes for the pools' packets and pods, in words."""
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -131,6 +138,7 @@ class Comparison:
             learned=self._learned(node),
             sessions=tuple(compare("session", _sessions(before), _sessions(after))),
             bird=_lines_between(before, after),
+            pools=tuple(self._pools(node)),
         )
 
     def uplink(self, node: str) -> Uplink:
@@ -140,6 +148,27 @@ class Comparison:
             return uplink
         known = self.before.nodes.get(node) or self.after.nodes[node]
         return Uplink("UPLINK", 0, known.interface_addresses)
+
+    def _pools(self, node: str) -> Iterator[str]:
+        """Say of each pool how its packets leave the node, and its pods' MTU, if these change."""
+        uplink = self.uplink(node)
+        told = [
+            {
+                name: (_forms(view, node, name), pool_mtu(view, uplink, pool), pool.spec.distribution)
+                for name, pool in view.pools.items()
+                if node in view.nodes
+            }
+            for view in (self.before, self.after)
+        ]
+        for name in sorted(told[0].keys() & told[1].keys()):
+            (forms, mtu, teller), (new_forms, new_mtu, new_teller) = (one[name] for one in told)
+            words = [
+                *([f"packets to other nodes {forms} -> {new_forms}"] if forms != new_forms else []),
+                *([f"pods' MTU {mtu} -> {new_mtu}"] if mtu != new_mtu else []),
+                *([f"routes told by {teller} -> {new_teller}"] if teller != new_teller else []),
+            ]
+            if words:
+                yield f"IPPool/{name}: {', '.join(words)}"
 
     def _plan(self, view: ClusterView, node: str) -> NodePlan:
         if node not in view.nodes:
@@ -162,42 +191,73 @@ class Comparison:
     def _concerned(self) -> frozenset[str]:
         """The nodes whose sessions with others can differ: all, if what all sessions share does."""
         one, other = self.before, self.after
-        if one.config.bgp != other.config.bgp or _families(one) != _families(other):
+        kinds = {msgspec.structs.replace(target, name="") for target in self._targets.values()}
+        if one.config.bgp != other.config.bgp or _families(one) != _families(other) or len(kinds) > 1:
             return frozenset(self.nodes)
         return frozenset(
             name
             for name in one.nodes.keys() | other.nodes.keys()
             if (node := one.nodes.get(name)) is not (new := other.nodes.get(name))
-            and (node is None or new is None or node.internal_addresses != new.internal_addresses)
+            and (node is None or new is None or _place(node) != _place(new))
         )
+
+    @cached_property
+    def _targets(self) -> Mapping[int, Topology]:
+        return {id(view): topology(view) for view in (self.before, self.after)}
 
     def _bgp(self, view: ClusterView, node: str) -> BgpPlan | None:
         """Plan a node's BGP as far as it can differ: a full mesh has as many sessions as nodes, on each."""
         if node not in view.nodes:
             return None
         every = node in self._concerned
-        names = view.nodes.keys() if every else {node, *self._concerned} & view.nodes.keys()
-        return plan_bgp(node, [view.nodes[name] for name in names], view.pools.values(), view.config.bgp)
+        return plan_bgp(view, node, target=self._targets[id(view)], only=None if every else self._concerned)
 
 
 def _way(view: ClusterView, name: str) -> tuple[object, ...] | None:
     block = view.blocks.get(name)
-    if block is None or not announced(view, block):
+    pool = pool_of(view, block) if block else None
+    if block is None or pool is None or block.spec.node not in view.nodes:
         return None
-    return (block.spec.cidr, block.spec.node, view.nodes[block.spec.node].internal_addresses)
+    spec = pool.spec
+    crossing = (spec.distribution, spec.encapsulation, spec.when, spec.attach)
+    return (block.spec.cidr, block.spec.node, view.nodes[block.spec.node].internal_addresses, *crossing)
+
+
+def _forms(view: ClusterView, node: str, pool: str) -> str:
+    """Return in words the forms in which a node sends a pool's packets to the others."""
+    forms = forms_sent(view, node).get(pool, frozenset({"none"}))
+    return " or ".join("as they are" if form == "none" else f"in {form}" for form in sorted(forms))
 
 
 def _families(view: ClusterView) -> frozenset[int]:
-    return frozenset(pool.network.version for pool in view.pools.values())
+    return frozenset(pool.network.version for pool in view.pools.values() if pool.spec.distribution == "bgp")
+
+
+def _place(node: Node) -> tuple[object, ...]:
+    return (node.internal_addresses, node.interface_addresses, node.asn)
 
 
 def _sessions(plan: BgpPlan | None) -> Mapping[Hashable, Session]:
     if plan is None:
         return {}
-    bfd = f"{plan.bfd.interval} ms x {plan.bfd.multiplier}" if plan.bfd else "off"
-    return {
+    times = f"{plan.bfd.interval} ms x {plan.bfd.multiplier}"
+    bfd = times if plan.nodes_bfd else "off"
+    sessions: dict[Hashable, Session] = {
         peer.name: Session(peer.name, peer.address, peer.asn, plan.address(peer.family), plan.asn, plan.port, bfd)
         for peer in plan.peers
+    }
+    return sessions | {
+        peer.name: Session(
+            peer.name,
+            peer.address,
+            peer.asn,
+            peer.local,
+            plan.asn,
+            peer.port,
+            times if peer.bfd else "off",
+            " ".join(outside_session(plan, peer, None).split()),
+        )
+        for peer in plan.outside
     }
 
 
@@ -205,7 +265,9 @@ def _lines_between(before: BgpPlan | None, after: BgpPlan | None) -> tuple[str, 
     """Return the lines that BIRD's configuration loses and gains, apart from its sessions and comments."""
     if before is None or after is None:
         return ()
-    one, other = (render(msgspec.structs.replace(plan, peers=()), _LOG).splitlines() for plan in (before, after))
+    one, other = (
+        render(msgspec.structs.replace(plan, peers=(), outside=()), _LOG).splitlines() for plan in (before, after)
+    )
     if one == other:
         return ()
     lines = difflib.unified_diff(one, other, n=0, lineterm="")

@@ -1,25 +1,28 @@
 """What the agents make of a cluster's objects by themselves once they have heard of a change. Pure.
 
-A new pool changes no node's kernel by itself: every agent claims a block of it. A preview that stopped before
-that would say that nothing happens.
+A new pool changes no node's kernel by itself: every agent claims a block of it. And a node sends in another form
+only once it and the others have said so. A preview that stopped before that would say that nothing happens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from podway.api.addresses import Network
+import msgspec
+
+from podway.api.addresses import Family, Network
 from podway.api.lease import Lease
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, block_name
+from podway.api.resources import ACCEPTS, SENDS, AddressBlock, AddressBlockSpec, IPPool, Node, block_name
 from podway.ipam.addresses import BlockUse
 from podway.ipam.blocks import capacity, free_blocks
 from podway.ipam.selection import pools_for_node, wants_another
+from podway.plan.fabric import forms_asked
 from podway.plan.path import Site
 from podway.plan.view import ClusterView
 
 
 class Settled(NamedTuple):
-    """A view with the agents' claims and returns in it.
+    """A view with the agents' claims and returns in it, and with what they say of the forms that they send.
 
     `unserved` are the nodes that want a block of a pool that has none left: (node, pool).
     """
@@ -56,7 +59,26 @@ def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
     gone = {block.metadata.name for block in returned}
     blocks = {name: block for name, block in view.blocks.items() if name not in gone}
     blocks |= {block.metadata.name: block for block in claimed}
-    return Settled(view.with_blocks(blocks), tuple(claimed), returned, tuple(unserved))
+    return Settled(_agreed(view.with_blocks(blocks)), tuple(claimed), returned, tuple(unserved))
+
+
+def _agreed(view: ClusterView) -> ClusterView:
+    """Return a view in which all nodes send and accept the encapsulations that pools ask for, and no others."""
+    asked = forms_asked(view)
+    without_ipv4 = asked - {"ipip"}
+    changed: dict[str, Node] = {}
+    for name, node in view.nodes.items():
+        forms = asked if node.internal_address(Family.IPV4) else without_ipv4
+        if node.accepts != forms or node.sends != forms:
+            words = ",".join(sorted(forms))
+            annotations = {**node.metadata.annotations, ACCEPTS: words, SENDS: words}
+            metadata = msgspec.structs.replace(node.metadata, annotations=annotations)
+            changed[name] = msgspec.structs.replace(node, metadata=metadata)
+    if not changed:
+        return view
+    nodes = {**view.nodes, **changed}
+    senders = {form: frozenset(name for name, node in nodes.items() if form in node.sends) for form in asked}
+    return msgspec.structs.replace(view, nodes=nodes, senders=senders)
 
 
 def claim_of(network: Network, pool: IPPool, node: str) -> AddressBlock:

@@ -1,7 +1,7 @@
 """A cluster in one file: its objects, and what each node's agent knows that is not among them.
 
 The file is JSON with a version. Whatever plans need is in it, so that a change can be previewed elsewhere,
-without privileges. What is secret (ClusterAuthority, Secret) is left out.
+without privileges. ClusterAuthority is left out, and Secrets are without their values.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ import msgspec
 from podway import __version__
 from podway.api.encode import to_builtins
 from podway.api.lease import Attachment, Lease
-from podway.api.resources import KINDS, Resource, key, subject
+from podway.api.peers import Secret
+from podway.api.resources import KINDS, Attach, Resource, key, subject
 from podway.api.validate import validate
 from podway.errors import InvalidInput, InvalidObject
 from podway.plan.path import Site
@@ -23,7 +24,7 @@ from podway.plan.view import ClusterView
 
 KIND = "PodwaySnapshot"
 VERSION = 1
-SECRET_KINDS = frozenset({"ClusterAuthority", "Secret"})
+SECRET_KINDS = frozenset({"ClusterAuthority"})
 
 _ANEW = "make it anew with `podway snapshot -o FILE`"
 
@@ -59,6 +60,7 @@ class _Lease(msgspec.Struct, frozen=True):
     network: str
     netns: str
     addresses: tuple[str, ...]
+    attach: Attach = "routed"
 
 
 class _Node(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -171,6 +173,8 @@ def _object(shape: dict[str, Any], origin: str) -> Resource:
         obj: Resource = msgspec.convert(shape, kind)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"{origin}: {kind.KIND}: {error}", hint=f"copy it again, or {_ANEW}") from error
+    if isinstance(obj, Secret):
+        return obj  # redacted, which no Secret may be that is to be stored
     try:
         validate(obj)
     except InvalidObject as error:
@@ -193,6 +197,7 @@ def _record(site: Site) -> _Node:
                 lease.network,
                 lease.netns,
                 tuple(map(str, lease.addresses)),
+                lease.attach,
             )
             for lease in site.leases
         ),
@@ -211,6 +216,7 @@ def _site(node: _Node) -> Site:
                 lease.network,
                 lease.netns,
                 tuple(map(ip_address, lease.addresses)),
+                lease.attach,
             )
             for lease in node.leases
         ),

@@ -10,17 +10,19 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Interface
 from podway.errors import KernelError
-from podway.kernel import addresses, links, neighbours, netns, routes, sysctls
+from podway.kernel import addresses, forwarding, links, neighbours, netns, routes, sysctls
+from podway.kernel.ipip import IpipTunnels, TunnelEndpoints
 from podway.kernel.links import LinkRecord
 from podway.kernel.netlink import Connection
 from podway.kernel.routes import Lookup, RouteRecord
+from podway.plan.objects import IPIP_DEVICE, NodePlan
 
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (include/uapi/linux/neighbour.h)."""
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """The devices of one namespace, their addresses and neighbours."""
+    """The devices of one namespace, their addresses and neighbours, and what makes tunnels of them."""
 
     links: dict[str, LinkRecord]
     addresses: tuple[tuple[str, Interface], ...]
@@ -29,6 +31,12 @@ class Ground(msgspec.Struct, frozen=True):
     """Hardware address by device and address, empty where nobody answered."""
     permanent: frozenset[tuple[str, Address]] = frozenset()
     """Which of the neighbours were set by somebody and never age."""
+    forwarding: dict[tuple[str, str], Address] = {}
+    """Where VXLAN devices send frames, by device and hardware address."""
+    programs: frozenset[tuple[str, str]] = frozenset()
+    """The IPIP programs: the device that each hangs on, and what it does, `encap` or `decap`."""
+    tunnel_sources: frozenset[Address] = frozenset()
+    """The nodes whose IPIP packets are taken."""
 
     def addresses_of(self, device: str) -> tuple[Address, ...]:
         """Return the addresses of one device."""
@@ -112,6 +120,8 @@ def survey(connection: Connection) -> Ground:
         return found[index].name if index in found else ""
 
     known = {(name(record.index), record.address): record for record in neighbours.dump(connection)}
+    numbers = {link.name: link.index for link in found.values()}
+    has_ipip = IPIP_DEVICE in numbers
     return Ground(
         {link.name: link for link in found.values()},
         tuple(
@@ -121,4 +131,18 @@ def survey(connection: Connection) -> Ground:
         ),
         {key: record.mac if record.state & _NUD_USABLE else "" for key, record in known.items()},
         frozenset(key for key, record in known.items() if record.permanent),
+        {
+            (link.name, entry.mac): entry.endpoint
+            for link in found.values()
+            if link.kind == "vxlan"
+            for entry in forwarding.dump(connection, link.index)
+            if entry.endpoint is not None
+        },
+        frozenset(
+            (program.device, program.role)
+            for program in IpipTunnels(connection, lambda: numbers).list(NodePlan()).values()
+        )
+        if has_ipip
+        else frozenset(),
+        frozenset(TunnelEndpoints(connection, lambda: numbers).list(NodePlan())) if has_ipip else frozenset(),
     )

@@ -76,11 +76,24 @@ TunnelKind: TypeAlias = Literal["IP in IP", "VXLAN", "Geneve", "GRE"]
 
 
 class Tunnel(msgspec.Struct, frozen=True):
-    """One encapsulation that was around a packet."""
+    """One encapsulation that was around a packet: the outer header's addresses, and how it was sent.
+
+    `port` is the outer UDP destination port and `vni` the VXLAN network identifier, 0 where there is none;
+    `hop_limit` is the outer header's. `fragment` says that the outer packet was only the first part of one.
+    """
 
     kind: TunnelKind
     source: Address
     destination: Address
+    port: int = 0
+    vni: int = 0
+    hop_limit: int = 0
+    fragment: bool = False
+
+    def __str__(self) -> str:
+        """Return it in words: `VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.0.2`."""
+        told = f" (VNI {self.vni}, port {self.port})" if self.kind == "VXLAN" else ""
+        return f"{self.kind}{told} from {self.source} to {self.destination}"
 
 
 class Udp(msgspec.Struct, frozen=True):
@@ -287,8 +300,9 @@ def _unwrap(header: _Ip, tunnels: tuple[Tunnel, ...]) -> Packet | None:
     """Return the packet inside an encapsulation, None if there is none to be seen."""
     body = header.body
 
-    def around(kind: TunnelKind) -> tuple[Tunnel, ...]:
-        return (*tunnels, Tunnel(kind, _address(header.source), _address(header.destination)))
+    def around(kind: TunnelKind, port: int = 0, vni: int = 0) -> tuple[Tunnel, ...]:
+        ends = _address(header.source), _address(header.destination)
+        return (*tunnels, Tunnel(kind, *ends, port, vni, header.hop_limit, header.fragment))
 
     if header.protocol in (socket.IPPROTO_IPIP, socket.IPPROTO_IPV6):
         return _ip(body, around("IP in IP"))
@@ -299,10 +313,10 @@ def _unwrap(header: _Ip, tunnels: tuple[Tunnel, ...]) -> Packet | None:
         if port == GENEVE_PORT:
             options = (body[8] & 0x3F) * 4
             protocol = int.from_bytes(body[10:12], "big")
-            return _ethertype(protocol, body[16 + options :], around("Geneve"))
+            return _ethertype(protocol, body[16 + options :], around("Geneve", port))
         # A VXLAN header has eight fixed bits and 32 reserved ones: it is known on any port.
         if port in VXLAN_PORTS or (body[8:12] == b"\x08\0\0\0" and body[15] == 0):
-            return _ethernet(body[16:], around("VXLAN"))
+            return _ethernet(body[16:], around("VXLAN", port, int.from_bytes(body[12:15], "big")))
     return None
 
 

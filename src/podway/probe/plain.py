@@ -10,7 +10,7 @@ import msgspec
 
 from podway.api.addresses import Address
 from podway.kernel.links import LinkRecord
-from podway.kernel.routes import Lookup, RouteRecord
+from podway.kernel.routes import Lookup, NextHop, RouteRecord
 from podway.probe.capture import Frame
 from podway.probe.facts import Ground, SpoofRefused, Way
 
@@ -35,6 +35,9 @@ def plain_ground(ground: Ground) -> dict[str, Any]:
             [device, str(address), mac, (device, address) in ground.permanent]
             for (device, address), mac in ground.neighbours.items()
         ],
+        "forwarding": [[device, mac, str(endpoint)] for (device, mac), endpoint in ground.forwarding.items()],
+        "programs": sorted(ground.programs),
+        "tunnel_sources": [str(address) for address in ground.tunnel_sources],
     }
 
 
@@ -49,6 +52,7 @@ def read_way(values: dict[str, Any]) -> Way:
             "gateway": _address(values["gateway"]),
             "source": _address(values["source"]),
             "matched": ip_network(matched) if matched else None,
+            "next_hops": _next_hops(values),
         }
     )
 
@@ -61,6 +65,7 @@ def read_route(values: dict[str, Any]) -> RouteRecord:
             "destination": ip_network(values["destination"]),
             "gateway": _address(values["gateway"]),
             "source": _address(values["source"]),
+            "next_hops": _next_hops(values),
         }
     )
 
@@ -74,12 +79,21 @@ def read_ground(values: dict[str, Any]) -> Ground:
         tuple((device, ip_interface(address)) for device, address in values["addresses"]),
         {(device, address): mac for device, address, mac, _ in rows},
         frozenset((device, address) for device, address, _, fixed in rows if fixed),
+        {(device, mac): ip_address(endpoint) for device, mac, endpoint in values["forwarding"]},
+        frozenset((device, role) for device, role in values["programs"]),
+        frozenset(map(ip_address, values["tunnel_sources"])),
     )
 
 
 def read_frames(values: list[Any]) -> list[Frame]:
     """Return the frames that `plain` told."""
     return msgspec.convert(values, list[Frame])
+
+
+def _next_hops(values: dict[str, Any]) -> tuple[NextHop, ...]:
+    return tuple(
+        NextHop(hop["index"], _address(hop["gateway"]), hop["weight"]) for hop in values.get("next_hops", ())
+    )
 
 
 def _address(text: str | None) -> Address | None:

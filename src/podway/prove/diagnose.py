@@ -15,8 +15,8 @@ def diagnose(world: World, fault: Fault, witness: Witness) -> Cause:
     match fault.code:
         case Code.NAT:
             return _translated(world, fault, witness)
-        case Code.TUNNEL | Code.OFF_WIRE:
-            return _not_bare(world, fault, witness)
+        case Code.TUNNEL | Code.FORM | Code.OFF_WIRE:
+            return _in_a_wrong_form(world, fault, witness)
         case Code.LOST | Code.NOT_SENT | Code.NOT_TAKEN:
             cause = explain_loss(world, fault, witness)
             refusal = _refusal(world, fault)
@@ -74,7 +74,7 @@ def _change(before: Flow, after: Flow) -> str:
     return f"translates {'source' if before.source_port != after.source_port else 'destination'} ports (NAT)"
 
 
-def _not_bare(world: World, fault: Fault, witness: Witness) -> Cause:
+def _in_a_wrong_form(world: World, fault: Fault, witness: Witness) -> Cause:
     sender = world.node(fault.origin.node)
     destination = fault.target.address(fault.probe.family)
     if sender is None or destination is None:
@@ -86,12 +86,31 @@ def _not_bare(world: World, fault: Fault, witness: Witness) -> Cause:
         device = f": the route there leads into {way.device}" + (f" ({kind})" if kind else "")
     what = f"packets from {sender.label} to {place(world, destination, fault.target, sender)}"
     advice = "route pods' addresses through the other node's own address, without a tunnel device"
-    if fault.here is not None and fault.here.packet.tunnels:
-        tunnel = fault.here.packet.tunnels[0]
-        wrapped = f"wrapped in {tunnel.kind} from {tunnel.source} to {tunnel.destination}"
-        return Cause(f"{what} cross {fault.here.interface} of {fault.here.point} {wrapped}{device}", advice)
+    if fault.here is not None:
+        tunnels = fault.here.packet.tunnels
+        form = f"wrapped in {' in '.join(map(str, tunnels))}" if tunnels else "bare"
+        asked = ""
+        if fault.asked.name != "none":
+            asked = f", but the pool asks for {fault.asked}"
+            advice = _why_another_form(world, fault)
+        cross = f"{what} cross {fault.here.interface} of {fault.here.point} {form}"
+        return Cause(f"{cross}{asked}{device}", advice)
     where = fault.next.words if fault.next else "on the wire"
     return Cause(f"{what} arrive, but are not seen as they are when {where}{device}", advice)
+
+
+def _why_another_form(world: World, fault: Fault) -> str:
+    """Say what keeps a node from sending in the form that is asked for."""
+    there = world.view.nodes.get(fault.target.node)
+    if there is not None and fault.asked.name not in there.accepts:
+        return (
+            f"node {fault.target.node} does not say that it takes {fault.asked.name} off: see `podway doctor`, "
+            "and whether its agent runs"
+        )
+    return (
+        "if this stays for longer than a change of the pool takes, see `podway doctor` and "
+        f"`podway get routes {fault.origin.node}`"
+    )
 
 
 def _misshapen(world: World, fault: Fault) -> Cause:

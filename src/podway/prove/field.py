@@ -13,6 +13,7 @@ import msgspec
 from podway.errors import InvalidInput
 from podway.probe.facts import Ground
 from podway.prove.engine import Engine
+from podway.prove.forms import Crossed, crossed
 from podway.prove.journey import Leg, legs_of
 from podway.prove.judge import Fault, judge
 from podway.prove.probe import Pair, Probe, Step
@@ -28,11 +29,12 @@ _CLOSERS = 16
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One conversation that was held: what is wrong with it, and where its packets were seen."""
+    """One conversation that was held: what is wrong with it, where its packets were seen, and how they crossed."""
 
     probe: Probe
     fault: Fault | None
     legs: dict[Step, Leg]
+    crossed: frozenset[Crossed] = frozenset()
 
 
 class Field:
@@ -83,6 +85,7 @@ class Field:
                 result.probe,
                 judge(self.world, result, legs[result.probe.number]),
                 legs[result.probe.number],
+                frozenset(crossed(self.world, result.probe, legs[result.probe.number])),
             )
             for result in results
         ]
@@ -132,7 +135,8 @@ def enter(world: World, witness: Witness) -> tuple[World, dict[str, Ground]]:
             pods.append(_completed(pod, grounds[pod.label], inside[pod.node]))
         elif pod.label in grounds:
             absent.append(Absent(pod.label, f"its node {pod.node} cannot be entered"))
-    return World(nodes, tuple(pods), world.blocks, tuple(absent)), grounds
+    entered = msgspec.structs.replace(world, nodes=nodes, pods=tuple(pods), absent=tuple(absent))
+    return entered, grounds
 
 
 def link_mtus(world: World, grounds: dict[str, Ground]) -> dict[str, int]:

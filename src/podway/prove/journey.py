@@ -20,7 +20,8 @@ class Stage(msgspec.Struct, frozen=True):
     point: str
     interface: str
     outgoing: bool
-    role: Literal["pod", "host link", "uplink"]
+    role: Literal["pod", "host link", "overlay", "uplink"]
+    """`overlay` is a device above the one that carries the packet: an overlay device, or a bridge."""
 
     def matches(self, sighting: Sighting) -> bool:
         """Tell whether a packet was seen just here."""
@@ -50,8 +51,10 @@ class Leg(msgspec.Struct):
     refusal: Refusal | None = None
 
 
-def planned_path(world: World, sender: Point, receiver: Point) -> tuple[Stage, ...]:
+def planned_path(world: World, sender: Point, receiver: Point, overlay: str = "") -> tuple[Stage, ...]:
     """Return the devices that a packet from one point to another passes if all is as planned.
+
+    `overlay` is the VXLAN device that wraps packets between nodes, if one does.
 
     What the sender's or receiver's own namespace does beyond its first device is not listed, so that the
     path between a node and its own pod has two stages.
@@ -64,7 +67,9 @@ def planned_path(world: World, sender: Point, receiver: Point) -> tuple[Stage, .
         for name, outgoing in ((sender.node, True), (receiver.node, False)):
             node = world.node(name)
             if node is not None:
-                stages.append(Stage(node.label, node.uplink, outgoing, "uplink"))
+                wire = Stage(node.label, node.uplink, outgoing, "uplink")
+                above = [Stage(node.label, overlay, outgoing, "overlay")] if overlay else []
+                stages += [*above, wire] if outgoing else [wire, *above]
     if isinstance(receiver, PodPoint):
         stages.append(Stage(f"node {receiver.node}", receiver.host_link, outgoing=True, role="host link"))
         stages.append(Stage(receiver.label, receiver.ifname, outgoing=False, role="pod"))

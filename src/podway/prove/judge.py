@@ -13,6 +13,7 @@ from podway.api.addresses import Address
 from podway.probe.build import Protocol
 from podway.probe.capture import Sighting
 from podway.probe.packet import Packet, Tcp, Udp
+from podway.prove.forms import Form, asked_of
 from podway.prove.journey import Leg, Refusal, Stage, planned_path
 from podway.prove.probe import STEPS, Probe, Result, Step
 from podway.prove.world import NodePoint, Point, World
@@ -26,6 +27,7 @@ class Code(enum.StrEnum):
     NOT_TAKEN = "not-taken"
     NAT = "address-translated"
     TUNNEL = "encapsulated"
+    FORM = "wrong-form"
     OFF_WIRE = "not-on-wire"
     FRAGMENTED = "fragmented"
     MAY_FRAGMENT = "dont-fragment-cleared"
@@ -56,7 +58,7 @@ class Fault(msgspec.Struct, frozen=True):
 
     `last` is where its packet was last seen (with a fault other than a loss: last seen in order), `here`
     where it was first seen wrong, `next` where it should have been seen next. `before` and `after` are the
-    two sides of a translation.
+    two sides of a translation, `asked` is the form in which the packet should cross.
     """
 
     code: Code
@@ -69,6 +71,7 @@ class Fault(msgspec.Struct, frozen=True):
     refusal: Refusal | None = None
     before: Flow | None = None
     after: Flow | None = None
+    asked: Form = Form()
 
     @property
     def origin(self) -> Point:
@@ -85,15 +88,16 @@ def judge(world: World, result: Result, legs: Mapping[Step, Leg]) -> Fault | Non
     """Return the first thing that is wrong with a conversation, None if it proves its rule."""
     probe = result.probe
     for step in STEPS[probe.protocol]:
-        forward = (probe.sender, probe.receiver)
-        path = planned_path(world, *(forward if step.forward else reversed(forward)))
+        ends = (probe.sender, probe.receiver) if step.forward else (probe.receiver, probe.sender)
+        asked = asked_of(world, probe, step)
+        path = planned_path(world, *ends, overlay=asked.seen_above)
         leg = without_flooding(legs.get(step, Leg()), path)
         fault = translation(result, step, leg)
         if fault is None and not _reached(result, step, legs):
             fault = loss(result, step, leg, path)
-        fault = fault or _misshapen(result, step, leg, path)
+        fault = fault or _misshapen(result, step, leg, path, asked)
         if fault is not None:
-            return fault
+            return msgspec.structs.replace(fault, asked=asked)
     return Fault(Code.DAMAGED, probe, Step.REPLY) if result.damaged else None
 
 
@@ -181,31 +185,36 @@ def _original(result: Result, step: Step, first: Flow) -> Flow:
     return Flow(source, source_port, destination, destination_port)
 
 
-def off_the_bare_way(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault | None:
-    """Look at a packet that arrived: was it bare, and seen wherever it should have passed?"""
+def off_the_way(result: Result, step: Step, leg: Leg, path: Sequence[Stage], asked: Form) -> Fault | None:
+    """Look at a packet that arrived: was it in the form that is asked for, and seen wherever it should pass?"""
     probe = result.probe
+    wires = {(stage.point, stage.interface) for stage in path if stage.role == "uplink"}
 
     def fault(code: Code, here: Sighting | None, stage: Stage | None = None) -> Fault:
-        return Fault(code, probe, step, last=_before(leg, here), here=here, next=stage)
+        return Fault(code, probe, step, last=_before(leg, here), here=here, next=stage, asked=asked)
 
     for sighting in leg.sightings:
-        if sighting.packet.tunnels:
-            return fault(Code.TUNNEL, sighting)
+        tunnels = sighting.packet.tunnels
+        # Above the wire, on an overlay device, nothing is wrapped yet.
+        judged = tunnels or (sighting.point, sighting.interface) in wires
+        if judged and not asked.matches(tunnels):
+            return fault(Code.TUNNEL if asked.name == "none" else Code.FORM, sighting)
     for stage in path:
-        # A host's end of a pod link is not part of any rule: a faster path may pass it by.
-        if stage.role != "host link" and not any(stage.matches(sighting) for sighting in leg.sightings):
+        # Devices inside a node are not part of any rule: a faster path may pass them by.
+        inside = stage.role in {"host link", "overlay"}
+        if not inside and not any(stage.matches(sighting) for sighting in leg.sightings):
             return fault(Code.OFF_WIRE if stage.role == "uplink" else Code.UNSEEN, None, stage)
     return None
 
 
-def _misshapen(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault | None:
-    """Look at a packet that arrived: was it bare, whole and unchanged all the way?"""
+def _misshapen(result: Result, step: Step, leg: Leg, path: Sequence[Stage], asked: Form) -> Fault | None:
+    """Look at a packet that arrived: was it as asked for, whole and unchanged all the way?"""
     probe = result.probe
 
     def fault(code: Code, here: Sighting) -> Fault:
         return Fault(code, probe, step, last=_before(leg, here), here=here)
 
-    if (seen := off_the_bare_way(result, step, leg, path)) is not None:
+    if (seen := off_the_way(result, step, leg, path, asked)) is not None:
         return seen
     whole = step in (Step.REQUEST, Step.REPLY) and probe.protocol is not Protocol.TCP
     length = probe.size if whole else leg.sightings[0].packet.length
@@ -213,7 +222,7 @@ def _misshapen(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> F
     ours = not (probe.protocol is Protocol.ICMP and step is Step.REPLY)
     for sighting in leg.sightings:
         packet = sighting.packet
-        if packet.fragment:
+        if packet.fragment or any(tunnel.fragment for tunnel in packet.tunnels):
             return fault(Code.FRAGMENTED, sighting)
         if packet.length != length:
             return fault(Code.RESIZED, sighting)

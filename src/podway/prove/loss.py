@@ -4,11 +4,13 @@ import os
 
 from podway.api.addresses import Address, Family
 from podway.kernel.routes import Lookup
+from podway.plan.fabric import DEVICES
 from podway.probe.capture import Sighting
 from podway.probe.facts import Ground, SpoofRefused
 from podway.prove.cause import Cause, command, place, too_small
 from podway.prove.journey import Stage, planned_path
 from podway.prove.judge import Code, Fault
+from podway.prove.overlay import explain_overlay, outer_length
 from podway.prove.probe import Step
 from podway.prove.witness import Witness
 from podway.prove.world import NodePoint, PodPoint, Point, World
@@ -17,16 +19,14 @@ from podway.prove.world import NodePoint, PodPoint, Point, World
 def explain_loss(world: World, fault: Fault, witness: Witness) -> Cause:
     """Return why a packet did not come through. Raises InvalidInput or KernelError."""
     last, stage = fault.last, fault.next
-    if last is not None and last.packet.tunnels:
-        tunnel = last.packet.tunnels[0]
+    if last is not None and last.packet.tunnels and not fault.asked.matches(last.packet.tunnels):
         return Cause(
-            f"packets wrapped in {tunnel.kind} from {tunnel.source} to {tunnel.destination} are lost after "
-            f"they were seen {last.words}",
-            "let pods' packets cross without a tunnel device, or mend the other end of the tunnel",
+            f"packets wrapped in {last.packet.tunnels[0]} are lost after they were seen {last.words}",
+            f"let pods' packets cross as their pool asks for ({fault.asked}), or mend the other end of the tunnel",
         )
     if last is not None and last.outgoing and stage is not None and stage.point != last.point:
         return _between(world, last, stage, witness)
-    return _Inside(world, fault, witness).explain()
+    return explain_overlay(world, fault, witness) or _Inside(world, fault, witness).explain()
 
 
 def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Cause:
@@ -38,11 +38,15 @@ def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Ca
         return Cause(f"{stage.point} has no device {stage.interface}", "start the pod or node anew")
     if not link.up:
         return _down(world, stage.point, stage.interface, "is down")
-    if link.mtu < last.packet.length:
-        return too_small(link.mtu, target, last.packet.length)
-    destination = last.packet.destination
+    length = outer_length(last.packet)
+    if link.mtu < length:
+        return too_small(link.mtu, target, length)
+    tunnels = last.packet.tunnels
+    destination = tunnels[0].destination if tunnels else last.packet.destination
     way = witness.way(world.points[last.point], destination, None, "")
     hop = way.gateway or destination if isinstance(way, Lookup) else destination
+    if stage.role == "uplink" and world.holder(hop) is None and hop != destination:
+        return _behind_a_router(world, last, stage, hop)
     known = ground.neighbours.get((last.interface, hop))
     if known and link.mac and known != link.mac:
         flush = command(world, last.point, f"ip neighbour flush to {hop} dev {last.interface}")
@@ -53,6 +57,31 @@ def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Ca
     return Cause(
         f"packets are lost between {last.interface} of {last.point} and {target}",
         "look at what joins the two: the segment between nodes, or a tc or XDP program on either device",
+    )
+
+
+def _behind_a_router(world: World, last: Sighting, stage: Stage, router: Address) -> Cause:
+    """Blame what is between subnets: a router that knows the nodes, but need not know their pods."""
+    if last.packet.tunnels:
+        tunnel = last.packet.tunnels[0]
+        return Cause(
+            f"{last.point} sends {tunnel.kind} packets to {tunnel.destination} by the router {router}, "
+            f"and they do not arrive at {stage.point}",
+            f"see that it routes to {tunnel.destination}, lets them pass, and takes packets that large",
+        )
+    blocks = world.view.blocks.values()
+    pool = next((block.spec.pool for block in blocks if last.packet.destination in block.network), "")
+    if not pool:
+        return Cause(
+            f"{last.point} sends packets to {last.packet.destination} by the router {router}, "
+            f"and they do not arrive at {stage.point}",
+            "see that it routes there",
+        )
+    return Cause(
+        f"{last.point} sends packets for IPPool/{pool} as they are to the router {router}, "
+        "which does not bring them to the pods' nodes",
+        "have it told of the pods' blocks by BGP (BGPPeer), or have the packets encapsulated between subnets: "
+        f"`podway set pool/{pool} encapsulation=vxlan when=cross-subnet`",
     )
 
 
@@ -72,6 +101,8 @@ class _Inside:
         self._point: Point = world.points[last.point] if last else fault.origin
         self._iif = last.interface if last and not last.outgoing else ""
         self._oif = stage.interface if stage and stage.point == self._point.label else ""
+        if stage and stage.role == "uplink" and stage.outgoing and fault.asked.device:
+            self._oif = fault.asked.device if self._oif else ""
         self._destination = last.packet.destination if last else target
         origin = fault.origin.address(fault.probe.family) if isinstance(fault.origin, PodPoint) else None
         self._source: Address | None = last.packet.source if last else origin
@@ -130,9 +161,15 @@ class _Inside:
         source = str(self._source)
         if self._source in self._fault.origin.addresses and self._source is not None:
             source = place(self._world, self._source, self._fault.origin, self._point)
-        return Cause(
+        problem = (
             f"{self._label} drops packets from {source} that enter by {self._iif}: its route back to them "
-            f"leads elsewhere (rp_filter)",
+            f"leads elsewhere (rp_filter)"
+        )
+        if self._iif in DEVICES.values():
+            # What a node itself sends to another's pod is answered bare.
+            return Cause(problem, self._command(f"sysctl -w net.ipv4.conf.{self._iif}.rp_filter=2"))
+        return Cause(
+            problem,
             f"give {source} a route by {self._iif}; or, if the address is not the sender's own, stop the spoofing",
         )
 
@@ -214,9 +251,9 @@ class _Inside:
     def _direction(self) -> str:
         if not isinstance(self._point, NodePoint):
             return "what it sends"
-        uplink = self._point.uplink
-        origin = "of its own" if not self._iif else "from other nodes" if self._iif == uplink else "from its pods"
-        return f"packets {origin} to {'other nodes' if self._oif == uplink else 'its pods'}"
+        outside = {self._point.uplink, *DEVICES.values()}
+        origin = "of its own" if not self._iif else "from other nodes" if self._iif in outside else "from its pods"
+        return f"packets {origin} to {'other nodes' if self._oif in outside else 'its pods'}"
 
     def _not_taken(self, way: Lookup) -> Cause:
         last = self._fault.last

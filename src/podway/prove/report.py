@@ -1,7 +1,7 @@
 """What verify found, as records; their JSON form is the documented schema."""
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -10,7 +10,7 @@ from podway.prove.world import Absent
 
 RULES: dict[int, str] = {
     1: "every pod has its own address, unique, inside one of its node's blocks",
-    2: "every pod reaches every other by TCP, UDP and ICMP, without NAT or encapsulation, full-size unfragmented",
+    2: "every pod reaches every other by TCP, UDP and ICMP, without NAT, in its pool's form, unfragmented",
     3: "every node reaches every pod, and every pod every node",
 }
 
@@ -54,6 +54,19 @@ class FailedPair(_Record, frozen=True):
         return f"{self.sender} to {self.receiver} ({self.family} {', '.join(self.protocols)})"
 
 
+class Crossing(_Record, frozen=True):
+    """In which forms pods' packets crossed from one node to another, and in which their pools ask for.
+
+    A form is `none`, `vxlan`, `ipip`, or the name of a foreign encapsulation.
+    """
+
+    sender: str
+    receiver: str
+    family: str
+    forms: tuple[str, ...]
+    asked: tuple[str, ...]
+
+
 class Finding(_Record, frozen=True):
     """One cause of failures and all that it hit: pairs, or (rule 1) points. Texts are one example's."""
 
@@ -79,7 +92,8 @@ class Report(_Record, frozen=True):
 
     `unproved` lists what should be there and could not be looked at. `retried` counts probes that were
     answered only at the second try. `packets` is how many packets were captured, `packets_missed` how many a
-    capture lost. `duration` is in seconds.
+    capture lost. `crossings` tells how packets crossed between nodes, as it was seen on the wire. `duration` is
+    in seconds.
     """
 
     nodes: int
@@ -94,6 +108,7 @@ class Report(_Record, frozen=True):
     packets: int
     packets_missed: int
     duration: float
+    crossings: tuple[Crossing, ...] = ()
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["VerifyReport"] = "VerifyReport"
 
@@ -122,6 +137,8 @@ def to_text(report: Report) -> str:
         lines.append(f"{'':13}{_count(rule)}")
     if report.sample and any(rule.tried < rule.total for rule in report.rules):
         lines.append(f"{'':13}pairs sampled with seed {report.sample.seed}")
+    if any(form != "none" for crossing in report.crossings for form in (*crossing.forms, *crossing.asked)):
+        lines += ["", "Between nodes:", *_crossings(report.crossings)]
     for number, finding in enumerate(report.findings, 1):
         lines += ["", *_paragraph(number, finding)]
     if report.unproved:
@@ -134,6 +151,28 @@ def to_text(report: Report) -> str:
         lines += ["", f"The captures lost {missed}: failures to see a packet may be due to that. Try again."]
     lines += ["", "All three rules hold." if report.holds else "The rules are not proved."]
     return "\n".join(lines)
+
+
+_CROSSINGS_SHOWN = 12
+"""Up to how many pairs of nodes are told one by one; of more, how many crossed in which form."""
+
+
+def _crossings(crossings: Sequence[Crossing]) -> list[str]:
+    families: dict[tuple[str, str, str], list[str]] = {}
+    for one in crossings:
+        form = " and ".join(one.forms)
+        if set(one.forms) != set(one.asked):
+            form += f" (asked for: {' and '.join(one.asked)})"
+        families.setdefault((one.sender, one.receiver, form), []).append(one.family)
+    if len(families) <= _CROSSINGS_SHOWN:
+        return [
+            f"  {sender} -> {receiver}: {form} ({', '.join(of)})"
+            for (sender, receiver, form), of in families.items()
+        ]
+    count: dict[tuple[str, str], int] = {}
+    for (_, _, form), of in families.items():
+        count[form, ", ".join(of)] = count.get((form, ", ".join(of)), 0) + 1
+    return [f"  {form} ({of}): {_number(pairs, 'pair', 'pairs')} of nodes" for (form, of), pairs in count.items()]
 
 
 def _summary(report: Report) -> str:

@@ -15,11 +15,12 @@ from podway.probe.build import Protocol
 from podway.prove.addressing import AddressFault, address_faults
 from podway.prove.cause import Cause
 from podway.prove.diagnose import diagnose
-from podway.prove.field import Field, enter, link_mtus
+from podway.prove.field import Field, Trial, enter, link_mtus
+from podway.prove.forms import Crossed
 from podway.prove.journey import Hop, hops
 from podway.prove.judge import Code, Fault
 from podway.prove.probe import Pair, Probe, Step, node_pairs, plan_probes, pod_pairs, sample
-from podway.prove.report import RULES, FailedPair, Finding, Report, RuleReport, Sample, Verdict
+from podway.prove.report import RULES, Crossing, FailedPair, Finding, Report, RuleReport, Sample, Verdict
 from podway.prove.witness import LocalWitness, neighbour_overflows
 from podway.prove.world import Point, World
 
@@ -41,6 +42,7 @@ class _Outcome(msgspec.Struct):
     faults: list[Fault] = msgspec.field(default_factory=list)
     probes: int = 0
     retried: int = 0
+    crossed: set[Crossed] = msgspec.field(default_factory=set)
 
 
 def verify(
@@ -108,6 +110,7 @@ def verify(
         packets=packets,
         packets_missed=missed,
         duration=round(time.monotonic() - started, 3),
+        crossings=_crossings(outcome.crossed),
     )
 
 
@@ -145,14 +148,14 @@ def _hold_all(field: Field, probes: Sequence[Probe], progress: Progress) -> _Out
     for start in range(0, len(probes), _WAVE):
         wave = probes[start : start + _WAVE]
         again: dict[int, Fault] = {}
-        for fault in (trial.fault for trial in field.hold(wave)):
+        for fault in (trial.fault for trial in _held(field, wave, outcome)):
             if fault is not None and fault.code in _AGAIN:
                 number += 1
                 again[number] = fault
             elif fault is not None:
                 outcome.faults.append(fault)
         retries = [msgspec.structs.replace(fault.probe, number=new, attempt=2) for new, fault in again.items()]
-        for trial in field.hold(retries):
+        for trial in _held(field, retries, outcome):
             if trial.fault is None:
                 outcome.retried += 1
             else:
@@ -161,6 +164,29 @@ def _hold_all(field: Field, probes: Sequence[Probe], progress: Progress) -> _Out
                 outcome.faults.append(first if first.refusal and not trial.fault.refusal else trial.fault)
         progress(start + len(wave), len(probes))
     return outcome
+
+
+def _held(field: Field, probes: Sequence[Probe], outcome: _Outcome) -> list[Trial]:
+    trials = field.hold(probes)
+    for trial in trials:
+        outcome.crossed |= trial.crossed
+    return trials
+
+
+def _crossings(crossed: Iterable[Crossed]) -> tuple[Crossing, ...]:
+    found: dict[tuple[str, str, Family], list[Crossed]] = {}
+    for one in sorted(crossed):
+        found.setdefault((one.sender, one.receiver, one.family), []).append(one)
+    return tuple(
+        Crossing(
+            sender,
+            receiver,
+            family.label,
+            tuple(dict.fromkeys(one.form for one in ways)),
+            tuple(dict.fromkeys(one.asked for one in ways)),
+        )
+        for (sender, receiver, family), ways in found.items()
+    )
 
 
 def _causes(world: World, faults: Iterable[Fault], *, overflowed: bool) -> list[tuple[Fault, Cause]]:

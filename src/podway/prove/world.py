@@ -11,6 +11,7 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.resources import AddressBlock, Node, Pod, Resource
+from podway.plan.view import ClusterView
 
 
 class NodePoint(msgspec.Struct, frozen=True):
@@ -49,6 +50,8 @@ class PodPoint(msgspec.Struct, frozen=True):
     """The node's end of the pod's link; empty: the peer of `ifname`."""
     mtu: int = 0
     """What the pod link's MTU should be, in bytes; 0: whatever it is."""
+    bridge: str = ""
+    """The bridge of which `host_link` is a port; empty if it is routed."""
 
     @property
     def label(self) -> str:
@@ -93,13 +96,17 @@ class Absent(msgspec.Struct, frozen=True):
     reason: str
 
 
+NO_OBJECTS = ClusterView.of((), 0)
+
+
 class World(msgspec.Struct, frozen=True):
-    """A cluster as verify sees it."""
+    """A cluster as verify sees it; `view` is what the store says, which decides how packets cross."""
 
     nodes: tuple[NodePoint, ...]
     pods: tuple[PodPoint, ...]
     blocks: tuple[Block, ...]
     absent: tuple[Absent, ...] = ()
+    view: ClusterView = NO_OBJECTS
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -174,7 +181,7 @@ def build_world(
     blocks = tuple(
         Block(resource.network, resource.spec.node) for resource in resources if isinstance(resource, AddressBlock)
     )
-    return World(tuple(node_points), tuple(pod_points), blocks, tuple(absent))
+    return World(tuple(node_points), tuple(pod_points), blocks, tuple(absent), ClusterView.of(resources, 0))
 
 
 def _without_network(pod: Pod) -> bool:

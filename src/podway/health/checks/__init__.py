@@ -7,7 +7,9 @@ from podway.health.checks import (
     addresses,
     agent,
     bgp,
+    bridge,
     cluster,
+    crossing,
     firewall,
     host,
     limits,
@@ -19,7 +21,7 @@ from podway.health.checks import (
 from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import CLUSTER_CHECKS, NODE_CHECKS, Check
 
-THEMES = (host, limits, paths, firewall, addresses, routes, plan, runtime, agent, bgp, cluster)
+THEMES = (host, limits, paths, firewall, bridge, addresses, routes, plan, crossing, runtime, agent, bgp, cluster)
 
 
 _PLACE = {theme.__name__: place for place, theme in enumerate(THEMES)}

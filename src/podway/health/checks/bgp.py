@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 
 from podway.api.addresses import Family
+from podway.bgp.passwords import NO_PASSWORD
 from podway.health.facts import ClusterFacts, Session
 from podway.health.finding import Problem, Severity, cluster_check
 
@@ -40,6 +41,8 @@ def bgp_session(facts: ClusterFacts) -> Iterator[Problem]:
 def why_down(name: str, session: Session, facts: ClusterFacts) -> Reason:
     """Return the likeliest reason why a session of this node is down."""
     there, port = session.node, f"TCP port {session.port}"
+    if session.last_error.startswith(NO_PASSWORD):
+        return Reason(0, f"{name} has {session.last_error}", f"put it there, or change spec.password of {there}")
     if session.way:
         return Reason(
             0,
@@ -48,10 +51,17 @@ def why_down(name: str, session: Session, facts: ClusterFacts) -> Reason:
         )
     if not session.ping and session.answer != "open":
         agent = " and its agent does not answer either" if there in facts.silent else ""
+        gone = f"delete {there}" if session.outside else f"podway delete node {there}"
         return Reason(
             1,
             f"{there} ({session.address}) answers neither ping nor {port}{agent}: it is dead or cut off",
-            f"start {there}, or look at its link; if it is gone for good: podway delete node {there}",
+            f"start {there}, or look at its link; if it is gone for good: {gone}",
+        )
+    if session.answer == "refused" and session.outside:
+        return Reason(
+            2,
+            f"{there} ({session.address}) answers ping, but nothing listens on its {port}",
+            f"start its BGP speaker and have it know {name}, or correct spec.port of {there}",
         )
     if session.answer == "refused":
         return Reason(
@@ -82,8 +92,10 @@ def _in_bgp(name: str, session: Session) -> Reason:
         return Reason(
             2,
             f"{name} and {session.node} disagree about their AS numbers (BIRD: {error})",
-            "compare `asn` of NetworkConfig/default with `as` in both nodes' bird.conf, and restart the agent "
-            "that has another",
+            f"compare spec.asn of {session.node} and `as` in bird.conf of {name} with what the peer is told"
+            if session.outside
+            else "compare `asn` of NetworkConfig/default with `as` in both nodes' bird.conf, and restart the "
+            "agent that has another",
         )
     if session.state in {"OpenSent", "Connect"}:
         return Reason(

@@ -1,16 +1,19 @@
 """Others' firewall rules that drop what Podway needs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import LINK_PREFIX
+from podway.api.resources import AddressBlock
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.health.ruleset import Chain
 from podway.health.walk import Drop, Packet, drop_of
+from podway.plan.objects import VXLAN_DEVICE
+from podway.plan.remote import remote_route
 
 BFD_CONTROL, BFD_ECHO = 3784, 3785
 """RFC 5881, section 4."""
@@ -30,7 +33,7 @@ class Imagined(msgspec.Struct, frozen=True):
 @node_check(
     "firewall",
     looks_at="others' tables in nftables (so iptables-nft, firewalld, ufw, Docker) and iptables-legacy: pods' "
-    "packets, BGP and BFD are led through their rules in thought",
+    "packets, BGP, BFD and the outer packets of overlays are led through their rules in thought",
     why="a drop in any table is final, whatever others accept: pods or nodes cannot reach each other",
 )
 def firewall(facts: NodeFacts) -> Iterator[Problem]:
@@ -64,19 +67,22 @@ def firewall(facts: NodeFacts) -> Iterator[Problem]:
 def _imagined(facts: NodeFacts) -> Iterator[Imagined]:
     view, uplink = facts.memory.view, facts.memory.uplink
     mine = [block.network for block in view.blocks_of(facts.memory.node)]
-    theirs = [block.network for block in view.blocks.values() if block.spec.node != facts.memory.node]
+    theirs = [block for block in view.blocks.values() if block.spec.node != facts.memory.node]
     for family in Family:
-        own, others = _addresses(mine, family), _addresses(theirs, family)[:SAMPLE]
-        for here, there in product(own[:1], others):
-            yield _forwarded("packets from pods to other nodes' pods", here, there, A_POD_LINK, uplink.device)
-            yield _forwarded("packets from other nodes' pods to pods here", there, here, uplink.device, A_POD_LINK)
+        own = _addresses(mine, family)
+        some = [block for block in theirs if block.network.version == family][:SAMPLE]
+        others = [(_addresses([block.network], family)[0], _device_to(facts, block)) for block in some]
+        for here, (there, device) in product(own[:1], others):
+            yield _forwarded("packets from pods to other nodes' pods", here, there, A_POD_LINK, device)
+            came = device if device == VXLAN_DEVICE else uplink.device
+            yield _forwarded("packets from other nodes' pods to pods here", there, here, came, A_POD_LINK)
         for one in own[:1]:
             yield _forwarded("packets between pods of this node", one, one + 1, A_POD_LINK, A_POD_LINK)
         address = next((address for address in uplink.node_addresses if address.version == family), None)
         peers = [node.internal_address(family) for name, node in view.nodes.items() if name != facts.memory.node]
         for peer in [peer for peer in peers if peer is not None][:SAMPLE]:
             if address is not None:
-                yield from _between_nodes(address, peer, uplink.device, view.config.bgp.port)
+                yield from _between_nodes(address, peer, uplink.device, _spoken(facts, family))
 
 
 def _forwarded(what: str, source: Address, destination: Address, iif: str, oif: str) -> Imagined:
@@ -84,15 +90,46 @@ def _forwarded(what: str, source: Address, destination: Address, iif: str, oif: 
     return Imagined(what, tuple(Packet(hook, source, destination, i, o) for hook, i, o in hooks))
 
 
-def _between_nodes(own: Address, peer: Address, device: str, bgp_port: int) -> Iterator[Imagined]:
-    for name, protocol, port in (("BGP", "tcp", bgp_port), ("BFD", "udp", BFD_CONTROL)):
+def _device_to(facts: NodeFacts, block: AddressBlock) -> str:
+    route = remote_route(facts.memory.view, facts.memory.node, facts.memory.uplink, block)
+    return route.device if route else facts.memory.uplink.device
+
+
+class Spoken(msgspec.Struct, frozen=True):
+    """What nodes say to each other: by TCP or UDP, to a port."""
+
+    name: str
+    protocol: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.protocol.upper()} {self.port})"
+
+
+def _spoken(facts: NodeFacts, family: Family) -> Iterator[Spoken]:
+    view, underlay = facts.memory.view, facts.memory.uplink.underlay
+    yield Spoken("BGP", "tcp", view.config.bgp.port)
+    yield Spoken("BFD", "udp", BFD_CONTROL)
+    forms = {device.kind for device in facts.memory.plan.devices} if family is underlay else set[str]()
+    if "vxlan" in forms:
+        yield Spoken("VXLAN", "udp", view.config.vxlan.port)
+    # IPIP is put on behind the last rule and taken off before the first (tcx or clsact): none of them sees it.
+
+
+def _between_nodes(own: Address, peer: Address, device: str, spoken: Iterable[Spoken]) -> Iterator[Imagined]:
+    for each in spoken:
         yield Imagined(
-            f"{name} ({protocol.upper()} {port}) from other nodes",
-            tuple(Packet(hook, peer, own, device, None, protocol, port) for hook in ("prerouting", "input")),
+            f"{each} from other nodes",
+            tuple(
+                Packet(hook, peer, own, device, None, each.protocol, each.port) for hook in ("prerouting", "input")
+            ),
         )
         yield Imagined(
-            f"{name} ({protocol.upper()} {port}) to other nodes",
-            tuple(Packet(hook, own, peer, None, device, protocol, port) for hook in ("output", "postrouting")),
+            f"{each} to other nodes",
+            tuple(
+                Packet(hook, own, peer, None, device, each.protocol, each.port)
+                for hook in ("output", "postrouting")
+            ),
         )
 
 

@@ -12,7 +12,7 @@ from podway.kernel.netlink import Connection, Request
 from podway.kernel.netlink import constants as c
 from podway.kernel.netlink.codec import number, parse, string
 from podway.kernel.routes import RouteRecord
-from podway.plan.objects import ROUTE_PROTOCOL
+from podway.plan.objects import DEVICE_GROUP, ROUTE_PROTOCOL
 
 RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL = 64, 66
 NDTA_NAME, NDTA_THRESH3, NDTA_STATS = 1, 4, 7
@@ -28,7 +28,7 @@ WAYS = 256
 
 
 def read(connection: Connection, learned: Sequence[BirdRoute]) -> KernelNetwork:
-    """Return what is there; `learned` are the routes that our BIRD told the kernel. Raises KernelError."""
+    """Return what is there; `learned` are the routes that BIRD means the kernel to have. Raises KernelError."""
     by_index: dict[int, list[addresses.AddressRecord]] = {}
     for found in addresses.dump(connection):
         by_index.setdefault(found.index, []).append(found)
@@ -42,7 +42,8 @@ def read(connection: Connection, learned: Sequence[BirdRoute]) -> KernelNetwork:
                 link.mtu,
                 link.up,
                 tuple(found.address for found in by_index.get(link.index, ())),
-                link.name.startswith(LINK_PREFIX),
+                link.name.startswith(LINK_PREFIX) or link.group == DEVICE_GROUP,
+                (link.vxlan.vni, link.vxlan.port) if link.vxlan else None,
             )
             for link in records
         ),
@@ -80,6 +81,8 @@ def _ways(connection: Connection, learned: Iterable[BirdRoute]) -> Iterable[Way]
     remote = [route for route in learned if route.best and route.next_hops]
     for route in remote[:WAYS]:
         found = routes.lookup(connection, _an_address(route.network))
+        if found.protocol == ROUTE_PROTOCOL:
+            continue  # a pool goes over from one form to another, or from BGP to the store
         gateways = {hop.gateway for hop in route.next_hops}
         hop = next((hop for hop in route.next_hops if hop.gateway == found.gateway), route.next_hops[0])
         if found.gateway in gateways and found.device == hop.device and found.matched in {route.network, None}:

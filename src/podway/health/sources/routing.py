@@ -10,7 +10,7 @@ from podway.api.addresses import Address, Family
 from podway.bgp.probe import answering
 from podway.bgp.status import PeerStatus
 from podway.errors import KernelError
-from podway.health.facts import Answer, Path, Session
+from podway.health.facts import OUTSIDE, Answer, Path, Session
 from podway.kernel import routes
 from podway.kernel.netlink import Connection
 
@@ -39,23 +39,22 @@ async def paths(node: str, others: Iterable[tuple[str, Address]], size: int) -> 
 async def sessions(
     peers: Sequence[PeerStatus],
     own: dict[Family, Address],
-    port: int,
     connection: Connection,
     signatures: int,
 ) -> tuple[Session, ...]:
     """Return the sessions; ports, addresses and ways of those that are down are tried."""
     down = [peer for peer in peers if not peer.established]
     answers, alive = await asyncio.gather(
-        asyncio.gather(*(knock(peer.address, port, own.get(peer.family)) for peer in down)),
+        asyncio.gather(*(knock(peer.address, peer.port, own.get(peer.family)) for peer in down)),
         answering({peer.address for peer in down}, window=PING_SECONDS),
     )
     tried = {peer.name: answer for peer, answer in zip(down, answers, strict=True)}
     return tuple(
         Session(
             peer.name,
-            peer.node,
+            peer.node or f"{OUTSIDE}{peer.peer}",
             str(peer.address),
-            port,
+            peer.port,
             peer.state,
             peer.since,
             peer.last_error,

@@ -37,8 +37,19 @@ def read(uplink: Uplink) -> Settings:
         values=sysctls.read(paths),
         counters=counters(),
         inotify_room=_inotify_room(),
+        udp_ports=_udp_ports(),
         unsupported=_unsupported(),
     )
+
+
+def _udp_ports() -> frozenset[int]:
+    lines = [
+        line
+        for name in ("udp", "udp6")
+        if (path := _COUNTERS / name).exists()
+        for line in path.read_text().splitlines()[1:]
+    ]
+    return frozenset(int(line.split()[1].rpartition(":")[2], 16) for line in lines)
 
 
 def counters() -> dict[str, int]:

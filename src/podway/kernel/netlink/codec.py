@@ -17,6 +17,8 @@ RTMSG = struct.Struct("=BBBBBBBBI")
 """family, dst length, src length, tos, table, protocol, scope, type, flags"""
 NDMSG = struct.Struct("=BxxxiHBB")
 """family, index, state, flags, type"""
+TCMSG = struct.Struct("=BxxxiIII")
+"""family, index, handle, parent, info"""
 NLATTR = struct.Struct("=HH")
 """length, type"""
 U32 = struct.Struct("=I")

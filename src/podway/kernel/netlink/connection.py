@@ -7,10 +7,12 @@ The kernel goes on with the rest of a batch after a failure; who must not do so 
 """
 
 import errno
+import fcntl
+import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Self, TypeVar
 
 from podway.errors import KernelError
 from podway.kernel import netns
@@ -19,6 +21,10 @@ from podway.kernel.netlink.codec import NLMSGHDR, S32, Request, parse, string
 
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
+_SIOCGSKNS = 0x894C
+"""Open the namespace of a socket (include/uapi/linux/sockios.h)."""
+
+_T = TypeVar("_T")
 
 _BATCH = 256
 """Messages in one sendmsg: far below the send buffer, and their failures fit the receive buffer."""
@@ -95,6 +101,17 @@ class Connection:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def inside(self, function: Callable[[], _T]) -> _T:
+        """Run a function in the connection's namespace; return or raise what it does. Raises KernelError."""
+        try:
+            fd = fcntl.ioctl(self._socket, _SIOCGSKNS)
+        except OSError as error:
+            raise KernelError("open the namespace of a netlink socket", error.errno or errno.EIO) from error
+        try:
+            return function() if netns.identity(fd) == netns.identity() else netns.run(fd, function)
+        finally:
+            os.close(fd)
 
     def transact(self, requests: Sequence[Request]) -> list[Message]:
         """Send all the requests, return the answers to those that get something.

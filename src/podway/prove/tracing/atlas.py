@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from podway.api.addresses import Address
 from podway.api.resources import Node, Pod, Resource
 from podway.plan.node import pod_mtu
+from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
@@ -38,7 +39,8 @@ class Atlas:
                     lease.addresses,
                     lease.attachment.ifname,
                     lease.attachment.link,
-                    pod_mtu(self.view, self._uplink(node)),
+                    pod_mtu(self.view, self._uplink(node), lease.addresses),
+                    BRIDGE_DEVICE if lease.attach == "bridge" else "",
                 )
         return None
 
@@ -46,8 +48,16 @@ class Atlas:
         """Return a pod, or a node where `pod` is empty."""
         return self.pod(node, pod) if pod else self.node(node)
 
-    def pod_behind(self, node: str, link: str) -> PodPoint | None:
-        """Return the pod at the other end of a node's link, None if it is no pod's. The agent may be asked."""
+    def pod_behind(self, node: str, link: str, address: Address) -> PodPoint | None:
+        """Return the pod to which a packet for an address comes by a node's device, None if that leads to no pod.
+
+        The agent may be asked.
+        """
+        if link == BRIDGE_DEVICE:
+            self.fleet.learn(node, addresses=(address,))
+            leases = self.fleet.sites.get(node, Site()).leases
+            port = next((one for one in leases if one.attach == "bridge" and address in one.addresses), None)
+            return self.pod(node, port.pod) if port else None
         if not any(lease.attachment.link == link for lease in self.fleet.sites.get(node, Site()).leases):
             self.fleet.learn(node, links=(link,))
         leases = self.fleet.sites.get(node, Site()).leases
@@ -67,7 +77,7 @@ class Atlas:
                 pods.append(self.pod(node, name) or PodPoint(name, node, "", one.addresses))
         nodes = (self.node(one.metadata.name) for one in self.resources if isinstance(one, Node))
         blocks = tuple(Block(block.network, block.spec.node) for block in self.view.blocks.values())
-        return World(tuple(node for node in nodes if node), tuple(pods), blocks)
+        return World(tuple(node for node in nodes if node), tuple(pods), blocks, view=self.view)
 
     def _uplink(self, node: str) -> Uplink:
         return self.fleet.sites.get(node, Site()).uplink or _UNKNOWN

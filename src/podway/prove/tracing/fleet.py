@@ -115,4 +115,5 @@ def _lease(told: dict[str, Any]) -> Lease:
         told["network"],
         told["netns"],
         tuple(map(ip_address, told["addresses"])),
+        told["attach"],
     )

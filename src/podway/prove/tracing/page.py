@@ -3,7 +3,17 @@
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 
-from podway.prove.tracing.report import Direction, FamilyTrace, Hop, Kernel, Planned, Seen, TraceReport, Verdict
+from podway.prove.tracing.report import (
+    Below,
+    Direction,
+    FamilyTrace,
+    Hop,
+    Kernel,
+    Planned,
+    Seen,
+    TraceReport,
+    Verdict,
+)
 
 Paint = Callable[[str, str], str]
 """Colours a line: takes it and what it is (`title`, `hop`, `link`, `good`, `bad`, `plain`)."""
@@ -132,11 +142,15 @@ def _step(hop: Hop) -> str:
         return "by devices that are not known"
     if not hop.entry and not hop.exit:
         return "stays inside"
+    if hop.entry == hop.exit and hop.wire_entry and hop.wire_exit:
+        return f"in by {hop.wire_entry}, bridged by {hop.exit}, out by {hop.wire_exit}"
+    came = f"{hop.entry} (on {hop.wire_entry})" if hop.wire_entry else hop.entry
+    leaves = f"{hop.exit} (on {hop.wire_exit})" if hop.wire_exit else hop.exit
     if not hop.entry:
-        return f"leaves by {hop.exit}"
+        return f"leaves by {leaves}"
     if not hop.exit:
-        return f"arrives by {hop.entry}"
-    return f"in by {hop.entry}, routed, out by {hop.exit}"
+        return f"arrives by {came}"
+    return f"in by {came}, routed, out by {leaves}"
 
 
 def _link(before: Hop, hop: Hop) -> str:
@@ -144,9 +158,17 @@ def _link(before: Hop, hop: Hop) -> str:
     if hop.kernel is None and not hop.seen and not before.exit:
         return "…"
     what = "veth pair" if before.pod or hop.pod else f"the wire to {hop.node}"
+    if not (before.pod or hop.pod) and (router := _router(before.kernel)):
+        what += f" by the router {router}"
     if not (before.pod or hop.pod) and hop.seen:
         what += f", {' inside '.join(hop.seen[0].tunnels) or 'bare'}"
     return what
+
+
+def _router(kernel: Kernel | None) -> str:
+    if kernel is None:
+        return ""
+    return kernel.below.router if kernel.below else kernel.router
 
 
 def _plan_words(planned: Planned | None) -> Iterator[str]:
@@ -166,6 +188,8 @@ def _plan_words(planned: Planned | None) -> Iterator[str]:
         yield f"{planned.route}{told}{own}"
         if planned.neighbour:
             yield f"{planned.neighbour.replace(' at ', ' is at ')} (permanent)"
+        if planned.encapsulation != "none":
+            yield f"leaves the node in {planned.encapsulation}"
 
 
 def _kernel_words(hop: Hop) -> Iterator[str]:
@@ -178,9 +202,13 @@ def _kernel_words(hop: Hop) -> Iterator[str]:
             told = f", told by {kernel.learned_from}" if kernel.learned_from else ""
             table = f", table {kernel.table}" if kernel.table not in ("", "main") else ""
             yield f"{kernel.route or f'dev {kernel.device}'} (proto {kernel.owner}{told}{table})"
+            if kernel.next_hops:
+                yield f"one of {len(kernel.next_hops)} ways: {'; '.join(kernel.next_hops)}"
             yield from _neighbour_words(kernel)
             kind = f"{kernel.kind}, " if kernel.kind else ""
             yield f"{kernel.device}: {kind}MTU {kernel.mtu}"
+            if kernel.below:
+                yield from _below_words(kernel.below)
         case "local":
             yield "local: taken here"
         case "source refused":
@@ -188,6 +216,25 @@ def _kernel_words(hop: Hop) -> Iterator[str]:
         case kind:
             owner = f" (proto {kernel.owner})" if kernel.owner else ""
             yield f"{kernel.route or kind}{owner}: goes nowhere"
+
+
+def _below_words(below: Below) -> Iterator[str]:
+    """Tell how a packet gets from an overlay device to the wire."""
+    match below.missing:
+        case "neighbour":
+            return
+        case "forwarding":
+            yield f"{below.mac}: no forwarding entry says which node has it"
+            return
+        case "program":
+            yield "the program that puts the outer header on is not attached"
+    by = "forwarding entry" if below.form == "vxlan" else "as the address itself says"
+    yield f"{below.mac} is behind {below.endpoint} ({by})"
+    if below.missing == "route":
+        yield f"to {below.endpoint}: no route"
+    elif below.device:
+        yield f"outer packet: {below.route or f'dev {below.device}'} (proto {below.owner})"
+        yield f"{below.device}: MTU {below.mtu}"
 
 
 def _neighbour_words(kernel: Kernel) -> Iterator[str]:
@@ -265,7 +312,7 @@ def _facts(verdict: Verdict) -> Iterator[str]:
     if verdict.source_kept is not None:
         yield "original source kept (no NAT)" if verdict.source_kept else "original source NOT kept (NAT)"
     if verdict.encapsulated is not None:
-        yield "ENCAPSULATED on the way" if verdict.encapsulated else "not encapsulated"
+        yield f"crossed in {verdict.form}" if verdict.encapsulated else "not encapsulated"
     if verdict.took is not None:
         yield f"took {_microseconds(verdict.took)}"
 

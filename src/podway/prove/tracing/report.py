@@ -18,6 +18,7 @@ class Planned(_Record, frozen=True):
 
     `owner` keeps the route: `podway`, `bird` (it was told by the node `learnedFrom`), `kernel` or `host`
     (whoever set up the node's own network). `fate` is forwarded, delivered, discarded or outside.
+    `encapsulation` is the form in which the packet leaves for another node.
     """
 
     fate: str
@@ -25,6 +26,7 @@ class Planned(_Record, frozen=True):
     route: str = ""
     learned_from: str = ""
     neighbour: str = ""
+    encapsulation: str = "none"
 
 
 class Neighbour(_Record, frozen=True):
@@ -35,11 +37,33 @@ class Neighbour(_Record, frozen=True):
     state: str
 
 
+class Below(_Record, frozen=True):
+    """What follows an overlay device: the entries that lead from its gateway to the outer packet's way out.
+
+    `mac` is the gateway's by the neighbour table, `endpoint` the node's address that it stands for: by the
+    forwarding database (`vxlan`), or as the MAC says it (`ipip`). `route` is the outer packet's, `router` its
+    gateway if it is no node. `missing` says what keeps the packet from leaving: `neighbour`, `forwarding`,
+    `program` or `route`.
+    """
+
+    form: str
+    mac: str
+    endpoint: str
+    route: str = ""
+    owner: str = ""
+    device: str = ""
+    mtu: int = 0
+    router: str = ""
+    missing: str = ""
+
+
 class Kernel(_Record, frozen=True):
     """What a kernel says of this packet: the route that RTM_GETROUTE answers for it, and where that leads.
 
     `type` is iproute2's, or `no route`, or `source refused` (rp_filter). `owner` is the route's protocol by
-    iproute2's name, `learnedFrom` the node that told it by BGP. `mtu` is that of the device in bytes.
+    iproute2's name, `learnedFrom` the node that told it by BGP. `mtu` is that of the device in bytes. `router`
+    is the gateway if no node has its address. `nextHops` are all the ways of a route that has several; the one
+    that is taken for this packet is in `gateway` and `device`. `below` is null but for overlay devices.
     """
 
     type: str
@@ -53,6 +77,9 @@ class Kernel(_Record, frozen=True):
     owner: str = ""
     learned_from: str = ""
     neighbour: Neighbour | None = None
+    router: str = ""
+    next_hops: tuple[str, ...] = ()
+    below: Below | None = None
 
 
 class Seen(_Record, frozen=True):
@@ -74,7 +101,8 @@ class Hop(_Record, frozen=True):
     """One namespace on the way. `pod` is empty for the node's own.
 
     `planned` is null off the planned path, `kernel` where it could not be asked (`problem` says why) or where
-    the kernels do not send the packet. `mtu` of the device that the packet leaves by is in `kernel`.
+    the kernels do not send the packet. `mtu` of the device that the packet leaves by is in `kernel`. `wireEntry`
+    and `wireExit` are the devices below `entry` and `exit` where these are overlay devices.
     """
 
     number: int
@@ -87,6 +115,8 @@ class Hop(_Record, frozen=True):
     seen: tuple[Seen, ...] = ()
     problem: str = ""
     on_plan: bool = True
+    wire_entry: str = ""
+    wire_exit: str = ""
 
     @property
     def label(self) -> str:
@@ -95,7 +125,7 @@ class Hop(_Record, frozen=True):
 
 
 class Verdict(_Record, frozen=True):
-    """How it ended. `sourceKept` and `encapsulated` are null if nothing was seen.
+    """How it ended. `sourceKept` and `encapsulated` are null if nothing was seen; `form` is how it crossed.
 
     `hop` is the number of the one where it failed. `largest` is the largest packet, in bytes, that all
     devices on the way take; `took` the time from the first sight to the last in nanoseconds.
@@ -114,6 +144,7 @@ class Verdict(_Record, frozen=True):
     advice: str = ""
     detail: str = ""
     last_seen: str = ""
+    form: str = ""
 
 
 class Direction(_Record, frozen=True):

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 from podway.api.addresses import Address, Network
-from podway.kernel.routes import Lookup
+from podway.kernel.routes import Lookup, NextHop
 from podway.plan.bgp import plan_bgp
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
+from podway.plan.outside import PREFIX
 from podway.plan.path import PlannedHop
 from podway.plan.view import ClusterView
 from podway.probe.capture import Sighting
 from podway.probe.packet import Tcp, Udp
-from podway.prove.tracing.report import Hop, Kernel, Neighbour, Planned, Seen
+from podway.prove.tracing.report import Below, Hop, Kernel, Neighbour, Planned, Seen
 from podway.prove.tracing.verdict import as_planned
 from podway.prove.tracing.walk import WalkedHop
 
@@ -57,6 +58,8 @@ def show(
             tuple(by_label.get(hop.label, ())),
             hop.problem,
             hop.planned is not None and (hop.way is None or as_planned(hop)),
+            hop.wire_entry,
+            hop.wire_exit,
         )
         for number, hop in enumerate(hops, 1)
     )
@@ -65,7 +68,7 @@ def show(
 def _planned(hop: PlannedHop) -> Planned:
     route = str(hop.route).removeprefix("route ") if hop.route else ""
     neighbour = f"{hop.neighbour.address} at {hop.neighbour.mac}" if hop.neighbour else ""
-    return Planned(hop.fate, hop.owner, route, hop.learned_from, neighbour)
+    return Planned(hop.fate, hop.owner, route, hop.learned_from, neighbour, hop.encapsulation)
 
 
 def _kernel(view: ClusterView, hop: WalkedHop) -> Kernel | None:
@@ -90,6 +93,40 @@ def _kernel(view: ClusterView, hop: WalkedHop) -> Kernel | None:
         _owner(way.protocol) if way.matched is not None else "",
         _teller(view, hop),
         _neighbour(hop, way) if way.type == "unicast" else None,
+        _router(view, way.gateway) if not hop.pod and hop.below is None else "",
+        tuple(_next_hop(hop, one) for one in way.next_hops),
+        _below(view, hop) if hop.below else None,
+    )
+
+
+def _router(view: ClusterView, gateway: Address | None) -> str:
+    """Return a gateway that is no node's; empty for one that is, and for a pod's own."""
+    if gateway is None or gateway.is_link_local:
+        return ""
+    ours = any(gateway in node.internal_addresses for node in view.nodes.values())
+    return "" if ours else str(gateway)
+
+
+def _next_hop(hop: WalkedHop, one: NextHop) -> str:
+    link = hop.ground.link_by_index(one.index) if hop.ground else None
+    via = f"via {one.gateway} " if one.gateway else ""
+    return f"{via}dev {link.name if link else one.index} weight {one.weight}"
+
+
+def _below(view: ClusterView, hop: WalkedHop) -> Below:
+    assert hop.below is not None
+    found, way = hop.below, hop.below.way
+    link = hop.ground.links.get(found.wire) if hop.ground else None
+    return Below(
+        found.form,
+        found.mac,
+        str(found.endpoint or ""),
+        _route_words(way) if isinstance(way, Lookup) else "",
+        _owner(way.protocol) if isinstance(way, Lookup) and way.matched is not None else "",
+        found.wire,
+        link.mtu if link else 0,
+        _router(view, found.router),
+        found.broken,
     )
 
 
@@ -122,8 +159,8 @@ def _teller(view: ClusterView, hop: WalkedHop) -> str:
     """Return the node at the other end of the BGP session that told the route."""
     if not hop.session or hop.node not in view.nodes:
         return hop.session
-    plan = plan_bgp(hop.node, tuple(view.nodes.values()), view.pools.values(), view.config.bgp)
-    return next((peer.node for peer in plan.peers if peer.name == hop.session), hop.session)
+    plan = plan_bgp(view, hop.node)
+    return next((peer.node for peer in plan.peers if peer.name == hop.session), hop.session.removeprefix(PREFIX))
 
 
 def _neighbour(hop: WalkedHop, way: Lookup) -> Neighbour | None:
@@ -157,5 +194,5 @@ def _seen(one: Sighting, since: int | None) -> Seen:
         packet.hop_limit,
         packet.length,
         since,
-        tuple(f"{tunnel.kind} from {tunnel.source} to {tunnel.destination}" for tunnel in packet.tunnels),
+        tuple(map(str, packet.tunnels)),
     )

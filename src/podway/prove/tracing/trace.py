@@ -11,6 +11,7 @@ from podway.errors import InvalidInput
 from podway.plan.path import End, plan_path
 from podway.probe.build import Protocol
 from podway.probe.capture import Sighting
+from podway.prove.forms import Form, asked_form
 from podway.prove.journey import Leg
 from podway.prove.tracing.atlas import Atlas
 from podway.prove.tracing.evidence import Evidence, Sent, send
@@ -180,7 +181,14 @@ class _Conversation:
             len(clocks) < 2,
             evidence.small_pass,
             answered_by,
+            self._asked(to_sender=answer != turned),
         )
+
+    def _asked(self, *, to_sender: bool) -> Form:
+        """Return the form in which packets should cross to one of the two ends."""
+        ends = self._source, self._target
+        origin, target = reversed(ends) if to_sender else ends
+        return asked_form(self._atlas.view, origin.node, target.node, target.address)
 
     def _direction(self, case: Case, witness: RemoteWitness, *, sure: bool) -> Direction:
         verdict = (judge if sure else predict)(case, self._atlas.world(), witness)

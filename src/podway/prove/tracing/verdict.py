@@ -12,8 +12,9 @@ from podway.probe.capture import Sighting
 from podway.probe.packet import Packet, Udp
 from podway.prove.cause import Cause
 from podway.prove.diagnose import diagnose
+from podway.prove.forms import Form, seen_form
 from podway.prove.journey import Leg, Stage
-from podway.prove.judge import Code, Fault, loss, off_the_bare_way, translation
+from podway.prove.judge import Code, Fault, loss, off_the_way, translation
 from podway.prove.probe import Probe, Result, Step
 from podway.prove.tracing.evidence import Sent
 from podway.prove.tracing.report import Basis, Outcome, Verdict
@@ -47,6 +48,8 @@ class Case(msgspec.Struct, frozen=True):
     small_pass: bool = False
     """A smaller packet than this one was answered."""
     answered_by: str = ""
+    asked: Form = Form()
+    """The form in which the packet should cross."""
 
     @property
     def step(self) -> Step:
@@ -77,7 +80,7 @@ def judge(case: Case, world: World, witness: Witness) -> Verdict:
 def _arrived(case: Case, world: World, witness: Witness) -> Verdict:
     fault = translation_of(case)
     if fault is None and case.leg.sightings:
-        fault = off_the_bare_way(case.result, case.step, case.leg, case.stages)
+        fault = off_the_way(case.result, case.step, case.leg, case.stages, case.asked)
     if fault is None:
         return _detour(case) or _bare_verdict(case, "delivered", case.basis)
     return _described(case, "delivered", fault, _cause(world, fault, witness))
@@ -95,6 +98,7 @@ def _not_arrived(case: Case, world: World, witness: Witness) -> Verdict:
             return _bare_verdict(case, "unknown", case.basis, problem=problem)
     if fault.code is Code.LOST:
         fault = _by_the_kernel(case, fault)
+    fault = msgspec.structs.replace(fault, asked=case.asked)
     cause = _cause(world, fault, witness)
     if case.small_pass:
         cause = Cause(
@@ -131,7 +135,7 @@ def predict(case: Case, world: World, witness: Witness) -> Verdict:
             break
         if as_planned(hop) or _goes_on(hop, case):
             continue
-        fault = _predicted_fault(case, hop)
+        fault = msgspec.structs.replace(_predicted_fault(case, hop), asked=case.asked)
         described = _described(case, "lost", fault, _cause(world, fault, witness))
         return msgspec.structs.replace(described, basis="kernel", last_seen="", took=None)
     if detour := _detour(case):
@@ -217,6 +221,7 @@ def _bare_verdict(case: Case, outcome: Outcome, basis: Basis, *, problem: str = 
         basis,
         source_kept=len({one.packet.source for one in seen}) == 1 if seen else None,
         encapsulated=any(one.packet.tunnels for one in seen) if seen else None,
+        form=next((seen_form(one.packet) for one in seen if one.packet.tunnels), "none") if seen else "",
         largest=_largest(case.hops),
         took=seen[-1].time - seen[0].time if len(seen) > 1 and case.one_clock else None,
         answered_by=case.answered_by,
@@ -237,7 +242,8 @@ def as_planned(hop: WalkedHop) -> bool:
         case _:
             route, way = hop.planned.route, hop.way
             same_gateway = route is None or route.gateway is None or route.gateway == way.gateway
-            return way.type == "unicast" and hop.planned.exit in {"", way.device} and same_gateway
+            leaves = hop.below is None or not hop.below.broken
+            return way.type == "unicast" and hop.planned.exit in {"", way.device} and same_gateway and leaves
 
 
 def _goes_on(hop: WalkedHop, case: Case) -> bool:

@@ -7,11 +7,14 @@ import msgspec
 
 from podway.errors import PodwayError
 from podway.kernel.routes import Lookup, RouteRecord
+from podway.plan.fabric import DEVICES
+from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import End, PlannedHop
 from podway.probe.facts import Ground, Way
 from podway.prove.journey import Stage
 from podway.prove.tracing.atlas import Atlas
 from podway.prove.tracing.fleet import RemoteWitness
+from podway.prove.tracing.overlaid import Overlaid, below
 from podway.prove.world import Place, PodPoint
 
 _LOOPBACK = "lo"
@@ -21,7 +24,9 @@ class WalkedHop(msgspec.Struct, frozen=True):
     """One namespace, planned or where the kernels send the packet, or both.
 
     `planned` is None off the planned path. `way`, with the BIRD session that told its route, and `ground` are
-    None where the kernel could not be asked (`problem` says why) or where the packet does not come.
+    None where the kernel could not be asked (`problem` says why) or where the packet does not come. `entry` and
+    `exit` are the devices that routing sees; `wire_entry` and `wire_exit` those below them, where they are
+    overlay devices, and `below` says how the packet gets from one to the other.
     """
 
     node: str
@@ -36,6 +41,9 @@ class WalkedHop(msgspec.Struct, frozen=True):
     """The route that leads nowhere, if one decides: `way` does not tell it."""
     ground: Ground | None = None
     problem: str = ""
+    wire_entry: str = ""
+    wire_exit: str = ""
+    below: Overlaid | None = None
 
     @property
     def label(self) -> str:
@@ -53,19 +61,37 @@ def walk(
     """
     expected = {(hop.node, hop.pod): hop for hop in planned}
     hops: dict[tuple[str, str], WalkedHop] = {}
-    place = (planned[0].node, planned[0].pod) if planned else None
-    entry = planned[0].entry if planned else ""
-    while place is not None and place not in hops:
-        hop = _look(atlas, witness, source, target, place, entry, expected.get(place))
-        hops[place] = hop
-        place, entry = _next(atlas, hop, target, planned)
+    coming = _Coming(planned[0].node, planned[0].pod, planned[0].entry) if planned else None
+    while coming is not None and coming.place not in hops:
+        hop = _look(atlas, witness, source, target, coming, expected.get(coming.place))
+        hops[coming.place] = hop
+        coming = _next(atlas, hop, target, planned)
     for missed in planned:
         if (missed.node, missed.pod) not in hops:
-            point = atlas.point(missed.node, missed.pod)
             hops[missed.node, missed.pod] = WalkedHop(
-                missed.node, missed.pod, missed.entry, missed.exit, point, missed
+                missed.node,
+                missed.pod,
+                missed.entry,
+                missed.exit,
+                atlas.point(missed.node, missed.pod),
+                missed,
+                wire_entry=missed.wire_entry,
+                wire_exit=missed.wire_exit,
             )
     return tuple(hops.values())
+
+
+class _Coming(msgspec.Struct, frozen=True):
+    """Where a packet comes next, and by which devices."""
+
+    node: str
+    pod: str
+    entry: str
+    wire: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return (self.node, self.pod)
 
 
 def stages_of(hops: Sequence[WalkedHop], watched: Container[str]) -> tuple[Stage, ...]:
@@ -78,7 +104,12 @@ def stages_of(hops: Sequence[WalkedHop], watched: Container[str]) -> tuple[Stage
         way_out = plan.exit
         if plan.fate == "outside" and not isinstance(hop.point, PodPoint):
             way_out = hop.exit or hop.point.uplink  # the host's own affair: whatever its kernel says
-        devices = [(hop.entry, False), (way_out, True)]
+        above_in, above_out = hop.entry, way_out
+        if plan.encapsulation == "ipip":
+            above_out = ""  # on its way out by the IPIP device a packet is taken before any capture sees it
+        if hop.entry == plan.exit == BRIDGE_DEVICE:
+            above_in = above_out = ""  # from port to port: the bridge itself does not see it
+        devices = [(hop.wire_entry, False), (above_in, False), (above_out, True), (plan.wire_exit, True)]
         if len(planned) == 1 and not hop.entry and not way_out:
             devices = [(_LOOPBACK, True), (_LOOPBACK, False)]
         stages += [_stage(hop.point, device, outgoing) for device, outgoing in devices if device]
@@ -88,6 +119,8 @@ def stages_of(hops: Sequence[WalkedHop], watched: Container[str]) -> tuple[Stage
 def _stage(point: Place, device: str, outgoing: bool) -> Stage:
     if isinstance(point, PodPoint):
         return Stage(point.label, device, outgoing, "pod")
+    if device in (*DEVICES.values(), BRIDGE_DEVICE):
+        return Stage(point.label, device, outgoing, "overlay")
     return Stage(point.label, device, outgoing, "uplink" if device == point.uplink else "host link")
 
 
@@ -96,51 +129,77 @@ def _look(
     witness: RemoteWitness,
     source: End,
     target: End,
-    place: tuple[str, str],
-    entry: str,
+    coming: _Coming,
     planned: PlannedHop | None,
 ) -> WalkedHop:
-    node, pod = place
+    node, pod = coming.place
     point = atlas.point(node, pod)
-    hop = WalkedHop(node, pod, entry, planned.exit if planned else "", point, planned)
+    hop = WalkedHop(
+        node, pod, coming.entry, planned.exit if planned else "", point, planned, wire_entry=coming.wire
+    )
     if point is None or node in atlas.fleet.silent:
         gone = f"node {node} knows no {hop.label}: it is gone" if pod else f"there is no {hop.label}"
         silent = f"the agent of {node} does not answer"
         return msgspec.structs.replace(hop, problem=silent if node in atlas.fleet.silent else gone)
     try:
-        way, session = witness.way_and_session(point, target.address, source.address, entry)
+        way, session = witness.way_and_session(point, target.address, source.address, coming.entry)
         ground = witness.ground(point)
         leads = not isinstance(way, Lookup) or way.type in ("unicast", "local")
         rejecting = None if leads else witness.rejecting(point, target.address)
+        leaves = way.device if isinstance(way, Lookup) and way.type == "unicast" else ""
+        under = planned.wire_exit if planned and leaves == planned.exit else ""
+        overlaid = below(witness, point, ground, way) if isinstance(way, Lookup) and leaves and not pod else None
     except PodwayError as error:
         return msgspec.structs.replace(hop, problem=error.message)
-    leaves = way.device if isinstance(way, Lookup) and way.type == "unicast" else ""
-    return msgspec.structs.replace(hop, exit=leaves, way=way, session=session, rejecting=rejecting, ground=ground)
+    return msgspec.structs.replace(
+        hop,
+        exit=leaves,
+        way=way,
+        session=session,
+        rejecting=rejecting,
+        ground=ground,
+        wire_exit=overlaid.wire if overlaid else under,
+        below=overlaid,
+    )
 
 
-def _next(
-    atlas: Atlas, hop: WalkedHop, target: End, planned: Sequence[PlannedHop]
-) -> tuple[tuple[str, str] | None, str]:
-    """Return where the packet goes from a hop, and the device by which it comes in there."""
+def _next(atlas: Atlas, hop: WalkedHop, target: End, planned: Sequence[PlannedHop]) -> _Coming | None:
+    """Return where the packet goes from a hop; None if that is nowhere we know of."""
     if hop.way is None:
         return _planned_next(hop, planned)
     if not isinstance(hop.way, Lookup) or hop.way.type != "unicast":
-        return None, ""
+        return None
     if isinstance(hop.point, PodPoint):
-        ours = hop.way.device == hop.point.ifname
-        return ((hop.node, ""), hop.point.host_link) if ours else (None, "")
-    if (behind := atlas.pod_behind(hop.node, hop.way.device)) is not None:
-        return (hop.node, behind.name), behind.ifname
-    following = atlas.node_with(hop.way.gateway or target.address)
+        if hop.way.device != hop.point.ifname:
+            return None
+        bridge, link = hop.point.bridge, hop.point.host_link
+        return _Coming(hop.node, "", bridge, link) if bridge else _Coming(hop.node, "", link)
+    behind = None if hop.below else atlas.pod_behind(hop.node, hop.way.device, target.address)
+    if behind is not None:
+        return _Coming(hop.node, behind.name, behind.ifname)
+    following = _node_after(atlas, hop, hop.way, target)
     if not following or following == hop.node:
-        return None, ""
+        return None
     atlas.fleet.learn(following, addresses=(target.address,))
     there = atlas.node(following)
-    return (following, ""), there.uplink if there else ""
+    uplink = there.uplink if there else ""
+    if hop.below is not None and hop.below.form == "vxlan":
+        return _Coming(following, "", hop.way.device, uplink)
+    return _Coming(following, "", uplink)
 
 
-def _planned_next(hop: WalkedHop, planned: Sequence[PlannedHop]) -> tuple[tuple[str, str] | None, str]:
+def _node_after(atlas: Atlas, hop: WalkedHop, way: Lookup, target: End) -> str:
+    """Return the node that a packet comes to after this one; empty if it comes to none."""
+    if hop.below is not None:
+        return "" if hop.below.broken or hop.below.endpoint is None else atlas.node_with(hop.below.endpoint)
+    following = atlas.node_with(way.gateway or target.address)
+    if not following and way.gateway and hop.planned is not None:
+        return hop.planned.leads_to or target.node  # a router's, which should know the way on
+    return following
+
+
+def _planned_next(hop: WalkedHop, planned: Sequence[PlannedHop]) -> _Coming | None:
     for this, after in pairwise(planned):
         if (this.node, this.pod) == (hop.node, hop.pod):
-            return (after.node, after.pod), after.entry
-    return None, ""
+            return _Coming(after.node, after.pod, after.entry, after.wire_entry)
+    return None

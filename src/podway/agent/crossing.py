@@ -1,0 +1,258 @@
+"""Goes over from one form of crossing to another on a running node: the doing of podway.plan.switching."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from podway.agent.membership import Membership
+from podway.agent.state import NodeState
+from podway.api.addresses import Family, Network
+from podway.api.resources import ACCEPTS, SENDS, Encapsulation, Node
+from podway.errors import KernelError, StoreError
+from podway.kernel import links, routes
+from podway.kernel.netlink import constants as c
+from podway.kernel.node import Kernel
+from podway.plan.fabric import forms_accepted, forms_held
+from podway.plan.objects import ROUTE_PROTOCOL
+from podway.plan.switching import (
+    Ways,
+    concerns,
+    form_by,
+    impossible,
+    lacking,
+    missing_routes,
+    still_sent,
+    to_send,
+    unsettled,
+    waiting,
+)
+from podway.plan.view import ClusterView
+
+log = structlog.get_logger(__name__)
+
+FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0
+"""Seconds between looks at the kernel's routes while they change: doubled from the first to the longest."""
+
+NEVER = sys.maxsize
+
+MENDING = 2.0
+"""Seconds that the parts of an accepted form may be missing from the kernel before the node says so."""
+
+ON_THE_WAY = 0.5
+"""Seconds that a packet may be on its way between two nodes: so long a form stays said after its last route."""
+
+
+class Said(NamedTuple):
+    """All that others may think that a node accepts, and all that it still may send."""
+
+    accepts: frozenset[str]
+    sends: frozenset[str]
+
+
+class Crossing:
+    """Keeps true what a node says of itself, and its routes in place while it goes from one form to another.
+
+    `bring_to_plan` makes kernel and pods what the state says; `store_lost` is told when the store cannot be
+    written.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        state: NodeState,
+        membership: Membership,
+        *,
+        bring_to_plan: Callable[[], None],
+        store_lost: Callable[[StoreError], None],
+    ) -> None:
+        self._kernel = kernel
+        self._state = state
+        self._membership = membership
+        self._bring_to_plan = bring_to_plan
+        self._store_lost = store_lost
+        self._wanted = asyncio.Event()
+        self._learned: frozenset[Network] = frozenset()
+        """Bridged blocks of which BIRD had a route."""
+        self._missed: frozenset[Network] = frozenset()
+        """Those of them where it had none at the last look."""
+        self._ended: dict[str, float] = {}
+        """Forms that are still said though no route is left, and since when."""
+        self._said: Said | None = None
+        """What the node has said, until it reads that itself."""
+        self._readable = 0
+        """The revision at which it does; NEVER while that is not known."""
+        self._lacking: dict[Encapsulation, float] = {}
+        """Forms that the node has said though the kernel lacks a part, and since when."""
+
+    def refresh(self, *, force: bool = False) -> bool:
+        """Take over from the kernel what the node may still send, and which blocks need a route of ours.
+
+        To be called before a changed view is brought to the kernel; `force` looks although nothing seems to
+        need it: when the agent starts, and when only the former view needed it. Tells whether anything changed.
+        """
+        state = self._state
+        if not (force or state.sent or state.bridged or concerns(state.view, state.node)):
+            return False
+        self.soon()
+        ways = self._look()
+        if ways is None:
+            return False
+        before = (state.sent, state.bridged)
+        state.sent = still_sent(state.view, state.node, ways)
+        state.bridged = self._bridged(ways)
+        return before != (state.sent, state.bridged)
+
+    def soon(self) -> None:
+        """Ask for a look at what is said and what is true."""
+        self._wanted.set()
+
+    @property
+    def has_store_routes(self) -> bool:
+        """Whether the kernel is known to have every way that the store tells."""
+        state = self._state
+        if all(pool.spec.distribution == "bgp" for pool in state.view.pools.values()):
+            return True
+        return not any(missing_routes(state.view, state.node, state.uplink, self._look() or Ways()))
+
+    def status(self) -> dict[str, object]:
+        """Return what the node says, and what it waits for, as plain values."""
+        view, node = self._state.view, self._state.node
+        here = view.nodes.get(node)
+        return {
+            "accepts": sorted(here.accepts if here else ()),
+            "sends": sorted(here.sends if here else ()),
+            "pending": [*waiting(view, node), *self._unfinished()],
+            "problems": list(impossible(view, self._state.uplink)),
+            "revision": view.revision,
+        }
+
+    async def run(self) -> None:
+        """Say what is true when asked, and look again while something changes, for ever."""
+        pause = FIRST_LOOK
+        while True:
+            changing = self._ended or self._lacking or self._unfinished()
+            try:
+                async with asyncio.timeout(pause if changing else None):
+                    await self._wanted.wait()
+                pause = FIRST_LOOK
+            except TimeoutError:
+                pause = min(2 * pause, LONGEST_LOOK)
+            if self.refresh():
+                self._bring_to_plan()
+            self._wanted.clear()
+            try:
+                await self._say()
+            except (KernelError, StoreError) as error:
+                if isinstance(error, StoreError):
+                    self._store_lost(error)
+                else:
+                    log.error("the kernel cannot be compared with the plan", problem=error.message)
+                await asyncio.sleep(LONGEST_LOOK)
+                self.soon()
+
+    async def _say(self) -> None:
+        """Write what is true of this node, if others read something else. Raises KernelError or StoreError."""
+        view, node = self._state.view, self._state.node
+        here = view.nodes.get(node)
+        if here is None or view.revision < self._readable < NEVER:
+            return  # the last words first have to come back
+        missing = self._missing(here) if forms_held(view, node) else frozenset[Encapsulation]()
+        words = {
+            ACCEPTS: ",".join(sorted(forms_accepted(view, node) - missing)),
+            SENDS: ",".join(sorted(self._sends(here) - missing)),
+        }
+        told = {name: here.metadata.annotations.get(name, "") for name in words}
+        if told != words or self._readable == NEVER:
+            former = self._said or Said(here.accepts, here.sends)
+            self._said = Said(former.accepts | _words(words[ACCEPTS]), former.sends & _words(words[SENDS]))
+            self._readable = NEVER
+            self._state.view = self.as_said(view)
+            self._readable = await self._membership.announce(words)
+
+    def as_said(self, view: ClusterView) -> ClusterView:
+        """Return a view with this node's own last words in it, though they have not come back yet.
+
+        It holds what it has said that it accepts, for others may act on that, and sends nothing that it has taken
+        back: who heard that may have removed the form's device.
+        """
+        here = view.nodes.get(self._state.node)
+        if self._said is not None and view.revision >= self._readable:
+            self._said = None
+            self.soon()
+        if self._said is None or here is None:
+            return view
+        accepts, sends = here.accepts | self._said.accepts, here.sends & self._said.sends
+        if (accepts, sends) == (here.accepts, here.sends):
+            return view
+        words = {ACCEPTS: ",".join(sorted(accepts)), SENDS: ",".join(sorted(sends))}
+        metadata = msgspec.structs.replace(here.metadata, annotations={**here.metadata.annotations, **words})
+        nodes = {**view.nodes, here.metadata.name: msgspec.structs.replace(here, metadata=metadata)}
+        return msgspec.structs.replace(view, nodes=nodes)
+
+    def _missing(self, here: Node) -> frozenset[str]:
+        """Return the forms that the kernel has not what it takes for. Raises KernelError.
+
+        But for those that the node has said and that were right a moment ago: they are about to be mended.
+        """
+        plan = self._state.plan()
+        missing = lacking(plan, self._kernel.diff(plan))
+        now = time.monotonic()
+        self._lacking = {form: self._lacking.get(form, now) for form in missing & (here.accepts | here.sends)}
+        return missing - {form for form, since in self._lacking.items() if now - since < MENDING}
+
+    def _sends(self, here: Node) -> frozenset[str]:
+        """Return what may be sent, and what was sent so recently that packets may be on their way."""
+        sends = to_send(self._state.view, self._state.sent)
+        now = time.monotonic()
+        self._ended = {form: self._ended.get(form, now) for form in here.sends - sends}
+        return sends | {form for form, at in self._ended.items() if now - at < ON_THE_WAY}
+
+    def _bridged(self, ways: Ways) -> frozenset[Network]:
+        """Return the blocks that need a route of ours now.
+
+        Where BIRD had a route and took it back (a node died), ours goes, too; what is missing only once BIRD
+        may just be replacing.
+        """
+        found = unsettled(self._state.view, self._state.node, ways)
+        missed = (found & (self._learned | self._missed)) - ways.learned.keys()
+        gone = missed & self._missed
+        self._learned, self._missed = found & ways.learned.keys(), missed
+        return found - gone
+
+    def _unfinished(self) -> list[str]:
+        """Say in words what this node itself has not brought to an end."""
+        state = self._state
+        told = [f"{len(state.bridged)} blocks wait for their routes by BGP"] if state.bridged else []
+        planned = still_sent(state.view, state.node, Ways())
+        for name, forms in sorted(state.sent.items()):
+            told += [f"IPPool/{name}: routes in form {form} are left" for form in forms - planned.get(name, set())]
+        return told
+
+    def _look(self) -> Ways | None:
+        """Read the kernel's routes to other nodes' blocks; None if it cannot be done now."""
+        try:
+            return self._read()
+        except KernelError as error:
+            log.error("routes cannot be read: everything stays as it is", problem=error.message)
+            return None
+
+    def _read(self) -> Ways:
+        """Read the kernel's routes to other nodes' blocks: those with a gateway. Raises KernelError."""
+        names = {link.index: link.name for link in links.dump(self._kernel.connection)}
+        found: dict[int, dict[Network, Encapsulation]] = {c.RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
+        for protocol, forms in found.items():
+            for family in Family:
+                for record in routes.dump(self._kernel.connection, family, protocol=protocol):
+                    if record.next_hops or record.gateway is not None:
+                        index = record.next_hops[0].index if record.next_hops else record.index
+                        forms[record.destination] = form_by(names.get(index, ""))
+        return Ways(learned=found[c.RTPROT_BIRD], told=found[ROUTE_PROTOCOL])
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(filter(None, text.split(",")))

@@ -1,0 +1,100 @@
+"""What the cluster's store tells an agent: every change once, in order, many at a time where many come."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from podway.agent.state import NodeState
+from podway.errors import RevisionGone, StoreError
+from podway.plan.view import ClusterView
+from podway.store.base import Event, Store
+
+log = structlog.get_logger(__name__)
+
+STORE_RETRY = 1.0
+"""Seconds between attempts to reach a store that is away; pods come and go meanwhile."""
+
+
+class News:
+    """Follows a store. `problem` says in words why it cannot be reached, and is empty if it can.
+
+    `take` is given each newer view of the cluster, with the events that led to it (none after a new listing);
+    `found` is called when the store is there again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        state: NodeState,
+        *,
+        take: Callable[[ClusterView, tuple[Event, ...]], Awaitable[None]],
+        found: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._take = take
+        self._found = found
+        self._heard: list[Event | ClusterView] = []
+        self._arrived = asyncio.Event()
+        self.problem = ""
+
+    async def run(self) -> None:
+        """Follow for ever; a store that is away or forgot our place is listed anew."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._tell())
+
+    def lost(self, error: StoreError) -> None:
+        """Note that the store cannot be reached."""
+        if error.message != self.problem:
+            log.error("store lost: pods come and go all the same, news of other nodes wait", problem=error.message)
+        self.problem = error.message
+
+    def reached(self) -> None:
+        """Note that the store can be reached."""
+        if self.problem:
+            log.info("store found again")
+            self._found()
+        self.problem = ""
+
+    async def _listen(self) -> None:
+        revision = self._state.view.revision
+        while True:
+            try:
+                async for event in self._store.watch(revision):
+                    revision = event.revision
+                    self._hear(event)
+            except RevisionGone:
+                pass
+            except StoreError as error:
+                self.lost(error)
+                await asyncio.sleep(STORE_RETRY)
+            try:
+                listing = await self._store.list_all()
+            except StoreError as error:
+                self.lost(error)
+            else:
+                self.reached()
+                revision = listing.revision
+                self._hear(ClusterView.of(listing.items, revision))
+
+    def _hear(self, one: Event | ClusterView) -> None:
+        self._heard.append(one)
+        self._arrived.set()
+
+    async def _tell(self) -> None:
+        """Hand on what was heard. What arrives while that is taken in makes one next view, not many."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            heard, self._heard = self._heard, []
+            view = self._state.view
+            events: list[Event] = []
+            for one in heard:
+                if isinstance(one, ClusterView):
+                    view, events = one, []
+                else:
+                    view = view.after(one)
+                    events.append(one)
+            await self._take(view, tuple(events))

@@ -1,0 +1,110 @@
+"""The way to every block: by whom an agent knows it, in which form it leads there, and if the kernel has it.
+
+Pure: view, kernel and BIRD are joined here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from podway.api.addresses import Network
+from podway.api.resources import Encapsulation
+from podway.bgp.status import BirdRoute
+from podway.kernel.netlink import constants as c
+from podway.kernel.routes import RouteRecord
+from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
+from podway.plan.switching import form_by
+from podway.plan.view import ClusterView
+
+
+class Via(msgspec.Struct, frozen=True):
+    """Where a route leads."""
+
+    gateway: str
+    device: str
+
+
+class ToldRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """The route of one node to a block, or to what an outside peer told of.
+
+    `told_by` is `own` (the block is the node's: what no pod holds ends here), `bgp`, `store`, or the number of
+    the rtm_protocol of somebody else's route that comes first. `session` is the BGP session that told it, `since`
+    when. Without `in_kernel` the other fields say what should be.
+    """
+
+    network: Network
+    node: str = ""
+    pool: str = ""
+    told_by: str
+    form: Encapsulation = "none"
+    next_hops: tuple[Via, ...] = ()
+    in_kernel: bool
+    session: str = ""
+    since: datetime | None = None
+
+
+def told_routes(
+    view: ClusterView,
+    node: str,
+    records: Iterable[RouteRecord],
+    names: Mapping[int, str],
+    known: Sequence[BirdRoute],
+) -> Iterator[ToldRoute]:
+    """Yield a node's routes to all blocks, then those to other networks that BGP told of.
+
+    `records` are the kernel's routes and `names` its devices by number; `known` are BIRD's routes.
+    """
+    first: dict[Network, RouteRecord] = {}
+    for record in records:
+        best = first.get(record.destination)
+        if record.table == MAIN_TABLE and (best is None or record.metric < best.metric):
+            first[record.destination] = record
+    told = {route.network: route for route in known if route.best}
+    blocks = {block.network: block for block in view.blocks.values()}
+    for network, block in sorted(blocks.items(), key=lambda pair: (pair[0].version, pair[0].network_address)):
+        pool = view.pools.get(block.spec.pool)
+        by = "own" if block.spec.node == node else pool.spec.distribution if pool else ""
+        yield _route(network, block.spec.node, block.spec.pool, by, first.get(network), names, told.get(network))
+    for network, route in told.items():
+        if network not in blocks:
+            yield _route(network, "", "", "bgp", first.get(network), names, route)
+
+
+def _route(
+    network: Network,
+    node: str,
+    pool: str,
+    by: str,
+    record: RouteRecord | None,
+    names: Mapping[int, str],
+    known: BirdRoute | None,
+) -> ToldRoute:
+    session = known.protocol if known and by == "bgp" else ""
+    since = known.since if known and by == "bgp" else None
+    if record is None:
+        ways = tuple(Via(str(hop.gateway), hop.device) for hop in known.next_hops) if known and by == "bgp" else ()
+    else:
+        ways = _ways(record, names)
+        by = (
+            by
+            if by == "own"
+            else {ROUTE_PROTOCOL: "store", c.RTPROT_BIRD: "bgp"}.get(record.protocol, str(record.protocol))
+        )
+    return ToldRoute(
+        network=network,
+        node=node,
+        pool=pool,
+        told_by=by,
+        form=form_by(ways[0].device) if ways else "none",
+        next_hops=ways,
+        in_kernel=record is not None,
+        session=session if by == "bgp" else "",
+        since=since if by == "bgp" else None,
+    )
+
+
+def _ways(record: RouteRecord, names: Mapping[int, str]) -> tuple[Via, ...]:
+    if record.next_hops:
+        return tuple(Via(str(hop.gateway or ""), names.get(hop.index, "")) for hop in record.next_hops)
+    return (Via(str(record.gateway or ""), names.get(record.index, "")),) if record.index else ()

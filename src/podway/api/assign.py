@@ -1,0 +1,162 @@
+"""`FIELD=VALUE` to a changed resource: fields are named as in a manifest, below `spec`. Pure.
+
+A node has no spec of its own: what can be set of it are the annotations and labels of NODE_FIELDS.
+"""
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType
+from typing import Any
+
+import msgspec
+
+from podway.api.encode import to_builtins
+from podway.api.resources import ASN, RACK, Node, Resource, key, subject
+from podway.errors import InvalidObject
+
+NODE_FIELDS: Mapping[str, tuple[str, str]] = {"asn": ("annotations", ASN), "rack": ("labels", RACK)}
+"""What can be set of a node: where in its metadata it stands."""
+
+
+def assign(obj: Resource, assignments: Iterable[str]) -> Resource:
+    """Return the object with each `FIELD=VALUE` carried out; an empty value takes back the default.
+
+    Raises InvalidObject for a field that there is not, or a value that the field cannot have.
+    """
+    shape = to_builtins(obj)
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals:
+            raise _invalid(obj, field, "has no value", f"write {field}=VALUE; {field}= takes back the default")
+        if isinstance(obj, Node):
+            _place(shape, _node_path(obj, field), text or None)
+        else:
+            path = field.split(".")
+            _place(shape, ("spec", *path), _value(obj, field, _type_of(obj, path), text) if text else None)
+    return msgspec.convert(shape, type(obj))
+
+
+def fields(kind: type[Resource]) -> dict[str, tuple[str, ...]]:
+    """Return what can be set of a kind, by name, with the values that are possible where those are few."""
+    if kind is Node:
+        return dict.fromkeys(NODE_FIELDS, ())
+    spec = _struct_fields(kind).get("spec")
+    return dict(_leaves(spec, ""))
+
+
+def differences(before: Resource, after: Resource) -> Iterator[str]:
+    """Say what two versions of an object differ in: `encapsulation none → vxlan`."""
+    kind = type(after)
+    for name in fields(kind):
+        was, now = _stated(before, name), _stated(after, name)
+        if was != now:
+            yield f"{name} {_shown(was)} → {_shown(now)}"
+
+
+def _stated(obj: Resource, name: str) -> Any:
+    if isinstance(obj, Node):
+        place, note = NODE_FIELDS[name]
+        return getattr(obj.metadata, place).get(note, "")
+    value: Any = getattr(obj, "spec", None)
+    for part in name.split("."):
+        value = getattr(value, _attribute(type(value), part))
+    return value
+
+
+def _attribute(kind: Any, wire_name: str) -> str:
+    return next(field.name for field in msgspec.structs.fields(kind) if field.encode_name == wire_name)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "nothing" if value is None or value == "" else str(value)
+
+
+def _leaves(kind: Any, before: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for name, of in _struct_fields(kind).items():
+        plain = _without_none(of)
+        if _struct_fields(plain) and plain is of:
+            yield from _leaves(of, f"{before}{name}.")
+        elif _reads(plain):
+            yield f"{before}{name}", _choices(plain)
+
+
+def _reads(kind: Any) -> bool:
+    """Tell whether a value of this type can be written in one word."""
+    return bool(typing.get_origin(kind) is typing.Literal or kind in (str, int, bool) or _is_list(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is str
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if kind is bool:
+        return ("true", "false")
+    return tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is typing.Literal else ()
+
+
+def _type_of(obj: Resource, path: Sequence[str]) -> Any:
+    """Return the type of a field. Raises InvalidObject if there is none that can be set."""
+    kind = _struct_fields(type(obj)).get("spec")
+    for part in path:
+        kind = _without_none(_struct_fields(kind).get(part))
+    if kind is None or not _reads(kind):
+        name, known = ".".join(path), fields(type(obj))
+        below = [other for other in known if other.startswith(f"{name}.")]
+        problem = "has fields of its own" if below else "cannot be set so" if kind else "is not a field here"
+        raise _invalid(obj, name, problem, _nearest(name, below or list(known)))
+    return kind
+
+
+def _value(obj: Resource, field: str, kind: Any, text: str) -> Any:
+    if choices := _choices(kind):
+        if text not in choices:
+            raise _invalid(obj, f"spec.{field}", f"{text!r} is not possible", _nearest(text, choices))
+        return text == "true" if kind is bool else text
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise _invalid(obj, f"spec.{field}", f"{text!r} is not a whole number", "") from None
+    return [part.strip() for part in text.split(",")] if _is_list(kind) else text
+
+
+def _node_path(node: Node, field: str) -> tuple[str, ...]:
+    if field not in NODE_FIELDS:
+        raise _invalid(node, field, "cannot be set of a node", _nearest(field, list(NODE_FIELDS)))
+    return ("metadata", *NODE_FIELDS[field])
+
+
+def _place(shape: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for step in path[:-1]:
+        shape = shape.setdefault(step, {})
+    if value is None:
+        shape.pop(path[-1], None)
+    else:
+        shape[path[-1]] = value
+
+
+def _struct_fields(kind: Any) -> dict[str, Any]:
+    """Return the types of a Struct's fields by their names on the wire; nothing for other types."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return {}
+    return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+
+
+def _without_none(kind: Any) -> Any:
+    options = [option for option in typing.get_args(kind) if option is not NoneType]
+    return options[0] if NoneType in typing.get_args(kind) and len(options) == 1 else kind
+
+
+def _nearest(text: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
+
+
+def _invalid(obj: Resource, field: str, problem: str, hint: str) -> InvalidObject:
+    return InvalidObject(subject(key(obj)), field, problem, hint=hint)

@@ -1,0 +1,128 @@
+"""Rules for the fields that many kinds have: names, labels, selectors, addresses, networks. Pure."""
+
+import re
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
+
+from podway.api.addresses import Network
+from podway.api.meta import LabelSelector
+
+# Names as Kubernetes has them: RFC 1123 labels and subdomains, and what follows a label key's prefix.
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+Problem = tuple[str, str, str]
+"""Field, what is wrong with it, and what to do. Rules are functions that yield problems."""
+
+UNUSABLE: Mapping[Network, str] = {
+    ip_network(text): use
+    for text, use in {
+        "0.0.0.0/8": "is 'this network' (RFC 1122)",
+        "127.0.0.0/8": "is loopback (RFC 1122)",
+        "169.254.0.0/16": "is link-local (RFC 3927), and a pod's gateway is in it",
+        "224.0.0.0/4": "is multicast (RFC 5771)",
+        "255.255.255.255/32": "is the limited broadcast address (RFC 919)",
+        "::/127": "is the unspecified and the loopback address (RFC 4291)",
+        "::ffff:0:0/96": "is IPv4-mapped (RFC 4291)",
+        "fe80::/10": "is link-local (RFC 4291), and a pod's gateway is in it",
+        "ff00::/8": "is multicast (RFC 4291)",
+    }.items()
+}
+
+RESERVED_ASNS = {
+    0: "RFC 7607",
+    23456: "AS_TRANS, RFC 6793",
+    65535: "RFC 7300",
+    4294967295: "RFC 7300",
+}
+
+
+def parse_cidr(text: str) -> Network:
+    """Parse a network; raises ValueError with a message that says what to write instead."""
+    if "/" not in text:
+        raise ValueError(f"{text!r} has no prefix length: write ADDRESS/LENGTH")
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        try:
+            whole = ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"{text!r} is not an IPv4 or IPv6 network: {error}") from error
+        raise ValueError(f"{text!r} has bits set after its prefix: did you mean {whole}?") from error
+
+
+def check_name(field: str, name: str, form: re.Pattern[str] = SUBDOMAIN) -> Iterator[Problem]:
+    """Yield what is wrong with an object's name: not of the `form`, LABEL or SUBDOMAIN (RFC 1123)."""
+    if form.fullmatch(name):
+        return
+    label = form is LABEL
+    what = "an RFC 1123 label" if label else "an RFC 1123 subdomain"
+    yield (
+        field,
+        f"{name!r} is not {what}" if name else "is empty",
+        f"use at most {63 if label else 253} lower-case letters, digits and '-'{'' if label else ', and dots'}; "
+        "start and end with a letter or digit",
+    )
+
+
+def check_labels(field: str, labels: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what is wrong with labels."""
+    for name, value in labels.items():
+        yield from check_label_key(field, name)
+        yield from check_label_value(f"{field}[{name}]", value)
+
+
+def check_label_key(field: str, name: str) -> Iterator[Problem]:
+    """Yield what is wrong with the key of a label or annotation."""
+    prefix, slash, rest = name.rpartition("/")
+    if not _QUALIFIED.fullmatch(rest) or (slash and not SUBDOMAIN.fullmatch(prefix)):
+        hint = "write NAME or DNS-DOMAIN/NAME; NAME has at most 63 letters, digits, '-', '_' and '.'"
+        yield f"{field}[{name}]", f"{name!r} is not a label key", hint
+
+
+def check_label_value(field: str, value: str) -> Iterator[Problem]:
+    """Yield what is wrong with the value of a label."""
+    if value and not _QUALIFIED.fullmatch(value):
+        hint = "use at most 63 letters, digits, '-', '_' and '.'; start and end with a letter or digit"
+        yield field, f"{value!r} is not a label value", hint
+
+
+def check_selector(field: str, selector: LabelSelector | None) -> Iterator[Problem]:
+    """Yield what is wrong with a label selector, if there is one."""
+    if selector is None:
+        return
+    yield from check_labels(f"{field}.matchLabels", selector.match_labels)
+    for index, requirement in enumerate(selector.match_expressions):
+        where = f"{field}.matchExpressions[{index}]"
+        yield from check_label_key(f"{where}.key", requirement.key)
+        wants_values = requirement.operator in ("In", "NotIn")
+        if wants_values != bool(requirement.values):
+            hint = "give one at least" if wants_values else "remove them"
+            problem = f"operator {requirement.operator} {'needs' if wants_values else 'takes no'} values"
+            yield f"{where}.values", problem, hint
+        for value in requirement.values:
+            yield from check_label_value(f"{where}.values", value)
+
+
+def check_address(field: str, text: str) -> Iterator[Problem]:
+    """Yield what is wrong with an address."""
+    try:
+        ip_address(text)
+    except ValueError:
+        yield field, f"{text!r} is not an IPv4 or IPv6 address", "write one address, without a prefix length"
+
+
+def check_asn(field: str, asn: int) -> Iterator[Problem]:
+    """Yield what is wrong with an AS number (RFC 6793)."""
+    if asn in RESERVED_ASNS:
+        hint = "use a private one: 64512 to 65534, or 4200000000 to 4294967294 (RFC 6996)"
+        yield field, f"{asn} is reserved ({RESERVED_ASNS[asn]})", hint
+    yield from check_ranges((field, asn, 0, 4294967295))
+
+
+def check_ranges(*ranges: tuple[str, int, int, int]) -> Iterator[Problem]:
+    """Yield the fields whose value is out of range; each is given with its value, the least and the most."""
+    for field, value, low, high in ranges:
+        if not low <= value <= high:
+            yield field, f"{value} is out of range", f"write a number between {low} and {high}"

@@ -1,0 +1,219 @@
+"""What makes BGP settings, outside peers and secrets right among the other objects of a cluster. Pure."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from podway.api.addresses import Network
+from podway.api.identity import REDACTED
+from podway.api.peers import BGPPeer, PrefixRule, Secret
+from podway.api.resources import IPPool, NetworkConfig, Node, Resource, key, subject
+from podway.api.validate_peers import password_problem
+from podway.errors import InvalidObject
+
+T = TypeVar("T", bound=Resource)
+
+
+def check_bgp_change(new: Resource, others: Sequence[Resource], *, old: Resource | None) -> None:
+    """Check an object that is to be created, or to replace `old`, as far as BGP goes. Raises InvalidObject."""
+    match new:
+        case BGPPeer():
+            _check_peer(new, others)
+        case Secret():
+            _check_secret(new, others)
+        case NetworkConfig():
+            _check_topology(new, others, blamed=new)
+        case Node():
+            for peer in _of(BGPPeer, others):
+                _check_apart(peer, new, blamed=new)
+            # An agent that registers its node does not know the labels that it will have.
+            for config in _of(NetworkConfig, others) if old else ():
+                _check_topology(config, (*others, new), blamed=new)
+        case _:
+            pass
+
+
+def check_bgp_deletion(obj: Resource, others: Sequence[Resource]) -> None:
+    """Check that no BGP setting needs an object that is to be deleted. Raises InvalidObject."""
+    match obj:
+        case Node():
+            for config in _of(NetworkConfig, others):
+                _check_topology(config, others, blamed=obj)
+        case Secret():
+            for peer, _ in _taking_from(obj, others):
+                problem, hint = (
+                    f"{subject(key(peer))} takes its password from it",
+                    "change or delete the peer first",
+                )
+                raise _invalid(obj, "", problem, hint)
+        case _:
+            pass
+
+
+def _check_peer(peer: BGPPeer, others: Sequence[Resource]) -> None:
+    nodes = list(_of(Node, others))
+    if peer.spec.node and all(node.metadata.name != peer.spec.node for node in nodes):
+        names = ", ".join(sorted(node.metadata.name for node in nodes)[:5])
+        raise _invalid(
+            peer, "spec.node", f"Node/{peer.spec.node} is not in the cluster", f"there are: {names or 'none'}"
+        )
+    for node in nodes:
+        _check_apart(peer, node, blamed=peer)
+    for other in _of(BGPPeer, others):
+        _check_once(peer, other, nodes)
+    _check_password(peer, others)
+    pools = [pool for pool in _of(IPPool, others) if pool.family == peer.family]
+    if pools:
+        _check_exports(peer, pools)
+        _check_imports(peer, pools, nodes)
+
+
+def _check_topology(config: NetworkConfig, others: Sequence[Resource], *, blamed: Resource) -> None:
+    bgp = config.spec.bgp
+    nodes = list(_of(Node, others))
+    selector = bgp.reflectors.node_selector
+    chosen = bgp.topology in {"auto", "reflectors"} and selector is not None and bool(nodes)
+    if chosen and selector and not any(selector.matches(node.metadata.labels) for node in nodes):
+        raise _invalid(
+            blamed,
+            "spec.bgp.reflectors.nodeSelector" if blamed is config else "metadata.labels",
+            f"no node has the labels that make it a route reflector by {subject(key(config))}",
+            "label nodes first, two at least; or leave nodeSelector out, and Podway chooses",
+        )
+    numbers = {node.metadata.name: bgp.asn if node.asn is None else node.asn for node in nodes}
+    if bgp.topology == "reflectors" and len(set(numbers.values())) > 1:
+        told = ", ".join(f"{name} has {asn}" for name, asn in sorted(numbers.items())[:3])
+        raise _invalid(
+            blamed,
+            "spec.bgp.topology" if blamed is config else "metadata.annotations[podway.io/asn]",
+            f"route reflectors serve one AS (RFC 4456), and the nodes have several: {told}",
+            "give all nodes one AS, or set spec.bgp.topology of NetworkConfig/default to mesh or none",
+        )
+
+
+def _check_secret(secret: Secret, others: Sequence[Resource]) -> None:
+    for peer, name in _taking_from(secret, others):
+        problem = _value_problem(secret, name)
+        if problem:
+            hint = f"{subject(key(peer))} takes its password from there: change that first"
+            raise _invalid(secret, f"data[{name}]", problem, hint)
+
+
+def _taking_from(secret: Secret, others: Sequence[Resource]) -> Iterator[tuple[BGPPeer, str]]:
+    """Yield the peers whose password is in a Secret, with its key."""
+    for peer in _of(BGPPeer, others):
+        source = peer.spec.password.secret if peer.spec.password else None
+        if source and (source.namespace, source.name) == (secret.metadata.namespace, secret.metadata.name):
+            yield peer, source.key
+
+
+def _check_apart(peer: BGPPeer, node: Node, *, blamed: Resource) -> None:
+    own = {*node.internal_addresses, *(interface.ip for interface in node.interface_addresses)}
+    if peer.address in own:
+        other = node if blamed is peer else peer
+        raise _invalid(
+            blamed,
+            "spec.address" if blamed is peer else "status.addresses",
+            f"{peer.address} is {subject(key(other))} itself",
+            "a BGPPeer is outside the cluster: nodes have sessions with each other without one",
+        )
+
+
+def _check_once(peer: BGPPeer, other: BGPPeer, nodes: Sequence[Node]) -> None:
+    if peer.address != other.address:
+        return
+    on = [node.metadata.name for node in nodes if _on(peer, node) and _on(other, node)]
+    everywhere = not any((peer.spec.node, peer.spec.node_selector, other.spec.node, other.spec.node_selector))
+    if on or everywhere:
+        where = f"Node/{on[0]}" if on else "every node"
+        raise _invalid(
+            peer,
+            "spec.address",
+            f"{peer.address} is the address of {subject(key(other))} too, on {where}",
+            "keep one of them; or give them nodes apart from each other: BGP knows a peer by its address",
+        )
+
+
+def _on(peer: BGPPeer, node: Node) -> bool:
+    return peer.speaks_with(node.metadata.name, node.metadata.labels)
+
+
+def _check_password(peer: BGPPeer, others: Sequence[Resource]) -> None:
+    source = peer.spec.password.secret if peer.spec.password else None
+    if source is None:
+        return
+    name = f"Secret/{source.namespace}/{source.name}"
+    found = next((one for one in _of(Secret, others) if subject(key(one)) == name), None)
+    if found is None:
+        raise _invalid(peer, "spec.password.secret", f"{name} does not exist", "make the Secret first")
+    problem = _value_problem(found, source.key)
+    if problem:
+        raise _invalid(peer, "spec.password.secret.key", f"{source.key} of {name} {problem}", "correct the Secret")
+
+
+def _value_problem(secret: Secret, name: str) -> str | None:
+    if REDACTED in {secret.data.get(name), secret.string_data.get(name)}:
+        return None  # a cluster that is looked at from elsewhere: nobody can tell
+    try:
+        return password_problem(secret.value(name))
+    except KeyError:
+        return "is not there"
+    except ValueError:
+        return "is not UTF-8 text"
+
+
+def _check_exports(peer: BGPPeer, pools: Sequence[IPPool]) -> None:
+    """Only blocks, or whole pools, are ever told: a rule that names none of them does nothing."""
+    blocks = peer.spec.advertise == "blocks"
+    told = [(pool.network, pool.block_prefix if blocks else pool.network.prefixlen) for pool in pools]
+    for index, rule in enumerate(peer.spec.exports):
+        if not any(_matches(rule, network, length) for network, length in told):
+            what = ", ".join(f"/{length} of {network}" for network, length in told[:3])
+            raise _invalid(
+                peer,
+                f"spec.export[{index}]",
+                f"cannot match: all that {peer.spec.address} is told is {what}",
+                "name a part of a pool, with lengths that take in what is told, or remove the rule",
+            )
+
+
+def _check_imports(peer: BGPPeer, pools: Sequence[IPPool], nodes: Sequence[Node]) -> None:
+    """Parts of pools other than blocks, and the nodes' networks, are never taken: a rule cannot take them."""
+    subnets = {interface.network for node in nodes for interface in node.interface_addresses}
+    for index, rule in enumerate(peer.spec.imports):
+        if rule.action == "reject":
+            continue
+        for pool in pools:
+            if _inside(rule.network, pool.network) and not _matches(rule, pool.network, pool.block_prefix):
+                raise _invalid(
+                    peer,
+                    f"spec.import[{index}]",
+                    f"cannot match: of {subject(key(pool))} only blocks (/{pool.block_prefix}) are ever taken",
+                    f"write lengths that take in {pool.block_prefix}, or remove the rule",
+                )
+        subnet = next((subnet for subnet in subnets if _inside(rule.network, subnet)), None)
+        if subnet is not None:
+            raise _invalid(
+                peer,
+                f"spec.import[{index}]",
+                f"cannot match: {subnet} is a network of the nodes, to which no outside peer may tell the way",
+                "remove the rule",
+            )
+
+
+def _matches(rule: PrefixRule, network: Network, length: int) -> bool:
+    """Tell whether a rule can match parts of a network of this prefix length."""
+    if not rule.lengths[0] <= length <= rule.lengths[1]:
+        return False
+    return _inside(rule.network, network) or _inside(network, rule.network)
+
+
+def _inside(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]
+
+
+def _of(kind: type[T], objects: Sequence[Resource]) -> Iterator[T]:
+    return (obj for obj in objects if isinstance(obj, kind))
+
+
+def _invalid(obj: Resource, field: str, problem: str, hint: str) -> InvalidObject:
+    return InvalidObject(subject(key(obj)), field, problem, hint=hint)

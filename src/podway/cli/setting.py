@@ -1,0 +1,131 @@
+"""`podway set`: changes fields of one object, and waits until the cluster has gone over."""
+
+import time
+from collections.abc import Sequence
+
+import click
+
+from podway.api.assign import assign, differences, fields
+from podway.api.cluster_rules import check_change
+from podway.api.resources import Key, NetworkConfig, Resource, key, subject
+from podway.api.validate import validate
+from podway.cli.agents import agents, ask_all
+from podway.cli.help import examples
+from podway.cli.kinds import complete_keys, key_of, namespace_option, nearest, nearest_key
+from podway.cli.options import GlobalOptions
+from podway.cli.views import VIEW_BY_NAME
+from podway.errors import AgentError, Conflict, InvalidInput, NotFound
+from podway.store.base import Store
+
+LOOK = 0.1
+"""Seconds between looks at nodes that have not gone over yet."""
+
+
+def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete FIELD=, and the value where only a few are possible."""
+    view = VIEW_BY_NAME.get(str(ctx.params.get("target") or "").partition("/")[0].lower())
+    if view is None or view.kind is None:
+        return []
+    known = fields(view.kind)
+    name, equals, _ = incomplete.partition("=")
+    words = [f"{name}={value}" for value in known.get(name, ())] if equals else [f"{each}=" for each in known]
+    return [word for word in words if word.startswith(incomplete)]
+
+
+@click.command(
+    "set",
+    epilog=examples(
+        "podway set pool/default encapsulation=vxlan when=cross-subnet --wait",
+        "podway set config vxlan.port=8472",
+        "podway set node/node1 asn=64601              # asn= : the cluster's again",
+    ),
+)
+@click.argument("target", metavar="KIND/NAME", shell_complete=complete_keys)
+@click.argument("assignments", metavar="FIELD=VALUE...", nargs=-1, required=True, shell_complete=complete_fields)
+@namespace_option
+@click.option("--wait", is_flag=True, help="Until every node has gone over.")
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
+@click.pass_obj
+def set_fields(
+    options: GlobalOptions,
+    *,
+    target: str,
+    assignments: Sequence[str],
+    namespace: str | None,
+    wait: bool,
+    timeout: float,
+) -> None:
+    """Change fields of an object. They are named as in its manifest, without `spec`.
+
+    The cluster goes over while it runs; a change that cannot be right is refused, and nothing is changed.
+    `podway plan -f` tells what a manifest with the same change would do.
+    """
+    wanted = _key(target, namespace)
+
+    async def work(store: Store) -> None:
+        while True:
+            others = (await store.list_all()).items
+            old = next((obj for obj in others if key(obj) == wanted), None)
+            if old is None:
+                raise NotFound(f"{subject(wanted)} does not exist", hint=nearest_key(wanted, map(key, others)))
+            new = assign(old, assignments)
+            told = ", ".join(differences(old, new))
+            if not told:
+                click.echo(f"{subject(wanted)}: unchanged")
+                return
+            validate(new)
+            check_change(new, others, old=old)
+            try:
+                await store.update(new)
+            except Conflict:
+                continue  # somebody was quicker: look again
+            click.echo(f"{subject(wanted)}: {told}")
+            return
+
+    options.run(work)
+    if wait:
+        _wait(options, timeout)
+
+
+def _wait(options: GlobalOptions, timeout: float) -> None:
+    """Wait until all nodes know the store's facts of now and have gone over. Raises AgentError if one has not."""
+    revision = options.run(_revision)
+    begun = time.monotonic()
+    while True:
+        waiting = {}
+        for node, answer in ask_all(agents(options), "status").items():
+            if isinstance(answer, AgentError):
+                waiting[node] = answer.message
+            elif answer["crossing"]["revision"] < revision:
+                waiting[node] = "has not heard of the change yet"
+            elif answer["crossing"]["pending"]:
+                waiting[node] = "; ".join(answer["crossing"]["pending"])
+        took = time.monotonic() - begun
+        if not waiting:
+            click.echo(f"all nodes have gone over after {took:.1f} s")
+            return
+        if took > timeout:
+            node, reason = next(iter(waiting.items()))
+            raise AgentError(
+                f"{len(waiting)} nodes have not gone over after {took:.0f} s; {node}: {reason}",
+                hint="the change stands, and they go on; see `podway status`",
+            )
+        time.sleep(LOOK)
+
+
+async def _revision(store: Store) -> int:
+    return (await store.list_all()).revision
+
+
+def _key(text: str, namespace: str | None) -> Key:
+    """Read KIND/NAME; of the one NetworkConfig the name may be left out. Raises InvalidInput."""
+    called, _, name = text.partition("/")
+    view = VIEW_BY_NAME.get(called.lower())
+    kind: type[Resource] | None = view.kind if view else None
+    if kind is NetworkConfig:
+        name = name or "default"
+    if kind is None or not name:
+        known = [word for word, view in VIEW_BY_NAME.items() if view.kind]
+        hint = nearest(called.lower(), known) if kind is None else f"write {called}/NAME"
+        raise InvalidInput(f"{text!r} names no object", hint=hint)
+    return key_of(kind, name, namespace)

@@ -1,0 +1,110 @@
+"""What stands on devices: addresses, permanent neighbours, forwarding entries."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from podway.errors import KernelError
+from podway.kernel import addresses, forwarding, neighbours
+from podway.kernel.kinds.inventory import Inventory, devices_of
+from podway.kernel.netlink import Connection
+from podway.plan.changes import Change
+from podway.plan.objects import ForwardingEntry, LinkAddress, Neighbour, NodePlan
+
+
+class Addresses:
+    """Addresses: all on the plan's devices and links, and on others those that the plan names."""
+
+    name = "address"
+    mends_only = False
+
+    def __init__(self, connection: Connection, inventory: Inventory) -> None:
+        self._connection = connection
+        self._inventory = inventory
+
+    def wanted(self, plan: NodePlan) -> Mapping[Hashable, LinkAddress]:
+        """Return the plan's addresses by device and address."""
+        return {address.key: address for address in plan.addresses}
+
+    def list(self, plan: NodePlan) -> Mapping[Hashable, LinkAddress]:
+        """Return the addresses that are ours to set."""
+        wanted, planned = self.wanted(plan), devices_of(plan)
+        found: dict[Hashable, LinkAddress] = {}
+        for record in addresses.dump(self._connection):
+            device = self._inventory.name(record.index)
+            if not device:
+                continue  # somebody else's, or it went between the two dumps
+            scope: Any = record.scope
+            address = LinkAddress(device, record.address, scope)
+            if device in planned or address.key in wanted:
+                found[address.key] = address
+        return found
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        """Add and remove addresses."""
+        return self._inventory.carry_out(changes, addresses.add, addresses.add, addresses.remove)
+
+
+class Neighbours:
+    """Permanent neighbour entries: all on the plan's devices and links; on others those that the plan names."""
+
+    name = "neighbour"
+    mends_only = False
+
+    def __init__(self, connection: Connection, inventory: Inventory) -> None:
+        self._connection = connection
+        self._inventory = inventory
+
+    def wanted(self, plan: NodePlan) -> Mapping[Hashable, Neighbour]:
+        """Return the plan's neighbours by device and address."""
+        return {neighbour.key: neighbour for neighbour in plan.neighbours}
+
+    def list(self, plan: NodePlan) -> Mapping[Hashable, Neighbour]:
+        """Return the permanent entries that are ours to set."""
+        wanted, planned = self.wanted(plan), devices_of(plan)
+        found: dict[Hashable, Neighbour] = {}
+        for record in neighbours.dump(self._connection):
+            device = self._inventory.name(record.index)
+            if not device or not record.permanent:
+                continue
+            neighbour = Neighbour(device, record.address, record.mac)
+            if device in planned or neighbour.key in wanted:
+                found[neighbour.key] = neighbour
+        return found
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        """Add and remove entries."""
+        return self._inventory.carry_out(changes, neighbours.add, neighbours.add, neighbours.remove)
+
+
+class Forwarding:
+    """Entries of the VXLAN devices' forwarding databases: all on the plan's devices."""
+
+    name = "forwarding entry"
+    mends_only = False
+
+    def __init__(self, connection: Connection, inventory: Inventory) -> None:
+        self._connection = connection
+        self._inventory = inventory
+
+    def wanted(self, plan: NodePlan) -> Mapping[Hashable, ForwardingEntry]:
+        """Return the plan's entries by device and hardware address."""
+        return {entry.key: entry for entry in plan.forwarding}
+
+    def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
+        """Return the entries of the plan's VXLAN devices."""
+        found: dict[Hashable, Any] = {}
+        numbers = self._inventory.numbers
+        for device in plan.devices:
+            if device.kind != "vxlan" or device.name not in numbers:
+                continue
+            for record in forwarding.dump(self._connection, numbers[device.name]):
+                entry = record.planned(device.name)
+                key: tuple[Any, ...] = (device.name, record.mac)
+                if key in found:
+                    key = (*key, record)  # a further destination, an object of its own: each can be removed
+                found[key] = entry or forwarding.ForeignEntry(device.name, record)
+        return found
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        """Add, replace and remove entries."""
+        return self._inventory.carry_out(changes, forwarding.add, forwarding.replace, forwarding.remove)

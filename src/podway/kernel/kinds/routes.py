@@ -1,0 +1,64 @@
+"""Routes of our protocol number, in any table."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from podway.api.addresses import Family
+from podway.errors import KernelError
+from podway.kernel import leases, routes
+from podway.kernel.kinds.inventory import Inventory, devices_of
+from podway.kernel.netlink import Connection, Request
+from podway.plan.changes import Change
+from podway.plan.objects import ROUTE_PROTOCOL, NodePlan, Route
+
+
+class ForeignRoute(msgspec.Struct, frozen=True):
+    """A route of our protocol that no plan of ours can mean: it is removed, or replaced."""
+
+    record: routes.RouteRecord
+
+    def __str__(self) -> str:
+        return f"route {self.record.destination} metric {self.record.metric} table {self.record.table}"
+
+
+class Routes:
+    """Routes of our protocol number, but for those to pods that the plan does not know."""
+
+    name = "route"
+    mends_only = False
+
+    def __init__(self, connection: Connection, inventory: Inventory) -> None:
+        self._connection = connection
+        self._inventory = inventory
+
+    def wanted(self, plan: NodePlan) -> Mapping[Hashable, Route]:
+        """Return the plan's routes by destination, metric and table; first those that others lean on."""
+        ordered = sorted(plan.routes, key=lambda route: route.gateway is not None)
+        return {route.key: routes.normal(route) for route in ordered}
+
+    def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
+        """Return our routes. Of several with one key (`ip route append`) the others get a longer key."""
+        wanted, planned = self.wanted(plan), devices_of(plan)
+        devices = self._inventory.by_index
+        found: dict[Hashable, Any] = {}
+        for family in Family:
+            for record in routes.dump(self._connection, family, protocol=ROUTE_PROTOCOL, table=0):
+                device = devices.get(record.index)
+                key: tuple[Any, ...] = (record.destination, record.metric, record.table)
+                if device and leases.is_pod_link(device) and device.name not in planned and key not in wanted:
+                    continue
+                route = record.planned(self._inventory.name(record.index))
+                if record.tos or key in found:
+                    key = (*key, record.tos, len(found))
+                found[key] = route or ForeignRoute(record)
+        return found
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        """Add, replace and remove routes."""
+        return self._inventory.carry_out(changes, routes.add, routes.replace, _remove)
+
+
+def _remove(route: Route | ForeignRoute, index: int) -> Request:
+    return routes.remove_record(route.record) if isinstance(route, ForeignRoute) else routes.remove(route, index)

@@ -1,0 +1,121 @@
+"""The clsact qdisc and the eBPF programs on it (man 8 tc, man 8 tc-bpf; net/sched/cls_bpf.c).
+
+Putting the qdisc on a device or taking it off stops the device's queues for an instant, and what is sent then
+is lost (dev_deactivate in qdisc_graft, net/sched/sch_api.c); filters come and go without that.
+"""
+
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from podway.kernel.netlink import Connection, Message, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import TCMSG, nested, number, parse, string, text, u32
+
+Direction: TypeAlias = Literal["ingress", "egress"]
+
+_PLACE = (112, 1, c.ETH_P_ALL)
+"""Priority, handle and Ethernet type of a filter of ours.
+
+It is behind the filters that others number from 1, ahead of those that let the kernel choose (49152 down).
+"""
+_QDISC_HANDLE = 0xFFFF0000
+_PARENTS: dict[Direction, int] = {
+    "ingress": _QDISC_HANDLE | c.TC_H_MIN_INGRESS,
+    "egress": _QDISC_HANDLE | c.TC_H_MIN_EGRESS,
+}
+_HOOKS: dict[str, tuple[Direction, ...]] = {"clsact": ("ingress", "egress"), "ingress": ("ingress",)}
+"""The qdiscs that filters can hang on without queueing, and where. A device has one of them at most."""
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """A direct-action eBPF filter as the kernel shows it: the device's number, and the program's id."""
+
+    index: int
+    direction: Direction
+    priority: int
+    handle: int
+    protocol: int
+    name: str
+    program: int
+
+    def __str__(self) -> str:
+        return f"{self.direction} filter {self.name!r} on device {self.index}"
+
+
+def hooks(connection: Connection) -> Mapping[int, tuple[Direction, ...]]:
+    """Return the devices, by number, that filters can be hung on, and in which directions. Raises KernelError."""
+    found = {}
+    request = Request(c.RTM_GETQDISC, TCMSG.pack(0, 0, 0, 0, 0), "list qdiscs")
+    for message in connection.dump(request):
+        _, index, handle, _, _ = TCMSG.unpack_from(message.body)
+        kind = string(parse(message.body, TCMSG.size).get(c.TCA_KIND))
+        if handle == _QDISC_HANDLE and kind in _HOOKS:
+            found[index] = _HOOKS[kind]
+    return found
+
+
+def filters(connection: Connection, index: int, direction: Direction) -> list[Filter]:
+    """Return the eBPF filters on one hook of a device. Raises KernelError."""
+    return [found for message in _dump(connection, index, direction) if (found := _read(message, direction))]
+
+
+def is_empty(connection: Connection, index: int, directions: Iterable[Direction]) -> bool:
+    """Tell whether no filter of any kind hangs on these hooks of a device. Raises KernelError."""
+    return not any(_dump(connection, index, direction) for direction in directions)
+
+
+def add_hooks(index: int) -> Request:
+    """Build a request that puts a clsact qdisc on a device."""
+    body = TCMSG.pack(0, index, _QDISC_HANDLE, c.TC_H_CLSACT, 0) + text(c.TCA_KIND, "clsact")
+    return Request(c.RTM_NEWQDISC, body, "add", f"qdisc clsact on device {index}", c.NLM_F_CREATE | c.NLM_F_EXCL)
+
+
+def remove_hooks(index: int) -> Request:
+    """Build a request that takes the clsact qdisc off a device, with all that hangs on it."""
+    body = TCMSG.pack(0, index, _QDISC_HANDLE, c.TC_H_CLSACT, 0)
+    return Request(c.RTM_DELQDISC, body, "remove", f"qdisc clsact of device {index}")
+
+
+def put(index: int, direction: Direction, name: str, program: int, former: Filter | None) -> Request:
+    """Build a request that hangs a program (a descriptor) there, or puts it in the place of a `former` one.
+
+    In replacing, no packet sees neither or both: the kernel swaps them in one step.
+    """
+    options = nested(
+        c.TCA_OPTIONS,
+        u32(c.TCA_BPF_FD, program),
+        text(c.TCA_BPF_NAME, name),
+        u32(c.TCA_BPF_FLAGS, c.TCA_BPF_FLAG_ACT_DIRECT),
+    )
+    priority, handle, protocol = _PLACE if former is None else (former.priority, former.handle, former.protocol)
+    info = priority << 16 | socket.htons(protocol)
+    body = TCMSG.pack(0, index, handle, _PARENTS[direction], info) + text(c.TCA_KIND, "bpf") + options
+    flags = c.NLM_F_CREATE | (c.NLM_F_EXCL if former is None else 0)
+    return Request(c.RTM_NEWTFILTER, body, "put", f"{direction} filter {name!r}", flags)
+
+
+def remove(found: Filter) -> Request:
+    """Build a request that removes a filter."""
+    info = found.priority << 16 | socket.htons(found.protocol)
+    body = TCMSG.pack(0, found.index, found.handle, _PARENTS[found.direction], info) + text(c.TCA_KIND, "bpf")
+    return Request(c.RTM_DELTFILTER, body, "remove", found)
+
+
+def _dump(connection: Connection, index: int, direction: Direction) -> list[Message]:
+    body = TCMSG.pack(0, index, 0, _PARENTS[direction], 0)
+    return connection.dump(Request(c.RTM_GETTFILTER, body, f"list {direction} filters of device", index))
+
+
+def _read(message: Message, direction: Direction) -> Filter | None:
+    _, index, handle, _, info = TCMSG.unpack_from(message.body)
+    found = parse(message.body, TCMSG.size)
+    if string(found.get(c.TCA_KIND)) != "bpf" or c.TCA_OPTIONS not in found:
+        return None
+    options = parse(found[c.TCA_OPTIONS])
+    if c.TCA_BPF_ID not in options:
+        return None  # a classic BPF filter
+    name, program = string(options.get(c.TCA_BPF_NAME)), number(options[c.TCA_BPF_ID])
+    return Filter(index, direction, info >> 16, handle, socket.ntohs(info & 0xFFFF), name, program)

@@ -1,0 +1,165 @@
+"""How a node goes from one way of crossing to another without losing a packet. Pure.
+
+What a pool asks for may change at any moment, and each node hears of it at a moment of its own. The words
+between nodes are two annotations, which each writes on its Node object:
+
+- `accepts`: it takes these forms off. Written after its kernel holds what that needs.
+- `sends`: it may put these forms on. Written before it does, withdrawn after its kernel's last route in such a
+  form is gone and what was on its way has arrived.
+
+The store tells all changes to everybody in one order, so an agent that reads its own words back knows all that
+was said before. A form goes onto a packet when the sender reads its own `sends` and the other's `accepts`
+(fabric.form_to); a form's device goes when its node reads that it accepts no more, and that nobody sends
+(fabric.forms_held). Until its last words come back a node holds what it has said that it accepts, sends nothing
+that it has taken back, and says nothing else. So of two words that concern each other one is the first, and who
+wrote the second knows it: no device goes while somebody sends to it, and no clock is needed to be sure.
+
+What a node itself still sends is not remembered but read from its kernel's routes (`Ways`), so an agent that is
+killed in the middle goes on where it was.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from podway.api.addresses import Family, Network
+from podway.api.resources import Encapsulation, IPPool
+from podway.plan.changes import Change
+from podway.plan.fabric import DEVICES, form_to, form_wanted, forms_asked, forms_sent, pool_of
+from podway.plan.node import SMALLEST_IPV6_MTU, Sent, pool_mtu
+from podway.plan.objects import Device, IpipTunnel, LinkAddress, NodePlan, Sysctl, TunnelEndpoint
+from podway.plan.remote import remote_route
+from podway.plan.uplink import Uplink
+from podway.plan.view import ClusterView
+
+FormByBlock: TypeAlias = Mapping[Network, Encapsulation]
+
+_FORMS: Mapping[str, Encapsulation] = {device: form for form, device in DEVICES.items()}
+
+
+class Ways(msgspec.Struct, frozen=True):
+    """In which form the kernel's routes to blocks of other nodes lead: `learned` BIRD's, `told` ours."""
+
+    learned: FormByBlock = {}
+    told: FormByBlock = {}
+
+
+def form_by(device: str) -> Encapsulation:
+    """Return the form that packets get which leave by a device."""
+    return _FORMS.get(device, "none")
+
+
+def concerns(view: ClusterView, node: str) -> bool:
+    """Tell whether there is more to do than to let all pools' packets cross bare, by BGP's routes."""
+    here = view.nodes.get(node)
+    asked = ((pool.spec.encapsulation, pool.spec.distribution) for pool in view.pools.values())
+    return bool(view.senders or (here and here.accepts)) or any(each != ("none", "bgp") for each in asked)
+
+
+def unsettled(view: ClusterView, node: str, ways: Ways) -> frozenset[Network]:
+    """Return the blocks that need a route of ours for a while, though BGP tells of them.
+
+    Those where BIRD's route leads in another form than it is to, and those where it has none yet in place of ours.
+    """
+    here = view.nodes.get(node)
+    if here is None:
+        return frozenset()
+    found = set()
+    for block in view.blocks.values():
+        known = ways.learned.get(block.network)
+        there = view.nodes.get(block.spec.node)
+        if there is None or there is here or (known is None and block.network not in ways.told):
+            continue
+        pool = pool_of(view, block)
+        if pool and pool.spec.distribution == "bgp" and known != form_to(pool, here, there):
+            found.add(block.network)
+    return frozenset(found)
+
+
+def still_sent(view: ClusterView, node: str, ways: Ways) -> Sent:
+    """Return the encapsulations that a node may put on, by pool: as planned, and as its kernel's routes lead."""
+    sent: dict[str, set[Encapsulation]] = {
+        name: set(forms - {"none"}) for name, forms in forms_sent(view, node).items()
+    }
+    for forms in (ways.learned, ways.told):
+        for network, form in forms.items():
+            if form != "none":
+                for name in _covering(view.pools, network):
+                    sent.setdefault(name, set()).add(form)
+    return {name: frozenset(forms) for name, forms in sent.items() if forms}
+
+
+def to_send(view: ClusterView, sent: Sent) -> frozenset[Encapsulation]:
+    """Return what a node is to say that it sends: what pools ask for, and what it still may send."""
+    return forms_asked(view).union(*sent.values())
+
+
+def lacking(plan: NodePlan, differences: Iterable[Change]) -> frozenset[Encapsulation]:
+    """Return the forms that a node cannot take off: they are not in its plan, or its kernel lacks a part.
+
+    `differences` are those of the kernel from the plan.
+    """
+    planned = {device.name for device in plan.devices}
+    missing = {form for form, device in DEVICES.items() if device not in planned}
+    for change in differences:
+        if change.action != "remove":
+            missing |= _part_of(change.want)
+    return frozenset(missing)
+
+
+def missing_routes(view: ClusterView, node: str, uplink: Uplink, ways: Ways) -> Iterator[Network]:
+    """Yield the blocks to which the store tells a way that is not in the kernel."""
+    told = {name for name, pool in view.pools.items() if pool.spec.distribution == "store"}
+    for block in view.blocks.values() if told else ():
+        if block.spec.pool not in told or block.network in ways.told:
+            continue
+        if remote_route(view, node, uplink, block) is not None:
+            yield block.network
+
+
+def waiting(view: ClusterView, node: str) -> Iterator[str]:
+    """Say in words on whom a node waits before it sends to each in the form that the pools ask for."""
+    here = view.nodes.get(node)
+    for name, pool in sorted(view.pools.items()) if here else ():
+        for other, there in sorted(view.nodes.items()):
+            if here is None or there is here:
+                continue
+            wanted = form_wanted(pool, here, there)
+            form = form_to(pool, here, there)
+            if wanted != form:
+                who = "this node to say that it sends" if wanted in there.accepts else f"{other} to accept"
+                yield f"IPPool/{name}: waits for {who} {wanted}; until then {other} gets {form}"
+
+
+def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
+    """Say in words what pools ask for that a node's uplink cannot give."""
+    for name, pool in sorted(view.pools.items()):
+        if pool.spec.encapsulation == "ipip" and uplink.underlay is not Family.IPV4:
+            yield f"IPPool/{name}: this node has no IPv4 address, and so neither sends nor accepts ipip"
+        mtu = pool_mtu(view, uplink, pool)
+        if pool.family is Family.IPV6 and mtu < SMALLEST_IPV6_MTU:
+            yield (
+                f"IPPool/{name}: pods' MTU is {mtu}, but IPv6 needs {SMALLEST_IPV6_MTU} (RFC 8200); "
+                f"raise the MTU of {uplink.device}, which is {uplink.mtu}, or use another encapsulation"
+            )
+
+
+def _covering(pools: Mapping[str, IPPool], network: Network) -> Iterator[str]:
+    for name, pool in pools.items():
+        if pool.network.version == network.version and network.subnet_of(pool.network):  # type: ignore[arg-type]
+            yield name
+
+
+def _part_of(obj: object) -> set[Encapsulation]:
+    """Return the form that an object of a plan is needed for to take it off; nothing for other objects."""
+    match obj:
+        case Device(name=device) | LinkAddress(device=device) | IpipTunnel(device=device):
+            pass
+        case Sysctl(path=path):
+            device = next((part for part in path.split("/") if part in _FORMS), "")
+        case TunnelEndpoint():
+            return {"ipip"}
+        case _:
+            return set()
+    return {_FORMS[device]} if device in _FORMS else set()

@@ -1,0 +1,109 @@
+"""In which form packets cross from node to node: what the pool asks for, and what was seen on the wire. Pure.
+
+It is the pool of the address that a packet goes to that says how it crosses; what goes to a node itself
+crosses as it is.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from podway.api.addresses import Address, Family
+from podway.api.resources import Encapsulation, VxlanSettings
+from podway.plan.fabric import DEVICES, endpoint, form_wanted, pool_of
+from podway.plan.view import ClusterView
+from podway.probe.packet import Packet, Tunnel, TunnelKind
+from podway.prove.journey import Leg
+from podway.prove.probe import Probe, Step
+from podway.prove.world import PodPoint, World
+
+KINDS: Mapping[Encapsulation, TunnelKind] = {"vxlan": "VXLAN", "ipip": "IP in IP"}
+BARE = "none"
+"""The form of a packet that nothing is wrapped around."""
+
+
+class Form(msgspec.Struct, frozen=True):
+    """The form in which a packet should cross; the outer header's addresses are those of the two nodes."""
+
+    name: Encapsulation = "none"
+    source: Address | None = None
+    destination: Address | None = None
+    vxlan: VxlanSettings = VxlanSettings()
+
+    @property
+    def device(self) -> str:
+        """The overlay device by which a node sends in this form; empty if it needs none."""
+        return DEVICES.get(self.name, "")
+
+    @property
+    def seen_above(self) -> str:
+        """The overlay device on which packets are seen bare: IPIP takes them before anybody sees them there."""
+        return self.device if self.name == "vxlan" else ""
+
+    def matches(self, tunnels: Sequence[Tunnel]) -> bool:
+        """Tell whether a packet with this around it is in this form."""
+        if self.name == "none" or len(tunnels) != 1:
+            return self.name == "none" and not tunnels
+        [tunnel] = tunnels
+        number = (self.vxlan.vni, self.vxlan.port) if self.name == "vxlan" else (0, 0)
+        found = (tunnel.kind, tunnel.source, tunnel.destination, (tunnel.vni, tunnel.port))
+        return found == (KINDS[self.name], self.source, self.destination, number)
+
+    def __str__(self) -> str:
+        """Return it in words: `VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.0.2`."""
+        if self.name == "none" or self.source is None or self.destination is None:
+            return self.name
+        number = (self.vxlan.port, self.vxlan.vni) if self.name == "vxlan" else (0, 0)
+        return str(Tunnel(KINDS[self.name], self.source, self.destination, *number))
+
+
+def asked_form(view: ClusterView, here: str, there: str, destination: Address) -> Form:
+    """Return the form that is asked for packets from one node to another that go to this address."""
+    one, other = view.nodes.get(here), view.nodes.get(there)
+    block = next((block for block in view.blocks.values() if destination in block.network), None)
+    pool = pool_of(view, block) if block else None
+    if one is None or other is None or one is other or pool is None:
+        return Form()
+    form = form_wanted(pool, one, other)
+    if form == "none":
+        return Form()
+    ends = endpoint(one.internal_addresses), endpoint(other.internal_addresses)
+    return Form(form, *ends, view.config.vxlan)
+
+
+def asked_of(world: World, probe: Probe, step: Step) -> Form:
+    """Return the form that is asked for the packet of a probe's step."""
+    origin, target = (probe.sender, probe.receiver) if step.forward else (probe.receiver, probe.sender)
+    destination = target.address(probe.family)
+    return asked_form(world.view, origin.node, target.node, destination) if destination else Form()
+
+
+def seen_form(packet: Packet) -> str:
+    """Return the name of the form in which a packet was seen; of a foreign encapsulation, its kind."""
+    if not packet.tunnels:
+        return BARE
+    kinds = {kind: name for name, kind in KINDS.items()}
+    return "+".join(str(kinds.get(tunnel.kind, tunnel.kind)) for tunnel in packet.tunnels)
+
+
+class Crossed(msgspec.Struct, frozen=True, order=True):
+    """That packets of pods crossed from one node to another in a form, as it was asked for or not."""
+
+    sender: str
+    receiver: str
+    family: Family
+    form: str
+    asked: str
+
+
+def crossed(world: World, probe: Probe, legs: Mapping[Step, Leg]) -> Iterable[Crossed]:
+    """Yield how the packets of one conversation that went to a pod left the uplink of the node before."""
+    for step, leg in legs.items():
+        origin, target = (probe.sender, probe.receiver) if step.forward else (probe.receiver, probe.sender)
+        node = world.node(origin.node)
+        if node is None or origin.node == target.node or not isinstance(target, PodPoint):
+            continue
+        asked = asked_of(world, probe, step).name
+        for seen in leg.sightings:
+            if seen.outgoing and (seen.point, seen.interface) == (node.label, node.uplink):
+                yield Crossed(origin.node, target.node, probe.family, seen_form(seen.packet), asked)

@@ -1,0 +1,102 @@
+"""Routes of BIRD's that somebody alters: with several ways, and with an encapsulated one, they are put right."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+from bgp_lab import LabNode, Segment, eventually, tells
+
+from podway.agent.learned import LearnedRoutes
+from podway.agent.state import NodeState
+from podway.api.resources import ACCEPTS, SENDS
+from podway.kernel.node import Kernel
+
+pytestmark = pytest.mark.kernel
+
+
+@contextmanager
+def keeper(node: LabNode) -> Iterator[tuple[LearnedRoutes, list[str]]]:
+    """What an agent does for its BIRD's routes, with the words that it tells of repairs."""
+    repaired: list[str] = []
+    state = cast(
+        NodeState, SimpleNamespace(uplink=SimpleNamespace(node_addresses=node.resource.internal_addresses))
+    )
+
+    async def begin() -> tuple[Kernel, LearnedRoutes, "asyncio.Task[None]"]:
+        kernel = Kernel.open()
+        learned = LearnedRoutes(kernel, node.speaker, state, repaired.append)
+        return kernel, learned, asyncio.ensure_future(learned.run())
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        kernel.close()
+
+    kernel, learned, task = node.run(begin())
+    try:
+        yield learned, repaired
+    finally:
+        node.run(end())
+
+
+def ways(node: LabNode, block: str) -> set[tuple[str, str]]:
+    route: dict[str, Any] = node.routes().get(block, {})
+    hops = route.get("nexthops") or ([route] if route else [])
+    return {(hop["dev"], hop.get("gateway") or hop["via"]["host"]) for hop in hops}
+
+
+def test_a_route_over_several_ways(segment: Segment) -> None:
+    (one,) = segment.add(1)
+    segment.pools = segment.pools[:1]
+    segment.bgp = msgspec.structs.replace(segment.bgp, topology="none")
+    tors = [segment.outside(101), segment.outside(102)]
+    for tor in tors:
+        tor.start(tor.session(one), tells("10.244.9.0/24"))
+    segment.objects = [tor.peer() for tor in tors]
+    one.start([one])
+    both = {("eth0", tor.address) for tor in tors}
+    eventually(lambda: ways(one, "10.244.9.0/24") == both)
+    with keeper(one) as (learned, repaired):
+        one.ip("route", "replace", "10.244.9.0/24", "via", tors[0].address, "metric", "32", "proto", "bird")
+        one.loop.call_soon_threadsafe(learned.soon)
+        eventually(lambda: ways(one, "10.244.9.0/24") == both, within=3)
+        eventually(lambda: repaired, within=3)
+        assert "route 10.244.9.0/24 via 192.0.2.101 dev eth0 and via 192.0.2.102 dev eth0" in repaired[0]
+        assert learned.failures == ()
+
+
+def overlay(node: LabNode) -> None:
+    """Make the device that packets are encapsulated by, as an agent would."""
+    local = ("local", f"192.0.2.{node.number}")
+    node.ip("link", "add", "podway-vxlan", "type", "vxlan", "id", "4096", "dstport", "4789", *local)
+    node.ip("link", "set", "podway-vxlan", "addrgenmode", "none", "up")
+    node.ip("address", "add", f"fe80::70:c0ff:fe00:20{node.number}/64", "dev", "podway-vxlan", "nodad")
+
+
+def test_an_encapsulated_route(segment: Segment) -> None:
+    """It is there even if BIRD was told of it before its device was made."""
+    one, two = segment.add(2)
+    segment.encapsulation = "vxlan"
+    for node in (one, two):
+        node.notes = {ACCEPTS: "vxlan", SENDS: "vxlan"}
+    overlay(two)
+    for node in (one, two):
+        node.start(segment.nodes)
+    eventually(lambda: segment.complete(two))
+    there = {("podway-vxlan", "fe80::70:c0ff:fe00:202")}
+    with keeper(one) as (learned, repaired):
+        assert ways(one, two.block4) == ways(one, two.block6) == set()
+        overlay(one)
+        one.loop.call_soon_threadsafe(learned.soon)
+        eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6), within=3)
+        eventually(lambda: len(repaired) == 2, within=3)
+        one.ip("route", "replace", two.block4, "via", "192.0.2.2", "metric", "32", "proto", "bird")
+        one.ip("-6", "route", "del", two.block6)
+        one.loop.call_soon_threadsafe(learned.soon)
+        eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6), within=3)
+        eventually(lambda: len(repaired) == 4, within=3)
+        assert learned.failures == ()

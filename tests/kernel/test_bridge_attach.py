@@ -1,0 +1,315 @@
+"""Pods on a real bridge: packets pass, forged frames do not, and what anybody changes is told and put right."""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface, ip_network
+
+import msgspec
+import pytest
+
+from podway.api.lease import Attachment, Lease
+from podway.errors import KernelError
+from podway.kernel import addresses, links, netns
+from podway.kernel.node import Kernel
+from podway.plan.bridge import plan_bridge
+from podway.plan.objects import BRIDGE_DEVICE, LinkAddress, NodePlan, PodWiring, Route
+from podway.plan.wiring import wire
+
+pytestmark = pytest.mark.kernel
+
+NODE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
+LAN = (ip_network("10.244.1.0/24"), ip_network("fd00:10:244::40/122"))
+GATEWAYS = (ip_address("10.244.1.1"), ip_address("fd00:10:244::41"))
+V4, V6 = ip_address("10.244.1.7"), ip_address("fd00:10:244::47")
+OTHER4, OTHER6 = ip_address("10.244.1.8"), ip_address("fd00:10:244::48")
+STAGES = ["created", "host", "pod", "committed"]
+
+
+def lease_of(*held, container: str = "c0ffee", attach: str = "bridge") -> Lease:
+    return Lease(Attachment(container, "eth0"), "default/web", "podway", "/run/netns/x", held, attach)
+
+
+def plan_of(lease: Lease, mtu: int = 1500) -> PodWiring:
+    return wire(lease, mtu=mtu, node_addresses=NODE, lan=LAN)
+
+
+def node_plan(*wirings: PodWiring, mtu: int = 1500) -> NodePlan:
+    """Return a node's plan: its bridge, its blocks, and these pods."""
+    bridge = plan_bridge(LAN, mtu)
+    return msgspec.structs.replace(
+        bridge,
+        links=tuple(wiring.link for wiring in wirings),
+        ports=tuple(wiring.port for wiring in wirings if wiring.port),
+        addresses=(*bridge.addresses, *(entry for wiring in wirings for entry in wiring.addresses)),
+        neighbours=tuple(entry for wiring in wirings for entry in wiring.neighbours),
+        proxies=tuple(proxy for wiring in wirings for proxy in wiring.proxies),
+        sysctls=(*bridge.sysctls, *(sysctl for wiring in wirings for sysctl in wiring.sysctls)),
+        routes=(
+            *(Route(block, "blackhole") for block in LAN),
+            *(route for wiring in wirings for route in wiring.routes),
+        ),
+    )
+
+
+@pytest.fixture
+def kernel(node) -> Iterator[Kernel]:
+    node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+    with Kernel.open(node.fd) as kernel:
+        kernel.connection.transact(
+            [addresses.add(LinkAddress("lo", ip_interface(address)), links.LOOPBACK) for address in NODE]
+        )
+        assert kernel.apply(node_plan()).failures == ()
+        yield kernel
+
+
+def talk(left, left_address, right, right_address, within: float = 1.0) -> None:
+    """Send one datagram each way; the receiver must see the sender's own address and port."""
+    with left.udp(left_address, within) as one, right.udp(right_address, within) as other:
+        one.sendto(b"x", other.getsockname())
+        data, sender = other.recvfrom(65536)
+        assert (data, sender[:2]) == (b"x", one.getsockname()[:2])
+        other.sendto(b"y", sender)
+        assert one.recv(16) == b"y"
+
+
+def silent(sender, source, receiver, target) -> bool:
+    """Tell whether a datagram does not arrive."""
+    with sender.udp(source) as one, receiver.udp(target, timeout=0.3) as other:
+        one.sendto(b"x", other.getsockname())
+        try:
+            other.recv(16)
+        except TimeoutError:
+            return True
+    return False
+
+
+def frame_arrives(sender, source: str, receiver, target: str) -> bool:
+    """Tell whether an Ethernet frame with these hardware addresses arrives."""
+    frame = bytes.fromhex(f"{target}{source}88b5".replace(":", "")) + b"podway".ljust(46, b"\0")
+    with packet_socket(sender) as one, packet_socket(receiver) as other:
+        one.send(frame)
+        try:
+            return other.recvfrom(100)[1][2] == socket.PACKET_HOST
+        except TimeoutError:
+            return False
+
+
+def packet_socket(namespace) -> socket.socket:
+    """Open a packet socket on a pod's eth0 for the protocol number of local experiments (IEEE 802, 88b5)."""
+    sock = netns.run(namespace.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)))
+    sock.settimeout(0.3)
+    sock.bind(("eth0", 0x88B5))
+    return sock
+
+
+def hops(namespace, address) -> int:
+    """Return how many routers a packet to an address passes."""
+    flag = "-6" if address.version == 6 else "-4"
+    for ttl in (1, 2, 3):
+        if not namespace.run(
+            "ping", flag, "-n", "-c", "1", "-W", "1", "-t", str(ttl), str(address), check=False
+        ).returncode:
+            return ttl - 1
+    raise AssertionError(f"{address} does not answer")
+
+
+@pytest.fixture
+def other(new_netns):
+    return new_netns()
+
+
+def test_packets_pass_both_ways_at_once(kernel, node, pod, other):
+    """The first datagram, sent when `wire` has returned, arrives, pod to node and pod to pod, without a router."""
+    kernel.wire(plan_of(lease_of(V4, V6)), pod.fd)
+    talk(pod, V6, node, NODE[1])
+    talk(pod, V4, node, NODE[0])
+    talk(node, NODE[0], pod, V4)
+    kernel.wire(plan_of(lease_of(OTHER4, OTHER6, container="other")), other.fd)
+    talk(other, OTHER6, pod, V6)
+    talk(pod, V4, other, OTHER4)
+    assert (hops(pod, OTHER4), hops(pod, OTHER6)) == (0, 0)
+
+
+def test_both_ends_stand_as_planned(kernel, node, pod):
+    lease = lease_of(V4, V6)
+    plan = plan_of(lease)
+    kernel.wire(plan, pod.fd)
+    assert kernel.check_pod(pod.fd, plan.pod) == []
+    assert (kernel.leases(), kernel.orphans()) == ([lease], [])
+    assert kernel.diff(node_plan(plan)) == []
+    routes = {route["dst"]: route.get("gateway") for route in json.loads(pod.sh("ip -j route"))}
+    assert routes == {"default": "10.244.1.1", "10.244.1.0/24": None}
+    inside = {f"{a['local']}/{a['prefixlen']}" for a in json.loads(pod.sh("ip -j addr show eth0"))[0]["addr_info"]}
+    assert {"10.244.1.7/24", "fd00:10:244::47/122"} < inside
+    shown = json.loads(node.sh(f"ip -d -j addr show {BRIDGE_DEVICE}"))[0]
+    assert {a["local"] for a in shown["addr_info"]} == {*map(str, GATEWAYS), "fe80::1"}
+    # The blocks stay what the node tells the others of: no connected route stands beside their own.
+    assert node.sh("ip -j route show 10.244.1.0/24 | grep -c blackhole").strip() == "1"
+    assert len(json.loads(node.sh("ip -j route show 10.244.1.0/24"))) == 1
+    assert "tentative" not in pod.sh("ip addr") + node.sh("ip addr")
+
+
+def test_a_routed_and_a_bridged_pod_of_one_block_reach_each_other(kernel, node, pod, other):
+    """The bridged one asks on its LAN for the routed one, and the node answers, without any delay."""
+    bridged, routed = plan_of(lease_of(V4, V6)), plan_of(lease_of(OTHER4, OTHER6, container="r", attach="routed"))
+    kernel.wire(bridged, pod.fd)
+    kernel.wire(routed, other.fd)
+    assert kernel.diff(node_plan(bridged, routed)) == []
+    for _ in range(4):  # were the answers delayed, as proxies' usually are, it would be by chance
+        talk(pod, V4, other, OTHER4, within=0.3)
+        talk(pod, V6, other, OTHER6, within=0.3)
+        pod.sh("ip neigh flush dev eth0; ip -6 neigh flush dev eth0")
+    talk(other, OTHER4, pod, V4)
+    talk(other, OTHER6, pod, V6)
+    assert (hops(pod, OTHER4), hops(other, V4)) == (1, 1)
+
+
+def test_the_node_does_not_answer_for_addresses_that_no_pod_has(kernel, pod):
+    kernel.wire(plan_of(lease_of(V4)), pod.fd)
+    pod.run("ping", "-n", "-c", "1", "-W", "0.2", "10.244.1.99", check=False)
+    assert "lladdr" not in pod.sh("ip neigh show 10.244.1.99")
+
+
+@pytest.mark.parametrize(("source", "arrives"), [("own", True), ("other", False), ("unknown", False)])
+def test_only_frames_from_the_pods_own_hardware_address_pass(kernel, pod, other, source, arrives):
+    mine, victim = plan_of(lease_of(V4)), plan_of(lease_of(OTHER4, container="other"))
+    kernel.wire(mine, pod.fd)
+    kernel.wire(victim, other.fd)
+    macs = {"own": mine.pod.mac, "other": victim.pod.mac, "unknown": "02:00:00:00:00:99"}
+    assert frame_arrives(pod, macs[source], other, victim.pod.mac) is arrives
+    talk(other, OTHER4, pod, V4)  # nothing was drawn to the wrong port
+
+
+def test_a_source_that_is_not_on_the_bridge_is_dropped(kernel, node, pod):
+    kernel.wire(plan_of(lease_of(V4)), pod.fd)
+    talk(pod, V4, node, NODE[0])
+    pod.sh("ip addr add 10.244.1.99/32 dev eth0; ip addr add 203.0.113.9/32 dev eth0")
+    assert silent(pod, "10.244.1.99", node, NODE[0])
+    assert silent(pod, "203.0.113.9", node, NODE[0])
+
+
+def test_what_a_pod_sends_to_itself_by_the_bridge_comes_back(kernel, pod):
+    """As it does by a Service of which the pod is the only endpoint."""
+    wiring = plan_of(lease_of(V4))
+    kernel.wire(wiring, pod.fd)
+    assert frame_arrives(pod, wiring.pod.mac, pod, wiring.pod.mac)
+
+
+def test_release_takes_what_stands_on_the_bridge(kernel, node, pod):
+    wiring = plan_of(lease_of(V4, V6))
+    kernel.wire(wiring, pod.fd)
+    kernel.release(wiring)
+    assert kernel.unwire(wiring.link.name)
+    kernel.release(wiring)
+    assert (kernel.leases(), kernel.orphans()) == ([], [])
+    assert kernel.diff(node_plan()) == []
+    assert "eth0" not in pod.sh("ip link")
+
+
+BROKEN = {
+    "a route that exists": lambda plan: msgspec.structs.replace(plan, routes=plan.routes * 2),
+    "a source that is not ours": lambda plan: msgspec.structs.replace(
+        plan, routes=(plan.routes[0], msgspec.structs.replace(plan.routes[1], source=ip_address("2001:db8::99")))
+    ),
+    "a pod route without a way": lambda plan: msgspec.structs.replace(
+        plan,
+        pod=msgspec.structs.replace(
+            plan.pod, routes=(Route(plan.pod.routes[0].destination, gateway=ip_address("192.0.2.77")),)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN)
+def test_a_failure_leaves_nothing_behind(kernel, node, pod, spoil):
+    with pytest.raises(KernelError):
+        kernel.wire(spoil(plan_of(lease_of(V4, V6))), pod.fd)
+    assert "eth0" not in pod.sh("ip link")
+    assert "pway" not in node.sh("ip link")
+    assert kernel.diff(node_plan()) == []
+
+
+def test_a_bridge_that_is_not_ours_gets_no_pod(kernel, node, pod):
+    node.sh("ip link del cni0; ip link add cni0 type bridge")
+    with pytest.raises(KernelError, match="cni0: it is a device that is not Podway's"):
+        kernel.wire(plan_of(lease_of(V4)), pod.fd)
+    assert "pway" not in node.sh("ip link")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(kernel, node, pod, stage):
+    lease = lease_of(V4, V6)
+    child = os.fork()
+    if child == 0:
+        with Kernel.open(node.fd) as own:
+            own.wire(
+                plan_of(lease), pod.fd, on_stage=lambda at: at == stage and os.kill(os.getpid(), signal.SIGKILL)
+            )
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    if stage == "committed":
+        assert (kernel.leases(), kernel.orphans()) == ([lease], [])
+        return
+    assert (kernel.leases(), kernel.orphans()) == ([], [lease.attachment.link])
+    kernel.unwire(lease.attachment.link)
+    kernel.apply(node_plan())
+    assert kernel.diff(node_plan()) == []
+
+
+def test_the_lease_is_known_without_the_bridge_and_vanishes_with_the_pods_namespace(kernel, node, pod):
+    lease = lease_of(V4, V6)
+    kernel.wire(plan_of(lease), pod.fd)
+    node.sh("ip link del cni0")
+    assert kernel.leases() == [lease]
+    pod.remove()
+    for _ in range(200):
+        if not kernel.leases():
+            break
+        signal.sigtimedwait([], 0.02)
+    assert (kernel.leases(), kernel.orphans()) == ([], [])
+
+
+TAMPERINGS = {
+    "ip link set {link} nomaster": "port {link} of cni0 is missing",
+    "ip link add br9 type bridge; ip link set {link} master br9": "port {link} of cni0 is altered",
+    "bridge link set dev {link} learning on": "port {link} of cni0 is altered",
+    "bridge link set dev {link} locked off": "port {link} of cni0 is altered",
+    "bridge link set dev {link} hairpin off": "port {link} of cni0 is altered",
+    "bridge fdb del {mac} dev {link} master": "port {link} of cni0 is altered",
+    "bridge fdb add 02:00:00:00:00:99 dev {link} master static": "port {link} of cni0 is altered",
+    "ip addr del 10.244.1.1/32 dev cni0": "address 10.244.1.1/32 on cni0 is missing",
+    "ip -6 addr del fd00:10:244::41/128 dev cni0": "address fd00:10:244::41/128 on cni0 is missing",
+    "ip route del 10.244.1.7": "route 10.244.1.7/32 dev cni0",
+    "ip neigh del 10.244.1.7 dev cni0": "neighbour 10.244.1.7 on cni0 is missing",
+    "ip neigh del 10.244.1.7 dev {link}": "neighbour 10.244.1.7 on {link} is missing",
+    "ip neigh del proxy 10.244.1.8 dev cni0": "proxy for 10.244.1.8 on cni0 is missing",
+    "ip -6 neigh del proxy fd00:10:244::48 dev cni0": "proxy for fd00:10:244::48 on cni0 is missing",
+    "ip neigh add proxy 10.244.1.99 dev cni0": "proxy for 10.244.1.99 on cni0 is not in the plan",
+    "ip link set {routed} master cni0": "port {routed} of cni0",
+    "ip link set cni0 down": "device cni0",
+    "ip link set cni0 mtu 1400": "device cni0",
+    "ip link del cni0": "device cni0 is missing",
+    "sysctl -qw net.ipv6.conf.cni0.proxy_ndp=0": "sysctl net/ipv6/conf/cni0/proxy_ndp",
+}
+
+
+@pytest.mark.parametrize("command", TAMPERINGS)
+def test_tampering_is_told_and_put_right(kernel, node, pod, other, command):
+    bridged, routed = plan_of(lease_of(V4, V6)), plan_of(lease_of(OTHER4, OTHER6, container="r", attach="routed"))
+    kernel.wire(bridged, pod.fd)
+    kernel.wire(routed, other.fd)
+    plan = node_plan(bridged, routed)
+    names = {"link": bridged.link.name, "routed": routed.link.name, "mac": bridged.pod.mac}
+    node.sh(command.format(**names))
+    told = "\n".join(change.difference for change in kernel.diff(plan))
+    assert TAMPERINGS[command].format(**names) in told
+    assert kernel.apply(plan).failures == ()
+    assert kernel.diff(plan) == []
+    writes = kernel.writes
+    assert kernel.apply(plan).changes == ()
+    assert kernel.writes == writes
+    talk(pod, V4, other, OTHER4)
+    talk(pod, V6, node, NODE[1])

@@ -1,0 +1,213 @@
+"""How nodes go from one way of crossing to another: every order of events, with nodes that act on old news."""
+
+from collections.abc import Iterator
+from ipaddress import ip_network
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fabric import block, node, pool, view
+
+from podway.api.meta import Metadata
+from podway.api.resources import ACCEPTS, SENDS, Encapsulation, Node
+from podway.plan.changes import between
+from podway.plan.fabric import form_to, forms_accepted, forms_held
+from podway.plan.node import plan_node
+from podway.plan.objects import NodePlan
+from podway.plan.switching import (
+    Ways,
+    concerns,
+    form_by,
+    impossible,
+    lacking,
+    missing_routes,
+    still_sent,
+    to_send,
+    unsettled,
+    waiting,
+)
+from podway.plan.uplink import Uplink
+from podway.plan.view import ClusterView
+
+HERE = node("here", "172.30.1.1/24", accepts="vxlan", sends="vxlan")
+THERE = node("there", "172.30.1.2/24", accepts="vxlan", sends="vxlan")
+BLOCK = "10.244.2.0/24"
+NETWORK = ip_network(BLOCK)
+UPLINK = Uplink("eth0", 1500, HERE.interface_addresses)
+
+
+def cluster(**spec: Any) -> ClusterView:
+    one = pool(**spec)
+    return view(HERE, THERE, one, block(BLOCK, "there", one))
+
+
+def test_a_block_is_bridged_while_birds_route_has_another_form() -> None:
+    wanted = cluster(encapsulation="vxlan")
+    assert unsettled(wanted, "here", Ways(learned={NETWORK: "none"})) == {NETWORK}
+    assert unsettled(wanted, "here", Ways(learned={NETWORK: "vxlan"}, told={NETWORK: "vxlan"})) == frozenset()
+
+
+def test_a_block_keeps_the_stores_route_until_bird_has_one() -> None:
+    wanted = cluster()
+    assert unsettled(wanted, "here", Ways(told={NETWORK: "none"})) == {NETWORK}
+    assert unsettled(wanted, "here", Ways()) == frozenset(), "a block of which nobody told yet is no change"
+    assert unsettled(cluster(distribution="store"), "here", Ways(told={NETWORK: "none"})) == frozenset()
+
+
+def test_what_the_kernels_routes_lead_to_is_still_sent() -> None:
+    bare = cluster()
+    (name,) = bare.pools
+    assert still_sent(bare, "here", Ways()) == {}
+    assert still_sent(bare, "here", Ways(learned={NETWORK: "vxlan"})) == {name: {"vxlan"}}
+    assert to_send(bare, {name: frozenset({"ipip"})}) == {"ipip"}
+    assert to_send(cluster(encapsulation="vxlan"), {}) == {"vxlan"}
+
+
+def test_a_form_is_not_accepted_while_the_kernel_lacks_a_part() -> None:
+    plan = plan_node(cluster(encapsulation="vxlan"), "here", UPLINK, ())
+    assert lacking(plan, ()) == {"ipip"}
+    assert lacking(NodePlan(), ()) == {"vxlan", "ipip"}
+    for kind in ("devices", "sysctls"):
+        short = msgspec.structs.replace(plan, **{kind: ()})
+        missing = [change for change in between(short, plan) if "podway-vxlan" in str(change)]
+        assert lacking(plan, missing) == {"vxlan", "ipip"}
+    assert lacking(plan, between(plan, NodePlan())) == {"ipip"}, "what is too much is no lack"
+
+
+def test_routes_that_the_store_tells_are_missed() -> None:
+    told = cluster(distribution="store")
+    assert list(missing_routes(told, "here", UPLINK, Ways())) == [NETWORK]
+    assert list(missing_routes(told, "here", UPLINK, Ways(told={NETWORK: "none"}))) == []
+    assert list(missing_routes(cluster(), "here", UPLINK, Ways())) == []
+
+
+def test_who_is_waited_for_is_named() -> None:
+    (said,) = waiting(cluster(encapsulation="ipip"), "here")
+    assert "there to accept ipip" in said
+    assert "gets vxlan" in said
+    assert list(waiting(cluster(encapsulation="vxlan"), "here")) == []
+
+
+def test_a_plain_cluster_is_of_no_concern() -> None:
+    plain = view(node("here", "172.30.1.1/24"), pool())
+    assert not concerns(plain, "here")
+    assert concerns(cluster(), "here"), "nodes still say that they accept"
+    assert concerns(view(node("here", "172.30.1.1/24"), pool(distribution="store")), "here")
+
+
+def test_what_an_uplink_cannot_give_is_told() -> None:
+    six = Uplink("eth0", 1300, node("six", "fd00::1/64").interface_addresses)
+    assert any("no IPv4 address" in said for said in impossible(cluster(encapsulation="ipip"), six))
+    small = view(pool("fd00:10:244::/56", encapsulation="vxlan"))
+    assert any("1230" in said and "1280" in said for said in impossible(small, six))
+    assert list(impossible(small, UPLINK)) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "form"), [("podway-vxlan", "vxlan"), ("podway-ipip", "ipip"), ("eth0", "none")]
+)
+def test_a_form_is_known_by_its_device(device: str, form: str) -> None:
+    assert form_by(device) == form
+
+
+class Simulated:
+    """A store with one order of changes, and nodes that have heard of more or less of it."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, Any]] = [
+            {"pool": pool(), "a": node("a", "10.0.0.1/24"), "b": node("b", "10.0.0.2/24")}
+        ]
+        self.heard = {"a": 0, "b": 0}
+        self.devices: dict[str, set[str]] = {"a": set(), "b": set()}
+        self.used: dict[str, Encapsulation] = {"a": "none", "b": "none"}
+        self.written = {"a": 0, "b": 0}
+
+    def write(self, name: str, obj: Any) -> None:
+        self.history.append({**self.history[-1], name: obj})
+
+    def seen(self, name: str) -> ClusterView:
+        return view(*self.history[self.heard[name]].values())
+
+    def hear(self, name: str) -> None:
+        """One node hears of one more change, and brings its kernel to it: devices, then routes, then removals."""
+        self.heard[name] = min(self.heard[name] + 1, len(self.history) - 1)
+        seen, other = self.as_said(name), "b" if name == "a" else "a"
+        held = set(forms_held(seen, name))
+        self.devices[name] |= held
+        (one,) = seen.pools.values()
+        self.used[name] = form_to(one, seen.nodes[name], seen.nodes[other])
+        self.devices[name] &= held
+
+    def as_said(self, name: str) -> ClusterView:
+        """Return what a node has heard, with its own last words in it."""
+        seen = self.history[self.heard[name]]
+        if self.heard[name] >= self.written[name]:
+            return view(*seen.values())
+        said = self.history[self.written[name]][name]
+        notes = {
+            ACCEPTS: ",".join(sorted(seen[name].accepts | said.accepts)),
+            SENDS: ",".join(sorted(seen[name].sends & said.sends)),
+        }
+        notes = {**seen[name].metadata.annotations, **notes}
+        mine = msgspec.structs.replace(seen[name], metadata=Metadata(name=name, annotations=notes))
+        return view(*{**seen, name: mine}.values())
+
+    def say(self, name: str) -> None:
+        """One node writes what is true of it, as of what it has heard, unless its last words are to come back."""
+        if self.heard[name] < self.written[name]:
+            return
+        seen = self.seen(name)
+        used = self.used[name]
+        sends = to_send(seen, {} if used == "none" else {"pool": frozenset({used})})
+        words = {
+            ACCEPTS: ",".join(sorted(forms_accepted(seen, name) & self.devices[name])),
+            SENDS: ",".join(sorted(sends)),
+        }
+        stored: Node = self.history[-1][name]
+        metadata = Metadata(name=name, annotations={**stored.metadata.annotations, **words})
+        if metadata != stored.metadata:
+            self.write(name, msgspec.structs.replace(stored, metadata=metadata))
+            self.written[name] = len(self.history) - 1
+
+    def undeliverable(self) -> Iterator[str]:
+        for name, other in (("a", "b"), ("b", "a")):
+            form = self.used[name]
+            if form != "none" and form not in self.devices[other]:
+                yield f"{name} sends {form}, which {other} cannot take off"
+
+    def come_to_rest(self) -> None:
+        for _ in range(10):
+            for name in ("a", "b"):
+                while self.heard[name] < len(self.history) - 1:
+                    self.hear(name)
+                self.say(name)
+
+
+MOVES = st.lists(st.tuples(st.sampled_from(["hear", "say", "both"]), st.sampled_from(["a", "b"])), max_size=10)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.sampled_from(["none", "vxlan"]),
+    st.lists(st.tuples(st.sampled_from(["none", "vxlan", "ipip"]), MOVES), max_size=4),
+)
+def test_in_no_order_of_events_is_a_form_sent_that_is_not_taken_off(
+    first: str, changes: list[tuple[str, list[tuple[str, str]]]]
+) -> None:
+    world = Simulated()
+    world.write("pool", pool(encapsulation=first))
+    world.come_to_rest()
+    for form, moves in changes:
+        world.write("pool", pool(encapsulation=form))
+        for what, who in moves:
+            if what != "say":
+                world.hear(who)
+            if what != "hear":
+                world.say(who)
+            assert list(world.undeliverable()) == []
+    world.come_to_rest()
+    asked = world.history[-1]["pool"].spec.encapsulation
+    assert set(world.used.values()) == {asked}
+    assert all(devices == {asked} - {"none"} for devices in world.devices.values())
