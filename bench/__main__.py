@@ -16,14 +16,14 @@ BENCHMARKS = (
     "burst",
     "roundtrip",
     "racks",
-    "convergence",
     "restart",
     "withdrawal",
     "switching",
     "churn",
     "startup",
+    "convergence",
 )
-"""Modules of this package, in the order in which they run; each has a function `measure`."""
+"""Modules of this package, in the order in which they run (the heaviest last); each has a function `measure`."""
 
 
 def main() -> int:

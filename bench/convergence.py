@@ -22,8 +22,6 @@ PAUSE = 0.3
 
 CLUSTERS = ((3, 1), (50, 3), (100, 3))
 """Nodes, and how many of them are route reflectors."""
-MOST_IN_MESH = 50
-"""A mesh of 100 nodes has 4950 sessions, which one machine does not carry in reasonable time."""
 
 
 class _Arrivals(msgspec.Struct, frozen=True):
@@ -48,15 +46,17 @@ def measure() -> Section:
 
 def _rows(nodes: int, reflectors: int) -> Iterator[Row]:
     ways = {
-        "mesh": Settings(),
         f"{reflectors} reflector{'s' if reflectors > 1 else ''}": Settings(reflectors=reflectors),
         "store": Settings(distribution="store", reflectors=reflectors),
+        "mesh": Settings(),  # last: 100 nodes have 4950 sessions, which one machine opens in minutes
     }
     with lab(nodes=nodes) as cluster:
         for words, settings in ways.items():
-            if nodes > MOST_IN_MESH and not settings.reflectors:
+            try:
+                switch(cluster, settings)
+            except TimeoutError as error:
+                yield Row(f"{nodes} nodes, {words}", f"not measured: {error}")
                 continue
-            switch(cluster, settings)
             yield _row(f"{nodes} nodes, {words}", settings, _arrivals(cluster))
 
 

@@ -25,7 +25,7 @@ from podway.plan.fabric import DEVICES
 from podway.plan.objects import ROUTE_PROTOCOL
 
 LOOK = 0.02
-PATIENCE = 300.0
+PATIENCE = 400.0
 """Seconds that all nodes may take: a hundred of them are slow on two cores."""
 
 _PROTOCOLS: dict[Distribution, int] = {"bgp": c.RTPROT_BIRD, "store": ROUTE_PROTOCOL}

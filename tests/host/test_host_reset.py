@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from podway.agent.client import call
 from podway.errors import AgentError
-from podway.kernel import netns
+from podway.kernel import netns, tcx
 
 pytestmark = pytest.mark.kernel
 
@@ -68,6 +69,9 @@ class Host:
         dirs = ["--plugin-dir", nowhere, "--conf-dir", nowhere, "--unit-dir", nowhere]
         return self.podway("uninstall", "--run-dir", str(self.run_dir), *dirs, *arguments, check=check)
 
+    def set(self, *arguments: str) -> None:
+        self.podway("--store", self._store, "set", *arguments)
+
     def end(self) -> None:
         if self._agent is not None:
             self._agent.kill()
@@ -75,6 +79,15 @@ class Host:
         pid = self.run_dir / "bird.pid"
         if pid.exists():
             os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def programs_of(host: Host) -> object:
+    """Return what is attached to the uplink, by whichever of the two hooks the kernel has."""
+
+    def look() -> list[int]:
+        return tcx.programs(socket.if_nametoindex("eth0"), "ingress") if tcx.is_supported() else []
+
+    return host.namespace.sh("tc qdisc show dev eth0"), netns.run(host.namespace.fd, look)
 
 
 @pytest.fixture
@@ -96,17 +109,23 @@ def hosts(new_netns: Callable[[], Any], tmp_path: Path) -> Iterator[list[Host]]:
         host.end()
 
 
-def test_a_node_is_as_it_was_before(hosts: list[Host]) -> None:
+@pytest.mark.parametrize("encapsulation", ["none", "vxlan", "ipip"])
+def test_a_node_is_as_it_was_before(hosts: list[Host], encapsulation: str) -> None:
     one, two = hosts
     one.namespace.sh("nft add table inet theirs; ip route add blackhole 192.0.2.0/24")
-    before = one.namespace.sh(LOOK)
+    one.namespace.sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/rp_filter")  # strict: an overlay needs it loose
+    before, programs = one.namespace.sh(LOOK), programs_of(one)
     one.start()
     two.start()
+    one.set("pool/p", f"encapsulation={encapsulation}")
+    way = {"none": "dev eth0", "vxlan": "dev podway-vxlan", "ipip": "dev podway-ipip"}[encapsulation]
     deadline = time.monotonic() + 20
-    while "proto bird" not in one.namespace.sh("ip route"):
+    while not any("proto bird" in line and way in line for line in one.namespace.sh("ip route").splitlines()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert one.namespace.sh(LOOK) != before
+    assert (one.namespace.sh("cat /proc/sys/net/ipv4/conf/eth0/rp_filter") == "2\n") == (encapsulation != "none")
+    assert (programs_of(one) != programs) == (encapsulation == "ipip")
 
     refused = one.uninstall(check=False)
     assert (refused.returncode, "another Podway agent" in refused.stderr) == (1, True), refused.stderr
@@ -114,4 +133,5 @@ def test_a_node_is_as_it_was_before(hosts: list[Host]) -> None:
     one.stop()
     assert "set back" in one.uninstall().stdout
     assert one.namespace.sh(LOOK).splitlines() == before.splitlines()
+    assert programs_of(one) == programs
     assert one.uninstall().returncode == 0

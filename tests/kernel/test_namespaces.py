@@ -120,14 +120,6 @@ def test_this_system_is_supported():
     support.require_all()
 
 
-def test_a_kernel_without_ipv6_cannot_have_overlays(node):
-    support.require_vxlan()
-    node.sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
-    with pytest.raises(support.UnsupportedSystem, match="cannot route IPv4 by an IPv6 gateway") as refused:
-        support.require_vxlan(node.fd)
-    assert "ipv6.disable" in refused.value.hint
-
-
 def test_too_little_privilege_names_what_lacks():
     """As a process without CAP_NET_ADMIN would see it, and one without any."""
     with open("/proc/self/status") as file:

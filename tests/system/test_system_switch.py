@@ -101,6 +101,8 @@ def test_switching_breaks_no_connection_and_loses_no_packet(three: SystemLab, po
             for pod in pods:
                 assert mtu_of(pod) == mtu, ipv4
             check_size(pods, mtu)
+            counted = three.status("node1")["ipip"]
+            assert bool(counted.get("encapsulated") and counted.get("decapsulated")) == (ways["4"] == IPIP)
         assert packets.received > 1000
         assert connections.rounds > 10
     for node in NODES:

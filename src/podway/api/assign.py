@@ -122,7 +122,8 @@ def _value(obj: Resource, field: str, kind: Any, text: str) -> Any:
         try:
             return int(text)
         except ValueError:
-            raise _invalid(obj, f"spec.{field}", f"{text!r} is not a whole number", "") from None
+            hint = "write digits alone, such as 26"
+            raise _invalid(obj, f"spec.{field}", f"{text!r} is not a whole number", hint) from None
     return [part.strip() for part in text.split(",")] if _is_list(kind) else text
 
 

@@ -6,14 +6,13 @@ Features are tried out, in a namespace made for that, since a kernel's version s
 import errno
 import os
 import re
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 from podway.errors import KernelError, UnsupportedSystem
-from podway.kernel import links, netns, routes
+from podway.kernel import links, netns
 from podway.kernel.netlink import Connection
 from podway.kernel.nft import loaded_form
-from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable, Route, Vxlan
+from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable
 
 MINIMUM_KERNEL = (5, 10)
 """The oldest of the kernels that are still maintained and have alternative names (5.5)."""
@@ -73,20 +72,6 @@ def require_features() -> None:
         ) from error
 
 
-def require_vxlan(scratch: int | None = None) -> None:
-    """Try a VXLAN device, and an IPv4 route by an IPv6 gateway on it; raise UnsupportedSystem for what is missing.
-
-    Asked only where an overlay is wanted: a node without one needs neither. `scratch` is a network namespace to
-    try it in, None makes one.
-    """
-    fd = netns.new() if scratch is None else os.dup(scratch)
-    try:
-        with Connection(fd) as connection:
-            _try_vxlan(connection)
-    finally:
-        os.close(fd)
-
-
 def require_all() -> None:
     """Raise UnsupportedSystem if anything is missing that Podway's kernel side needs."""
     require_kernel()
@@ -106,25 +91,4 @@ def _try_links(connection: Connection) -> None:
     except KernelError as error:
         raise UnsupportedSystem(
             f"the kernel has no alternative link names: {error.message}", hint="use kernel 5.5 or newer"
-        ) from error
-
-
-def _try_vxlan(connection: Connection) -> None:
-    settings = Vxlan(1, 4789, IPv4Address("192.0.2.1"), "lo")
-    try:
-        connection.transact([links.new_vxlan("try0", settings, links.LOOPBACK)])
-    except KernelError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        raise UnsupportedSystem(
-            "the kernel has no VXLAN devices", hint="load vxlan (modprobe vxlan, CONFIG_VXLAN)"
-        ) from error
-    index = links.find(connection, "try0").index
-    route = Route(IPv4Network("198.51.100.0/24"), device="try0", gateway=IPv6Address("fe80::1"))
-    try:
-        connection.transact([links.set_up(index, "try0"), routes.add(route, index)])
-    except KernelError as error:
-        raise UnsupportedSystem(
-            f"the kernel cannot route IPv4 by an IPv6 gateway: {error.message}",
-            hint="let it have IPv6: take ipv6.disable=1 from the kernel's command line",
         ) from error

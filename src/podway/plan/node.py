@@ -157,7 +157,7 @@ def plan_node(
     bridge = plan_bridge(lan, pod_mtu(view, uplink, _addresses_in(lan), sent), facts.bridge_netfilter)
     blocks = [block.network for block in view.blocks_of(node) if block.network not in withdrawn]
     families = {Family.of(block) for block in blocks} | {Family.of(address) for address in uplink.addresses}
-    over = plan_overlays(view, node, uplink)
+    over = plan_overlays(view, node, uplink, strict=facts.all_rp_filter == "1")
     return NodePlan(
         devices=(*over.devices, *bridge.devices),
         links=tuple(wiring.link for wiring in wirings),

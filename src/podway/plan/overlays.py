@@ -21,17 +21,21 @@ from podway.plan.view import ClusterView
 from podway.plan.wiring import gateway_interface
 
 DEVICE_SYSCTLS = {
-    # Packets for other namespaces come in here; loose, since a packet may be answered in another form.
+    # Packets for other namespaces come in here.
     "net/ipv4/conf/{device}/forwarding": "1",
-    "net/ipv4/conf/{device}/rp_filter": "2",
     # Gateways are IPv6 link-local addresses, in IPv4 too.
     "net/ipv6/conf/{device}/disable_ipv6": "0",
 }
 
 
-def plan_overlays(view: ClusterView, node: str, uplink: Uplink) -> NodePlan:
+RP_FILTER = "net/ipv4/conf/{device}/rp_filter"
+
+
+def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool = False) -> NodePlan:
     """Return the devices of the forms that a node holds, with the ways to every other node.
 
+    A packet may be answered in another form than it came in, so no device asks for the way back (rp_filter 0:
+    that look costs each packet a little) unless the node as a whole does: if that is `strict`, they are loose.
     A form that the node's addresses do not allow (IPIP without IPv4) is left out.
     """
     own = endpoint(uplink.node_addresses)
@@ -66,7 +70,7 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink) -> NodePlan:
         sysctls=tuple(
             Sysctl(path.format(device=device), value)
             for device in devices
-            for path, value in DEVICE_SYSCTLS.items()
+            for path, value in {**DEVICE_SYSCTLS, RP_FILTER: "2" if strict else "0"}.items()
         ),
     )
 

@@ -12,8 +12,9 @@ from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.health.ruleset import Chain
 from podway.health.walk import Drop, Packet, drop_of
-from podway.plan.objects import VXLAN_DEVICE
+from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE
 from podway.plan.remote import remote_route
+from podway.plan.view import ClusterView
 
 BFD_CONTROL, BFD_ECHO = 3784, 3785
 """RFC 5881, section 4."""
@@ -70,14 +71,15 @@ def _imagined(facts: NodeFacts) -> Iterator[Imagined]:
     theirs = [block for block in view.blocks.values() if block.spec.node != facts.memory.node]
     for family in Family:
         own = _addresses(mine, family)
+        pods = {address: _device_of_pods(view, address) for address in own}
         some = [block for block in theirs if block.network.version == family][:SAMPLE]
         others = [(_addresses([block.network], family)[0], _device_to(facts, block)) for block in some]
         for here, (there, device) in product(own[:1], others):
-            yield _forwarded("packets from pods to other nodes' pods", here, there, A_POD_LINK, device)
+            yield _forwarded("packets from pods to other nodes' pods", here, there, pods[here], device)
             came = device if device == VXLAN_DEVICE else uplink.device
-            yield _forwarded("packets from other nodes' pods to pods here", there, here, came, A_POD_LINK)
+            yield _forwarded("packets from other nodes' pods to pods here", there, here, came, pods[here])
         for one in own[:1]:
-            yield _forwarded("packets between pods of this node", one, one + 1, A_POD_LINK, A_POD_LINK)
+            yield _forwarded("packets between pods of this node", one, one + 1, pods[one], pods[one])
         address = next((address for address in uplink.node_addresses if address.version == family), None)
         peers = [node.internal_address(family) for name, node in view.nodes.items() if name != facts.memory.node]
         for peer in [peer for peer in peers if peer is not None][:SAMPLE]:
@@ -88,6 +90,12 @@ def _imagined(facts: NodeFacts) -> Iterator[Imagined]:
 def _forwarded(what: str, source: Address, destination: Address, iif: str, oif: str) -> Imagined:
     hooks = (("prerouting", iif, None), ("forward", iif, oif), ("postrouting", None, oif))
     return Imagined(what, tuple(Packet(hook, source, destination, i, o) for hook, i, o in hooks))
+
+
+def _device_of_pods(view: ClusterView, address: Address) -> str:
+    """Return the device by which packets of a pod with this address come into the node."""
+    bridged = any(pool.spec.attach == "bridge" and address in pool.network for pool in view.pools.values())
+    return BRIDGE_DEVICE if bridged else A_POD_LINK
 
 
 def _device_to(facts: NodeFacts, block: AddressBlock) -> str:
