@@ -49,7 +49,8 @@ def test_routers_that_know_no_pods_are_named_and_crossed_encapsulated(racks: str
     spec = msgspec.structs.replace(pool.spec, encapsulation="vxlan", when="cross-subnet")
     facts.ask(racks, lambda store: store.update(msgspec.structs.replace(pool, spec=spec)))
     deadline = time.monotonic() + PATIENCE
-    while not (report := prove(racks)).holds:
+    # A proof during the change may see both forms of one pair.
+    while not (report := prove(racks)).holds or any(len(one.forms) > 1 for one in report.crossings):
         assert time.monotonic() < deadline, report.findings
     rack = {"node1": 1, "node2": 1, "node3": 2}
     assert {(one.sender, one.receiver) for one in report.crossings} == {
