@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import re
 import subprocess
 import sys
 import textwrap
@@ -65,26 +64,6 @@ items:
     authorities:
     - {certificate: CA, privateKey: SECRET, notBefore: "2026-11-23T00:00:00Z", notAfter: "2027-11-23T00:00:00Z"}
 """
-
-
-class Podway:
-    def __init__(self, directory):
-        self.url = f"sqlite://{directory}/store.db"
-
-    def __call__(self, *args, stdin=None, status=0):
-        result = CliRunner().invoke(root.main, ["--store", self.url, *args], input=stdin)
-        assert result.exit_code == status, result.output
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result.stdout if status == 0 else result.stderr
-
-    def lines(self, *args):
-        """Return the words of each line, ages as `0s`."""
-        return [re.sub(r"\b\d+s\b", "0s", line).split() for line in self(*args).splitlines()]
-
-
-@pytest.fixture
-def podway(tmp_path):
-    return Podway(tmp_path)
 
 
 @pytest.fixture

@@ -202,13 +202,13 @@ class Agent:
             await self._register()
             return  # the watch will tell
         routing = not same_routing(before, view)
+        crossing = concerns(before, node) or concerns(view, node)
         if routing:
-            self._crossing.refresh(force=concerns(before, node))
+            self._crossing.refresh(force=crossing)
         if (
-            before.blocks_of(node) != view.blocks_of(node)
+            crossing
+            or before.blocks_of(node) != view.blocks_of(node)
             or (before.pools, before.config) != (view.pools, view.config)
-            or concerns(before, node)
-            or concerns(view, node)
         ):
             self._bring_to_plan()
         self._blocks_wanted.set()

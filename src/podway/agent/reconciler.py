@@ -15,8 +15,9 @@ from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.changes import between
-from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, RP_FILTER, HostFacts
+from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, HostFacts
 from podway.plan.objects import NodePlan
+from podway.plan.overlays import RP_FILTER
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +91,7 @@ class Reconciler:
     def learn_facts(self) -> bool:
         """Take over what the plan depends on and is not ours to set; tell whether it changed."""
         known, device = self._state.facts, self._state.uplink.device
-        accept_ra, rp_filter = ACCEPT_RA.format(uplink=device), RP_FILTER.format(uplink=device)
+        accept_ra, rp_filter = ACCEPT_RA.format(device=device), RP_FILTER.format(device=device)
         values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter, *BRIDGE_NETFILTER])
         self._state.facts = HostFacts(
             all_rp_filter=values.get(ALL_RP_FILTER, ""),

@@ -23,8 +23,6 @@ INOTIFY_TRIED = 4
 """How many inotify instances are opened at once, to see whether there is room."""
 
 CONNTRACK_COUNT, CONNTRACK_MAX = "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_max"
-RP_FILTER = "net/ipv4/conf/{device}/rp_filter"
-ACCEPT_RA = "net/ipv6/conf/{device}/accept_ra"
 FORWARDING: dict[Family, str] = {
     Family.IPV4: "net/ipv4/conf/{device}/forwarding",
     Family.IPV6: "net/ipv6/conf/all/forwarding",

@@ -12,7 +12,7 @@ from podway.api.resources import Encapsulation, IPPool
 from podway.plan.bridge import GUARD, lan_of, plan_bridge
 from podway.plan.fabric import overhead
 from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable, NodePlan, PodWiring, Route, Sysctl
-from podway.plan.overlays import plan_overlays
+from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.remote import remote_routes
 from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
@@ -37,9 +37,8 @@ SPOOF_GUARD = f"""
 """
 """A pod may send only from an address that is routed to it: for the families whose kernel does not see to it."""
 
-ALL_RP_FILTER = "net/ipv4/conf/all/rp_filter"
-RP_FILTER = "net/ipv4/conf/{uplink}/rp_filter"
-ACCEPT_RA = "net/ipv6/conf/{uplink}/accept_ra"
+ALL_RP_FILTER = RP_FILTER.format(device="all")
+ACCEPT_RA = "net/ipv6/conf/{device}/accept_ra"
 
 
 Sent: TypeAlias = Mapping[str, Set[Encapsulation]]
@@ -199,10 +198,10 @@ def _both_ways(facts: HostFacts, uplink: Uplink, over: NodePlan) -> tuple[Sysctl
     """
     if not over.devices or not facts.strict:
         return ()
-    return (Sysctl(RP_FILTER.format(uplink=uplink.device), "2"),)
+    return (Sysctl(RP_FILTER.format(device=uplink.device), "2"),)
 
 
 def _keep_listening(facts: HostFacts, uplink: Uplink, families: set[Family]) -> tuple[Sysctl, ...]:
     if Family.IPV6 not in families or not facts.loses_router_advertisements:
         return ()
-    return (Sysctl(ACCEPT_RA.format(uplink=uplink.device), "2"),)
+    return (Sysctl(ACCEPT_RA.format(device=uplink.device), "2"),)

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 from podway.api.addresses import Family
-from podway.health.facts import ACCEPT_RA, FORWARDING, RP_FILTER, NodeFacts
+from podway.health.facts import FORWARDING, NodeFacts
 from podway.health.finding import Problem, Severity, node_check
+from podway.plan.node import ACCEPT_RA
+from podway.plan.overlays import RP_FILTER
 
 STRICT = 1
 """rp_filter: drop what comes in by another device than the answer would leave by (RFC 3704, section 2.2)."""

@@ -9,16 +9,16 @@ from podway import inotify
 from podway.api.addresses import Family
 from podway.errors import UnsupportedSystem
 from podway.health.facts import (
-    ACCEPT_RA,
     CONNTRACK_COUNT,
     CONNTRACK_MAX,
     FORWARDING,
     INOTIFY_TRIED,
-    RP_FILTER,
     Settings,
 )
 from podway.kernel import sysctls
 from podway.kernel.support import require_all
+from podway.plan.node import ACCEPT_RA
+from podway.plan.overlays import RP_FILTER
 from podway.plan.uplink import Uplink
 
 _COUNTERS = Path("/proc/thread-self/net")

@@ -1,0 +1,28 @@
+"""The command line on a store of its own."""
+
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from podway.cli import main as root
+
+
+class Podway:
+    def __init__(self, directory):
+        self.url = f"sqlite://{directory}/store.db"
+
+    def __call__(self, *args, stdin=None, status=0):
+        result = CliRunner().invoke(root.main, ["--store", self.url, *args], input=stdin)
+        assert result.exit_code == status, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.stdout if status == 0 else result.stderr
+
+    def lines(self, *args):
+        """Return the words of each line, ages as `0s`."""
+        return [re.sub(r"\b\d+s\b", "0s", line).split() for line in self(*args).splitlines()]
+
+
+@pytest.fixture
+def podway(tmp_path):
+    return Podway(tmp_path)
