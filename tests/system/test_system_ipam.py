@@ -106,6 +106,17 @@ def test_a_block_with_one_pod_stays(small: SystemLab) -> None:
     assert str(small.block_of(stays.addresses[0])) in owned(small)
 
 
+def test_a_node_owns_the_block_of_its_number_and_keeps_it_when_pods_are_few(small: SystemLab) -> None:
+    assert owned(small) == ["10.244.0.8/29"]
+    assert owned(small, "node2") == ["10.244.0.16/29"]
+    pods = [small.add() for _ in range(6)]
+    eventually(lambda: len(owned(small)) > 1)
+    assert "10.244.0.0/29" in owned(small)  # the lowest that nobody has
+    for pod in pods:
+        pod.cni("DEL")
+    eventually(lambda: owned(small) == ["10.244.0.8/29"])
+
+
 def test_blocks_of_a_removed_node_return() -> None:
     with running_lab(2, [str(POOL)], [29]) as lab:
         lab.kill_agent("node1")
@@ -211,7 +222,9 @@ def test_the_address_freed_longest_ago_is_given_first(small: SystemLab) -> None:
     for pod in order:
         pod.cni("DEL")
     eventually(lambda: sum(block["cooling"] for block in small.status("node1")["blocks"]) == 0)
-    for block in sorted({small.block_of(pod.addresses[0]) for pod in order}):  # leased from in this order
+    emptied = {str(small.block_of(pod.addresses[0])) for pod in order}
+    leased_from = [block["block"] for block in small.status("node1")["blocks"]]  # in this order
+    for block in [ip_network(text) for text in leased_from if text in emptied]:
         freed = [pod.addresses[0] for pod in order if pod.addresses[0] in block]
         again = [small.add().addresses[0] for _ in freed]
         assert again == freed

@@ -10,9 +10,10 @@ from itertools import pairwise
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Attachment, Lease
-from podway.api.resources import Attach, IPPool
+from podway.api.resources import AddressBlock, Attach, IPPool
 from podway.errors import InvalidObject
 from podway.ipam.addresses import AddressBook
+from podway.ipam.blocks import first_choice
 from podway.ipam.selection import pools_for, pools_for_node
 from podway.plan.node import HostFacts, Sent, plan_node, plan_wiring
 from podway.plan.objects import NodePlan, PodWiring
@@ -48,7 +49,7 @@ class NodeState:
     def follow(self, view: ClusterView) -> None:
         """Take a newer view of the cluster."""
         self.view = view
-        mine = {block.network: block.spec.pool for block in view.blocks_of(self.node)}
+        mine = {block.network: block.spec.pool for block in sorted(view.blocks_of(self.node), key=self._rank)}
         self.withdrawn &= mine.keys()
         self.book.set_blocks(
             mine,
@@ -57,6 +58,12 @@ class NodeState:
         )
         for network in mine:
             self.book.drain(network, draining=network in self.withdrawn)
+
+    def _rank(self, block: AddressBlock) -> tuple[int, bool, int]:
+        """Order blocks as they are used; the first of a pool is the one that stays when pods are few."""
+        pool = self.view.pools.get(block.spec.pool)
+        wanted = pool and first_choice(self.node, pool.network, pool.block_prefix)
+        return block.network.version, block.network != wanted, int(block.network.network_address)
 
     def adopt(self, leases: Iterable[Lease]) -> None:
         """Enter the leases that the kernel holds, after a restart."""

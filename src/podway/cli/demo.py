@@ -21,6 +21,8 @@ from podway.prove.verify import path_of, verify
 
 NODES = 3
 PODS_PER_NODE = 2
+WANTED = {"pod-a": "10.244.1.10", "pod-b": "10.244.2.20"}
+"""Addresses that pods ask for: those of the textbook. The others get what their nodes choose."""
 INDENT = "   "
 TITLE = "Podway: a Kubernetes pod network, built and proved on this machine"
 FAREWELL = "Everything was removed again: no namespace, process, route or file is left."
@@ -77,12 +79,16 @@ def _show_nodes(name: str) -> None:
 
 def _run_pods(name: str) -> list[Pod]:
     _chapter(2, f"{NODES * PODS_PER_NODE} pods, {PODS_PER_NODE} on each node")
-    _say("The CNI plugin attaches each one, executed just as a container runtime executes it.")
+    _say(
+        "The CNI plugin attaches each one, executed just as a container runtime executes it. "
+        f"{' and '.join(WANTED)} ask for an address, the others take what their node gives."
+    )
     running = []
     for number in range(NODES * PODS_PER_NODE):
-        pod = pods.run(name, f"pod-{'abcdefghijkl'[number]}", node=f"node{number // PODS_PER_NODE + 1}")
-        running.append(pod)
-        _progress(f"{pod.metadata.name} runs")
+        pod = f"pod-{'abcdefghijkl'[number]}"
+        wanted = [WANTED[pod]] if pod in WANTED else []
+        running.append(pods.run(name, pod, node=f"node{number % NODES + 1}", addresses=wanted))
+        _progress(f"{pod} runs")
     _table(
         ("POD", "NODE", "ITS OWN ADDRESS"),
         [(pod.metadata.name, pod.spec.node_name, " ".join(map(str, pod.addresses))) for pod in running],
@@ -104,7 +110,7 @@ def _route(row: RouteRow) -> tuple[str, str, str, str]:
 
 
 def _show_path(options: GlobalOptions, running: list[Pod]) -> None:
-    sender, receiver = running[0], running[PODS_PER_NODE]
+    sender, receiver = running[0], running[1]
     _chapter(4, f"The path of one packet: {sender.metadata.name} → {receiver.metadata.name}")
     _say("A real packet, as large as the path allows, captured at every device that it passed.")
     hops = path_of(world_of(options), _label(sender), _label(receiver), Family.IPV4)
@@ -122,16 +128,14 @@ def _show_path(options: GlobalOptions, running: list[Pod]) -> None:
 def _path(hops: Iterable[Hop]) -> Iterator[str]:
     known = list(hops)
     width = max((len(hop.interface) for hop in known), default=0)
+    lines = [(f"  {_VERBS[hop.direction]} {hop.interface.ljust(width)}", _seen(hop)) for hop in known]
+    fits = all(len(INDENT) + len(place) + 2 + len(seen) <= _width() for place, seen in lines)
     previous = ""
-    for hop, following in pairwise([*known, None]):
+    for (hop, following), (place, seen) in zip(pairwise([*known, None]), lines, strict=True):
         assert hop is not None
         if hop.point != previous:
             yield click.style(hop.point, bold=True)
-        verb = "leaves by" if hop.direction == "out" else "enters by"
-        place = f"  {verb} {hop.interface.ljust(width)}"
-        since = hop.since_last / 1000
-        seen = f"{hop.source} → {hop.destination}  TTL {hop.hop_limit}, {hop.length} B, +{since:.0f} µs"
-        if len(INDENT) + len(place) + 2 + len(seen) <= _width():
+        if fits:
             yield f"{place}  {seen}"
         else:
             yield place.rstrip()
@@ -139,6 +143,14 @@ def _path(hops: Iterable[Hop]) -> Iterator[str]:
         if following is not None and following.point != hop.point:
             yield "  │"
         previous = hop.point
+
+
+_VERBS = {"in": "enters", "out": "leaves"}
+
+
+def _seen(hop: Hop) -> str:
+    since = hop.since_last / 1000
+    return f"{hop.source} → {hop.destination}  TTL {hop.hop_limit}, {hop.length} B, +{since:.0f} µs"
 
 
 def _prove(options: GlobalOptions) -> Report:

@@ -32,7 +32,7 @@ def _report(line: str) -> None:
         "podway lab up --nodes 3",
         "podway lab run web --serve 80",
         "podway lab run client",
-        "podway lab exec client -- curl -s http://10.244.0.2",
+        "podway lab exec client -- curl -s http://10.244.1.2",
         "podway lab node node1 -- ip route",
         "podway lab down",
     )
@@ -343,7 +343,7 @@ def _pair(label: str) -> tuple[str, str]:
 @lab.command(
     "exec",
     context_settings={"ignore_unknown_options": True},
-    epilog=examples("podway lab exec client -- ping -c1 10.244.0.2"),
+    epilog=examples("podway lab exec client -- ping -c1 10.244.1.2"),
 )
 @click.argument("name", shell_complete=complete_pods)
 @_NAMESPACE

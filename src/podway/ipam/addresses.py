@@ -119,7 +119,7 @@ class AddressBook(Generic[Owner]):
     ) -> None:
         """Say which blocks are ours (block to pool name), and the pools' exclusions and cool-downs.
 
-        Leases stay whatever happens to their block.
+        Addresses of a pool are leased from its blocks in this order. Leases stay whatever happens to their block.
         """
         for network in [net for net in self._blocks if net not in blocks]:
             gone = self._blocks.pop(network)
@@ -135,6 +135,7 @@ class AddressBook(Generic[Owner]):
                 fresh = _Block[Owner](network, pool, excluded.get(pool, ()), cooldown.get(pool, 0.0))
                 fresh.leased, fresh.freed, fresh.draining = block.leased, block.freed, block.draining
                 self._blocks[network] = fresh
+        self._blocks = {network: self._blocks[network] for network in blocks}
 
     def lease(self, pool: str, owner: Owner, now: float) -> Address | None:
         """Lease the best free address of a pool to an owner; None if this node has none left in it."""
@@ -219,8 +220,7 @@ class AddressBook(Generic[Owner]):
         block.leased[address] = owner
 
     def _of_pool(self, pool: str | None) -> list[_Block[Owner]]:
-        ordered = sorted(self._blocks.values(), key=lambda b: (b.network.version, b.network.network_address))
-        return [block for block in ordered if pool is None or block.pool == pool]
+        return [block for block in self._blocks.values() if pool is None or block.pool == pool]
 
     def _block_of(self, address: Address) -> _Block[Owner] | None:
         for block in self._blocks.values():

@@ -4,7 +4,8 @@ Everything here is pure, and nothing is ever enumerated whole: an IPv6 pool has 
 may have more addresses, than fit in memory.
 """
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.addresses import gateway_of as gateway
@@ -31,6 +32,47 @@ def free_blocks(pool: Network, prefix: int, taken: Collection[Network]) -> Itera
     while position + size <= end + 1:
         yield family.network(position, prefix)
         position += size
+
+
+def first_choice(node: str, pool: Network, prefix: int) -> Network | None:
+    """Return the block of a pool that a node wants before all others, None if it wants none in particular.
+
+    It is the one that has the node's number: node1's in 10.244.0.0/16 is 10.244.1.0/24, so that people see at
+    once whose an address is. The number is at the end of the name, in a domain name at the end of its first
+    label: 7 in node7.example.org.
+    """
+    found = re.search("[0-9]+$", node.partition(".")[0])
+    if found is None or int(found[0]) >= count_blocks(pool, prefix):
+        return None
+    family = Family.of(pool)
+    return family.network(int(pool.network_address) + (int(found[0]) << (family.bits - prefix)), prefix)
+
+
+class FreeBlocks:
+    """The blocks of a pool that overlap none of `taken`, to be taken one after the other.
+
+    A node takes its first choice or, where that is not free, the lowest block.
+    """
+
+    def __init__(self, pool: Network, prefix: int, taken: Iterable[Network]) -> None:
+        inside = {block for block in taken if block.version == pool.version and block.overlaps(pool)}
+        self._pool = pool
+        self._prefix = prefix
+        self._lowest = free_blocks(pool, prefix, inside)
+        self._taken = {block for block in inside if block.prefixlen == prefix}
+        self._otherwise_cut = inside - self._taken
+
+    def take(self, node: str) -> Network | None:
+        """Return the block that a node chooses, which is then taken; None if none is free."""
+        chosen = first_choice(node, self._pool, self._prefix)
+        if chosen is None or not self._is_free(chosen):
+            chosen = next((block for block in self._lowest if block not in self._taken), None)
+        if chosen is not None:
+            self._taken.add(chosen)
+        return chosen
+
+    def _is_free(self, block: Network) -> bool:
+        return block not in self._taken and not any(other.overlaps(block) for other in self._otherwise_cut)
 
 
 def block_of(address: Address, prefix: int) -> Network:

@@ -7,18 +7,17 @@ since.
 
 import random
 from collections.abc import Iterable
-from itertools import islice
 
 from podway.api.addresses import Network
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, Node, block_name
 from podway.errors import AddressUnavailable, AlreadyExists, NotFound, PoolExhausted
-from podway.ipam.blocks import count_blocks, free_blocks
+from podway.ipam.blocks import FreeBlocks, count_blocks
 from podway.store.base import Store
 
 
 async def claim(store: Store, pool: IPPool, node: str, *, wanted: Network | None = None) -> AddressBlock:
-    """Claim a free block of a pool for a node: `wanted`, or the lowest free one.
+    """Claim a free block of a pool for a node: `wanted`, or the one that FreeBlocks says.
 
     When many nodes claim at once, each that loses a race looks among a few more blocks, so that they spread
     out. Raises PoolExhausted if no block of the pool is free, AddressUnavailable if `wanted` is another
@@ -29,7 +28,8 @@ async def claim(store: Store, pool: IPPool, node: str, *, wanted: Network | None
         blocks = (await store.list(AddressBlock)).items
         taken = [block.network for block in blocks]
         if wanted is None:
-            candidates = list(islice(free_blocks(pool.network, pool.block_prefix, taken), window))
+            free = FreeBlocks(pool.network, pool.block_prefix, taken)
+            candidates = [block for _ in range(window) if (block := free.take(node)) is not None]
         else:
             _require_free(wanted, blocks)
             candidates = [wanted]

@@ -4,7 +4,7 @@ A new pool changes no node's kernel by itself: every agent claims a block of it.
 only once it and the others have said so. A preview that stopped before that would say that nothing happens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ from podway.api.lease import Lease
 from podway.api.meta import Metadata
 from podway.api.resources import ACCEPTS, SENDS, AddressBlock, AddressBlockSpec, IPPool, Node, block_name
 from podway.ipam.addresses import BlockUse
-from podway.ipam.blocks import capacity, free_blocks
+from podway.ipam.blocks import FreeBlocks, capacity
 from podway.ipam.selection import pools_for_node, wants_another
 from podway.plan.fabric import forms_asked
 from podway.plan.path import Site
@@ -36,21 +36,19 @@ class Settled(NamedTuple):
 def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
     """Let every node of a view claim the blocks that it lacks, and the blocks that nobody needs return.
 
-    Nodes claim in the order of their names, each the lowest free block: which one a node really gets is decided
-    when it claims. Blocks return that belong to no node, and empty ones of pools that no longer serve their node;
-    never those of a node without a site, whose leases are not known.
+    Nodes claim in the order of their names: which block a node really gets is decided when it claims. Blocks
+    return that belong to no node, and empty ones of pools that no longer serve their node; never those of a node
+    without a site, whose leases are not known.
     """
     claimed: list[AddressBlock] = []
     unserved: list[tuple[str, str]] = []
     taken = [block.network for block in view.blocks.values()]
-    free: dict[str, Iterator[Network]] = {
-        pool.metadata.name: free_blocks(pool.network, pool.block_prefix, taken) for pool in view.pools.values()
-    }
+    free = {pool.metadata.name: FreeBlocks(pool.network, pool.block_prefix, taken) for pool in view.pools.values()}
     for node in sorted(view.nodes):
         for pool in pools_for_node(view.pools.values(), view.labels_of_node(node)):
             if not wants_another(pool, _uses(view, node, pool, sites.get(node, Site()).leases)):
                 continue
-            network = next(free[pool.metadata.name], None)
+            network = free[pool.metadata.name].take(node)
             if network is None:
                 unserved.append((node, pool.metadata.name))
             else:

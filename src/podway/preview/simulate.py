@@ -22,7 +22,7 @@ from podway.api.resources import (
 from podway.api.validate import validate
 from podway.errors import PoolExhausted
 from podway.ipam.addresses import AddressBook
-from podway.ipam.blocks import free_blocks
+from podway.ipam.blocks import FreeBlocks
 from podway.ipam.selection import wants_another
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
@@ -74,7 +74,7 @@ class _Cluster:
         self.blocks: list[AddressBlock] = []
         self.leases: defaultdict[str, list[Lease]] = defaultdict(list)
         self._pools = pools
-        self._free = {pool.metadata.name: free_blocks(pool.network, pool.block_prefix, taken=()) for pool in pools}
+        self._free = {pool.metadata.name: FreeBlocks(pool.network, pool.block_prefix, taken=()) for pool in pools}
         self._owned: defaultdict[str, dict[Network, str]] = defaultdict(dict)
         self._books: defaultdict[str, AddressBook[Attachment]] = defaultdict(AddressBook)
         for node in nodes:
@@ -108,7 +108,7 @@ class _Cluster:
         )
 
     def _claim(self, node: str, pool: IPPool) -> bool:
-        network = next(self._free[pool.metadata.name], None)
+        network = self._free[pool.metadata.name].take(node)
         if network is None:
             return False
         self.blocks.append(claim_of(network, pool, node))
