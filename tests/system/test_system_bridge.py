@@ -77,6 +77,21 @@ def on_bridge(lab: SystemLab, pod: PodUnderTest) -> bool:
     return "master cni0" in lab.sh(pod.node, f"ip link show {pod.link}")
 
 
+def test_the_bridge_that_goes_with_its_last_pod_is_no_repair(lab: SystemLab) -> None:
+    pod = lab.add("node1")
+    attach(lab, "routed")
+    before = lab.repaired("node1")
+    assert pod.cni("DEL").ok
+    eventually(lambda: "cni0" not in lab.sh("node1", "ip link show"))
+    assert lab.repaired("node1") == before
+    # What somebody else takes away is one, also when our own plan has just changed.
+    lab.add("node1")
+    lab.sh(
+        "node1", "ip route del blackhole $(ip route show type blackhole proto 112 | awk '/./ {print $2; exit}')"
+    )
+    eventually(lambda: len(lab.repaired("node1")) > len(before))
+
+
 def correct(lab: SystemLab, node: str = "node1") -> bool:
     drift = lab.status(node)["drift"]
     return not drift["now"] and not drift["refused"]

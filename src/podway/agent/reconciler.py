@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 import structlog
@@ -14,7 +15,7 @@ from podway.agent.state import NodeState
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.plan.bridge import BRIDGE_NETFILTER
-from podway.plan.changes import between
+from podway.plan.changes import Change, between
 from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, HostFacts
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import RP_FILTER
@@ -56,6 +57,7 @@ class Reconciler:
         self._failures_changed = failures_changed
         self._wanted = asyncio.Event()
         self._due = asyncio.get_running_loop().time() + self._interval
+        self._applied = NodePlan()
         self.repairs: deque[Repair] = deque(maxlen=REMEMBERED_REPAIRS)
         self.failures: tuple[str, ...] = ()
         """What the kernel refused at the last attempt."""
@@ -71,11 +73,14 @@ class Reconciler:
     def repair(self) -> Report:
         """Compare the kernel with the plan, and undo what others changed.
 
-        What follows from a setting of theirs that the plan takes into account is no repair.
+        What follows from a setting of theirs that the plan takes into account is no repair, nor is the removal of
+        what the plan had when it was last applied: say, of the bridge after its last pod.
         """
         before = self._state.plan()
         after = self._state.plan() if self.learn_facts() else before
-        expected = {(change.kind, change.key) for change in between(before, after)} if after != before else set()
+        expected = _keys(between(before, after)) if after != before else set()
+        if after != self._applied:  # what our own plan no longer has goes by our own doing
+            expected |= _keys(change for change in between(self._applied, after) if change.action == "remove")
         report = self._carry_out(after)
         for change in report.changes:
             if (change.kind, change.key) not in expected:
@@ -85,6 +90,7 @@ class Reconciler:
     def _carry_out(self, plan: NodePlan) -> Report:
         originals.remember(self._run_dir, self._kernel, plan)
         report = self._kernel.apply(plan)
+        self._applied = plan
         self._note_failures(report)
         return report
 
@@ -141,3 +147,7 @@ class Reconciler:
         if said != self.failures:
             self.failures = said
             self._failures_changed()
+
+
+def _keys(changes: Iterable[Change]) -> set[tuple[str, Any]]:
+    return {(change.kind, change.key) for change in changes}

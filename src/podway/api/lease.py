@@ -38,6 +38,9 @@ class Attachment(msgspec.Struct, frozen=True, order=True):
     container: str
     ifname: str
 
+    def __str__(self) -> str:
+        return f"{self.ifname} of container {self.container}"
+
     @property
     def altname(self) -> str:
         """The alternative name of the host end: the lease's key."""

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from podway.api.resources import Key, subject
-from podway.plan.changes import Change
+from podway.plan.changes import Change, words_of
 from podway.plan.objects import Device, ForwardingEntry, Link, Sysctl
 from podway.preview.paths import Group, PathChange, PathChanges, Way
 from podway.preview.preview import Comparison, NodeChange
@@ -115,7 +115,7 @@ def told(change: Change) -> str:
         line += f" to {obj.endpoint}"
     elif isinstance(obj, Sysctl):
         line += f" = {obj.value}"
-    fields = ", ".join(f"{field} {have} -> {want}" for field, have, want in change.altered)
+    fields = ", ".join(f"{field} {words_of(have)} -> {words_of(want)}" for field, have, want in change.altered)
     return f"{line} ({fields})" if fields else line
 
 

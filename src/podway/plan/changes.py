@@ -4,7 +4,7 @@ The engine (podway.kernel.engine) compares a kernel with a plan, a preview (podw
 another.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -59,8 +59,19 @@ class Change(msgspec.Struct, frozen=True):
     def _how(self) -> str:
         if type(self.have) is not type(self.want):
             return f" (it was {self.have})"
-        told = [f"{field} {have}, not {want}" for field, have, want in self.altered]
+        told = [f"{field} {words_of(have)}, not {words_of(want)}" for field, have, want in self.altered]
         return f" ({'; '.join(told)})" if told else ""
+
+
+def words_of(value: Any) -> str:
+    """Return a field's value as people write it, never as Python does."""
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Set | Sequence) and not isinstance(value, str):
+        return ", ".join(map(words_of, value)) or "none"
+    return str(value)
 
 
 def compare(
