@@ -207,6 +207,16 @@ def test_nodes_race_for_blocks_until_the_pool_is_full(small: SystemLab) -> None:
     assert late.cni("DEL").ok
 
 
+def test_an_empty_block_of_a_full_pool_goes_to_the_pod_that_waits_for_it(small: SystemLab) -> None:
+    fill(small, nodes=("node1",))
+    assert len(owned(small, "node2")) == 1, "a node without pods keeps a block for its first one"
+    late = small.new_pod("node1")
+    eventually(lambda: late.cni("ADD").ok)
+    assert owned(small, "node2") == []
+    assert len(owned(small, "node1")) == 8
+    assert late.cni("DEL").ok
+
+
 def test_many_adds_at_once_claim_no_more_blocks_than_they_need(small: SystemLab) -> None:
     pods = [small.new_pod() for _ in range(18)]
     with ThreadPoolExecutor(len(pods)) as threads:

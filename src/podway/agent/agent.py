@@ -103,7 +103,11 @@ class Agent:
             )
             self._reconciler = Reconciler(self._kernel, self._state, options, failures_changed=self._crossing.soon)
             self._blocks = BlockKeeper(
-                self._store, self._state, options.idle_block_delay, announce=self._reconciler.apply
+                self._store,
+                self._state,
+                options.idle_block_delay,
+                announce=self._reconciler.apply,
+                say=self._membership.announce,
             )
             self._pods = PodNetwork(
                 self._state,
@@ -322,6 +326,8 @@ class Agent:
             await server.replay()
             await self._reread_passwords()
             leaving = self._blocks.withdraw_idle()
+            if self._blocks.starving:
+                self._blocks_wanted.set()
             owners = {block.spec.node for block in self._state.view.blocks.values()}
             if owners <= self._state.view.nodes.keys():
                 orphaned_since = None

@@ -1,17 +1,19 @@
 """Enough blocks for this node's pods, and no more.
 
 A node claims its next block of a pool before the last one is full, so that an ADD never waits for the store,
-and gives extra blocks back once they have been empty for a while.
+and gives extra blocks back once they have been empty for a while. Where a pool is full and a pod elsewhere got no
+address of it, a node that has no pod in a block gives it back at once: that pod needs it, and one that may come
+here can claim it again.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import structlog
 
 from podway.agent.state import NodeState
 from podway.api.addresses import Network
-from podway.api.resources import AddressBlock, IPPool
+from podway.api.resources import STARVED, AddressBlock, IPPool
 from podway.errors import AddressUnavailable, Conflict, PoolExhausted
 from podway.ipam.blocks import block_of
 from podway.ipam.claims import claim, give_back
@@ -20,23 +22,38 @@ from podway.store.base import Event, Store
 
 log = structlog.get_logger(__name__)
 
+STARVED_SECONDS = 60.0
+"""How long after a pod got no address the node says so: runtimes try again sooner."""
+
 
 class BlockKeeper:
     """Claims and returns this node's blocks.
 
-    `idle_delay` is in seconds; `announce` brings the kernel to the plan, which a new block is part of.
+    `idle_delay` is in seconds; `announce` brings the kernel to the plan, which a new block is part of; `say`
+    writes annotations onto the node's object.
     """
 
     def __init__(
-        self, store: Store, state: NodeState, idle_delay: float, *, announce: Callable[[], object]
+        self,
+        store: Store,
+        state: NodeState,
+        idle_delay: float,
+        *,
+        announce: Callable[[], object],
+        say: Callable[[Mapping[str, str]], Awaitable[object]],
     ) -> None:
         self._store = store
         self._state = state
         self._idle_delay = idle_delay
         self._announce = announce
+        self._say = say
         self._idle_since: dict[Network, float] = {}
         self._exhausted: set[str] = set()
         self._lost: set[Network] = set()
+        self._denied: dict[str, float] = {}
+        """When a pod last got no address of a pool."""
+        own = state.view.nodes.get(state.node)
+        self._said = own.starved if own else frozenset()
         self.turn = asyncio.Lock()
         """To be held by whoever looks whether a block is missing and then claims one."""
 
@@ -52,6 +69,15 @@ class BlockKeeper:
         log.info("block claimed", block=block.spec.cidr, pool=pool.metadata.name)
         return block
 
+    def denied(self, pools: Iterable[IPPool]) -> None:
+        """Note that a pod got no address of these pools: they are full, and so are this node's blocks."""
+        self._denied.update(dict.fromkeys((pool.metadata.name for pool in pools), self._state.now()))
+
+    @property
+    def starving(self) -> bool:
+        """Whether a pod got no address lately, or the node still says so."""
+        return bool(self._denied or self._said)
+
     async def ensure(self) -> None:
         """Claim what is missing: a first block of each pool, and a spare before the last one is full.
 
@@ -63,6 +89,8 @@ class BlockKeeper:
                 uses = self._state.book.use(self._state.now(), pool.metadata.name)
                 if not wants_another(pool, uses, leaving=self._state.withdrawn):
                     continue
+                if pool.metadata.name in self._starved_elsewhere() - self._denied.keys():
+                    continue  # pods wait for it there, and none here
                 try:
                     await self.claim(pool)
                 except PoolExhausted as error:
@@ -73,6 +101,22 @@ class BlockKeeper:
                         )
                 else:
                     self._exhausted.discard(pool.metadata.name)
+            await self._tell_starved()
+
+    async def _tell_starved(self) -> None:
+        """Say of which pools a pod got no address lately, as long as that is so."""
+        now = self._state.now()
+        for pool, at in list(self._denied.items()):
+            if now - at > STARVED_SECONDS or any(use.free for use in self._state.book.use(now, pool)):
+                del self._denied[pool]
+        starved = frozenset(self._denied)
+        if starved != self._said:
+            await self._say({STARVED: ",".join(sorted(starved))})
+            self._said = starved
+
+    def _starved_elsewhere(self) -> frozenset[str]:
+        others = (node for name, node in self._state.view.nodes.items() if name != self._state.node)
+        return frozenset().union(*(node.starved for node in others))
 
     async def _reclaim(self) -> None:
         """Claim again the blocks of living pods that were returned, say while this node was removed."""
@@ -94,20 +138,26 @@ class BlockKeeper:
         """Withdraw extra blocks that have been empty for the idle delay; return them for `give_back`.
 
         A pool that serves every pod here keeps one block on the node, and as many as leave a spare; others,
-        disabled ones too, keep none.
+        disabled ones too, keep none, and neither does one that is gone or of which a pod of another node got no
+        address.
         """
-        now = self._state.now()
+        now, starved = self._state.now(), self._starved_elsewhere() - self._denied.keys()
         kept = {pool.metadata.name for pool in self._state.node_pools() if pool.spec.namespace_selector is None}
         leaving: set[Network] = set()
-        for pool in self._state.view.pools.values():
-            uses = self._state.book.use(now, pool.metadata.name)
+        # A claim may have been made while its pool was deleted.
+        gone = {
+            block.spec.pool for block in self._state.view.blocks_of(self._state.node)
+        } - self._state.view.pools.keys()
+        for pool in (*self._state.view.pools, *gone):
+            uses = self._state.book.use(now, pool)
             for use in reversed(uses):
                 if use.leased or use.cooling:
                     self._idle_since.pop(use.block, None)
                     continue
                 idle = now - self._idle_since.setdefault(use.block, now)
                 rest = sum(other.free for other in uses if other is not use and other.block not in leaving)
-                if idle >= self._idle_delay and (rest > 2 * use.spare or pool.metadata.name not in kept):
+                spared = rest > 2 * use.spare or pool not in kept
+                if (idle >= self._idle_delay and spared) or pool in starved | gone:
                     leaving.add(use.block)
         if leaving != self._state.withdrawn:
             self._state.withdraw(leaving)

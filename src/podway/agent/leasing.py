@@ -72,6 +72,7 @@ class Leasing:
             for pool in equals:
                 if address := await self._from_another_block(pool, owner):
                     return address
+        self._blocks.denied(pools)
         raise PoolExhausted("; ".join(self._fullness(pool) for pool in pools), hint=exhausted_hint(pools[0]))
 
     async def _from_another_block(self, pool: IPPool, owner: Attachment) -> Address | None:

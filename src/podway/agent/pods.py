@@ -15,7 +15,7 @@ from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
 from podway.cni.request import Add, Check, Delete, GarbageCollect
 from podway.cni.spec import Code
-from podway.errors import CniError, InvalidInput, KernelError, PodwayError
+from podway.errors import CniError, InvalidInput, KernelError, PodwayError, PoolExhausted
 from podway.kernel import netns as namespaces
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
@@ -144,9 +144,13 @@ class PodNetwork:
                 f"container {attachment.container} has {attachment.ifname} already, on network {held.network}",
                 hint="DEL it before a second ADD, or use another CNI_IFNAME",
             )
-        addresses = await self._leasing.lease(
-            attachment, namespace=request.pod.namespace, wanted=request.addresses, pools=request.pools
-        )
+        try:
+            addresses = await self._leasing.lease(
+                attachment, namespace=request.pod.namespace, wanted=request.addresses, pools=request.pools
+            )
+        except PoolExhausted:
+            self._more_blocks()  # which tells the other nodes that this one is in need
+            raise
         try:
             attach = self._state.attach(addresses)
             lease = Lease(attachment, str(request.pod), request.network, request.netns, addresses, attach)

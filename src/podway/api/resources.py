@@ -41,6 +41,9 @@ ASN = "podway.io/asn"
 BGP_READY = "podway.io/bgp-ready"
 """Node annotation: the topology for which the node has all the sessions that it needs."""
 
+STARVED = "podway.io/starved-pools"
+"""Node annotation: pools, comma-separated, of which a pod got no address here lately."""
+
 RACK = "podway.io/rack"
 """Node label: what fails together with the node; without it, the node's subnet says so."""
 
@@ -129,6 +132,11 @@ class Node(Record, frozen=True, kw_only=True, dict=True):
     def sends(self) -> frozenset[str]:
         """The encapsulations that the node says it may still put on."""
         return _words(self.metadata.annotations.get(SENDS, ""))
+
+    @cached_property
+    def starved(self) -> frozenset[str]:
+        """The pools of which the node says that a pod got no address lately."""
+        return _words(self.metadata.annotations.get(STARVED, ""))
 
 
 class Namespace(Record, frozen=True, kw_only=True):
