@@ -7,7 +7,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from ipaddress import ip_interface
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from health_lab import HealthLab
 
 from podway.api.identity import ChannelSettings
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, BgpSettings, IPPool, IPPoolSpec, NetworkConfig
+from podway.api.resources import AddressBlock, BgpSettings, IPPool, IPPoolSpec, NetworkConfig, Pod
+from podway.bgp.status import BirdRoute, NextHop
+from podway.cni.conflist import render_conflist
 from podway.health.checks.agent import disk
 from podway.health.checks.host import forwarding
 from podway.health.checks.limits import conntrack, inotify, neighbours
@@ -26,6 +29,7 @@ from podway.health.facts import Disk, Files, NeighbourTable, Settings
 from podway.health.sources import files, network, settings
 from podway.kernel import netns
 from podway.kernel.netlink import Connection
+from podway.lab import names, pods
 from podway.lab.paths import lab_dir
 from podway.plan.uplink import Uplink
 from podway.store.base import Store
@@ -71,19 +75,41 @@ def test_a_channel_whose_port_is_taken(lab: HealthLab) -> None:
         lab.store(lambda store: put(store, ChannelSettings().port))
 
 
+def disable(lab: HealthLab, name: str, *, disabled: bool) -> None:
+    async def change(store: Store) -> None:
+        pool = await store.get(IPPool, name)
+        spec = msgspec.structs.replace(pool.spec, disabled=disabled)
+        await store.update(msgspec.structs.replace(pool, spec=spec))
+
+    lab.store(change)
+
+
+def claimed(lab: HealthLab, pool: str) -> bool:
+    return any(block.spec.pool == pool for block in lab.store(lambda store: store.list(AddressBlock)).items)
+
+
 def test_a_pool_without_a_block_left(lab: HealthLab) -> None:
-    """One block for two nodes: whoever comes second gets none."""
+    """One block for two nodes: whoever comes second gets none, which is well while another pool serves pods."""
     tiny = IPPool(metadata=Metadata(name="tiny"), spec=IPPoolSpec(cidr="10.99.0.0/29", block_size=29))
     lab.store(lambda store: store.create(tiny))
     try:
+        deadline = time.monotonic() + 10
+        while not claimed(lab, "tiny"):
+            assert time.monotonic() < deadline
+        assert lab.doctor()["findings"] == []
+        disable(lab, "ipv4", disabled=True)
         lab.finding("pool", "IPPool/tiny", "1 of 1 blocks of 10.99.0.0/29 are claimed")
         owner = lab.store(lambda store: store.get(AddressBlock, "10-99-0-0-29")).spec.node
         poor = "node2" if owner == "node1" else "node1"
         finding = lab.finding("blocks", f"{poor}: IPPool/tiny", "0 of 0 addresses", "podway apply")
         assert finding["severity"] == "error"
     finally:
+        disable(lab, "ipv4", disabled=False)
         lab.store(lambda store: store.delete(IPPool, "tiny"))
-        lab.store(lambda store: store.delete(AddressBlock, "10-99-0-0-29"))
+        deadline = time.monotonic() + 15
+        while claimed(lab, "tiny"):  # agents give it back
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 def test_configurations_and_plugins_of_the_runtime(lab: HealthLab) -> None:
@@ -99,12 +125,43 @@ def test_configurations_and_plugins_of_the_runtime(lab: HealthLab) -> None:
         plugins.mkdir()
         (plugins / "podway").write_text("of another version")
         lab.finding("cni-plugin", f"node1: {plugins}/podway", "of another version")
+        (configurations / "05-other.conflist").unlink()
+        (configurations / "10-podway.conflist").write_bytes(render_conflist(chained=("portmap", "tuning")))
+        (plugins / "portmap").touch()
+        lab.finding("cni-chain", "node1: plugin tuning", f"which is not in {plugins}")
+        assert {one["check"] for one in lab.doctor()["findings"]} == {"cni-chain", "cni-plugin"}
+        (configurations / "10-podway.conflist").write_text("{}")
+        lab.finding("cni-config", f"node1: {configurations}/10-podway.conflist", "no network configuration list")
     finally:
         for directory in (configurations, plugins):
             for path in directory.glob("*"):
                 path.unlink()
             if directory.exists():
                 directory.rmdir()
+
+
+def test_a_lease_without_a_pod_and_a_pod_without_a_lease(lab: HealthLab) -> None:
+    pod = pods.run(lab.name, "stray", node="node2")
+    address = pod.status.pod_ip
+    lab.store(lambda store: store.delete(Pod, "stray", namespace="default"))
+    found = lab.finding("leases", "node2: lease of default/stray", f"{address}", "ip netns delete")
+    assert found["severity"] == "warning"
+    subprocess.run(["sh", "-c", found["mend"].partition("(")[2].partition(")")[0]], check=True)
+    lab.wait_healthy()
+    pods.run(lab.name, "stray", node="node1")
+    lab.store(lambda store: store.delete(Pod, "stray", namespace="default"))
+    again = pods.run(lab.name, "stray", node="node2")
+    assert again.status.pod_ip != address, "what the former Pod of this name left is gone, in its cool-down"
+    lab.wait_healthy()
+    assert "Pod/default/stray deleted" in lab.podway("delete", "pod", "stray").stdout
+    assert not netns.path_of(names.pod_netns(lab.name, "default", "stray")).exists()
+    lab.wait_healthy()
+    ghost = msgspec.structs.replace(pod, metadata=Metadata(name="ghost", namespace="default"))
+    lab.store(lambda store: store.create(ghost))
+    try:
+        lab.finding("leases", "node2: Pod default/ghost", "is not leased on this node")
+    finally:
+        lab.store(lambda store: store.delete(Pod, "ghost", namespace="default"))
 
 
 def test_dels_that_wait(tmp_path: Path, node_facts: Callable[..., Any]) -> None:
@@ -211,6 +268,36 @@ def test_conntrack_is_read_and_judged(node: Any, node_facts: Callable[..., Any])
     (lossy,) = conntrack(node_facts(settings=Settings(values, {"conntrack.drop": 9}, {"conntrack.drop": 2})))
     assert lossy.severity == "error"
     assert "7 dropped" in lossy.found
+
+
+def test_what_a_peer_tells_besides_pods_ranges_is_the_hosts_to_decide(node: Any) -> None:
+    """A default route that a peer tells holds the node's own addresses; a block may hold a narrower route."""
+    node.sh("ip link add eth0 type bridge; ip link set eth0 up; ip addr add 172.30.0.1/16 dev eth0; "
+            "ip addr add fd30::1/64 dev eth0 nodad")  # fmt: skip
+    told = {
+        "0.0.0.0/0": "172.30.0.9",
+        "::/0": "fd30::9",
+        "10.0.0.0/8": "172.30.0.9",
+        "10.244.7.0/24": "172.30.0.7",
+        "fd00:244::/64": "fd30::7",
+    }
+    for destination, gateway in told.items():
+        node.sh(f"ip route add {destination} via {gateway} dev eth0 proto bird metric 32")
+    node.sh("ip route add 0.0.0.0/0 via 172.30.0.8; ip route add 10.244.7.1 dev eth0 proto 112")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    learned = tuple(
+        BirdRoute(ip_network(net), "unicast", "x", now, True, (NextHop(ip_address(gateway), "eth0"),))
+        for net, gateway in told.items()
+    )
+    pools = [ip_network("10.244.0.0/16"), ip_network("fd00:244::/56")]
+
+    def look() -> list[str]:
+        with Connection(node.fd) as connection:
+            return [str(way.block) for way in network.read(connection, learned, pools).ways]
+
+    assert look() == []
+    node.sh("ip route replace 10.244.7.0/24 via 172.30.0.6 dev eth0 metric 1")
+    assert look() == ["10.244.7.0/24"]
 
 
 def test_a_certificate_of_a_shorter_life_is_renewed_in_time(lab: HealthLab) -> None:

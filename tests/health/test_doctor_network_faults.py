@@ -43,7 +43,17 @@ FIREWALLS = {
         "add rule ip x f ip daddr 10.244.0.0/16 iifname eth0 drop'",
         "nft delete table ip x",
         "nft ip x f",
-        ("drops packets from other nodes' pods to pods here", "nft delete rule ip x f handle"),
+        (
+            "drops packets from other nodes' pods to pods here",
+            "nft insert rule ip x f ip daddr 10.244.0.0/16 accept",
+        ),
+    ),
+    "one protocol": (
+        "nft 'add table inet x; add chain inet x f { type filter hook forward priority 0; }; "
+        "add rule inet x f meta l4proto udp drop'",
+        "nft delete table inet x",
+        "nft inet x f",
+        ("drops UDP packets from pods to other nodes' pods", "UDP packets between pods of this node"),
     ),
     "iptables-nft": (
         "iptables-nft -P FORWARD DROP",
@@ -83,7 +93,7 @@ FIREWALLS = {
         "add rule inet x i tcp dport { 22, 179 } ct state new drop'",
         "nft delete table inet x",
         "nft inet x i",
-        ("BGP (TCP 179) from other nodes",),
+        ("BGP (TCP 179) from other nodes", "nft insert rule inet x i ip saddr 172.30.0.0/16 tcp dport 179 accept"),
     ),
 }
 
@@ -92,7 +102,75 @@ FIREWALLS = {
 def test_rules_of_others_that_drop(lab: HealthLab, maker: str) -> None:
     how, mended, chain, words = FIREWALLS[maker]
     with broken(lab, "node1", how, mended):
-        lab.finding("firewall", f"node1: {chain}", *words)
+        found = lab.finding("firewall", f"node1: {chain}", *words)
+        if not found["mend"].startswith("firewall-cmd"):  # whose rules a daemon keeps, which is not here
+            lab.sh("node1", found["mend"])
+            assert [one for one in lab.doctor()["findings"] if one["check"] == "firewall"] == []
+
+
+TRANSLATIONS = {
+    "nft": (
+        "nft 'add table ip x; add chain ip x p { type nat hook postrouting priority 100; }; "
+        "add rule ip x p ip saddr 10.244.0.0/16 oifname eth0 masquerade'",
+        "nft delete table ip x",
+        "nft ip x p",
+        "error",
+    ),
+    "nft, IPv6": (
+        "nft 'add table inet x; add chain inet x p { type nat hook postrouting priority 100; }; "
+        "add rule inet x p ip6 saddr fd00:244::/56 masquerade'",
+        "nft delete table inet x",
+        "nft inet x p",
+        "error",
+    ),
+    "all but pods": (
+        "nft 'add table ip x; add chain ip x p { type nat hook postrouting priority 100; }; "
+        "add rule ip x p ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade'",
+        "nft delete table ip x",
+        "nft ip x p",
+        "warning",
+    ),
+    "iptables-nft": (
+        "iptables-nft -t nat -A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE",
+        "nft delete table ip nat",
+        "nft ip nat POSTROUTING",
+        "error",
+    ),
+    "iptables-legacy": (
+        "iptables-legacy -t nat -A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE",
+        "iptables-legacy -t nat -F",
+        "iptables-legacy ip nat POSTROUTING",
+        "error",
+    ),
+    "redirect": (
+        "nft 'add table ip x; add chain ip x p { type nat hook prerouting priority -100; }; "
+        "add rule ip x p ip daddr 10.244.0.0/16 meta l4proto tcp redirect to :8080'",
+        "nft delete table ip x",
+        "nft ip x p",
+        "error",
+    ),
+}
+
+
+@pytest.mark.parametrize("maker", TRANSLATIONS)
+def test_rules_of_others_that_translate_pods_addresses(lab: HealthLab, maker: str) -> None:
+    how, mended, chain, severity = TRANSLATIONS[maker]
+    with broken(lab, "node1", how, mended):
+        found = lab.finding("nat", f"node1: {chain}", "translates addresses of")
+        assert found["severity"] == severity
+        lab.sh("node1", found["mend"])
+        assert [one for one in lab.doctor()["findings"] if one["check"] == "nat"] == []
+
+
+def test_translations_that_spare_pods_and_nodes_are_no_finding(lab: HealthLab) -> None:
+    how = """nft 'table ip x { chain p { type nat hook postrouting priority 100;
+        meta mark & 0x4000 == 0x4000 masquerade
+        ip saddr 10.244.0.0/16 ip daddr != { 10.244.0.0/16, 172.30.0.0/16 } masquerade; }
+        chain s { type nat hook prerouting priority -100;
+        ip daddr 10.96.0.1 tcp dport 443 dnat to 10.244.0.9:6443
+        tcp dport 30080 dnat to 10.244.0.9:80; }; }'"""
+    with broken(lab, "node1", how, "nft delete table ip x"):
+        assert lab.doctor()["findings"] == []
 
 
 def test_a_firewall_that_lets_pods_pass_is_no_finding(lab: HealthLab) -> None:

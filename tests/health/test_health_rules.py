@@ -67,12 +67,14 @@ def test_what_nft_rules_do_to_a_pods_packet(node: Any, rule: str) -> None:
 
 
 @pytest.mark.kernel
-def test_our_own_table_and_translations_are_left_out(node: Any) -> None:
+def test_our_own_table_is_left_out_and_what_translates_drops_nothing(node: Any) -> None:
     node.run("nft", "-f", "-", input="""
         table inet podway { chain f { type filter hook forward priority 0; policy drop; }; }
         table ip n { chain p { type nat hook prerouting priority -100; policy drop; }; }
     """)  # fmt: skip
-    assert netns.run(node.fd, list_here).rules == Ruleset()
+    rules = netns.run(node.fd, list_here).rules
+    assert [(chain.table, chain.translates) for chain in rules.chains] == [("n", True)]
+    assert drops(rules, forwarded()) is False
 
 
 @pytest.mark.kernel

@@ -23,7 +23,14 @@ class Checkup:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._doctor = Doctor(self._memory, parts.kernel, parts.speaker, parts.store, _places(parts.options))
+        self._doctor = Doctor(
+            self._memory,
+            parts.kernel,
+            parts.speaker,
+            parts.store,
+            _places(parts.options),
+            tells_pods=parts.options.run_dir != DEFAULT_RUN_DIR,
+        )
 
     @property
     def methods(self) -> Mapping[str, Method]:

@@ -78,3 +78,8 @@ def parse_network(text: str) -> Network:
     Raises ValueError with a message that says what is wrong with the text.
     """
     return ip_network(text, strict=True)
+
+
+def is_within(inner: Network, outer: Network) -> bool:
+    """Tell whether a network is a part of another one (or the same); networks of two families never are."""
+    return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner.network_address in outer

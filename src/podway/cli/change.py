@@ -6,7 +6,7 @@ import click
 
 from podway.api.cluster_rules import check_change, check_deletion
 from podway.api.decode import Manifest
-from podway.api.resources import Key, Resource, key, subject
+from podway.api.resources import Key, Pod, Resource, key, subject
 from podway.cli.help import examples
 from podway.cli.kinds import KindName, complete_names, key_of, namespace_option, nearest_key
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
@@ -69,7 +69,8 @@ def delete(
 ) -> None:
     """Delete objects, by KIND and NAME or by the manifests that made them.
 
-    Nothing is deleted unless all exist and nothing that stays needs them.
+    Nothing is deleted unless all exist and nothing that stays needs them. In a lab, whose pods nobody else runs, a
+    pod ends with its object.
     """
     if (view is None) != bool(filenames) or (view is not None and not names):
         raise click.UsageError("give either KIND NAME... or -f FILE")
@@ -80,15 +81,29 @@ def delete(
     else:
         unwanted = [key_of(view.kind, name, namespace) for name in names]
 
-    async def work(store: Store) -> None:
+    async def find(store: Store) -> list[Resource]:
         stored = {key(obj): obj for obj in (await store.list_all()).items}
         check_deletions(stored, unwanted)
-        for wanted in dict.fromkeys(unwanted):
-            obj = stored[wanted]
-            await store.delete(type(obj), obj.metadata.name, namespace=obj.metadata.namespace)
-            click.echo(f"{subject(wanted)} deleted")
+        return [stored[wanted] for wanted in dict.fromkeys(unwanted)]
 
-    options.run(work)
+    async def remove(store: Store) -> None:
+        for obj in found:
+            if not (isinstance(obj, Pod) and options.store is None):
+                await store.delete(type(obj), obj.metadata.name, namespace=obj.metadata.namespace)
+                click.echo(f"{subject(key(obj))} deleted")
+
+    found = options.run(find)
+    if options.store is None:
+        _end_in_lab(options.lab, [obj for obj in found if isinstance(obj, Pod)])
+    options.run(remove)
+
+
+def _end_in_lab(lab: str, pods: Sequence[Pod]) -> None:
+    """Do what a lab's kubelet would: end pods, detach them, and remove their objects."""
+    if pods:
+        from podway.lab.pods import remove_all
+
+        remove_all(lab, pods, report=lambda pod: click.echo(f"{subject(key(pod))} deleted"))
 
 
 def checked_change(stored: Mapping[Key, Resource], manifests: Sequence[Manifest]) -> dict[Key, Resource]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from podway.api.addresses import Family
-from podway.api.resources import AGENT_SEEN, Node
+from podway.api.resources import AGENT_SEEN, Node, Pod
 from podway.bgp.speaker import BgpSpeaker
 from podway.bgp.status import BirdRoute, PeerStatus
 from podway.errors import NotFound, PodwayError, RoutingError, StoreError
@@ -24,6 +24,7 @@ from podway.health.facts import (
     Files,
     Firewall,
     KernelNetwork,
+    KnownPod,
     Memory,
     NodeFacts,
     NodeSummary,
@@ -51,6 +52,9 @@ STORE_SECONDS = 2.0
 SIGNED_SECONDS = 8.0
 """How long a dropped signature is remembered when looks follow each other fast."""
 
+ENDED = frozenset({"Succeeded", "Failed"})
+"""Phases of a Pod that has no network any more."""
+
 SETTLE = 0.2
 """Seconds between two looks at what differs from the plan: a pod may just be starting."""
 
@@ -68,17 +72,26 @@ class NodeReport(msgspec.Struct, frozen=True):
 class Doctor:
     """Examines the node. `memory` tells what the agent knows; the rest is looked at.
 
-    Counters are noted from the beginning, so that the first look tells what was counted since.
+    Counters are noted from the beginning, so that the first look tells what was counted since. `tells_pods` says
+    that whoever runs pods writes them into the store; else that is known only where there are some.
     """
 
     def __init__(
-        self, memory: Callable[[], Memory], kernel: Kernel, speaker: BgpSpeaker, store: Store, places: files.Places
+        self,
+        memory: Callable[[], Memory],
+        kernel: Kernel,
+        speaker: BgpSpeaker,
+        store: Store,
+        places: files.Places,
+        *,
+        tells_pods: bool = False,
     ) -> None:
         self._memory = memory
         self._kernel = kernel
         self._speaker = speaker
         self._store = store
         self._places = places
+        self._tells_pods = tells_pods
         self._counters = settings.counters()
         self._signed = (0.0, 0)
         self._unseen: dict[str, str] = {}
@@ -106,6 +119,7 @@ class Doctor:
             drift = do(self._look("plan", self._drift(), ()))
             inside = do(self._look("pods", asyncio.to_thread(pods.read, memory.leases), ()))
             pending = do(self._pending(memory.pending))
+            known_pods = do(self._look("pods in the store", self._known_pods(), None))
         return NodeFacts(
             now=time.time(),
             memory=msgspec.structs.replace(memory, pending=pending.result()),
@@ -116,6 +130,7 @@ class Doctor:
             files=disk.result(),
             store=trial.result(),
             pods=inside.result(),
+            pods_known=known_pods.result(),
             drift=drift.result(),
             unseen=self._unseen,
         )
@@ -168,6 +183,23 @@ class Doctor:
             return StoreTrial(problem=error.message)
         return StoreTrial(time.monotonic() - begun)
 
+    async def _known_pods(self) -> tuple[KnownPod, ...] | None:
+        """Return the Pods in the store that run; None where nobody seems to write any, or it does not answer."""
+        try:
+            found = (await self._store.list(Pod)).items
+        except StoreError:
+            return None  # which is a finding of its own
+        if not found and not self._tells_pods:
+            return None
+        return tuple(
+            KnownPod(
+                f"{pod.metadata.namespace}/{pod.metadata.name}",
+                pod.spec.node_name,
+                () if pod.spec.host_network or pod.status.phase in ENDED else pod.addresses,
+            )
+            for pod in found
+        )
+
     async def _drift(self) -> tuple[str, ...]:
         first = await self._differences()
         if not first:
@@ -195,7 +227,7 @@ def _judge(facts: NodeFacts) -> tuple[Finding, ...]:
 
 def _network(memory: Memory, known: tuple[BirdRoute, ...]) -> KernelNetwork:
     with Connection() as connection:
-        return network.read(connection, known)
+        return network.read(connection, known, [pool.network for pool in memory.view.pools.values()])
 
 
 async def _routing(memory: Memory, peers: tuple[PeerStatus, ...], problem: str, signatures: int) -> Routing:

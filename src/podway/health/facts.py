@@ -235,6 +235,8 @@ class Files(msgspec.Struct, frozen=True):
     """The runtime's configuration, the plugin, waiting DELs (their ages in seconds) and disks.
 
     `configurations` are the files in the order in which runtimes take them, None where no runtime reads any.
+    `lacking` are the plugins that ours names beside Podway and that are in no directory of plugins; `unreadable`
+    says why it cannot be read.
     """
 
     directory: str = ""
@@ -243,6 +245,8 @@ class Files(msgspec.Struct, frozen=True):
     plugin: Literal["same", "other", "missing", "unknown"] = "unknown"
     waiting: tuple[float, ...] = ()
     disks: tuple[Disk, ...] = ()
+    lacking: tuple[str, ...] = ()
+    unreadable: str = ""
 
 
 class PodDevice(msgspec.Struct, frozen=True):
@@ -253,6 +257,14 @@ class PodDevice(msgspec.Struct, frozen=True):
     netns: str
     device: str
     mtu: int
+
+
+class KnownPod(msgspec.Struct, frozen=True):
+    """A Pod of the store that runs: `name` is `<namespace>/<name>`."""
+
+    name: str
+    node: str
+    addresses: tuple[Address, ...] = ()
 
 
 class StoreTrial(msgspec.Struct, frozen=True):
@@ -274,6 +286,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     files: Files = Files()
     store: StoreTrial = StoreTrial()
     pods: tuple[PodDevice, ...] = ()
+    pods_known: tuple[KnownPod, ...] | None = None
+    """The Pods in the store, None where nobody writes any there."""
     drift: tuple[str, ...] = ()
     """Differences between plan and kernel that stayed."""
     unseen: Mapping[str, str] = {}
@@ -287,6 +301,8 @@ class PoolFill(msgspec.Struct, frozen=True):
     cidr: str
     claimed: int
     total: int
+    relieved: bool = False
+    """Whether the node that tells this needs it no more: another one with blocks left serves the same pods."""
 
 
 class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):

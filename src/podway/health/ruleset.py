@@ -1,7 +1,8 @@
 """Firewall rules as data, from nftables' JSON (man 5 libnftables-json) or from iptables-legacy's `-S` form.
 
 Only conditions that decide about a pod's or a peer's first packet are read: addresses, devices, protocol,
-ports, connection state, mark. Whatever else a rule asks makes it `doubtful`: it may apply or not.
+ports, connection state, mark. Whatever else a rule asks makes it `doubtful`: it may apply or not. Rules that
+translate addresses stand in chains of their own, which `translates` tells from those that filter.
 """
 
 import shlex
@@ -24,7 +25,10 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule: what it asks and what it does: accept, drop, reject, return, jump, goto, or nothing of these."""
+    """A rule: what it asks and what it does.
+
+    That is accept, drop, reject, return, jump, goto, a translation (masquerade, snat, dnat, redirect), or nothing.
+    """
 
     conditions: tuple[Condition, ...]
     verdict: str
@@ -50,13 +54,15 @@ class Chain(msgspec.Struct, frozen=True):
     hook: str = ""
     priority: int = 0
     policy: str = "accept"
+    translates: bool = False
+    """Whether it is one of those that may translate addresses (type nat)."""
 
     def __str__(self) -> str:
         return f"{self.tool} {self.family} {self.table} {self.name}"
 
 
 class Ruleset(msgspec.Struct, frozen=True, dict=True):
-    """All chains that could drop a packet."""
+    """All chains that could drop a packet or translate its addresses."""
 
     chains: tuple[Chain, ...] = ()
 
@@ -70,13 +76,13 @@ class Ruleset(msgspec.Struct, frozen=True, dict=True):
 
 
 def from_nft(entries: Iterable[Mapping[str, Any]], *, without: str) -> Ruleset:
-    """Read `nft -j list ruleset`, leaving out the tables of one name and all that translates addresses."""
+    """Read `nft -j list ruleset`, leaving out the tables of one name."""
     chains: dict[tuple[str, str, str], Chain] = {}
     rules: dict[tuple[str, str, str], list[Rule]] = {}
     for entry in entries:
         if chain := entry.get("chain"):
             place = (chain["family"], chain["table"], chain["name"])
-            if place[1] == without or chain.get("type") == "nat" or place[0] not in {"ip", "ip6", "inet"}:
+            if place[1] == without or place[0] not in {"ip", "ip6", "inet"}:
                 continue
             chains[place] = Chain(
                 "nft",
@@ -84,6 +90,7 @@ def from_nft(entries: Iterable[Mapping[str, Any]], *, without: str) -> Ruleset:
                 hook=chain.get("hook", ""),
                 priority=chain.get("prio", 0),
                 policy=chain.get("policy", "accept"),
+                translates=chain.get("type") == "nat",
             )
         elif rule := entry.get("rule"):
             place = (rule["family"], rule["table"], rule["chain"])
@@ -94,6 +101,8 @@ def from_nft(entries: Iterable[Mapping[str, Any]], *, without: str) -> Ruleset:
 
 
 _VERDICTS = frozenset({"accept", "drop", "reject", "return", "jump", "goto"})
+TRANSLATIONS = frozenset({"masquerade", "snat", "dnat", "redirect", "netmap"})
+"""Verdicts that give a connection other addresses."""
 _HARMLESS = frozenset({"counter", "log", "mangle", "notrack"})
 _META = {"iifname": "iif", "iif": "iif", "oifname": "oif", "oif": "oif", "l4proto": "protocol", "mark": "mark"}
 _PROTOCOLS = {"6": "tcp", "17": "udp", "1": "icmp", "58": "ipv6-icmp", "icmpv6": "ipv6-icmp"}
@@ -104,6 +113,8 @@ def _nft_rules(expressions: Iterable[Mapping[str, Any]], handle: str) -> Iterato
     doubtful = False
     for expression in expressions:
         kind, value = next(iter(expression.items()))
+        if kind == "xt" and str(value.get("name", "")).lower() in TRANSLATIONS:
+            kind = value["name"].lower()  # of iptables-nft
         if kind == "match":
             read = _nft_match(value)
             conditions += read
@@ -111,6 +122,9 @@ def _nft_rules(expressions: Iterable[Mapping[str, Any]], handle: str) -> Iterato
         elif kind in _VERDICTS:
             target = value["target"] if kind in {"jump", "goto"} else ""
             yield Rule(tuple(conditions), kind, target, doubtful, handle)
+            return
+        elif kind in TRANSLATIONS:
+            yield Rule(tuple(conditions), kind, "", doubtful, handle)
             return
         elif kind == "vmap":
             yield from _nft_choices(value, tuple(conditions), doubtful, handle)
@@ -194,8 +208,15 @@ def _nft_values(right: Any) -> tuple[str, ...]:
     return ()
 
 
-_HOOKS = {"PREROUTING": "prerouting", "INPUT": "input", "FORWARD": "forward", "OUTPUT": "output"}
-_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0}
+_HOOKS = {
+    "PREROUTING": "prerouting",
+    "INPUT": "input",
+    "FORWARD": "forward",
+    "OUTPUT": "output",
+    "POSTROUTING": "postrouting",
+}
+_NAT = "nat"
+_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, _NAT: 0}
 """include/uapi/linux/netfilter_ipv4.h, enum nf_ip_hook_priorities."""
 _UNDERSTOOD = frozenset({"tcp", "udp", "multiport", "conntrack", "state", "comment"})
 """Matches whose options we read; the options that we do not read make a rule doubtful by themselves."""
@@ -226,7 +247,15 @@ def from_iptables(saved: str, *, tool: str) -> Ruleset:
             name, policy = line[1:].split()[:2]
             hook = _HOOKS.get(name, "")
             chains[table, name] = Chain(
-                tool, family, table, name, (), hook, _PRIORITIES[table], policy.lower() if hook else "accept"
+                tool,
+                family,
+                table,
+                name,
+                (),
+                hook,
+                _PRIORITIES[table],
+                policy.lower() if hook else "accept",
+                table == _NAT,
             )
         elif line.startswith("-A ") and table in _PRIORITIES:
             words = shlex.split(line)
@@ -259,7 +288,7 @@ def _iptables_rule(words: list[str], family: str, line: str) -> Rule:
 
 
 def _iptables_target(word: str, value: str) -> tuple[str, str]:
-    if value.lower() in _VERDICTS:
+    if value.lower() in _VERDICTS | TRANSLATIONS:
         return value.lower(), ""
     if value in _WITHOUT_VERDICT:
         return "", ""
@@ -270,4 +299,6 @@ def _iptables_values(word: str, value: str) -> tuple[str, ...]:
     if word in {"-s", "-d"}:
         return (value,)
     values = value.replace("+", "*").replace(":", "-").split(",")
+    if _FIELDS[word] == "protocol":
+        return tuple(_PROTOCOLS.get(item, item) for item in values)
     return tuple(item.lower() if _FIELDS[word] == "state" else item for item in values)

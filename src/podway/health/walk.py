@@ -2,7 +2,8 @@
 
 In every hook the kernel calls the base chains in the order of their priorities; a drop in any of them is
 final, an accept ends only its own chain (man 8 nft, "VERDICT STATEMENT"). A rule that asks for more than is
-known here may apply or not: what follows from it is told as a possibility.
+known here may apply or not: what follows from it is told as a possibility. Chains that translate addresses are
+walked alike, for the rule that does.
 """
 
 from ipaddress import ip_address, ip_network
@@ -10,7 +11,7 @@ from ipaddress import ip_address, ip_network
 import msgspec
 
 from podway.api.addresses import Address
-from podway.health.ruleset import Chain, Condition, Rule, Ruleset
+from podway.health.ruleset import TRANSLATIONS, Chain, Condition, Rule, Ruleset
 
 _DEPTH = 16
 """Jumps that the kernel follows (NFT_JUMP_STACK_SIZE)."""
@@ -29,7 +30,7 @@ class Packet(msgspec.Struct, frozen=True):
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Where a packet ends. `rule` is None if it is the chain's policy; not `certain`: it may end here."""
+    """Where a packet ends, or is translated. `rule` is None if the policy does it; not `certain`: it may."""
 
     chain: Chain
     rule: Rule | None
@@ -46,9 +47,8 @@ class _Passage(msgspec.Struct, frozen=True):
 
 def drop_of(rules: Ruleset, packet: Packet) -> Drop | None:
     """Return where the packet ends, a certain place rather than a possible one; None if it passes."""
-    base = [chain for chain in rules.chains if chain.hook == packet.hook and _sees(chain, packet)]
     possible: list[Drop] = []
-    for chain in sorted(base, key=lambda chain: chain.priority):
+    for chain in _base(rules, packet, translates=False):
         passage = _pass(rules, chain, packet, True, possible, 0)
         if passage.dropped is None and not passage.accepted and chain.policy == "drop":
             passage = _Passage(Drop(chain, None, passage.sure))
@@ -59,16 +59,48 @@ def drop_of(rules: Ruleset, packet: Packet) -> Drop | None:
     return possible[0] if possible else None
 
 
-def _pass(rules: Ruleset, chain: Chain, packet: Packet, sure: bool, possible: list[Drop], depth: int) -> _Passage:
+def translation_of(rules: Ruleset, packet: Packet) -> Drop | None:
+    """Return the rule that surely translates the packet's addresses, None if none does."""
+    for chain in _base(rules, packet, translates=True):
+        passage = _pass(rules, chain, packet, True, [], 0, ends=TRANSLATIONS)
+        if passage.dropped and passage.dropped.certain:
+            return passage.dropped
+    return None
+
+
+def _base(rules: Ruleset, packet: Packet, *, translates: bool) -> list[Chain]:
+    """Return the chains that the kernel calls for a packet, in its order."""
+    found = (
+        chain
+        for chain in rules.chains
+        if chain.hook == packet.hook and chain.translates == translates and _sees(chain, packet)
+    )
+    return sorted(found, key=lambda chain: chain.priority)
+
+
+_DROPS = frozenset({"drop", "reject"})
+
+
+def _pass(
+    rules: Ruleset,
+    chain: Chain,
+    packet: Packet,
+    sure: bool,
+    possible: list[Drop],
+    depth: int,
+    *,
+    ends: frozenset[str] = _DROPS,
+) -> _Passage:
+    """Walk a chain; `ends` are the verdicts that are looked for."""
     for rule in chain.rules:
         applies = _applies(rule, packet)
         if applies is False:
             continue
         certainly = applies is True
         match rule.verdict:
-            case "drop" | "reject" if certainly:
+            case verdict if verdict in ends and certainly:
                 return _Passage(Drop(chain, rule, sure))
-            case "drop" | "reject" if _means_us(rule):
+            case verdict if verdict in ends and _means_us(rule):
                 possible.append(Drop(chain, rule, False))
             case "accept" if certainly:
                 return _Passage(accepted=True, sure=sure)
@@ -80,7 +112,7 @@ def _pass(rules: Ruleset, chain: Chain, packet: Packet, sure: bool, possible: li
                 target = rules.sibling(chain, rule.target)
                 if target is None or depth > _DEPTH:
                     continue
-                passage = _pass(rules, target, packet, sure and certainly, possible, depth + 1)
+                passage = _pass(rules, target, packet, sure and certainly, possible, depth + 1, ends=ends)
                 if certainly and (passage.dropped or passage.accepted or rule.verdict == "goto"):
                     return passage
                 if passage.dropped and _means_us(rule):

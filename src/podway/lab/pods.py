@@ -7,7 +7,7 @@ that the store and the kernel do not know.
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_interface
 from pathlib import Path
@@ -87,6 +87,10 @@ def start(current: LabState, pod: Pod) -> Pod:
     When anything fails, what was made is removed again. Raises what `run` raises, but for InvalidObject.
     """
     lab, namespace = current.name, netns_of(current.name, pod)
+    if netns.path_of(namespace).exists():
+        # Somebody deleted the Pod of this name and not what ran: the agent frees its lease when the link is gone.
+        _members(lab, pod).end(grace=GRACE_SECONDS)
+        netns.delete(namespace)
     with ExitStack() as undo:
         path = topology.create_pod(namespace)
         undo.callback(netns.delete, namespace)
@@ -132,6 +136,15 @@ def remove(current: LabState, pod: Pod) -> None:
     _tear_down(current, pod)
     meta = pod.metadata
     facts.ask(current.name, lambda store: store.delete(Pod, meta.name, namespace=meta.namespace))
+
+
+def remove_all(lab: str, pods: Sequence[Pod], *, report: Callable[[Pod], None]) -> None:
+    """Remove pods; `report` is told of each that is gone."""
+    with state.locked(lab, shared=True):
+        current = state.load(lab)
+        for pod in pods:
+            remove(current, pod)
+            report(pod)
 
 
 def remove_named(lab: str, name: str, namespace: str) -> None:

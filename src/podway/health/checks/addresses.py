@@ -6,6 +6,7 @@ from podway.api.addresses import Family, Network
 from podway.api.resources import IPPool
 from podway.health.facts import NodeFacts, PoolFill
 from podway.health.finding import Problem, Severity, node_check
+from podway.ipam.blocks import count_blocks
 
 FEW = 8
 """Less than one of so many addresses of a node's blocks left is nearly none."""
@@ -57,10 +58,10 @@ def _nodes_in(facts: NodeFacts, device: str, subnet: Network) -> Iterator[Proble
     why="a node without a free address cannot start another pod",
 )
 def blocks(facts: NodeFacts) -> Iterator[Problem]:
-    """As long as the pool has blocks left the agent claims another one by itself."""
+    """The agent claims another block while there is one, and another pool may serve the same pods."""
     for name in facts.memory.pools:
         pool = facts.memory.view.pools.get(name)
-        if pool is None or pool_fill(facts, pool).claimed < pool_fill(facts, pool).total:
+        if pool is None or _left(facts, pool) or _relieved(facts, pool):
             continue
         uses = [use for use in facts.memory.blocks if use.pool == name]
         free, capacity = sum(use.free for use in uses), sum(use.capacity for use in uses)
@@ -78,7 +79,35 @@ def blocks(facts: NodeFacts) -> Iterator[Problem]:
 
 
 def pool_fill(facts: NodeFacts, pool: IPPool) -> PoolFill:
-    """Return how many of a pool's blocks are claimed."""
+    """Return how many of a pool's blocks are claimed, and whether another pool stands in for it on this node."""
+    total = count_blocks(pool.network, pool.block_prefix)
+    return PoolFill(
+        pool.metadata.name,
+        pool.spec.cidr,
+        total - _left(facts, pool),
+        total,
+        pool.spec.disabled or pool.metadata.name not in facts.memory.pools or _relieved(facts, pool, blocks=True),
+    )
+
+
+def _left(facts: NodeFacts, pool: IPPool) -> int:
+    """Return how many blocks of a pool nobody has claimed."""
     claimed = sum(block.spec.pool == pool.metadata.name for block in facts.memory.view.blocks.values())
-    total = 1 << (pool.block_prefix - pool.network.prefixlen)
-    return PoolFill(pool.metadata.name, pool.spec.cidr, claimed, total)
+    return count_blocks(pool.network, pool.block_prefix) - claimed
+
+
+def _relieved(facts: NodeFacts, full: IPPool, *, blocks: bool = False) -> bool:
+    """Tell whether another pool serves every pod that a full one would serve on this node, and has room.
+
+    That is a block that nobody has claimed, or, unless `blocks` is true, an address in this node's blocks.
+    """
+    for name in facts.memory.pools:
+        pool = facts.memory.view.pools.get(name)
+        if pool is None or pool is full or pool.family is not full.family:
+            continue
+        if pool.spec.namespace_selector not in (None, full.spec.namespace_selector):
+            continue
+        free = sum(use.free for use in facts.memory.blocks if use.pool == name)
+        if _left(facts, pool) or (free and not blocks):
+            return True
+    return False

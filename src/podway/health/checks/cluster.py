@@ -91,14 +91,17 @@ def clock(facts: ClusterFacts) -> Iterator[Problem]:
     why="once all blocks are claimed, nodes cannot get more addresses, and new nodes none",
 )
 def pool(facts: ClusterFacts) -> Iterator[Problem]:
-    """Every node tells the same; the fullest picture is the newest."""
+    """Every node tells the same of blocks, the fullest picture is the newest; each knows if it needs the pool."""
     fullest: dict[str, PoolFill] = {}
+    needed: set[str] = set()
     for heard in facts.heard.values():
         for fill in heard.summary.pools:
+            if not fill.relieved:
+                needed.add(fill.name)
             if fill.name not in fullest or fill.claimed > fullest[fill.name].claimed:
                 fullest[fill.name] = fill
     for fill in fullest.values():
-        if fill.claimed >= POOL_NEARLY * fill.total:
+        if fill.name in needed and fill.claimed >= POOL_NEARLY * fill.total:
             yield Problem(
                 f"{fill.claimed} of {fill.total} blocks of {fill.cidr} are claimed",
                 "add an IPPool (`podway apply`), or remove nodes that are gone (`podway delete node`)",

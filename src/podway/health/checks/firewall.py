@@ -1,6 +1,6 @@
-"""Others' firewall rules that drop what Podway needs."""
+"""Others' firewall rules that drop what Podway needs, or translate what should keep its address."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 import msgspec
@@ -10,8 +10,8 @@ from podway.api.lease import LINK_PREFIX
 from podway.api.resources import AddressBlock
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
-from podway.health.ruleset import Chain
-from podway.health.walk import Drop, Packet, drop_of
+from podway.health.ruleset import Chain, Ruleset
+from podway.health.walk import Drop, Packet, drop_of, translation_of
 from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE
 from podway.plan.remote import remote_route
 from podway.plan.view import ClusterView
@@ -24,36 +24,59 @@ SAMPLE = 8
 """How many other nodes' packets are imagined: rules rarely tell nodes apart."""
 
 
+FORWARDED = ("tcp", "udp", "icmp")
+"""By which protocols pods' packets are imagined: a rule may drop one of them."""
+TO_NODES = "packets from pods to other nodes"
+
+
 class Imagined(msgspec.Struct, frozen=True):
-    """A packet at every hook that it passes, and in words what it is."""
+    """A packet at every hook that it passes, and in words what it is.
+
+    `protocol` is one of FORWARDED if the same is imagined by the others, too; else it is in the words.
+    """
 
     what: str
     hooks: tuple[Packet, ...]
+    protocol: str = ""
+
+
+class Lost(msgspec.Struct):
+    """Where packets end, which ones, and in words by which protocols."""
+
+    drop: Drop
+    packets: list[Packet] = msgspec.field(default_factory=list)
+    told: dict[str, list[str]] = msgspec.field(default_factory=dict)
+
+    def add(self, imagined: Imagined, packet: Packet) -> None:
+        """Note that a packet ends here."""
+        self.packets.append(packet)
+        protocols = self.told.setdefault(imagined.what, [])
+        if imagined.protocol and imagined.protocol not in protocols:
+            protocols.append(imagined.protocol)
+
+    @property
+    def words(self) -> str:
+        """All that ends here: `UDP packets from pods to other nodes' pods, BGP (TCP 179) from other nodes`."""
+        return ", ".join(
+            what if len(protocols) in {0, len(FORWARDED)} else f"{' and '.join(map(str.upper, protocols))} {what}"
+            for what, protocols in self.told.items()
+        )
 
 
 @node_check(
     "firewall",
     looks_at="others' tables in nftables (so iptables-nft, firewalld, ufw, Docker) and iptables-legacy: pods' "
-    "packets, BGP, BFD and the outer packets of overlays are led through their rules in thought",
+    "packets by TCP, UDP and ICMP, BGP, BFD and overlays' outer packets are led through their rules in thought",
     why="a drop in any table is final, whatever others accept: pods or nodes cannot reach each other",
 )
 def firewall(facts: NodeFacts) -> Iterator[Problem]:
     """One problem for each place where packets end, naming all that end there."""
-    ends: dict[tuple[str, str], tuple[Drop, list[str]]] = {}
-    for imagined in _imagined(facts):
-        for packet in imagined.hooks:
-            drop = drop_of(facts.firewall.rules, packet)
-            if drop is not None:
-                rule = drop.rule.handle if drop.rule else ""
-                _, lost = ends.setdefault((str(drop.chain), rule), (drop, []))
-                if imagined.what not in lost:
-                    lost.append(imagined.what)
-                break
-    for drop, lost in ends.values():
+    for lost in _ending(facts, _imagined(facts), drop_of):
+        drop = lost.drop
         where = f"rule `{drop.rule}`" if drop.rule else "the policy"
         yield Problem(
-            f"{where} {'drops' if drop.certain else 'may drop'} {', '.join(lost)}",
-            _mend(facts, drop),
+            f"{where} {'drops' if drop.certain else 'may drop'} {lost.words}",
+            _mend(facts, lost),
             str(drop.chain),
             Severity.ERROR if drop.certain else Severity.WARNING,
         )
@@ -65,7 +88,51 @@ def firewall(facts: NodeFacts) -> Iterator[Problem]:
         )
 
 
+@node_check(
+    "nat",
+    looks_at="others' rules that translate addresses (masquerade, SNAT, DNAT, redirect): packets of pods to pods "
+    "and nodes are led through them in thought",
+    why="pods and nodes see each other's own addresses: behind NAT, policies, logs and answers name the wrong one",
+)
+def nat(facts: NodeFacts) -> Iterator[Problem]:
+    """Only what surely translates: rules for Services and host ports ask for an address, a port or a mark."""
+    for lost in _ending(facts, (*_pods_packets(facts), *_pods_to_nodes(facts)), translation_of):
+        chain, rule = lost.drop.chain, lost.drop.rule
+        among_pods = any(what != TO_NODES for what in lost.told)
+        yield Problem(
+            f"rule `{rule}` translates addresses of {lost.words}",
+            _exempting(facts, chain),
+            str(chain),
+            Severity.ERROR if among_pods else Severity.WARNING,
+        )
+
+
+def _ending(
+    facts: NodeFacts, imagined: Iterable[Imagined], end_of: Callable[[Ruleset, Packet], Drop | None]
+) -> Iterable[Lost]:
+    """Return the places where imagined packets end, in the sense of `end_of`, with all that end there."""
+    ends: dict[tuple[str, str], Lost] = {}
+    for each in imagined:
+        for packet in each.hooks:
+            drop = end_of(facts.firewall.rules, packet)
+            if drop is not None:
+                rule = drop.rule.handle if drop.rule else ""
+                ends.setdefault((str(drop.chain), rule), Lost(drop)).add(each, packet)
+                break
+    return ends.values()
+
+
 def _imagined(facts: NodeFacts) -> Iterator[Imagined]:
+    view, uplink = facts.memory.view, facts.memory.uplink
+    yield from _pods_packets(facts)
+    for family in Family:
+        address = next((address for address in uplink.node_addresses if address.version == family), None)
+        for peer in _other_nodes(view, facts.memory.node, family):
+            if address is not None:
+                yield from _between_nodes(address, peer, uplink.device, _spoken(facts, family))
+
+
+def _pods_packets(facts: NodeFacts) -> Iterator[Imagined]:
     view, uplink = facts.memory.view, facts.memory.uplink
     mine = [block.network for block in view.blocks_of(facts.memory.node)]
     theirs = [block for block in view.blocks.values() if block.spec.node != facts.memory.node]
@@ -75,21 +142,35 @@ def _imagined(facts: NodeFacts) -> Iterator[Imagined]:
         some = [block for block in theirs if block.network.version == family][:SAMPLE]
         others = [(_addresses([block.network], family)[0], _device_to(facts, block)) for block in some]
         for here, (there, device) in product(own[:1], others):
-            yield _forwarded("packets from pods to other nodes' pods", here, there, pods[here], device)
+            yield from _forwarded("packets from pods to other nodes' pods", here, there, pods[here], device)
             came = device if device == VXLAN_DEVICE else uplink.device
-            yield _forwarded("packets from other nodes' pods to pods here", there, here, came, pods[here])
+            yield from _forwarded("packets from other nodes' pods to pods here", there, here, came, pods[here])
         for one in own[:1]:
-            yield _forwarded("packets between pods of this node", one, one + 1, pods[one], pods[one])
-        address = next((address for address in uplink.node_addresses if address.version == family), None)
-        peers = [node.internal_address(family) for name, node in view.nodes.items() if name != facts.memory.node]
-        for peer in [peer for peer in peers if peer is not None][:SAMPLE]:
-            if address is not None:
-                yield from _between_nodes(address, peer, uplink.device, _spoken(facts, family))
+            yield from _forwarded("packets between pods of this node", one, one + 1, pods[one], pods[one])
 
 
-def _forwarded(what: str, source: Address, destination: Address, iif: str, oif: str) -> Imagined:
+def _pods_to_nodes(facts: NodeFacts) -> Iterator[Imagined]:
+    view, uplink = facts.memory.view, facts.memory.uplink
+    mine = [block.network for block in view.blocks_of(facts.memory.node)]
+    for family in Family:
+        for pod in _addresses(mine, family)[:1]:
+            device = _device_of_pods(view, pod)
+            for peer in _other_nodes(view, facts.memory.node, family):
+                yield from _forwarded(TO_NODES, pod, peer, device, uplink.device)
+
+
+def _other_nodes(view: ClusterView, node: str, family: Family) -> list[Address]:
+    """Return the addresses of some other nodes."""
+    peers = (each.internal_address(family) for name, each in view.nodes.items() if name != node)
+    return [peer for peer in peers if peer is not None][:SAMPLE]
+
+
+def _forwarded(what: str, source: Address, destination: Address, iif: str, oif: str) -> Iterator[Imagined]:
     hooks = (("prerouting", iif, None), ("forward", iif, oif), ("postrouting", None, oif))
-    return Imagined(what, tuple(Packet(hook, source, destination, i, o) for hook, i, o in hooks))
+    for protocol in FORWARDED:
+        name = "ipv6-icmp" if protocol == "icmp" and Family.of(source) is Family.IPV6 else protocol
+        packets = tuple(Packet(hook, source, destination, i, o, name) for hook, i, o in hooks)
+        yield Imagined(what, packets, protocol)
 
 
 def _device_of_pods(view: ClusterView, address: Address) -> str:
@@ -149,12 +230,11 @@ def _addresses(networks: Sequence[Network], family: Family) -> list[Address]:
     ]
 
 
-def _mend(facts: NodeFacts, drop: Drop) -> str:
+def _mend(facts: NodeFacts, lost: Lost) -> str:
     """Return the command that lets the packets pass, in the words of the tool that made the rules."""
-    chain = drop.chain
+    chain = lost.drop.chain
     pools = [pool.spec.cidr for pool in facts.memory.view.pools.values()]
     names = {other.name for other in facts.firewall.rules.chains if other.table == chain.table}
-    here = chain.hook or chain.name.lower()
     if chain.table == "firewalld":
         sources = [*pools, *(str(address.network) for address in facts.memory.uplink.addresses)]
         zone = " ".join(f"--add-source={source}" for source in sources)
@@ -163,33 +243,77 @@ def _mend(facts: NodeFacts, drop: Drop) -> str:
         return "; ".join(
             f"ufw route allow from {pool} to any; ufw route allow from any to {pool}" for pool in pools
         )
-    if chain.tool != "nft" or chain.name.isupper():
-        program = chain.tool if chain.tool != "nft" else "ip6tables" if chain.family == "ip6" else "iptables"
-        return _iptables(chain, program, "DOCKER-USER" in names, pools, facts, here)
-    if drop.rule:
-        return f"nft delete rule {chain.family} {chain.table} {chain.name} handle {drop.rule.handle}"
-    return (
-        f"let them pass in this chain: nft insert rule {chain.family} {chain.table} {chain.name} "
-        f"{_accepted(chain, pools, facts)}"
+    if _of_iptables(chain):
+        target = "DOCKER-USER" if "DOCKER-USER" in names and chain.name == "FORWARD" else chain.name
+        return "; ".join(
+            f"{_iptables(chain)} -I {target} {way} -j ACCEPT" for way in _passing(facts, lost, _IPTABLES)
+        )
+    place = f"{chain.family} {chain.table} {chain.name}"
+    return "; ".join(f"nft insert rule {place} {way} accept" for way in _passing(facts, lost, _NFT))
+
+
+def _exempting(facts: NodeFacts, chain: Chain) -> str:
+    """Return the command that keeps packets to pods and nodes out of a chain that translates."""
+    subnets = [address.network for address in facts.memory.uplink.addresses]
+    networks = [net for net in (*_pools(facts), *subnets) if _sees(chain, net)]
+    if _of_iptables(chain):
+        return "; ".join(f"{_iptables(chain)} -t nat -I {chain.name} -d {net} -j ACCEPT" for net in networks)
+    place = f"{chain.family} {chain.table} {chain.name}"
+    return "; ".join(f"nft insert rule {place} {_NFT.to(net)} accept" for net in networks)
+
+
+class _Words(msgspec.Struct, frozen=True):
+    """How a tool asks for addresses and ports."""
+
+    source: str
+    target: str
+    port: str
+
+    def of(self, network: Network) -> str:
+        return self.source.format(ip=_ip(network), net=network)
+
+    def to(self, network: Network) -> str:
+        return self.target.format(ip=_ip(network), net=network)
+
+
+_NFT = _Words("{ip} saddr {net}", "{ip} daddr {net}", "{protocol} dport {port}")
+_IPTABLES = _Words("-s {net}", "-d {net}", "-p {protocol} --dport {port}")
+
+
+def _passing(facts: NodeFacts, lost: Lost, words: _Words) -> list[str]:
+    """Return what a rule must ask for so that what is lost may pass, and no more than that kind."""
+    hook = lost.packets[0].hook
+    if hook not in {"input", "output"}:
+        pools = [net for net in _pools(facts) if _sees(lost.drop.chain, net)]
+        return [way(net) for net in pools for way in (words.of, words.to)]
+    return list(
+        dict.fromkeys(
+            f"{(words.of if hook == 'input' else words.to)(address.network)} "
+            f"{words.port.format(protocol=packet.protocol, port=packet.dport)}"
+            for packet in lost.packets
+            for address in facts.memory.uplink.addresses
+            if address.version == packet.source.version
+        )
     )
 
 
-def _iptables(chain: Chain, program: str, docker: bool, pools: Sequence[str], facts: NodeFacts, hook: str) -> str:
-    version = 6 if chain.family == "ip6" else 4
-    if hook in {"input", "output"}:
-        side = "-s" if hook == "input" else "-d"
-        subnets = [address.network for address in facts.memory.uplink.addresses if address.version == version]
-        return "; ".join(f"{program} -I {chain.name} {side} {subnet} -j ACCEPT" for subnet in subnets)
-    target = "DOCKER-USER" if docker else "FORWARD"
-    ours = [pool for pool in pools if (":" in pool) == (version == 6)]
-    return "; ".join(f"{program} -I {target} {side} {pool} -j ACCEPT" for pool in ours for side in ("-s", "-d"))
+def _pools(facts: NodeFacts) -> list[Network]:
+    return [pool.network for pool in facts.memory.view.pools.values()]
 
 
-def _accepted(chain: Chain, pools: Sequence[str], facts: NodeFacts) -> str:
-    if chain.hook in {"input", "output"}:
-        side = "saddr" if chain.hook == "input" else "daddr"
-        subnet = facts.memory.uplink.addresses[0].network
-        return f"{'ip' if subnet.version == 4 else 'ip6'} {side} {subnet} accept"
-    pool = pools[0] if pools else "POOL"
-    word = "ip6" if ":" in pool else "ip"
-    return f"{word} saddr {pool} accept, and the same with daddr"
+def _sees(chain: Chain, network: Network) -> bool:
+    return chain.family in {"inet", _ip(network)}
+
+
+def _ip(network: Network) -> str:
+    return "ip" if Family.of(network) is Family.IPV4 else "ip6"
+
+
+def _of_iptables(chain: Chain) -> bool:
+    return chain.tool != "nft" or chain.name.isupper()
+
+
+def _iptables(chain: Chain) -> str:
+    if chain.tool != "nft":
+        return chain.tool
+    return "ip6tables" if chain.family == "ip6" else "iptables"

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from podway.cni.conflist import FILE_NAME
 from podway.cni.spec import NETWORK
 from podway.cni.spool import UNFINISHED
 from podway.health.facts import Disk, Files
@@ -29,6 +30,7 @@ class Places(msgspec.Struct, frozen=True):
 def read(places: Places) -> Files:
     """Return what is there. Raises OSError."""
     plugin = places.plugins / NETWORK
+    lacking, unreadable = _chained(places)
     return Files(
         str(places.configuration),
         _configurations(places.configuration),
@@ -36,6 +38,8 @@ def read(places: Places) -> Files:
         _compare(plugin),
         tuple(_waiting(places.spool)),
         tuple(_disk(path) for path in places.disks if path.exists()),
+        lacking,
+        unreadable,
     )
 
 
@@ -43,6 +47,27 @@ def _configurations(directory: Path) -> tuple[str, ...] | None:
     if not directory.is_dir():
         return None
     return tuple(sorted(entry.name for entry in directory.iterdir() if entry.suffix in SUFFIXES))
+
+
+def _chained(places: Places) -> tuple[tuple[str, ...], str]:
+    """Return the chained plugins that are missing, and why our configuration cannot be read."""
+    path = places.configuration / FILE_NAME
+    try:
+        plugins = msgspec.json.decode(path.read_bytes(), type=_Configuration).plugins
+    except FileNotFoundError:
+        return (), ""
+    except msgspec.MsgspecError as error:
+        return (), f"{path} is no network configuration list: {error}"
+    chained = [plugin.type for plugin in plugins if plugin.type != NETWORK]
+    return tuple(name for name in chained if not (places.plugins / name).is_file()), ""
+
+
+class _Plugin(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _Configuration(msgspec.Struct, frozen=True):
+    plugins: tuple[_Plugin, ...]
 
 
 def _compare(plugin: Path) -> Literal["same", "other", "missing", "unknown"]:

@@ -3,10 +3,11 @@
 import struct
 from collections.abc import Collection, Iterable, Sequence
 
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Address, Family, Network, is_within
 from podway.api.lease import LINK_PREFIX
 from podway.bgp.status import BirdRoute
 from podway.health.facts import Device, KernelNetwork, KernelRoute, NeighbourTable, Way
+from podway.ipam.blocks import free_blocks
 from podway.kernel import addresses, links, neighbours, routes
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.netlink import constants as c
@@ -27,8 +28,11 @@ WAYS = 256
 """How many routes to others' blocks are asked for: two netlink questions each."""
 
 
-def read(connection: Connection, learned: Sequence[BirdRoute]) -> KernelNetwork:
-    """Return what is there; `learned` are the routes that BIRD means the kernel to have. Raises KernelError."""
+def read(connection: Connection, learned: Sequence[BirdRoute], pools: Collection[Network] = ()) -> KernelNetwork:
+    """Return what is there; `learned` are the routes that BIRD means the kernel to have. Raises KernelError.
+
+    The ways to those inside `pools` are asked for.
+    """
     by_index: dict[int, list[addresses.AddressRecord]] = {}
     for found in addresses.dump(connection):
         by_index.setdefault(found.index, []).append(found)
@@ -48,7 +52,7 @@ def read(connection: Connection, learned: Sequence[BirdRoute]) -> KernelNetwork:
             for link in records
         ),
         routes=tuple(_others_routes(connection, names, {route.network for route in learned})),
-        ways=tuple(_ways(connection, learned)),
+        ways=tuple(_ways(connection, learned, pools)),
         neighbours=_neighbour_tables(connection),
     )
 
@@ -77,10 +81,17 @@ def _expected(record: RouteRecord, learned: Collection[Network]) -> bool:
     return record.protocol in {ROUTE_PROTOCOL, RTPROT_KERNEL}
 
 
-def _ways(connection: Connection, learned: Iterable[BirdRoute]) -> Iterable[Way]:
+def _ways(connection: Connection, learned: Iterable[BirdRoute], pools: Collection[Network]) -> Iterable[Way]:
     remote = [route for route in learned if route.best and route.next_hops]
-    for route in remote[:WAYS]:
-        found = routes.lookup(connection, _an_address(route.network))
+    routed = [record.destination for family in Family for record in routes.dump(connection, family)]
+    inside = [net for net in routed if any(is_within(net, pool) for pool in pools)]
+    # What a peer told besides (a default route, a wider range) the host may send where it likes.
+    blocks = [route for route in remote if any(is_within(route.network, pool) for pool in pools)]
+    for route in blocks[:WAYS]:
+        address = _an_address(route.network, inside)
+        if address is None:
+            continue  # narrower routes lead to all of it
+        found = routes.lookup(connection, address)
         if found.protocol == ROUTE_PROTOCOL:
             continue  # a pool goes over from one form to another, or from BGP to the store
         gateways = {hop.gateway for hop in route.next_hops}
@@ -98,9 +109,18 @@ def _ways(connection: Connection, learned: Iterable[BirdRoute]) -> Iterable[Way]
         )
 
 
-def _an_address(network: Network) -> Address:
-    """Return an address that a pod may have."""
-    return Family.of(network).address(int(network.network_address) + min(1, network.num_addresses - 1))
+def _an_address(block: Network, routed: Collection[Network]) -> Address | None:
+    """Return an address of a block to which no narrower route leads, rather one that a pod may have.
+
+    None if narrower routes lead to all of it.
+    """
+    family = Family.of(block)
+    narrower = [other for other in routed if other.prefixlen > block.prefixlen and is_within(other, block)]
+    first = family.network(int(block.network_address), family.bits)
+    for taken in ([*narrower, first], narrower):
+        if (free := next(free_blocks(block, family.bits, taken), None)) is not None:
+            return free.network_address
+    return None
 
 
 def _neighbour_tables(connection: Connection) -> tuple[NeighbourTable, ...]:
