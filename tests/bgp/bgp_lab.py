@@ -34,6 +34,7 @@ from podway.api.resources import (
 )
 from podway.bgp.speaker import BgpSpeaker
 from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 
 T = TypeVar("T")
@@ -167,6 +168,7 @@ class LabNode(Namespace):
             self.ip("address", "add", pod, "dev", "lo")
             self.ip("route", "add", "blackhole", block, "proto", "112")
         self.speaker = BgpSpeaker(self.run_dir)
+        self.uplink: Uplink | None = Uplink("eth0", 1500, self.resource.interface_addresses)
         self.agent: asyncio.Task[None] | None = None
 
     @property
@@ -363,7 +365,7 @@ class Segment:
         return ClusterView.of([*(each.resource for each in nodes), *pools, config, *self.objects], 1)
 
     def plan(self, node: LabNode, nodes: Sequence[LabNode]) -> BgpPlan:
-        return plan_bgp(self.view(nodes), node.node, node.speaker.standing)
+        return plan_bgp(self.view(nodes), node.node, node.speaker.standing, uplink=node.uplink)
 
     def start(self, count: int) -> list[LabNode]:
         """Add nodes, start their speakers and wait until all have each other's routes."""

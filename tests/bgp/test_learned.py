@@ -1,6 +1,7 @@
 """Routes of BIRD's that somebody alters: with several ways, and with an encapsulated one, they are put right."""
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -100,3 +101,69 @@ def test_an_encapsulated_route(segment: Segment) -> None:
         eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6), within=3)
         eventually(lambda: len(repaired) == 4, within=3)
         assert learned.failures == ()
+
+
+def all_ways(node: LabNode) -> dict[str, set[tuple[str, str]]]:
+    return {block: ways(node, block) for block in node.routes()}
+
+
+def birdc(node: LabNode, *command: str) -> str:
+    program = ("/usr/sbin/birdc", "-s", str(node.run_dir / "bird.ctl"))
+    return subprocess.run([*program, *command], capture_output=True, text=True, check=True).stdout
+
+
+def come_and_go(node: LabNode, address: str) -> None:
+    """Give the node an address for a moment, until BIRD has seen both."""
+    node.ip("address", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+    eventually(lambda: address in birdc(node, "show", "interfaces"))
+    node.ip("address", "del", address, "dev", "eth0")
+    eventually(lambda: address not in birdc(node, "show", "interfaces"))
+
+
+@pytest.mark.parametrize("second", ["192.0.2.201/24", "2001:db8::201/64"])
+def test_a_subnet_stays_for_as_long_as_an_address_of_it_does(segment: Segment, second: str) -> None:
+    """BIRD forgets a device's subnet with the first address that goes; the uplink's it has by itself, too."""
+    one, _ = segment.start(2)
+    before, changes = all_ways(one), one.route_changes()
+    come_and_go(one, second)
+    assert all_ways(one) == before
+    found = birdc(one, "show", "route", "for", second.partition("/")[0])
+    assert "uplink_ipv" in found
+    assert ":" not in second or "direct_ipv6" not in found
+    assert not [change for change in changes() if "Deleted" in change and "proto bird" in change]
+
+
+def test_a_subnet_that_bird_lost_is_found_again(segment: Segment) -> None:
+    """As on every device but the uplink, where nothing but `direct` knows of it."""
+    one, two = segment.add(2)
+    one.uplink = None
+    for node in (one, two):
+        node.start(segment.nodes)
+    eventually(lambda: segment.complete(one) and segment.complete(two))
+    before = all_ways(one)
+    with keeper(one) as (learned, repaired):
+        come_and_go(one, "2001:db8::201/64")
+        eventually(lambda: two.block6 not in one.routes())
+        one.loop.call_soon_threadsafe(learned.soon)
+        eventually(lambda: all_ways(one) == before)
+        eventually(lambda: repaired)
+        assert f"route {two.block6}, told by node-2.ipv6: BIRD lost the way to its next hop" in repaired[0]
+        assert learned.lost == ()
+
+
+def test_a_route_without_any_way_to_its_next_hop_is_told(segment: Segment) -> None:
+    (one,) = segment.add(1)
+    reflector = segment.outside(101)
+    nowhere = "import none; export filter { bgp_next_hop = 203.0.113.9; accept; };"
+    reflector.start(reflector.session(one, "local as 64512", channel=nowhere), tells("10.244.9.0/24"))
+    segment.objects = [reflector.peer(asn=64512)]
+    one.start([one])
+    eventually(lambda: "10.244.9.0/24" in birdc(one, "show", "route"))
+    with keeper(one) as (learned, repaired):
+        one.loop.call_soon_threadsafe(learned.soon)
+        eventually(lambda: learned.lost)
+        assert "route 10.244.9.0/24, told by peer:tor-101" in learned.lost[0]
+        one.ip("route", "add", "203.0.113.0/24", "via", "192.0.2.101")
+        eventually(lambda: ways(one, "10.244.9.0/24") == {("eth0", "192.0.2.101")})
+        eventually(lambda: learned.lost == ())
+        assert (learned.failures, repaired) == ((), [])

@@ -25,6 +25,7 @@ from podway.api.resources import (
 )
 from podway.bgp.render import render, standing
 from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.plan.uplink import Uplink
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -91,7 +92,7 @@ PLANS = {
     ),
     "alone": plan_bgp(view_of([node(1), V4]), "node-1"),
     "no-pool": plan_bgp(view_of(THREE), "node-1"),
-    "racks": plan_bgp(RACKS, "node-1"),
+    "racks": plan_bgp(RACKS, "node-1", uplink=Uplink("ens5", 1500, RACKS.nodes["node-1"].interface_addresses)),
 }
 
 

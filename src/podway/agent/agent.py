@@ -185,7 +185,8 @@ class Agent:
         return {"store": self._news.problem, "routing": self._routing_problem}
 
     def _bgp_plan(self) -> BgpPlan:
-        return plan_bgp(self._state.view, self._options.node, self._speaker.standing)
+        state = self._state
+        return plan_bgp(state.view, state.node, self._speaker.standing, uplink=state.uplink)
 
     def _bring_to_plan(self) -> None:
         self._pods.fit_mtu()

@@ -1,7 +1,9 @@
-"""Routes that BIRD learned and somebody else removed or altered in the kernel.
+"""Routes that BIRD learned, and that the kernel has not, or not so.
 
-BIRD looks after its routes itself, but only notices at its next scan (10 s). So kernel events make us compare
-what it knows with what the kernel has, and where they differ it is told to look at once.
+Somebody else removed or altered them: BIRD looks after its routes itself, but only notices at its next scan
+(10 s). So kernel events make us compare what it knows with what the kernel has, and where they differ it is told
+to look at once. Or BIRD lost the way to their next hops, and took them out of the kernel itself: it is told to
+find out anew which subnets the machine is in.
 """
 
 import asyncio
@@ -30,6 +32,9 @@ SETTLE = 0.1
 RETRY = 5.0
 """Seconds between looks while something could not be mended."""
 
+LOOK_ANYWAY = 30.0
+"""Seconds after which to look though nothing was heard: a route that never came into the kernel makes no event."""
+
 
 class LearnedRoute(msgspec.Struct, frozen=True):
     """A route of BIRD's, over one way or several equally good ones: pairs of device and gateway."""
@@ -56,7 +61,9 @@ class LearnedRoutes:
         self._repaired = repaired
         self._wanted = asyncio.Event()
         self.failures: tuple[str, ...] = ()
-        """What BIRD could not mend at the last attempt: somebody else's route is in the place."""
+        """What BIRD could not write into the kernel at the last attempt, in words."""
+        self.lost: tuple[str, ...] = ()
+        """Routes to whose next hops BIRD knew no way at the last attempt, in words."""
 
     def soon(self) -> None:
         """Ask for a comparison: BIRD, or somebody else, changed a route of BIRD's."""
@@ -67,7 +74,7 @@ class LearnedRoutes:
         while True:
             with contextlib.suppress(TimeoutError):
                 # Nothing tells when a route of somebody else's gives the place free.
-                async with asyncio.timeout(RETRY if self.failures else None):
+                async with asyncio.timeout(RETRY if self.failures or self.lost else LOOK_ANYWAY):
                     await self._wanted.wait()
             await asyncio.sleep(SETTLE)
             self._wanted.clear()
@@ -78,11 +85,14 @@ class LearnedRoutes:
                 log.info("learned routes not compared", reason=error.message)
 
     async def _mend(self) -> None:
-        wrong = await self._differences()
-        if wrong:
+        wrong, lost = await self._differences(), await self._unreachable()
+        if wrong or lost:
             await asyncio.sleep(SETTLE)
             wrong = [change for change in await self._differences() if change in wrong]
-        if wrong:
+            lost = {key: words for key, words in (await self._unreachable()).items() if key in lost}
+        if lost:
+            await self._speaker.look_for_subnets({Family.of(network) for network in lost})
+        if wrong or lost:
             await self._speaker.mend_kernel_routes()
             await asyncio.sleep(SETTLE)
         left = {change.key for change in await self._differences()} if wrong else set()
@@ -93,8 +103,19 @@ class LearnedRoutes:
         for change in wrong:
             if change.key not in left:
                 self._repaired(str(change))
+        still = await self._unreachable() if lost else {}
+        for network, words in lost.items():
+            if network not in still:
+                self._repaired(f"{words}, and found it again")
+        taken = self._taken() if left else set()
+        self.lost = tuple(words for network, words in lost.items() if network in still)
         self._note_failures(
-            tuple(f"{change.difference}, and another's is in its place" for change in wrong if change.key in left)
+            tuple(
+                f"{change.difference}, and "
+                + ("another's is in its place" if change.key in taken else "BIRD cannot write it")
+                for change in wrong
+                if change.key in left
+            )
         )
 
     def _note_failures(self, failures: tuple[str, ...]) -> None:
@@ -102,6 +123,13 @@ class LearnedRoutes:
             if failure not in self.failures:
                 log.error("learned route cannot be mended", problem=failure)
         self.failures = failures
+
+    async def _unreachable(self) -> dict[Network, str]:
+        """Return the destinations to which BIRD has lost the way, with words that say so."""
+        return {
+            route.network: f"route {route.network}, told by {route.protocol}: BIRD lost the way to its next hop"
+            for route in await self._speaker.unreachable()
+        }
 
     async def _differences(self) -> list[Change]:
         """Return which routes the kernel lacks or has otherwise; more than BIRD knows is BIRD's business.

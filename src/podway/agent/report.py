@@ -78,7 +78,10 @@ class Reporter:
             ],
             "leases": len(self._parts.state.leases),
             "drift": {
-                "now": [str(change) for change in self._parts.kernel.diff(self._parts.state.plan())],
+                "now": [
+                    *(str(change) for change in self._parts.kernel.diff(self._parts.state.plan())),
+                    *self._parts.learned.lost,
+                ],
                 "repaired": [msgspec.to_builtins(repair) for repair in self._parts.reconciler.repairs],
                 "refused": [*self._parts.reconciler.failures, *self._parts.learned.failures],
             },

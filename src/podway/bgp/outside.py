@@ -6,6 +6,9 @@ from podway.api.identity import REDACTED
 from podway.plan.bgp import BgpPlan
 from podway.plan.outside import OutsidePeer, Prefixes
 
+AGGREGATE = "source = RTS_STATIC && dest = RTD_UNREACHABLE"
+"""The condition by which filters know a whole pool, as opposed to the uplink's subnets."""
+
 
 def outside_session(plan: BgpPlan, peer: OutsidePeer, passwords: Mapping[str, str] | None) -> str:
     """Return the protocol of one session.
@@ -67,7 +70,7 @@ def _told(plan: BgpPlan, peer: OutsidePeer) -> str:
         for pool in plan.pools
         if pool.network.version == peer.family and pool.network.prefixlen == pool.block_prefix
     ]
-    return f"source = RTS_STATIC || {own} && net ~ [ {', '.join(single)} ]" if single else "source = RTS_STATIC"
+    return f"{AGGREGATE} || {own} && net ~ [ {', '.join(single)} ]" if single else AGGREGATE
 
 
 def _rules(rules: Sequence[Prefixes]) -> str:

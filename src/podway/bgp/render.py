@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from podway.api.addresses import Address, Family, Network
-from podway.bgp.outside import outside_session
+from podway.bgp.outside import AGGREGATE, outside_session
 from podway.plan.bgp import BgpPeer, BgpPlan
 from podway.plan.fabric import Crossing
 from podway.plan.objects import ROUTE_PROTOCOL
@@ -28,6 +28,10 @@ LOG_BYTES = 1 << 20
 
 OWN, HOST, NODE, UNUSED = 200, 150, 110, 1
 """Preferences; that of what outside peers tell is 100."""
+
+UPLINK = 250
+"""Preference of the uplink's subnets: above BIRD's own for subnets of devices (240), so that it makes no change
+when that one comes and goes."""
 
 _HEAD = Template("""\
 # BIRD on node $node. Written by Podway: changes by hand are overwritten.
@@ -71,7 +75,7 @@ protocol direct direct_$family {
 	$family;
 }
 
-# The kernel's main table. A block of this node is a blackhole route there, written by Podway's agent.
+$uplink# The kernel's main table. A block of this node is a blackhole route there, written by Podway's agent.
 protocol kernel kernel_$family {
 	scan time 10;		# besides the kernel's own notices
 	learn;			# take routes that others than BIRD wrote
@@ -127,6 +131,15 @@ $reflects			reject;
 		};
 	};
 }
+""")
+
+_UPLINK = Template("""\
+# The uplink's subnets once more: of two addresses in one subnet, `direct` forgets the subnet with the first that
+# goes (dev_ifa_notify, nest/rt-dev.c), and with it the way to every next hop in there.
+protocol static uplink_$family {
+	$family { preference $preference; };
+$routes}
+
 """)
 
 _OURS = Template("""
@@ -234,7 +247,8 @@ def _family(plan: BgpPlan, family: Family) -> str:
         blocks=", ".join(f"/{pool.block_prefix} of {pool.network}" for pool in pools) or "none",
         is_block=_among(f"{pool.network}{{{pool.block_prefix},{pool.block_prefix}}}" for pool in pools),
         in_pools=_among(f"{pool.network}+" for pool in pools),
-        kept_out="source != RTS_BGP && source != RTS_STATIC" if aggregates else "source != RTS_BGP",
+        uplink=_uplink(plan, family),
+        kept_out=f"source != RTS_BGP && !({AGGREGATE})" if aggregates else "source != RTS_BGP",
         crossings=_crossings({net: ways for net, ways in plan.crossings.items() if net.version == family}),
         reflects=f"\t\t\t{_REFLECTS}\n" if plan.reflects else "",
         address=plan.address(family),
@@ -243,6 +257,12 @@ def _family(plan: BgpPlan, family: Family) -> str:
         port=plan.port,
         restart_time=RESTART_TIME,
     )
+
+
+def _uplink(plan: BgpPlan, family: Family) -> str:
+    subnets = [network for network in plan.subnets if network.version == family]
+    routes = "".join(f'\troute {network} via "{plan.uplink}";\n' for network in subnets)
+    return _UPLINK.substitute(family=family.label.lower(), preference=UPLINK, routes=routes) if routes else ""
 
 
 def _among(prefixes: Iterable[str]) -> str:

@@ -2,15 +2,24 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
+from podway.api.addresses import Family
 from podway.bgp.daemon import Bird
 from podway.bgp.liveness import LivenessArbiter
 from podway.bgp.passwords import Passwords, Secrets, read_passwords
 from podway.bgp.render import render, standing
-from podway.bgp.status import BirdRoute, PeerStatus, read_kernel_routes, read_peers, read_routes
+from podway.bgp.status import (
+    BirdRoute,
+    PeerStatus,
+    read_kernel_routes,
+    read_peers,
+    read_routes,
+    read_unreachable,
+)
 from podway.plan.bgp import BgpPlan
 from podway.plan.topology import Standing
 
@@ -120,6 +129,21 @@ class BgpSpeaker:
         async with self.bird.control() as control:
             found = [await read_kernel_routes(control, family) for family in self._plan.families]
         return tuple(route for routes in found for route in routes)
+
+    async def unreachable(self) -> tuple[BirdRoute, ...]:
+        """Return the best routes that peers told and to whose next hops BIRD knows no way."""
+        async with self.bird.control() as control:
+            return await read_unreachable(control)
+
+    async def look_for_subnets(self, families: Collection[Family]) -> None:
+        """Let BIRD find out anew which subnets the machine's devices are in.
+
+        It forgets a subnet of two addresses with the first that goes (podway.bgp.render); the uplink's it has
+        twice for that reason, and those of other devices once.
+        """
+        async with self.bird.control() as control:
+            for family in families:
+                await control.restart_protocol(f"direct_{family.label.lower()}")
 
     async def mend_kernel_routes(self) -> None:
         """Let BIRD compare the kernel's routes with its own now, instead of at its next scan.

@@ -14,6 +14,7 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.bgp.control import BirdControl, Line
+from podway.bgp.outside import AGGREGATE
 from podway.bgp.render import OWN
 from podway.plan.outside import PREFIX
 
@@ -96,13 +97,20 @@ async def read_bfd(control: BirdControl) -> tuple[BfdSession, ...]:
 async def read_routes(control: BirdControl) -> tuple[BirdRoute, ...]:
     """Return the routes that BIRD knows, but for those by which it finds next hops. Raises RoutingError."""
     return parse_routes(
-        await control.command(f"show route where source = RTS_BGP || source = RTS_STATIC || preference = {OWN}")
+        await control.command(f"show route where source = RTS_BGP || {AGGREGATE} || preference = {OWN}")
     )
 
 
 async def read_kernel_routes(control: BirdControl, family: Family) -> tuple[BirdRoute, ...]:
     """Return the routes that BIRD means the kernel to have, as its filter rewrites them. Raises RoutingError."""
     return parse_routes(await control.command(f"show route export kernel_{family.label.lower()}"))
+
+
+async def read_unreachable(control: BirdControl) -> tuple[BirdRoute, ...]:
+    """Return the best routes that peers told and to whose next hops BIRD knows no way. Raises RoutingError."""
+    return parse_routes(
+        await control.command("show route primary where source = RTS_BGP && dest = RTD_UNREACHABLE")
+    )
 
 
 def parse_bfd(reply: Iterable[Line]) -> tuple[BfdSession, ...]:

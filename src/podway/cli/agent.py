@@ -124,7 +124,7 @@ def _show(answer: dict[str, Any]) -> None:
             (f"  {use['block']}", f"{use['leased']} leased, {use['cooling']} cooling, {use['free']} free")
             for use in blocks
         ),
-        ("drift", "none" if not drift["now"] else f"{len(drift['now'])} differences from the plan"),
+        ("drift", _drift(drift)),
         *(("  now", line) for line in drift["now"]),
         *(("  refused", line) for line in drift["refused"]),
         *((f"  {age(time.time() - repair['at'])} ago", repair["what"]) for repair in drift["repaired"]),
@@ -133,6 +133,11 @@ def _show(answer: dict[str, Any]) -> None:
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         click.echo(f"  {label.ljust(width)}  {text}")
+
+
+def _drift(drift: dict[str, Any]) -> str:
+    differences = len(drift["now"]) + len(drift["refused"])
+    return f"{differences} differences from the plan" if differences else "none"
 
 
 def _channel(channel: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from podway.errors import InvalidObject
 from podway.plan.fabric import Crossing, crossings, share_subnet
 from podway.plan.outside import MAX_NAME, OutsidePeer, outside_peers
 from podway.plan.topology import Standing, Topology, asn_of, topology, unready
+from podway.plan.uplink import Uplink
 from podway.plan.view import ClusterView
 
 
@@ -61,7 +62,8 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     all pools and the nodes' own networks, of which outside peers may tell nothing but blocks (empty if there are
     no such peers). `topology` is the name of what the cluster's settings ask for, and `waits_for` names the nodes
     for whose sake something of a former topology is kept. `crossings` says which next hops are reached by which
-    encapsulated way, for each pool that has any.
+    encapsulated way, for each pool that has any. `subnets` are those of the node on its `uplink`, a device; none
+    where the device is not known.
     """
 
     node: str
@@ -79,6 +81,8 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     bfd: Bfd
     nodes_bfd: bool = True
     crossings: Mapping[Network, Mapping[Address, Crossing]] = {}
+    subnets: tuple[Network, ...] = ()
+    uplink: str = ""
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -97,11 +101,13 @@ def plan_bgp(
     *,
     target: Topology | None = None,
     only: Collection[str] | None = None,
+    uplink: Uplink | None = None,
 ) -> BgpPlan:
     """Return a node's BGP plan. Raises InvalidObject if the node is not in the cluster.
 
     `standing` is what its BIRD does already: nothing of that ends before all nodes are ready for what comes.
-    `target` saves the work of finding the view's topology; `only` leaves out all nodes but these.
+    `target` saves the work of finding the view's topology; `only` leaves out all nodes but these. Without an
+    `uplink` the plan says nothing of the node's devices.
     """
     own = view.nodes.get(node)
     if own is None:
@@ -137,6 +143,8 @@ def plan_bgp(
         bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier),
         nodes_bfd=bgp.bfd,
         crossings=crossings(msgspec.structs.replace(view, nodes={**others, node: own}), node),
+        subnets=uplink.subnets if uplink else (),
+        uplink=uplink.device if uplink else "",
     )
 
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from podway.api.addresses import Address, Family, Interface
+from podway.api.addresses import Address, Family, Interface, Network
 from podway.plan.fabric import endpoint
 
 
@@ -18,6 +18,12 @@ class Uplink(msgspec.Struct, frozen=True):
     def node_addresses(self) -> tuple[Address, ...]:
         """The node's own addresses, without prefix lengths."""
         return tuple(interface.ip for interface in self.addresses)
+
+    @property
+    def subnets(self) -> tuple[Network, ...]:
+        """The subnets that the node reaches by the device without a router; an address of full length has none."""
+        networks = (interface.network for interface in self.addresses)
+        return tuple(network for network in networks if network.prefixlen < Family.of(network).bits)
 
     @property
     def underlay(self) -> Family:
