@@ -7,9 +7,9 @@ from podway.agent.told import Via, told_routes
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, IPPoolSpec
 from podway.bgp.status import BirdRoute, NextHop
+from podway.cluster.view import ClusterView
 from podway.kernel import routes
 from podway.kernel.routes import RouteRecord
-from podway.plan.view import ClusterView
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NAMES = {2: "eth0", 7: "podway-vxlan"}

@@ -33,9 +33,9 @@ from podway.api.resources import (
     Resource,
 )
 from podway.bgp.speaker import BgpSpeaker
+from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000

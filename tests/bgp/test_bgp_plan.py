@@ -18,9 +18,9 @@ from podway.api.resources import (
     NodeStatus,
     Resource,
 )
+from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.bgp import plan_bgp
-from podway.plan.view import ClusterView
 
 BGP = BgpSettings()
 

@@ -20,11 +20,11 @@ from podway.api.resources import (
     NodeAddress,
     NodeStatus,
 )
+from podway.cluster.view import ClusterView
 from podway.health.checks.crossing import bare_far, fabric, small_mtu, switch
 from podway.health.facts import ClusterFacts, Heard, NodeFacts, NodeSummary
 from podway.lab import names
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 PATIENCE = 15.0
 

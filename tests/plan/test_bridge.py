@@ -7,11 +7,11 @@ import pytest
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, Attach, IPPool, IPPoolSpec
+from podway.cluster.view import ClusterView
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.node import HostFacts, plan_node
 from podway.plan.objects import BRIDGE_DEVICE, NodePlan
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/16"),))
 ROUTED_BLOCK, BRIDGED_BLOCK = "10.244.0.0/24", "10.245.0.0/24"

@@ -20,6 +20,7 @@ from podway.api.resources import (
     NodeStatus,
     block_name,
 )
+from podway.cluster.view import ClusterView
 from podway.plan.fabric import (
     crossing,
     crossings,
@@ -33,7 +34,6 @@ from podway.plan.fabric import (
 from podway.plan.node import plan_node, pod_mtu
 from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 
 def node(name: str, *interfaces: str, accepts: str = "", sends: str = "") -> Node:

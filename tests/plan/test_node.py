@@ -5,11 +5,11 @@ import msgspec
 from podway.api.lease import ALIAS_BYTES, MAX_CONTAINER_ID, Attachment, Lease
 from podway.api.meta import Metadata
 from podway.api.resources import AddressBlock, AddressBlockSpec, NetworkConfigSpec
+from podway.cluster.change import Change
+from podway.cluster.view import ClusterView
 from podway.plan.node import HostFacts, plan_node, pod_mtu
 from podway.plan.objects import Route
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
-from podway.store.base import Event
 
 UPLINK = Uplink("eth0", 9000, (ip_interface("172.30.0.2/24"), ip_interface("fd30::2/64")))
 
@@ -46,12 +46,12 @@ def test_a_dual_stack_pod_has_one_route_an_address_from_the_nodes_own_address() 
 
 
 def test_the_view_follows_events() -> None:
-    view = ClusterView.of([], 1).after(Event("added", block("10.244.0.0/24", "a"), 2))
+    view = ClusterView.of([], 1).after(Change.of(None, block("10.244.0.0/24", "a")), revision=2)
     assert view.revision == 2
     assert len(view.blocks_of("a")) == 1
-    moved = view.after(Event("modified", block("10.244.0.0/24", "b"), 3))
+    moved = view.after(view.change(block("10.244.0.0/24", "b")))
     assert not moved.blocks_of("a")
-    assert not moved.after(Event("deleted", block("10.244.0.0/24", "b"), 4)).blocks
+    assert not moved.after(moved.change(block("10.244.0.0/24", "b"), deleted=True)).blocks
 
 
 def test_pod_mtu_is_the_uplinks_unless_the_cluster_wants_less() -> None:

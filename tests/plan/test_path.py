@@ -1,6 +1,6 @@
 """The planned way of packets: a pure function of view and leases."""
 
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 import msgspec
 
@@ -17,10 +17,11 @@ from podway.api.resources import (
     Node,
     NodeAddress,
     NodeStatus,
+    block_name,
 )
+from podway.cluster.view import ClusterView
 from podway.plan.path import End, PlannedHop, Site, plan_path
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 FAMILIES = {4: ("172.30.0.{}", "172.30.0.{}/24", "10.244.{}.0/24"), 6: ("fd30::{}", "fd30::{}/64", "fd00:{}::/64")}
 POOLS = {4: IPPoolSpec(cidr="10.244.0.0/16"), 6: IPPoolSpec(cidr="fd00::/16", block_size=64)}
@@ -38,7 +39,7 @@ def _node(number: int, accepts: str = "vxlan,ipip") -> Node:
 def _block(number: int, version: int) -> AddressBlock:
     cidr = FAMILIES[version][2].format(number)
     spec = AddressBlockSpec(cidr=cidr, pool=f"p{version}", node=f"n{number}")
-    return AddressBlock(metadata=Metadata(name=cidr), spec=spec)
+    return AddressBlock(metadata=Metadata(name=block_name(ip_network(cidr))), spec=spec)
 
 
 def _view(nodes: tuple[Node, ...] = (), **changes: str) -> ClusterView:

@@ -12,6 +12,7 @@ from test_fabric import block, node, pool, view
 
 from podway.api.meta import Metadata
 from podway.api.resources import ACCEPTS, SENDS, Encapsulation, Node
+from podway.cluster.view import ClusterView
 from podway.plan.changes import between
 from podway.plan.fabric import form_to, forms_accepted, forms_held
 from podway.plan.node import plan_node
@@ -29,7 +30,6 @@ from podway.plan.switching import (
     waiting,
 )
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 HERE = node("here", "172.30.1.1/24", accepts="vxlan", sends="vxlan")
 THERE = node("there", "172.30.1.2/24", accepts="vxlan", sends="vxlan")

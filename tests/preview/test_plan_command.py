@@ -5,10 +5,10 @@ import json
 import pytest
 from paper_cluster import pool, snapshot_of
 
+from podway.cluster.view import ClusterView
 from podway.plan.changes import between
 from podway.plan.node import plan_node
 from podway.plan.path import Site
-from podway.plan.view import ClusterView
 from podway.preview import snapshot
 from podway.preview.simulate import build
 from podway.store.open import open_store

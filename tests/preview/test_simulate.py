@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_cluster import pool
 
+from podway.cluster.change import Change
 from podway.errors import InvalidObject, PoolExhausted
 from podway.ipam.blocks import is_reserved
 from podway.plan.changes import between
@@ -18,7 +19,6 @@ from podway.preview.measure import death_of, follow, measure, plan_all, routes_o
 from podway.preview.preview import Comparison
 from podway.preview.settle import settle
 from podway.preview.simulate import build
-from podway.store.base import Event
 
 POOLS = [pool("four", "10.0.0.0/16", block_size=28), pool("six", "fd10::/48")]
 
@@ -63,7 +63,7 @@ def test_a_nodes_death_touches_its_own_routes_only():
     world = build(6, 60, POOLS, seed=4)
     dead = "node-000003"
     its = {block.network for block in world.view.blocks_of(dead)}
-    comparison = Comparison(world.view, world.view.after(Event("deleted", world.view.nodes[dead], 2)), world.sites)
+    comparison = Comparison(world.view, world.view.after(Change.of(world.view.nodes[dead], None)), world.sites)
     for node in world.sites.keys() - {dead}:
         change = comparison.of(node)
         assert {one.have.destination for one in change.learned} == its
@@ -123,7 +123,7 @@ def test_planning_one_node_takes_work_in_proportion_to_the_nodes():
 def test_the_news_of_another_node_takes_no_more_work_in_a_larger_cluster():
     def work(nodes):
         world = build(nodes, 0, POOLS[1:])
-        heard = Event("deleted", world.view.blocks_of("node-000003")[0], 2)
+        heard = Change.of(world.view.blocks_of("node-000003")[0], None)
         return _calls(lambda: follow(world.view, world.sites["node-000001"], "node-000001", heard))
 
     work(10)  # what is read once and kept
@@ -133,9 +133,11 @@ def test_the_news_of_another_node_takes_no_more_work_in_a_larger_cluster():
 def test_what_is_followed_is_what_a_listing_says():
     world = build(5, 40, POOLS)
     block = world.view.blocks_of("node-000002")[0]
-    after = follow(world.view, world.sites["node-000001"], "node-000001", Event("deleted", block, 9))
+    after = follow(world.view, world.sites["node-000001"], "node-000001", Change.of(block, None))
     rest = [obj for obj in world.view.blocks.values() if obj is not block]
-    listed = type(world.view).of([*world.view.nodes.values(), *world.view.pools.values(), *rest], 9)
+    listed = type(world.view).of(
+        [*world.view.nodes.values(), *world.view.pools.values(), *rest], world.view.revision
+    )
     assert after == listed
     site = world.sites["node-000002"]
     changes = between(*(plan_node(view, "node-000002", site.uplink, site.leases) for view in (world.view, after)))

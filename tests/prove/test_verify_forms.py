@@ -18,13 +18,13 @@ from podway.api.resources import (
     NodeAddress,
     NodeStatus,
 )
+from podway.cluster.view import ClusterView
 from podway.kernel import links, netns
 from podway.kernel.ipip import IpipTunnels, TunnelEndpoints
 from podway.kernel.netlink import Connection
 from podway.plan.changes import compare
 from podway.plan.fabric import overlay
 from podway.plan.objects import IpipTunnel, NodePlan, TunnelEndpoint
-from podway.plan.view import ClusterView
 from podway.prove.forms import Form, asked_form
 from podway.prove.report import Report, to_text
 from podway.prove.verify import verify

@@ -34,6 +34,9 @@ from podway.agent.state import NodeState
 from podway.agent.uplink import choose_uplink, devices
 from podway.api.identity import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
+from podway.cluster.change import Change
+from podway.cluster.relevance import alters_plans, alters_routing
+from podway.cluster.view import ClusterView
 from podway.cni.server import CniServer
 from podway.errors import AgentError, PodwayError, RoutingError, StoreError
 from podway.kernel.events import Event as KernelEvent
@@ -43,8 +46,6 @@ from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.switching import concerns
-from podway.plan.view import ClusterView, same_network, same_routing
-from podway.store.base import Event
 from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
@@ -192,12 +193,12 @@ class Agent:
         self._pods.fit_mtu()
         self._reconciler.apply()
 
-    async def _take(self, view: ClusterView, events: tuple[Event, ...]) -> None:
+    async def _take(self, view: ClusterView, changes: tuple[Change[Any], ...]) -> None:
         before, node = self._state.view, self._options.node
         view = self._crossing.as_said(view)
-        if any(isinstance(event.object, ClusterAuthority) for event in events):
+        if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.soon()
-        if events and same_network(before, view):
+        if not any(map(alters_plans, changes)):
             self._state.view = view  # say, another node's heartbeat
             return
         self._state.follow(view)
@@ -206,7 +207,7 @@ class Agent:
             log.warning("this node was removed from the cluster while its agent runs: registering it again")
             await self._register()
             return  # the watch will tell
-        routing = not same_routing(before, view)
+        routing = any(map(alters_routing, changes))
         crossing = concerns(before, node) or concerns(view, node)
         if routing:
             self._crossing.refresh(force=crossing)

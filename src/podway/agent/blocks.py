@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import structlog
 
 from podway.agent.state import NodeState
-from podway.api.addresses import Network
+from podway.api.addresses import Network, block_of
 from podway.api.resources import STARVED, AddressBlock, IPPool
+from podway.cluster.change import Change
 from podway.errors import AddressUnavailable, Conflict, PoolExhausted
-from podway.ipam.blocks import block_of
 from podway.ipam.claims import claim, give_back
 from podway.ipam.selection import wants_another
-from podway.store.base import Event, Store
+from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class BlockKeeper:
         """
         block = await claim(self._store, pool, self._state.node, wanted=wanted)
         # Our own watch will tell this too, later; addresses can be leased at once.
-        self._state.follow(self._state.view.after(Event("added", block, self._state.view.revision)))
+        self._state.follow(self._state.view.after(Change.of(None, block)))
         self._announce()
         log.info("block claimed", block=block.spec.cidr, pool=pool.metadata.name)
         return block
@@ -172,5 +172,5 @@ class BlockKeeper:
             except Conflict:
                 continue  # somebody wrote to it since: the watch will tell what, and the next look decides
             self._idle_since.pop(block.network, None)
-            self._state.follow(self._state.view.after(Event("deleted", block, self._state.view.revision)))
+            self._state.follow(self._state.view.after(Change.of(block, None)))
             log.info("empty block returned", block=block.spec.cidr, pool=block.spec.pool)

@@ -13,6 +13,8 @@ from podway.agent.membership import Membership
 from podway.agent.state import NodeState
 from podway.api.addresses import Family, Network
 from podway.api.resources import ACCEPTS, SENDS, Encapsulation, Node
+from podway.cluster.change import Change
+from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError
 from podway.kernel import links, routes
 from podway.kernel.netlink import constants as c
@@ -31,7 +33,6 @@ from podway.plan.switching import (
     unsettled,
     waiting,
 )
-from podway.plan.view import ClusterView
 
 log = structlog.get_logger(__name__)
 
@@ -191,8 +192,7 @@ class Crossing:
             return view
         words = {ACCEPTS: ",".join(sorted(accepts)), SENDS: ",".join(sorted(sends))}
         metadata = msgspec.structs.replace(here.metadata, annotations={**here.metadata.annotations, **words})
-        nodes = {**view.nodes, here.metadata.name: msgspec.structs.replace(here, metadata=metadata)}
-        return msgspec.structs.replace(view, nodes=nodes)
+        return view.after(Change.of(here, msgspec.structs.replace(here, metadata=metadata)))
 
     def _missing(self, here: Node) -> frozenset[str]:
         """Return the forms that the kernel has not what it takes for. Raises KernelError.

@@ -4,11 +4,10 @@ from itertools import groupby
 
 from podway.agent.blocks import BlockKeeper
 from podway.agent.state import NodeState
-from podway.api.addresses import Address, Family
+from podway.api.addresses import Address, Family, block_of
 from podway.api.lease import Attachment
 from podway.api.resources import IPPool
 from podway.errors import AddressUnavailable, PoolExhausted
-from podway.ipam.blocks import block_of
 from podway.ipam.claims import exhausted_hint
 from podway.ipam.selection import generality
 
@@ -109,7 +108,7 @@ class Leasing:
                 f"node {self._state.node}",
                 hint=f"choose one inside {known or 'a new IPPool'}; see `podway get pools -o yaml`",
             )
-        block = next((b for b in self._state.view.blocks.values() if address in b.network), None)
+        block = self._state.view.block_at(address)
         if block is None:
             block = await self._blocks.claim(pool, block_of(address, pool.block_prefix))
         if block.spec.node != self._state.node:

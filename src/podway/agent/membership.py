@@ -21,9 +21,9 @@ from podway.api.resources import (
     NodeStatus,
     Resource,
 )
+from podway.cluster.view import ClusterView
 from podway.errors import AgentError, AlreadyExists, Conflict, NotFound
 from podway.ipam.claims import give_back_all_of
-from podway.plan.view import ClusterView
 from podway.store.base import Store
 
 log = structlog.get_logger(__name__)

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
 from podway.agent.state import NodeState
+from podway.cluster.change import Change
+from podway.cluster.view import ClusterView
 from podway.errors import RevisionGone, StoreError
-from podway.plan.view import ClusterView
 from podway.store.base import Event, Store
 
 log = structlog.get_logger(__name__)
@@ -19,7 +21,7 @@ STORE_RETRY = 1.0
 class News:
     """Follows a store. `problem` says in words why it cannot be reached, and is empty if it can.
 
-    `take` is given each newer view of the cluster, with the events that led to it (none after a new listing);
+    `take` is given each newer view of the cluster, with the changes that led to it;
     `found` is called when the store is there again.
     """
 
@@ -28,7 +30,7 @@ class News:
         store: Store,
         state: NodeState,
         *,
-        take: Callable[[ClusterView, tuple[Event, ...]], Awaitable[None]],
+        take: Callable[[ClusterView, tuple[Change[Any], ...]], Awaitable[None]],
         found: Callable[[], None],
     ) -> None:
         self._store = store
@@ -90,11 +92,13 @@ class News:
             self._arrived.clear()
             heard, self._heard = self._heard, []
             view = self._state.view
-            events: list[Event] = []
+            changes: list[Change[Any]] = []
             for one in heard:
                 if isinstance(one, ClusterView):
-                    view, events = one, []
+                    changes += view.changes_to(one)
+                    view = one
                 else:
-                    view = view.after(one)
-                    events.append(one)
-            await self._take(view, tuple(events))
+                    change = view.change(one.object, deleted=one.type == "deleted")
+                    view = view.after(change, revision=one.revision)
+                    changes.append(change)
+            await self._take(view, tuple(changes))

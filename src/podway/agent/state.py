@@ -11,6 +11,7 @@ from itertools import pairwise
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Attachment, Lease
 from podway.api.resources import AddressBlock, Attach, IPPool
+from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.ipam.addresses import AddressBook
 from podway.ipam.blocks import first_choice
@@ -18,7 +19,6 @@ from podway.ipam.selection import pools_for, pools_for_node
 from podway.plan.node import HostFacts, Sent, plan_node, plan_wiring
 from podway.plan.objects import NodePlan, PodWiring
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 
 class NodeState:

@@ -11,11 +11,11 @@ import msgspec
 from podway.api.addresses import Network
 from podway.api.resources import Encapsulation
 from podway.bgp.status import BirdRoute
+from podway.cluster.view import ClusterView
 from podway.kernel.netlink import constants as c
 from podway.kernel.routes import RouteRecord
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
 from podway.plan.switching import form_by
-from podway.plan.view import ClusterView
 
 
 class Via(msgspec.Struct, frozen=True):

@@ -72,6 +72,13 @@ def gateway_of(block: Network) -> Address:
     return block.network_address + 1
 
 
+def block_of(address: Address, prefix: int) -> Network:
+    """Return the block of this prefix length that an address lies in."""
+    family = Family.of(address)
+    shift = family.bits - prefix
+    return family.network(int(address) >> shift << shift, prefix)
+
+
 def parse_network(text: str) -> Network:
     """Parse a network in CIDR form; host bits must be zero.
 

@@ -15,9 +15,9 @@ from podway.cli.kinds import complete_keys, key_of, namespace_option, nearest
 from podway.cli.manifests import check_each, read_manifests
 from podway.cli.options import SNAPSHOT, GlobalOptions
 from podway.cli.views import VIEW_BY_NAME
+from podway.cluster.view import ClusterView
 from podway.errors import AgentError, InvalidInput
 from podway.plan.path import Site
-from podway.plan.view import ClusterView
 from podway.preview.paths import changed_paths
 from podway.preview.preview import Comparison
 from podway.preview.snapshot import Snapshot, encode, read, site_of

@@ -9,11 +9,11 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
 from podway.api.lease import Lease
+from podway.cluster.view import ClusterView
 from podway.health.ruleset import Ruleset
 from podway.ipam.addresses import BlockUse
 from podway.plan.objects import NodePlan
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 Answer: TypeAlias = Literal["open", "refused", "silent", "unreachable", "unasked"]
 """What a TCP port says: SYN-ACK, RST, nothing, an ICMP error or no way to send; or nobody asked it."""

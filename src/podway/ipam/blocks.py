@@ -75,13 +75,6 @@ class FreeBlocks:
         return block not in self._taken and not any(other.overlaps(block) for other in self._otherwise_cut)
 
 
-def block_of(address: Address, prefix: int) -> Network:
-    """Return the block of this prefix length that an address lies in."""
-    family = Family.of(address)
-    shift = family.bits - prefix
-    return family.network(int(address) >> shift << shift, prefix)
-
-
 def count_blocks(pool: Network, prefix: int) -> int:
     """Return how many blocks a pool is cut into."""
     return 1 << (prefix - pool.prefixlen)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from podway.agent.client import call
 from podway.api.addresses import Family, Network
 from podway.api.resources import IPPool, Node
+from podway.cluster.view import ClusterView
 from podway.errors import AgentError, LabError
 from podway.kernel import links, routes
 from podway.kernel.netlink import Connection
@@ -18,7 +19,6 @@ from podway.lab.paths import lab_store
 from podway.lab.processes import Spawned
 from podway.lab.state import LabState, node_dir
 from podway.plan.fabric import DEVICES, form_wanted, pool_of
-from podway.plan.view import ClusterView
 
 Report = Callable[[str], None]
 """Takes a line that tells how far a command is."""

@@ -13,12 +13,12 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.resources import Node
+from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.fabric import Crossing, crossings, share_subnet
 from podway.plan.outside import MAX_NAME, OutsidePeer, outside_peers
 from podway.plan.topology import Standing, Topology, asn_of, topology, unready
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 
 class Bfd(msgspec.Struct, frozen=True):

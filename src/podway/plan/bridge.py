@@ -10,8 +10,8 @@ from ipaddress import ip_interface
 
 from podway.api.addresses import Family, Interface, Network, gateway_of, host_network
 from podway.api.lease import Lease
+from podway.cluster.view import ClusterView
 from podway.plan.objects import BRIDGE_DEVICE, Device, LinkAddress, NodePlan, Sysctl
-from podway.plan.view import ClusterView
 from podway.plan.wiring import GATEWAY_MAC, gateway_interface, home
 
 SETTINGS: dict[Family, dict[str, str]] = {

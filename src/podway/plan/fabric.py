@@ -28,8 +28,8 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.resources import AddressBlock, Encapsulation, IPPool, Node
+from podway.cluster.view import ClusterView
 from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE
-from podway.plan.view import ClusterView
 
 DEVICES: Mapping[Encapsulation, str] = {"vxlan": VXLAN_DEVICE, "ipip": IPIP_DEVICE}
 
@@ -126,7 +126,7 @@ def forms_asked(view: ClusterView) -> frozenset[Encapsulation]:
 
 def forms_accepted(view: ClusterView, node: str) -> frozenset[Encapsulation]:
     """Return the encapsulations that a node is to accept: those of any pool, and those that others may send."""
-    return forms_asked(view) | {form for form in DEVICES if view.senders.get(form, frozenset()) - {node}}
+    return forms_asked(view) | {form for form in DEVICES if view.senders(form) - {node}}
 
 
 def forms_held(view: ClusterView, node: str) -> frozenset[Encapsulation]:

@@ -7,11 +7,11 @@ change does to them.
 import msgspec
 
 from podway.api.resources import AddressBlock
+from podway.cluster.view import ClusterView
 from podway.plan.fabric import pool_of
 from podway.plan.objects import Route
 from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 METRIC = 32
 """`metric` of BIRD's kernel protocol, by default (krt_start in sysdep/linux/netlink.c)."""

@@ -9,13 +9,13 @@ import msgspec
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Lease
 from podway.api.resources import Encapsulation, IPPool
+from podway.cluster.view import ClusterView
 from podway.plan.bridge import GUARD, lan_of, plan_bridge
 from podway.plan.fabric import overhead
 from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable, NodePlan, PodWiring, Route, Sysctl
 from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.remote import remote_routes
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 from podway.plan.wiring import wire
 
 SMALLEST_IPV6_MTU = 1280

@@ -7,7 +7,7 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.peers import Advertisement, BGPPeer, PasswordSource, PrefixRule
-from podway.plan.view import ClusterView
+from podway.cluster.view import ClusterView
 
 PREFIX = "peer:"
 """What the names of these sessions begin with in BIRD; a node's name cannot contain a colon."""

@@ -4,6 +4,7 @@ from ipaddress import IPv4Address, ip_interface
 
 from podway.api.addresses import Family
 from podway.api.resources import Encapsulation
+from podway.cluster.view import ClusterView
 from podway.plan.fabric import DEVICES, Overlay, endpoint, forms_held, overhead, overlay
 from podway.plan.objects import (
     Device,
@@ -17,7 +18,6 @@ from podway.plan.objects import (
     Vxlan,
 )
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 from podway.plan.wiring import gateway_interface
 
 DEVICE_SYSCTLS = {

@@ -12,13 +12,13 @@ import msgspec
 from podway.api.addresses import Address
 from podway.api.lease import Lease
 from podway.api.resources import AddressBlock, Encapsulation
+from podway.cluster.view import ClusterView
 from podway.plan.fabric import DEVICES
 from podway.plan.learned import announced
 from podway.plan.node import plan_node, plan_wiring
 from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE, Neighbour, Route
 from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 Fate: TypeAlias = Literal["forwarded", "delivered", "discarded", "outside"]
 Owner: TypeAlias = Literal["podway", "bird", "kernel", "host"]
@@ -144,7 +144,7 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
     site = sites.get(node, Site())
     plan = plan_node(view, node, uplink, site.leases)
     own = _longest(plan.routes, address)
-    block = next((block for block in view.blocks.values() if address in block.network), None)
+    block = view.block_at(address)
     if own is not None:
         fate: Fate = "discarded" if own.type != "unicast" else "forwarded"
         known = _neighbour(plan.neighbours, own, address)

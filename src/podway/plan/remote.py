@@ -6,10 +6,10 @@ import msgspec
 
 from podway.api.addresses import Network
 from podway.api.resources import AddressBlock
+from podway.cluster.view import ClusterView
 from podway.plan.fabric import crossing, pool_of, share_subnet
 from podway.plan.objects import Route
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 STORE_METRIC = 31
 """Just better than BIRD's routes (32): both stand side by side while a pool goes over from one to the other."""

@@ -25,13 +25,13 @@ import msgspec
 
 from podway.api.addresses import Family, Network
 from podway.api.resources import Encapsulation, IPPool
+from podway.cluster.view import ClusterView
 from podway.plan.changes import Change
 from podway.plan.fabric import DEVICES, form_to, form_wanted, forms_asked, forms_sent, pool_of
 from podway.plan.node import SMALLEST_IPV6_MTU, Sent, pool_mtu
 from podway.plan.objects import Device, IpipTunnel, LinkAddress, NodePlan, Sysctl, TunnelEndpoint
 from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 FormByBlock: TypeAlias = Mapping[Network, Encapsulation]
 
@@ -54,7 +54,9 @@ def concerns(view: ClusterView, node: str) -> bool:
     """Tell whether there is more to do than to let all pools' packets cross bare, by BGP's routes."""
     here = view.nodes.get(node)
     asked = ((pool.spec.encapsulation, pool.spec.distribution) for pool in view.pools.values())
-    return bool(view.senders or (here and here.accepts)) or any(each != ("none", "bgp") for each in asked)
+    return bool(view.nodes.indexed("sends") or (here and here.accepts)) or any(
+        each != ("none", "bgp") for each in asked
+    )
 
 
 def unsettled(view: ClusterView, node: str, ways: Ways) -> frozenset[Network]:

@@ -20,8 +20,8 @@ import msgspec
 
 from podway.api.addresses import Network
 from podway.api.resources import BGP_READY, Node
+from podway.cluster.view import ClusterView
 from podway.plan.reflectors import reflectors
-from podway.plan.view import ClusterView
 
 Kind: TypeAlias = Literal["mesh", "reflectors", "none"]
 

@@ -10,7 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,16 +21,17 @@ from podway.api.resources import (
     Node,
 )
 from podway.bgp.render import render
+from podway.cluster.change import Change
+from podway.cluster.relevance import alters_plans
+from podway.cluster.view import ClusterView
 from podway.ipam.blocks import free_blocks
 from podway.plan.bgp import plan_bgp
 from podway.plan.learned import learned_route
 from podway.plan.node import plan_node
 from podway.plan.path import Site
-from podway.plan.view import ClusterView, same_network
 from podway.preview.preview import Comparison
 from podway.preview.settle import claim_of
 from podway.preview.simulate import World
-from podway.store.base import Event
 
 T = TypeVar("T")
 
@@ -101,8 +102,8 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
         known, site = start(follower), world.sites[follower]
         plan = _clock(lambda name: plan_all(known, world.sites[name], name), sample)
         heartbeat, claim, leave = (
-            _clock(lambda event: follow(known, site, follower, event), events(known, others))
-            for events in (_heartbeats, _claims, _leaves)
+            _clock(lambda change: follow(known, site, follower, change), changes(known, others))
+            for changes in (_heartbeats, _claims, _leaves)
         )
     finally:
         gc.unfreeze()
@@ -132,10 +133,10 @@ def plan_all(view: ClusterView, site: Site, node: str) -> None:
     render(plan_bgp(view, node), Path("bird.log"))
 
 
-def follow(view: ClusterView, site: Site, node: str, event: Event) -> ClusterView:
-    """Do what a node's planner does at an event; return the view after it."""
-    after = view.after(event)
-    if not same_network(view, after):
+def follow(view: ClusterView, site: Site, node: str, change: Change[Any]) -> ClusterView:
+    """Do what a node's planner does at a change; return the view after it."""
+    after = view.after(change)
+    if alters_plans(change):
         assert site.uplink is not None
         plan_node(after, node, site.uplink, site.leases)
         if view.nodes is not after.nodes:
@@ -155,7 +156,7 @@ def routes_of(world: World, node: str) -> tuple[int, int, int]:
 
 def death_of(world: World, node: str) -> Death:
     """Return what changes when a node dies and is removed from the cluster."""
-    after = world.view.after(Event("deleted", world.view.nodes[node], world.view.revision + 1))
+    after = world.view.after(Change.of(world.view.nodes[node], None))
     comparison = Comparison(world.view, after, world.sites)
     witness = next((name for name in sorted(world.view.nodes) if name != node), None)
     change = comparison.of(witness) if witness else None
@@ -178,34 +179,24 @@ def _clock(work: Callable[[T], object], over: Sequence[T]) -> float:
     return median(taken)
 
 
-def _heartbeats(view: ClusterView, names: Iterable[str]) -> list[Event]:
-    nodes = [view.nodes[name] for name in names]
-    return [
-        Event(
-            "modified",
-            msgspec.structs.replace(
-                node,
-                metadata=msgspec.structs.replace(
-                    node.metadata, annotations={**node.metadata.annotations, AGENT_SEEN: str(number)}
-                ),
-            ),
-            number,
-        )
-        for number, node in enumerate(nodes, start=2)
-    ]
+def _heartbeats(view: ClusterView, names: Iterable[str]) -> list[Change[Any]]:
+    return [_seen(view.nodes[name], at) for at, name in enumerate(names)]
 
 
-def _claims(view: ClusterView, names: Iterable[str]) -> list[Event]:
+def _seen(node: Node, at: int) -> Change[Node]:
+    annotations = {**node.metadata.annotations, AGENT_SEEN: str(at)}
+    metadata = msgspec.structs.replace(node.metadata, annotations=annotations)
+    return Change.of(node, msgspec.structs.replace(node, metadata=metadata))
+
+
+def _claims(view: ClusterView, names: Iterable[str]) -> list[Change[Any]]:
     pool = next(iter(view.pools.values()))
     taken = [block.network for block in view.blocks.values()]
     free = free_blocks(pool.network, pool.block_prefix, taken)
     # Where every block is taken, the last claim comes again: to follow it costs the same.
     last = taken[-1]
-    return [
-        Event("added", claim_of(next(free, last), pool, name), number)
-        for number, name in enumerate(names, start=2)
-    ]
+    return [view.change(claim_of(next(free, last), pool, name)) for name in names]
 
 
-def _leaves(view: ClusterView, names: Iterable[str]) -> list[Event]:
-    return [Event("deleted", view.nodes[name], number) for number, name in enumerate(names, start=2)]
+def _leaves(view: ClusterView, names: Iterable[str]) -> list[Change[Any]]:
+    return [Change.of(view.nodes[name], None) for name in names]

@@ -11,9 +11,9 @@ import msgspec
 
 from podway.api.addresses import Address
 from podway.api.lease import Lease
+from podway.cluster.view import ClusterView
 from podway.plan.node import pod_mtu
 from podway.plan.path import End, PlannedHop, Site, plan_path
-from podway.plan.view import ClusterView
 from podway.preview.preview import Comparison
 
 MOST = 2_000

@@ -16,6 +16,7 @@ from podway.api.addresses import Address
 from podway.api.resources import AddressBlock, Node
 from podway.bgp.outside import outside_session
 from podway.bgp.render import render
+from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import Change, between, compare
 from podway.plan.fabric import forms_sent, pool_of
@@ -25,7 +26,6 @@ from podway.plan.objects import NodePlan, Route
 from podway.plan.path import Site
 from podway.plan.topology import Topology, topology
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 from podway.preview.settle import Settled, settle
 
 _LOG = Path("bird.log")

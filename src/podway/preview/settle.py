@@ -13,12 +13,13 @@ from podway.api.addresses import Family, Network
 from podway.api.lease import Lease
 from podway.api.meta import Metadata
 from podway.api.resources import ACCEPTS, SENDS, AddressBlock, AddressBlockSpec, IPPool, Node, block_name
+from podway.cluster.change import Change
+from podway.cluster.view import ClusterView
 from podway.ipam.addresses import BlockUse
 from podway.ipam.blocks import FreeBlocks, capacity
 from podway.ipam.selection import pools_for_node, wants_another
 from podway.plan.fabric import forms_asked
 from podway.plan.path import Site
-from podway.plan.view import ClusterView
 
 
 class Settled(NamedTuple):
@@ -54,29 +55,23 @@ def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
             else:
                 claimed.append(claim_of(network, pool, node))
     returned = tuple(block for block in view.blocks.values() if _returns(view, block, sites))
-    gone = {block.metadata.name for block in returned}
-    blocks = {name: block for name, block in view.blocks.items() if name not in gone}
-    blocks |= {block.metadata.name: block for block in claimed}
-    return Settled(_agreed(view.with_blocks(blocks)), tuple(claimed), returned, tuple(unserved))
+    changes = (*(Change.of(block, None) for block in returned), *(Change.of(None, block) for block in claimed))
+    return Settled(_agreed(view.after(*changes)), tuple(claimed), returned, tuple(unserved))
 
 
 def _agreed(view: ClusterView) -> ClusterView:
     """Return a view in which all nodes send and accept the encapsulations that pools ask for, and no others."""
     asked = forms_asked(view)
     without_ipv4 = asked - {"ipip"}
-    changed: dict[str, Node] = {}
-    for name, node in view.nodes.items():
+    changes: list[Change[Node]] = []
+    for node in view.nodes.values():
         forms = asked if node.internal_address(Family.IPV4) else without_ipv4
         if node.accepts != forms or node.sends != forms:
             words = ",".join(sorted(forms))
             annotations = {**node.metadata.annotations, ACCEPTS: words, SENDS: words}
             metadata = msgspec.structs.replace(node.metadata, annotations=annotations)
-            changed[name] = msgspec.structs.replace(node, metadata=metadata)
-    if not changed:
-        return view
-    nodes = {**view.nodes, **changed}
-    senders = {form: frozenset(name for name, node in nodes.items() if form in node.sends) for form in asked}
-    return msgspec.structs.replace(view, nodes=nodes, senders=senders)
+            changes.append(Change.of(node, msgspec.structs.replace(node, metadata=metadata)))
+    return view.after(*changes)
 
 
 def claim_of(network: Network, pool: IPPool, node: str) -> AddressBlock:

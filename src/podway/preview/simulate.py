@@ -20,13 +20,13 @@ from podway.api.resources import (
     NodeStatus,
 )
 from podway.api.validate import validate
+from podway.cluster.view import ClusterView
 from podway.errors import PoolExhausted
 from podway.ipam.addresses import AddressBook
 from podway.ipam.blocks import FreeBlocks
 from podway.ipam.selection import wants_another
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 from podway.preview.settle import claim_of
 
 SUBNETS: dict[Family, str] = {Family.IPV4: "172.16.0.0/12", Family.IPV6: "fd30::/64"}

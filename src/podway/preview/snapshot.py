@@ -17,10 +17,10 @@ from podway.api.lease import Attachment, Lease
 from podway.api.peers import Secret
 from podway.api.resources import KINDS, Attach, Resource, key, subject
 from podway.api.validate import validate
+from podway.cluster.view import ClusterView
 from podway.errors import InvalidInput, InvalidObject
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 
 KIND = "PodwaySnapshot"
 VERSION = 1

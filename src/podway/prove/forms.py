@@ -10,8 +10,8 @@ import msgspec
 
 from podway.api.addresses import Address, Family
 from podway.api.resources import Encapsulation, VxlanSettings
+from podway.cluster.view import ClusterView
 from podway.plan.fabric import DEVICES, endpoint, form_wanted, pool_of
-from podway.plan.view import ClusterView
 from podway.probe.packet import Packet, Tunnel, TunnelKind
 from podway.prove.journey import Leg
 from podway.prove.probe import Probe, Step
@@ -60,7 +60,7 @@ class Form(msgspec.Struct, frozen=True):
 def asked_form(view: ClusterView, here: str, there: str, destination: Address) -> Form:
     """Return the form that is asked for packets from one node to another that go to this address."""
     one, other = view.nodes.get(here), view.nodes.get(there)
-    block = next((block for block in view.blocks.values() if destination in block.network), None)
+    block = view.block_at(destination)
     pool = pool_of(view, block) if block else None
     if one is None or other is None or one is other or pool is None:
         return Form()

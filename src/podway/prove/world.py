@@ -11,7 +11,7 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.resources import AddressBlock, Node, Pod, Resource
-from podway.plan.view import ClusterView
+from podway.cluster.view import ClusterView
 
 
 class NodePoint(msgspec.Struct, frozen=True):

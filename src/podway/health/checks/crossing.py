@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from podway.api.addresses import Family
 from podway.api.resources import IPPool, Node
+from podway.cluster.view import ClusterView
 from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import Problem, Severity, cluster_check, node_check
 from podway.plan.fabric import form_wanted, share_subnet
 from podway.plan.node import SMALLEST_IPV6_MTU, pool_mtu
 from podway.plan.objects import VXLAN_DEVICE
 from podway.plan.outside import outside_peers
-from podway.plan.view import ClusterView
 
 NAMED = 3
 """Of how many nodes or pods the names are told."""

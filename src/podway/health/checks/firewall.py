@@ -8,13 +8,13 @@ import msgspec
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import LINK_PREFIX
 from podway.api.resources import AddressBlock
+from podway.cluster.view import ClusterView
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.health.ruleset import Chain, Ruleset
 from podway.health.walk import Drop, Packet, drop_of, translation_of
 from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE
 from podway.plan.remote import remote_route
-from podway.plan.view import ClusterView
 
 BFD_CONTROL, BFD_ECHO = 3784, 3785
 """RFC 5881, section 4."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from podway.api.addresses import Address
+from podway.cluster.view import ClusterView
 from podway.cni.conflist import FILE_NAME
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
-from podway.plan.view import ClusterView
 
 PATIENCE = 30.0
 """Seconds that a DEL may wait: the agent looks every five."""

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from podway.api.addresses import Address
 from podway.api.resources import Node, Pod, Resource
+from podway.cluster.view import ClusterView
 from podway.plan.node import pod_mtu
 from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.plan.view import ClusterView
 from podway.prove.tracing.fleet import Fleet
 from podway.prove.world import Block, NodePoint, Place, PodPoint, World
 

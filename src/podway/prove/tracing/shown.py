@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from podway.api.addresses import Address, Network
+from podway.cluster.view import ClusterView
 from podway.kernel.routes import Lookup, NextHop
 from podway.plan.bgp import plan_bgp
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
 from podway.plan.outside import PREFIX
 from podway.plan.path import PlannedHop
-from podway.plan.view import ClusterView
 from podway.probe.capture import Sighting
 from podway.probe.packet import Tcp, Udp
 from podway.prove.tracing.report import Below, Hop, Kernel, Neighbour, Planned, Seen

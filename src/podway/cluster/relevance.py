@@ -1,0 +1,40 @@
+"""Which plans a change may alter: most changes are another node's sign of life, and alter none."""
+
+from typing import Any
+
+from podway.api.peers import BGPPeer, Secret
+from podway.api.resources import ASN, BGP_READY, AddressBlock, IPPool, Namespace, NetworkConfig, Node
+from podway.cluster.change import Change
+
+_ROUTING = frozenset({IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND, Secret.KIND})
+_PLACES = frozenset({AddressBlock.KIND, Namespace.KIND})
+
+
+def alters_routing(change: Change[Any]) -> bool:
+    """Tell whether a change may alter any node's BGP plan."""
+    if change.kind == Node.KIND:
+        return not _same_place(change.old, change.new)
+    return change.kind in _ROUTING and not change.empty
+
+
+def alters_plans(change: Change[Any]) -> bool:
+    """Tell whether a change may alter any plan of any node."""
+    return (change.kind in _PLACES and not change.empty) or alters_routing(change)
+
+
+def _same_place(one: Node | None, other: Node | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (
+        one.internal_addresses == other.internal_addresses
+        and one.interface_addresses == other.interface_addresses
+        and one.metadata.labels == other.metadata.labels
+        and one.accepts == other.accepts
+        and one.sends == other.sends
+        and _note(one, ASN) == _note(other, ASN)
+        and _note(one, BGP_READY) == _note(other, BGP_READY)
+    )
+
+
+def _note(node: Node, name: str) -> str | None:
+    return node.metadata.annotations.get(name)

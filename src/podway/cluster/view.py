@@ -1,0 +1,174 @@
+"""The view of the cluster that plans are made from: a frozen snapshot of all tables, advanced by changes.
+
+It holds what a node's plan depends on and nothing else; pods are not in it, since a node's own are in its
+kernel and others' are reached by their block.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from podway.api.addresses import Address, block_of
+from podway.api.identity import ClusterAuthority
+from podway.api.peers import BGPPeer, Secret
+from podway.api.resources import (
+    KINDS,
+    SENDS,
+    AddressBlock,
+    IPPool,
+    Key,
+    Namespace,
+    NetworkConfig,
+    NetworkConfigSpec,
+    Node,
+    Resource,
+    block_name,
+    key,
+)
+from podway.cluster.change import Change
+from podway.cluster.table import Table
+
+_Tables: TypeAlias = dict[str, Table[Any, Any]]
+
+
+class ClusterView(msgspec.Struct, frozen=True):
+    """A table for each kind of object, as they were at one revision of the store."""
+
+    nodes: Table[str, Node]
+    namespaces: Table[str, Namespace]
+    pools: Table[str, IPPool]
+    blocks: Table[str, AddressBlock]
+    peers: Table[str, BGPPeer]
+    secrets: Table[tuple[str, str], Secret]
+    """By namespace and name."""
+    authorities: Table[str, ClusterAuthority]
+    configs: Table[str, NetworkConfig]
+    config: NetworkConfigSpec
+    """What `configs` says, or the defaults."""
+    revision: int
+
+    @classmethod
+    def of(cls, resources: Iterable[Resource], revision: int) -> "ClusterView":
+        """Build a view from a listing of the whole store."""
+        objects: dict[str, dict[Any, Resource]] = {field: {} for field in _FIELDS.values()}
+        for obj in resources:
+            if obj.KIND in _FIELDS:
+                objects[_FIELDS[obj.KIND]][_name(key(obj))] = obj
+        tables: _Tables = {field: Table(objects[field], _INDICES.get(field, {})) for field in objects}
+        return cls(**tables, config=_config(tables["configs"]), revision=revision)
+
+    def change(self, obj: Resource, *, deleted: bool = False) -> Change[Resource]:
+        """Return the change that an object's new state is to this view, or its deletion."""
+        wanted = key(obj)
+        field = _FIELDS.get(obj.KIND)
+        old = None if field is None else getattr(self, field).get(_name(wanted))
+        return Change(wanted, old, None if deleted else obj)
+
+    def after(self, *changes: Change[Any], revision: int | None = None) -> "ClusterView":
+        """Return the view after changes, at a later revision if one is given.
+
+        Objects of kinds that plans do not depend on change nothing.
+        """
+        tables: _Tables = {}
+        for change in changes:
+            field = _FIELDS.get(change.kind)
+            if field is not None:
+                name = _name(change.key)
+                table = tables[field] if field in tables else getattr(self, field)
+                tables[field] = table.drop(name) if change.new is None else table.put(name, change.new)
+        more: dict[str, Any] = {} if revision is None else {"revision": revision}
+        if "configs" in tables:
+            more["config"] = _config(tables["configs"])
+        return msgspec.structs.replace(self, **tables, **more)
+
+    def changes_to(self, other: "ClusterView") -> tuple[Change[Any], ...]:
+        """Return what leads from this view to another one."""
+        return tuple(
+            change
+            for field in _FIELDS.values()
+            for change in getattr(self, field).changes_to(getattr(other, field))
+        )
+
+    def blocks_of(self, node: str) -> tuple[AddressBlock, ...]:
+        """Return the blocks that a node owns, in address order."""
+        return in_address_order(self.blocks.select("node", node))
+
+    def block_at(self, address: Address) -> AddressBlock | None:
+        """Return the block that an address lies in, None if there is none.
+
+        A block is named after its range, so one look for each length that blocks have is enough.
+        """
+        lengths = cast("frozenset[tuple[int, int]]", self.blocks.indexed("length"))
+        names = (
+            block_name(block_of(address, length)) for version, length in lengths if version == address.version
+        )
+        return next((self.blocks[name] for name in names if name in self.blocks), None)
+
+    def senders(self, encapsulation: str) -> frozenset[str]:
+        """Return the nodes that may still put on an encapsulation."""
+        return self.nodes.names("sends", encapsulation)
+
+    def labels_of_node(self, node: str) -> Mapping[str, str]:
+        """Return a node's labels, none if it is not registered."""
+        known = self.nodes.get(node)
+        return known.metadata.labels if known else {}
+
+    def labels_of_namespace(self, namespace: str) -> Mapping[str, str]:
+        """Return a namespace's labels, with the name label that Kubernetes gives to every one."""
+        known = self.namespaces.get(namespace)
+        return {"kubernetes.io/metadata.name": namespace, **(known.metadata.labels if known else {})}
+
+
+def in_address_order(blocks: Iterable[AddressBlock]) -> tuple[AddressBlock, ...]:
+    """Return blocks in the order of their addresses, IPv4 first."""
+    every = tuple(blocks)
+    # Most nodes have one block, and to read thousands of CIDRs only to sort them is what a start would wait for.
+    return tuple(sorted(every, key=_place)) if len(every) > 1 else every
+
+
+def _place(block: AddressBlock) -> tuple[int, int]:
+    return (block.network.version, int(block.network.network_address))
+
+
+def _name(wanted: Key) -> str | tuple[str, str]:
+    kind, namespace, name = wanted
+    return (namespace, name) if KINDS[kind].NAMESPACED else name
+
+
+def _config(configs: Table[str, NetworkConfig]) -> NetworkConfigSpec:
+    config = next(iter(configs.values()), None)
+    return config.spec if config else NetworkConfigSpec()
+
+
+def _owner(block: AddressBlock) -> Iterable[Hashable]:
+    return (block.spec.node,)
+
+
+def _length(block: AddressBlock) -> Iterable[Hashable]:
+    address, _, length = block.spec.cidr.partition("/")
+    return ((6 if ":" in address else 4, int(length)),)
+
+
+def _sends(node: Node) -> Iterable[Hashable]:
+    # Plain: it is asked of thousands of nodes.
+    return node.sends if SENDS in node.metadata.annotations else ()
+
+
+_FIELDS: Mapping[str, str] = {
+    Node.KIND: "nodes",
+    Namespace.KIND: "namespaces",
+    IPPool.KIND: "pools",
+    AddressBlock.KIND: "blocks",
+    BGPPeer.KIND: "peers",
+    Secret.KIND: "secrets",
+    ClusterAuthority.KIND: "authorities",
+    NetworkConfig.KIND: "configs",
+}
+"""The kinds that plans depend on, and the table of each."""
+
+_INDICES: Mapping[str, Mapping[str, Any]] = {
+    "blocks": {"node": _owner, "length": _length},
+    "nodes": {"sends": _sends},
+}
+"""The indices of each table: what planners ask for, by name."""

@@ -1,0 +1,131 @@
+"""The view: what it holds, how changes advance it, and which changes matter to whom."""
+
+from ipaddress import ip_address, ip_network
+
+import msgspec
+import pytest
+
+from podway.api.meta import Metadata
+from podway.api.peers import Secret
+from podway.api.resources import (
+    AGENT_SEEN,
+    ASN,
+    SENDS,
+    AddressBlock,
+    AddressBlockSpec,
+    IPPool,
+    IPPoolSpec,
+    Namespace,
+    NetworkConfig,
+    NetworkConfigSpec,
+    Node,
+    NodeAddress,
+    NodeStatus,
+    Pod,
+    block_name,
+)
+from podway.cluster.change import Change
+from podway.cluster.relevance import alters_plans, alters_routing
+from podway.cluster.view import ClusterView
+
+
+def node(name: str, address: str = "172.30.0.1", **annotations: str) -> Node:
+    return Node(
+        metadata=Metadata(name=name, annotations=annotations),
+        status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=address),)),
+    )
+
+
+def block(cidr: str, owner: str) -> AddressBlock:
+    return AddressBlock(
+        metadata=Metadata(name=block_name(ip_network(cidr))),
+        spec=AddressBlockSpec(cidr=cidr, pool="pool", node=owner),
+    )
+
+
+POOL = IPPool(metadata=Metadata(name="pool"), spec=IPPoolSpec(cidr="10.244.0.0/16"))
+BLOCKS = [block("10.244.9.0/24", "a"), block("10.244.10.0/24", "a"), block("fd00::40/122", "b")]
+VIEW = ClusterView.of([node("a"), node("b", "172.30.0.2"), POOL, *BLOCKS], 1)
+
+
+def test_a_nodes_blocks_are_in_the_order_of_their_addresses() -> None:
+    assert [b.spec.cidr for b in VIEW.blocks_of("a")] == ["10.244.9.0/24", "10.244.10.0/24"]
+    assert VIEW.blocks_of("nobody") == ()
+
+
+@pytest.mark.parametrize(
+    ("address", "cidr"),
+    [("10.244.9.7", "10.244.9.0/24"), ("fd00::41", "fd00::40/122"), ("10.244.8.7", None), ("fd00::1", None)],
+)
+def test_the_block_of_an_address_is_found(address: str, cidr: str | None) -> None:
+    found = VIEW.block_at(ip_address(address))
+    assert (found.spec.cidr if found else None) == cidr
+
+
+def test_changes_advance_a_view_to_what_a_listing_says() -> None:
+    moved = block("10.244.9.0/24", "b")
+    config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(mtu=1400))
+    secret = Secret(metadata=Metadata(name="s", namespace="n"))
+    changes = [VIEW.change(obj) for obj in (moved, config, secret, node("c", "172.30.0.3"))]
+    changes.append(VIEW.change(BLOCKS[1], deleted=True))
+    after = VIEW.after(*changes, revision=2)
+    objects = [node("a"), node("b", "172.30.0.2"), node("c", "172.30.0.3"), POOL, moved, BLOCKS[2], config, secret]
+    listed = ClusterView.of(objects, 2)
+    assert after == listed
+    assert after.config.mtu == 1400
+    assert after.blocks_of("a") == ()
+    assert after.secrets["n", "s"] == secret
+    assert VIEW.after(*VIEW.changes_to(listed), revision=2) == listed
+    assert VIEW.config.mtu == 0, "a view never changes"
+
+
+def test_a_deleted_configuration_leaves_the_defaults() -> None:
+    config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(mtu=1400))
+    view = ClusterView.of([config], 1)
+    assert view.after(Change.of(config, None)).config == NetworkConfigSpec()
+
+
+def test_kinds_that_no_plan_depends_on_change_nothing() -> None:
+    change = VIEW.change(Pod(metadata=Metadata(name="web", namespace="default")))
+    assert VIEW.after(change, revision=5) == msgspec.structs.replace(VIEW, revision=5)
+    assert not alters_plans(change)
+
+
+def test_the_deletion_of_what_is_not_known_is_an_empty_change() -> None:
+    change = VIEW.change(block("10.244.77.0/24", "a"), deleted=True)
+    assert change.empty
+    assert not alters_plans(change)
+    assert VIEW.after(change) == VIEW
+
+
+def test_the_last_object_of_a_kind_goes_though_others_came_before_it() -> None:
+    view = ClusterView.of(BLOCKS[:1], 1)
+    assert not view.after(view.change(BLOCKS[1]), *(Change.of(gone, None) for gone in BLOCKS[:2])).blocks
+
+
+def test_who_may_send_is_known() -> None:
+    sender = node("a", **{SENDS: "vxlan"})
+    view = VIEW.after(VIEW.change(sender))
+    assert view.senders("vxlan") == {"a"}
+    assert view.after(Change.of(sender, None)).senders("vxlan") == frozenset()
+
+
+def test_a_heartbeat_alters_no_plan_and_a_place_alters_every_plan() -> None:
+    def changed(new: Node) -> tuple[bool, bool]:
+        change = VIEW.change(new)
+        return alters_plans(change), alters_routing(change)
+
+    assert changed(node("a", **{AGENT_SEEN: "7"})) == (False, False)
+    assert changed(node("a", "172.30.0.9")) == (True, True)
+    assert changed(node("a", **{SENDS: "ipip"})) == (True, True)
+    assert changed(node("a", **{ASN: "64600"})) == (True, True)
+    assert changed(node("new")) == (True, True)
+    assert alters_plans(Change.of(node("a"), None))
+
+
+def test_blocks_and_namespaces_alter_plans_but_no_bgp_session() -> None:
+    for obj in (block("10.244.7.0/24", "a"), Namespace(metadata=Metadata(name="n"))):
+        assert alters_plans(VIEW.change(obj))
+        assert not alters_routing(VIEW.change(obj))
+    assert not alters_plans(VIEW.change(BLOCKS[0])), "what is known already"
+    assert alters_routing(VIEW.change(POOL, deleted=True))
