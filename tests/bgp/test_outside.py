@@ -60,6 +60,19 @@ def test_what_a_peer_is_told(alone: Segment) -> None:
     assert established(one, tor)
 
 
+def test_pools_as_wholes_are_told_beside_a_pool_that_is_a_single_block(alone: Segment) -> None:
+    """In BIRD `&&` binds no tighter than `||`."""
+    (one,) = alone.add(1)
+    alone.pools = (*alone.pools, "10.99.0.0/24")
+    one.ip("route", "add", "blackhole", "10.99.0.0/24", "proto", "112")
+    tor = alone.outside(101)
+    tor.start(tor.session(one))
+    alone.objects = [tor.peer(advertise="aggregates")]
+    one.start([one])
+    eventually(lambda: all(net in tor.routes_of("node1") for net in ("10.244.0.0/16", "10.99.0.0/24")))
+    assert not any(net in tor.routes_of("node1") for net in ("10.244.1.0/24", "192.0.2.0/24"))
+
+
 def test_what_is_taken_from_a_peer(alone: Segment) -> None:
     """Blocks; other routes only by a filter; never parts of blocks, own blocks or the nodes' own networks."""
     (one,) = alone.add(1)

@@ -6,8 +6,11 @@ from podway.api.identity import REDACTED
 from podway.plan.bgp import BgpPlan
 from podway.plan.outside import OutsidePeer, Prefixes
 
-AGGREGATE = "source = RTS_STATIC && dest = RTD_UNREACHABLE"
-"""The condition by which filters know a whole pool, as opposed to the uplink's subnets."""
+AGGREGATE = "(source = RTS_STATIC && dest = RTD_UNREACHABLE)"
+"""The condition by which filters know a whole pool, as opposed to the uplink's subnets.
+
+In BIRD `&&` binds no tighter than `||` (conf/confbase.Y): where both meet, parentheses stand.
+"""
 
 
 def outside_session(plan: BgpPlan, peer: OutsidePeer, passwords: Mapping[str, str] | None) -> str:
@@ -70,7 +73,7 @@ def _told(plan: BgpPlan, peer: OutsidePeer) -> str:
         for pool in plan.pools
         if pool.network.version == peer.family and pool.network.prefixlen == pool.block_prefix
     ]
-    return f"{AGGREGATE} || {own} && net ~ [ {', '.join(single)} ]" if single else AGGREGATE
+    return f"{AGGREGATE} || ({own} && net ~ [ {', '.join(single)} ])" if single else AGGREGATE
 
 
 def _rules(rules: Sequence[Prefixes]) -> str:

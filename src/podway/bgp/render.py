@@ -248,7 +248,7 @@ def _family(plan: BgpPlan, family: Family) -> str:
         is_block=_among(f"{pool.network}{{{pool.block_prefix},{pool.block_prefix}}}" for pool in pools),
         in_pools=_among(f"{pool.network}+" for pool in pools),
         uplink=_uplink(plan, family),
-        kept_out=f"source != RTS_BGP && !({AGGREGATE})" if aggregates else "source != RTS_BGP",
+        kept_out=f"source != RTS_BGP && !{AGGREGATE}" if aggregates else "source != RTS_BGP",
         crossings=_crossings({net: ways for net, ways in plan.crossings.items() if net.version == family}),
         reflects=f"\t\t\t{_REFLECTS}\n" if plan.reflects else "",
         address=plan.address(family),
