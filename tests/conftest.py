@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import leftovers
+from patience import PATIENCE
 from podway.kernel import links, netns
 from podway.kernel.netlink import Connection
 
@@ -41,7 +43,7 @@ class TestNamespace:
         assert done.returncode == 0, f"{script}: {done.stderr}"
         return done.stdout
 
-    def udp(self, address: object, timeout: float = 1.0) -> socket.socket:
+    def udp(self, address: object, timeout: float = PATIENCE) -> socket.socket:
         """Open a UDP socket inside, bound to a free port of this address."""
         family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
         sock = netns.run(self.fd, lambda: socket.socket(family, socket.SOCK_DGRAM))
@@ -59,6 +61,24 @@ class TestNamespace:
             os.close(self.fd)
             self.fd = -1
         netns.delete(self.name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """All tests together leave no process and no namespace behind."""
+    leftovers.mark_this_run()
+    yield
+    left = leftovers.left_since(leftovers.NOTHING, of_labs=True)
+    assert not left, f"the tests left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(nothing_stays: None) -> Iterator[None]:
+    """Each test leaves no process and no namespace behind, but for what labs have that other tests use, too."""
+    before = leftovers.things(of_labs=False)
+    yield
+    left = leftovers.left_since(before)
+    assert not left, f"the test left behind: {left}"
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from patience import PATIENCE
 from podway.api.meta import Metadata
 from podway.api.peers import BGPPeer, BGPPeerSpec
 from podway.api.resources import (
@@ -58,12 +59,12 @@ if role == "send":
 else:
     sock.bind((source, port))
     print("ready", flush=True)
-    sock.settimeout(3)
+    sock.settimeout(60)
     seen = set()
     try:
         while len(seen) < count:
             seen.add(sock.recv(64))
-            sock.settimeout(1.5)
+            sock.settimeout(10)
     except TimeoutError:
         pass
     print(len(seen), flush=True)
@@ -76,7 +77,7 @@ def ip(*arguments: str) -> str:
     return done.stdout
 
 
-def eventually(check: Callable[[], T], *, within: float = 10.0, pause: float = 0.02) -> T:
+def eventually(check: Callable[[], T], *, within: float = PATIENCE, pause: float = 0.02) -> T:
     """Wait until `check` returns something true, and return that."""
     end = time.monotonic() + within
     while not (result := check()):
@@ -91,6 +92,7 @@ class Namespace:
     def __init__(self, name: str) -> None:
         self.name = name
         ip("netns", "add", name)
+        self._processes: list[subprocess.Popen[str]] = []
         self.loop = asyncio.new_event_loop()
         ready = threading.Event()
         self.thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
@@ -120,21 +122,30 @@ class Namespace:
         ]
         return {route["dst"]: route for route in found}
 
-    def run(self, coroutine: Coroutine[Any, Any, T], *, within: float = 30) -> T:
+    def run(self, coroutine: Coroutine[Any, Any, T], *, within: float = PATIENCE) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(within)
 
     def popen(self, *command: str, **options: Any) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        """Start a command inside; `close` ends it if nobody has."""
+        process = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.name}", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
             **options,
         )
+        self._processes.append(process)
+        return process
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(5)
+        self.thread.join(PATIENCE)
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if process.stdout:
+                process.stdout.close()
         ip("netns", "del", self.name)
 
 
@@ -231,16 +242,23 @@ class LabNode(Namespace):
         sender = self.popen(*common, "send", source, "7007", str(count), target)
 
         def lost() -> int:
-            assert sender.wait(seconds + 20) == 0
+            assert sender.wait(seconds + PATIENCE) == 0
             sender.communicate()
-            return count - int(receiver.communicate(timeout=20)[0])
+            return count - int(receiver.communicate(timeout=PATIENCE)[0])
 
         return lost
 
     def route_changes(self) -> Callable[[], list[str]]:
         """Record changes of routes that are not the kernel's own; return what ends that and tells them."""
         monitor = self.popen("ip", "monitor", "route")
-        time.sleep(0.1)
+        # A line of a netlink socket: sk, protocol, port id, groups (net/netlink/af_netlink.c).
+        sockets = Path(f"/proc/{monitor.pid}/net/netlink")
+        eventually(
+            lambda: any(
+                line[2] == str(monitor.pid) and int(line[3], 16)
+                for line in map(str.split, sockets.read_text().splitlines()[1:])
+            )
+        )
 
         def changes() -> list[str]:
             monitor.terminate()
@@ -376,7 +394,7 @@ class Segment:
             eventually(partial(self.complete, node))
         return nodes
 
-    def go_over(self, *, within: float = 20) -> None:
+    def go_over(self, *, within: float = PATIENCE) -> None:
         """Have all agents go over to the topology of `bgp`, until each has ended what it needs no more."""
 
         def done() -> bool:

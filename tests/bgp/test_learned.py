@@ -64,8 +64,8 @@ def test_a_route_over_several_ways(segment: Segment) -> None:
     with keeper(one) as (learned, repaired):
         one.ip("route", "replace", "10.244.9.0/24", "via", tors[0].address, "metric", "32", "proto", "bird")
         one.loop.call_soon_threadsafe(learned.soon)
-        eventually(lambda: ways(one, "10.244.9.0/24") == both, within=3)
-        eventually(lambda: repaired, within=3)
+        eventually(lambda: ways(one, "10.244.9.0/24") == both)
+        eventually(lambda: repaired)
         assert "route 10.244.9.0/24 via 192.0.2.101 dev eth0 and via 192.0.2.102 dev eth0" in repaired[0]
         assert learned.failures == ()
 
@@ -93,13 +93,13 @@ def test_an_encapsulated_route(segment: Segment) -> None:
         assert ways(one, two.block4) == ways(one, two.block6) == set()
         overlay(one)
         one.loop.call_soon_threadsafe(learned.soon)
-        eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6), within=3)
-        eventually(lambda: len(repaired) == 2, within=3)
+        eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6))
+        eventually(lambda: len(repaired) == 2)
         one.ip("route", "replace", two.block4, "via", "192.0.2.2", "metric", "32", "proto", "bird")
         one.ip("-6", "route", "del", two.block6)
         one.loop.call_soon_threadsafe(learned.soon)
-        eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6), within=3)
-        eventually(lambda: len(repaired) == 4, within=3)
+        eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6))
+        eventually(lambda: len(repaired) == 4)
         assert learned.failures == ()
 
 

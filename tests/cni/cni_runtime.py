@@ -69,7 +69,7 @@ class Runtime:
             env=self.environment(command, **variables),
             input=stdin,
             capture_output=True,
-            timeout=30,
+            timeout=120,
         )
         return Answer(done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr.decode())
 

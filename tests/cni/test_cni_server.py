@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cni_runtime import MemoryNetwork, Runtime, serving
 
+from patience import PATIENCE
 from podway.cni import spec
 from podway.cni.answers import cni_error
 from podway.cni.frames import REQUEST_HEADER
@@ -44,7 +45,7 @@ def descriptors() -> set[str]:
 
 def settles(condition: object) -> bool:
     assert callable(condition)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -141,7 +142,7 @@ def test_a_client_that_is_no_shim_is_dropped(
         client.connect(str(runtime.socket))
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
-        client.settimeout(5)
+        client.settimeout(PATIENCE)
         assert client.recv(1) == b""
     assert "CNI request refused" in caplog.text
     assert runtime.run("STATUS").status == 0
@@ -162,7 +163,7 @@ def test_a_request_in_pieces_is_put_together(runtime: Runtime, agent: CniServer)
     frame = REQUEST_HEADER.pack(spec.MAGIC, len(environment), len(config), -1) + environment + config
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(runtime.socket))
-        client.settimeout(5)
+        client.settimeout(PATIENCE)
         for n in range(len(frame)):
             client.sendall(frame[n : n + 1])
         assert client.recv(100)[4:8] == b"\0\0\0\0"

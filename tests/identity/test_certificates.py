@@ -62,7 +62,7 @@ def _handshake(server: Credentials, client: ssl.SSLContext) -> tuple[str, str]:
     ours, theirs = socket.socketpair()
 
     def one_side(context: ssl.SSLContext, sock: socket.socket, *, serving: bool) -> str:
-        sock.settimeout(5)
+        sock.settimeout(60)
         try:
             with context.wrap_socket(sock, server_side=serving) as secure:
                 if serving:

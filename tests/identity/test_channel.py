@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from authorities import HOUR, OTHER_CLUSTER, authority, operator
 
+from patience import PATIENCE
 from podway.agent.admin import Method, reply
 from podway.agent.remote import RemoteAgents, call_node
 from podway.api.identity import (
@@ -51,7 +52,7 @@ def _authorities(lab: str) -> ClusterAuthoritySpec:
     return facts.ask(lab, lambda store: store.get(ClusterAuthority, AUTHORITY)).spec
 
 
-def _ask(lab: str, node: str, credentials: Credentials, *, at: str = "", timeout: float = 5) -> Any:
+def _ask(lab: str, node: str, credentials: Credentials, *, at: str = "", timeout: float = PATIENCE) -> Any:
     addresses = [interface.ip for interface in state.load(lab).addresses(at or node)]
     return call_node(
         node, addresses, PORT, "status", credentials=credentials, reach=from_a_node(lab), timeout=timeout
@@ -60,7 +61,7 @@ def _ask(lab: str, node: str, credentials: Credentials, *, at: str = "", timeout
 
 def _open_channels(lab: str) -> None:
     """Wait until both agents can be asked: they come to it after they are ready."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not all(len(agents.status(lab, node)["channel"]["addresses"]) == 2 for node in ("node1", "node2")):
         assert time.monotonic() < deadline, [agents.status(lab, node)["channel"] for node in ("node1", "node2")]
         time.sleep(0.1)
@@ -258,7 +259,7 @@ def test_an_authority_that_is_deleted_is_believed_no_more(channel: str) -> None:
     before = _authorities(channel)
     with_the_old = operator(before.authorities[-1], cluster=before.cluster)
     assert _podway("--lab", channel, "delete", "authority", "default").returncode == 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while {agents.status(channel, node)["channel"]["cluster"] for node in ("node1", "node2")} & {before.cluster}:
         assert time.monotonic() < deadline
         time.sleep(0.1)

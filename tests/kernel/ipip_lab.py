@@ -175,7 +175,7 @@ def stream(source: Any, target: Any, address: str, rate: int) -> Iterator[None]:
                 said, _ = sender.communicate()
         sent = int(said)
         received = [first]
-        receiver.settimeout(0.3)
+        receiver.settimeout(5)
         with contextlib.suppress(TimeoutError):
             while len(received) < sent:
                 received.append(int(receiver.recv(100)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.kernel import addresses, links
 from podway.kernel.node import Kernel
@@ -80,11 +81,11 @@ class Pair:
             assert kernel.apply(plan).failures == ()
         return plans
 
-    def reaches(self, family: Family, size: int = 100) -> bool:
+    def reaches(self, family: Family, size: int = 100, within: float = PATIENCE) -> bool:
         """Send one datagram with an IP packet of this size, DF set, and have it come back."""
         here, there = (str(net[1]) for net in PODS[family])
         payload = b"x" * (size - (28 if family is Family.IPV4 else 48))
-        with self.namespaces[0].udp(here, 3.0) as client, self.namespaces[1].udp(there, 3.0) as server:
+        with self.namespaces[0].udp(here, within) as client, self.namespaces[1].udp(there, within) as server:
             forbid_fragments(client, family)
             forbid_fragments(server, family)
             try:

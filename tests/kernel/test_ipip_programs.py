@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ipip_lab import Lab, Node, stream
 
+from patience import ONCE, PATIENCE
 from podway.errors import KernelError
 from podway.kernel import bpf, engine, ipip, ipip_programs, netns, tcx
 from podway.kernel.netlink import Connection
@@ -182,7 +183,7 @@ def test_programs_outlive_who_attached_them_and_go_with_the_device(lab):
     with bpf.opened(program) as opened:
         assert opened.name == "podway_decap"
     lab.a.netns.sh("ip link delete eth0")
-    until = time.monotonic() + 5
+    until = time.monotonic() + PATIENCE
     while exists(program):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -200,7 +201,7 @@ def test_programs_of_others_on_tcx_stay_and_see_what_ours_leave(lab):
     before = attached(lab.b)
     lab.tunnel()
     assert attached(lab.b).index("podway_decap") < attached(lab.b).index("foreign")
-    assert "1 received" in lab.a.pod.run("ping", "-c1", "-W1", lab.b.pod_address).stdout
+    assert "1 received" in lab.a.pod.run(*ONCE, lab.b.pod_address).stdout
     lab.b.apply(REST)
     assert attached(lab.b) == before
 
@@ -217,7 +218,7 @@ def test_the_last_filter_idles_until_all_is_taken_away(lab):
     assert lab.b.counters["unknown-source"] > counted["unknown-source"]
     assert lab.b.counters["decapsulated"] == counted["decapsulated"]
     assert {change.action for change in lab.b.apply().changes} == {"add"}
-    assert "1 received" in lab.a.pod.run("ping", "-c1", "-W1", lab.b.pod_address).stdout
+    assert "1 received" in lab.a.pod.run(*ONCE, lab.b.pod_address).stdout
     lab.b.apply(NodePlan())
     assert attached(lab.b) == before
 
@@ -283,7 +284,7 @@ def test_what_somebody_takes_away_comes_back(lab, hook):
         lab.a.netns.sh("tc qdisc del dev eth0 clsact")
     report = lab.a.apply()
     assert f"IPIP decap program on eth0 ({hook}) was missing: added" in map(str, report.changes)
-    assert "1 received" in lab.a.pod.run("ping", "-c1", "-W1", lab.b.pod_address).stdout
+    assert "1 received" in lab.a.pod.run(*ONCE, lab.b.pod_address).stdout
 
 
 @on("clsact")

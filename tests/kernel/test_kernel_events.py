@@ -9,6 +9,7 @@ from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
 import msgspec
 import pytest
 
+from patience import PATIENCE
 from podway.api.lease import Attachment, Lease
 from podway.kernel import addresses, links, netns, routes
 from podway.kernel.events import Event, Resync, Watcher
@@ -55,7 +56,7 @@ def watcher(node, kernel) -> Iterator[Watcher]:
         yield watcher
 
 
-def wait(watcher: Watcher, seconds: float = 1.0) -> list[Event | Resync]:
+def wait(watcher: Watcher, seconds: float = PATIENCE) -> list[Event | Resync]:
     select.select([watcher], [], [], seconds)
     return watcher.read()
 
@@ -139,8 +140,10 @@ def test_a_neighbour_that_ages_is_nothing_of_ours(node, watcher, pod):
     watcher.read()
     with pod.udp("fd00::7") as sock:
         sock.sendto(b"x", (f"fe80::1%{netns.run(pod.fd, lambda: socket.if_nametoindex('eth0'))}", 9))
-    told = [e for e in wait(watcher, 0.5) if isinstance(e, Event) and e.kind == "neighbour"]
-    assert told
+    told: list[Event] = []
+    while not told:
+        assert select.select([watcher], [], [], PATIENCE)[0]
+        told = [e for e in watcher.read() if isinstance(e, Event) and e.kind == "neighbour"]
     assert not [e for e in told if e.ours]
 
 

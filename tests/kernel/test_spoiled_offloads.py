@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 from overlay_pair import PODS, Pair
 
+from patience import PATIENCE
 from podway.agent.offload import CHECKSUM, SEGMENTATION, OffloadTest
 from podway.api.addresses import Family
 from podway.kernel import links, netns, offload
@@ -114,7 +115,7 @@ def examine(pair: Pair, plans: tuple[NodePlan, NodePlan], rounds: int = 20) -> l
     return tests
 
 
-def transfers(pair: Pair, family: Family, patience: float = 10.0, size: int = 200_000) -> bool:
+def transfers(pair: Pair, family: Family, patience: float = PATIENCE, size: int = 200_000) -> bool:
     """Send so many bytes by TCP from pod to pod; False if nothing comes for so many seconds."""
     here, there = (str(net[1]) for net in PODS[family])
     kind = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6

@@ -1,8 +1,6 @@
 """The wires of a lab with racks, without agents: nodes on which a test speaks BGP by hand."""
 
 import subprocess
-import time
-from collections.abc import Callable
 from ipaddress import ip_network
 
 from podway.lab import names, processes, routers, speakers, state, topology
@@ -82,12 +80,3 @@ class RouterLab:
     def _inside(self, namespace: str, *command: str) -> "subprocess.CompletedProcess[str]":
         words = ["ip", "netns", "exec", namespace, *command]
         return subprocess.run(words, capture_output=True, text=True, check=False)
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 15.0) -> float:
-    """Wait until a condition holds; return after how many seconds it did. Fails with `what` if it never does."""
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < seconds, what
-        time.sleep(0.02)
-    return time.monotonic() - begun

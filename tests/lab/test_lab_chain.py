@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import ANSWERED
 from podway.errors import LabError
 from podway.lab.chain import Container, PluginChain
 
@@ -32,7 +33,7 @@ def test_a_chain_adds_checks_and_deletes_in_the_nodes_namespace(node, pod, tmp_p
     result = chain.add(container)
     assert [link["mac"] for link in result["interfaces"] if link.get("sandbox")] == [mac]
     address = result["ips"][0]["address"].partition("/")[0]
-    node.run("ping", "-c1", "-W1", address)
+    node.run(*ANSWERED, address)
     chain.check(container)
     pod.sh(f"ip address flush dev eth0; ip address add {address}/25 dev eth0")
     with pytest.raises(LabError, match="ptp: CHECK"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE
 from podway.api.resources import AddressBlock, IPPool, Node, Pod
 from podway.errors import InvalidObject, LabError
 from podway.lab import agents, cluster, facts, names, pods, processes, state, topology
@@ -113,7 +114,7 @@ def test_nodes_come_go_and_lose_their_power(build: Callable[..., str]) -> None:
     assert not any("node2" in name or "web" in name for name in topology.namespaces(lab))
     assert processes.Members([], marked=lambda mark: mark == f"{lab}/node2").pids() == []
     assert _blocks(lab) == before
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while before["node2"][0] in _podway(lab, "lab", "node", "node1", "--", "ip", "route").stdout:
         assert time.monotonic() < deadline, "the routes of a dead node stay"
     for refused in (
@@ -129,7 +130,7 @@ def test_nodes_come_go_and_lose_their_power(build: Callable[..., str]) -> None:
     assert _blocks(lab) == before
     asked = pods.find(lab, "web", "default").addresses[0]
     url = f"http://{asked}/"
-    fetch = ["-c", "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read())", url]
+    fetch = ["-c", "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=60).read())", url]
     assert "pod default/web" in _podway(lab, "lab", "node", "node3", "--", sys.executable, *fetch).stdout
 
     cluster.add_node(lab, "node7", lambda _: None)
@@ -160,7 +161,7 @@ def test_an_agent_that_was_killed_starts_again_on_the_same_node(build: Callable[
 def test_down_removes_what_a_killed_up_left(lab_name: str, attempt: int, racks: list[str]) -> None:
     command = [sys.executable, "-m", "podway", "--lab", lab_name, "lab", "up", "--nodes", "2", *racks]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as building:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not lab_dir(lab_name).exists():
             assert time.monotonic() < deadline
             time.sleep(0.001)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE, eventually
 from podway.errors import LabError
 from podway.lab import processes
 
@@ -14,7 +15,7 @@ FORKING = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.setsid() if os.fork() == 0 else None
-print("up", flush=True)
+os.write(1, b"up;")  # whole, whoever else writes
 time.sleep(1000)
 """
 
@@ -24,18 +25,20 @@ def _unmarked(_: str) -> bool:
 
 
 def test_every_process_of_a_namespace_ends_whoever_started_it(node, tmp_path: Path) -> None:
-    ours = processes.spawn([sys.executable, "-c", FORKING], namespace=node.name, mark="x/y", log=tmp_path / "log")
-    strangers = subprocess.Popen(
-        ["ip", "netns", "exec", node.name, sys.executable, "-c", FORKING], stdout=subprocess.PIPE
-    )
-    with strangers:
-        assert strangers.stdout is not None
-        assert strangers.stdout.readline() == strangers.stdout.readline() == b"up\n"
+    said, command = tmp_path / "said", [sys.executable, "-c", FORKING]
+    ours = processes.spawn(command, namespace=node.name, mark="x/y", log=said)
+    with said.open("ab") as output:
+        strangers = subprocess.Popen(["ip", "netns", "exec", node.name, *command], stdout=output)
+    try:
+        eventually(lambda: said.read_bytes() == b"up;" * 4, "two processes and a child of each are up")
         members = processes.Members([node.name], marked=_unmarked)
         assert {ours.pid, strangers.pid} < set(members.pids())
         members.end(grace=0.1)  # they ignore SIGTERM
         assert members.pids() == []
         assert ours.ended() == strangers.wait() == -9
+    finally:
+        processes.Members([node.name], marked=_unmarked).end()
+        strangers.wait()
 
 
 def test_marked_processes_are_found_without_their_namespaces_name(
@@ -62,7 +65,7 @@ def test_who_asks_is_never_among_the_ended(node) -> None:
     )
     shell = ["sh", "-c", f'sleep 1000 & {sys.executable} -c "$0"; echo shell', script]
     done = subprocess.run(
-        ["ip", "netns", "exec", node.name, *shell], capture_output=True, text=True, timeout=20, check=False
+        ["ip", "netns", "exec", node.name, *shell], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.stdout == "alive\nshell\n", done.stderr
 

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 import pytest
 from router_lab import POOLS, RouterLab
 
+from patience import ANSWERED
 from podway.api.addresses import Family
 from podway.lab import names, topology
 from podway.plan.objects import Route
@@ -20,7 +21,7 @@ def racks(lab_name: str) -> RouterLab:
 
 
 def _pings(lab: RouterLab, address: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    return lab.on_node("node1", "ping", "-n", "-c1", "-W1", *options, address)
+    return lab.on_node("node1", *ANSWERED, *options, address)
 
 
 @pytest.mark.usefixtures("untouched_root")
@@ -64,7 +65,7 @@ def test_routers_that_were_told_nothing_deliver_no_pod_packet_as_it_is(racks: Ro
         gateway = next(a for a in racks.fabric.gateways(racks.places[node].rack) if a.version == family)
         wanted = Route(family.network(int(ip_address(pods[peer])), family.bits), device="eth0", gateway=gateway.ip)
         topology.route(names.node_netns(racks.name, node), [wanted])
-    asked = _pings(racks, pods["node3"], "-I", pods["node1"])
+    asked = _pings(racks, pods["node3"], "-I", pods["node1"], "-w1")
     assert asked.returncode == 1
     # The rest of the way is right: once the routers know both pods, the answer comes.
     for rack, mine, other in ((1, "node1", "node3"), (2, "node3", "node1")):
@@ -78,7 +79,7 @@ def test_racks_and_their_routers_take_no_room_in_the_machines_neighbour_tables(l
     lab = RouterLab(lab_name, nodes=6, racks=3)
     for node in lab.places:
         for family in Family:
-            assert lab.on_node(node, "ping", "-c1", "-W1", lab.address("node5", family)).returncode == 0
+            assert lab.on_node(node, *ANSWERED, lab.address("node5", family)).returncode == 0
     shown = [lab.on_node(node, "ip", "neighbour").stdout for node in lab.places]
     shown += [lab.on_router(rack, "ip", "neighbour").stdout for rack in lab.fabric.numbers]
     states = {line.split()[-1] for text in shown for line in text.splitlines() if not line.startswith("fe80:")}

@@ -3,6 +3,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from patience import ANSWERED, PATIENCE
 from podway.kernel import netns
 from podway.lab import names, topology
 from podway.lab.fabric import plan_fabric
@@ -17,13 +18,11 @@ def test_nodes_reach_each_other_over_the_fabric_until_one_is_cut(lab_name: str) 
     for index in (1, 2):
         topology.create_node(lab_name, f"node{index}", LabNode(index), fabric)
 
-    def reached() -> list[bool]:
-        peers = [str(address.ip) for address in fabric.addresses(1, 2)]
-        return [_ping(names.node_netns(lab_name, "node1"), peer) for peer in peers]
-
-    assert reached() == [True, True]
+    node1 = names.node_netns(lab_name, "node1")
+    peers = [str(address.ip) for address in fabric.addresses(1, 2)]
+    assert [_answered(node1, peer) for peer in peers] == [True, True]
     topology.cut_node(lab_name, 2)
-    assert reached() == [False, False]
+    assert [_answered(node1, peer, within=1) for peer in peers] == [False, False]
     for _ in range(2):  # the second time there is nothing left, and that is fine
         topology.cut_node(lab_name, 2)
         topology.remove_node(lab_name, "node2", 2)
@@ -39,7 +38,7 @@ def test_introduced_nodes_take_no_room_in_the_machines_neighbour_tables(lab_name
         topology.create_node(lab_name, node, place, fabric)
     topology.introduce(lab_name, fabric, places)
     for peer in fabric.addresses(1, 3):
-        assert _ping(names.node_netns(lab_name, "node1"), str(peer.ip))
+        assert _answered(names.node_netns(lab_name, "node1"), str(peer.ip))
     for node in ("node1", "node2", "node3"):
         command = ["ip", "-n", names.node_netns(lab_name, node), "neighbour"]
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -56,13 +55,14 @@ def test_two_labs_use_the_same_names_and_addresses(lab_name: str) -> None:
             topology.create_node(lab, "node1", LabNode(1), fabric)
         topology.create_node(other, "node2", LabNode(2), fabric)
         peer = str(fabric.addresses(1, 2)[0].ip)
-        assert _ping(names.node_netns(other, "node1"), peer)
-        assert not _ping(names.node_netns(lab_name, "node1"), peer)
+        assert _answered(names.node_netns(other, "node1"), peer)
+        assert not _answered(names.node_netns(lab_name, "node1"), peer, within=1)
     finally:
         for namespace in topology.namespaces(other):
             netns.delete(namespace)
 
 
-def _ping(namespace: str, address: str) -> bool:
-    command = ["ip", "netns", "exec", namespace, "ping", "-c1", "-W1", address]
+def _answered(namespace: str, address: str, within: float = PATIENCE) -> bool:
+    """Tell whether one of many pings is answered: a device's first packets may come before its carrier."""
+    command = ["ip", "netns", "exec", namespace, *ANSWERED, f"-w{within:g}", address]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0

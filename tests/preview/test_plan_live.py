@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from patience import PATIENCE
 from podway.errors import LabError
 from podway.lab import cluster, names, pods
 
@@ -50,7 +51,7 @@ def test_a_pools_routes_are_those_that_were_planned(lab, podway):
     }
     assert planned.keys() == set(nodes)
     podway("--lab", lab, "apply", "-f", "-", stdin=POOL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while any(len(routes(lab, node)) < len(before[node]) + 2 for node in nodes):
         assert time.monotonic() < deadline, {node: routes(lab, node) for node in nodes}
         time.sleep(0.2)

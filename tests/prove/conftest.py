@@ -15,6 +15,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from patience import PATIENCE
 from podway.prove.world import Block, NodePoint, PodPoint, World
 
 NODES = (1, 2)
@@ -68,7 +69,7 @@ class Cluster:
     def _await_carriers(self) -> None:
         """Wait until every device transmits: a carrier is noticed by the kernel's linkwatch a little later."""
         names = [name for name in run("ip netns list").split() if name.startswith(self.prefix)]
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             links = [link for name in names for link in json.loads(run(f"ip -n {name} -j link show"))]
             if all(link["operstate"] == "UP" for link in links if link["ifname"] != "lo"):

@@ -11,6 +11,7 @@ import pytest
 from test_packet import ethernet, ip, udp
 
 from conftest import run
+from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.kernel import netns
 from podway.probe.filter import attach, capture_filter, echo_filter
@@ -151,7 +152,7 @@ def test_echo_filter_passes_replies_with_the_id(wire):
         raw = netns.run(descriptor, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
     with raw:
         attach(raw, echo_filter(Family.IPV4, 0x1234))
-        raw.settimeout(1)
+        raw.settimeout(PATIENCE)
         for number in (0x1234, 0x4321):
             body = struct.pack("!BBHHH", 8, 0, 0, number, 1)
             checksum = 0xFFFF - (0x0800 + number + 1)

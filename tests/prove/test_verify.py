@@ -19,7 +19,7 @@ from podway.prove.world import Absent, NodePoint
 
 pytestmark = pytest.mark.kernel
 
-TIMEOUT = 0.4
+TIMEOUT = 1.0
 
 
 def prove(cluster: Cluster) -> Report:

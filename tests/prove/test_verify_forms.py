@@ -32,7 +32,7 @@ from podway.prove.world import World
 
 pytestmark = pytest.mark.kernel
 
-TIMEOUT = 0.4
+TIMEOUT = 1.0
 POOLS = {"four": ("10.77.0.0/16", 24), "six": ("fd77::/48", 64)}
 MTU = {"vxlan": 1450, "ipip": 1480}
 

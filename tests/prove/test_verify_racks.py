@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from patience import PATIENCE
 from podway.api.resources import IPPool
 from podway.cli.options import GlobalOptions
 from podway.cli.verify import world_of
@@ -16,8 +17,6 @@ from podway.prove.report import Report
 from podway.prove.verify import verify
 
 pytestmark = pytest.mark.kernel
-
-PATIENCE = 15.0
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def racks() -> Iterator[str]:
 
 
 def prove(lab: str) -> Report:
-    return verify(world_of(GlobalOptions(None, lab)), timeout=0.4)
+    return verify(world_of(GlobalOptions(None, lab)), timeout=1.0)
 
 
 def test_routers_that_know_no_pods_are_named_and_crossed_encapsulated(racks: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from patience import PATIENCE
 from podway.kernel import netns
 from podway.lab.names import node_netns
 from podway.lab.state import node_dir
@@ -61,7 +62,7 @@ class NodeHost:
             input=text,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             env={**os.environ, **(environment or {})},
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
@@ -84,9 +85,9 @@ class NodeHost:
         first = os.pidfd_open(self._first)
         try:
             self._holder.kill()
-            assert select.select([first], [], [], 20)[0], "processes of the host do not end"
+            assert select.select([first], [], [], PATIENCE)[0], "processes of the host do not end"
         finally:
             os.close(first)
         self._holder.communicate()
         for daemon in self._daemons:
-            daemon.wait(20)
+            daemon.wait(PATIENCE)

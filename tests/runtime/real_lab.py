@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
+from patience import ONCE, PATIENCE
 from podway.agent.client import call
 from podway.lab.names import node_netns
 from podway.lab.state import node_dir
@@ -27,7 +28,7 @@ class RealLab:
     def podway(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run our command; its output is text."""
         command = [sys.executable, "-m", "podway", "--lab", self.name, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
         assert not check or done.returncode == 0, f"podway {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return done
 
@@ -40,7 +41,7 @@ class RealLab:
         agent = os.pidfd_open(self._ask(node, "status")["pid"])
         try:
             signal.pidfd_send_signal(agent, signal.SIGTERM)
-            assert select.select([agent], [], [], 20)[0], "the agent does not end"
+            assert select.select([agent], [], [], PATIENCE)[0], "the agent does not end"
         finally:
             os.close(agent)
 
@@ -54,14 +55,14 @@ class RealLab:
 
     def ping(self, pod: str, address: str) -> bool:
         """Tell whether a pod of the lab reaches an address."""
-        ping = ["ping", f"-{ip_address(address).version}", "-c1", "-W2", address]
+        ping = [*ONCE, f"-{ip_address(address).version}", address]
         return self.podway("lab", "exec", pod, "--", *ping, check=False).returncode == 0
 
     def fetch(self, node: str, address: str, port: int, page: str = "") -> str:
         """Return a page that a node gets, or curl's words."""
         host = f"[{address}]" if ":" in address else address
         netns = f"--net=/run/netns/{node_netns(self.name, node)}"
-        curl = ["curl", "--silent", "--show-error", "--max-time", "5", "--noproxy", "*"]
+        curl = ["curl", "--silent", "--show-error", "--max-time", f"{PATIENCE:g}", "--noproxy", "*"]
         command = ["nsenter", netns, *curl, f"http://{host}:{port}/{page}"]
         done = subprocess.run(command, capture_output=True, text=True)
         return done.stdout or done.stderr

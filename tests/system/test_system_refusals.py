@@ -194,7 +194,7 @@ def refused_lab(*arguments: str, wrapper: Sequence[str] = ()) -> str:
         [*wrapper, sys.executable, "-m", "podway", "--lab", name, "lab", "up", "--nodes", "1", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr

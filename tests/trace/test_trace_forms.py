@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from trace_lab import TraceLab
 
+from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.api.resources import IPPool
 from podway.lab import facts
@@ -15,8 +16,6 @@ from podway.prove.tracing.page import to_text
 from podway.prove.tracing.report import Direction, TraceReport
 
 pytestmark = pytest.mark.kernel
-
-PATIENCE = 15.0
 
 
 @contextmanager

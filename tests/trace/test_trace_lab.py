@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import pytest
 from trace_lab import TraceLab
 
+from patience import PATIENCE
 from podway.agent.client import call
 from podway.api.addresses import Family
 from podway.errors import AgentError, InvalidInput
@@ -120,7 +121,7 @@ def test_a_dry_run_sends_nothing(lab: TraceLab) -> None:
 
 
 def test_it_works_over_the_channel_between_machines(lab: TraceLab) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         report = lab.trace("a", "b", ask=lab.asker(remote=True))
         if not report.silent or time.monotonic() > deadline:
@@ -338,7 +339,7 @@ def test_captures_end_by_themselves(lab: TraceLab) -> None:
     name, mark = secrets.token_hex(4), secrets.token_hex(8)
     ask("node1", "trace.capture", trace=name, mark=mark, port=61000, links=[""])
     assert _packet_sockets(lab, "node1") == 1
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while _packet_sockets(lab, "node1"):
         assert time.monotonic() < deadline
         time.sleep(0.2)

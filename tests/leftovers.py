@@ -1,0 +1,89 @@
+"""What tests leave behind: processes that they started, and network namespaces that they named.
+
+Every process that tests start inherits MARK in its environment. (One that gets an environment of its own is not
+seen; such are waited for where they are started.) Namespaces bear the test process's id in their names. What
+belongs to a lab that stands is the lab's, which several tests may share.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from podway.kernel.netns import RUN_NETNS
+from podway.lab import names
+from podway.lab.paths import LABS
+from podway.lab.processes import MARK as LAB_MARK
+
+MARK = "PODWAY_TEST_RUN"
+ENDING_SECONDS = 10.0
+"""How long what was told to end may take to vanish."""
+
+
+@dataclass(frozen=True)
+class Things:
+    """Processes (their commands by pid) and names of network namespaces."""
+
+    processes: dict[int, str]
+    namespaces: frozenset[str]
+
+    def __sub__(self, before: "Things") -> "Things":
+        new = {pid: command for pid, command in self.processes.items() if pid not in before.processes}
+        return Things(new, self.namespaces - before.namespaces)
+
+    def __bool__(self) -> bool:
+        return bool(self.processes or self.namespaces)
+
+    def __str__(self) -> str:
+        words = [f"process {pid}: {command}" for pid, command in sorted(self.processes.items())]
+        return "; ".join(words + [f"network namespace {name}" for name in sorted(self.namespaces)])
+
+
+NOTHING = Things({}, frozenset())
+
+
+def mark_this_run() -> None:
+    """Have all processes that are started from now on recognised."""
+    os.environ[MARK] = f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def things(*, of_labs: bool) -> Things:
+    """Return what there is of this run now; what belongs to labs that stand only if `of_labs`."""
+    labs = set() if of_labs else {lab.name for lab in LABS.iterdir()} if LABS.is_dir() else set()
+    found = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        # Processes end while we look; a zombie has no environment.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            environment = _environment(pid)
+            ours = environment.get(MARK) == os.environ[MARK] and pid != os.getpid()
+            if ours and environment.get(LAB_MARK, "").partition("/")[0] not in labs:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                found[pid] = command.replace("\0", " ").strip()
+    our_name = re.compile(rf"(?<!\d){os.getpid()}(?!\d)")
+    named = os.listdir(RUN_NETNS) if RUN_NETNS.is_dir() else []
+    prefixes = tuple(map(names.prefix, labs))
+    return Things(
+        found, frozenset(name for name in named if our_name.search(name) and not name.startswith(prefixes))
+    )
+
+
+def left_since(before: Things, *, of_labs: bool = False) -> Things:
+    """Return what is left that was not there before, and kill it; what is about to end gets the time to."""
+    deadline = time.monotonic() + ENDING_SECONDS
+    while left := things(of_labs=of_labs) - before:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    for pid in left.processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return left
+
+
+def _environment(pid: int) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    return dict(entry.partition("=")[::2] for entry in entries)

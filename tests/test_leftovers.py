@@ -1,0 +1,25 @@
+"""The check that no test leaves anything behind would see it."""
+
+import subprocess
+
+import pytest
+
+import leftovers
+
+
+def test_a_process_is_seen_whoever_adopted_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "ENDING_SECONDS", 0.2)
+    before = leftovers.things(of_labs=False)
+    subprocess.run(["sh", "-c", "setsid sleep 1000 &"], check=True)
+    left = leftovers.left_since(before)
+    assert list(left.processes.values()) == ["sleep 1000"]
+    monkeypatch.undo()
+    assert not leftovers.left_since(before), "it was killed"
+
+
+@pytest.mark.kernel
+def test_a_namespace_is_seen(new_netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "ENDING_SECONDS", 0)
+    before = leftovers.things(of_labs=False)
+    name = new_netns().name
+    assert str(leftovers.left_since(before)) == f"network namespace {name}"
