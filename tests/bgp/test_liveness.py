@@ -66,6 +66,35 @@ def test_no_packet_is_lost_when_bird_is_killed(segment: Segment, ipv6: bool) -> 
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("dies", [1, 2])
+def test_a_session_that_returns_comes_up_once_on_a_busy_machine(segment: Segment, dies: int) -> None:
+    """One BIRD is kept from running when its delay to dial ends, then the other while the first is at it.
+
+    Where both dial, one finds a second connection waiting when the first has just become a session, takes that
+    for another restart, and drops the stale routes of the first.
+    """
+    segment.pools = segment.pools[:1]
+    segment.start(2)
+    victim, other = sorted(segment.nodes, key=lambda node: node.number != dies)
+    logged = (other.run_dir / "bird.log").stat().st_size
+    changes = other.route_changes()
+    former, killed = victim.bird, time.monotonic()
+    victim.kill_bird()
+    eventually(lambda: victim.speaker.bird.pid not in (None, former))
+    time.sleep(0.3)
+    os.kill(victim.bird, signal.SIGSTOP)
+    time.sleep(max(0, killed + 1.3 - time.monotonic()))
+    os.kill(other.bird, signal.SIGSTOP)
+    os.kill(victim.bird, signal.SIGCONT)
+    time.sleep(0.3)
+    os.kill(other.bird, signal.SIGCONT)
+    eventually(lambda: all(peer.established for peer in victim.run(victim.speaker.peers())))
+    time.sleep(1)
+    assert not [change for change in changes() if change.startswith("Deleted")]
+    assert (other.run_dir / "bird.log").read_text()[logged:].count("State changed to up") == 1
+
+
+@pytest.mark.kernel
 def test_no_packet_is_lost_when_bird_is_replaced(segment: Segment) -> None:
     segment.pools = segment.pools[:1]
     one, two, _ = segment.start(3)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from test_bgp_plan import V4, V6, node, pool, view_of
 
-from podway.api.addresses import Family
+from podway.api.addresses import Address, Family
 from podway.api.meta import LabelSelector, Metadata
 from podway.api.peers import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule
 from podway.api.resources import (
@@ -83,6 +83,7 @@ RACKS = view_of(
 PLANS = {
     "ipv4": plan_bgp(view_of([*THREE, V4]), "node-1"),
     "dual-stack": plan_bgp(view_of([*THREE, V6, V4, pool("10.9.0.0/20", 26)]), "node-1"),
+    "middle": plan_bgp(view_of([*THREE, V6, V4]), "node-2"),
     "ipv6-no-bfd": plan_bgp(
         view_of(
             [node(1, (Family.IPV6,)), LONG_NAME, V6],
@@ -111,6 +112,21 @@ def test_bird_accepts_it(plan: BgpPlan, tmp_path: Path) -> None:
     file.write_text(render(plan, tmp_path / "bird.log", {"peer:tor": "s3cret"}))
     done = subprocess.run(["/usr/sbin/bird", "-p", "-c", file], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_of_two_nodes_one_dials() -> None:
+    """Two dials at once can end a session that has just come up, and the stale routes with it."""
+    view = view_of([*THREE, V6, V4])
+    dialling: set[frozenset[Address]] = set()
+    for name in view.nodes:
+        plan = plan_bgp(view, name)
+        for session in render(plan, Path("bird.log")).split("\nprotocol bgp ")[1:]:
+            peer = next(peer for peer in plan.peers if f"neighbor {peer.address} port" in session)
+            if "passive;" not in session:
+                pair = frozenset({peer.address, plan.address(peer.family)})
+                assert pair not in dialling, "the other end dials, too"
+                dialling.add(pair)
+    assert len(dialling) == 2 * 3, "a session of each family for each pair of nodes"
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

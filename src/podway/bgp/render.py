@@ -109,8 +109,8 @@ template bgp nodes_$family {
 	direct;			# the nodes share a layer-2 segment
 	hold time 9;		# the last resort for noticing a dead peer; the first is BFD
 	keepalive time 3;
-	connect delay time 1;
-	connect retry time 5;
+	connect delay time 1;	# only one end dials (see "passive"): were both to, after the same
+	connect retry time 5;	# delay, a session could come up and be restarted at once by the other dial
 	error wait time 1, 5;
 	graceful restart on;	# BIRD's death is not the node's: its routes still lead to its pods
 	graceful restart time $restart_time;
@@ -309,9 +309,23 @@ def _hops(peer: BgpPeer) -> str:
     return "" if peer.direct else " multihop on"
 
 
+def waits_to_be_dialled(plan: BgpPlan, peer: BgpPeer) -> bool:
+    """Tell whether the node leaves it to another to open their session: the one of the higher address does.
+
+    BIRD takes a connection from a peer with which a session stands for the sign of a graceful restart, and a second
+    one, while stale routes of the first are left, for the order to drop these (RFC 4724, section 4.2;
+    bgp_incoming_connection and bgp_handle_graceful_restart in proto/bgp/bgp.c). When both ends dial at the same
+    moment, as after a restart, the dial that lost may be such a second connection: it waits in the listening
+    socket's queue while the other is established.
+    """
+    return int(plan.address(peer.family)) > int(peer.address)
+
+
 def _peer(plan: BgpPlan, peer: BgpPeer, address: str) -> str:
     # A reflector is made one by its export filter alone: to change "rr client" would restart the session.
     lines = "" if peer.direct else "\tmultihop;\n"
+    if waits_to_be_dialled(plan, peer):
+        lines += "\tpassive;\n"
     if peer.asn == plan.asn:
         lines += "\trr client;\n"
     return f"""
