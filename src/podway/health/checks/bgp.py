@@ -33,7 +33,12 @@ def bgp_session(facts: ClusterFacts) -> Iterator[Problem]:
                 one, other = sorted((name, session.node))
                 down.setdefault((one, other, session.family), []).append((name, session))
     for (one, other, family), ends in down.items():
-        reason = min((why_down(name, session, facts) for name, session in ends), key=lambda reason: reason.rank)
+        # Of a segment that is dropped for its signature only its receiver knows, and only one end dials.
+        signatures = max(session.signatures for _, session in ends)
+        reason = min(
+            (why_down(name, msgspec.structs.replace(end, signatures=signatures), facts) for name, end in ends),
+            key=lambda reason: reason.rank,
+        )
         states = ", ".join(f"on {name} {_state(session)}" for name, session in ends)
         yield Problem(f"{states}: {reason.words}", reason.mend, f"{one} - {other} {family.label}")
 
