@@ -312,8 +312,8 @@ def _hops(peer: BgpPeer) -> str:
 def waits_to_be_dialled(plan: BgpPlan, peer: BgpPeer) -> bool:
     """Tell whether the node leaves it to another to open their session: the one of the higher address does.
 
-    BIRD takes a connection from a peer with which a session stands for the sign of a graceful restart, and a second
-    one, while stale routes of the first are left, for the order to drop these (RFC 4724, section 4.2;
+    BIRD takes a connection from a peer with which a session stands for the sign of a graceful restart, and a
+    second one, while stale routes of the first are left, for the order to drop these (RFC 4724, section 4.2;
     bgp_incoming_connection and bgp_handle_graceful_restart in proto/bgp/bgp.c). When both ends dial at the same
     moment, as after a restart, the dial that lost may be such a second connection: it waits in the listening
     socket's queue while the other is established.
