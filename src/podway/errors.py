@@ -2,6 +2,7 @@
 
 PodwayError                 says what is wrong and, in `hint`, what to do about it
 ├── InvalidInput            what a person or a runtime handed us cannot be right
+│   ├── InvalidArgument     ... on the command line
 │   └── InvalidObject       ... in a resource: names the object and the field
 ├── StoreError
 │   ├── NotFound
@@ -16,6 +17,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 │   └── AddressUnavailable  a wanted address lies outside our reach or is taken
 ├── KernelError             a kernel request failed: errno, request and the kernel's own words
 ├── UnsupportedSystem       the kernel, a program or a privilege that Podway needs is missing
+│   └── NeedsRoot           ... a privilege
 ├── RoutingError            BIRD is missing, rejects its configuration or does not answer
 ├── AgentError              the agent cannot start, or cannot be reached
 ├── CniError                an answer to the container runtime, with the code of the CNI spec
@@ -39,6 +41,10 @@ class PodwayError(Exception):
 
 class InvalidInput(PodwayError):
     """What a person or a container runtime handed us cannot be right."""
+
+
+class InvalidArgument(InvalidInput):
+    """An argument or option of a command cannot be right, whatever the cluster is like."""
 
 
 class InvalidObject(InvalidInput):
@@ -113,6 +119,13 @@ class KernelError(PodwayError):
 
 class UnsupportedSystem(PodwayError):
     """The kernel, a program or a privilege that Podway needs is missing."""
+
+
+class NeedsRoot(UnsupportedSystem):
+    """This process may not do something. `what` is that, such as `reading the store PATH`."""
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        super().__init__(f"{what} needs root", hint=hint)
 
 
 class RoutingError(PodwayError):

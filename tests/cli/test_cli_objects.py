@@ -129,7 +129,7 @@ def test_which_pods(cluster):
     assert names("-A", "-l", "!app") == ["db"]
     assert names("-l", "app==web, app") == ["web"]
     assert names("web") == ["web"]
-    assert "cannot read" in cluster("get", "pods", "-l", "a=b=c", status=1)
+    assert "cannot read" in cluster("get", "pods", "-l", "a=b=c", status=2)
     assert "Pod/default/db does not exist" in cluster("get", "pods", "db", status=1)
     assert "-A" in cluster("get", "pods", "-A", "-n", "x", status=2)
     assert "did you mean pods?" in cluster("get", "podss", status=2)
@@ -203,8 +203,8 @@ def test_every_wrong_field_is_told_at_once(podway):
 
 
 def test_manifests_that_cannot_be_read(podway, tmp_path):
-    assert "No such file" in podway("apply", "-f", "/nowhere/x.yaml", status=1)
-    assert "Is a directory" in podway("apply", "-f", str(tmp_path), status=1)
+    assert "No such file" in podway("apply", "-f", "/nowhere/x.yaml", status=2)
+    assert "Is a directory" in podway("apply", "-f", str(tmp_path), status=2)
     assert "holds no object" in podway("apply", "-f", "-", stdin="# nothing\n", status=1)
     (tmp_path / "latin").write_bytes(b"a: \xe9")
     assert "not UTF-8" in podway("apply", "-f", str(tmp_path / "latin"), status=1)
@@ -234,7 +234,7 @@ def test_delete(cluster):
     assert "either" in cluster("delete", status=2)
     assert "either" in cluster("delete", "pod", "web", "-f", "-", status=2)
     assert "either" in cluster("delete", "pod", "-f", "-", status=2)
-    assert "either" in cluster("delete", "pod", status=2)
+    assert "delete which pods?" in cluster("delete", "pod", status=2)
 
 
 def test_rows_that_are_not_in_the_store(podway, monkeypatch):
@@ -244,14 +244,20 @@ def test_rows_that_are_not_in_the_store(podway, monkeypatch):
         name: str
 
     live = views.View(
-        ("things",), (views.Column("NAME", lambda row, _: row.name),), source=f"{__name__}:rows_for_test"
+        ("things",),
+        (views.Column("NAME", lambda row, _: row.name),),
+        source=f"{__name__}:rows_for_test",
+        row_kind="Thing",
     )
     monkeypatch.setitem(globals(), "rows_for_test", lambda options, names: [Row(options.lab), *map(Row, names)])
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     monkeypatch.setitem(views.VIEW_BY_NAME, "things", live)
     assert podway("get", "things", "a") == "NAME\nlab\na\n"
-    assert json.loads(podway("get", "things", "-o", "json"))["items"] == [{"name": "lab"}]
-    assert "cannot be deleted" in podway("delete", "things", "a", status=2)
+    assert json.loads(podway("get", "things", "-o", "json"))["items"] == [
+        {"apiVersion": "podway.io/v1", "kind": "Thing", "name": "lab"}
+    ]
+    assert "have no names" in podway("get", "things", "-o", "name", status=2)
+    assert "cannot be changed or deleted" in podway("delete", "things", "a", status=2)
 
 
 def run(*args, **environment):

@@ -42,7 +42,7 @@ def test_several_fields_change_at_once_and_the_rest_stays(pool):
 )
 def test_what_cannot_be_right_is_refused_and_nothing_is_changed(pool, assignments, words):
     before = spec_of(pool)
-    said = pool("set", "pool/p", *assignments, status=1)
+    said = pool("set", "pool/p", *assignments, status=2)
     assert said.startswith("podway: IPPool/p: ")
     assert all(word in said for word in words), said
     assert "hint: " in said
@@ -51,5 +51,11 @@ def test_what_cannot_be_right_is_refused_and_nothing_is_changed(pool, assignment
 
 def test_an_object_that_is_not_there(pool):
     assert "IPPool/q does not exist" in pool("set", "pool/q", "encapsulation=vxlan", status=1)
-    assert "'pol/p' names no object" in pool("set", "pol/p", "encapsulation=vxlan", status=1)
-    assert "write pool/NAME" in pool("set", "pool", "encapsulation=vxlan", status=1)
+    assert "did you mean pool?" in pool("set", "pol/p", "encapsulation=vxlan", status=2)
+    assert "write pool/NAME" in pool("set", "pool", "encapsulation=vxlan", status=2)
+    assert "cannot be changed" in pool("set", "routes/n1", "encapsulation=vxlan", status=2)
+    assert "what of pool/p?" in pool("set", "pool", "p", status=2)
+
+
+def test_kind_and_name_may_be_two_words(pool):
+    assert pool("set", "pool", "p", "encapsulation=vxlan") == "IPPool/p: encapsulation none → vxlan\n"

@@ -76,6 +76,6 @@ def test_the_report_in_text_names_subject_reason_and_remedy(lab: HealthLab) -> N
 
 def test_the_list_of_checks_needs_no_lab() -> None:
     command = [sys.executable, "-m", "podway", "--lab", "nosuchlab", "doctor", "--list", "-o", "json"]
-    listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["items"]
     assert {"check", "looksAt", "why"} == set(listed[0])
     assert len({check["check"] for check in listed}) == len(listed) > 30

@@ -1,10 +1,13 @@
 """What `podway install` writes, and what it refuses to overwrite."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from podway.cli.main import main
 from podway.errors import InvalidInput
 from podway.host.files import HostPaths, install, remove
 
@@ -43,6 +46,23 @@ def test_an_edited_file_is_kept_and_nothing_else_is_written(paths: HostPaths) ->
     assert conflist.read_text() == "{}"
     assert not paths.plugins.exists()
     assert install(paths, overwrite=True)[conflist] == "written"
+
+
+@pytest.mark.parametrize("there", [(), ("portmap",), ("portmap", "bandwidth")], ids=len)
+def test_only_plugins_that_are_installed_are_chained(paths: HostPaths, there: tuple[str, ...]) -> None:
+    paths.plugins.mkdir()
+    for name in there:
+        (paths.plugins / name).write_text("#!/bin/sh\n")
+        (paths.plugins / name).chmod(0o755)
+    (paths.plugins / "tuning").touch()
+    install(paths)
+    network = json.loads((paths.configuration / "10-podway.conflist").read_text())
+    assert [plugin["type"] for plugin in network["plugins"]] == ["podway", *there]
+    places = {"--plugin-dir": paths.plugins, "--conf-dir": paths.configuration, "--unit-dir": paths.units}
+    words = [word for option, path in places.items() for word in (option, str(path))]
+    result = CliRunner().invoke(main, ["install", "--overwrite", *words])
+    left_out = {line.partition(":")[0] for line in result.stdout.splitlines() if "left out" in line}
+    assert left_out == {"portmap", "bandwidth"} - set(there)
 
 
 def test_removing_is_complete_and_may_be_repeated(paths: HostPaths) -> None:

@@ -180,7 +180,7 @@ def test_one_agent_that_is_stuck_is_named_and_the_others_still_answer(channel: s
         with pytest.raises(AgentError, match=r"agent of node2 at 172\.30\.0\.2 port 9179 did not answer `status`"):
             _ask(channel, "node2", credentials, timeout=0.5)
         done = _podway("--lab", channel, "status", "--remote", "-o", "json")
-    answers = json.loads(done.stdout)
+    answers = {item["node"]: item for item in json.loads(done.stdout)["items"]}
     assert done.returncode == 1
     assert answers["node1"]["ready"]
     assert "node2 at 172.30.0.2 port 9179 did not answer" in answers["node2"]["error"]

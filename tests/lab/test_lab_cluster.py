@@ -199,11 +199,15 @@ def test_an_up_that_fails_shows_the_agents_log_and_leaves_nothing(
         (["--tor", "frr"], "a flat segment has no routers"),
         (["--pool", "fd00::/48", "--encapsulation", "ipip"], "IPIP carries IPv4 packets"),
         (["--node-family", "ipv6", "--encapsulation", "ipip"], "between IPv4 nodes"),
+        (["--pool", "10.244.0.0/23"], "choose --block-size 25, or a larger --pool, such as 10.244.0.0/22"),
+        (["--pool", "10.244.0.0/28", "--block-size", "29"], "2 blocks of /29, and 3 nodes need one each"),
+        (["--pool", "10.0.0.0/23", "--pool", "10.1.0.0/23"], "2 blocks of /24, and 3 nodes"),
+        (["--pool", "10.244.0.0/16", "--pool", "fd00::/121"], "--block-size 123"),
     ],
 )
 def test_what_cannot_be_built_is_said_and_nothing_is_left(lab_name: str, options: list[str], problem: str) -> None:
     done = _podway(lab_name, "lab", "up", *options)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert problem in done.stderr
     assert _traces(lab_name) == []
 
@@ -225,6 +229,53 @@ def test_a_lab_is_built_once_and_one_command_changes_it_at_a_time(
     assert json.loads((lab_dir(lab) / "lab.json").read_text())["nodes"] == {
         "node1": {"index": 1, "running": True, "rack": 1}
     }
+
+
+def test_a_command_inside_ends_as_in_a_shell(build: Callable[..., str], tmp_path: Path) -> None:
+    lab = build(nodes=1)
+    pods.run(lab, "web", namespace="shop")
+    script = tmp_path / "no-script"
+    script.write_text("exit 0")
+    for inside in (
+        ["exec", "shop/web"],
+        ["exec", "web", "-n", "shop"],
+        ["exec", "pod/shop/web"],
+        ["node", "node1"],
+    ):
+        for command, status, told in (
+            (["--", "sh", "-c", "exit 7"], 7, ""),
+            (["sh", "-c", "exit 7"], 7, ""),  # its options are not ours, also without --
+            (["--", "sh", "-c", "kill -9 $$"], 128 + 9, ""),
+            (["--", "no-such-command"], 127, "podway: no-such-command: No such file or directory\n"),
+            (["--", str(script)], 126, f"podway: {script}: Permission denied\n"),
+        ):
+            done = _podway(lab, "lab", *inside, *command)
+            assert (done.returncode, done.stderr) == (status, told)
+    for words, told in (
+        (["exec", "shop/web", "-n", "default", "--", "true"], "leave one of the two out"),
+        (["exec", "shop/web"], "missing argument 'COMMAND...'"),
+        (["node", "node1"], "podway lab node node1 -- COMMAND..."),
+        (["run", "x", "--ip", "10.244.0.300"], "does not appear to be"),
+        (["run", "No_Name"], "metadata.name"),
+        (["run", "x", "--label", "a"], "no KEY=VALUE"),
+        (["node", "add", "a.b"], "not a node's name"),
+        (["node", "add", "node2", "--rack", "5"], "there is no rack 5"),
+    ):
+        done = _podway(lab, "lab", *words)
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+
+
+def test_the_lab_may_be_named_in_several_places(build: Callable[..., str]) -> None:
+    lab = build(nodes=1)
+    for words in (["node", "--lab", lab, "node1", "true"], ["status", "--lab", lab], ["--lab", lab, "status"]):
+        done = _podway("another", "lab", *words)
+        assert done.returncode == 0, done.stderr
+    twice = _podway("another", "lab", "down", lab)
+    assert (twice.returncode, f"{lab} or --lab another?" in twice.stderr) == (2, True)
+    environment = {**os.environ, "PODWAY_LAB": "another"}
+    command = [sys.executable, "-m", "podway", "lab", "down", lab]
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert _traces(lab) == []
 
 
 def test_too_little_privilege_names_the_capability(lab_name: str) -> None:

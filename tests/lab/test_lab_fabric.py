@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podway.api.addresses import Family
-from podway.errors import LabError
+from podway.errors import InvalidArgument
 from podway.lab.fabric import MAX_RACKED_NODES, MAX_RACKS, Fabric, node_asn, plan_fabric, tor_asn
 
 DUAL = (ip_network("10.244.0.0/16"), ip_network("fd00::/48"))
@@ -31,7 +31,7 @@ def test_nodes_get_subnets_beside_the_pools(
 ) -> None:
     networks = tuple(map(ip_network, pools))
     if families is None:
-        with pytest.raises(LabError, match="leave no IPv"):
+        with pytest.raises(InvalidArgument, match="leave no IPv"):
             plan_fabric(networks, nodes=3, racks=racks)
         return
     fabric = plan_fabric(networks, nodes=3, racks=racks)
@@ -93,6 +93,6 @@ def test_as_numbers_are_private_and_each_ones_own() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(racks: int, nodes: int, problem: str, hint: str) -> None:
-    with pytest.raises(LabError, match=problem) as caught:
+    with pytest.raises(InvalidArgument, match=problem) as caught:
         plan_fabric(DUAL, nodes=nodes, racks=racks)
     assert hint in caught.value.hint

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podway.api.lease import ALIAS_BYTES
-from podway.errors import LabError
+from podway.errors import InvalidArgument
 from podway.lab import names
 
 LABEL = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
@@ -13,13 +13,13 @@ POD = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,10}[a-z0-9])?", fullmatch=True)
 
 @pytest.mark.parametrize("name", ["", "Lab", "a-b", "a/b", "..", "a" * 21, "lab\n"])
 def test_a_labs_name_is_a_short_word(name: str) -> None:
-    with pytest.raises(LabError, match="not a lab's name"):
+    with pytest.raises(InvalidArgument, match="not a lab's name"):
         names.require_lab_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a.b", "../x", "n" * 41, "add", "fabric", "pod-x", "tor1"])
 def test_a_nodes_name_is_a_label_without_a_second_meaning(name: str) -> None:
-    with pytest.raises(LabError) as caught:
+    with pytest.raises(InvalidArgument) as caught:
         names.require_node_name(name)
     assert caught.value.hint
 

@@ -10,7 +10,7 @@ import pytest
 from patience import ONCE, PATIENCE
 from podway.api.addresses import Family
 from podway.api.resources import ASN, RACK, NetworkConfig, Node, Pod
-from podway.errors import LabError
+from podway.errors import InvalidArgument
 from podway.lab import cluster, facts, names, pods, processes, state, topology
 from podway.lab.fabric import Tor
 from podway.lab.facts import PoolForm
@@ -110,7 +110,7 @@ def test_nodes_join_leave_and_lose_power_in_their_racks(build: Callable[..., str
         assert "ttl=" in _ping(names.node_netns(lab, "node1"), address, PATIENCE)
     cluster.remove_node(lab, "node9")
     assert "node9" not in _racks(lab)
-    with pytest.raises(LabError, match="no rack 3") as caught:
+    with pytest.raises(InvalidArgument, match="no rack 3") as caught:
         cluster.add_node(lab, "node10", lambda _: None, rack=3)
     assert "racks 1 to 2" in caught.value.hint
     cluster.down(lab)

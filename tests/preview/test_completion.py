@@ -71,7 +71,7 @@ def test_no_command_is_imported_to_complete_its_name():
         "print([m for m in sys.modules if m.startswith('podway.cli.') or m in ('msgspec', 'asyncio', 'rich')])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, text=True, capture_output=True)
-    assert sorted(eval(done.stdout)) == [f"podway.cli.{name}" for name in ("complete", "help", "main", "options")]
+    assert sorted(eval(done.stdout)) == [f"podway.cli.{name}" for name in ("help", "main", "mistakes", "options")]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

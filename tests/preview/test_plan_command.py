@@ -179,13 +179,24 @@ def test_plan_writes_nothing(podway, file, tmp_path):
         (["--delete", "pool/for"], None, "IPPool/for does not exist"),
         (["--delete", "pool/for"], None, "did you mean four?"),
         (["--delete", "pool/four"], None, "3 of its blocks belong to nodes"),
-        (["--delete", "ppol/four"], None, "did you mean"),
-        (["--delete", "pool"], None, "write KIND/NAME"),
-        (["-f", "/nowhere"], None, "/nowhere: No such file"),
     ],
 )
 def test_a_change_that_cannot_be_right_is_told_with_its_place(podway, file, words, stdin, told):
     assert told in podway("plan", "--snapshot", file, *words, stdin=stdin, status=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--delete", "ppol/four"], "did you mean"),
+        (["--delete", "pool"], "write pool/NAME"),
+        (["--delete", "routes/x"], "cannot be changed or deleted"),
+        (["-f", "/nowhere"], "/nowhere: No such file"),
+        ([], "name a change"),
+    ],
+)
+def test_an_argument_that_cannot_be_right(podway, file, words, told):
+    assert told in podway("plan", "--snapshot", file, *words, status=2).stderr
 
 
 def test_a_name_that_does_not_exist_is_told_with_the_nearest(podway, file):

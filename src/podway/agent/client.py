@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from podway.errors import AgentError
+from podway.errors import AgentError, NeedsRoot
 
 TIMEOUT = 10.0
 """Seconds to wait for an answer; the agent answers from memory or in a few kernel calls."""
@@ -16,7 +16,8 @@ TIMEOUT = 10.0
 def call(path: Path, method: str, *, timeout: float = TIMEOUT, **params: Any) -> Any:
     """Call a method of the agent that listens at `path`; return its result.
 
-    Raises AgentError if no agent answers in time (seconds), or if it answers with an error.
+    Raises AgentError if no agent answers in time (seconds), or if it answers with an error, and NeedsRoot if this
+    user may not ask it.
     """
     deadline = time.monotonic() + timeout
     try:
@@ -29,6 +30,8 @@ def call(path: Path, method: str, *, timeout: float = TIMEOUT, **params: Any) ->
             f"the agent at {path} did not answer `{method}` within {timeout:g} s",
             hint="look at its log; `podway status` tells more once it answers",
         ) from error
+    except PermissionError as error:
+        raise NeedsRoot(f"asking the agent at {path}") from error
     except OSError as error:
         raise AgentError(
             f"no agent answers at {path}: {error.strerror}",

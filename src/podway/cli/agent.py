@@ -7,22 +7,24 @@ from typing import Any
 import click
 
 from podway.agent.options import DEFAULT_RUN_DIR
+from podway.api.encode import to_list
 from podway.cli.agents import agents, ask_all
 from podway.cli.complete import complete_nodes
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions
+from podway.cli.options import GlobalOptions, cluster_options, store_option
 from podway.cli.output import age
 from podway.errors import AgentError
+from podway.store.open import path_of
 
 
 @click.command(
     epilog=examples(
         "podway agent --node node1 --store sqlite:///var/lib/podway/store.db",
-        "podway agent --node node1 --interface eth1 --log-level debug",
+        "podway agent --node node1 --store sqlite:///var/lib/podway/store.db --interface eth1 --log-level debug",
     )
 )
 @click.option("--node", required=True, metavar="NAME", help="This node's name in the cluster.")
-@click.option("--store", "url", required=True, metavar="URL", envvar="PODWAY_STORE", help="The cluster's store.")
+@store_option(help="The cluster's store, such as sqlite:///var/lib/podway/store.db.")
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -30,36 +32,51 @@ from podway.errors import AgentError
     show_default=True,
     help="Where its sockets and BIRD's files are.",
 )
-@click.option("--interface", default="", metavar="DEVICE", help="The uplink, if it is not to be found out.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
-def agent(*, node: str, url: str, run_dir: Path, interface: str, log_level: str) -> None:
-    """Run the agent of a node, until SIGTERM. Pods, routes and BIRD outlive it."""
+@click.option(
+    "--interface",
+    default="",
+    metavar="DEVICE",
+    help="The uplink.  [default: the device with the default route, or the only usable one]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much it says on standard error.",
+)
+@click.pass_obj
+def agent(options: GlobalOptions, *, node: str, run_dir: Path, interface: str, log_level: str) -> None:
+    """Run the agent of a node, until SIGTERM. Pods, routes and BIRD outlive it. Needs root."""
+    if options.store is None:
+        raise click.UsageError("name the cluster's store: --store URL, or PODWAY_STORE")
+    path_of(options.store)
     from podway.agent.agent import run
     from podway.agent.logs import configure
     from podway.agent.options import AgentOptions
 
     configure(log_level)
-    run(AgentOptions(node=node, store=url, run_dir=run_dir, interface=interface))
+    run(AgentOptions(node=node, store=options.store, run_dir=run_dir, interface=interface))
 
 
 @click.command(epilog=examples("podway status", "podway status node1 -o json"))
 @click.argument("node", required=False, shell_complete=complete_nodes)
 @click.option("-o", "--output", type=click.Choice(["json"]), help="Another form than text.")
 @click.option("--remote", is_flag=True, help="Ask over the network, also an agent on this machine.")
+@cluster_options
 @click.pass_obj
 def status(options: GlobalOptions, *, node: str | None, output: str | None, remote: bool) -> None:
     """Show how a node's agent is: store, BIRD's sessions, blocks and leases, drift, certificate.
 
     Without NODE: every node of the lab; of the cluster, if its store is named; else this host.
-    Exit status 1 if an agent did not answer.
+    With -o json always a List of AgentStatus. Exit status 1 if an agent did not answer.
     """
     answers = ask_all(agents(options, (node,) if node else (), remote=remote), "status")
     silent = [answer for answer in answers.values() if isinstance(answer, AgentError)]
-    if len(silent) == len(answers) == 1:
+    if len(silent) == len(answers) == 1 and output is None:
         raise silent[0]
     if output == "json":
-        shapes = {name: _failure(answer) if answer in silent else answer for name, answer in answers.items()}
-        click.echo(json.dumps(shapes if node is None else next(iter(shapes.values())), indent=2))
+        click.echo(json.dumps(to_list([_shape(name, answer) for name, answer in answers.items()]), indent=2))
     else:
         for position, (name, answer) in enumerate(answers.items()):
             if position:
@@ -71,8 +88,11 @@ def status(options: GlobalOptions, *, node: str | None, output: str | None, remo
     click.get_current_context().exit(1 if silent else 0)
 
 
-def _failure(error: AgentError) -> dict[str, str]:
-    return {"error": error.message, "hint": error.hint}
+def _shape(node: str, answer: dict[str, Any] | AgentError) -> dict[str, Any]:
+    head = {"apiVersion": "podway.io/v1", "kind": "AgentStatus", "node": node}
+    if isinstance(answer, AgentError):
+        return {**head, "error": answer.message, "hint": answer.hint}
+    return {**head, **answer}
 
 
 def _topology(routing: dict[str, Any]) -> str:

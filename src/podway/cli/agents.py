@@ -1,6 +1,7 @@
 """The agents that a command may ask, here and on other nodes, and what they know of routes and sessions."""
 
 import difflib
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from functools import partial
@@ -12,7 +13,8 @@ import msgspec
 from podway.agent.client import call
 from podway.agent.options import DEFAULT_RUN_DIR
 from podway.cli.options import GlobalOptions
-from podway.errors import AgentError, InvalidInput, StoreError
+from podway.errors import AgentError, NeedsRoot, NotFound, StoreError
+from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
 
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -84,7 +86,8 @@ def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool 
     Those of this machine are asked over their unix sockets, unless `remote` is true. Where a store was named,
     the other nodes are asked over the channel: the store tells where they are, and lets us in.
 
-    Raises InvalidInput for a name without node, or if no agent is known at all; LabError, StoreError.
+    Raises NotFound for a name without node, AgentError if no agent is known at all; NeedsRoot, LabError,
+    StoreError.
     """
     if remote:
         found = _over_channel(options)
@@ -93,7 +96,7 @@ def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool 
     else:
         found = _of_cluster(options)
     if not found:
-        raise InvalidInput(
+        raise AgentError(
             "no agent runs here",
             hint="start one: `podway lab up`, or `podway agent`; to ask other hosts, name the --store",
         )
@@ -101,7 +104,7 @@ def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool 
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}"
-            raise InvalidInput(f"no agent of a node {name!r} here", hint=hint)
+            raise NotFound(f"there is no node {name!r} here", hint=hint)
     return {name: found[name] for name in names or found}
 
 
@@ -121,7 +124,10 @@ def ask_all(asked: Mapping[str, Ask], method: str) -> dict[str, Any]:
 
 def _over_sockets(options: GlobalOptions) -> dict[str, Ask]:
     """Return the agents of the lab, or of this host where no lab stands."""
+    require_lab_name(options.lab)
     nodes = lab_dir(options.lab) / "nodes"
+    if nodes.exists() and not os.access(nodes, os.R_OK | os.X_OK):
+        raise NeedsRoot(f"looking into the lab {options.lab!r}")
     found: dict[str, Ask] = {path.parent.name: partial(call, path) for path in sorted(nodes.glob("*/agent.sock"))}
     if not found and HOST_SOCKET.exists():
         found[HOST] = partial(call, HOST_SOCKET)

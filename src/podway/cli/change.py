@@ -8,11 +8,10 @@ from podway.api.cluster_rules import check_change, check_deletion
 from podway.api.decode import Manifest
 from podway.api.resources import Key, Pod, Resource, key, subject
 from podway.cli.help import examples
-from podway.cli.kinds import KindName, complete_names, key_of, namespace_option, nearest_key
+from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, nearest_key, read_requests
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
-from podway.cli.options import GlobalOptions
-from podway.cli.views import View
-from podway.errors import NotFound
+from podway.cli.options import GlobalOptions, cluster_options
+from podway.errors import InvalidArgument, NotFound
 from podway.store.base import Store
 
 files_option = click.option(
@@ -36,6 +35,7 @@ files_option = click.option(
 )
 @files_option
 @namespace_option
+@cluster_options
 @click.pass_obj
 def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | None) -> None:
     """Create or change objects from manifests.
@@ -54,16 +54,21 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
     options.run(work, create=True)
 
 
-@click.command(epilog=examples("podway delete pool databases", "podway delete -f pools.yaml"))
-@click.argument("view", metavar="[KIND]", type=KindName(), required=False)
-@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_names)
+@click.command(
+    epilog=examples(
+        "podway delete pool databases",
+        "podway delete pod/web pod/shop/db",
+        "podway delete -f pools.yaml",
+    )
+)
+@click.argument("words", metavar="[KIND NAME... | KIND/NAME...]", nargs=-1, shell_complete=complete_words)
 @files_option
 @namespace_option
+@cluster_options
 @click.pass_obj
 def delete(
     options: GlobalOptions,
-    view: View | None,
-    names: tuple[str, ...],
+    words: tuple[str, ...],
     filenames: tuple[str, ...],
     namespace: str | None,
 ) -> None:
@@ -72,14 +77,12 @@ def delete(
     Nothing is deleted unless all exist and nothing that stays needs them. In a lab, whose pods nobody else runs, a
     pod ends with its object.
     """
-    if (view is None) != bool(filenames) or (view is not None and not names):
-        raise click.UsageError("give either KIND NAME... or -f FILE")
-    if view is None:
+    if bool(words) == bool(filenames):
+        raise click.UsageError("give either KIND NAME..., or KIND/NAME..., or -f FILE")
+    if filenames:
         unwanted = [key(manifest.resource) for manifest in read_manifests(filenames, namespace)]
-    elif view.kind is None:
-        raise click.UsageError(f"{view.names[0]} cannot be deleted: they follow from the cluster's objects")
     else:
-        unwanted = [key_of(view.kind, name, namespace) for name in names]
+        unwanted = _named(words, namespace)
 
     async def find(store: Store) -> list[Resource]:
         stored = {key(obj): obj for obj in (await store.list_all()).items}
@@ -104,6 +107,19 @@ def _end_in_lab(lab: str, pods: Sequence[Pod]) -> None:
         from podway.lab.pods import remove_all
 
         remove_all(lab, pods, report=lambda pod: click.echo(f"{subject(key(pod))} deleted"))
+
+
+def _named(words: Sequence[str], namespace: str | None) -> list[Key]:
+    """Return the keys of the objects that words name. Raises InvalidArgument if a kind stands without a name."""
+    found = []
+    for request in read_requests(words, namespace):
+        if not request.names:
+            raise InvalidArgument(
+                f"delete which {request.view.names[0]}?",
+                hint=f"name them: podway delete {' '.join(words)} NAME...",
+            )
+        found += [key_of(kind_of(request.view), name, space) for space, name in request.names]
+    return found
 
 
 def checked_change(stored: Mapping[Key, Resource], manifests: Sequence[Manifest]) -> dict[Key, Resource]:

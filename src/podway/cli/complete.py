@@ -7,7 +7,7 @@ import click
 
 from podway.cli.options import GlobalOptions
 from podway.errors import PodwayError
-from podway.lab.paths import DEFAULT_LAB, LABS
+from podway.lab.paths import DEFAULT_LAB
 
 if TYPE_CHECKING:  # completing a command's name does without msgspec
     from podway.api.resources import Resource
@@ -17,8 +17,7 @@ R = TypeVar("R", bound="Resource")
 
 def objects(ctx: click.Context, kind: type[R], *, namespace: str | None = None) -> tuple[R, ...]:
     """Return a kind's objects, of one namespace or of all; none where no store can be read."""
-    given = ctx.find_root().params  # commands do not run while completing: there is no ctx.obj
-    options = GlobalOptions(given.get("store"), given.get("lab") or DEFAULT_LAB)
+    options = ctx.find_object(GlobalOptions) or GlobalOptions(None, DEFAULT_LAB)
     try:
         return options.run(lambda store: store.list(kind, namespace=namespace)).items
     except (PodwayError, OSError):
@@ -46,14 +45,6 @@ def complete_namespaces(ctx: click.Context, param: click.Parameter, incomplete: 
     return sorted(
         {*_starting(incomplete, objects(ctx, Namespace)), *["default"] * "default".startswith(incomplete)}
     )
-
-
-def complete_labs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Complete a lab's name."""
-    try:
-        return [path.name for path in sorted(LABS.iterdir()) if path.name.startswith(incomplete)]
-    except OSError:
-        return []
 
 
 def _starting(incomplete: str, found: "Iterable[Resource]") -> list[str]:

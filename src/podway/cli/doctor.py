@@ -10,7 +10,7 @@ import click
 from podway.cli.agents import agents
 from podway.cli.complete import complete_nodes
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions
+from podway.cli.options import GlobalOptions, cluster_options
 
 if TYPE_CHECKING:
     from podway.health.cluster import Diagnosis
@@ -30,6 +30,7 @@ COLOURS = {"error": "red", "warning": "yellow"}
 @click.option("--list", "only_list", is_flag=True, help="Say what is checked and why, and check nothing.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
 @click.option("--remote", is_flag=True, help="Ask over the network, also an agent on this machine.")
+@cluster_options
 @click.pass_obj
 def doctor(
     options: GlobalOptions,
@@ -46,7 +47,8 @@ def doctor(
     Exit status 0: no errors (there may be warnings). 1: errors, or no agent at all.
     """
     if only_list:
-        click.echo("\n".join(_declared()) if output == "text" else json.dumps(list(_declared_shapes()), indent=2))
+        checks = {"apiVersion": "podway.io/v1", "kind": "DoctorCheckList", "items": list(_declared_shapes())}
+        click.echo("\n".join(_declared()) if output == "text" else json.dumps(checks, indent=2))
         return
     from podway.health.cluster import examine
 

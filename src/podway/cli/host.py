@@ -29,25 +29,43 @@ def _paths(command: F) -> F:
 @_paths
 @click.option("--overwrite", is_flag=True, help="Replace files that somebody changed.")
 def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool) -> None:
-    """Install the CNI plugin, its configuration and the agent's systemd unit. Starts nothing."""
+    """Install the CNI plugin, its configuration and the agent's systemd unit. Starts nothing. Needs root.
+
+    The standard plugins portmap and bandwidth are chained behind Podway's where they are installed.
+    """
     from podway.host import files
 
-    _tell(files.install(HostPaths(plugin_dir, conf_dir, unit_dir), overwrite=overwrite))
+    paths = HostPaths(plugin_dir, conf_dir, unit_dir)
+    _tell(files.install(paths, overwrite=overwrite))
+    chained = files.chained(paths)
+    for plugin, without in files.CHAINED.items():
+        if plugin not in chained:
+            click.echo(f"{plugin}: left out, it is not in {plugin_dir}; {without}")
+    if len(chained) < len(files.CHAINED):
+        click.echo("To have them, install the standard CNI plugins there, then: podway install --overwrite")
     click.echo(f"Start the agent when you are ready: systemctl enable --now {files.UNIT_NAME}")
 
 
-@click.command(epilog=examples("systemctl disable --now podway-agent && podway uninstall"))
+@click.command(
+    epilog=examples(
+        "systemctl disable --now podway-agent        # first",
+        "podway uninstall",
+        "podway uninstall --with-pods                # also where pods are attached",
+    )
+)
 @_paths
 @click.option("--run-dir", type=_DIRECTORY, default=DEFAULT_RUN_DIR, show_default=True)
 @click.option("--with-pods", is_flag=True, help="Even if pods are attached, which lose their network.")
 def uninstall(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, run_dir: Path, with_pods: bool) -> None:
-    """Remove Podway from this host: links, routes, firewall table, BIRD, files; settings are set back.
+    """Remove Podway from this host: links, routes, firewall table, BIRD, files; settings are set back. Needs root.
 
     Stop the agent first. What is not Podway's is never touched.
     """
     from podway.host import files
     from podway.host.reset import reset
+    from podway.kernel.support import require_privileges
 
+    require_privileges()
     removed = reset(run_dir, with_pods=with_pods)
     for pod in removed.pods:
         click.echo(f"pod {pod}: detached")
@@ -58,7 +76,7 @@ def uninstall(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, run_dir: Path
     if removed.bird:
         click.echo("BIRD: stopped")
     _tell(files.remove(HostPaths(plugin_dir, conf_dir, unit_dir)))
-    click.echo("Delete the Node object to return its address blocks: podway delete node NAME")
+    click.echo("Delete the Node object to return its address blocks: podway --store URL delete node NAME")
 
 
 def _tell(outcomes: dict[Path, Outcome]) -> None:

@@ -1,24 +1,26 @@
 """`podway lab`: a whole cluster on one machine."""
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, get_args
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL, Attach, Distribution, Encapsulation, When
 from podway.cli.complete import complete_namespaces, complete_nodes, complete_pods
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions
+from podway.cli.mistakes import Group, Mistake, in_arguments, say
+from podway.cli.options import GlobalOptions, complete_labs, lab_option
 from podway.errors import AgentError, LabError
 from podway.lab.fabric import Tor
+from podway.lab.paths import DEFAULT_LAB
 
 _NAMESPACE = click.option(
     "-n",
     "--namespace",
-    default="default",
-    show_default=True,
-    help="The pod's namespace.",
+    metavar="NS",
+    help="The pod's namespace.  [default: default]",
     shell_complete=complete_namespaces,
 )
 
@@ -27,31 +29,48 @@ def _report(line: str) -> None:
     click.echo(line, err=True)
 
 
+class _Command(click.Command):
+    """A command that makes or enters network namespaces, for which only root has the right."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it, or say at once that it needs root."""
+        from podway.kernel.support import require_privileges
+
+        require_privileges()
+        return super().invoke(ctx)
+
+
+class _Group(Group):
+    """`podway lab` and its groups."""
+
+    command_class = _Command
+    group_class = type
+
+
 @click.group(
+    cls=_Group,
     epilog=examples(
         "podway lab up --nodes 3",
-        "podway lab run web --serve 80",
+        "podway lab run web --node node1 --ip 10.244.1.10 --serve 80",
         "podway lab run client",
-        "podway lab exec client -- curl -s http://10.244.1.2",
+        "podway lab exec client -- curl -s http://10.244.1.10",
         "podway lab node node1 -- ip route",
         "podway lab down",
-    )
+    ),
 )
+@lab_option()
 def lab() -> None:
-    """Build and use a whole cluster on this machine.
+    """Build and use a whole cluster on this machine. Needs root.
 
     Each node is a network namespace with its own agent and BIRD; `ip netns exec` works in all of them.
-    Several labs stand side by side: podway --lab NAME lab up.
+    Several labs stand side by side: podway lab up --lab NAME.
     """
-    from podway.kernel.support import require_privileges
-
-    require_privileges()
 
 
 @lab.command(
     epilog=examples(
         "podway lab up",
-        "podway --lab six lab up --nodes 5 --pool 10.244.0.0/16 --pool fd10::/48",
+        "podway lab up --lab six --nodes 5 --pool 10.244.0.0/16 --pool fd10::/48",
         "podway lab up --racks 2 --nodes 4 --encapsulation vxlan --when cross-subnet",
         "podway lab up --racks 2 --nodes 4 --tor bird",
     )
@@ -105,6 +124,7 @@ def lab() -> None:
     "--when", type=click.Choice(get_args(When)), help="Which packets are encapsulated.  [default: always]"
 )
 @click.option("--attach", type=click.Choice(get_args(Attach)), help="How pods are attached.  [default: routed]")
+@lab_option()
 @click.pass_obj
 def up(
     options: GlobalOptions,
@@ -126,32 +146,53 @@ def up(
     from podway.lab import cluster
     from podway.lab.facts import PoolForm
 
-    cluster.up(
-        options.lab,
-        nodes=nodes,
-        pools=pools,
-        block_sizes=block_sizes,
-        asn=asn,
-        report=_report,
-        racks=racks,
-        tor=tor,
-        node_families=tuple(family for family in Family if node_family in {family.label.lower(), "dual"}),
-        form=msgspec.convert({key: value for key, value in form.items() if value}, PoolForm),
-    )
-    _report(f"lab {options.lab} is up; try: podway lab run web --serve 80; podway get nodes; podway lab status")
+    with in_arguments():
+        cluster.up(
+            options.lab,
+            nodes=nodes,
+            pools=pools,
+            block_sizes=block_sizes,
+            asn=asn,
+            report=_report,
+            racks=racks,
+            tor=tor,
+            node_families=tuple(family for family in Family if node_family in {family.label.lower(), "dual"}),
+            form=msgspec.convert({key: value for key, value in form.items() if value}, PoolForm),
+        )
+    again = "" if options.lab == DEFAULT_LAB else f" --lab {options.lab}"
+    _report(f"lab {options.lab} is up; try: podway lab run web --serve 80{again}; podway get nodes{again}")
 
 
-@lab.command(epilog=examples("podway lab down", "podway --lab six lab down"))
-@click.pass_obj
-def down(options: GlobalOptions) -> None:
-    """Remove a cluster and every trace of it, however far it was built."""
+@lab.command(epilog=examples("podway lab down", "podway lab down six"))
+@click.argument("name", required=False, shell_complete=complete_labs)
+@lab_option()
+@click.pass_context
+def down(ctx: click.Context, name: str | None) -> None:
+    """Remove a cluster and every trace of it, however far it was built: the lab NAME, or that of --lab."""
     from podway.lab import cluster
 
-    cluster.down(options.lab)
-    _report(f"lab {options.lab} is gone")
+    given, options = _given_lab(ctx), ctx.find_object(GlobalOptions)
+    assert options is not None
+    if name and given and name != given:
+        raise click.UsageError(f"{name} or --lab {given}?")
+    cluster.down(name or options.lab)
+    _report(f"lab {name or options.lab} is gone")
 
 
-@lab.command("list", epilog=examples("podway lab list"))
+def _given_lab(ctx: click.Context) -> str:
+    """Return the lab that options of the command line named; empty if none did."""
+    options = ctx.find_object(GlobalOptions)
+    sources = [level.get_parameter_source("lab") for level in (ctx, *_above(ctx))]
+    return options.lab if options and ParameterSource.COMMANDLINE in sources else ""
+
+
+def _above(ctx: click.Context) -> Iterator[click.Context]:
+    while ctx.parent is not None:
+        ctx = ctx.parent
+        yield ctx
+
+
+@lab.command("list", cls=click.Command, epilog=examples("podway lab list"))
 def list_labs() -> None:
     """Show all labs of this machine."""
     from podway.cli.output import print_table
@@ -168,6 +209,7 @@ def list_labs() -> None:
 
 
 @lab.command(epilog=examples("podway lab status"))
+@lab_option()
 @click.pass_obj
 def status(options: GlobalOptions) -> None:
     """Show a lab's nodes: rack, addresses, agent, pods."""
@@ -204,7 +246,7 @@ def _agent_state(name: str, node: str) -> str:
         return "down"
 
 
-class _NodeGroup(click.Group):
+class _NodeGroup(_Group):
     """`lab node add NODE` is a command of the group; `lab node NODE -- CMD…` runs CMD on that node."""
 
     def resolve_command(
@@ -224,26 +266,64 @@ class _NodeGroup(click.Group):
     subcommand_metavar="NODE -- COMMAND... | add|rm|kill|start NODE",
     epilog=examples("podway lab node node1 -- ip route", "podway lab node add node4"),
 )
+@lab_option()
 def node() -> None:
     """Run a command on a node, or add, remove, stop and start nodes."""
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+class _InnerCommand(_Command):
+    """A command line with another one in it: behind `--`, or from the second word on that is no option.
+
+    So the inner command's options are not taken for ours.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `--` before the inner command where nobody wrote it."""
+        if "--" not in args:
+            with_values = {name for param in self.params if isinstance(param, click.Option) for name in param.opts}
+            words, position = 0, 0
+            while position < len(args) and words < 2:
+                if args[position].startswith("-"):
+                    position += 2 if args[position] in with_values else 1
+                    continue
+                words += 1
+                position += words < 2
+            args = [*args[:position], "--", *args[position:]]
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_InnerCommand)
 @click.argument("node")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@lab_option()
 @click.pass_obj
 def _on_node(options: GlobalOptions, node: str, command: tuple[str, ...]) -> None:
     from podway.lab import cluster
 
-    words = command[1:] if command[:1] == ("--",) else command
-    if not words:
-        raise click.UsageError(f"what shall run on {node}? podway lab node {node} -- COMMAND...")
-    raise SystemExit(cluster.execute_on_node(options.lab, node, words))
+    if not command:
+        raise Mistake(
+            f"lab node: what shall run on {node}?",
+            hint=f"write podway lab node {node} -- COMMAND..., or one of podway lab node add|rm|kill|start NODE",
+        )
+    _run_inside(lambda: cluster.execute_on_node(options.lab, node, command))
+
+
+def _run_inside(run: Callable[[], int]) -> NoReturn:
+    """End with a command's exit status, or as a shell does: with 127 if there is none, 126 if it cannot run."""
+    from podway.lab.processes import CannotRun
+
+    try:
+        status = run()
+    except CannotRun as error:
+        say(error.message)
+        status = error.status
+    raise SystemExit(status)
 
 
 @node.command(epilog=examples("podway lab node add node4", "podway lab node add node5 --rack 2"))
 @click.argument("node")
 @click.option("--rack", type=int, help="Where it stands; without it, in the rack with the fewest nodes.")
+@lab_option()
 @click.pass_obj
 def add(options: GlobalOptions, node: str, rack: int | None) -> None:
     """Add a node while the lab runs."""
@@ -254,6 +334,7 @@ def add(options: GlobalOptions, node: str, rack: int | None) -> None:
 
 @node.command(epilog=examples("podway lab node rm node2"))
 @click.argument("node", shell_complete=complete_nodes)
+@lab_option()
 @click.pass_obj
 def rm(options: GlobalOptions, node: str) -> None:
     """Take a node out of service in good order, its pods included."""
@@ -265,6 +346,7 @@ def rm(options: GlobalOptions, node: str) -> None:
 
 @node.command(epilog=examples("podway lab node kill node2"))
 @click.argument("node", shell_complete=complete_nodes)
+@lab_option()
 @click.pass_obj
 def kill(options: GlobalOptions, node: str) -> None:
     """Cut a node's power: link, agent, BIRD and pods at once, without a farewell."""
@@ -276,6 +358,7 @@ def kill(options: GlobalOptions, node: str) -> None:
 
 @node.command(epilog=examples("podway lab node start node2"))
 @click.argument("node", shell_complete=complete_nodes)
+@lab_option()
 @click.pass_obj
 def start(options: GlobalOptions, node: str) -> None:
     """Start a node that was killed, with its pods, or an agent that ended."""
@@ -287,8 +370,8 @@ def start(options: GlobalOptions, node: str) -> None:
 @lab.command(
     epilog=examples(
         "podway lab run web --serve 80 --label app=web",
-        "podway lab run client --node node2",
-        "podway lab run fixed --ip 10.244.1.77",
+        "podway lab run shop/client --node node2",
+        "podway lab run fixed --node node1 --ip 10.244.1.77",
     )
 )
 @click.argument("name")
@@ -307,13 +390,14 @@ def start(options: GlobalOptions, node: str) -> None:
     metavar="PORT",
     help="Answer TCP and HTTP there, telling the asker's address.",
 )
+@lab_option()
 @click.pass_obj
 def run(
     options: GlobalOptions,
     name: str,
     *,
     node: str,
-    namespace: str,
+    namespace: str | None,
     labels: Sequence[str],
     addresses: Sequence[str],
     serve: int | None,
@@ -321,16 +405,27 @@ def run(
     """Run a pod: make its network namespace and attach it by the CNI plugin."""
     from podway.lab import pods
 
-    pod = pods.run(
-        options.lab,
-        name,
-        namespace=namespace,
-        node=node,
-        labels=dict(_pair(label) for label in labels),
-        addresses=addresses,
-        serve=serve,
-    )
-    click.echo(f"pod {namespace}/{name} on {pod.spec.node_name}: {' '.join(map(str, pod.addresses))}")
+    space, name = _pod(name, namespace)
+    with in_arguments():
+        pod = pods.run(
+            options.lab,
+            name,
+            namespace=space,
+            node=node,
+            labels=dict(_pair(label) for label in labels),
+            addresses=[_address(text) for text in addresses],
+            serve=serve,
+        )
+    click.echo(f"pod {space}/{name} on {pod.spec.node_name}: {' '.join(map(str, pod.addresses))}")
+
+
+def _address(text: str) -> str:
+    from ipaddress import ip_address
+
+    try:
+        return str(ip_address(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--ip") from error
 
 
 def _pair(label: str) -> tuple[str, str]:
@@ -342,30 +437,48 @@ def _pair(label: str) -> tuple[str, str]:
 
 @lab.command(
     "exec",
-    context_settings={"ignore_unknown_options": True},
-    epilog=examples("podway lab exec client -- ping -c1 10.244.1.2"),
+    cls=_InnerCommand,
+    epilog=examples(
+        "podway lab exec client -- ping -c1 10.244.1.2",
+        "podway lab exec shop/client -- ip route",
+    ),
 )
 @click.argument("name", shell_complete=complete_pods)
 @_NAMESPACE
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@lab_option()
 @click.pass_obj
-def execute(options: GlobalOptions, name: str, namespace: str, command: tuple[str, ...]) -> None:
-    """Run a command in a pod: podway lab exec NAME -- COMMAND..."""
+def execute(options: GlobalOptions, name: str, namespace: str | None, command: tuple[str, ...]) -> None:
+    """Run a command in a pod: podway lab exec NAME -- COMMAND...
+
+    Exit status: the command's own; 127 if there is no such command, 126 if it cannot run.
+    """
     from podway.lab import pods
 
-    raise SystemExit(pods.execute(options.lab, name, namespace, command))
+    space, name = _pod(name, namespace)
+    _run_inside(lambda: pods.execute(options.lab, name, space, command))
 
 
-@lab.command("rm", epilog=examples("podway lab rm web", "podway lab rm web -n shop"))
+@lab.command("rm", epilog=examples("podway lab rm web", "podway lab rm shop/web"))
 @click.argument("name", shell_complete=complete_pods)
 @_NAMESPACE
+@lab_option()
 @click.pass_obj
-def remove(options: GlobalOptions, name: str, namespace: str) -> None:
+def remove(options: GlobalOptions, name: str, namespace: str | None) -> None:
     """Remove a pod."""
     from podway.lab import pods
 
-    pods.remove_named(options.lab, name, namespace)
-    _report(f"pod {namespace}/{name} is gone")
+    space, name = _pod(name, namespace)
+    pods.remove_named(options.lab, name, space)
+    _report(f"pod {space}/{name} is gone")
+
+
+def _pod(text: str, namespace: str | None) -> tuple[str, str]:
+    """Return the namespace and name of a pod: `web`, `shop/web`, also `pod/web` as `get -o name` prints it."""
+    from podway.cli.kinds import DEFAULT_NAMESPACE, read_name
+
+    space, name = read_name(text.removeprefix("pod/"), namespace)
+    return space or DEFAULT_NAMESPACE, name
 
 
 @lab.command("demo", epilog=examples("podway lab demo", "podway lab demo --keep"))

@@ -1,20 +1,22 @@
 """`podway`: the root command. A command's module is imported only when that command runs."""
 
 import importlib
-from typing import NoReturn
+import sys
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from podway import __version__
-from podway.cli.complete import complete_labs
 from podway.cli.help import EXIT_CODES
-from podway.cli.options import GlobalOptions
+from podway.cli.mistakes import Group, tell
+from podway.cli.options import lab_option, store_option
 from podway.errors import PodwayError
 from podway.lab.paths import DEFAULT_LAB
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("podway.cli.get:get", "Show nodes, pods, pools, blocks and other objects."),
+    "describe": ("podway.cli.describe:describe", "Tell everything about an object, and what belongs to it."),
     "apply": ("podway.cli.change:apply", "Create or change objects from manifests."),
     "delete": ("podway.cli.change:delete", "Delete objects."),
     "set": ("podway.cli.setting:set_fields", "Change fields of an object on the running cluster."),
@@ -34,8 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Each command's `module:attribute`, and its line in --help."""
 
 
-class LazyGroup(click.Group):
-    """A group of commands in modules of their own, imported late, whose PodwayErrors are told in words."""
+class LazyGroup(Group):
+    """A group of commands in modules of their own, imported late."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands' names in the order of COMMANDS."""
@@ -61,40 +63,21 @@ class LazyGroup(click.Group):
         ]
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command; a PodwayError becomes a message on stderr and exit status 1."""
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command line; whatever is wrong is told on standard error, in one style, with an exit status."""
+        run: Any = super().main  # its overloads tell calls apart that are one here
+        if not extra.pop("standalone_mode", True):
+            return run(*args, standalone_mode=False, **extra)
         try:
-            return super().invoke(ctx)
-        except PodwayError as error:
-            _fail(ctx, error)
-
-
-def _fail(ctx: click.Context, error: PodwayError) -> NoReturn:
-    click.echo(f"podway: {error}", err=True)
-    ctx.exit(1)
+            status = run(*args, standalone_mode=False, **extra)
+        except (PodwayError, PermissionError, click.ClickException, click.Abort) as error:
+            status = tell(error)
+        sys.exit(status if isinstance(status, int) else 0)
 
 
 @click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="podway", message="%(prog)s %(version)s")
-@click.option(
-    "--store",
-    metavar="URL",
-    envvar="PODWAY_STORE",
-    show_envvar=True,
-    help="The cluster's store, such as sqlite:///var/lib/podway/store.db, or snapshot:FILE to look at one. "
-    "Without it: the lab's.",
-)
-@click.option(
-    "--lab",
-    metavar="NAME",
-    envvar="PODWAY_LAB",
-    show_envvar=True,
-    default=DEFAULT_LAB,
-    show_default=True,
-    help="The lab that commands work on.",
-    shell_complete=complete_labs,
-)
-@click.pass_context
-def main(ctx: click.Context, store: str | None, lab: str) -> None:
+@store_option(envvar="PODWAY_STORE", show_envvar=True)
+@lab_option(envvar="PODWAY_LAB", show_envvar=True, default=DEFAULT_LAB, show_default=True)
+def main() -> None:
     """Podway: a Kubernetes pod network."""
-    ctx.obj = GlobalOptions(store, lab)

@@ -12,7 +12,7 @@ from podway.api.decode import Manifest, decode
 from podway.api.resources import Key, Node, Pod, Resource, key, subject
 from podway.api.validate import problems
 from podway.cli.kinds import DEFAULT_NAMESPACE
-from podway.errors import InvalidInput, InvalidObject
+from podway.errors import InvalidArgument, InvalidInput, InvalidObject
 
 
 def read_manifests(filenames: Sequence[str], namespace: str | None) -> list[Manifest]:
@@ -28,7 +28,7 @@ def read_manifests(filenames: Sequence[str], namespace: str | None) -> list[Mani
         try:
             text = sys.stdin.read() if filename == "-" else Path(filename).read_text("utf-8")
         except OSError as error:
-            raise InvalidInput(
+            raise InvalidArgument(
                 f"{source}: {error.strerror}", hint="-f takes a file, or - for standard input"
             ) from error
         except UnicodeDecodeError as error:

@@ -1,13 +1,16 @@
-"""What is given before the command, and the store that follows from it."""
+"""Which cluster a command works on: what is given before or behind it, and the store that follows from it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from podway.errors import LabError
-from podway.lab.paths import lab_dir, lab_store
+import click
+
+from podway.errors import LabError, NeedsRoot
+from podway.lab.paths import DEFAULT_LAB, LABS, lab_dir, lab_store
 
 if TYPE_CHECKING:  # `podway --help` does without msgspec
     from podway.store.base import Store
@@ -27,7 +30,7 @@ class GlobalOptions(NamedTuple):
     def store_url(self) -> str:
         """Return the URL of the store to use: the one given, else the lab's.
 
-        Raises LabError if the lab's name cannot be one, or no such lab stands.
+        Raises InvalidArgument if the lab's name cannot be one, LabError if no such lab stands, and NeedsRoot.
         """
         if self.store is not None:
             return self.store
@@ -37,7 +40,7 @@ class GlobalOptions(NamedTuple):
         try:
             stands = lab_dir(self.lab).exists()
         except PermissionError as error:
-            raise LabError(f"the lab {self.lab!r} may not be read", hint="run this as root") from error
+            raise NeedsRoot(f"looking into the lab {self.lab!r}") from error
         if not stands:
             raise LabError(
                 f"no lab {self.lab!r} stands here, and no store is named",
@@ -68,6 +71,61 @@ def _open(url: str, *, create: bool) -> Store:
         from podway.preview.store import SnapshotStore
 
         return SnapshotStore(read(Path(url.removeprefix(SNAPSHOT))))
-    from podway.store.open import open_store
+    from podway.store.open import open_store, path_of
 
+    path = path_of(url)
+    if os.geteuid() != 0 and not os.access(path, os.R_OK | os.W_OK) and not _is_missing(path):
+        raise NeedsRoot(f"reading the store {path}")
     return open_store(url, create=create)
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except PermissionError:
+        return False
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def store_option(**settings: Any) -> Callable[[F], F]:
+    """Return the option that names the store; `settings` go to click."""
+    text = (
+        "The cluster's store, such as sqlite:///var/lib/podway/store.db, or snapshot:FILE to look at one. "
+        "Without it: the lab's."
+    )
+    given = {"help": text, **settings}
+    return click.option("--store", metavar="URL", callback=_remember, expose_value=False, **given)
+
+
+def lab_option(**settings: Any) -> Callable[[F], F]:
+    """Return the option that names the lab; `settings` go to click."""
+    return click.option(
+        "--lab",
+        metavar="NAME",
+        callback=_remember,
+        expose_value=False,
+        help="The lab that commands work on.",
+        shell_complete=complete_labs,
+        **settings,
+    )
+
+
+def cluster_options(command: F) -> F:
+    """Give a command the options that say which cluster it works on: they may stand behind it, too."""
+    return store_option()(lab_option()(command))
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Keep what was given as the context's GlobalOptions; what stands further right wins."""
+    options = ctx.find_object(GlobalOptions) or GlobalOptions(None, DEFAULT_LAB)
+    ctx.obj = options._replace(**{str(param.name): value}) if value is not None else options
+
+
+def complete_labs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a lab's name."""
+    try:
+        return [path.name for path in sorted(LABS.iterdir()) if path.name.startswith(incomplete)]
+    except OSError:
+        return []

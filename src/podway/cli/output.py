@@ -19,12 +19,20 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0) -> str:
     """Return the lines of a table in columns; stacked if they need more than `width` (0: any width)."""
     table = [list(headers), *([cell or MISSING for cell in row] for row in rows)]
-    widths = [max(len(row[index]) for row in table) for index in range(len(headers))]
+    widths = widths_of(table)
     if rows and 0 < width < sum(widths) + len(GAP) * (len(widths) - 1):
         return _stacked(headers, table[1:])
-    return "\n".join(
-        GAP.join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in table
-    )
+    return "\n".join(align(row, widths) for row in table)
+
+
+def widths_of(table: Sequence[Sequence[str]]) -> list[int]:
+    """Return how wide each column is."""
+    return [max(map(len, column)) for column in zip(*table, strict=True)]
+
+
+def align(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a row of a table whose columns are so wide."""
+    return GAP.join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
 
 
 def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

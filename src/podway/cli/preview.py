@@ -7,16 +7,15 @@ from pathlib import Path
 
 import click
 
-from podway.api.resources import Key, Node, Resource, key
+from podway.api.resources import Node, Resource, key
 from podway.cli.agents import agents, ask_all
 from podway.cli.change import check_deletions, checked_change, files_option
 from podway.cli.help import examples
-from podway.cli.kinds import complete_keys, key_of, namespace_option, nearest
+from podway.cli.kinds import complete_keys, namespace_option, read_key
 from podway.cli.manifests import check_each, read_manifests
-from podway.cli.options import SNAPSHOT, GlobalOptions
-from podway.cli.views import VIEW_BY_NAME
+from podway.cli.options import SNAPSHOT, GlobalOptions, cluster_options
 from podway.cluster.view import ClusterView
-from podway.errors import AgentError, InvalidInput
+from podway.errors import AgentError, InvalidArgument
 from podway.plan.path import Site
 from podway.preview.paths import changed_paths
 from podway.preview.preview import Comparison
@@ -56,6 +55,7 @@ WOULD_CHANGE = 3
 @click.option("--all", "everything", is_flag=True, help="Every node and object, not the first few.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the answer.")
 @click.option("--exit-code", is_flag=True, help=f"Exit with {WOULD_CHANGE} if something would change.")
+@cluster_options
 @click.pass_obj
 def plan(
     options: GlobalOptions,
@@ -78,7 +78,7 @@ def plan(
         raise click.UsageError("name a change: -f FILE, or --delete KIND/NAME")
     manifests = read_manifests(filenames, namespace) if filenames else []
     check_each(manifests)
-    unwanted = [_key(text, namespace) for text in deletions]
+    unwanted = [read_key(text, namespace) for text in deletions]
     today = read(file) if file else take(options)
     stored = {key(obj): obj for obj in today.objects}
     check_deletions(stored, unwanted)
@@ -111,6 +111,7 @@ def plan(
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to; else standard output."
 )
+@cluster_options
 @click.pass_obj
 def snapshot(options: GlobalOptions, output: Path | None) -> None:
     """Write the whole cluster into one JSON file: its objects, and every node's uplink and leases.
@@ -128,7 +129,7 @@ def snapshot(options: GlobalOptions, output: Path | None) -> None:
     try:
         output.write_bytes(data)
     except OSError as error:
-        raise InvalidInput(f"{output}: {error.strerror}", hint="name a file that can be written") from error
+        raise InvalidArgument(f"{output}: {error.strerror}", hint="name a file that can be written") from error
     click.echo(f"{output}: {len(taken.objects)} objects, {len(taken.sites)} nodes with their pods", err=True)
 
 
@@ -153,7 +154,7 @@ def _sites(options: GlobalOptions, nodes: Iterable[str]) -> tuple[dict[str, Site
     silent = dict.fromkeys(nodes, "no agent of it is known here")
     try:
         asked = agents(options)
-    except InvalidInput:
+    except AgentError:
         return {}, silent
     statuses, leases = ask_all(asked, "status"), ask_all(asked, "leases")
     sites: dict[str, Site] = {}
@@ -165,14 +166,3 @@ def _sites(options: GlobalOptions, nodes: Iterable[str]) -> tuple[dict[str, Site
             del silent[status["node"]]
             sites[status["node"]] = site_of(status["uplink"], leases[name])
     return sites, silent
-
-
-def _key(text: str, namespace: str | None) -> Key:
-    """Read KIND/NAME. Raises InvalidInput."""
-    kind, _, name = text.partition("/")
-    view = VIEW_BY_NAME.get(kind.lower())
-    if view is None or view.kind is None or not name:
-        known = [name for name, view in VIEW_BY_NAME.items() if view.kind]
-        hint = "write KIND/NAME, such as pool/default" if view and view.kind else nearest(kind.lower(), known)
-        raise InvalidInput(f"--delete {text!r}: names no object", hint=hint)
-    return key_of(view.kind, name, namespace)

@@ -163,6 +163,8 @@ def to_json(answer: Answer) -> str:
     """Return the answer as a JSON document."""
     comparison = answer.comparison
     document = {
+        "apiVersion": "podway.io/v1",
+        "kind": "PlanReport",
         "version": VERSION,
         "objects": [{"object": subject(known), "action": action} for known, action in answer.actions.items()],
         "nodes": [_node_json(change) for change in answer.nodes],

@@ -3,18 +3,18 @@
 import re
 
 from podway.api.meta import LabelSelector, SelectorRequirement
-from podway.errors import InvalidInput
+from podway.errors import InvalidArgument
 
 
 def parse_selector(text: str) -> LabelSelector:
-    """Parse `a=b,c!=d,e,!f`, the equality-based form of kubectl's -l. Raises InvalidInput."""
+    """Parse `a=b,c!=d,e,!f`, the equality-based form of kubectl's -l. Raises InvalidArgument."""
     return LabelSelector(match_expressions=tuple(map(_requirement, filter(None, text.split(",")))))
 
 
 def _requirement(part: str) -> SelectorRequirement:
     match = re.fullmatch(r"\s*(?P<no>!?)(?P<key>[^=!\s]+)\s*(?:(?P<sign>==?|!=)\s*(?P<value>[^=!\s]*)\s*)?", part)
     if match is None or (match["no"] and match["sign"]):
-        raise InvalidInput(f"-l: cannot read {part!r}", hint="write a=b, a!=b, a or !a, with commas between")
+        raise InvalidArgument(f"-l: cannot read {part!r}", hint="write a=b, a!=b, a or !a, with commas between")
     name, values = match["key"], (match["value"],)
     match match["sign"]:
         case None:

@@ -7,14 +7,15 @@ import click
 
 from podway.api.assign import assign, differences, fields
 from podway.api.cluster_rules import check_change
-from podway.api.resources import Key, NetworkConfig, Resource, key, subject
+from podway.api.resources import key, subject
 from podway.api.validate import validate
 from podway.cli.agents import agents, ask_all
 from podway.cli.help import examples
-from podway.cli.kinds import complete_keys, key_of, namespace_option, nearest, nearest_key
-from podway.cli.options import GlobalOptions
+from podway.cli.kinds import complete_keys, namespace_option, nearest_key, read_key
+from podway.cli.mistakes import in_arguments
+from podway.cli.options import GlobalOptions, cluster_options
 from podway.cli.views import VIEW_BY_NAME
-from podway.errors import AgentError, Conflict, InvalidInput, NotFound
+from podway.errors import AgentError, Conflict, NotFound
 from podway.store.base import Store
 
 LOOK = 0.1
@@ -23,7 +24,8 @@ LOOK = 0.1
 
 def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete FIELD=, and the value where only a few are possible."""
-    view = VIEW_BY_NAME.get(str(ctx.params.get("target") or "").partition("/")[0].lower())
+    target = str(ctx.params.get("target") or "")
+    view = VIEW_BY_NAME.get(target.partition("/")[0].lower())
     if view is None or view.kind is None:
         return []
     known = fields(view.kind)
@@ -45,6 +47,7 @@ def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str)
 @namespace_option
 @click.option("--wait", is_flag=True, help="Until every node has gone over.")
 @click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
+@cluster_options
 @click.pass_obj
 def set_fields(
     options: GlobalOptions,
@@ -60,7 +63,11 @@ def set_fields(
     The cluster goes over while it runs; a change that cannot be right is refused, and nothing is changed.
     `podway plan -f` tells what a manifest with the same change would do.
     """
-    wanted = _key(target, namespace)
+    if "/" not in target and "=" not in assignments[0]:  # KIND NAME, as other commands take it
+        target, assignments = f"{target}/{assignments[0]}", assignments[1:]
+        if not assignments:
+            raise click.UsageError(f"what of {target}? write FIELD=VALUE")
+    wanted = read_key(target, namespace)
 
     async def work(store: Store) -> None:
         while True:
@@ -68,12 +75,13 @@ def set_fields(
             old = next((obj for obj in others if key(obj) == wanted), None)
             if old is None:
                 raise NotFound(f"{subject(wanted)} does not exist", hint=nearest_key(wanted, map(key, others)))
-            new = assign(old, assignments)
+            with in_arguments():
+                new = assign(old, assignments)
+                validate(new)
             told = ", ".join(differences(old, new))
             if not told:
                 click.echo(f"{subject(wanted)}: unchanged")
                 return
-            validate(new)
             check_change(new, others, old=old)
             try:
                 await store.update(new)
@@ -115,17 +123,3 @@ def _wait(options: GlobalOptions, timeout: float) -> None:
 
 async def _revision(store: Store) -> int:
     return (await store.list_all()).revision
-
-
-def _key(text: str, namespace: str | None) -> Key:
-    """Read KIND/NAME; of the one NetworkConfig the name may be left out. Raises InvalidInput."""
-    called, _, name = text.partition("/")
-    view = VIEW_BY_NAME.get(called.lower())
-    kind: type[Resource] | None = view.kind if view else None
-    if kind is NetworkConfig:
-        name = name or "default"
-    if kind is None or not name:
-        known = [word for word, view in VIEW_BY_NAME.items() if view.kind]
-        hint = nearest(called.lower(), known) if kind is None else f"write {called}/NAME"
-        raise InvalidInput(f"{text!r} names no object", hint=hint)
-    return key_of(kind, name, namespace)

@@ -79,7 +79,8 @@ def simulate(
         world = build(some_nodes, some_pods, pools, seed=seed)
         found.append(measure(world, build_seconds=time.perf_counter() - began, seed=seed))
     if output == "json":
-        document = {"version": VERSION, "seed": seed, "pools": list(cidrs), "sizes": found}
+        head = {"apiVersion": "podway.io/v1", "kind": "SimulationReport", "version": VERSION}
+        document = {**head, "seed": seed, "pools": list(cidrs), "sizes": found}
         click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
     else:
         print_table(["", *(str(one.nodes) for one in found)], [(name, *map(text, found)) for name, text in _ROWS])

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import click
 
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions
+from podway.cli.options import GlobalOptions, cluster_options
 from podway.errors import AgentError
 
 PATIENCE = 5.0
@@ -59,6 +59,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     help="How long to wait for an answer.",
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
+@cluster_options
 @click.pass_obj
 def trace(
     options: GlobalOptions,

@@ -7,7 +7,7 @@ import click
 
 from podway.api.resources import Pod, Resource
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions
+from podway.cli.options import GlobalOptions, cluster_options
 from podway.prove.world import NodePlace, PodPlace, World, build_world
 
 
@@ -32,15 +32,18 @@ from podway.prove.world import NodePlace, PodPlace, World, build_world
     show_default=True,
     help="How long to wait for an answer.",
 )
+@cluster_options
 @click.pass_obj
 def verify(options: GlobalOptions, output: Literal["text", "json"], sample: int | None, timeout: float) -> None:
-    """Prove by packets that pods and nodes reach each other, without NAT and without encapsulation.
+    """Prove by packets that pods and nodes reach each other, without NAT, in their pools' forms. Needs root.
 
     Exit status 0: all three rules are proved. 1: not all, and the report says what is wrong and where.
     """
+    from podway.kernel.support import require_privileges
     from podway.prove.report import to_json, to_text
     from podway.prove.verify import verify as prove
 
+    require_privileges()
     report = prove(world_of(options), sample_size=sample, timeout=timeout)
     click.echo(to_json(report) if output == "json" else to_text(report))
     click.get_current_context().exit(0 if report.holds else 1)

@@ -1,7 +1,7 @@
 """What `podway get` can show, and in which columns. A new kind of row is one more entry in VIEWS."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from podway.api.resources import (
     Node,
     Pod,
     Resource,
+    key,
 )
 from podway.cli.output import age, age_of
 
@@ -50,7 +51,7 @@ class View:
     """Rows of one kind: objects of the store, or what the function named by `source` finds out.
 
     `source` is `module:function`, imported when it is needed; the function takes the GlobalOptions and the
-    NAMEs of the command line and returns Structs.
+    NAMEs of the command line and returns Structs. `row_kind` is their kind in JSON and YAML.
     """
 
     names: tuple[str, ...]
@@ -58,6 +59,9 @@ class View:
     columns: tuple[Column, ...]
     kind: type[Resource] | None = None
     source: str = ""
+    row_kind: str = ""
+    identity: Callable[[Any], Hashable] = key
+    """What makes two rows the same one at two times."""
 
 
 def _labels(obj: Resource, _: Cluster) -> str:
@@ -136,7 +140,7 @@ LABELS = Column("LABELS", _labels, wide=True)
 
 VIEWS: tuple[View, ...] = (
     View(
-        ("nodes", "node"),
+        ("nodes", "node", "no"),
         (
             NAME,
             Column("ADDRESSES", _node_addresses),
@@ -151,7 +155,7 @@ VIEWS: tuple[View, ...] = (
         Node,
     ),
     View(
-        ("pods", "pod"),
+        ("pods", "pod", "po"),
         (
             NAMESPACE,
             NAME,
@@ -254,6 +258,8 @@ VIEWS: tuple[View, ...] = (
             Column("LAST ERROR", lambda row, _: row.last_error),
         ),
         source="podway.cli.agents:peers",
+        row_kind="BGPSession",
+        identity=lambda row: (row.on, row.name),
     ),
     View(
         ("routes", "route"),
@@ -269,6 +275,8 @@ VIEWS: tuple[View, ...] = (
             Column("POOL", lambda row, _: row.pool or "-", wide=True),
         ),
         source="podway.cli.agents:routes",
+        row_kind="Route",
+        identity=lambda row: (row.on, row.network),
     ),
 )
 

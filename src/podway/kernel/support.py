@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from podway.errors import KernelError, UnsupportedSystem
+from podway.errors import KernelError, NeedsRoot, UnsupportedSystem
 from podway.kernel import links, netns
 from podway.kernel.netlink import Connection
 from podway.kernel.nft import loaded_form
@@ -37,11 +37,16 @@ def missing_capabilities(status: str | None = None) -> list[str]:
 
 
 def require_privileges() -> None:
-    """Raise UnsupportedSystem if a capability is missing; the message names it."""
+    """Raise NeedsRoot if a capability is missing, UnsupportedSystem if root itself lacks it; both name it."""
     missing = missing_capabilities()
-    if missing:
-        told = ", ".join(f"{name} ({CAPABILITIES[name][1]})" for name in missing)
-        raise UnsupportedSystem(f"this process lacks {told}", hint="run it as root: sudo")
+    if not missing:
+        return
+    told = " and ".join(f"{name} {CAPABILITIES[name][1]}" for name in missing)
+    if os.geteuid() != 0:
+        raise NeedsRoot(f"this command ({told})")
+    raise UnsupportedSystem(
+        f"root lacks {told}", hint="in a container, give it these capabilities (docker run --privileged)"
+    )
 
 
 def require_kernel(release: str = "") -> None:

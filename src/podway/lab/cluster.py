@@ -9,10 +9,11 @@ from ipaddress import ip_network
 import msgspec
 
 from podway.api.addresses import Family, Network
-from podway.api.resources import Node
+from podway.api.resources import IPPool, Node, Resource
 from podway.cni.conflist import render_conflist
 from podway.cni.spec import CURRENT
-from podway.errors import AgentError, LabError
+from podway.errors import AgentError, InvalidArgument, LabError
+from podway.ipam.blocks import count_blocks
 from podway.kernel import netns
 from podway.kernel.support import require_all
 from podway.lab import agents, facts, names, pods, processes, routers, speakers, state, topology
@@ -45,8 +46,8 @@ def up(
 
     With several racks each is a subnet behind a router, on which `tor` speaks BGP with the rack's nodes.
     Without `node_families` the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. When anything
-    fails, what was built is removed again. Raises LabError, InvalidInput, StoreError, KernelError or
-    UnsupportedSystem.
+    fails, what was built is removed again. Raises LabError, InvalidArgument, InvalidObject, StoreError,
+    KernelError or UnsupportedSystem.
     """
     names.require_lab_name(lab)
     require_all()
@@ -70,6 +71,7 @@ def up(
         *(facts.router_peers(fabric) if tor != "none" else ()),
     )
     facts.check(objects)
+    _require_room(objects, nodes)
     _make_directory(lab)
     try:
         with state.locked(lab):
@@ -185,17 +187,46 @@ def _network(text: str) -> Network:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise LabError(f"pool {text}: {error}", hint="state a network such as 10.244.0.0/16") from None
+        raise InvalidArgument(f"--pool {text}: {error}", hint="state a network such as 10.244.0.0/16") from None
 
 
 def _require_sense(pools: Sequence[Network], fabric: Fabric, tor: Tor, form: PoolForm) -> None:
-    """Raise LabError for settings that each may be stated, but not together."""
+    """Raise InvalidArgument for settings that each may be stated, but not together."""
     if tor != "none" and not fabric.routed:
-        raise LabError(f"--tor {tor}: a flat segment has no routers", hint="state --racks 2 or more")
+        raise InvalidArgument(f"--tor {tor}: a flat segment has no routers", hint="state --racks 2 or more")
     if form.encapsulation == "ipip" and not all(_has_ipv4(found) for found in (pools, fabric.estate)):
-        raise LabError(
+        raise InvalidArgument(
             "--encapsulation ipip: IPIP carries IPv4 packets between IPv4 nodes",
             hint="choose vxlan, or state an IPv4 --pool and --node-family ipv4 or dual",
+        )
+
+
+def _require_room(objects: Sequence[Resource], nodes: int) -> None:
+    """Raise InvalidArgument for a family whose pools are cut into fewer blocks than there are nodes.
+
+    Each node claims a block of every pool, so several small pools serve no more nodes than the largest of them.
+    """
+    pools = [obj for obj in objects if isinstance(obj, IPPool)]
+    for family in Family:
+        largest = max(
+            (pool for pool in pools if pool.family is family),
+            key=lambda pool: count_blocks(pool.network, pool.block_prefix),
+            default=None,
+        )
+        if largest is None or (room := count_blocks(largest.network, largest.block_prefix)) >= nodes:
+            continue
+        needed = (nodes - 1).bit_length()
+        ways = []
+        if (shorter := largest.network.prefixlen + needed) < family.bits - 1:  # room for a pod in each
+            ways.append(f"--block-size {shorter}")
+        if largest.block_prefix > needed:
+            ways.append(
+                f"a larger --pool, such as {largest.network.supernet(new_prefix=largest.block_prefix - needed)}"
+            )
+        raise InvalidArgument(
+            f"--pool {largest.network} has {room} block{'s' if room > 1 else ''} of /{largest.block_prefix}, "
+            f"and {nodes} nodes need one each",
+            hint=f"choose {', or '.join(ways)}, or fewer nodes",
         )
 
 
@@ -235,7 +266,7 @@ def _choose_rack(current: LabState, wanted: int | None) -> int:
         return min(range(1, current.racks + 1), key=lambda rack: used[rack])
     if 1 <= wanted <= current.racks:
         return wanted
-    raise LabError(
+    raise InvalidArgument(
         f"lab {current.name}: there is no rack {wanted}",
         hint=f"it has racks 1 to {current.racks}" if current.racks > 1 else "it was built without --racks",
     )

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
-from podway.errors import LabError
+from podway.errors import InvalidArgument
 
 Tor: TypeAlias = Literal["none", "bird", "frr"]
 """Who speaks BGP on the top-of-rack routers."""
@@ -91,16 +91,16 @@ class Fabric(msgspec.Struct, frozen=True):
 def plan_fabric(pools: Sequence[Network], *, nodes: int, racks: int, families: Sequence[Family] = ()) -> Fabric:
     """Return the fabric of a new lab beside these pools.
 
-    Without `families`, the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. Raises LabError if
-    there is no room for so many, or racks without nodes.
+    Without `families`, the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. Raises
+    InvalidArgument if there is no room for so many, or racks without nodes.
     """
     if not 1 <= racks <= MAX_RACKS:
-        raise LabError(f"{racks} racks cannot be built", hint=f"choose 1 to {MAX_RACKS}")
+        raise InvalidArgument(f"{racks} racks cannot be built", hint=f"choose 1 to {MAX_RACKS}")
     most = most_nodes(racks)
     if not 1 <= nodes <= most:
-        raise LabError(f"{nodes} nodes cannot be built", hint=f"choose 1 to {most}")
+        raise InvalidArgument(f"{nodes} nodes cannot be built", hint=f"choose 1 to {most}")
     if racks > nodes:
-        raise LabError(
+        raise InvalidArgument(
             f"{racks} racks for {nodes} nodes: a rack would be empty", hint="choose at most as many racks"
         )
     chosen = families or [Family.IPV4] + [Family.IPV6] * any(pool.version == 6 for pool in pools)
@@ -146,4 +146,4 @@ def _choose(family: Family, pools: Sequence[Network]) -> Network:
         if not any(pool.version == family and pool.overlaps(network) for pool in pools):
             return network
     tried = ", ".join(map(str, ESTATES[family]))
-    raise LabError(f"the pools leave no {family.label} subnet for the nodes themselves (tried {tried})")
+    raise InvalidArgument(f"the pools leave no {family.label} subnet for the nodes themselves (tried {tried})")

@@ -32,7 +32,7 @@ from podway.api.resources import (
     When,
 )
 from podway.api.validate import validate
-from podway.errors import AlreadyExists, LabError, NotFound
+from podway.errors import AlreadyExists, InvalidArgument, NotFound
 from podway.ipam.claims import give_back_all_of
 from podway.lab.fabric import Fabric, Tor, node_asn, rack_label, tor_asn
 from podway.lab.names import tor as tor_name
@@ -89,12 +89,15 @@ def first_objects(
     """Return what the store of a new cluster of so many nodes holds; the nodes have so many families.
 
     A block size of up to 32 is for the IPv4 pools, a larger one for the IPv6 pools. With BGP on the routers,
-    nodes have sessions with those instead of each other. Raises LabError if a block size fits no pool.
+    nodes have sessions with those instead of each other. Raises InvalidArgument if a block size fits no pool.
     """
     sizes = {Family.IPV4 if size <= 32 else Family.IPV6: size for size in block_sizes}
     for family, size in sizes.items():
         if not any(pool.version == family for pool in pools):
-            raise LabError(f"block size {size} is one of {family.label}, but no pool is")
+            raise InvalidArgument(
+                f"--block-size {size} is one of {family.label}, but no pool is",
+                hint="leave it out, or name such a --pool",
+            )
     numbered = {family: [pool for pool in pools if pool.version == family] for family in Family}
     sessions = (nodes - 1 if tor == "none" else 2) * nodes * families
     bgp = BgpSettings(asn=asn, topology="auto" if tor == "none" else "none", bfd_interval=_bfd_interval(sessions))

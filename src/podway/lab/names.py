@@ -7,7 +7,7 @@ and no other; a namespace of Kubernetes has no dot, so neither do two pods share
 import re
 
 from podway.api.lease import shorten
-from podway.errors import LabError
+from podway.errors import InvalidArgument
 
 _LAB = re.compile(r"[a-z0-9]{1,20}")
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -20,21 +20,23 @@ _NETNS_BYTES = 160
 
 
 def require_lab_name(name: str) -> str:
-    """Return a lab's name if it may be one. Raises LabError."""
+    """Return a lab's name if it may be one. Raises InvalidArgument."""
     if _LAB.fullmatch(name):
         return name
-    raise LabError(f"lab {name!r}: not a lab's name", hint="use 1 to 20 lower-case letters and digits")
+    raise InvalidArgument(f"lab {name!r}: not a lab's name", hint="use 1 to 20 lower-case letters and digits")
 
 
 def require_node_name(name: str) -> str:
-    """Return a node's name if it may be one. Raises LabError."""
+    """Return a node's name if it may be one. Raises InvalidArgument."""
     if not _NODE.fullmatch(name):
-        raise LabError(
+        raise InvalidArgument(
             f"node {name!r}: not a node's name",
             hint="use up to 40 lower-case letters, digits and hyphens, neither first nor last a hyphen",
         )
     if name in RESERVED_NODES or name.startswith("pod-") or _ROUTER.fullmatch(name):
-        raise LabError(f"node {name!r}: this name has a meaning of its own", hint="choose one such as node4")
+        raise InvalidArgument(
+            f"node {name!r}: this name has a meaning of its own", hint="choose one such as node4"
+        )
     return name
 
 

@@ -26,6 +26,14 @@ END_SECONDS = 10.0
 """How long killed processes may take to vanish."""
 
 
+class CannotRun(LabError):
+    """A command cannot be run. `status` is what a shell would end with (POSIX.1-2017, XCU 2.8.2): 126 or 127."""
+
+    def __init__(self, command: str, reason: str, status: int) -> None:
+        super().__init__(f"{command}: {reason}")
+        self.status = status
+
+
 class Spawned(NamedTuple):
     """A process that outlives us. (A Popen would wait for it, or complain.)"""
 
@@ -61,13 +69,14 @@ def spawn(command: Sequence[str], *, namespace: str, mark: str, log: Path, kept:
 def run(command: Sequence[str], *, namespace: str) -> int:
     """Run a command in a named namespace on our own terminal; return its exit status.
 
-    Raises LabError if there is no such command.
+    Raises CannotRun if there is no such command.
     """
     with netns.opened(netns.path_of(namespace)) as fd:
         try:
             process = netns.run(fd, lambda: subprocess.Popen(command))
         except OSError as error:
-            raise LabError(f"{command[0]}: {error.strerror}") from error
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            raise CannotRun(command[0], os.strerror(error.errno or 0), 127 if missing else 126) from error
     with _ignored(signal.SIGINT), process:  # the command decides what an interrupt means
         status = process.wait()
     return 128 - status if status < 0 else status

@@ -18,7 +18,7 @@ from podway.api.peers import Secret
 from podway.api.resources import KINDS, Attach, Resource, key, subject
 from podway.api.validate import validate
 from podway.cluster.view import ClusterView
-from podway.errors import InvalidInput, InvalidObject
+from podway.errors import InvalidArgument, InvalidInput, InvalidObject
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
 
@@ -120,7 +120,7 @@ def read(path: Path) -> Snapshot:
     try:
         return decode(path.read_bytes(), source=str(path))
     except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", hint=f"name a snapshot, or {_ANEW}") from error
+        raise InvalidArgument(f"{path}: {error.strerror}", hint=f"name a snapshot, or {_ANEW}") from error
 
 
 def decode(data: bytes, *, source: str) -> Snapshot:

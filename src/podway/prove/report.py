@@ -121,8 +121,8 @@ class Report(_Record, frozen=True):
 
 def to_json(report: Report) -> str:
     """Return the report as JSON, indented; `holds` is among its fields."""
-    document = msgspec.to_builtins(report)
-    return msgspec.json.format(msgspec.json.encode({"holds": report.holds, **document}), indent=2).decode()
+    head = {"apiVersion": "podway.io/v1", "kind": "VerifyReport", "holds": report.holds}
+    return msgspec.json.format(msgspec.json.encode(head | msgspec.to_builtins(report)), indent=2).decode()
 
 
 _SHOWN = 3

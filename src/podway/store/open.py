@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from podway.errors import InvalidInput
+from podway.errors import InvalidArgument
 from podway.store.base import Store
 
 SQLITE = "sqlite://"
@@ -11,14 +11,20 @@ SQLITE = "sqlite://"
 def open_store(url: str, *, create: bool = True) -> Store:
     """Open the store at a URL: `sqlite:///absolute/path`.
 
-    A missing one is made if `create` is true. Raises InvalidInput if the URL names no store, and
+    A missing one is made if `create` is true. Raises InvalidArgument if the URL names no store, and
     StoreUnavailable, StoreDamaged or StoreTooNew.
     """
-    path = url.removeprefix(SQLITE)
-    if not url.startswith(SQLITE) or not path.startswith("/") or path.endswith("/"):
-        raise InvalidInput(
-            f"no store can be opened at {url!r}", hint="a store's URL is sqlite:///absolute/path/of/the/file"
-        )
+    path = path_of(url)
     from podway.store.sqlite import SqliteStore
 
-    return SqliteStore(Path(path), create=create)
+    return SqliteStore(path, create=create)
+
+
+def path_of(url: str) -> Path:
+    """Return the file that a store's URL names. Raises InvalidArgument if it names none."""
+    path = url.removeprefix(SQLITE)
+    if not url.startswith(SQLITE) or not path.startswith("/") or path.endswith("/"):
+        raise InvalidArgument(
+            f"no store can be opened at {url!r}", hint="a store's URL is sqlite:///absolute/path/of/the/file"
+        )
+    return Path(path)

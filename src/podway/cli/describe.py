@@ -1,0 +1,147 @@
+"""`podway describe`: everything about an object, and what belongs to it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from podway.api.addresses import Address
+from podway.api.encode import to_builtins
+from podway.api.meta import LabelSelector
+from podway.api.resources import AddressBlock, IPPool, Namespace, Node, Pod, Resource, key, subject
+from podway.cli.get import everything, find
+from podway.cli.help import examples
+from podway.cli.kinds import DEFAULT_NAMESPACE, complete_words, kind_of, namespace_option, read_requests
+from podway.cli.options import GlobalOptions, cluster_options
+from podway.cli.output import age_of
+from podway.cli.views import VIEWS, Cluster
+
+SHOWN = 10
+"""Of how many pods or blocks that belong to an object the names are told."""
+
+GAP = "  "
+
+
+@click.command(
+    epilog=examples(
+        "podway describe node node1",
+        "podway describe pod web                     # or: pod/web, pod shop/web",
+        "podway describe pools",
+    )
+)
+@click.argument(
+    "words", metavar="KIND [NAME]... | KIND/NAME...", nargs=-1, required=True, shell_complete=complete_words
+)
+@namespace_option
+@cluster_options
+@click.pass_obj
+def describe(options: GlobalOptions, *, words: tuple[str, ...], namespace: str | None) -> None:
+    """Tell everything about objects: all fields, what belongs to them, and where to look on."""
+    requests = read_requests(words, namespace)
+    for request in requests:
+        kind_of(request.view)
+    cluster = Cluster(options.run(everything))
+    found = [
+        obj for one in requests for obj in find(cluster, one, namespace or DEFAULT_NAMESPACE, LabelSelector())
+    ]
+    for position, obj in enumerate(found):
+        click.echo("\n" * bool(position) + "\n".join(describe_lines(obj, cluster)))
+    if not found:
+        click.echo(f"no {requests[0].view.names[0]} found", err=True)
+
+
+def describe_lines(obj: Resource, cluster: Cluster) -> Iterator[str]:
+    """Yield the page of one object: its fields, what belongs to it, and the commands that tell more."""
+    shape = to_builtins(obj)
+    meta = shape.pop("metadata")
+    del shape["apiVersion"], shape["kind"]
+    facts: dict[str, Any] = {name: meta.pop(name) for name in ("labels", "annotations") if name in meta}
+    created = meta.get("creationTimestamp", "")
+    yield click.style(subject(key(obj)), bold=True)
+    yield from _fields(
+        {"created": f"{created}, {age_of(created)} ago" if created else "unknown", **facts, **shape}, 1
+    )
+    for title, lines in _belonging(obj, cluster):
+        yield from _list(title, lines)
+    view = next(view for view in VIEWS if view.kind is type(obj))
+    name = f"{obj.metadata.namespace}/{obj.metadata.name}" if obj.NAMESPACED else obj.metadata.name
+    yield from _list("more", [*_more(obj), f"podway get {view.names[0]} {name} -o yaml"])
+
+
+def _belonging(obj: Resource, cluster: Cluster) -> Iterator[tuple[str, list[str]]]:
+    match obj:
+        case Node():
+            name = obj.metadata.name
+            yield "blocks", [_block(block) for block in cluster.blocks if block.spec.node == name]
+            yield "pods", [_pod(pod) for pod in _pods(cluster) if pod.spec.node_name == name]
+        case IPPool():
+            yield "blocks", [_block(block) for block in cluster.blocks if block.spec.pool == obj.metadata.name]
+        case AddressBlock():
+            yield "pods", [_pod(pod) for pod in _pods(cluster) if any(one in obj.network for one in pod.addresses)]
+        case Pod():
+            yield "blocks", [_block(block) for block in cluster.blocks if _any_in(obj.addresses, block)]
+        case Namespace():
+            here = obj.metadata.name
+            yield "pods", [_pod(pod) for pod in _pods(cluster) if pod.metadata.namespace == here]
+
+
+def _more(obj: Resource) -> Iterator[str]:
+    match obj:
+        case Node():
+            name = obj.metadata.name
+            yield from (f"podway status {name}", f"podway get routes {name}", f"podway doctor {name}")
+        case Pod():
+            yield f"podway trace {obj.metadata.namespace}/{obj.metadata.name} TO"
+        case AddressBlock():
+            yield f"podway describe node {obj.spec.node}"
+
+
+def _pods(cluster: Cluster) -> Iterator[Pod]:
+    return (obj for obj in cluster.objects if isinstance(obj, Pod))
+
+
+def _any_in(addresses: Sequence[Address], block: AddressBlock) -> bool:
+    return any(address in block.network for address in addresses)
+
+
+def _block(block: AddressBlock) -> str:
+    return f"{block.spec.cidr} of {block.spec.node}, pool {block.spec.pool}"
+
+
+def _pod(pod: Pod) -> str:
+    addresses = " ".join(map(str, pod.addresses)) or "no address"
+    return f"{pod.metadata.namespace}/{pod.metadata.name} on {pod.spec.node_name or 'no node'}, {addresses}"
+
+
+def _list(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if not lines:
+        yield f"{GAP}{title}: none"
+        return
+    yield f"{GAP}{title}:"
+    yield from (f"{GAP * 2}{line}" for line in lines[:SHOWN])
+    if len(lines) > SHOWN:
+        yield f"{GAP * 2}and {len(lines) - SHOWN} more"
+
+
+def _fields(shape: Mapping[str, Any], depth: int) -> Iterator[str]:
+    for name, value in shape.items():
+        match value:
+            case dict() if value:
+                yield f"{GAP * depth}{name}:"
+                yield from _fields(value, depth + 1)
+            case list() if any(isinstance(one, dict | list) for one in value):
+                yield f"{GAP * depth}{name}:"
+                for one in value:
+                    yield f"{GAP * (depth + 1)}{_short(one)}"
+            case list():
+                yield f"{GAP * depth}{name}: {', '.join(map(str, value)) or 'none'}"
+            case bool():
+                yield f"{GAP * depth}{name}: {str(value).lower()}"
+            case _:
+                yield f"{GAP * depth}{name}: {'none' if value in ('', None, {}) else value}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(one)}" for name, one in value.items())
+    return ", ".join(map(_short, value)) if isinstance(value, list) else str(value)
