@@ -12,6 +12,8 @@ from health_lab import HealthLab, end
 pytestmark = pytest.mark.kernel
 
 SESSION = "node1 - node2 IPv4"
+BOTH = f"{SESSION}, IPv6"
+"""A fault of both families is told once."""
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def test_another_as_number(lab: HealthLab) -> None:
         return text.replace("port 179 as 64512;", "port 179 as 65000;").replace("\trr client;\n", "")
 
     with reconfigured_bird(lab, "node2", changed):
-        lab.finding("bgp-session", SESSION, "disagree about their AS numbers")
+        lab.finding("bgp-session", BOTH, "disagree about their AS numbers")
 
 
 def test_a_password_at_one_end(lab: HealthLab) -> None:
@@ -77,7 +79,7 @@ def test_a_dead_bird(lab: HealthLab) -> None:
     lab.stop_agent("node2")
     end(lab.bird_pid("node2"), signal.SIGKILL)
     try:
-        lab.finding("bgp-session", SESSION, "node2 answers ping, but nothing listens", "BIRD does not run there")
+        lab.finding("bgp-session", BOTH, "node2 answers ping, but nothing listens", "BIRD does not run there")
     finally:
         lab.start_agent("node2")
 
@@ -85,7 +87,7 @@ def test_a_dead_bird(lab: HealthLab) -> None:
 def test_a_dead_node(lab: HealthLab) -> None:
     lab.fabric("ip link set port2 down")
     try:
-        lab.finding("bgp-session", SESSION, "answers neither ping nor TCP port 179")
+        lab.finding("bgp-session", BOTH, "answers neither ping nor TCP port 179")
     finally:
         lab.fabric("ip link set port2 up")
 
@@ -104,7 +106,7 @@ def test_a_bird_that_hangs(lab: HealthLab) -> None:
 def test_bfd_filtered(lab: HealthLab) -> None:
     lab.sh("node1", "nft 'table inet x { chain i { type filter hook input priority 0; udp dport 3784 drop; }; }'")
     try:
-        lab.finding("bfd", SESSION, "Down", "UDP ports 3784")
+        lab.finding("bfd", BOTH, "Down", "UDP ports 3784")
         lab.finding("firewall", "node1: nft inet x i", "drops BFD (UDP 3784) from other nodes")
     finally:
         lab.sh("node1", "nft delete table inet x")

@@ -154,6 +154,22 @@ def test_of_two_ends_the_reason_that_says_more_is_told() -> None:
     assert "on b Connect" in problem.found
 
 
+def test_a_dead_node_is_one_finding_whatever_falls_with_it() -> None:
+    dead = {"answer": "silent", "ping": False}
+    nodes = [
+        heard(name, sessions=(session("c", **dead), session(other, state="Established")), seen={"c": 50.0})
+        for name, other in (("a", "b"), ("b", "a"))
+    ]
+    facts = cluster(*nodes, silent={"c": "refused"})
+    (problem,) = bgp_session(facts)
+    assert problem.subject == "c"
+    assert (
+        "its agent does not answer either: it is dead or cut off; its sessions with a, b are down" in problem.found
+    )
+    assert not list(agent(facts)), "the same death is not told again"
+    assert len(list(agent(cluster(heard("a"), silent={"c": "refused"})))) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -1,7 +1,10 @@
 """verify where the fabric is not flat: a real lab of two racks, whose routers know nothing of pods."""
 
+import json
 import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,7 +15,9 @@ from patience import PATIENCE
 from podway.api.resources import IPPool
 from podway.cli.options import GlobalOptions
 from podway.cli.verify import world_of
-from podway.lab import cluster, facts, pods
+from podway.kernel import netns
+from podway.lab import cluster, facts, names, pods
+from podway.lab.facts import PoolForm
 from podway.prove.report import Report
 from podway.prove.verify import verify
 
@@ -30,6 +35,68 @@ def racks() -> Iterator[str]:
         yield name
     finally:
         cluster.down(name)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[str]:
+    """A dual-stack lab of two racks with two nodes each, VXLAN between them, and a spine of 1400 bytes."""
+    name = f"pwr{os.getpid()}x{secrets.token_hex(2)}"
+    form = PoolForm(encapsulation="vxlan", when="cross-subnet")
+    pools = ("10.244.0.0/16", "fd00:244::/56")
+    cluster.up(name, nodes=4, racks=2, pools=pools, block_sizes=(), asn=64512, report=lambda _: None, form=form)
+    try:
+        for number in range(1, 5):
+            pods.run(name, f"p{number}", node=f"node{number}")
+        for rack in (1, 2):
+            on_router(name, rack, "ip link set spine mtu 1400")
+        yield name
+    finally:
+        cluster.down(name)
+
+
+def sh(namespace: str, script: str) -> None:
+    subprocess.run(["nsenter", f"--net={netns.path_of(namespace)}", "sh", "-euc", script], check=True)
+
+
+def on_router(lab: str, rack: int, script: str) -> None:
+    sh(names.tor_netns(lab, rack), script)
+
+
+def pod_namespaces(lab: str) -> list[str]:
+    return [names.pod_netns(lab, "default", f"p{number}") for number in range(1, 5)]
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["routers tell", "routers are silent"])
+def test_a_narrow_path_between_racks_is_one_cause_told_once(narrow: str, silent: bool) -> None:
+    """Whoever tells: pods of both families, nodes, bare packets and VXLAN fail for one link."""
+    quiet = (
+        "nft 'add table inet q; add chain inet q o { type filter hook output priority 0; "
+        "icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }'"
+    )
+    for rack in (1, 2) if silent else ():
+        on_router(narrow, rack, quiet)
+    for namespace in (*(names.node_netns(narrow, f"node{n}") for n in range(1, 5)), *pod_namespaces(narrow)):
+        sh(namespace, "ip route flush cache; ip -6 route flush cache")
+    report = prove(narrow)
+    assert [finding.problem for finding in report.findings] == [
+        "packets of more than 1400 bytes do not pass between nodes, but pods' are larger: "
+        "node1, node2 - node3, node4"
+    ]
+    assert "podway set config mtu=1350" in report.findings[0].advice
+    doctor = subprocess.run(
+        [sys.executable, "-m", "podway", "--lab", narrow, "doctor", "-o", "json"], capture_output=True, text=True
+    )
+    [finding] = json.loads(doctor.stdout)["findings"]
+    assert (finding["check"], finding["subject"]) == ("path-mtu", "node1, node2 - node3, node4")
+    assert "packets of up to 1400 bytes pass (IPv4, IPv6)" in finding["found"]
+    assert "podway set config mtu=1350" in finding["mend"]
+    if silent:
+        assert "nobody says so" in finding["found"]
+        do = [sys.executable, "-m", "podway", "--lab", narrow, "set", "config", "mtu=1350", "--wait"]
+        subprocess.run(do, check=True, capture_output=True)
+        deadline = time.monotonic() + PATIENCE
+        while not (report := prove(narrow)).holds:
+            assert time.monotonic() < deadline, report.findings
 
 
 def prove(lab: str) -> Report:

@@ -17,12 +17,13 @@ from podway.agent.identity import kernel_instance
 from podway.agent.state import NodeState
 from podway.api.addresses import Address
 from podway.api.lease import Lease
+from podway.bgp.probe import path_mtu
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import AgentError, InvalidInput, RoutingError
 from podway.kernel.netlink import constants as c
 from podway.kernel.routes import Lookup, RouteRecord
 from podway.probe.build import MARK_BYTES, Protocol
-from podway.probe.facts import Way, ask_rejecting, ask_setting, ask_way, connection, survey
+from podway.probe.facts import ECHO_SECONDS, Way, ask_rejecting, ask_setting, ask_way, connection, survey
 from podway.probe.plain import plain, plain_ground, plain_way
 from podway.probe.session import Session
 
@@ -32,6 +33,8 @@ LIFETIME = 10.0
 """Seconds after which what a trace holds open is closed, whether it was told to or not."""
 
 MOST_SESSIONS = 16
+
+LARGEST_MTU = 65535
 
 _PROBES_PORTS = range(1024, 65536)
 """Whoever may trace may not listen to services by the way."""
@@ -57,6 +60,7 @@ class Tracing:
             self.way,
             self.rejecting,
             self.setting,
+            self.path_mtu,
             self.prepare,
             self.capture,
             self.send,
@@ -108,6 +112,16 @@ class Tracing:
         if not _FORWARDING.fullmatch(name):
             raise InvalidInput(f"setting {name!r}: traces ask for forwarding only")
         return await asyncio.to_thread(ask_setting, self._path(link), name)
+
+    async def path_mtu(self, address: str, largest: int, link: str = "") -> dict[str, Any] | None:
+        """Measure how large packets pass from the node to another one's address; None if it answers none."""
+        nodes = self._state.view.nodes.values()
+        if link or not any(_address(address) in node.internal_addresses for node in nodes):
+            raise InvalidInput(f"address {address}: paths are measured from node to node")
+        if not 0 < largest <= LARGEST_MTU:
+            raise InvalidInput(f"size {largest}: no packet is of that size")
+        found = await path_mtu(_address(address), largest=largest, window=ECHO_SECONDS)
+        return plain(found) if found else None
 
     async def prepare(
         self, trace: str, mark: str, protocol: str, destination: str, port: int = 0, link: str = ""

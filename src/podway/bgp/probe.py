@@ -1,4 +1,8 @@
-"""Asks nodes whether their kernels are alive: ICMP echo (RFC 792; RFC 4443, section 4)."""
+"""Asks nodes whether their kernels are alive, and how large a packet reaches them.
+
+By ICMP echo (RFC 792; RFC 4443, section 4); sizes as in packetization layer path MTU discovery (RFC 8899): what is
+answered has passed, whoever keeps silent about what has not.
+"""
 
 import asyncio
 import os
@@ -30,6 +34,16 @@ class _Echo(msgspec.Struct, frozen=True):
 PMTUDISC_PROBE = 3
 """Always don't-fragment, whatever path MTU the kernel remembers (ip(7))."""
 
+IP_MTU, IPV6_MTU = 14, 24
+"""The options that tell the path MTU that the kernel remembers of a connected socket (ip(7), ipv6(7))."""
+
+SMALLEST = {Family.IPV4: 576, Family.IPV6: 1280}
+"""What every path must carry: RFC 1122, section 3.3.3 (what every host takes), RFC 8200, section 5."""
+
+SIZES_AT_ONCE = 16
+SETTLE = 0.05
+"""Seconds after the last answer to some sizes in which those of the others come, if they come at all."""
+
 _ECHO = {
     Family.IPV4: _Echo(socket.IPPROTO_ICMP, 8, 0, True, 20, 10),
     Family.IPV6: _Echo(socket.IPPROTO_ICMPV6, 128, 129, False, 40, 23),
@@ -49,7 +63,7 @@ async def answering(addresses: Collection[Address], *, window: float, size: int 
     complete = asyncio.Event()
     token = os.urandom(2)
 
-    def heard(address: Address) -> None:
+    def heard(address: Address, _number: int) -> None:
         if address in addresses:
             answered.add(address)
         if len(answered) == len(addresses):
@@ -73,6 +87,85 @@ async def answering(addresses: Collection[Address], *, window: float, size: int 
             loop.remove_reader(sock)
             sock.close()
     return frozenset(answered)
+
+
+class PathMtu(msgspec.Struct, frozen=True):
+    """How large an IP packet reaches an address, in bytes; `told`: an ICMP error said so to the kernel."""
+
+    fits: int
+    told: bool
+
+
+async def path_mtu(address: Address, *, largest: int, window: float) -> PathMtu | None:
+    """Return the largest size of packets, up to `largest`, that pass to an address; None if it does not answer.
+
+    Each round of sizes takes up to `window` seconds. Raises UnsupportedSystem without CAP_NET_RAW.
+    """
+    smallest = SMALLEST[Family.of(address)]
+    told = remembered_mtu(address)
+    known = {told, told + 1} if smallest <= told < largest else set[int]()
+    passed = await passing(address, {min(smallest, largest), *known, largest}, window=window)
+    if not passed:
+        return None
+    low, high = max(passed), min((size for size in {*known, largest} if size > max(passed)), default=largest + 1)
+    while low + 1 < high:
+        step = max(1, (high - low) // (SIZES_AT_ONCE + 1))
+        tried = set(range(low + step, high, step))
+        low = max({low, *await passing(address, tried, window=window)})
+        high = min((size for size in tried if size > low), default=high)
+    # What the last packets met with is remembered only now.
+    return PathMtu(low, remembered_mtu(address) <= low)
+
+
+async def passing(address: Address, sizes: Collection[int], *, window: float) -> frozenset[int]:
+    """Return which sizes of packets (in bytes, with don't-fragment) are answered within `window` seconds."""
+    loop, family = asyncio.get_running_loop(), Family.of(address)
+    ordered, passed, news, token = sorted(sizes), set[int](), asyncio.Event(), os.urandom(2)
+
+    def heard(source: Address, number: int) -> None:
+        if source == address and number < len(ordered):
+            passed.add(ordered[number])
+            news.set()
+
+    sock = _open(family)
+    try:
+        loop.add_reader(sock, _receive, sock, family, token, heard)
+        for pause in PAUSES:
+            for number, size in enumerate(ordered):
+                if size not in passed:
+                    _send(sock, address, token, number, size)
+            patience = pause * window
+            while len(passed) < len(ordered) and await _happened(news, patience):
+                patience = min(patience, SETTLE)
+            if len(passed) == len(ordered):
+                break
+    finally:
+        loop.remove_reader(sock)
+        sock.close()
+    return frozenset(passed)
+
+
+async def _happened(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event and clear it; return whether it came in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    event.clear()
+    return True
+
+
+def remembered_mtu(address: Address) -> int:
+    """Return the path MTU that the kernel knows for an address, in bytes; 0 if there is no way to it."""
+    family = Family.of(address)
+    option = (socket.IPPROTO_IP, IP_MTU) if family is Family.IPV4 else (socket.IPPROTO_IPV6, IPV6_MTU)
+    with socket.socket(family.af, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((str(address), 9))
+            return sock.getsockopt(*option)
+        except OSError:
+            return 0
 
 
 def _open(family: Family) -> socket.socket:
@@ -100,7 +193,7 @@ def _send(sock: socket.socket, address: Address, token: bytes, number: int, size
         return
 
 
-def _receive(sock: socket.socket, family: Family, token: bytes, heard: Callable[[Address], None]) -> None:
+def _receive(sock: socket.socket, family: Family, token: bytes, heard: Callable[[Address, int], None]) -> None:
     try:
         data, source = sock.recvfrom(2048)
     except BlockingIOError:
@@ -108,7 +201,7 @@ def _receive(sock: socket.socket, family: Family, token: bytes, heard: Callable[
     echo = _ECHO[family]
     message = data[(data[0] & 0x0F) * 4 :] if echo.with_header else data
     if len(message) >= 8 and message[0] == echo.reply and message[4:6] == token:
-        heard(_address(family, str(source[0])))
+        heard(_address(family, str(source[0])), int.from_bytes(message[6:8], "big"))
 
 
 def _address(family: Family, text: str) -> Address:

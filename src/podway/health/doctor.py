@@ -14,6 +14,7 @@ import msgspec
 
 from podway.api.addresses import Family
 from podway.api.resources import AGENT_SEEN, Node, Pod
+from podway.bgp.probe import PathMtu
 from podway.bgp.speaker import BgpSpeaker
 from podway.bgp.status import BirdRoute, PeerStatus
 from podway.errors import NotFound, PodwayError, RoutingError, StoreError
@@ -26,8 +27,10 @@ from podway.health.facts import (
     KernelNetwork,
     KnownPod,
     Memory,
+    NarrowPath,
     NodeFacts,
     NodeSummary,
+    Path,
     Routing,
     Settings,
     StoreTrial,
@@ -256,6 +259,17 @@ def _largest(memory: Memory) -> int:
     return max(sizes, default=memory.pod_mtu)
 
 
+def _narrow(path: Path) -> NarrowPath:
+    found = path.mtu or PathMtu(0, False)
+    return NarrowPath(path.node, str(path.address), path.size, found.fits, found.told)
+
+
+def _headers(memory: Memory) -> int:
+    """Return how many bytes encapsulation adds at most."""
+    pools = memory.view.pools.values()
+    return max((overhead(pool.spec.encapsulation, memory.uplink.underlay) for pool in pools), default=0)
+
+
 def _summary(facts: NodeFacts) -> NodeSummary:
     memory = facts.memory
     return NodeSummary(
@@ -267,6 +281,8 @@ def _summary(facts: NodeFacts) -> NodeSummary:
         pools=tuple(pool_fill(facts, pool) for pool in memory.view.pools.values()),
         addresses=tuple(str(address) for address in memory.uplink.node_addresses),
         pending=memory.pending,
+        headers=_headers(memory),
+        narrow=tuple(_narrow(path) for path in facts.routing.paths if path.narrow),
         bare_far=bare_far(memory.view, memory.node),
         seen={name: _silence(node, facts.now) for name, node in memory.view.nodes.items()},
     )

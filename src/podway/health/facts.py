@@ -9,6 +9,7 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
 from podway.api.lease import Lease
+from podway.bgp.probe import PathMtu
 from podway.cluster.view import ClusterView
 from podway.health.ruleset import Ruleset
 from podway.ipam.addresses import BlockUse
@@ -165,13 +166,40 @@ class Firewall(msgspec.Struct, frozen=True):
 
 
 class Path(msgspec.Struct, frozen=True):
-    """Probes to another node: ICMP echo, small, and with don't-fragment at `size` bytes."""
+    """Probes to another node: ICMP echo, small, and with don't-fragment at `size` bytes.
+
+    Where only small ones are answered, `mtu` is what was measured.
+    """
 
     node: str
     address: Address
     size: int
     small: bool
     full: bool
+    mtu: PathMtu | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is its size that keeps a packet from arriving."""
+        return self.small and not self.full
+
+
+class NarrowPath(msgspec.Struct, frozen=True):
+    """A path to another node that packets of `size` bytes do not pass.
+
+    `fits` is the largest that does (0: not measured), and `told` says whether an ICMP error told the kernel so.
+    """
+
+    node: str
+    address: str
+    size: int
+    fits: int = 0
+    told: bool = False
+
+    @property
+    def family(self) -> Family:
+        """The family of its address."""
+        return Family.of(ip_address(self.address))
 
 
 OUTSIDE = "BGPPeer/"
@@ -318,6 +346,10 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     """What it still waited for at the second look."""
+    headers: int = 0
+    """Bytes that encapsulation adds to pods' packets, at most."""
+    narrow: tuple[NarrowPath, ...] = ()
+    """The paths to other nodes that pods' largest packets do not pass."""
     bare_far: Mapping[str, str] = {}
     """Pools whose packets it sends bare to subnets whose routers nobody tells of pods; who tells their routes."""
     seen: Mapping[str, float] = {}

@@ -1,5 +1,6 @@
 """What one kernel says: what stands in a namespace, and what it would do with a packet. Nothing is changed."""
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -9,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from podway.api.addresses import Address, Family, Interface
+from podway.bgp.probe import PathMtu, path_mtu
 from podway.errors import KernelError
 from podway.kernel import addresses, forwarding, links, neighbours, netns, routes, sysctls
 from podway.kernel.ipip import IpipTunnels, TunnelEndpoints
@@ -75,6 +77,19 @@ def ask_setting(path: str, name: str) -> str | None:
     """
     with namespace(path) as descriptor:
         return netns.run(descriptor, lambda: sysctls.read([name])).get(name)
+
+
+ECHO_SECONDS = 0.3
+"""How long a node may take to answer an echo request."""
+
+
+def ask_path_mtu(path: str, address: Address, largest: int) -> PathMtu | None:
+    """Measure how large packets pass from a namespace to an address, up to a size; None if it answers none.
+
+    Raises InvalidInput, UnsupportedSystem.
+    """
+    with namespace(path) as descriptor:
+        return netns.run(descriptor, lambda: asyncio.run(path_mtu(address, largest=largest, window=ECHO_SECONDS)))
 
 
 Way: TypeAlias = Lookup | SpoofRefused

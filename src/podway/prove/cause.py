@@ -7,11 +7,17 @@ from podway.prove.world import NodePoint, Point, World
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """What is wrong, and what to do about it. `detail` is one example, with its own addresses."""
+    """What is wrong, and what to do about it. `detail` is one example, with its own addresses.
+
+    `root` is what several failures have in common, in words with `{}` where `among` comes: pairs of nodes, or one
+    place. Failures of one root are one finding. Empty: those that say the same are.
+    """
 
     problem: str
     advice: str
     detail: str = ""
+    root: str = ""
+    among: tuple[str, ...] = ()
 
 
 def place(world: World, address: Address, holder: Point, at: Point) -> str:

@@ -10,6 +10,7 @@ from podway.probe.facts import Ground, SpoofRefused
 from podway.prove.cause import Cause, command, place, too_small
 from podway.prove.journey import Stage, planned_path
 from podway.prove.judge import Code, Fault
+from podway.prove.narrow import explain_size
 from podway.prove.overlay import explain_overlay, outer_length
 from podway.prove.probe import Step
 from podway.prove.witness import Witness
@@ -24,6 +25,8 @@ def explain_loss(world: World, fault: Fault, witness: Witness) -> Cause:
             f"packets wrapped in {last.packet.tunnels[0]} are lost after they were seen {last.words}",
             f"let pods' packets cross as their pool asks for ({fault.asked}), or mend the other end of the tunnel",
         )
+    if (cause := explain_size(world, fault, witness)) is not None:
+        return cause
     if last is not None and last.outgoing and stage is not None and stage.point != last.point:
         return _between(world, last, stage, witness)
     return explain_overlay(world, fault, witness) or _Inside(world, fault, witness).explain()

@@ -11,6 +11,7 @@ import msgspec
 
 from podway.api.addresses import Family
 from podway.errors import InvalidInput
+from podway.health.groups import between, names
 from podway.probe.build import Protocol
 from podway.prove.addressing import AddressFault, address_faults
 from podway.prove.cause import Cause
@@ -19,6 +20,7 @@ from podway.prove.field import Field, Trial, enter, link_mtus
 from podway.prove.forms import Crossed
 from podway.prove.journey import Hop, hops
 from podway.prove.judge import Code, Fault
+from podway.prove.narrow import passage_of
 from podway.prove.probe import Pair, Probe, Step, node_pairs, plan_probes, pod_pairs, sample
 from podway.prove.report import RULES, Crossing, FailedPair, Finding, Report, RuleReport, Sample, Verdict
 from podway.prove.witness import LocalWitness, neighbour_overflows
@@ -191,6 +193,9 @@ def _crossings(crossed: Iterable[Crossed]) -> tuple[Crossing, ...]:
 
 def _causes(world: World, faults: Iterable[Fault], *, overflowed: bool) -> list[tuple[Fault, Cause]]:
     witness = LocalWitness(overflowed=overflowed)
+    faults = tuple(faults)
+    passages = (passage_of(world, fault) for fault in faults)
+    witness.measure({(each.here, each.address, each.length) for each in passages if each})
     return [(fault, diagnose(world, fault, witness)) for fault in faults]
 
 
@@ -198,11 +203,13 @@ def _findings(causes: Iterable[tuple[Fault, Cause]]) -> list[Finding]:
     """Put failures of the same cause together, the cause of most failures first."""
     groups: dict[tuple[str, str], list[tuple[Fault, Cause]]] = {}
     for fault, cause in causes:
-        groups.setdefault((cause.problem, cause.advice), []).append((fault, cause))
+        common = (cause.root or cause.problem, "" if cause.root else cause.advice)
+        groups.setdefault(common, []).append((fault, cause))
     findings: list[Finding] = []
-    for (problem, advice), members in groups.items():
+    for members in groups.values():
         # The example is one of which somebody said something, if there is any: kernels ration their answers.
         fault, cause = next((member for member in members if member[1].detail), members[0])
+        problem, advice = _told_once([cause for _, cause in members]), cause.advice
         pairs: dict[tuple[str, str, str], list[str]] = {}
         for probe in (fault.probe for fault, _ in members):
             key = probe.sender.label, probe.receiver.label, probe.family.label
@@ -220,6 +227,15 @@ def _findings(causes: Iterable[tuple[Fault, Cause]]) -> list[Finding]:
             )
         )
     return sorted(findings, key=lambda finding: -len(finding.pairs))
+
+
+def _told_once(causes: Sequence[Cause]) -> str:
+    """Return the problem that these have in common, and among whom."""
+    if len({cause.problem for cause in causes}) == 1 or not causes[0].root:
+        return causes[0].problem
+    among = dict.fromkeys(cause.among for cause in causes)
+    pairs = [(each[0], each[1]) for each in among if len(each) == 2]
+    return causes[0].root.format(between(pairs) if pairs else names([each[0] for each in among]))
 
 
 def _address_finding(fault: AddressFault) -> Finding:

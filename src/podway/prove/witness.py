@@ -1,12 +1,27 @@
 """Kernels as witnesses: what stands at a point, and which way a packet would go from there."""
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 from podway.api.addresses import Address
+from podway.bgp.probe import PathMtu
 from podway.kernel.routes import RouteRecord
-from podway.probe.facts import Ground, Way, ask_rejecting, ask_setting, ask_way, connection, survey
+from podway.probe.facts import (
+    Ground,
+    Way,
+    ask_path_mtu,
+    ask_rejecting,
+    ask_setting,
+    ask_way,
+    connection,
+    survey,
+)
 from podway.prove.world import Point
+
+AT_ONCE = 16
+"""How many paths are measured at the same time."""
 
 
 class Witness(Protocol):
@@ -30,6 +45,9 @@ class Witness(Protocol):
     def setting(self, point: Point, name: str) -> str | None:
         """Return a setting by its path below /proc/sys, None if there is none of this name."""
 
+    def path_mtu(self, point: Point, address: Address, largest: int) -> PathMtu | None:
+        """Measure how large packets pass from a node to an address, up to a size; None if it answers none."""
+
 
 class LocalWitness:
     """Asks the kernel of this machine, by the paths of the points' namespaces; each question once."""
@@ -38,6 +56,7 @@ class LocalWitness:
         self.overflowed = overflowed
         self._grounds: dict[str, Ground] = {}
         self._ways: dict[tuple[str, Address, Address | None, str], Way] = {}
+        self._mtus: dict[tuple[str, Address, int], PathMtu | None] = {}
 
     def ground(self, point: Point) -> Ground:
         """See Witness."""
@@ -62,6 +81,18 @@ class LocalWitness:
     def setting(self, point: Point, name: str) -> str | None:
         """See Witness."""
         return ask_setting(point.netns, name)
+
+    def path_mtu(self, point: Point, address: Address, largest: int) -> PathMtu | None:
+        """See Witness."""
+        key = point.netns, address, largest
+        if key not in self._mtus:
+            self._mtus[key] = ask_path_mtu(point.netns, address, largest)
+        return self._mtus[key]
+
+    def measure(self, passages: Iterable[tuple[Point, Address, int]]) -> None:
+        """Measure many paths at once, so that each is known when it is asked for."""
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda passage: self.path_mtu(*passage), passages))
 
 
 def neighbour_overflows() -> int:

@@ -1,6 +1,8 @@
 """BGP and BFD sessions, seen from both ends."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 import msgspec
 
@@ -8,14 +10,23 @@ from podway.api.addresses import Family
 from podway.bgp.passwords import NO_PASSWORD
 from podway.health.facts import ClusterFacts, Session
 from podway.health.finding import Problem, Severity, cluster_check
+from podway.health.groups import names
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """Why a session is probably down; of two ends' reasons the one of the smaller rank says more."""
+    """Why a session is probably down; of two ends' reasons the one of the smaller rank says more.
+
+    `at` is the node whose fault it is, and `root` what is wrong there: the same for all of its sessions.
+    """
 
     rank: int
     words: str
     mend: str
+    at: str = ""
+    root: str = ""
+
+
+Pair: TypeAlias = tuple[str, str]
 
 
 @cluster_check(
@@ -25,22 +36,58 @@ class Reason(msgspec.Struct, frozen=True):
     why="without the session each of the two nodes loses its routes to the other's pods",
 )
 def bgp_session(facts: ClusterFacts) -> Iterator[Problem]:
-    """One problem for the two ends of a session, with the likeliest reason."""
-    down: dict[tuple[str, str, Family], list[tuple[str, Session]]] = {}
+    """One problem for both ends and families of a session with one reason, and for all sessions of a dead node."""
+    down = _by_pair(facts, lambda session: not session.established)
+    reasons = {key: _reasons(ends, facts) for key, ends in down.items()}
+    blamed = Counter(blame for found in reasons.values() for blame in {(each.at, each.root) for each in found})
+    told: dict[tuple[str, ...], list[tuple[Pair, Family]]] = {}
+    chosen: dict[tuple[str, ...], Reason] = {}
+    for (pair, family), found in reasons.items():
+        reason = min(found, key=lambda each: (each.rank, -blamed[each.at, each.root]))
+        cause: tuple[str, ...] = (reason.at, reason.root) if reason.root else (*pair, reason.words)
+        told.setdefault(cause, []).append((pair, family))
+        chosen.setdefault(cause, reason)
+    for cause, keys in told.items():
+        reason, families = chosen[cause], ", ".join(sorted({family.label for _, family in keys}))
+        pairs = list(dict.fromkeys(pair for pair, _ in keys))
+        if len(pairs) > 1:
+            others = [one if other == reason.at else other for one, other in pairs]
+            lost = f"{reason.root}; its sessions with {names(others)} are down ({families})"
+            yield Problem(lost, reason.mend, reason.at)
+        else:
+            states = ", ".join(f"on {name} {_state(session)}" for name, session in down[keys[0]])
+            yield Problem(f"{states}: {reason.words}", reason.mend, f"{' - '.join(pairs[0])} {families}")
+
+
+def _reasons(ends: Iterable[tuple[str, Session]], facts: ClusterFacts) -> list[Reason]:
+    """Return the likeliest reason that each end knows."""
+    ordered = sorted(ends, key=lambda end: end[0])
+    # Of a segment that is dropped for its signature only its receiver knows, and only one end dials.
+    signatures = max(session.signatures for _, session in ordered)
+    return [why_down(name, msgspec.structs.replace(end, signatures=signatures), facts) for name, end in ordered]
+
+
+def cut_off(facts: ClusterFacts) -> frozenset[str]:
+    """Return the nodes whose death `bgp_session` tells: all that have sessions with them find them silent."""
+    alive, silent = set[str](), set[str]()
+    for heard in facts.heard.values():
+        for session in heard.summary.sessions:
+            lost = not session.established and not session.ping and session.answer != "open"
+            (silent if lost else alive).add(session.node)
+    return frozenset(silent - alive)
+
+
+def _by_pair(
+    facts: ClusterFacts, concerned: Callable[[Session], bool]
+) -> dict[tuple[Pair, Family], list[tuple[str, Session]]]:
+    """Return sessions by their two ends and family, each with the nodes that tell of it."""
+    found: dict[tuple[Pair, Family], list[tuple[str, Session]]] = {}
     for name, heard in facts.heard.items():
         for session in heard.summary.sessions:
-            if not session.established:
+            if concerned(session):
                 one, other = sorted((name, session.node))
-                down.setdefault((one, other, session.family), []).append((name, session))
-    for (one, other, family), ends in down.items():
-        # Of a segment that is dropped for its signature only its receiver knows, and only one end dials.
-        signatures = max(session.signatures for _, session in ends)
-        reason = min(
-            (why_down(name, msgspec.structs.replace(end, signatures=signatures), facts) for name, end in ends),
-            key=lambda reason: reason.rank,
-        )
-        states = ", ".join(f"on {name} {_state(session)}" for name, session in ends)
-        yield Problem(f"{states}: {reason.words}", reason.mend, f"{one} - {other} {family.label}")
+                found.setdefault(((one, other), session.family), []).append((name, session))
+    return found
 
 
 def why_down(name: str, session: Session, facts: ClusterFacts) -> Reason:
@@ -61,6 +108,8 @@ def why_down(name: str, session: Session, facts: ClusterFacts) -> Reason:
             1,
             f"{there} ({session.address}) answers neither ping nor {port}{agent}: it is dead or cut off",
             f"start {there}, or look at its link; if it is gone for good: {gone}",
+            there,
+            f"answers neither ping nor {port}{agent}: it is dead or cut off",
         )
     if session.answer == "refused" and session.outside:
         return Reason(
@@ -73,6 +122,8 @@ def why_down(name: str, session: Session, facts: ClusterFacts) -> Reason:
             2,
             f"{there} answers ping, but nothing listens on its {port}: BIRD does not run there",
             f"on {there}: start the agent, which starts BIRD (`podway status {there}`)",
+            there,
+            f"answers ping, but nothing listens on its {port}: BIRD does not run there",
         )
     if session.answer == "silent" and session.signatures:
         return Reason(
@@ -123,17 +174,16 @@ def _state(session: Session) -> str:
 )
 def bfd(facts: ClusterFacts) -> Iterator[Problem]:
     """A session that is down as a whole is told by `bgp-session`."""
-    down: dict[tuple[str, str, Family], list[str]] = {}
-    for name, heard in facts.heard.items():
-        for session in heard.summary.sessions:
-            if session.established and session.bfd not in {"", "Up"}:
-                one, other = sorted((name, session.node))
-                down.setdefault((one, other, session.family), []).append(f"on {name} {session.bfd}")
-    for (one, other, family), ends in down.items():
+    down = _by_pair(facts, lambda session: session.established and session.bfd not in {"", "Up"})
+    families: dict[Pair, list[Family]] = {}
+    for pair, family in down:
+        families.setdefault(pair, []).append(family)
+    for pair, concerned in families.items():
+        ends = ", ".join(f"on {name} {session.bfd}" for name, session in down[pair, concerned[0]])
         yield Problem(
-            f"BFD is {', '.join(ends)}, while BGP works",
+            f"BFD is {ends}, while BGP works",
             "let UDP ports 3784 and 3785 pass between nodes in both directions; on a slow machine raise "
             "spec.bgp.bfdInterval of NetworkConfig/default",
-            f"{one} - {other} {family.label}",
+            f"{' - '.join(pair)} {', '.join(family.label for family in sorted(concerned))}",
             Severity.WARNING,
         )

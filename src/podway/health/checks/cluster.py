@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import median
 
+from podway.health.checks.bgp import cut_off
 from podway.health.facts import ClusterFacts, PoolFill
 from podway.health.finding import Problem, Severity, cluster_check
 
@@ -22,8 +23,14 @@ POOL_NEARLY = 0.9
     why="without its agent a node's pods keep running, but no pod starts there and nothing is repaired",
 )
 def agent(facts: ClusterFacts) -> Iterator[Problem]:
-    """Nodes that were not asked, because nobody knows how to reach them, count by their last sign."""
+    """Nodes that were not asked, because nobody knows how to reach them, count by their last sign.
+
+    That a dead node's agent is silent is told with its sessions.
+    """
+    dead = cut_off(facts)
     for name, reason in facts.silent.items():
+        if name in dead:
+            continue
         yield Problem(
             f"its agent does not answer: {reason}",
             "start it: systemctl start podway-agent (in a lab: podway lab node start NODE), and read its log",
@@ -36,7 +43,7 @@ def agent(facts: ClusterFacts) -> Iterator[Problem]:
         for name, age in heard.summary.seen.items():
             seen[name] = min(age, seen.get(name, age))
     for name, age in sorted(seen.items()):
-        if name not in facts.heard and name not in facts.silent and age > SILENT_AFTER:
+        if name not in {*facts.heard, *facts.silent, *dead} and age > SILENT_AFTER:
             yield Problem(
                 f"nothing was heard of its agent for {age:.0f} s",
                 f"start the node and its agent, or remove it: podway delete node {name}",

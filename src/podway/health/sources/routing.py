@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from podway.api.addresses import Address, Family
-from podway.bgp.probe import answering
+from podway.bgp.probe import answering, path_mtu
 from podway.bgp.status import PeerStatus
 from podway.errors import KernelError
 from podway.health.facts import OUTSIDE, Answer, Path, Session
@@ -19,11 +19,16 @@ PORT_SECONDS = 0.4
 MAX_PATHS = 64
 """How many nodes one node probes: those after it in name order, so that all nodes together cover all."""
 
+MEASURED = 8
+"""How many paths that large packets do not pass one node measures: more would be a burst of its own."""
+
 TCP_QUICKACK = 12
 
 
 async def paths(node: str, others: Iterable[tuple[str, Address]], size: int) -> tuple[Path, ...]:
     """Ask other nodes by echo requests as large as a pod's largest packet, and the silent ones by small ones.
+
+    Of some that answer small ones alone it is measured what fits.
 
     Raises UnsupportedSystem without CAP_NET_RAW.
     """
@@ -33,7 +38,14 @@ async def paths(node: str, others: Iterable[tuple[str, Address]], size: int) -> 
     full = await answering(targets, window=PING_SECONDS, size=size)
     small = full | await answering(targets - full, window=PING_SECONDS)
     full |= await answering(small - full, window=PING_SECONDS, size=size)  # a busy node may have been late
-    return tuple(Path(name, address, size, address in small, address in full) for name, address in chosen)
+    narrow = [address for _, address in chosen if address in small - full][:MEASURED]
+    found = await asyncio.gather(
+        *(path_mtu(address, largest=size - 1, window=PING_SECONDS) for address in narrow),
+    )
+    mtus = dict(zip(narrow, found, strict=True))
+    return tuple(
+        Path(name, address, size, address in small, address in full, mtus.get(address)) for name, address in chosen
+    )
 
 
 async def sessions(

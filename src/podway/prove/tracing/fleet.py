@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from podway.api.addresses import Address
 from podway.api.lease import Attachment, Lease
+from podway.bgp.probe import PathMtu
 from podway.errors import AgentError
 from podway.kernel.routes import RouteRecord
 from podway.plan.path import Site
@@ -102,6 +103,11 @@ class RemoteWitness:
         """See Witness. Raises AgentError."""
         told: str | None = self._call(point, "trace.setting", name=name)
         return told
+
+    def path_mtu(self, point: Point, address: Address, largest: int) -> PathMtu | None:
+        """See Witness. Raises AgentError."""
+        told = self._call(point, "trace.path_mtu", address=str(address), largest=largest)
+        return PathMtu(told["fits"], told["told"]) if told else None
 
     def _call(self, point: Point, method: str, **params: Any) -> Any:
         link = point.host_link if isinstance(point, PodPoint) else ""

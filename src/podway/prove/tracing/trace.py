@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -22,6 +23,9 @@ from podway.prove.tracing.shown import show
 from podway.prove.tracing.verdict import Case, judge, predict, translation_of
 from podway.prove.tracing.walk import WalkedHop, stages_of, walk
 from podway.prove.world import NodePoint, Place, PodPoint, Point, Stranger
+
+AGAIN = 0.3
+"""Seconds to wait for an answer where a smaller packet's came at once."""
 
 
 def trace(
@@ -57,10 +61,9 @@ def trace(
     atlas = Atlas(resources, fleet)
     for subject in (source, target):
         fleet.learn(subject.node, addresses=(*source.addresses, *target.addresses))
-    traces = tuple(
-        _Conversation(atlas, source, target, family, protocol, port, timeout).hold(dry_run=dry_run)
-        for family in common
-    )
+    conversations = [_Conversation(atlas, source, target, family, protocol, port, timeout) for family in common]
+    with ThreadPoolExecutor(len(conversations)) as threads:
+        traces = tuple(threads.map(lambda one: one.hold(dry_run=dry_run), conversations))
     silent = tuple(Silent(node, reason) for node, reason in fleet.silent.items())
     return TraceReport(
         source.label,
@@ -220,7 +223,7 @@ class _Conversation:
         port = self._port if receiver is self._receiver else 0
         size = 0 if port or isinstance(receiver, Stranger) else min(self._mtu(sender), self._mtu(receiver))
 
-        def once(size: int) -> Evidence:
+        def once(size: int, timeout: float = self._timeout) -> Evidence:
             return send(
                 self._atlas.fleet,
                 places,
@@ -229,7 +232,7 @@ class _Conversation:
                 protocol=protocol,
                 port=port,
                 size=size,
-                timeout=self._timeout,
+                timeout=timeout,
             )
 
         evidence = once(size)
@@ -238,7 +241,7 @@ class _Conversation:
         if _settled(evidence) or (one_way and _entered(evidence.request.sightings, receiver)):
             return evidence
         if size and once(0).answer.sightings:
-            again = once(size)
+            again = once(size, min(self._timeout, AGAIN))
             return again if _settled(again) else msgspec.structs.replace(again, small_pass=True)
         return evidence if size else once(size)
 

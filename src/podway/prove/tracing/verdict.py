@@ -100,7 +100,7 @@ def _not_arrived(case: Case, world: World, witness: Witness) -> Verdict:
         fault = _by_the_kernel(case, fault)
     fault = msgspec.structs.replace(fault, asked=case.asked)
     cause = _cause(world, fault, witness)
-    if case.small_pass:
+    if case.small_pass and not cause.root:
         cause = Cause(
             f"packets of {case.sent.size} bytes get lost, small ones do not: {cause.problem}",
             "find the device there whose MTU is smaller (`ip link`), and raise it, or lower that of the pods' "
