@@ -9,6 +9,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 │   ├── AlreadyExists
 │   ├── Conflict            the object changed since it was read (compare-and-swap failed)
 │   ├── RevisionGone        a watch asked for history that is no longer kept: list again
+│   ├── ObjectDamaged       a stored object cannot be read, or its fields cannot be right: it is set aside
 │   ├── StoreUnavailable    cannot be reached, read or written now; trying again may help
 │   ├── StoreDamaged        the file is not a healthy database
 │   └── StoreTooNew         written by a newer Podway than this one
@@ -20,6 +21,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 │   └── NeedsRoot           ... a privilege
 ├── RoutingError            BIRD is missing, rejects its configuration or does not answer
 ├── AgentError              the agent cannot start, or cannot be reached
+│   └── NameTaken           an agent on another machine runs under this node's name
 ├── CniError                an answer to the container runtime, with the code of the CNI spec
 └── LabError                a lab cannot be built, changed or found
 """
@@ -82,6 +84,17 @@ class RevisionGone(StoreError):
     """A watch asked for history that is no longer kept: list, then watch from there."""
 
 
+class ObjectDamaged(StoreError):
+    """A stored object cannot be read, or its fields cannot be right: nobody is given it as a fact.
+
+    `found` is what could be read of it, None if nothing could.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", found: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.found = found
+
+
 class StoreUnavailable(StoreError):
     """The store cannot be reached, read or written now."""
 
@@ -134,6 +147,10 @@ class RoutingError(PodwayError):
 
 class AgentError(PodwayError):
     """The agent cannot start, or cannot be reached."""
+
+
+class NameTaken(AgentError):
+    """An agent on another machine runs under this node's name."""
 
 
 class CniError(PodwayError):

@@ -134,15 +134,6 @@ def test_damaged_pages_are_told(tmp_path):
     assert ".recover" in error.value.hint
 
 
-def test_an_object_that_cannot_be_read_is_named(tmp_path):
-    path = tmp_path / "s.db"
-    fill(path)
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE objects SET body = ?", (b'{"metadata":{"name":5}}',))
-    with pytest.raises(StoreDamaged, match=r"Namespace.*metadata\.name"):
-        in_store(path, look)
-
-
 def test_locked_for_too_long(tmp_path, monkeypatch):
     path = tmp_path / "s.db"
     fill(path)
@@ -165,11 +156,49 @@ def test_a_removed_or_replaced_file_is_noticed_at_once(tmp_path):
         with pytest.raises(StoreUnavailable, match="does not exist"):
             await watching
         assert asyncio.get_running_loop().time() - began < bell.SLOW_POLL / 2
-        await asyncio.to_thread(fill, path)
-        with pytest.raises(StoreUnavailable, match="replaced"):
+        with pytest.raises(StoreUnavailable, match="does not exist"):
             await store.create(Namespace(metadata=Metadata(name="lost")))
+        assert not path.exists()
 
     in_store(path, watch)
+
+
+def test_a_file_that_took_the_place_of_the_one_in_use_is_used_from_then_on(tmp_path):
+    path, fresh = tmp_path / "s.db", tmp_path / "fresh.db"
+    fill(path, 3)
+    fill(fresh, 5, prefix="m")
+
+    async def watch(store):
+        assert len(await look(store)) == 3
+        watching = asyncio.ensure_future(anext(store.watch(3)))
+        await asyncio.sleep(0.05)
+        for ending in ("-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        fresh.rename(path)
+        with pytest.raises(RevisionGone, match="replaced by another file"):
+            await watching
+        assert [obj.metadata.name for obj in await look(store)] == [f"m{number}" for number in range(5)]
+        await store.create(Namespace(metadata=Metadata(name="new")))
+
+    in_store(path, watch)
+    assert len(in_store(path, look)) == 6
+
+
+def test_a_store_that_is_opened_later_says_what_is_wrong_when_it_is_needed_and_recovers(tmp_path):
+    path = tmp_path / "s.db"
+    path.write_bytes(b"not a database " * 100)
+
+    async def work(store):
+        with pytest.raises(StoreDamaged, match=r"s\.db") as error:
+            await look(store)
+        assert "last-known.json" in error.value.hint
+        path.unlink()
+        with pytest.raises(StoreUnavailable, match="does not exist"):
+            await look(store)
+        await asyncio.to_thread(fill, path)
+        assert len(await look(store)) == 1
+
+    in_store(path, work, later=True, create=False)
 
 
 def test_history_is_pruned_and_then_says_list_again(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """An agent for tests: `python agent_process.py '{"node": …, settings of AgentOptions, …}'`.
 
 Besides, `housekeeping` (seconds) sets how often blocks are looked at, and `die_at` names a stage of wiring
-(podway.kernel.wiring) at which the process kills itself, once.
+(podway.kernel.wiring) at which the process kills itself, once. While the file that `spoil` names exists, what BIRD
+is given has a mistake in it, and while `fail` does, whatever plans fails.
 """
 
 import json
@@ -11,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from podway.agent import agent
+from podway.agent import agent, state
 from podway.agent.logs import configure
 from podway.agent.options import AgentOptions
+from podway.bgp import speaker
 from podway.kernel.node import Kernel
 
 
@@ -22,8 +24,32 @@ def main() -> None:
     agent.HOUSEKEEPING = settings.pop("housekeeping", agent.HOUSEKEEPING)
     if stage := settings.pop("die_at", ""):
         _die_at(stage)
+    if path := settings.pop("spoil", ""):
+        _spoil_configurations(Path(path))
+    if path := settings.pop("fail", ""):
+        _fail_to_plan(Path(path))
     configure("info")
     agent.run(AgentOptions(run_dir=Path(settings.pop("run_dir")), **settings))
+
+
+def _spoil_configurations(path: Path) -> None:
+    render = speaker.render
+
+    def spoilt(*arguments: Any) -> str:
+        return render(*arguments) + ("nonsense;\n" if path.exists() else "")
+
+    speaker.render = spoilt
+
+
+def _fail_to_plan(path: Path) -> None:
+    plan = state.plan_node
+
+    def failing(*arguments: Any, **keywords: Any) -> Any:
+        if path.exists():
+            raise KeyError("a mistake")
+        return plan(*arguments, **keywords)
+
+    state.plan_node = failing
 
 
 def _die_at(stage: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from system_lab import SystemLab, eventually, running_lab
 
 from podway.api.meta import Metadata
-from podway.api.resources import IPPool, IPPoolSpec, NetworkConfig
+from podway.api.resources import IPPool, IPPoolSpec
 from podway.cni.spec import Code
 from podway.lab import cluster, topology
 from podway.lab.paths import lab_dir
@@ -102,34 +102,34 @@ def test_news_while_bird_was_dead_reach_it(lab: SystemLab) -> None:
 
 def test_a_rejected_bird_configuration_leaves_the_running_one_and_is_reported(lab: SystemLab) -> None:
     here, there = lab.add("node1"), lab.add("node2")
+    spoilt = lab.run_dir("node1") / "spoilt"
+    lab.kill_agent("node1")
+    lab.start_agent_with("node1", spoil=str(spoilt))
     running = (lab.run_dir("node1") / "bird.conf").read_text()
-
-    async def set_multiplier(store, value: int) -> None:  # type: ignore[no-untyped-def]
-        config = await store.get(NetworkConfig, "default")
-        bgp = msgspec.structs.replace(config.spec.bgp, bfd_multiplier=value)
-        spec = msgspec.structs.replace(config.spec, bgp=bgp)
-        await store.update(msgspec.structs.replace(config, spec=spec))
-
-    was = lab.store(lambda store: store.get(NetworkConfig, "default")).spec.bgp.bfd_multiplier
-    lab.store(lambda store: set_multiplier(store, -7))  # `podway apply` would refuse it
+    spoilt.touch()
+    pool = IPPool(metadata=Metadata(name="refused"), spec=IPPoolSpec(cidr="10.249.0.0/24", block_size=28))
+    lab.store(lambda store: store.create(pool))
     try:
         eventually(lambda: lab.status("node1")["routing"]["problem"])
         problem = lab.status("node1")["routing"]["problem"]
         assert "bird.new" in problem or "syntax error" in problem
         assert (lab.run_dir("node1") / "bird.conf").read_text() == running
         assert here.reaches(there.addresses[0])
-        assert problem.splitlines()[0][:40] in lab.podway("status", "node1")
+        assert "syntax error" in lab.podway("status", "node1")
         limited = here.cni("STATUS")
         assert limited.code == Code.LIMITED_CONNECTIVITY
         # An agent that starts now finds BIRD with what it took last, and starts all the same.
         lab.kill_agent("node1")
-        lab.start_agent("node1")
+        lab.start_agent_with("node1", spoil=str(spoilt))
         assert lab.status("node1")["routing"]["problem"]
         assert here.reaches(there.addresses[0])
         assert lab.add("node1").reaches(there.addresses[1])
     finally:
-        lab.store(lambda store: set_multiplier(store, was))
+        spoilt.unlink()
     eventually(lambda: not lab.status("node1")["routing"]["problem"])
+    assert "10.249.0.0" in (lab.run_dir("node1") / "bird.conf").read_text()
+    lab.kill_agent("node1")
+    lab.start_agent("node1")
 
 
 @pytest.mark.parametrize("how", ["moved away", "locked"])

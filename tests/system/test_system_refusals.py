@@ -13,7 +13,8 @@ from system_lab import SystemLab, eventually, running_lab
 
 from podway.api.meta import Metadata
 from podway.api.resources import IPPool, IPPoolSpec
-from podway.lab import topology
+from podway.kernel import netns
+from podway.lab import names, topology
 from podway.lab.paths import lab_dir, lab_store
 
 pytestmark = pytest.mark.kernel
@@ -49,6 +50,29 @@ def test_a_second_agent_on_one_node(lab: SystemLab, tmp_path: Path) -> None:
     assert "another" not in lab.podway("get", "nodes")
     pod = lab.add("node1")
     assert pod.cni("DEL").ok
+
+
+def test_nobody_but_root_keeps_an_agent_from_starting(lab: SystemLab) -> None:
+    """What an unprivileged process of the node's namespace can bind or hold is none of the lock."""
+    squatter = (
+        "import os, socket; os.setuid(65534)\n"
+        "taken = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); taken.bind('\\0podway-agent')\n"
+        "try: os.listdir('/run/podway/locks')\n"
+        "except PermissionError: print('held', flush=True); input()\n"
+    )
+    path = netns.path_of(names.node_netns(lab.name, "node1"))
+    lab.kill_agent("node1")
+    with subprocess.Popen(
+        ["nsenter", f"--net={path}", sys.executable, "-c", squatter],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        lab.start_agent("node1")
+        process.kill()
+    assert lab.add("node1").cni("DEL").ok
 
 
 def test_two_machines_under_one_name(lab: SystemLab, tmp_path: Path) -> None:
@@ -92,7 +116,7 @@ STORES: dict[str, tuple[str, tuple[str, ...]]] = {
         "cat /dev/zero > {0}/fill 2>/dev/null || true",
         ("store", "the disk is full", "hint: free space"),
     ),
-    "damaged": ("head -c 5000 /dev/urandom > {0}/store.db", ("store", "damaged", "podway apply -f")),
+    "damaged": ("head -c 5000 /dev/urandom > {0}/store.db", ("store", "damaged", "apply -f")),
     "not a store": ("rm {0}/store.db; touch {0}/store.db", ("is not a Podway store",)),
     "no directory": ("rm -r {0}", ("has no directory",)),
 }

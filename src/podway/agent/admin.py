@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 
+from podway.agent.supervisor import explain
 from podway.errors import PodwayError
+
+log = structlog.get_logger(__name__)
 
 
 class Method(NamedTuple):
@@ -33,6 +37,8 @@ async def serve(path: Path, methods: Mapping[str, Method]) -> asyncio.Server:
                 await writer.drain()
         except ConnectionError:
             pass  # the asker went away before its answer: nobody is left to tell
+        except ValueError:
+            log.warning("asked in a line that is too long")  # asyncio's LimitOverrunError
         finally:
             writer.close()
 
@@ -61,8 +67,9 @@ async def _reply(line: bytes, methods: Mapping[str, Method], remote: bool) -> di
         return {"result": await method.answer(**request.params)}
     except PodwayError as error:
         return {"error": error.message, "hint": error.hint}
-    except TypeError as error:
-        return {"error": f"{request.method}: {error}"}
+    except Exception as error:  # the asker is told, and what failed in the log: others can still be answered
+        log.exception("a question could not be answered", method=request.method)
+        return {"error": f"{request.method}: {explain(error)}", "hint": "see the agent's log"}
 
 
 class _Request(msgspec.Struct):

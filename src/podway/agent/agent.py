@@ -20,6 +20,7 @@ from podway.agent.blocks import BlockKeeper
 from podway.agent.channel import Channel
 from podway.agent.crossing import Crossing
 from podway.agent.identity import NodeLock
+from podway.agent.lastknown import LastKnown
 from podway.agent.learned import LearnedRoutes
 from podway.agent.membership import Membership
 from podway.agent.news import News
@@ -31,6 +32,7 @@ from podway.agent.readiness import Readiness
 from podway.agent.reconciler import ECHO, SETTLE, Reconciler
 from podway.agent.report import Reporter
 from podway.agent.state import NodeState
+from podway.agent.supervisor import Supervisor
 from podway.agent.uplink import choose_uplink, devices
 from podway.api.identity import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
@@ -46,6 +48,7 @@ from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.switching import concerns
+from podway.plan.uplink import Uplink
 from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
@@ -66,6 +69,7 @@ class Agent:
         self._blocks_wanted = asyncio.Event()
         self._routing_wanted = asyncio.Event()
         self._uplink_wanted = asyncio.Event()
+        self._supervisor = Supervisor()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises PodwayError if it cannot start."""
@@ -74,7 +78,10 @@ class Agent:
         options.run_dir.mkdir(parents=True, exist_ok=True)
         async with AsyncExitStack() as stack:
             stack.callback(NodeLock().release)
-            self._store = open_store(options.store)
+            self._last_known = LastKnown(options.run_dir, options.store)
+            known = self._last_known.load()
+            # One who has known a cluster does not make an empty one in its place.
+            self._store = open_store(options.store, create=known is None, later=known is not None)
             stack.push_async_callback(self._store.close)
             self._kernel = Kernel.open()
             stack.callback(self._kernel.close)
@@ -85,16 +92,15 @@ class Agent:
 
             uplink = choose_uplink(devices(self._kernel.connection), options.interface)
             self._membership = Membership(self._store, options.node, options.heartbeat_interval)
-            self._membership.check(uplink.addresses, (await self._store.list_all()).items)
-            await self._membership.register(uplink.addresses)
-            listing = await self._store.list_all()
-            view = ClusterView.of(listing.items, listing.revision)
+            view, away = await self._first_view(uplink, known)
             self._state = NodeState(options.node, view, uplink)
             for orphan in self._kernel.orphans():
                 log.warning("removing the link of an ADD that was cut short", link=orphan)
                 self._kernel.unwire(orphan)
             self._state.adopt(self._kernel.leases())
             self._news = News(self._store, self._state, take=self._take, found=self._blocks_wanted.set)
+            if away is not None:
+                self._news.lost(away)
             self._crossing = Crossing(
                 self._kernel,
                 self._state,
@@ -147,6 +153,7 @@ class Agent:
                 self._offloads,
                 self._channel,
                 self._store,
+                self._supervisor,
                 self._problems,
             )
             reporter = Reporter(parts)
@@ -154,28 +161,50 @@ class Agent:
             log.info("ready", node=options.node, uplink=uplink.device, pods=len(self._state.leases))
             await self._serve(server, reporter.methods)
 
+    async def _first_view(
+        self, uplink: Uplink, known: ClusterView | None
+    ) -> tuple[ClusterView, StoreError | None]:
+        """Register the node; return the cluster as it is, or as it is `known` and why the store is away.
+
+        Raises StoreError if nothing is known.
+        """
+        try:
+            self._membership.check(uplink.addresses, (await self._store.list_all()).items)
+            await self._membership.register(uplink.addresses)
+            listing = await self._store.list_all()
+        except StoreError as error:
+            if known is None or self._options.node not in known.nodes:
+                raise
+            return known, error
+        view = ClusterView.of(listing.items, listing.revision, aside=listing.aside, former=known)
+        return self._membership.present(view, uplink.addresses), None
+
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        self._supervisor.watch(loop)
+        self._last_known.soon()
         loop.add_reader(self._watcher, self._kernel_changed)
+        work = {
+            "news": self._news.run,
+            "last known": lambda: self._last_known.run(self._state),
+            "crossing": self._crossing.run,
+            "reconciler": self._reconciler.run,
+            "blocks": self._keep_blocks,
+            "routing": self._keep_routing,
+            "learned routes": self._learned.run,
+            "readiness": self._readiness.run,
+            "offloads": self._offloads.run,
+            "uplink": self._follow_uplink,
+            "membership": self._keep_membership,
+            "housekeeping": lambda: self._housekeeping(server),
+            "BIRD": self._speaker.run,
+            "channel": lambda: self._channel.run(methods),
+        }
         async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(self._news.run()),
-                tasks.create_task(self._crossing.run()),
-                tasks.create_task(self._reconciler.run()),
-                tasks.create_task(self._keep_blocks()),
-                tasks.create_task(self._keep_routing()),
-                tasks.create_task(self._learned.run()),
-                tasks.create_task(self._readiness.run()),
-                tasks.create_task(self._offloads.run()),
-                tasks.create_task(self._follow_uplink()),
-                tasks.create_task(self._keep_membership()),
-                tasks.create_task(self._housekeeping(server)),
-                tasks.create_task(self._speaker.run()),
-                tasks.create_task(self._channel.run(methods)),
-            ]
+            running = [tasks.create_task(self._supervisor.run(name, each)) for name, each in work.items()]
             await stop.wait()
             for task in running:
                 task.cancel()
@@ -195,13 +224,14 @@ class Agent:
 
     async def _take(self, view: ClusterView, changes: tuple[Change[Any], ...]) -> None:
         before, node = self._state.view, self._options.node
-        view = self._crossing.as_said(view)
+        view = self._crossing.as_said(self._membership.present(view, self._state.uplink.addresses))
         if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.soon()
         if not any(map(alters_plans, changes)):
             self._state.view = view  # say, another node's heartbeat
             return
         self._state.follow(view)
+        self._last_known.soon()
         self._channel.soon()
         if node not in view.nodes:
             log.warning("this node was removed from the cluster while its agent runs: registering it again")
@@ -268,7 +298,11 @@ class Agent:
 
     def _kernel_changed(self) -> None:
         for event in self._watcher.read():
-            self._consider(event)
+            try:
+                self._consider(event)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other events are heard
+                self._supervisor.note("kernel events", error)
+                self._reconciler.soon()
 
     def _consider(self, event: KernelEvent | Resync) -> None:
         if isinstance(event, Resync):
@@ -331,7 +365,7 @@ class Agent:
             if self._blocks.starving:
                 self._blocks_wanted.set()
             owners = {block.spec.node for block in self._state.view.blocks.values()}
-            if owners <= self._state.view.nodes.keys():
+            if owners <= self._state.view.registered:
                 orphaned_since = None
             elif orphaned_since is None:
                 orphaned_since = self._state.now()

@@ -12,7 +12,7 @@ from podway.agent.admin import Method
 from podway.agent.options import DEFAULT_RUN_DIR, AgentOptions
 from podway.agent.parts import Parts
 from podway.health.doctor import Doctor
-from podway.health.facts import Memory, Repair
+from podway.health.facts import Memory, Repair, TaskFailure
 from podway.health.sources.files import Places
 from podway.plan.node import pod_mtu
 from podway.store.open import SQLITE
@@ -55,6 +55,10 @@ class Checkup:
             pools=tuple(pool.metadata.name for pool in state.node_pools()),
             repairs=tuple(Repair(repair.at, repair.what) for repair in self._parts.reconciler.repairs),
             refused=(*self._parts.reconciler.failures, *self._parts.learned.failures),
+            failures=tuple(
+                TaskFailure(failure.task, failure.error, failure.at, failure.times)
+                for failure in self._parts.supervisor.failures
+            ),
             store_problem=problems["store"],
             routing_problem=problems["routing"],
             channel_problem=channel["problem"],

@@ -182,6 +182,8 @@ class Crossing:
         back: who heard that may have removed the form's device.
         """
         here = view.nodes.get(self._state.node)
+        if view.revision < self._state.view.revision:  # another store, in which nothing is on its way
+            self._said, self._readable = None, 0
         if self._said is not None and view.revision >= self._readable:
             self._said = None
             self.soon()

@@ -1,6 +1,7 @@
 """This node's place among the others: its Node object, kept alive, and what removed nodes leave behind."""
 
 import contextlib
+import math
 import time
 from collections.abc import Collection, Mapping
 
@@ -14,6 +15,7 @@ from podway.api.meta import Metadata
 from podway.api.resources import (
     AGENT_INSTANCE,
     AGENT_SEEN,
+    ASN,
     INTERFACE_ADDRESSES,
     AddressBlock,
     Node,
@@ -21,8 +23,9 @@ from podway.api.resources import (
     NodeStatus,
     Resource,
 )
+from podway.api.validate import problems
 from podway.cluster.view import ClusterView
-from podway.errors import AgentError, AlreadyExists, Conflict, NotFound
+from podway.errors import AlreadyExists, Conflict, NameTaken, NotFound, ObjectDamaged
 from podway.ipam.claims import give_back_all_of
 from podway.store.base import Store
 
@@ -43,7 +46,7 @@ class Membership:
         self._words: dict[str, str] = {}
 
     def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
-        """Raise InvalidObject if this node overlaps a pool or has another's address, AgentError as `register`.
+        """Raise InvalidObject if this node overlaps a pool or has another's address, NameTaken as `register`.
 
         For an agent that starts: one that runs has pods to look after, whatever the cluster's objects say.
         """
@@ -55,13 +58,10 @@ class Membership:
     async def register(self, addresses: tuple[Interface, ...]) -> Node:
         """Write (or refresh) this node's object with its addresses; return it as stored.
 
-        Raises AgentError if an agent on another kernel is alive under this name.
+        Raises NameTaken if an agent on another kernel is alive under this name.
         """
         while True:
-            try:
-                current = await self._store.get(Node, self._node)
-            except NotFound:
-                current = None
+            current = await self._stored()
             if current is not None:
                 self._refuse_if_taken(current)
             node = self._registered(current.metadata if current else Metadata(name=self._node), addresses)
@@ -77,16 +77,37 @@ class Membership:
         """
         self._words.update(words)
         # Without the node's object there is nothing to write: who registers it again says the same words.
-        with contextlib.suppress(NotFound):
-            while True:
-                current = await self._store.get(Node, self._node)
-                annotations = {**current.metadata.annotations, **words}
-                metadata = msgspec.structs.replace(current.metadata, annotations=annotations)
-                with contextlib.suppress(Conflict):  # somebody was quicker: look again
-                    if metadata != current.metadata:
-                        current = await self._store.update(msgspec.structs.replace(current, metadata=metadata))
-                    return int(current.metadata.resource_version)
+        while (current := await self._stored()) is not None:
+            annotations = {**current.metadata.annotations, **words}
+            metadata = msgspec.structs.replace(current.metadata, annotations=annotations)
+            with contextlib.suppress(Conflict, NotFound):  # somebody was quicker: look again
+                if metadata != current.metadata:
+                    current = await self._store.update(msgspec.structs.replace(current, metadata=metadata))
+                return int(current.metadata.resource_version)
         return 0
+
+    def present(self, view: ClusterView, addresses: tuple[Interface, ...]) -> ClusterView:
+        """Return a view that has this node in it, though its object is set aside and no good state is known.
+
+        What the agent writes into it itself is known all the same, and so is the rest, as far as it is right.
+        """
+        unfit = view.aside.get((Node.KIND, "", self._node))
+        if unfit is None or self._node in view.nodes:
+            return view
+        readable = unfit.found.metadata if isinstance(unfit.found, Node) else Metadata(name=self._node)
+        node = self._registered(_without_asn(readable), addresses)
+        if any(problems(node)):
+            node = self._registered(Metadata(name=self._node), addresses)
+        return msgspec.structs.replace(view.after(view.change(node)), aside=view.aside)
+
+    async def _stored(self) -> Node | None:
+        """Return this node's object, or what can be read of one that is set aside; None if there is none."""
+        try:
+            return await self._store.get(Node, self._node)
+        except NotFound:
+            return None
+        except ObjectDamaged as error:
+            return error.found if isinstance(error.found, Node) else Node(metadata=Metadata(name=self._node))
 
     async def give_back_blocks_of_removed_nodes(self, view: ClusterView, patience: float) -> list[AddressBlock]:
         """Return to their pools the blocks whose node is gone; return those blocks.
@@ -97,16 +118,20 @@ class Membership:
         rank = sorted(view.nodes).index(self._node) if self._node in view.nodes else len(view.nodes)
         if patience < rank:
             return []
-        gone = {block.spec.node for block in view.blocks.values()} - view.nodes.keys()
+        gone = {block.spec.node for block in view.blocks.values()} - view.registered
         return [block for node in sorted(gone) for block in await give_back_all_of(self._store, node)]
 
     def _refuse_if_taken(self, current: Node) -> None:
         notes = current.metadata.annotations
         other = notes.get(AGENT_INSTANCE, self._instance)
-        silent = time.time() - float(notes.get(AGENT_SEEN, 0))
-        if other != self._instance and silent < MISSED_HEARTBEATS * self._interval:
-            raise AgentError(
-                f"Node/{self._node}: an agent on another machine runs under this name (seen {silent:.0f} s ago)",
+        seen = notes.get(AGENT_SEEN, "")
+        known = seen.isascii() and seen.isdecimal() and len(seen) < 20
+        silent = time.time() - int(seen) if known else math.inf
+        # Clocks differ a little; a time that lies further ahead is the word of one that was wrong.
+        if other != self._instance and abs(silent) < MISSED_HEARTBEATS * self._interval:
+            raise NameTaken(
+                f"Node/{self._node}: an agent on another machine runs under this name (seen "
+                f"{max(0.0, silent):.0f} s ago)",
                 hint="give each node its own --node name, or stop the other agent and try again in "
                 f"{MISSED_HEARTBEATS * self._interval:.0f} s",
             )
@@ -128,3 +153,8 @@ class Membership:
                 )
             ),
         )
+
+
+def _without_asn(metadata: Metadata) -> Metadata:
+    annotations = {name: text for name, text in metadata.annotations.items() if name != ASN}
+    return msgspec.structs.replace(metadata, annotations=annotations)

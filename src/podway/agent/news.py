@@ -7,10 +7,12 @@ from typing import Any
 import structlog
 
 from podway.agent.state import NodeState
+from podway.api.checked import SetAside
+from podway.api.resources import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
-from podway.errors import RevisionGone, StoreError
-from podway.store.base import Event, Store
+from podway.errors import ObjectDamaged, RevisionGone, StoreError
+from podway.store.base import Event, Listing, Store
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +39,7 @@ class News:
         self._state = state
         self._take = take
         self._found = found
-        self._heard: list[Event | ClusterView] = []
+        self._heard: list[Event | Listing[Resource]] = []
         self._arrived = asyncio.Event()
         self.problem = ""
 
@@ -48,7 +50,10 @@ class News:
             tasks.create_task(self._tell())
 
     def lost(self, error: StoreError) -> None:
-        """Note that the store cannot be reached."""
+        """Note that the store cannot be reached; an object that is set aside is none of its faults."""
+        if isinstance(error, ObjectDamaged):
+            log.debug("an object that is set aside was asked for", problem=error.message)
+            return
         if error.message != self.problem:
             log.error("store lost: pods come and go all the same, news of other nodes wait", problem=error.message)
         self.problem = error.message
@@ -79,9 +84,9 @@ class News:
             else:
                 self.reached()
                 revision = listing.revision
-                self._hear(ClusterView.of(listing.items, revision))
+                self._hear(listing)
 
-    def _hear(self, one: Event | ClusterView) -> None:
+    def _hear(self, one: Event | Listing[Resource]) -> None:
         self._heard.append(one)
         self._arrived.set()
 
@@ -94,11 +99,16 @@ class News:
             view = self._state.view
             changes: list[Change[Any]] = []
             for one in heard:
-                if isinstance(one, ClusterView):
-                    changes += view.changes_to(one)
-                    view = one
+                if isinstance(one, Listing):
+                    newer = ClusterView.of(one.items, one.revision, aside=one.aside, former=view)
+                    changes += view.changes_to(newer)
+                    view = newer
+                elif isinstance(one.object, SetAside) and one.type != "deleted":
+                    view = view.without(one.object, revision=one.revision)
                 else:
                     change = view.change(one.object, deleted=one.type == "deleted")
                     view = view.after(change, revision=one.revision)
                     changes.append(change)
+            for name in view.aside.keys() - self._state.view.aside.keys():
+                log.error("an object is set aside, and its last good state stays", problem=str(view.aside[name]))
             await self._take(view, tuple(changes))

@@ -10,6 +10,7 @@ from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
 from podway.agent.reconciler import Reconciler
 from podway.agent.state import NodeState
+from podway.agent.supervisor import Supervisor
 from podway.bgp.speaker import BgpSpeaker
 from podway.kernel.node import Kernel
 from podway.store.base import Store
@@ -29,4 +30,5 @@ class Parts:
     offloads: OffloadTest
     channel: Channel
     store: Store
+    supervisor: Supervisor
     problems: Callable[[], dict[str, str]]

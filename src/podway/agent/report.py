@@ -16,6 +16,7 @@ from podway.agent.parts import Parts
 from podway.agent.told import told_routes
 from podway.agent.tracing import Tracing
 from podway.api.addresses import Family
+from podway.api.resources import subject
 from podway.bgp.status import PeerStatus
 from podway.errors import RoutingError
 from podway.kernel import links, routes
@@ -64,7 +65,11 @@ class Reporter:
                 "mtu": self._parts.state.uplink.mtu,
                 "addresses": [str(address) for address in self._parts.state.uplink.addresses],
             },
-            "store": {"url": self._parts.options.store, "problem": problems["store"]},
+            "store": {
+                "url": self._parts.options.store,
+                "problem": problems["store"],
+                "aside": {subject(one.key): one.problem for one in self._parts.state.view.aside.values()},
+            },
             "routing": {
                 "problem": problems["routing"],
                 "bird": self._parts.speaker.bird.pid or 0,
@@ -89,6 +94,7 @@ class Reporter:
             "ipip": self._parts.kernel.ipip_counters(),
             "offloads": self._parts.offloads.status(),
             "channel": self._parts.channel.status(),
+            "failures": [msgspec.to_builtins(failure) for failure in self._parts.supervisor.failures],
             "kernel_writes": self._parts.kernel.writes,
         }
 

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
-from podway.api.addresses import Network
+from podway.api.addresses import Address, Interface, Network
 from podway.api.meta import LabelSelector
 
 # Names as Kubernetes has them: RFC 1123 labels and subdomains, and what follows a label key's prefix.
@@ -30,6 +30,9 @@ UNUSABLE: Mapping[Network, str] = {
     }.items()
 }
 
+MAX_DIGITS = 12
+"""Of a number that is written as text: more than any has that is meant, and few enough to be read."""
+
 RESERVED_ASNS = {
     0: "RFC 7607",
     23456: "AS_TRANS, RFC 6793",
@@ -42,6 +45,8 @@ def parse_cidr(text: str) -> Network:
     """Parse a network; raises ValueError with a message that says what to write instead."""
     if "/" not in text:
         raise ValueError(f"{text!r} has no prefix length: write ADDRESS/LENGTH")
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone: write ADDRESS/LENGTH")
     try:
         return ip_network(text)
     except ValueError as error:
@@ -50,6 +55,20 @@ def parse_cidr(text: str) -> Network:
         except ValueError:
             raise ValueError(f"{text!r} is not an IPv4 or IPv6 network: {error}") from error
         raise ValueError(f"{text!r} has bits set after its prefix: did you mean {whole}?") from error
+
+
+def parse_address(text: str) -> Address:
+    """Parse an address; raises ValueError, also for one with a zone (RFC 4007): that is of one host."""
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    return ip_address(text)
+
+
+def parse_interface(text: str) -> Interface:
+    """Parse an address with the prefix length of its subnet; raises ValueError, as `parse_address` does."""
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    return ip_interface(text)
 
 
 def check_name(field: str, name: str, form: re.Pattern[str] = SUBDOMAIN) -> Iterator[Problem]:
@@ -108,9 +127,31 @@ def check_selector(field: str, selector: LabelSelector | None) -> Iterator[Probl
 def check_address(field: str, text: str) -> Iterator[Problem]:
     """Yield what is wrong with an address."""
     try:
-        ip_address(text)
+        parse_address(text)
     except ValueError:
         yield field, f"{text!r} is not an IPv4 or IPv6 address", "write one address, without a prefix length"
+
+
+def check_usable(field: str, address: Address, hint: str) -> Iterator[Problem]:
+    """Yield why an address cannot be that of a host on the network."""
+    for network, use in UNUSABLE.items():
+        if address.version == network.version and address in network:
+            yield field, f"{address} {use}", hint
+            return
+
+
+def check_time(field: str, text: str) -> Iterator[Problem]:
+    """Yield what is wrong with a time in seconds since 1970."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
+        yield field, f"{text!r} is no time", "write whole seconds since 1970"
+
+
+def check_asn_text(field: str, text: str) -> Iterator[Problem]:
+    """Yield what is wrong with an AS number in decimal digits."""
+    if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS:
+        yield from check_asn(field, int(text))
+    else:
+        yield field, f"{text!r} is not an AS number", "write a decimal number (asplain, RFC 5396)"
 
 
 def check_asn(field: str, asn: int) -> Iterator[Problem]:

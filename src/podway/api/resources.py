@@ -343,6 +343,15 @@ def block_name(block: Network) -> str:
     return f"{base}-{block.prefixlen}"
 
 
+def block_named(name: str) -> Network | None:
+    """Return the block whose object has this name, None if it can be no block's."""
+    *base, length = name.split("-")
+    try:
+        return ip_network(f"{('.' if len(base) == 4 else ':').join(base)}/{length}")
+    except ValueError:
+        return None
+
+
 Key: TypeAlias = tuple[str, str, str]
 """Kind, namespace and name: what tells two objects apart."""
 

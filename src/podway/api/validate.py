@@ -4,10 +4,10 @@ Rules that need the rest of the cluster are in podway.api.cluster_rules.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import collapse_addresses, ip_address, ip_interface, ip_network
+from ipaddress import collapse_addresses, ip_address
 from typing import Any
 
-from podway.api.addresses import Family, Network
+from podway.api.addresses import Family, Network, host_network
 from podway.api.crossing_rules import check_modes, check_vxlan
 from podway.api.fields import (
     LABEL,
@@ -15,17 +15,22 @@ from podway.api.fields import (
     UNUSABLE,
     Problem,
     check_address,
-    check_asn,
+    check_asn_text,
     check_label_key,
     check_labels,
     check_name,
     check_ranges,
     check_selector,
+    check_time,
+    check_usable,
+    parse_address,
     parse_cidr,
+    parse_interface,
 )
 from podway.api.identity import AUTHORITY, AUTHORITY_LIVES, REDACTED, ClusterAuthority
 from podway.api.peers import BGPPeer, Secret
 from podway.api.resources import (
+    AGENT_SEEN,
     ASN,
     DEFAULT_BLOCK_PREFIX,
     INTERFACE_ADDRESSES,
@@ -83,10 +88,13 @@ def _node(node: Node) -> Iterator[Problem]:
     for index, entry in enumerate(node.status.addresses):
         if entry.type != "InternalIP":
             continue
-        wrong = tuple(check_address(f"status.addresses[{index}].address", entry.address))
+        where = f"status.addresses[{index}].address"
+        wrong = tuple(check_address(where, entry.address))
         yield from wrong
         if not wrong:
-            families.append(Family.of(ip_address(entry.address)))
+            address = ip_address(entry.address)
+            families.append(Family.of(address))
+            yield from check_usable(where, address, "write the address that the other nodes reach it by")
     for family in Family:
         if families.count(family) > 1:
             yield (
@@ -97,16 +105,14 @@ def _node(node: Node) -> Iterator[Problem]:
     field = f"metadata.annotations[{INTERFACE_ADDRESSES}]"
     for text in filter(None, node.metadata.annotations.get(INTERFACE_ADDRESSES, "").split(",")):
         try:
-            ip_interface(text)
+            parse_interface(text)
         except ValueError:
             yield field, f"{text!r} is not an interface address", "write ADDRESS/LENGTH,ADDRESS/LENGTH"
-    asn = node.metadata.annotations.get(ASN, "")
-    if asn:
-        field = f"metadata.annotations[{ASN}]"
-        if asn.isascii() and asn.isdecimal():
-            yield from check_asn(field, int(asn))
-        else:
-            yield field, f"{asn!r} is not an AS number", "write a decimal number (asplain, RFC 5396)"
+    notes = node.metadata.annotations
+    if notes.get(ASN):
+        yield from check_asn_text(f"metadata.annotations[{ASN}]", notes[ASN])
+    if AGENT_SEEN in notes:
+        yield from check_time(f"metadata.annotations[{AGENT_SEEN}]", notes[AGENT_SEEN])
 
 
 def _pod(pod: Pod) -> Iterator[Problem]:
@@ -126,17 +132,21 @@ def _pool(pool: IPPool) -> Iterator[Problem]:
     except ValueError as error:
         yield "spec.cidr", str(error), "write a network such as 10.244.0.0/16 or fd00:10:244::/56"
         return
-    for other, use in UNUSABLE.items():
-        if other.version == network.version and network.overlaps(other):
-            yield (
-                "spec.cidr",
-                f"{network} overlaps {other}, which {use}",
-                "use private ranges (RFC 1918, RFC 4193)",
-            )
-            return
+    wrong = tuple(_unusable(network))
+    yield from wrong
+    if wrong:
+        return
     yield from _block_size(pool, network)
     yield from _excluded(pool, network)
     yield from check_modes(pool, network)
+
+
+def _unusable(network: Network) -> Iterator[Problem]:
+    for other, use in UNUSABLE.items():
+        if other.version == network.version and network.overlaps(other):
+            problem = f"{network} overlaps {other}, which {use}"
+            yield "spec.cidr", problem, "use private ranges (RFC 1918, RFC 4193)"
+            return
 
 
 def _block_size(pool: IPPool, network: Network) -> Iterator[Problem]:
@@ -160,7 +170,7 @@ def _excluded(pool: IPPool, network: Network) -> Iterator[Problem]:
     for index, text in enumerate(pool.spec.excluded):
         field = f"spec.excluded[{index}]"
         try:
-            part = parse_cidr(text) if "/" in text else ip_network(text)
+            part = parse_cidr(text) if "/" in text else host_network(parse_address(text))
         except ValueError as error:
             yield field, str(error), "write an address, or a network such as 10.244.7.0/28"
             continue
@@ -180,6 +190,7 @@ def _block(block: AddressBlock) -> Iterator[Problem]:
     except ValueError as error:
         yield "spec.cidr", str(error), "write the block's network; agents make blocks themselves"
         return
+    yield from _unusable(network)
     if block.metadata.name != block_name(network):
         problem = f"{block.metadata.name!r} is not the name of block {network}"
         yield "metadata.name", problem, f"name it {block_name(network)}: the name is what makes a claim unique"

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
-from podway.api.addresses import Address, Family
+from podway.api.addresses import Family
 from podway.api.fields import (
     LABEL,
-    UNUSABLE,
+    MAX_DIGITS,
     Problem,
     check_address,
     check_asn,
     check_name,
     check_ranges,
     check_selector,
+    check_usable,
     parse_cidr,
 )
 from podway.api.identity import REDACTED
@@ -70,7 +71,9 @@ def check_peer(peer: BGPPeer) -> Iterator[Problem]:
         hint = "write the number of hops to the peer: packets from further away are then refused (RFC 5082)"
         yield "spec.multihop", f"with ttlSecurity, {MAX_TTL} hops keep nobody out", hint
     wrong = tuple(check_address("spec.address", spec.address))
-    yield from wrong or _peer_address(peer.address)
+    yield from wrong or check_usable(
+        "spec.address", peer.address, "write an address that the nodes reach the peer by"
+    )
     if wrong:
         return
     yield from _source(peer)
@@ -106,13 +109,6 @@ def _nodes(peer: BGPPeer) -> Iterator[Problem]:
     yield from check_selector("spec.nodeSelector", spec.node_selector)
 
 
-def _peer_address(address: Address) -> Iterator[Problem]:
-    for network, use in UNUSABLE.items():
-        if address.version == network.version and address in network:
-            yield "spec.address", f"{address} {use}", "write an address that the nodes reach the peer by"
-            return
-
-
 def _source(peer: BGPPeer) -> Iterator[Problem]:
     text = peer.spec.source_address
     if not text:
@@ -145,7 +141,10 @@ def _communities(communities: Sequence[str]) -> Iterator[Problem]:
     for index, text in enumerate(communities):
         parts = text.split(":")
         limit = {2: 0xFFFF, 3: 0xFFFFFFFF}.get(len(parts), -1)
-        if not all(part.isascii() and part.isdecimal() and int(part) <= limit for part in parts):
+        if not all(
+            part.isascii() and part.isdecimal() and len(part) <= MAX_DIGITS and int(part) <= limit
+            for part in parts
+        ):
             yield (
                 f"spec.communities[{index}]",
                 f"{text!r} is not a community",

@@ -117,7 +117,7 @@ def _show(answer: dict[str, Any]) -> None:
     import time
 
     uplink, blocks, drift, channel = answer["uplink"], answer["blocks"], answer["drift"], answer["channel"]
-    peers = answer["routing"]["peers"]
+    peers, failures = answer["routing"]["peers"], answer["failures"]
     established = sum(peer["state"] == "Established" for peer in peers)
     leased = f"{answer['leases']} pods"
     rows = [
@@ -128,6 +128,7 @@ def _show(answer: dict[str, Any]) -> None:
         ),
         ("uplink", f"{uplink['device']} {' '.join(uplink['addresses'])}, MTU {uplink['mtu']}"),
         ("store", answer["store"]["problem"] or f"{answer['store']['url']}, in touch"),
+        *(("  set aside", f"{name}: {problem}") for name, problem in answer["store"]["aside"].items()),
         (
             "BIRD",
             answer["routing"]["problem"]
@@ -139,6 +140,7 @@ def _show(answer: dict[str, Any]) -> None:
         *_crossing(answer["crossing"]),
         ("channel", channel["problem"] or _channel(channel)),
         *((("  refused", f"{channel['refused']}, last {channel['last_refusal']}"),) if channel["refused"] else ()),
+        *(("  failure", f"{one['task']}, {age(time.time() - one['at'])} ago: {one['error']}") for one in failures),
         ("leases", leased),
         *(
             (f"  {use['block']}", f"{use['leased']} leased, {use['cooling']} cooling, {use['free']} free")

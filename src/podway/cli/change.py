@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import click
+import msgspec
 
+from podway.api.checked import SetAside
 from podway.api.cluster_rules import check_change, check_deletion
 from podway.api.decode import Manifest
-from podway.api.resources import Key, Pod, Resource, key, subject
+from podway.api.resources import KINDS, Key, Pod, Resource, key, subject
 from podway.cli.help import examples
 from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, nearest_key, read_requests
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
@@ -47,9 +49,11 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
     check_each(manifests)
 
     async def work(store: Store) -> None:
-        stored = {key(obj): obj for obj in (await store.list_all()).items}
+        listing = await store.list_all()
+        stored, aside = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.aside}
         for new in checked_change(stored, manifests).values():
-            click.echo(f"{subject(key(new))} {await _put(store, new, stored.get(key(new)))}")
+            known = key(new)
+            click.echo(f"{subject(known)} {await _put(store, new, stored.get(known), aside.get(known))}")
 
     options.run(work, create=True)
 
@@ -84,16 +88,18 @@ def delete(
     else:
         unwanted = _named(words, namespace)
 
-    async def find(store: Store) -> list[Resource]:
-        stored = {key(obj): obj for obj in (await store.list_all()).items}
-        check_deletions(stored, unwanted)
-        return [stored[wanted] for wanted in dict.fromkeys(unwanted)]
+    async def find(store: Store) -> list[Resource | SetAside]:
+        listing = await store.list_all()
+        stored, aside = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.aside}
+        check_deletions(stored, [wanted for wanted in unwanted if wanted not in aside])
+        return [aside[wanted] if wanted in aside else stored[wanted] for wanted in dict.fromkeys(unwanted)]
 
     async def remove(store: Store) -> None:
         for obj in found:
             if not (isinstance(obj, Pod) and options.store is None):
-                await store.delete(type(obj), obj.metadata.name, namespace=obj.metadata.namespace)
-                click.echo(f"{subject(key(obj))} deleted")
+                kind, where, name = obj.key if isinstance(obj, SetAside) else key(obj)
+                await store.delete(KINDS[kind], name, namespace=where)
+                click.echo(f"{subject((kind, where, name))} deleted")
 
     found = options.run(find)
     if options.store is None:
@@ -152,8 +158,13 @@ def check_deletions(stored: Mapping[Key, Resource], unwanted: Collection[Key]) -
         check_deletion(stored[wanted], staying)
 
 
-async def _put(store: Store, new: Resource, old: Resource | None) -> str:
-    """Write one object; return what became of it."""
+async def _put(store: Store, new: Resource, old: Resource | None, aside: SetAside | None) -> str:
+    """Write one object, in place of one that is set aside, too; return what became of it."""
+    if aside is not None:
+        version = aside.found.metadata.resource_version if aside.found else ""
+        metadata = msgspec.structs.replace(new.metadata, resource_version=version)
+        await store.update(msgspec.structs.replace(new, metadata=metadata))
+        return "replaced"
     if old is None:
         await store.create(new)
         return "created"

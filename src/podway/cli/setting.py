@@ -71,8 +71,14 @@ def set_fields(
 
     async def work(store: Store) -> None:
         while True:
-            others = (await store.list_all()).items
+            listing = await store.list_all()
+            others = listing.items
             old = next((obj for obj in others if key(obj) == wanted), None)
+            unfit = next((one for one in listing.aside if one.key == wanted), None)
+            if unfit is not None and unfit.found is None:
+                raise unfit.error
+            if unfit is not None:
+                old = unfit.found  # what is wrong with it may be the very field that is to be set
             if old is None:
                 raise NotFound(f"{subject(wanted)} does not exist", hint=nearest_key(wanted, map(key, others)))
             with in_arguments():
@@ -82,7 +88,7 @@ def set_fields(
             if not told:
                 click.echo(f"{subject(wanted)}: unchanged")
                 return
-            check_change(new, others, old=old)
+            check_change(new, others, old=None if unfit else old)
             try:
                 await store.update(new)
             except Conflict:

@@ -5,11 +5,13 @@ kernel and others' are reached by their block.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 import msgspec
 
 from podway.api.addresses import Address, block_of
+from podway.api.checked import SetAside
 from podway.api.identity import ClusterAuthority
 from podway.api.peers import BGPPeer, Secret
 from podway.api.resources import (
@@ -47,23 +49,48 @@ class ClusterView(msgspec.Struct, frozen=True):
     config: NetworkConfigSpec
     """What `configs` says, or the defaults."""
     revision: int
+    aside: Mapping[Key, SetAside] = MappingProxyType({})
+    """Objects of the store that are no facts: what the tables have of them is their last good state, if any."""
 
     @classmethod
-    def of(cls, resources: Iterable[Resource], revision: int) -> "ClusterView":
-        """Build a view from a listing of the whole store."""
+    def of(
+        cls,
+        resources: Iterable[Resource],
+        revision: int,
+        *,
+        aside: Iterable[SetAside] = (),
+        former: "ClusterView | None" = None,
+    ) -> "ClusterView":
+        """Build a view from a listing of the whole store.
+
+        `former` knows the last good state of what is set `aside`.
+        """
         objects: dict[str, dict[Any, Resource]] = {field: {} for field in _FIELDS.values()}
-        for obj in resources:
+        unfit = {one.key: one for one in aside}
+        kept = [obj for wanted in unfit if former is not None and (obj := former.find(wanted)) is not None]
+        for obj in (*resources, *kept):
             if obj.KIND in _FIELDS:
                 objects[_FIELDS[obj.KIND]][_name(key(obj))] = obj
         tables: _Tables = {field: Table(objects[field], _INDICES.get(field, {})) for field in objects}
-        return cls(**tables, config=_config(tables["configs"]), revision=revision)
+        return cls(**tables, config=_config(tables["configs"]), revision=revision, aside=unfit)
 
-    def change(self, obj: Resource, *, deleted: bool = False) -> Change[Resource]:
-        """Return the change that an object's new state is to this view, or its deletion."""
-        wanted = key(obj)
-        field = _FIELDS.get(obj.KIND)
-        old = None if field is None else getattr(self, field).get(_name(wanted))
-        return Change(wanted, old, None if deleted else obj)
+    def find(self, wanted: Key) -> Resource | None:
+        """Return an object; None if it is not there, or of a kind that plans do not depend on."""
+        field = _FIELDS.get(wanted[0])
+        found: Resource | None = None if field is None else getattr(self, field).get(_name(wanted))
+        return found
+
+    def change(self, obj: Resource | SetAside, *, deleted: bool = False) -> Change[Resource]:
+        """Return the change that an object's new state is to this view, or its deletion.
+
+        What is set aside has no new state: it can only be deleted.
+        """
+        wanted = obj.key if isinstance(obj, SetAside) else key(obj)
+        return Change(wanted, self.find(wanted), None if deleted or isinstance(obj, SetAside) else obj)
+
+    def without(self, obj: SetAside, *, revision: int) -> "ClusterView":
+        """Return the view at a later revision, in which an object's state is no fact: the last good one stays."""
+        return msgspec.structs.replace(self, aside={**self.aside, obj.key: obj}, revision=revision)
 
     def after(self, *changes: Change[Any], revision: int | None = None) -> "ClusterView":
         """Return the view after changes, at a later revision if one is given.
@@ -78,6 +105,9 @@ class ClusterView(msgspec.Struct, frozen=True):
                 table = tables[field] if field in tables else getattr(self, field)
                 tables[field] = table.drop(name) if change.new is None else table.put(name, change.new)
         more: dict[str, Any] = {} if revision is None else {"revision": revision}
+        told = {change.key for change in changes}
+        if not told.isdisjoint(self.aside):
+            more["aside"] = {wanted: one for wanted, one in self.aside.items() if wanted not in told}
         if "configs" in tables:
             more["config"] = _config(tables["configs"])
         return msgspec.structs.replace(self, **tables, **more)
@@ -89,6 +119,11 @@ class ClusterView(msgspec.Struct, frozen=True):
             for field in _FIELDS.values()
             for change in getattr(self, field).changes_to(getattr(other, field))
         )
+
+    @property
+    def registered(self) -> frozenset[str]:
+        """The names of all nodes of the cluster, also of those that are set aside."""
+        return frozenset((*self.nodes, *(name for kind, _, name in self.aside if kind == Node.KIND)))
 
     def blocks_of(self, node: str) -> tuple[AddressBlock, ...]:
         """Return the blocks that a node owns, in address order."""

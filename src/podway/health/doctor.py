@@ -6,18 +6,19 @@ others go on.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import msgspec
 
 from podway.api.addresses import Family
-from podway.api.resources import AGENT_SEEN, Node, Pod
+from podway.api.resources import AGENT_SEEN, Node, Pod, subject
 from podway.bgp.probe import PathMtu
 from podway.bgp.speaker import BgpSpeaker
 from podway.bgp.status import BirdRoute, PeerStatus
-from podway.errors import NotFound, PodwayError, RoutingError, StoreError
+from podway.errors import NotFound, ObjectDamaged, PodwayError, RoutingError, StoreError
 from podway.health import checks
 from podway.health.checks.addresses import pool_fill
 from podway.health.checks.crossing import bare_far
@@ -36,7 +37,7 @@ from podway.health.facts import (
     StoreTrial,
     neighbour_overflows,
 )
-from podway.health.finding import Finding
+from podway.health.finding import Check, Finding, Severity
 from podway.health.sources import files, firewall, network, pods, routing, settings
 from podway.kernel.netlink import Connection
 from podway.kernel.node import Kernel
@@ -45,6 +46,8 @@ from podway.plan.node import pool_mtu
 from podway.store.base import Store
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 SOURCE_SECONDS = 5.0
 """How long a source may take; all together usually take less than one second."""
@@ -162,6 +165,9 @@ class Doctor:
             self._unseen[source] = error.message
         except OSError as error:
             self._unseen[source] = str(error)
+        except Exception as error:  # the other sources go on, whatever it is
+            log.exception("a source of facts failed: %s", source)
+            self._unseen[source] = f"{type(error).__name__}: {error}"
         return otherwise
 
     async def _bird(self) -> tuple[tuple[PeerStatus, ...], tuple[BirdRoute, ...], str]:
@@ -178,8 +184,8 @@ class Doctor:
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 await self._store.get(Node, node)
-        except NotFound:
-            pass  # it answered; the agent registers the node again
+        except (NotFound, ObjectDamaged):
+            pass  # it answered
         except TimeoutError:
             return StoreTrial(problem=f"the store does not answer within {STORE_SECONDS:g} s")
         except StoreError as error:
@@ -225,7 +231,16 @@ class Doctor:
 
 def _judge(facts: NodeFacts) -> tuple[Finding, ...]:
     node = facts.memory.node
-    return tuple(finding for check in checks.of_nodes() for finding in check.examine(facts, node))
+    return tuple(finding for check in checks.of_nodes() for finding in _examine(check, facts, node))
+
+
+def _examine(check: Check[NodeFacts], facts: NodeFacts, node: str) -> Iterator[Finding]:
+    try:
+        yield from check.examine(facts, node)
+    except Exception as error:
+        log.exception("the check %s failed", check.name)
+        found = f"the check itself failed: {type(error).__name__}: {error}"
+        yield Finding(check.name, Severity.WARNING, node, found, check.why, "see the agent's log, and report it")
 
 
 def _network(memory: Memory, known: tuple[BirdRoute, ...]) -> KernelNetwork:
@@ -284,6 +299,7 @@ def _summary(facts: NodeFacts) -> NodeSummary:
         headers=_headers(memory),
         narrow=tuple(_narrow(path) for path in facts.routing.paths if path.narrow),
         bare_far=bare_far(memory.view, memory.node),
+        aside={subject(one.key): one.problem for one in memory.view.aside.values()},
         seen={name: _silence(node, facts.now) for name, node in memory.view.nodes.items()},
     )
 

@@ -37,6 +37,15 @@ class Repair(msgspec.Struct, frozen=True):
     what: str
 
 
+class TaskFailure(msgspec.Struct, frozen=True):
+    """The latest failure that nobody expected of one of the agent's tasks, and how many there were."""
+
+    task: str
+    error: str
+    at: float
+    times: int
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent knows without looking. `refused` is what the kernel or BIRD would not take."""
 
@@ -51,6 +60,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the pools from which this node may own blocks."""
     repairs: tuple[Repair, ...] = ()
     refused: tuple[str, ...] = ()
+    failures: tuple[TaskFailure, ...] = ()
     store_problem: str = ""
     routing_problem: str = ""
     channel_problem: str = ""
@@ -352,6 +362,8 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The paths to other nodes that pods' largest packets do not pass."""
     bare_far: Mapping[str, str] = {}
     """Pools whose packets it sends bare to subnets whose routers nobody tells of pods; who tells their routes."""
+    aside: Mapping[str, str] = {}
+    """Objects of the store that are no facts, and why."""
     seen: Mapping[str, float] = {}
     """For every node of the cluster: seconds since its agent last wrote to the store."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from podway.agent import originals
+from podway.agent import lastknown, originals
 from podway.agent.identity import NodeLock
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import AgentError
@@ -49,6 +49,7 @@ def reset(run_dir: Path, *, with_pods: bool = False) -> Removed:
             if report.failures:
                 raise report.failures[0]
             settings = originals.restore(run_dir, kernel)
+            (run_dir / lastknown.FILE).unlink(missing_ok=True)
     finally:
         lock.release()
     return Removed(

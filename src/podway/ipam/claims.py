@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from podway.api.addresses import Network
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, Node, block_name
+from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, Node, block_name, block_named
 from podway.errors import AddressUnavailable, AlreadyExists, NotFound, PoolExhausted
 from podway.ipam.blocks import FreeBlocks, count_blocks
 from podway.store.base import Store
@@ -25,13 +25,19 @@ async def claim(store: Store, pool: IPPool, node: str, *, wanted: Network | None
     """
     window = 1
     while True:
-        blocks = (await store.list(AddressBlock)).items
+        listing = await store.list(AddressBlock)
+        blocks = listing.items
         taken = [block.network for block in blocks]
+        # A claim that is set aside stands all the same: its name is its block.
+        aside = [block for one in listing.aside if (block := block_named(one.key[2])) is not None]
         if wanted is None:
-            free = FreeBlocks(pool.network, pool.block_prefix, taken)
+            free = FreeBlocks(pool.network, pool.block_prefix, (*taken, *aside))
             candidates = [block for _ in range(window) if (block := free.take(node)) is not None]
         else:
             _require_free(wanted, blocks)
+            unfit = next((one for one in listing.aside if one.key[2] == block_name(wanted)), None)
+            if unfit is not None:
+                raise unfit.error
             candidates = [wanted]
         if not candidates:
             raise PoolExhausted(_exhausted(pool, taken), hint=exhausted_hint(pool))

@@ -10,28 +10,33 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
+from podway.api.checked import SetAside
 from podway.api.resources import Resource
 
 R = TypeVar("R", bound=Resource)
 
 
 class Listing(msgspec.Struct, Generic[R], frozen=True):
-    """Objects as they all were at one revision."""
+    """Objects as they all were at one revision; `aside` are those that are no facts (podway.api.checked)."""
 
     items: tuple[R, ...]
     revision: int
+    aside: tuple[SetAside, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change. `object` is the new state, or for `deleted` the last state before deletion."""
+    """One change. `object` is the new state, or for `deleted` the last state before deletion.
+
+    A state that is no fact (podway.api.checked) is told as set aside.
+    """
 
     type: Literal["added", "modified", "deleted"]
-    object: Resource
+    object: Resource | SetAside
     revision: int
 
 
 class Store(Protocol):
-    """Where the cluster's facts live.
+    """Where the cluster's facts live. What is stored and no fact is set aside (podway.api.checked).
 
     Every method may raise StoreUnavailable, StoreDamaged or StoreTooNew besides what it names.
     """
@@ -45,7 +50,7 @@ class Store(Protocol):
         ...
 
     async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
-        """Return one object. Raises NotFound."""
+        """Return one object. Raises NotFound, and ObjectDamaged if it is set aside."""
         ...
 
     async def create(self, obj: R) -> R:
@@ -58,6 +63,7 @@ class Store(Protocol):
     async def update(self, obj: R) -> R:
         """Replace an object that nobody changed since it was read; return it as stored.
 
+        One that is set aside is replaced, too; what nothing could be read of has no version (an empty one).
         Raises NotFound, and Conflict if `metadata.resource_version` is not the stored one.
         """
         ...

@@ -37,8 +37,9 @@ MIGRATIONS = (
 """Each script raises the schema version (PRAGMA user_version) by one; the first makes a new store."""
 
 _DAMAGED_HINT = (
-    "stop everything that uses it and move the file away; `sqlite3 FILE .recover` may save its objects, "
-    "and `podway apply -f` of your manifests makes them anew"
+    "agents go on by what they know. Make a new file beside it, of what any node's agent knew last or of your "
+    "manifests: `podway --store sqlite:///NEW apply -f /run/podway/last-known.json` (`sqlite3 FILE .recover` may "
+    "save objects, too); then move the damaged file, its -wal and its -shm away, NEW in its place"
 )
 
 
@@ -66,14 +67,12 @@ class Database:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Read in one snapshot."""
         with self.explained():
-            self._check_file()
             yield from _transaction(self.connection, write=False)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Write alone: no other process writes until the block ends. Commits unless it raises."""
         with self.explained():
-            self._check_file()
             yield from _transaction(self.connection, write=True)
 
     def announce(self) -> None:
@@ -89,13 +88,10 @@ class Database:
         """Close the connection."""
         self.connection.close()
 
-    def _check_file(self) -> None:
-        # SQLite would go on with the removed file, unseen by everyone else.
-        if _identity(self.path) != self._file:
-            raise StoreUnavailable(
-                f"store {self.path} was replaced by another file while in use",
-                hint="start this program again",
-            )
+    def is_current(self) -> bool:
+        """Tell whether this is still the file at the path: SQLite would go on with a removed one."""
+        with self.explained():
+            return _identity(self.path) == self._file
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -116,6 +112,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    # Text that is not UTF-8 is told as what it is, with the object it belongs to (podway.api.checked).
+    connection.text_factory = lambda text: text.decode(errors="replace")
     try:
         connection.execute("PRAGMA synchronous=NORMAL")
     except BaseException:

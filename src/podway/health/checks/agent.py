@@ -12,6 +12,9 @@ MIN_FREE = 64 << 20
 MIN_FREE_PART = 0.02
 """A disk with less than both left, in bytes and in parts of it, is nearly full."""
 
+FRESH = 600.0
+"""Seconds for which a task's failure is told: one that lasts comes again within half a minute."""
+
 UNRENEWED = 0.2
 """A certificate with less than this part of its life left should have been renewed long ago."""
 
@@ -28,6 +31,24 @@ def looking(facts: NodeFacts) -> Iterator[Problem]:
         yield Problem(
             f"{source} could not be looked at: {reason}", "see the agent's log", source, Severity.WARNING
         )
+
+
+@node_check(
+    "tasks",
+    looks_at="whether one of the agent's tasks failed in a way that nobody expected",
+    why="the agent does it again until it goes well; until then what that task looks after is not looked after",
+    caused=False,
+)
+def tasks(facts: NodeFacts) -> Iterator[Problem]:
+    """A failure that is long past is in the log only."""
+    for failure in facts.memory.failures:
+        if facts.now - failure.at < FRESH:
+            times = f"{failure.times} times, the last " if failure.times > 1 else ""
+            yield Problem(
+                f"failed {times}{facts.now - failure.at:.0f} s ago: {failure.error}",
+                "see the agent's log, which says where; this is a mistake in Podway, please report it",
+                failure.task,
+            )
 
 
 @node_check(

@@ -52,6 +52,25 @@ def agent(facts: ClusterFacts) -> Iterator[Problem]:
 
 
 @cluster_check(
+    "objects",
+    looks_at="objects of the store that cannot be read, or whose fields cannot be right",
+    why="agents go on by such an object's last good state; one that starts anew may know of none",
+)
+def objects(facts: ClusterFacts) -> Iterator[Problem]:
+    """All agents read the same store, so each object is told once."""
+    wrong: dict[str, str] = {}
+    for heard in facts.heard.values():
+        wrong |= heard.summary.aside
+    for name, problem in sorted(wrong.items()):
+        kind, *_, called = name.split("/")
+        yield Problem(
+            f"it is set aside: {problem}",
+            f"`podway apply -f` a right one in its place, or podway delete {kind.lower()} {called}",
+            name,
+        )
+
+
+@cluster_check(
     "versions",
     looks_at="the versions of all agents",
     why="agents of different versions may plan differently; apart for longer than an upgrade takes is a mistake",

@@ -1,0 +1,107 @@
+"""What an agent knew last of the cluster, in a file, for its next start.
+
+A running agent goes on by what it knows while the store is away, and by an object's last good state while that
+object is set aside; with this file one that is started again meanwhile does the same. It is in the run directory,
+which does not outlive a reboot, and neither do pods.
+
+The file is a List of manifests with nothing redacted, so that `podway apply -f` makes a lost store's objects anew.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from podway.agent.identity import kernel_instance
+from podway.agent.state import NodeState
+from podway.api.checked import SetAside, check
+from podway.api.resources import KINDS, Resource, key
+from podway.cluster.view import ClusterView
+
+log = structlog.get_logger(__name__)
+
+FILE = "last-known.json"
+
+REST = 2.0
+"""Seconds between two writings at least: changes come in bursts."""
+
+UNKNOWN = -1
+"""The revision of what was read from the file: a store that is found again is listed first."""
+
+
+class LastKnown:
+    """Keeps the file of an agent up to date; `store` is the URL of the store whose cluster it tells of."""
+
+    def __init__(self, run_dir: Path, store: str) -> None:
+        self._path = run_dir / FILE
+        self._store = store
+        self._wanted = asyncio.Event()
+
+    def load(self) -> ClusterView | None:
+        """Return what the last agent on this kernel knew of this store, None if the file does not tell."""
+        try:
+            kept = msgspec.json.decode(self._path.read_bytes(), type=_File)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("what was known last cannot be read", file=str(self._path), problem=str(error))
+            return None
+        if (kept.instance, kept.store) != (kernel_instance(), self._store):
+            return None
+        found = [one for item in kept.items if (one := _object(item)) is not None]
+        return ClusterView.of(found, UNKNOWN)
+
+    def soon(self) -> None:
+        """Ask for the file to be written: something else is known."""
+        self._wanted.set()
+
+    async def run(self, state: NodeState) -> None:
+        """Write the file when asked, for ever. Raises OSError."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            await asyncio.to_thread(self._write, state.view)
+            await asyncio.sleep(REST)
+
+    def _write(self, view: ClusterView) -> None:
+        data = msgspec.json.encode(_File(kernel_instance(), self._store, [_item(obj) for obj in _objects(view)]))
+        fresh = self._path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)  # else it would keep its mode
+        with open(fresh, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(data)
+        fresh.replace(self._path)
+
+
+class _File(msgspec.Struct, rename="camel"):
+    instance: str
+    store: str
+    items: list[dict[str, Any]]
+    api_version: str = "v1"
+    kind: str = "List"
+
+
+def _objects(view: ClusterView) -> Iterator[Resource]:
+    """Yield a view's objects in an order in which they can be made: none before what it needs."""
+    for objects in (view.configs, view.namespaces, view.pools, view.nodes, view.blocks, view.secrets, view.peers):
+        yield from objects.values()
+
+
+def _item(obj: Resource) -> dict[str, Any]:
+    metadata = msgspec.structs.replace(obj.metadata, resource_version="")
+    shape: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(obj, metadata=metadata))
+    return {"apiVersion": obj.api_version, "kind": obj.kind, **shape}
+
+
+def _object(item: dict[str, Any]) -> Resource | None:
+    try:
+        found = msgspec.convert(item, KINDS[item["kind"]])
+    except (KeyError, TypeError, msgspec.ValidationError):
+        return None
+    metadata = msgspec.structs.replace(found.metadata, resource_version="0")
+    versioned = msgspec.structs.replace(found, metadata=metadata)
+    checked = check(key(found), msgspec.json.encode(versioned))
+    return None if isinstance(checked, SetAside) else checked

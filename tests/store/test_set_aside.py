@@ -1,0 +1,183 @@
+"""Objects of the store that are no facts: set aside and named, while all others are read, written and watched."""
+
+import asyncio
+import contextlib
+import sqlite3
+
+import msgspec
+import pytest
+
+from podway.api.meta import Metadata
+from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, IPPoolSpec, Namespace
+from podway.errors import AlreadyExists, Conflict, ObjectDamaged, PoolExhausted, RevisionGone
+from podway.ipam.claims import claim
+from podway.store.sqlite import SqliteStore
+
+NAMES = ("a", "b", "c")
+
+
+def in_store(path, work):
+    async def main():
+        store = SqliteStore(path)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+async def three(store):
+    for name in NAMES:
+        await store.create(Namespace(metadata=Metadata(name=name)))
+
+
+def overwrite(path, name, body, table="objects"):
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        where = "name = ?" if table == "objects" else "json_extract(body, '$.metadata.name') = ?"
+        connection.execute(f"UPDATE {table} SET body = ? WHERE {where}", (body, name))
+
+
+BODIES = {
+    "not UTF-8": b'{"metadata":{"name":"\xff\xfe","resourceVersion":"2"}}',
+    "not JSON": b"\x00\x01\x02",
+    "half of it": b'{"metadata":{"na',
+    "a number for a name": b'{"metadata":{"name":5}}',
+    "a list": b"[]",
+    "nothing": b"",
+    "NULL-like text": "null",
+    "another object's name": b'{"metadata":{"name":"z","resourceVersion":"2"}}',
+    "no revision": b'{"metadata":{"name":"b","resourceVersion":"x"}}',
+    "very deep": b'{"metadata":' * 5000,
+    "a bad label": b'{"metadata":{"name":"b","resourceVersion":"2","labels":{"x":"-"}}}',
+    "a bad kind": b'{"kind":"Pod","metadata":{"name":"b","resourceVersion":"2"}}',
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path, body):
+    path = tmp_path / "s.db"
+    in_store(path, three)
+    overwrite(path, "b", body)
+
+    async def look(store):
+        listing = await store.list_all()
+        assert [obj.metadata.name for obj in listing.items] == ["a", "c"]
+        assert [one.key for one in listing.aside] == [("Namespace", "", "b")]
+        assert str(listing.aside[0]).startswith("Namespace/b is set aside: ")
+        with pytest.raises(ObjectDamaged, match="Namespace/b is set aside") as error:
+            await store.get(Namespace, "b")
+        assert "podway delete namespace b" in error.value.hint
+        with pytest.raises(AlreadyExists):
+            await store.create(Namespace(metadata=Metadata(name="b")))
+        found = listing.aside[0].found
+        version = found.metadata.resource_version if found else ""
+        with pytest.raises(Conflict):
+            await store.update(Namespace(metadata=Metadata(name="b", resource_version="77")))
+        await store.update(Namespace(metadata=Metadata(name="b", resource_version=version, labels={"x": "y"})))
+        after = await store.list_all()
+        assert ([obj.metadata.name for obj in after.items], after.aside) == (["a", "b", "c"], ())
+
+    in_store(path, look)
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_bad_object_can_be_deleted_and_a_watch_tells_it(tmp_path, body):
+    path = tmp_path / "s.db"
+    in_store(path, three)
+    overwrite(path, "b", body)
+
+    async def delete(store):
+        revision = (await store.list_all()).revision
+        await store.delete(Namespace, "b")
+        event = await anext(store.watch(revision))
+        name = event.object.metadata.name if isinstance(event.object, Namespace) else event.object.key[2]
+        assert (event.type, name) == ("deleted", "b")
+        assert (await store.list_all()).aside == ()
+
+    in_store(path, delete)
+
+
+def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_listing(tmp_path):
+    path = tmp_path / "s.db"
+    in_store(path, three)
+    overwrite(path, "b", b'{"metadata":{"name":"b","labels":5}}', "changes")
+
+    async def watch(store):
+        events = store.watch(1)
+        event = await anext(events)
+        assert (event.type, event.object.key) == ("added", ("Namespace", "", "b"))
+        assert "labels" in event.object.problem
+
+    async def watch_unreadable(store):
+        with pytest.raises(RevisionGone, match="cannot be read"):
+            await anext(store.watch(2))
+        listing = await store.list_all()
+        assert len(listing.items) == 3
+        await store.create(Namespace(metadata=Metadata(name="d")))
+        assert (await anext(store.watch(listing.revision))).object.metadata.name == "d"
+
+    in_store(path, watch)
+    overwrite(path, "c", b"\xff", "changes")
+    in_store(path, watch_unreadable)
+
+
+def test_a_kind_of_a_newer_podway_is_set_aside(tmp_path):
+    path = tmp_path / "s.db"
+    in_store(path, three)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE objects SET kind = 'Firewall' WHERE name = 'b'")
+
+    async def look(store):
+        (one,) = (await store.list_all()).aside
+        assert "no kind that this Podway knows" in one.problem
+
+    in_store(path, look)
+
+
+def test_a_claim_that_is_set_aside_is_nobody_elses(tmp_path):
+    """A pool of two blocks: of one the claim is damaged. The other is claimed, and then the pool is full."""
+    path = tmp_path / "s.db"
+    pool = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.9.0.0/25", block_size=26))
+    first = AddressBlock(
+        metadata=Metadata(name="10-9-0-0-26"), spec=AddressBlockSpec(cidr="10.9.0.0/26", pool="p", node="n")
+    )
+    in_store(path, lambda store: store.create(first))
+    overwrite(path, "10-9-0-0-26", b"\xff\xff")
+
+    async def claims(store):
+        assert str((await claim(store, pool, "n")).network) == "10.9.0.64/26"
+        with pytest.raises(PoolExhausted):
+            await claim(store, pool, "n")
+        with pytest.raises(ObjectDamaged, match="10-9-0-0-26"):
+            await claim(store, pool, "n", wanted=first.network)
+
+    in_store(path, claims)
+
+
+def test_text_that_is_not_utf8_in_the_key_itself(tmp_path):
+    path = tmp_path / "s.db"
+    in_store(path, three)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE objects SET name = CAST(x'ff62' AS TEXT) WHERE name = 'b'")
+
+    async def look(store):
+        listing = await store.list_all()
+        assert len(listing.items) == 2
+        assert "it says of itself that it is Namespace/b" in listing.aside[0].problem
+
+    in_store(path, look)
+
+
+def test_what_is_checked_once_is_not_checked_again(tmp_path):
+    async def look(store):
+        await three(store)
+        one, other = await store.list_all(), await store.list_all()
+        assert all(a is b for a, b in zip(one.items, other.items, strict=True))
+        changed = msgspec.structs.replace(one.items[0].metadata, labels={"x": "y"})
+        await store.update(Namespace(metadata=changed))
+        third = await store.list_all()
+        assert third.items[0].metadata.labels == {"x": "y"}
+        assert third.items[1] is one.items[1]
+
+    in_store(tmp_path / "s.db", look)
