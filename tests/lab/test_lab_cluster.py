@@ -157,6 +157,25 @@ def test_an_agent_that_was_killed_starts_again_on_the_same_node(build: Callable[
     assert agents.status(lab, "node1")["leases"] == 1
 
 
+def test_a_node_joins_although_another_ones_agent_is_dead_and_that_is_said(build: Callable[..., str]) -> None:
+    lab = build(nodes=3, pools=("10.244.0.0/22",))
+    dead = agents.status(lab, "node2")["pid"]
+    os.kill(dead, signal.SIGKILL)
+    told: list[str] = []
+    cluster.add_node(lab, "node4", told.append)
+    assert [line for line in told if line.startswith("node2: its agent does not answer")], told
+    assert told[-1] == "3 address ranges known on 3 nodes"
+    routes = {node: _podway(lab, "lab", "node", node, "--", "ip", "route").stdout for node in ("node1", "node4")}
+    (block,) = _blocks(lab)["node4"]
+    assert block in routes["node1"]
+    assert "10.244.3.0/24 via" in routes["node4"]
+    told.clear()
+    cluster.start_node(lab, "node2", told.append)
+    assert told[-1] == "4 address ranges known on all 4 nodes"
+    cluster.add_node(lab, "late", told.append)
+    assert "late: no IPv4 block is left for it: its pods get no address; add a pool" in told
+
+
 @pytest.mark.parametrize(("attempt", "racks"), [(0, []), (1, []), (2, []), (1, ["--racks", "2", "--tor", "frr"])])
 def test_down_removes_what_a_killed_up_left(lab_name: str, attempt: int, racks: list[str]) -> None:
     command = [sys.executable, "-m", "podway", "--lab", lab_name, "lab", "up", "--nodes", "2", *racks]

@@ -55,7 +55,7 @@ def _lab(name: str, *, keep: bool) -> Iterator[None]:
         yield
     finally:
         if keep:
-            click.echo(f"\nThe cluster still stands: podway --lab {name} get pods; podway --lab {name} lab down")
+            click.echo(f"\nThe cluster still stands: podway get pods --lab {name}; podway lab down {name}")
         else:
             cluster.down(name)
             click.echo()

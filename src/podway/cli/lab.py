@@ -14,7 +14,6 @@ from podway.cli.mistakes import Group, Mistake, in_arguments, say
 from podway.cli.options import GlobalOptions, complete_labs, lab_option
 from podway.errors import AgentError, LabError
 from podway.lab.fabric import Tor
-from podway.lab.paths import DEFAULT_LAB
 
 _NAMESPACE = click.option(
     "-n",
@@ -143,7 +142,7 @@ def up(
     import msgspec
 
     from podway.api.addresses import Family
-    from podway.lab import cluster
+    from podway.lab import cluster, names
     from podway.lab.facts import PoolForm
 
     with in_arguments():
@@ -159,7 +158,7 @@ def up(
             node_families=tuple(family for family in Family if node_family in {family.label.lower(), "dual"}),
             form=msgspec.convert({key: value for key, value in form.items() if value}, PoolForm),
         )
-    again = "" if options.lab == DEFAULT_LAB else f" --lab {options.lab}"
+    again = names.option(options.lab)
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80{again}; podway get nodes{again}")
 
 

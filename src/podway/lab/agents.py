@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,11 @@ Report = Callable[[str], None]
 BASE_SECONDS, NODE_SECONDS = 60.0, 1.5
 """How long agents together may take to become ready, and then all routes to reach all nodes: at least, and for
 each node. A node takes a third of that on an idle core."""
+PROGRESS_SECONDS = 3.0
+"""How often is told what is still waited for."""
+ANSWER_SECONDS = 5.0
+"""How long an agent may take to answer before it counts as silent."""
+ASKED_AT_ONCE = 16
 LOG = "agent.log"
 """Where an agent's output goes, in its run directory."""
 LOG_LINES = 15
@@ -73,12 +79,15 @@ def wait_ready(lab: str, started: Mapping[str, Spawned], report: Report) -> None
 def wait_converged(state: LabState, started: Mapping[str, Spawned], report: Report) -> None:
     """Wait until every running node has a route to every block of other ones that its packets can reach.
 
-    The kernels themselves are asked. Raises LabError naming a node and what it cannot reach, or a node whose
-    agent, one of `started`, ended meanwhile.
+    The kernels themselves are asked. Nodes whose agents do not answer learn nothing, and nobody learns of them:
+    they are reported and left out. Raises LabError naming a node and what it cannot reach, or a node whose agent,
+    one of `started`, ended meanwhile.
     """
     begun, patience = time.monotonic(), _patience(state.running)
-    lacking = _awaited(state)
+    silent = _report_silent(state.name, set(state.running) - started.keys(), report)
+    lacking = _awaited(state, silent)
     blocks = {way.block for ways in lacking.values() for way in ways}
+    told = begun
     with ExitStack() as stack:
         connections = {
             node: stack.enter_context(topology.connection(names.node_netns(state.name, node))) for node in lacking
@@ -93,8 +102,52 @@ def wait_converged(state: LabState, started: Mapping[str, Spawned], report: Repo
                 node, missing = next(iter(lacking.items()))
                 what = f"after {patience:g} s no route to {next(iter(missing))}"
                 raise _failed(state.name, node, what)
+            if lacking and time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                report(_progress(lacking, told - begun))
+                silent |= _report_silent(state.name, _concerned(lacking) - started.keys(), report)
+                lacking = _without(lacking, silent)
             _pause(lacking)
-    report(f"{len(blocks)} address ranges known on all {len(state.running)} nodes")
+    told_of = len(state.running) - len(silent)
+    report(f"{len(blocks)} address ranges known on {'all ' if not silent else ''}{told_of} nodes")
+
+
+def _report_silent(lab: str, nodes: Iterable[str], report: Report) -> set[str]:
+    """Return those of the nodes whose agents do not answer, having told of each and what starts it."""
+
+    def answers(node: str) -> bool:
+        try:
+            call(node_dir(lab, node) / "agent.sock", "status", timeout=ANSWER_SECONDS)
+        except AgentError:
+            return False
+        return True
+
+    asked = sorted(nodes)
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        silent = {node for node, good in zip(asked, threads.map(answers, asked), strict=True) if not good}
+    for node in sorted(silent):
+        again = f"podway lab node start {node}{names.option(lab)}"
+        report(f"{node}: its agent does not answer; the others go on without it. To start it: {again}")
+    return silent
+
+
+def _concerned(lacking: Mapping[str, Iterable["_Way"]]) -> set[str]:
+    return set(lacking) | {way.owner for ways in lacking.values() for way in ways}
+
+
+def _without(lacking: Mapping[str, set["_Way"]], silent: Collection[str]) -> dict[str, set["_Way"]]:
+    left = {
+        node: {way for way in ways if way.owner not in silent}
+        for node, ways in lacking.items()
+        if node not in silent
+    }
+    return {node: ways for node, ways in left.items() if ways}
+
+
+def _progress(lacking: Mapping[str, Collection["_Way"]], seconds: float) -> str:
+    node, ways = next(iter(lacking.items()))
+    count = sum(map(len, lacking.values()))
+    return f"{count} routes are missing after {seconds:.0f} s: {node} has none to {next(iter(ways))}"
 
 
 class _Way(NamedTuple):
@@ -108,12 +161,12 @@ class _Way(NamedTuple):
         return f"{self.block} of {self.owner}" + (f" through {self.device}" if self.device else "")
 
 
-def _awaited(state: LabState) -> dict[str, set[_Way]]:
-    """Return, for every running node, the ways to the blocks of the others that it will have."""
+def _awaited(state: LabState, silent: Collection[str]) -> dict[str, set[_Way]]:
+    """Return, for every running node that is not silent, the ways to others' blocks that it will have."""
     listing = facts.ask(state.name, lambda store: store.list_all()).items
     view = ClusterView.of(listing, revision=0)
     carried = [(block, pool) for block in view.blocks.values() if (pool := pool_of(view, block))]
-    return {
+    awaited = {
         node: {
             _Way(block.network, block.spec.node, device)
             for block, pool in carried
@@ -122,6 +175,7 @@ def _awaited(state: LabState) -> dict[str, set[_Way]]:
         }
         for node in state.running
     }
+    return _without(awaited, silent)
 
 
 def _device(state: LabState, pool: IPPool, here: Node, there: Node) -> str | None:

@@ -86,7 +86,7 @@ def up(
             for node, place in places.items():
                 built = _make_node(built, node, place)
             report(f"{nodes} nodes wired; starting their agents")
-            _start_agents(built, built.running, report)
+            agents.wait_converged(built, _start_agents(built, built.running, report), report)
     except BaseException:
         down(lab)
         raise
@@ -114,7 +114,11 @@ def down(lab: str) -> None:
 
 
 def add_node(lab: str, node: str, report: Report, *, rack: int | None = None) -> LabState:
-    """Add a node to a running lab, to the rack with the fewest if none is named; return the lab's state."""
+    """Add a node to a running lab, to the rack with the fewest if none is named; return the lab's state.
+
+    If its agent does not become ready, everything is undone. Raises LabError for that, and if routes are missing
+    in the end: then the node stays.
+    """
     names.require_node_name(node)
     with state.locked(lab):
         current = state.load(lab)
@@ -125,11 +129,14 @@ def add_node(lab: str, node: str, report: Report, *, rack: int | None = None) ->
             objects = _node_objects(current, {node: place})
             facts.ask(lab, lambda store: facts.create_all(store, objects))
             current = _make_node(current, node, place)
-            _start_agents(current, (node,), report)
+            started = _start_agents(current, (node,), report)
         except BaseException:
             _members(lab, node).end()
             _forget(current.with_node(node, place), node)
             raise
+        for family in facts.ask(lab, lambda store: facts.families_without_block(store, node)):
+            report(f"{node}: no {family.label} block is left for it: its pods get no address; add a pool")
+        agents.wait_converged(current, started, report)
         return current
 
 
@@ -171,7 +178,7 @@ def start_node(lab: str, node: str, report: Report) -> None:
         else:
             facts.ask(lab, lambda store: facts.forget_kernel(store, node))
             current = _make_node(current, node, msgspec.structs.replace(before, running=True))
-        _start_agents(current, (node,), report)
+        agents.wait_converged(current, _start_agents(current, (node,), report), report)
         pods.restart(current, node)
 
 
@@ -236,13 +243,13 @@ def _has_ipv4(networks: Sequence[Network]) -> bool:
 
 def _make_directory(lab: str) -> None:
     if topology.namespaces(lab):
-        raise LabError(f"lab {lab!r} exists already", hint=f"remove it first: podway --lab {lab} lab down")
+        raise LabError(f"lab {lab!r} exists already", hint=f"remove it first: podway lab down {lab}")
     try:
         lab_dir(lab).mkdir(parents=True)
     except FileExistsError:
         raise LabError(
             f"lab {lab!r} exists already",
-            hint=f"remove it first (podway --lab {lab} lab down), or choose another name: --lab NAME",
+            hint=f"remove it first (podway lab down {lab}), or choose another name: --lab NAME",
         ) from None
 
 
@@ -284,13 +291,14 @@ def _free_index(current: LabState, node: str) -> int:
     return free
 
 
-def _start_agents(current: LabState, nodes: Sequence[str], report: Report) -> None:
+def _start_agents(current: LabState, nodes: Sequence[str], report: Report) -> dict[str, processes.Spawned]:
+    """Start the agents of these nodes and wait until they are ready; return their processes."""
     running = {node: current.node(node) for node in current.running}
     topology.introduce(current.name, current.fabric, running)
     routers.introduce(current.name, current.fabric, running)
     started = {node: agents.start(current.name, node) for node in nodes}
     agents.wait_ready(current.name, started, report)
-    agents.wait_converged(current, started, report)
+    return started
 
 
 def _cut_power(current: LabState, node: str) -> None:
@@ -324,4 +332,8 @@ def _members(lab: str, node: str) -> processes.Members:
 
 
 def _start_hint(current: LabState, node: str) -> str:
-    return "" if current.nodes[node].running else f"start it: podway lab node start {node}"
+    return (
+        ""
+        if current.nodes[node].running
+        else f"start it: podway lab node start {node}{names.option(current.name)}"
+    )

@@ -16,6 +16,7 @@ from podway.api.resources import (
     AGENT_SEEN,
     ASN,
     RACK,
+    AddressBlock,
     Attach,
     BgpSettings,
     Distribution,
@@ -165,6 +166,13 @@ async def create_all(store: Store, objects: Sequence[Resource]) -> None:
 async def pods_on(store: Store, node: str) -> tuple[Pod, ...]:
     """Return the pods of a node."""
     return tuple(pod for pod in (await store.list(Pod)).items if pod.spec.node_name == node)
+
+
+async def families_without_block(store: Store, node: str) -> tuple[Family, ...]:
+    """Return the families that have pools, but of which a node owns no block."""
+    pools, blocks = (await store.list(IPPool)).items, (await store.list(AddressBlock)).items
+    owned = {Family.of(block.network) for block in blocks if block.spec.node == node}
+    return tuple(sorted({pool.family for pool in pools} - owned))
 
 
 async def mark_pending(store: Store, pods: Sequence[Pod]) -> tuple[Pod, ...]:

@@ -8,6 +8,7 @@ import re
 
 from podway.api.lease import shorten
 from podway.errors import InvalidArgument
+from podway.lab.paths import DEFAULT_LAB
 
 _LAB = re.compile(r"[a-z0-9]{1,20}")
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -24,6 +25,11 @@ def require_lab_name(name: str) -> str:
     if _LAB.fullmatch(name):
         return name
     raise InvalidArgument(f"lab {name!r}: not a lab's name", hint="use 1 to 20 lower-case letters and digits")
+
+
+def option(lab: str) -> str:
+    """Return what names a lab behind a command, with a blank before it: nothing for the usual one."""
+    return "" if lab == DEFAULT_LAB else f" --lab {lab}"
 
 
 def require_node_name(name: str) -> str:

@@ -97,7 +97,7 @@ def load(lab: str) -> LabState:
     except msgspec.MsgspecError as error:
         raise LabError(
             f"lab {lab}: {lab_dir(lab)}/lab.json is damaged: {error}",
-            hint=f"remove the lab: podway --lab {lab} lab down",
+            hint=f"remove the lab: podway lab down {lab}",
         ) from error
 
 
