@@ -38,6 +38,7 @@ SPOOF_GUARD = f"""
 """A pod may send only from an address that is routed to it: for the families whose kernel does not see to it."""
 
 ALL_RP_FILTER = RP_FILTER.format(device="all")
+FORWARD_USES_PATH_MTU = "net/ipv4/ip_forward_use_pmtu"
 ACCEPT_RA = "net/ipv6/conf/{device}/accept_ra"
 
 
@@ -175,6 +176,7 @@ def plan_node(
             *over.sysctls,
             *bridge.sysctls,
             *_both_ways(facts, uplink, over),
+            *_heed_path_mtu(over),
             *(Sysctl(NODE_FORWARDING[family].format(uplink=uplink.device), "1") for family in sorted(families)),
             *_keep_listening(facts, uplink, families),
             *(sysctl for wiring in wirings for sysctl in wiring.sysctls),
@@ -199,6 +201,18 @@ def _both_ways(facts: HostFacts, uplink: Uplink, over: NodePlan) -> tuple[Sysctl
     if not over.devices or not facts.strict:
         return ()
     return (Sysctl(RP_FILTER.format(device=uplink.device), "2"),)
+
+
+def _heed_path_mtu(over: NodePlan) -> tuple[Sysctl, ...]:
+    """Have the node tell IPv4 pods of a link behind it that is narrower than its own, where VXLAN crosses one.
+
+    A router there answers the node, whose kernel passes what it learned on to the route of the inner packet
+    (skb_tunnel_check_pmtu). IPv6 heeds that also for what it forwards (ip6_finish_output), IPv4 only if it is told
+    to (ip_dst_mtu_maybe_forward): large packets with DF would vanish without a word.
+    """
+    if not any(device.kind == "vxlan" for device in over.devices):
+        return ()
+    return (Sysctl(FORWARD_USES_PATH_MTU, "1"),)
 
 
 def _keep_listening(facts: HostFacts, uplink: Uplink, families: set[Family]) -> tuple[Sysctl, ...]:
