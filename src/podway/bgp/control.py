@@ -6,6 +6,7 @@ A reply is lines of `<code>-<text>`, or ` <text>` for one more line of the same 
 
 import asyncio
 import contextlib
+import re
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,13 @@ TIMEOUT = 5.0
 """Seconds for any one command; BIRD answers within a millisecond unless it is stuck."""
 
 FIRST_ERROR = 8000
+
+MAX_LINE = 1 << 20
+MAX_REPLY = 1 << 28
+"""Bytes; the routes of a whole Internet table are some 200 MB."""
+
+
+_CODE = re.compile(r"[0-9]{4}([- ]|$)")
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -37,7 +45,7 @@ class BirdControl:
     async def __aenter__(self) -> "BirdControl":
         try:
             async with asyncio.timeout(self._timeout):
-                self._reader, self._writer = await asyncio.open_unix_connection(self._path)
+                self._reader, self._writer = await asyncio.open_unix_connection(self._path, limit=MAX_LINE)
         except OSError as error:  # TimeoutError is one
             raise RoutingError(
                 f"BIRD cannot be reached at {self._path}: {error.strerror or 'it does not accept connections'}",
@@ -84,19 +92,31 @@ class BirdControl:
             ) from error
         except OSError as error:
             raise RoutingError(f"BIRD at {self._path} went away before it answered {what}") from error
+        except ValueError as error:
+            raise RoutingError(
+                f"what answers {what} at {self._path} does not speak as BIRD does: {error}",
+                hint="Kill the process named in bird.pid: the agent starts a new one.",
+            ) from error
 
     async def _lines(self) -> tuple[Line, ...]:
+        """Read a reply. Raises OSError, and ValueError if it is none."""
         lines: list[Line] = []
+        size = 0
         while True:
             raw = await self._reader.readline()
             if not raw.endswith(b"\n"):
                 raise ConnectionResetError
+            size += len(raw)
+            if size > MAX_REPLY:
+                raise ValueError(f"over {MAX_REPLY} bytes, and no end")
             text = raw.decode(errors="replace")[:-1]
             if text.startswith("+"):  # a log message that BIRD shows in passing
                 continue
             if text.startswith(" "):
                 lines.append(Line(lines[-1].code if lines else 0, text[1:]))
                 continue
+            if not _CODE.match(text):
+                raise ValueError(f"a line that begins with {text[:20]!r}")
             lines.append(Line(int(text[:4]), text[5:]))
             if text[4:5] != "-":
                 return tuple(lines)

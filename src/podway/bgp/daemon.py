@@ -240,7 +240,7 @@ class Bird:
     def _find(self) -> BirdProcess | None:
         try:
             process = BirdProcess(int(self.pid_file.read_text()))
-        except (FileNotFoundError, ProcessLookupError, ValueError):
+        except (OSError, ValueError, OverflowError):  # no such file or process, or no number in it
             return None
         if process.runs(self.socket):
             return process

@@ -64,10 +64,10 @@ class BgpSpeaker:
 
     @property
     def standing(self) -> Standing:
-        """What BIRD does, by the configuration that it took last; nothing if there is none."""
+        """What BIRD does, by the configuration that it took last; nothing if there is none, or it is damaged."""
         try:
             return standing(self.bird.conf.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return Standing()
 
     @property

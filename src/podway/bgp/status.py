@@ -1,14 +1,16 @@
 """What BIRD says of its sessions and routes, as records.
 
-The parsers take the replies of podway.bgp.control; the formats are those of BIRD 2.0 (proto_cmd_show in
-nest/proto.c, bgp_show_proto_info in proto/bgp/bgp.c, bfd_show_sessions in proto/bfd/bfd.c, rt_show_rte in
-nest/rt-show.c), with the time format that podway.bgp.render sets.
+The parsers take the replies of podway.bgp.control, and raise RoutingError for what they cannot read. The formats
+are those of BIRD 2.0 (proto_cmd_show in nest/proto.c, bgp_show_proto_info in proto/bgp/bgp.c, bfd_show_sessions in
+proto/bfd/bfd.c, rt_show_rte in nest/rt-show.c), with the time format that podway.bgp.render sets.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from ipaddress import ip_address, ip_network
+from typing import TypeVar
 
 import msgspec
 
@@ -16,7 +18,10 @@ from podway.api.addresses import Address, Family, Network
 from podway.bgp.control import BirdControl, Line
 from podway.bgp.outside import AGGREGATE
 from podway.bgp.render import OWN
+from podway.errors import RoutingError
 from podway.plan.outside import PREFIX
+
+Found = TypeVar("Found")
 
 PROTOCOL, DETAIL, BFD, ROUTE = 1002, 1006, 1020, 1007
 """Reply codes of the lines that matter here."""
@@ -84,7 +89,7 @@ class BirdRoute(msgspec.Struct, frozen=True):
 async def read_peers(control: BirdControl) -> tuple[PeerStatus, ...]:
     """Return the state of all BGP sessions, in the order of the configuration. Raises RoutingError."""
     protocols = await control.command("show protocols all")
-    with_bfd = any(line.code == PROTOCOL and line.text.split()[1] == "BFD" for line in protocols)
+    with_bfd = any(line.code == PROTOCOL and line.text.split()[1:2] == ["BFD"] for line in protocols)
     bfd = {session.address: session.state for session in await read_bfd(control)} if with_bfd else {}
     return tuple(msgspec.structs.replace(peer, bfd=bfd.get(peer.address, "")) for peer in parse_peers(protocols))
 
@@ -113,6 +118,23 @@ async def read_unreachable(control: BirdControl) -> tuple[BirdRoute, ...]:
     )
 
 
+def _understood(parse: Callable[[Iterable[Line]], Found]) -> Callable[[Iterable[Line]], Found]:
+    """Let a parser raise RoutingError for a reply that it cannot read."""
+
+    @functools.wraps(parse)
+    def understood(reply: Iterable[Line]) -> Found:
+        try:
+            return parse(reply)
+        except (ValueError, KeyError, IndexError) as error:
+            raise RoutingError(
+                f"a reply of BIRD's cannot be read: {type(error).__name__}: {error}",
+                hint="see `bird --version`: Podway knows BIRD 2; if it is one, kill the process named in bird.pid",
+            ) from error
+
+    return understood
+
+
+@_understood
 def parse_bfd(reply: Iterable[Line]) -> tuple[BfdSession, ...]:
     """Parse the reply to `show bfd sessions`."""
     return tuple(
@@ -122,6 +144,7 @@ def parse_bfd(reply: Iterable[Line]) -> tuple[BfdSession, ...]:
     )
 
 
+@_understood
 def parse_peers(reply: Iterable[Line]) -> tuple[PeerStatus, ...]:
     """Parse the reply to `show protocols all`: the BGP sessions among the protocols."""
     return tuple(
@@ -178,6 +201,7 @@ _ROUTE = re.compile(
 _NEXT_HOP = re.compile(r"\tvia (?P<gateway>\S+) on (?P<device>\S+)")
 
 
+@_understood
 def parse_routes(reply: Iterable[Line]) -> tuple[BirdRoute, ...]:
     """Parse the reply to `show route`."""
     routes: list[BirdRoute] = []
