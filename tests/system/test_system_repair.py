@@ -199,3 +199,47 @@ def test_ordinary_work_is_no_repair(lab: SystemLab) -> None:
     eventually(lambda: not set(lab.leases("node1")) & {pod.attachment for pod in pods})
     eventually(lambda: correct(lab))
     assert lab.repaired("node1") == before
+
+
+def test_a_pod_link_that_cannot_be_made_again_is_told_and_made_when_it_can(lab: SystemLab) -> None:
+    """In its place stands another one, made by who removed it: the lease stays, and what is wrong is said."""
+    pod, other = lab.add("node1"), lab.add("node2")
+    pod.sh("ip link set eth0 down; ip link set eth0 name former; ip link add eth0 type bridge; ip link del former")
+    eventually(lambda: any(pod.link in line for line in lab.status("node1")["drift"]["refused"]), within=30)
+    assert pod.attachment in lab.leases("node1")
+    assert pod.link in lab.podway("status", "node1")
+    assert f"link {pod.link}" in lab.podway("doctor", "node1", check=False)
+    assert not lab.status("node1")["failures"]
+    pod.sh("ip link del eth0")
+    eventually(lambda: pod.reaches(other.addresses[0]), within=30)
+    assert not lab.status("node1")["drift"]["refused"]
+    assert any(f"link {pod.link}" in what for what in lab.repaired("node1"))
+    assert pod.check().ok
+
+
+def test_a_pod_that_removes_its_link_again_and_again_has_it_when_it_stops(lab: SystemLab) -> None:
+    pod, other = lab.add("node1"), lab.add("node2")
+    pod.sh("for i in $(seq 200); do ip link del eth0; done", check=False)
+    eventually(lambda: pod.reaches(other.addresses[0]), within=60)
+    assert pod.attachment in lab.leases("node1")
+    eventually(lambda: not lab.status("node1")["drift"]["refused"], within=30)
+    assert lab.status("node1")["drift"]["now"] == []
+    assert pod.cni("DEL").ok
+
+
+def test_a_pod_that_cannot_be_wired_again_can_end(lab: SystemLab) -> None:
+    ways = ("DEL", "its namespace goes")
+    for way in ways:
+        pod = lab.add("node1")
+        pod.sh(
+            "ip link set eth0 down; ip link set eth0 name former; ip link add eth0 type bridge; ip link del former"
+        )
+        eventually(
+            lambda pod=pod: any(pod.link in line for line in lab.status("node1")["drift"]["refused"]), within=30
+        )
+        if way == "DEL":
+            assert pod.cni("DEL").ok
+        else:
+            pod.vanish()
+        eventually(lambda pod=pod: pod.attachment not in lab.leases("node1"), within=30)
+        assert not lab.status("node1")["drift"]["refused"]

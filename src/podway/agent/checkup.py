@@ -54,7 +54,7 @@ class Checkup:
             blocks=state.book.use(state.now()),
             pools=tuple(pool.metadata.name for pool in state.node_pools()),
             repairs=tuple(Repair(repair.at, repair.what) for repair in self._parts.reconciler.repairs),
-            refused=(*self._parts.reconciler.failures, *self._parts.learned.failures),
+            refused=(*self._parts.reconciler.failures, *self._parts.learned.failures, *self._parts.pods.unmended),
             failures=tuple(
                 TaskFailure(failure.task, failure.error, failure.at, failure.times)
                 for failure in self._parts.supervisor.failures

@@ -8,6 +8,7 @@ from podway.agent.crossing import Crossing
 from podway.agent.learned import LearnedRoutes
 from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
+from podway.agent.pods import PodNetwork
 from podway.agent.reconciler import Reconciler
 from podway.agent.state import NodeState
 from podway.agent.supervisor import Supervisor
@@ -24,6 +25,7 @@ class Parts:
     state: NodeState
     kernel: Kernel
     reconciler: Reconciler
+    pods: PodNetwork
     speaker: BgpSpeaker
     learned: LearnedRoutes
     crossing: Crossing

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from weakref import WeakValueDictionary
 
 import structlog
@@ -23,6 +23,9 @@ from podway.kernel.removal import LinkRemover
 from podway.plan.objects import BRIDGE_DEVICE, NodePlan, PodWiring
 
 log = structlog.get_logger(__name__)
+
+FIRST_RETRY, LONGEST_RETRY = 0.1, 5.0
+"""Seconds until a pod that could not be wired again is tried once more: doubled from the first to the longest."""
 
 
 class PodNetwork:
@@ -56,6 +59,25 @@ class PodNetwork:
         self._turns: WeakValueDictionary[Attachment, asyncio.Lock] = WeakValueDictionary()
         self._touched: dict[str, float] = {}
         self._namespaces: dict[Attachment, namespaces.Identity] = {}
+        self._unmended: dict[Attachment, str] = {}
+        self._to_mend = asyncio.Event()
+
+    @property
+    def unmended(self) -> tuple[str, ...]:
+        """Which pods have lost their link and could not be wired again yet, and why, in words."""
+        return tuple(self._unmended.values())
+
+    async def run(self) -> None:
+        """Try again to wire pods that lost their link and could not be wired at once, for ever."""
+        pause = FIRST_RETRY
+        while True:
+            await self._to_mend.wait()
+            await asyncio.sleep(pause)
+            for attachment in list(self._unmended):
+                self.link_vanished(attachment.link)
+            pause = min(2 * pause, LONGEST_RETRY) if self._unmended else FIRST_RETRY
+            if not self._unmended:
+                self._to_mend.clear()
 
     async def add(self, request: Add, netns: int) -> PodWiring:
         """Wire a pod; return what was made."""
@@ -200,13 +222,24 @@ class PodNetwork:
     def _forget(self, attachment: Attachment) -> None:
         self._state.forget(attachment)
         self._namespaces.pop(attachment, None)
+        self._unmended.pop(attachment, None)
 
     def link_vanished(self, link: str) -> None:
         """Act on a pod link that disappeared: free its lease, or wire it again if the pod is still there."""
         lease = next((one for one in self._state.leases.values() if one.attachment.link == link), None)
         if lease is None or lease.attachment in self._state.leaving:
             return
-        if self._kernel.has_link(link) or self._wired_again(lease):
+        if self._kernel.has_link(link):
+            self._unmended.pop(lease.attachment, None)
+            return
+        try:
+            there = self._wired_again(lease)
+        except PodwayError as error:
+            self._put_off(lease, error)
+            return
+        self._unmended.pop(lease.attachment, None)
+        if there:
+            self._repaired(f"link {link} of pod {lease.pod or '-'} was missing: made again")
             return
         try:
             self._release(lease)
@@ -257,15 +290,20 @@ class PodNetwork:
             yield netns
 
     def _wired_again(self, lease: Lease) -> bool:
-        """Tell whether the pod was still there, and has its link back."""
-        try:
-            with self._namespace(lease) as netns:
-                self._release(lease)
-                self._wire(self._state.wiring(lease), netns)
-        except InvalidInput:
-            return False
-        except PodwayError as error:
-            log.exception("pod link was removed and cannot be made again", pod=lease.pod, problem=str(error))
-            return False
-        self._repaired(f"link {lease.attachment.link} of pod {lease.pod or '-'} was missing: made again")
+        """Wire a pod whose link is missing; return False if the pod is not there any more. Raises PodwayError."""
+        with ExitStack() as stack:
+            try:
+                netns = stack.enter_context(self._namespace(lease))
+            except InvalidInput:
+                return False
+            self._release(lease)
+            self._wire(self._state.wiring(lease), netns)
         return True
+
+    def _put_off(self, lease: Lease, error: PodwayError) -> None:
+        """Note that a pod that is still there could not be wired again: it keeps its lease, and is tried again."""
+        told = f"link {lease.attachment.link} of pod {lease.pod or '-'} is missing: {error.message}"
+        if told != self._unmended.get(lease.attachment):
+            log.error("pod link cannot be made again yet", pod=lease.pod, problem=error.message, hint=error.hint)
+        self._unmended[lease.attachment] = told
+        self._to_mend.set()

@@ -88,7 +88,11 @@ class Reporter:
                     *self._parts.learned.lost,
                 ],
                 "repaired": [msgspec.to_builtins(repair) for repair in self._parts.reconciler.repairs],
-                "refused": [*self._parts.reconciler.failures, *self._parts.learned.failures],
+                "refused": [
+                    *self._parts.reconciler.failures,
+                    *self._parts.learned.failures,
+                    *self._parts.pods.unmended,
+                ],
             },
             "crossing": self._parts.crossing.status(),
             "ipip": self._parts.kernel.ipip_counters(),
