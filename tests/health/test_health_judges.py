@@ -10,7 +10,7 @@ import pytest
 
 from podway.health.checks import every, of_clusters, of_nodes
 from podway.health.checks.agent import channel, looking
-from podway.health.checks.bgp import bgp_session
+from podway.health.checks.bgp import bgp_session, reflectors
 from podway.health.checks.bridge import bridge_netfilter
 from podway.health.checks.cluster import agent, clock, node_address, versions
 from podway.health.checks.host import forwarding, kernel
@@ -22,10 +22,12 @@ from podway.health.facts import (
     KernelNetwork,
     KernelRoute,
     NodeSummary,
+    Reflector,
     Repair,
     Session,
     Settings,
 )
+from podway.health.finding import Severity
 from podway.health.ruleset import Chain, Ruleset
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.objects import Device, NodePlan, Sysctl
@@ -187,6 +189,27 @@ def test_a_dead_node_is_one_finding_whatever_falls_with_it() -> None:
 def test_the_likely_reason_of_a_session_that_is_down(given: dict[str, Any], words: str) -> None:
     (problem,) = bgp_session(cluster(heard("a", sessions=(session("b", **given),))))
     assert words in problem.found
+
+
+def reflecting(*found: Reflector, racks: int = 1) -> ClusterFacts:
+    return cluster(heard("a", reflectors=found, racks=racks, seen=dict.fromkeys("abcde", 0.0)))
+
+
+def test_reflectors_that_are_too_few_or_lost() -> None:
+    one, two = Reflector("a", "r1"), Reflector("b", "r1")
+    gone = Reflector("c", "r2", ("a", "b", "d", "e"), lost=True)
+    assert not list(reflectors(reflecting(one, two)))
+    (problem,) = reflectors(reflecting(one, two, racks=2))
+    assert "in one rack" in problem.found
+    (problem,) = reflectors(reflecting(one))
+    assert (problem.severity, "only 1 route reflector left (a)" in problem.found) == (Severity.WARNING, True)
+    (problem,) = reflectors(reflecting(one, two, gone))
+    assert (problem.subject, "4 of 4 nodes have lost" in problem.found) == ("c", True)
+    assert "podway delete node c" in problem.mend
+    told = list(reflectors(reflecting(gone)))
+    assert [problem.severity for problem in told] == [Severity.WARNING, Severity.ERROR]
+    (problem,) = reflectors(reflecting(one, Reflector("b", "r2", ("e",)), racks=2))
+    assert "other nodes still have theirs" in problem.found
 
 
 def test_every_check_says_what_it_looks_at_and_why() -> None:

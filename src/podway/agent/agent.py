@@ -22,6 +22,7 @@ from podway.agent.crossing import Crossing
 from podway.agent.identity import NodeLock
 from podway.agent.lastknown import LastKnown
 from podway.agent.learned import LearnedRoutes
+from podway.agent.losses import ReflectorWatch
 from podway.agent.membership import Membership
 from podway.agent.news import News
 from podway.agent.offload import OffloadTest
@@ -198,6 +199,7 @@ class Agent:
             "routing": self._keep_routing,
             "learned routes": self._learned.run,
             "readiness": self._readiness.run,
+            "reflectors": ReflectorWatch(self._state, self._speaker, self._membership).run,
             "offloads": self._offloads.run,
             "uplink": self._follow_uplink,
             "membership": self._keep_membership,

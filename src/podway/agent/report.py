@@ -48,7 +48,7 @@ class Reporter:
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
-        problems = self._parts.problems()
+        problems, target = self._parts.problems(), topology(self._parts.state.view)
         try:
             peers = await self.peers()
         except RoutingError as error:
@@ -76,6 +76,8 @@ class Reporter:
                 "peers": peers,
                 "topology": self._parts.speaker.topology,
                 "waits_for": list(self._parts.speaker.waits_for),
+                "reflectors": sorted(target.reflectors),
+                "lost": sorted(target.lost),
             },
             "blocks": [
                 {**msgspec.to_builtins(use, enc_hook=str), "free": use.free}

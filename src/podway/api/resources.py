@@ -44,6 +44,9 @@ BGP_READY = "podway.io/bgp-ready"
 STARVED = "podway.io/starved-pools"
 """Node annotation: pools, comma-separated, of which a pod got no address here lately."""
 
+BGP_LOST = "podway.io/bgp-lost"
+"""Node annotation: the route reflectors with which the node has no session any more, comma-separated."""
+
 RACK = "podway.io/rack"
 """Node label: what fails together with the node; without it, the node's subnet says so."""
 
@@ -132,6 +135,11 @@ class Node(Record, frozen=True, kw_only=True, dict=True):
     def sends(self) -> frozenset[str]:
         """The encapsulations that the node says it may still put on."""
         return _words(self.metadata.annotations.get(SENDS, ""))
+
+    @cached_property
+    def lost(self) -> frozenset[str]:
+        """The route reflectors that the node says it has lost."""
+        return _words(self.metadata.annotations.get(BGP_LOST, ""))
 
     @cached_property
     def starved(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from podway.bgp.status import (
     BirdRoute,
     PeerStatus,
     read_kernel_routes,
+    read_peer,
     read_peers,
     read_routes,
     read_unreachable,
@@ -83,12 +84,14 @@ class BgpSpeaker:
     async def ready(self) -> str:
         """Return the name of the topology for which all needed sessions stand long enough; else nothing.
 
-        Where nodes have none with each other, those with outside peers are needed.
+        Not needed are those with reflectors that the node has lost, while it has others. Where nodes have none
+        with each other, those with outside peers are needed.
         """
         plan = self._plan
         if plan is None:
             return ""
-        needed = {peer.name for peer in plan.peers if not peer.kept} or {peer.name for peer in plan.outside}
+        wanted = [peer for peer in plan.peers if not peer.kept]
+        needed = {peer.name for peer in wanted if not peer.lost} or {peer.name for peer in wanted or plan.outside}
         since = [peer.since.timestamp() for peer in await self.peers() if peer.established and peer.name in needed]
         ripe = time.time() - max((self._taken, *since)) >= SETTLE
         return plan.topology if ripe and len(since) == len(needed) else ""
@@ -116,6 +119,17 @@ class BgpSpeaker:
             )
             for peer in peers
         )
+
+    async def reflectors(self) -> dict[str, bool]:
+        """Return the route reflectors that the node is to have sessions with, and if all of these stand."""
+        stands: dict[str, bool] = {}
+        wanted = [peer for peer in self._plan.peers if peer.node in self._plan.reflectors] if self._plan else []
+        if wanted:
+            async with self.bird.control() as control:
+                for peer in wanted:
+                    up = all(status.established for status in await read_peer(control, peer.name))
+                    stands[peer.node] = stands.get(peer.node, True) and up
+        return stands
 
     async def routes(self) -> tuple[BirdRoute, ...]:
         """Return the routes that BIRD knows: own blocks and what peers tell."""

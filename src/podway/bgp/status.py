@@ -94,6 +94,11 @@ async def read_peers(control: BirdControl) -> tuple[PeerStatus, ...]:
     return tuple(msgspec.structs.replace(peer, bfd=bfd.get(peer.address, "")) for peer in parse_peers(protocols))
 
 
+async def read_peer(control: BirdControl, name: str) -> tuple[PeerStatus, ...]:
+    """Return the state of one BGP session, without its BFD. Raises RoutingError, also if there is none."""
+    return parse_peers(await control.command(f"show protocols all '{name}'"))
+
+
 async def read_bfd(control: BirdControl) -> tuple[BfdSession, ...]:
     """Return all BFD sessions. Raises RoutingError, also if no BFD is configured."""
     return parse_bfd(await control.command("show bfd sessions"))

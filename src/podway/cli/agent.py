@@ -101,6 +101,12 @@ def _topology(routing: dict[str, Any]) -> str:
     return f"going over to {routing['topology']}, former sessions stay: waits for {', '.join(nodes[:3])}{more}"
 
 
+def _reflectors(routing: dict[str, Any]) -> str:
+    lost = routing["lost"]
+    working = [name for name in routing["reflectors"] if name not in lost]
+    return f"{', '.join(lost)} lost; {', '.join(working) or 'none'} left"
+
+
 def _crossing(crossing: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the rows about encapsulation; none where there is nothing to say."""
     accepts, sends = crossing["accepts"], crossing["sends"]
@@ -136,6 +142,7 @@ def _show(answer: dict[str, Any]) -> None:
         ),
         *((f"  {peer['name']}", _peer(peer)) for peer in peers if peer["state"] != "Established"),
         *((("  topology", _topology(answer["routing"])),) if answer["routing"]["waits_for"] else ()),
+        *((("  reflectors", _reflectors(answer["routing"])),) if answer["routing"].get("lost") else ()),
         *((("offload", answer["offloads"]["problem"]),) if answer["offloads"]["problem"] else ()),
         *_crossing(answer["crossing"]),
         ("channel", channel["problem"] or _channel(channel)),

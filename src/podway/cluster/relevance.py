@@ -3,7 +3,7 @@
 from typing import Any
 
 from podway.api.peers import BGPPeer, Secret
-from podway.api.resources import ASN, BGP_READY, AddressBlock, IPPool, Namespace, NetworkConfig, Node
+from podway.api.resources import ASN, BGP_LOST, BGP_READY, AddressBlock, IPPool, Namespace, NetworkConfig, Node
 from podway.cluster.change import Change
 
 _ROUTING = frozenset({IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND, Secret.KIND})
@@ -33,6 +33,7 @@ def _same_place(one: Node | None, other: Node | None) -> bool:
         and one.sends == other.sends
         and _note(one, ASN) == _note(other, ASN)
         and _note(one, BGP_READY) == _note(other, BGP_READY)
+        and _note(one, BGP_LOST) == _note(other, BGP_LOST)
     )
 
 

@@ -18,6 +18,7 @@ from podway.api.resources import AGENT_SEEN, Node, Pod, subject
 from podway.bgp.probe import PathMtu
 from podway.bgp.speaker import BgpSpeaker
 from podway.bgp.status import BirdRoute, PeerStatus
+from podway.cluster.view import ClusterView
 from podway.errors import NotFound, ObjectDamaged, PodwayError, RoutingError, StoreError
 from podway.health import checks
 from podway.health.checks.addresses import pool_fill
@@ -32,6 +33,7 @@ from podway.health.facts import (
     NodeFacts,
     NodeSummary,
     Path,
+    Reflector,
     Routing,
     Settings,
     StoreTrial,
@@ -43,6 +45,8 @@ from podway.kernel.netlink import Connection
 from podway.kernel.node import Kernel
 from podway.plan.fabric import overhead
 from podway.plan.node import pool_mtu
+from podway.plan.reflectors import lost_by
+from podway.plan.topology import topology
 from podway.store.base import Store
 
 T = TypeVar("T")
@@ -300,8 +304,17 @@ def _summary(facts: NodeFacts) -> NodeSummary:
         narrow=tuple(_narrow(path) for path in facts.routing.paths if path.narrow),
         bare_far=bare_far(memory.view, memory.node),
         aside={subject(one.key): one.problem for one in memory.view.aside.values()},
+        reflectors=tuple(_reflectors(memory.view)),
+        racks=len({node.rack for node in memory.view.nodes.values()}),
         seen={name: _silence(node, facts.now) for name, node in memory.view.nodes.items()},
     )
+
+
+def _reflectors(view: ClusterView) -> Iterator[Reflector]:
+    target = topology(view)
+    for name in sorted(target.reflectors):
+        without = lost_by(view.nodes.values(), name) - {name}
+        yield Reflector(name, view.nodes[name].rack, tuple(sorted(without)), name in target.lost)
 
 
 def _silence(node: Node, now: float) -> float:

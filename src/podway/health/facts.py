@@ -343,6 +343,15 @@ class PoolFill(msgspec.Struct, frozen=True):
     """Whether the node that tells this needs it no more: another one with blocks left serves the same pods."""
 
 
+class Reflector(msgspec.Struct, frozen=True):
+    """A route reflector: what fails together with it, which nodes say that they lost it, and if most do."""
+
+    node: str
+    rack: str
+    lost_by: tuple[str, ...] = ()
+    lost: bool = False
+
+
 class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent tells the command besides its findings, for checks that look at several nodes at once."""
 
@@ -364,6 +373,10 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Pools whose packets it sends bare to subnets whose routers nobody tells of pods; who tells their routes."""
     aside: Mapping[str, str] = {}
     """Objects of the store that are no facts, and why."""
+    reflectors: tuple[Reflector, ...] = ()
+    """As the node sees them; none in a mesh."""
+    racks: int = 1
+    """In how many racks the cluster's nodes are."""
     seen: Mapping[str, float] = {}
     """For every node of the cluster: seconds since its agent last wrote to the store."""
 

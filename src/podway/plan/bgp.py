@@ -39,7 +39,7 @@ class BgpPeer(msgspec.Struct, frozen=True, gc=False):
     """One session: with this node, at this address. `name` is the session's name in BIRD.
 
     `direct`: the nodes share a subnet. `kept`: it belongs to a former topology, and stands until all nodes are
-    ready for the new one.
+    ready for the new one. `lost`: it is one with a reflector that this node says it has lost.
     """
 
     name: str
@@ -48,6 +48,7 @@ class BgpPeer(msgspec.Struct, frozen=True, gc=False):
     asn: int
     direct: bool = True
     kept: bool = False
+    lost: bool = False
 
     @property
     def family(self) -> Family:
@@ -58,12 +59,12 @@ class BgpPeer(msgspec.Struct, frozen=True, gc=False):
 class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one node's BGP speaker must know. `addresses` holds the node's own, one a family.
 
-    `pools` are told by BGP; a disabled one counts, since pods may still live in it. `ours` are the ranges of
-    all pools and the nodes' own networks, of which outside peers may tell nothing but blocks (empty if there are
-    no such peers). `topology` is the name of what the cluster's settings ask for, and `waits_for` names the nodes
-    for whose sake something of a former topology is kept. `crossings` says which next hops are reached by which
-    encapsulated way, for each pool that has any. `subnets` are those of the node on its `uplink`, a device; none
-    where the device is not known.
+    `pools` are told by BGP; a disabled one counts, since pods may still live in it. `ours` are the ranges of all
+    pools and the nodes' own networks, of which outside peers may tell nothing but blocks (empty if there are no
+    such peers). `reflectors` are all nodes that reflect. `topology` is the name of what the cluster's settings
+    ask for, and `waits_for` names the nodes for whose sake something of a former topology is kept. `crossings`
+    says which next hops are reached by which encapsulated way, for each pool that has any. `subnets` are those of
+    the node on its `uplink`, a device; none where the device is not known.
     """
 
     node: str
@@ -76,6 +77,7 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[BgpPeer, ...]
     outside: tuple[OutsidePeer, ...] = ()
     reflects: bool = False
+    reflectors: frozenset[str] = frozenset()
     topology: str = ""
     waits_for: tuple[str, ...] = ()
     bfd: Bfd
@@ -138,6 +140,7 @@ def plan_bgp(
         peers=peers,
         outside=outside,
         reflects=node in target.reflectors or standing.reflects,
+        reflectors=target.reflectors,
         topology=target.name,
         waits_for=waits_for if any(_kept(view, own, target, standing, peers)) else (),
         bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier),
@@ -191,7 +194,7 @@ def _sessions(
             if address is not None:
                 session = name + ending if len(name) + len(ending) <= MAX_NAME else str(address)
                 direct = not own.interface_addresses or share_subnet(own, node, family)
-                yield BgpPeer(session, name, address, asn_of(view, node), direct, not wanted)
+                yield BgpPeer(session, name, address, asn_of(view, node), direct, not wanted, name in own.lost)
 
 
 def _router_id(node: Node) -> IPv4Address:

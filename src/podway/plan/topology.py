@@ -4,12 +4,12 @@ In a full mesh every node has a session with every other: N * (N - 1) / 2 of the
 timers. With route reflectors (RFC 4456) every node has sessions with the reflectors only, and these pass on
 what each tells.
 
-Topologies are exchanged make before break, without a coordinator. Every agent opens the sessions of the new
-one and keeps those of the former, and a reflector goes on reflecting, until all nodes say (BGP_READY) that
-they have what the new one needs. What stands is read from the running BIRD's configuration (`Standing`), so
-an agent that is restarted meanwhile goes on where it was. The same holds for a pool that BGP is to tell no
-more: it is told until all nodes are ready. A node that cannot say so leaves more sessions than needed, never
-fewer.
+Topologies are exchanged make before break, without a coordinator. Every agent opens the sessions of the new one
+and keeps those of the former, and a reflector goes on reflecting, until all nodes say (BGP_READY) that they have
+what the new one needs; reflectors that most have lost are not waited for. What stands is read from the running
+BIRD's configuration (`Standing`), so an agent that is restarted meanwhile goes on where it was. The same holds
+for a pool that BGP is to tell no more: it is told until all nodes are ready. A node that cannot say so leaves
+more sessions than needed, never fewer.
 """
 
 import hashlib
@@ -21,17 +21,21 @@ import msgspec
 from podway.api.addresses import Network
 from podway.api.resources import BGP_READY, Node
 from podway.cluster.view import ClusterView
-from podway.plan.reflectors import reflectors
+from podway.plan.reflectors import lost_by, reflectors
 
 Kind: TypeAlias = Literal["mesh", "reflectors", "none"]
 
 
 class Topology(msgspec.Struct, frozen=True):
-    """Who speaks with whom. `name` differs wherever two clusters need different sessions or pools of BGP."""
+    """Who speaks with whom. `name` differs wherever two clusters need different sessions or pools of BGP.
+
+    `lost` are the reflectors that half of the other nodes, or more, have lost.
+    """
 
     kind: Kind
     reflectors: frozenset[str]
     name: str
+    lost: frozenset[str] = frozenset()
 
     def joins(self, one: str, other: str) -> bool:
         """Tell whether two different nodes have a session."""
@@ -59,7 +63,7 @@ def topology(view: ClusterView) -> Topology:
     """
     bgp = view.config.bgp
     kind: Kind = "mesh" if bgp.topology == "auto" else bgp.topology
-    many = bgp.topology == "auto" and len(view.nodes) > bgp.mesh_limit
+    many = bgp.topology == "auto" and _too_many(view)
     chosen: frozenset[str] = frozenset()
     if (many or kind == "reflectors") and _one_as(view):
         kind, chosen = "reflectors", reflectors(view.nodes.values(), bgp.reflectors)
@@ -67,7 +71,27 @@ def topology(view: ClusterView) -> Topology:
         kind = "mesh"
     told = sorted(str(pool.network) for pool in view.pools.values() if pool.spec.distribution == "bgp")
     digest = hashlib.sha256(repr((kind, sorted(chosen), told)).encode()).hexdigest()
-    return Topology(kind, chosen, f"{kind}-{digest[:12]}")
+    return Topology(kind, chosen, f"{kind}-{digest[:12]}", frozenset(_lost(view, chosen)))
+
+
+def _too_many(view: ClusterView) -> bool:
+    """Tell whether there are too many nodes for a mesh.
+
+    Between the limit and a fifth less what stands stays, as most nodes have said (BGP_READY): a cluster whose size
+    swings about the limit does not go over at each node.
+    """
+    limit, count = view.config.bgp.mesh_limit, len(view.nodes)
+    if count > limit or count <= limit - max(1, limit // 5):
+        return count > limit
+    words = (node.metadata.annotations.get(BGP_READY, "") for node in view.nodes.values())
+    return 2 * sum(word.startswith("reflectors-") for word in words) > count
+
+
+def _lost(view: ClusterView, chosen: frozenset[str]) -> Iterator[str]:
+    words = [node for node in view.nodes.values() if node.lost]
+    for name in chosen if words else ():
+        if 2 * len(lost_by(words, name) - {name}) >= len(view.nodes) - 1:
+            yield name
 
 
 def _one_as(view: ClusterView) -> bool:
@@ -84,5 +108,5 @@ def asn_of(view: ClusterView, node: Node) -> int:
 def unready(view: ClusterView, target: Topology) -> Iterator[str]:
     """Yield the nodes that do not say that they have the sessions which a topology needs."""
     for name, node in view.nodes.items():
-        if node.metadata.annotations.get(BGP_READY) != target.name:
+        if node.metadata.annotations.get(BGP_READY) != target.name and name not in target.lost:
             yield name

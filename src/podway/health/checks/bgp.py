@@ -11,6 +11,7 @@ from podway.bgp.passwords import NO_PASSWORD
 from podway.health.facts import ClusterFacts, Session
 from podway.health.finding import Problem, Severity, cluster_check
 from podway.health.groups import names
+from podway.plan.reflectors import REDUNDANT
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -165,6 +166,50 @@ def _in_bgp(name: str, session: Session) -> Reason:
 
 def _state(session: Session) -> str:
     return f"{session.state} since {session.since:%H:%M:%S}"
+
+
+@cluster_check(
+    "reflectors",
+    looks_at="which route reflectors the nodes have lost, how many still work, and if these are in one rack",
+    why="nodes hear of each other by reflectors alone: with the last one's death all routes between nodes go, "
+    "until others have been chosen",
+)
+def reflectors(facts: ClusterFacts) -> Iterator[Problem]:
+    """What the agent says that answered last: all read the same words in the store."""
+    last = max(facts.heard.values(), key=lambda heard: heard.summary.at, default=None)
+    if last is None or not last.summary.reflectors:
+        return
+    every, nodes = last.summary.reflectors, last.summary.seen.keys()
+    for each in every:
+        if each.lost_by:
+            some = ", ".join(each.lost_by[:3]) + (" and others" if len(each.lost_by) > 3 else "")
+            instead = "others reflect in its place" if each.lost else "other nodes still have theirs"
+            yield Problem(
+                f"{len(each.lost_by)} of {len(nodes) - 1} nodes have lost this route reflector ({some}); "
+                f"{instead}",
+                f"see `podway status {each.node}`; if it is gone for good: podway delete node {each.node}",
+                each.node,
+                Severity.WARNING,
+            )
+    working = [each for each in every if not each.lost]
+    left = ", ".join(each.node for each in working)
+    enough = min(REDUNDANT, len(nodes))
+    if len(working) < enough:
+        yield Problem(
+            f"only {len(working)} route reflector{'' if len(working) == 1 else 's'} left"
+            f"{f' ({left})' if left else ''}, and {REDUNDANT} should be",
+            "set spec.bgp.reflectors.count of NetworkConfig/default to 2 at least, or give a second node the "
+            "labels of its nodeSelector; bring lost reflectors back",
+            "reflectors",
+            Severity.WARNING if working else Severity.ERROR,
+        )
+    elif len({each.rack for each in working}) == 1 < last.summary.racks:
+        yield Problem(
+            f"all route reflectors ({left}) are in one rack, and fail with it",
+            "give nodes of other racks the labels of spec.bgp.reflectors.nodeSelector too, or leave it out",
+            "reflectors",
+            Severity.WARNING,
+        )
 
 
 @cluster_check(

@@ -1,0 +1,58 @@
+"""Route reflectors die one after the other, and the cluster keeps its routes."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from system_lab import SystemLab, eventually, running_lab
+
+from podway.lab import cluster
+
+pytestmark = pytest.mark.kernel
+
+NODES = 5
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[SystemLab]:
+    with running_lab(NODES) as five:
+        five.podway("set", "config", "bgp.topology=reflectors", "bgp.reflectors.count=2")
+        yield five
+
+
+def findings(lab: SystemLab) -> list[dict[str, str]]:
+    found = json.loads(lab.podway("doctor", "-o", "json", check=False))["findings"]
+    return [finding for finding in found if finding["check"] == "reflectors"]
+
+
+def test_reflectors_that_die_are_replaced_and_no_living_node_loses_a_route(lab: SystemLab) -> None:
+    def routing(node: str) -> dict[str, list[str]]:
+        return lab.status(node)["routing"]
+
+    living = [f"node{number}" for number in range(1, NODES + 1)]
+    eventually(lambda: all(routing(node)["topology"].startswith("reflectors-") for node in living))
+    first = routing("node1")["reflectors"]
+    assert len(first) == 2
+    eventually(lambda: all(not routing(node)["waits_for"] for node in living))
+    assert not findings(lab)
+    blocks = {node: [str(block) for block, owner in lab.blocks().items() if owner == node] for node in living}
+
+    def complete() -> bool:
+        return all(
+            block in lab.sh(node, "ip route; ip -6 route")
+            for node in living
+            for other in living
+            for block in blocks[other]
+        )
+
+    eventually(complete)
+    for dead in first:
+        cluster.kill_node(lab.name, dead)
+        living.remove(dead)
+        for node in living:
+            eventually(lambda node=node, dead=dead: dead in routing(node)["lost"])
+        eventually(lambda: len(set(routing(living[0])["reflectors"]) - set(routing(living[0])["lost"])) == 2)
+        eventually(complete)
+        told = findings(lab)
+        assert any(dead in finding["subject"] and "lost" in finding["found"] for finding in told), told
+    assert lab.podway("status", living[0]).count("lost") == 1
