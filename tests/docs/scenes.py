@@ -15,6 +15,7 @@ class Scene:
 
 INSTALLS = "installs packages of the system"
 OTHER_SHELL = "writes into the machine's own directories; tests/preview/test_completion.py runs every shell's"
+MEASURES = "wants a quiet machine, for twenty minutes"
 HOST = "changes the machine itself; tests/host and tests/system do the same in namespaces and other directories"
 
 PATH_SET = "the test has a PATH of its own"
@@ -30,6 +31,13 @@ PAGES: dict[str, Scene] = {
     "docs/tutorial.md": Scene(
         without={"./dev setup": INSTALLS, "export PATH=$PWD/.venv/bin:$PATH": PATH_SET},
         whole=True,
+    ),
+    "docs/benchmarks.md": Scene(
+        without={
+            "./dev bench": MEASURES,
+            "./dev bench attach roundtrip": MEASURES,
+            "./dev bench --write docs/benchmarks.md": MEASURES,
+        }
     ),
     "docs/attach.md": Scene(("podway lab up --nodes 2 --attach bridge", "podway lab run web --node node1")),
     "docs/bgp.md": Scene(("podway lab up --nodes 2",)),

@@ -4,6 +4,7 @@ With PODWAY_GOLDEN=write (`./dev docs`) outputs that are other than shown are wr
 over. What is not run, and why: scenes.py.
 """
 
+import difflib
 import os
 import secrets
 import time
@@ -100,7 +101,10 @@ def check(page: str, scene: Scene, terminal: Terminal) -> None:
             elif os.environ.get("PODWAY_GOLDEN") == "write":
                 new.append((step, [names.show(line) for line in printed]))
             else:
-                raise AssertionError("\n".join([where, "shows", *step.output, "but it prints", *printed]))
+                told = difflib.unified_diff(
+                    step.output, [names.show(line) for line in printed], "shown", "printed"
+                )
+                raise AssertionError(f"{where}\n" + "\n".join(line.rstrip("\n") for line in told))
     if new:
         (ROOT / page).write_text(replaced(text, new))
 
