@@ -23,6 +23,7 @@ from podway.cni.conflist import render_conflist
 from podway.errors import AgentError
 from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, processes, topology
+from podway.lab.facts import PoolForm
 from podway.lab.paths import lab_store
 from podway.lab.state import node_dir
 from podway.store.base import Store
@@ -147,9 +148,15 @@ class SystemLab:
     pods: list[PodUnderTest] = field(default_factory=list)
 
     def up(
-        self, nodes: int, pools: Sequence[str] = ("10.244.0.0/16", "fd00:244::/56"), sizes: Sequence[int] = ()
+        self,
+        nodes: int,
+        pools: Sequence[str] = ("10.244.0.0/16", "fd00:244::/56"),
+        sizes: Sequence[int] = (),
+        form: PoolForm = cluster.DEFAULT_FORM,
     ) -> "SystemLab":
-        cluster.up(self.name, nodes=nodes, pools=pools, block_sizes=sizes, asn=64512, report=lambda _: None)
+        cluster.up(
+            self.name, nodes=nodes, pools=pools, block_sizes=sizes, asn=64512, report=lambda _: None, form=form
+        )
         return self
 
     def down(self) -> None:

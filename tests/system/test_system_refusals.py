@@ -75,6 +75,16 @@ def test_nobody_but_root_keeps_an_agent_from_starting(lab: SystemLab) -> None:
     assert lab.add("node1").cni("DEL").ok
 
 
+@pytest.mark.parametrize("name", ["Node2", "node_2", "-node2", "node2.", "n" * 254])
+def test_a_node_name_that_kubernetes_does_not_have(lab: SystemLab, tmp_path: Path, name: str) -> None:
+    """Names are RFC 1123 subdomains: with capitals it would be another node at node2's address."""
+    said = lab.refused_agent("node2", name=name, run_dir=tmp_path)
+    assert f"--node: {name!r} is not an RFC 1123 subdomain" in said
+    assert "hint: use at most 253 lower-case letters" in said
+    assert name not in lab.podway("get", "nodes", "-o", "json").split('"')
+    assert not (tmp_path / "bird.conf").exists()
+
+
 def test_two_machines_under_one_name(lab: SystemLab, tmp_path: Path) -> None:
     before = lab.podway("get", "node", "node1", "-o", "json")
     said = lab.refused_agent("node2", name="node1", run_dir=tmp_path)

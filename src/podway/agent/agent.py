@@ -19,6 +19,7 @@ from podway.agent.admin import Method
 from podway.agent.blocks import BlockKeeper
 from podway.agent.channel import Channel
 from podway.agent.crossing import Crossing
+from podway.agent.following import UplinkFollower, first_uplink
 from podway.agent.identity import NodeLock
 from podway.agent.lastknown import LastKnown
 from podway.agent.learned import LearnedRoutes
@@ -34,14 +35,13 @@ from podway.agent.reconciler import ECHO, SETTLE, Reconciler
 from podway.agent.report import Reporter
 from podway.agent.state import NodeState
 from podway.agent.supervisor import Supervisor
-from podway.agent.uplink import choose_uplink, devices
 from podway.api.identity import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView
 from podway.cni.server import CniServer
-from podway.errors import AgentError, PodwayError, RoutingError, StoreError
+from podway.errors import PodwayError, RoutingError, StoreError
 from podway.kernel.events import Event as KernelEvent
 from podway.kernel.events import Resync, Watcher
 from podway.kernel.node import Kernel
@@ -49,7 +49,7 @@ from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.switching import concerns
-from podway.plan.uplink import Uplink
+from podway.plan.uplink_choice import Choice
 from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
@@ -69,14 +69,13 @@ class Agent:
         self._routing_problem = ""
         self._blocks_wanted = asyncio.Event()
         self._routing_wanted = asyncio.Event()
-        self._uplink_wanted = asyncio.Event()
         self._supervisor = Supervisor()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises PodwayError if it cannot start."""
         require_all()
         options = self._options
-        options.run_dir.mkdir(parents=True, exist_ok=True)
+        options.prepare()
         async with AsyncExitStack() as stack:
             stack.callback(NodeLock().release)
             self._last_known = LastKnown(options.run_dir, options.store)
@@ -91,10 +90,17 @@ class Agent:
             self._watcher = Watcher(own_ports=self._kernel.ports | remover.ports)
             stack.callback(self._watcher.close)
 
-            uplink = choose_uplink(devices(self._kernel.connection), options.interface)
             self._membership = Membership(self._store, options.node, options.heartbeat_interval)
-            view, away = await self._first_view(uplink, known)
-            self._state = NodeState(options.node, view, uplink)
+            view, choice, away = await self._first_view(known)
+            self._state = NodeState(options.node, view, choice.uplink)
+            self._uplink = UplinkFollower(
+                self._kernel.connection,
+                self._state,
+                options,
+                changed=self._uplink_changed,
+                bring_to_plan=self._bring_to_plan,
+                problem=choice.note,
+            )
             for orphan in self._kernel.orphans():
                 log.warning("removing the link of an ADD that was cut short", link=orphan)
                 self._kernel.unwire(orphan)
@@ -163,23 +169,27 @@ class Agent:
             log.info("ready", node=options.node, uplink=uplink.device, pods=len(self._state.leases))
             await self._serve(server, reporter.methods)
 
-    async def _first_view(
-        self, uplink: Uplink, known: ClusterView | None
-    ) -> tuple[ClusterView, StoreError | None]:
-        """Register the node; return the cluster as it is, or as it is `known` and why the store is away.
+    async def _first_view(self, known: ClusterView | None) -> tuple[ClusterView, Choice, StoreError | None]:
+        """Choose the uplink and register the node; return the cluster as it is, or as it is `known` and why the
+        store is away.
 
-        Raises StoreError if nothing is known.
+        Raises StoreError if nothing is known, and AgentError if no device can be the uplink.
         """
+        node, connection = self._options.node, self._kernel.connection
+        here = [known.nodes[node]] if known and node in known.nodes else []
         try:
-            self._membership.check(uplink.addresses, (await self._store.list_all()).items)
-            await self._membership.register(uplink.addresses)
+            stored = (await self._store.list_all()).items
+            self._membership.check_name(stored)
+            choice = await first_uplink(connection, self._options, (*here, *stored))
+            self._membership.check(choice.uplink.addresses, stored)
+            await self._membership.register(choice.uplink.addresses)
             listing = await self._store.list_all()
         except StoreError as error:
-            if known is None or self._options.node not in known.nodes:
+            if known is None or not here:
                 raise
-            return known, error
+            return known, await first_uplink(connection, self._options, known.nodes.values()), error
         view = ClusterView.of(listing.items, listing.revision, aside=listing.aside, former=known)
-        return self._membership.present(view, uplink.addresses), None
+        return self._membership.present(view, choice.uplink.addresses), choice, None
 
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
         loop = asyncio.get_running_loop()
@@ -201,7 +211,7 @@ class Agent:
             "readiness": self._readiness.run,
             "reflectors": ReflectorWatch(self._state, self._speaker, self._membership).run,
             "offloads": self._offloads.run,
-            "uplink": self._follow_uplink,
+            "uplink": self._uplink.run,
             "membership": self._keep_membership,
             "housekeeping": lambda: self._housekeeping(server),
             "BIRD": self._speaker.run,
@@ -216,7 +226,11 @@ class Agent:
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
 
     def _problems(self) -> dict[str, Any]:
-        return {"store": self._news.problem, "routing": self._routing_problem}
+        return {
+            "store": self._news.problem,
+            "routing": self._routing_problem,
+            "uplink": self._uplink.problem,
+        }
 
     def _bgp_plan(self) -> BgpPlan:
         state = self._state
@@ -313,11 +327,12 @@ class Agent:
             self._pods.look_for_vanished()
             self._reconciler.soon()
             self._learned.soon()
+            self._uplink.soon()
             return
         if event.kind == "link" and event.removed and event.ours:
             self._pods.link_vanished(event.device)
-        if event.device == self._state.uplink.device and event.kind in {"link", "address"}:
-            self._uplink_wanted.set()
+        if event.uplink:
+            self._uplink.soon()
         if event.learned:
             self._learned.soon()
         # Settings of the uplink and of the whole namespace are ours to keep, though the devices are not.
@@ -330,23 +345,12 @@ class Agent:
             self._blocks_wanted.clear()
             await self._ensure_blocks()
 
-    async def _follow_uplink(self) -> None:
-        """Take over the uplink's new addresses or MTU; while it has none, the former ones stand."""
-        while True:
-            await self._uplink_wanted.wait()
-            await asyncio.sleep(SETTLE)
-            self._uplink_wanted.clear()
-            try:
-                uplink = choose_uplink(devices(self._kernel.connection), self._options.interface)
-                if uplink == self._state.uplink:
-                    continue
-                log.warning("uplink changed", before=self._state.uplink, now=uplink)
-                self._state.uplink = uplink
-                self._bring_to_plan()
-                self._channel.soon()
-                await self._register()
-            except AgentError as error:
-                log.error("uplink unusable: keeping what was", problem=error.message)
+    async def _uplink_changed(self) -> None:
+        """Take over another device, MTU or address of the uplink."""
+        self._bring_to_plan()
+        self._channel.soon()
+        self._routing_wanted.set()
+        await self._register()
 
     async def _ensure_blocks(self) -> None:
         try:

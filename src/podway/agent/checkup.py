@@ -61,6 +61,7 @@ class Checkup:
             ),
             store_problem=problems["store"],
             routing_problem=problems["routing"],
+            uplink_problem=problems["uplink"],
             channel_problem=channel["problem"],
             pending=msgspec.convert(self._parts.crossing.status()["pending"], tuple[str, ...]),
             leases=tuple(state.leases.values()),

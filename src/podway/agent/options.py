@@ -4,6 +4,9 @@ from pathlib import Path
 
 import msgspec
 
+from podway.api.fields import check_name
+from podway.errors import InvalidInput
+
 DEFAULT_RUN_DIR = Path("/run/podway")
 
 
@@ -20,6 +23,12 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_interval: float = 10.0
     idle_block_delay: float = 60.0
     """How long an extra block stays empty before it is given back."""
+
+    def prepare(self) -> None:
+        """Check the node's name and make the run directory. Raises InvalidInput, OSError."""
+        for field, problem, hint in check_name("--node", self.node):
+            raise InvalidInput(f"{field}: {problem}", hint=f"{hint}, as Kubernetes names nodes")
+        self.run_dir.mkdir(parents=True, exist_ok=True)
 
     @property
     def admin_socket(self) -> Path:

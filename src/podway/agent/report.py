@@ -64,6 +64,7 @@ class Reporter:
                 "device": self._parts.state.uplink.device,
                 "mtu": self._parts.state.uplink.mtu,
                 "addresses": [str(address) for address in self._parts.state.uplink.addresses],
+                "problem": problems["uplink"],
             },
             "store": {
                 "url": self._parts.options.store,

@@ -133,6 +133,7 @@ def _show(answer: dict[str, Any]) -> None:
             f"{answer['memory'] >> 20} MiB",
         ),
         ("uplink", f"{uplink['device']} {' '.join(uplink['addresses'])}, MTU {uplink['mtu']}"),
+        *((("  problem", uplink["problem"]),) if uplink["problem"] else ()),
         ("store", answer["store"]["problem"] or f"{answer['store']['url']}, in touch"),
         *(("  set aside", f"{name}: {problem}") for name, problem in answer["store"]["aside"].items()),
         (

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from podway.api.addresses import Family
+from podway.api.addresses import Family, Network
 from podway.api.resources import AGENT_SEEN, Node, Pod, subject
 from podway.bgp.probe import PathMtu
 from podway.bgp.speaker import BgpSpeaker
@@ -124,6 +124,7 @@ class Doctor:
             links = do(self._look("rtnetlink", asyncio.to_thread(_network, memory, known), KernelNetwork()))
             probing = _routing(memory, peers, bird_problem, self._signatures())
             talk = do(self._look("paths", probing, Routing(problem=bird_problem)))
+            astray = do(self._unreachable())
             disk = do(self._look("files", asyncio.to_thread(files.read, self._places), Files()))
             trial = do(self._store_trial(memory.node))
             drift = do(self._look("plan", self._drift(), ()))
@@ -136,7 +137,7 @@ class Doctor:
             settings=self._with_counters(host.result(), links.result()),
             network=links.result(),
             firewall=ruleset.result(),
-            routing=talk.result(),
+            routing=msgspec.structs.replace(talk.result(), unreachable=astray.result()),
             files=disk.result(),
             store=trial.result(),
             pods=inside.result(),
@@ -182,6 +183,19 @@ class Doctor:
             return (), (), f"BIRD does not answer within {BIRD_SECONDS:g} s"
         except RoutingError as error:
             return (), (), error.message
+
+    async def _unreachable(self) -> tuple[BirdRoute, ...]:
+        """Return routes without a way to their next hop, now and a moment later: BIRD may be at work."""
+        found: list[dict[Network, BirdRoute]] = []
+        for wait in (0, SETTLE):
+            await asyncio.sleep(wait)
+            try:
+                async with asyncio.timeout(BIRD_SECONDS):
+                    found.append({route.network: route for route in await self._speaker.unreachable()})
+            except (TimeoutError, RoutingError):
+                return ()  # `bird` tells of it
+        first, second = found
+        return tuple(route for network, route in second.items() if network in first)
 
     async def _store_trial(self, node: str) -> StoreTrial:
         begun = time.monotonic()

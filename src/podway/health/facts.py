@@ -10,6 +10,7 @@ import msgspec
 from podway.api.addresses import Address, Family, Interface, Network
 from podway.api.lease import Lease
 from podway.bgp.probe import PathMtu
+from podway.bgp.status import BirdRoute
 from podway.cluster.view import ClusterView
 from podway.health.ruleset import Ruleset
 from podway.ipam.addresses import BlockUse
@@ -63,6 +64,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     failures: tuple[TaskFailure, ...] = ()
     store_problem: str = ""
     routing_problem: str = ""
+    uplink_problem: str = ""
     channel_problem: str = ""
     pending: tuple[str, ...] = ()
     """What the node waits for before packets cross as the pools ask, in words."""
@@ -259,6 +261,8 @@ class Routing(msgspec.Struct, frozen=True):
     sessions: tuple[Session, ...] = ()
     paths: tuple[Path, ...] = ()
     problem: str = ""
+    unreachable: tuple[BirdRoute, ...] = ()
+    """Best routes to whose next hops BIRD knows no way."""
 
 
 class Disk(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
 """Addresses of devices (rtnetlink(7), net/ipv4/devinet.c, net/ipv6/addrconf.c)."""
 
+import struct
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from socket import AF_INET, AF_INET6
 
@@ -14,6 +15,9 @@ from podway.plan.objects import LinkAddress
 SCOPES = {0: "global", 253: "link", 254: "host"}
 SCOPE_NUMBERS = {name: scope for scope, name in SCOPES.items()}
 
+_CACHEINFO = struct.Struct("=4I")
+"""struct ifa_cacheinfo: two lifetimes, and when the address was made and last changed."""
+
 
 class AddressRecord(msgspec.Struct, frozen=True):
     """An address as the kernel has it; `index` is its device."""
@@ -22,11 +26,33 @@ class AddressRecord(msgspec.Struct, frozen=True):
     address: Interface
     scope: str
     flags: int
+    created: int = 0
+    """When it was made, in hundredths of a second since the machine started."""
 
     @property
     def tentative(self) -> bool:
         """Duplicate-address detection has not ended: nothing can use it yet."""
         return bool(self.flags & c.IFA_F_TENTATIVE)
+
+    @property
+    def duplicate(self) -> bool:
+        """Duplicate-address detection found that another machine has it."""
+        return bool(self.flags & c.IFA_F_DADFAILED)
+
+    @property
+    def deprecated(self) -> bool:
+        """Its preferred lifetime is over: nothing new is to use it."""
+        return bool(self.flags & c.IFA_F_DEPRECATED)
+
+    @property
+    def temporary(self) -> bool:
+        """It is a privacy address (RFC 8981). IPv4 has none: the bit there marks a second address of a subnet."""
+        return self.address.version == 6 and bool(self.flags & c.IFA_F_TEMPORARY)
+
+    @property
+    def permanent(self) -> bool:
+        """It has no end."""
+        return bool(self.flags & c.IFA_F_PERMANENT)
 
 
 def add(address: LinkAddress, index: int) -> Request:
@@ -53,7 +79,14 @@ def read(message: Message) -> AddressRecord:
     # IFA_LOCAL is the own address; on a point-to-point link IFA_ADDRESS is the peer's.
     packed = found.get(c.IFA_LOCAL) or found[c.IFA_ADDRESS]
     address: Interface = IPv4Interface((packed, prefix)) if af == AF_INET else IPv6Interface((packed, prefix))
-    return AddressRecord(index, address, SCOPES.get(scope, str(scope)), number(found.get(c.IFA_FLAGS), flags))
+    times = found.get(c.IFA_CACHEINFO, b"")
+    return AddressRecord(
+        index,
+        address,
+        SCOPES.get(scope, str(scope)),
+        number(found.get(c.IFA_FLAGS), flags),
+        _CACHEINFO.unpack(times)[2] if len(times) == _CACHEINFO.size else 0,
+    )
 
 
 def dump(connection: Connection) -> list[AddressRecord]:

@@ -19,7 +19,7 @@ from podway.kernel.netlink import Connection, Message
 from podway.kernel.netlink import constants as c
 from podway.kernel.netlink.codec import S32, TCMSG, parse, string
 from podway.kernel.netlink.connection import messages, open_socket
-from podway.plan.objects import DEVICE_GROUP, NFT_TABLE, ROUTE_PROTOCOL
+from podway.plan.objects import DEVICE_GROUP, MAIN_TABLE, NFT_TABLE, ROUTE_PROTOCOL
 
 _RECEIVE_BUFFER = 8 << 20
 _DATAGRAM = 1 << 16
@@ -68,7 +68,8 @@ class Event(msgspec.Struct, frozen=True):
     """One change. `device` is a name, empty where none is concerned.
 
     `subject` is what changed in words, such as `10.244.1.0/24`. `ours` tells that the object bears our mark, or
-    might have replaced one that did; `learned` that a route of BIRD's might have been removed or replaced.
+    might have replaced one that did; `learned` that a route of BIRD's might have been removed or replaced;
+    `uplink` that another device or address may be the one that reaches other nodes (podway.plan.uplink_choice).
     """
 
     kind: EventKind
@@ -77,6 +78,7 @@ class Event(msgspec.Struct, frozen=True):
     ours: bool
     device: str = ""
     learned: bool = False
+    uplink: bool = False
 
 
 class Resync(msgspec.Struct, frozen=True):
@@ -191,7 +193,8 @@ class Watcher:
             self._links[link.index] = link
         # The IPv4 routes through it go with it, and the kernel does not tell.
         lost = (_may_carry(link) or _may_carry(before)) and (removed or not link.up)
-        return Event("link", link.name, removed, ours, link.name, learned=lost)
+        uplink = not ours and (removed or before is None or _place(link) != _place(before))
+        return Event("link", link.name, removed, ours, link.name, learned=lost, uplink=uplink)
 
     def _route_change(self, message: Message, removed: bool) -> Event | None:
         route = routes.read(message)
@@ -202,7 +205,9 @@ class Watcher:
         device = self._name(route.index)
         subject = str(route.destination)
         ours = route.protocol == ROUTE_PROTOCOL or replaced
-        return Event("route", subject, removed, ours, device, learned=changed or (by_bird and removed))
+        learned = changed or (by_bird and removed)
+        uplink = not route.destination.prefixlen and route.table == MAIN_TABLE
+        return Event("route", subject, removed, ours, device, learned=learned, uplink=uplink)
 
     def _neighbour_event(self, message: Message, removed: bool) -> Event | None:
         if message.body[0] == forwarding.AF_BRIDGE:
@@ -242,11 +247,18 @@ class Watcher:
         link = self._links.get(index)
         # With its last IPv4 address a device's IPv4 routes go (fib_disable_ip), and the kernel does not tell.
         lost = kind == "address" and removed and _may_carry(link)
-        return Event(kind, subject, removed, _is_ours(link), link.name if link else "", learned=lost)
+        ours = _is_ours(link)
+        uplink = kind == "address" and not ours
+        return Event(kind, subject, removed, ours, link.name if link else "", learned=lost, uplink=uplink)
 
     def _name(self, index: int) -> str:
         link = self._links.get(index)
         return link.name if link else ""
+
+
+def _place(link: links.LinkRecord) -> tuple[object, ...]:
+    """Return what of a device that is not ours decides if and how it is the uplink."""
+    return (link.name, link.altnames, link.mtu, link.up, link.master, link.group)
 
 
 def _may_carry(link: links.LinkRecord | None) -> bool:

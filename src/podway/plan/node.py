@@ -124,7 +124,7 @@ def _wiring(view: ClusterView, uplink: Uplink, lease: Lease, lan: tuple[Network,
     # The pods of a bridge have one MTU: nobody tells a sender on a LAN that its frame is too long for another.
     together = lease.attach == "bridge"
     mtu = pod_mtu(view, uplink, _addresses_in(lan) if together else lease.addresses, sent)
-    return wire(lease, mtu=mtu, node_addresses=uplink.node_addresses, lan=lan)
+    return wire(lease, mtu=mtu, node_addresses=uplink.sources, lan=lan)
 
 
 def _addresses_in(lan: tuple[Network, ...]) -> list[Address]:

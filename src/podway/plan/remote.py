@@ -39,11 +39,13 @@ def remote_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlo
     pool = pool_of(view, block)
     if here is None or there is None or there is here or pool is None:
         return None
-    source = next((address for address in uplink.node_addresses if address.version == pool.family), None)
+    source = next((address for address in uplink.sources if address.version == pool.family), None)
     way = crossing(pool, here, there)
     if way is not None:
         return Route(block.network, device=way.device, gateway=way.gateway, source=source)
     gateway = there.internal_address(pool.family)
     if gateway is None or not share_subnet(here, there, pool.family):
         return None
+    if any(address.version == pool.family for address in uplink.absent):
+        return None  # with its address the node has lost the subnet
     return Route(block.network, device=uplink.device, gateway=gateway, source=source)

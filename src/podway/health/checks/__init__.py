@@ -17,11 +17,27 @@ from podway.health.checks import (
     plan,
     routes,
     runtime,
+    uplink,
 )
 from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import CLUSTER_CHECKS, NODE_CHECKS, Check
 
-THEMES = (host, limits, paths, firewall, bridge, addresses, routes, plan, crossing, runtime, agent, bgp, cluster)
+THEMES = (
+    uplink,
+    host,
+    limits,
+    paths,
+    firewall,
+    bridge,
+    addresses,
+    routes,
+    plan,
+    crossing,
+    runtime,
+    agent,
+    bgp,
+    cluster,
+)
 
 
 _PLACE = {theme.__name__: place for place, theme in enumerate(THEMES)}
