@@ -166,7 +166,7 @@ class Agent:
             )
             reporter = Reporter(parts)
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
-            log.info("ready", node=options.node, uplink=uplink.device, pods=len(self._state.leases))
+            log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(self._state.leases))
             await self._serve(server, reporter.methods)
 
     async def _first_view(self, known: ClusterView | None) -> tuple[ClusterView, Choice, StoreError | None]:

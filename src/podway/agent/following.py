@@ -34,7 +34,7 @@ PATIENCE, PAUSE = 5.0, 0.2
 """Seconds that a starting agent waits for addresses that are about to come, and between looks: machines boot."""
 
 
-async def first_uplink(connection: Connection, options: AgentOptions, resources: Collection[Resource]) -> Choice:
+async def first_uplink(connection: Connection, options: AgentOptions, resources: Iterable[Resource]) -> Choice:
     """Return what an agent begins with.
 
     `resources` are the store's: the node keeps the addresses that it is registered with. Raises AgentError.

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 import structlog
@@ -45,14 +45,17 @@ class Membership:
         self._instance = kernel_instance()
         self._words: dict[str, str] = {}
 
-    def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
-        """Raise InvalidObject if this node overlaps a pool or has another's address, NameTaken as `register`.
-
-        For an agent that starts: one that runs has pods to look after, whatever the cluster's objects say.
-        """
+    def check_name(self, others: Iterable[Resource]) -> None:
+        """Raise NameTaken as `register`. For an agent that starts: before it looks for its addresses."""
         for other in others:
             if isinstance(other, Node) and other.metadata.name == self._node:
                 self._refuse_if_taken(other)
+
+    def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
+        """Raise InvalidObject if this node overlaps a pool or has another's address.
+
+        For an agent that starts: one that runs has pods to look after, whatever the cluster's objects say.
+        """
         check_change(self._registered(Metadata(name=self._node), addresses), others)
 
     async def register(self, addresses: tuple[Interface, ...]) -> Node:
