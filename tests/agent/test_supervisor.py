@@ -90,6 +90,6 @@ def test_whoever_was_seen_just_now_keeps_the_name_and_nobody_else(
     membership = Membership(None, "a", heartbeat_interval=10.0)  # type: ignore[arg-type]
     if taken:
         with pytest.raises(NameTaken):
-            membership.check((), others)
+            membership.check_name(others)
     else:
-        membership.check((), others)
+        membership.check_name(others)
