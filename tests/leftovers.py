@@ -19,7 +19,8 @@ from podway.lab import names
 from podway.lab.paths import LABS
 from podway.lab.processes import MARK as LAB_MARK
 
-MARK = "PODWAY_TEST_RUN"
+MARK = "PYTEST_RUN_OF_PODWAY"
+"""Not of the names that the command line knows (PODWAY_…): it would tell of it."""
 ENDING_SECONDS = 10.0
 """How long what was told to end may take to vanish."""
 

@@ -33,7 +33,6 @@ class Terminal:
     def __init__(self, lab: str, directory: Path) -> None:
         self.lab, self.directory = lab, directory
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PODWAY_")}
-        environment |= {name: os.environ[name] for name in ("PODWAY_TEST_RUN",) if name in os.environ}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
         environment |= {"PATH": path, "PODWAY_LAB": lab, "COLUMNS": str(COLUMNS), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
         self._bash = subprocess.Popen(
