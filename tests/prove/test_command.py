@@ -5,8 +5,8 @@ import os
 
 import pytest
 from click.testing import CliRunner
+from hand_cluster import Cluster
 
-from conftest import Cluster
 from podway.api.meta import Metadata
 from podway.api.resources import Node, NodeAddress, NodeStatus
 from podway.cli import verify as command

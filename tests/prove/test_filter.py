@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
+from hand_cluster import run
 from test_packet import ethernet, ip, udp
 
-from conftest import run
 from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.kernel import netns

@@ -9,8 +9,8 @@ import subprocess
 
 import msgspec
 import pytest
+from hand_cluster import Cluster, run
 
-from conftest import Cluster, run
 from podway.api.addresses import Family
 from podway.errors import InvalidInput
 from podway.prove.report import Report, Verdict, to_json, to_text

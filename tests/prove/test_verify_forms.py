@@ -4,8 +4,8 @@ from ipaddress import ip_address
 
 import msgspec
 import pytest
+from hand_cluster import NODES, PODS, Cluster
 
-from conftest import NODES, PODS, Cluster
 from podway.api.meta import Metadata
 from podway.api.resources import (
     ACCEPTS,
