@@ -1,6 +1,6 @@
 """In which form packets cross: verify proves the one that the pool asks for, and says what is wrong with it."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from podway.api.resources import (
     Node,
     NodeAddress,
     NodeStatus,
+    block_name,
 )
 from podway.cluster.view import ClusterView
 from podway.kernel import links, netns
@@ -46,7 +47,7 @@ def node_object(number: int, rack: int = 0) -> Node:
 
 def block_object(number: int, pool: str, cidr: str) -> AddressBlock:
     spec = AddressBlockSpec(cidr=cidr.format(number), pool=pool, node=f"n{number}")
-    return AddressBlock(metadata=Metadata(name=f"{pool}-{number}"), spec=spec)
+    return AddressBlock(metadata=Metadata(name=block_name(ip_network(spec.cidr))), spec=spec)
 
 
 def view_of(form: str, when: str = "always") -> ClusterView:

@@ -214,7 +214,8 @@ def test_a_detour_arrives_and_is_told(lab: TraceLab) -> None:
     assert limits(there) == [64, 64, 63, 63, 62, 62, 61, 61]
     assert there.hops[2].planned is None
     assert (there.verdict.code, there.verdict.hop) == ("detour", 2)
-    assert f"via {third} dev eth0 by a route to {target}/32 that is not ours" in there.verdict.problem
+    assert f"via {third} dev eth0 by the route to {target}/32" in there.verdict.problem
+    assert there.verdict.advice == f"`ip route del {target}/32 via {third} dev eth0`"
 
 
 def test_translation_by_another_table(lab: TraceLab) -> None:
@@ -238,7 +239,9 @@ def test_a_small_mtu_between_the_nodes(lab: TraceLab) -> None:
         small = lab.trace("a", "b", protocol="TCP", port=80)
     where, why = lost(family.there.verdict, family.there)
     assert where == "node node1"
-    assert why.startswith("packets of 1500 bytes get lost, small ones do not")
+    assert why == (
+        "packets of more than 1404 bytes do not pass between node node1 and node node2, but pods' cross in 1500"
+    )
     assert small.delivered
 
 
@@ -422,7 +425,7 @@ def test_an_agent_refuses_what_cannot_be(lab: TraceLab) -> None:
     path = lab_dir(lab.name) / "nodes" / "node1" / "agent.sock"
     for method, params, problem in (
         ("trace.way", {"destination": "nonsense"}, "address 'nonsense'"),
-        ("trace.setting", {"name": "kernel/../../../etc/passwd"}, "forwarding only"),
+        ("trace.setting", {"name": "kernel/../../../etc/passwd"}, "forwarding and rp_filter only"),
         ("trace.capture", {"trace": "x", "mark": "12", "port": 5000, "links": []}, "8 bytes"),
         ("trace.capture", {"trace": "x", "mark": "00" * 8, "port": 53, "links": []}, "services"),
         ("trace.ground", {"link": "pway0"}, "no pod of node node1 has the link"),
@@ -458,7 +461,7 @@ def test_the_command(lab: TraceLab) -> None:
         (("a", "bb"), 1, "did you mean b"),
         (("a", "b", "--port", "0"), 2, "range"),
         (("a", "b", "--port", "65536"), 2, "range"),
-        (("a", "b", "--port", "80", "--proto", "icmp"), 2, "ICMP has no ports"),
+        (("a", "b", "--port", "80", "--proto", "icmp"), 2, "means nothing to ICMP"),
     ):
         done = podway(*words)
         assert (done.returncode, problem in done.stderr) == (status, True), done.stderr

@@ -39,7 +39,7 @@ LARGEST_MTU = 65535
 _PROBES_PORTS = range(1024, 65536)
 """Whoever may trace may not listen to services by the way."""
 
-_FORWARDING = re.compile(r"net/ipv[46]/conf/[^/]+/forwarding")
+_SETTINGS = re.compile(r"net/ipv[46]/conf/[^/]+/(forwarding|rp_filter)")
 
 
 class Tracing:
@@ -108,9 +108,9 @@ class Tracing:
         return plain(route) if route else None
 
     async def setting(self, name: str, link: str = "") -> str | None:
-        """Return a forwarding setting by its path below /proc/sys."""
-        if not _FORWARDING.fullmatch(name):
-            raise InvalidInput(f"setting {name!r}: traces ask for forwarding only")
+        """Return a setting of forwarding or rp_filter by its path below /proc/sys."""
+        if not _SETTINGS.fullmatch(name):
+            raise InvalidInput(f"setting {name!r}: traces ask for forwarding and rp_filter only")
         return await asyncio.to_thread(ask_setting, self._path(link), name)
 
     async def path_mtu(self, address: str, largest: int, link: str = "") -> dict[str, Any] | None:

@@ -89,7 +89,7 @@ def trace(
 
     protocol = Protocol((proto or ("tcp" if port else "icmp")).upper())
     if port and protocol is Protocol.ICMP:
-        raise click.UsageError("ICMP has no ports: leave --port out, or choose --proto tcp or udp")
+        raise click.UsageError("--port means nothing to ICMP: leave it out, or choose --proto tcp or udp")
     resources = options.run(lambda store: store.list_all()).items
     report = follow(
         resources,

@@ -9,10 +9,11 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from podway.api.addresses import Address
+from podway.api.addresses import Address, Family
 from podway.api.lease import Lease
 from podway.api.resources import AddressBlock, Encapsulation
 from podway.cluster.view import ClusterView
+from podway.plan.bgp import plan_bgp
 from podway.plan.fabric import DEVICES
 from podway.plan.learned import announced
 from podway.plan.node import plan_node, plan_wiring
@@ -56,7 +57,8 @@ class PlannedHop(msgspec.Struct, frozen=True):
     `encapsulation` is the form in which it leaves for another node.
 
     `route` is the one that should decide, `owner` who keeps it: `host` is whoever set up the node's own network.
-    `leads_to` is the node that the route leads to, `learned_from` the same where that node tells it by BGP.
+    `leads_to` is the node that the route leads to, `learned_from` who tells it by BGP: that node, a reflector, or
+    a BGPPeer by its name.
     """
 
     node: str
@@ -160,8 +162,8 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
             route = Route(block.network, device=uplink.device)
         told = msgspec.structs.replace(route, source=None)
         known = _neighbour(plan.neighbours, told, address)
-        owner = block.spec.node
-        hop = PlannedHop(node, "", entry, told.device, "forwarded", "bird", told, owner, known)
+        teller = _teller(view, node, block)
+        hop = PlannedHop(node, "", entry, told.device, "forwarded", "bird", told, teller, known)
         return _to_a_node(hop, block, uplink)
     if not target.node:
         return PlannedHop(node, "", entry, "", "outside", "host")
@@ -170,6 +172,19 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
         return PlannedHop(node, "", entry, uplink.device, "forwarded", "host")
     connected = Route(subnet, device=uplink.device, scope="link")
     return PlannedHop(node, "", entry, uplink.device, "forwarded", "kernel", connected)
+
+
+def _teller(view: ClusterView, node: str, block: AddressBlock) -> str:
+    """Return who tells a node the way to a block: its owner, else reflectors or peers outside the cluster."""
+    if node not in view.nodes:
+        return ""
+    plan = plan_bgp(view, node)
+    family = Family.of(block.network)
+    others = [peer.node for peer in plan.peers if peer.family is family]
+    if block.spec.node in others:
+        return block.spec.node
+    outside = [peer.peer for peer in plan.outside if peer.family is family]
+    return " or ".join(sorted({*others, *outside}))
 
 
 def _to_a_node(hop: PlannedHop, block: AddressBlock, uplink: Uplink) -> PlannedHop:

@@ -2,16 +2,20 @@
 
 import msgspec
 
+from podway.errors import PodwayError
 from podway.kernel.routes import Lookup
+from podway.prove.advice import prefer_source, remove_address
 from podway.prove.cause import Cause, command, place
 from podway.prove.judge import Code, Fault, Flow
-from podway.prove.loss import explain_loss
+from podway.prove.loss import astray, explain_loss
 from podway.prove.witness import Witness
-from podway.prove.world import World
+from podway.prove.world import PodPoint, World
 
 
 def diagnose(world: World, fault: Fault, witness: Witness) -> Cause:
     """Return why. Raises InvalidInput or KernelError if a kernel cannot be asked."""
+    if (claimed := _claimed(world, fault, witness)) is not None:
+        return claimed
     match fault.code:
         case Code.NAT:
             return _translated(world, fault, witness)
@@ -23,6 +27,26 @@ def diagnose(world: World, fault: Fault, witness: Witness) -> Cause:
             return msgspec.structs.replace(cause, detail=refusal) if refusal else cause
         case _:
             return _misshapen(world, fault)
+
+
+def _claimed(world: World, fault: Fault, witness: Witness) -> Cause | None:
+    """Tell if a node takes a pod's address for its own: whatever shows of that, here or there, follows from it."""
+    for name in dict.fromkeys((fault.origin.node, fault.target.node)):
+        node = world.node(name)
+        if node is None:
+            continue
+        try:
+            held = {interface.ip for _, interface in witness.ground(node).addresses}
+        except PodwayError:
+            continue  # nobody can be asked there
+        for end in (fault.origin, fault.target):
+            address = end.address(fault.probe.family)
+            if address in held and isinstance(end, PodPoint):
+                return Cause(
+                    f"{node.label} takes {address} for an address of its own",
+                    remove_address(world, witness, node, address),
+                )
+    return None
 
 
 def _refusal(world: World, fault: Fault) -> str:
@@ -48,7 +72,7 @@ def _translated(world: World, fault: Fault, witness: Witness) -> Cause:
             return Cause(
                 f"{fault.origin.label} sends from {after.source}, which is not its own address: "
                 f"its route to {way.matched} prefers it",
-                f"give that route the source {before.source} (`ip route change … src {before.source}`)",
+                prefer_source(world, fault.origin, astray(way), before.source),
             )
     if fault.here is None:
         where = fault.target.label

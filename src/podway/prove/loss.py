@@ -2,11 +2,15 @@
 
 import os
 
-from podway.api.addresses import Address, Family
+from podway.api.addresses import Address, Family, Network, host_network
+from podway.bgp.probe import SMALLEST
 from podway.kernel.routes import Lookup
 from podway.plan.fabric import DEVICES
+from podway.plan.overlays import RP_FILTER
 from podway.probe.capture import Sighting
 from podway.probe.facts import Ground, SpoofRefused
+from podway.prove import advice
+from podway.prove.advice import Astray
 from podway.prove.cause import Cause, command, place, too_small
 from podway.prove.journey import Stage, planned_path
 from podway.prove.judge import Code, Fault
@@ -28,11 +32,11 @@ def explain_loss(world: World, fault: Fault, witness: Witness) -> Cause:
     if (cause := explain_size(world, fault, witness)) is not None:
         return cause
     if last is not None and last.outgoing and stage is not None and stage.point != last.point:
-        return _between(world, last, stage, witness)
+        return _between(world, fault, last, stage, witness)
     return explain_overlay(world, fault, witness) or _Inside(world, fault, witness).explain()
 
 
-def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Cause:
+def _between(world: World, fault: Fault, last: Sighting, stage: Stage, witness: Witness) -> Cause:
     """A loss on a link: the packet left one device and did not come into the next."""
     ground = witness.ground(world.points[last.point])
     link = witness.ground(world.points[stage.point]).links.get(stage.interface)
@@ -49,13 +53,15 @@ def _between(world: World, last: Sighting, stage: Stage, witness: Witness) -> Ca
     way = witness.way(world.points[last.point], destination, None, "")
     hop = way.gateway or destination if isinstance(way, Lookup) else destination
     if stage.role == "uplink" and world.holder(hop) is None and hop != destination:
+        inside = _Inside(world, fault, witness)
+        if isinstance(way, Lookup) and not tunnels and inside.lacks_route(way):
+            return inside.without_route(way)
         return _behind_a_router(world, last, stage, hop)
     known = ground.neighbours.get((last.interface, hop))
     if known and link.mac and known != link.mac:
-        flush = command(world, last.point, f"ip neighbour flush to {hop} dev {last.interface}")
         return Cause(
             f"{last.point} sends packets for {hop} to hardware address {known}, but {target} has {link.mac}",
-            f"{flush}; if it comes back, two devices have the same address",
+            advice.forget_neighbour(world, witness, world.points[last.point], last.interface, hop),
         )
     return Cause(
         f"packets are lost between {last.interface} of {last.point} and {target}",
@@ -133,9 +139,16 @@ class _Inside:
             return self._not_taken(way)
         if way.type != "unicast":
             return self._no_way(way)
-        if way.device != self._oif:
+        if self.lacks_route(way):
+            return self.without_route(way)
+        if not self._leads_out_of(way, ground):
             return self._elsewhere(way, ground)
         return self._not_leaving(way, ground)
+
+    def _leads_out_of(self, way: Lookup, ground: Ground) -> bool:
+        """Tell whether a way leads by the device that it should, or by the bridge whose port that is."""
+        port, device = ground.links.get(self._oif), ground.links.get(way.device)
+        return way.device == self._oif or bool(port and device and port.master == device.index)
 
     def _dead(self, point: Point, device: str) -> Cause | None:
         """Tell of a device that cannot carry anything, whatever the routes say (they go with it)."""
@@ -164,13 +177,24 @@ class _Inside:
         source = str(self._source)
         if self._source in self._fault.origin.addresses and self._source is not None:
             source = place(self._world, self._source, self._fault.origin, self._point)
+        filters = [self._witness.setting(self._point, RP_FILTER.format(device=on)) for on in ("all", self._iif)]
+        if self._family is Family.IPV4 and not any(value in ("1", "2") for value in filters):
+            return Cause(
+                f"{self._label} refuses {source} as the source of packets that enter by {self._iif}: it is no "
+                "address that another may have (martian)",
+                f"see whose it is there: {self._command(f'ip address show to {self._source}')}, `ip rule`",
+            )
         problem = (
             f"{self._label} drops packets from {source} that enter by {self._iif}: its route back to them "
             f"leads elsewhere (rp_filter)"
         )
         if self._iif in DEVICES.values():
             # What a node itself sends to another's pod is answered bare.
-            return Cause(problem, self._command(f"sysctl -w net.ipv4.conf.{self._iif}.rp_filter=2"))
+            path = RP_FILTER.format(device=self._iif)
+            lacks = f"see that {self._iif} has its IPv4 address, without which loose is strict; {advice.MENDED}"
+            return Cause(
+                problem, advice.setting(self._world, self._witness, self._point, path, "2", otherwise=lacks)
+            )
         return Cause(
             problem,
             f"give {source} a route by {self._iif}; or, if the address is not the sender's own, stop the spoofing",
@@ -180,14 +204,11 @@ class _Inside:
         if way.type == "local":
             return Cause(
                 f"{self._label} takes {self._destination} for an address of its own",
-                self._command(f"ip address show to {self._destination}") + ", and remove it there",
+                advice.remove_address(self._world, self._witness, self._point, self._destination),
             )
         route = self._witness.rejecting(self._point, self._destination)
         if route is None:
-            return Cause(
-                f"{self._label} has no route to {self._what}",
-                "look at `podway get routes` and at the BGP sessions (`podway get peers`)",
-            )
+            return self.without_route()
         block = self._world.block_of(self._destination)
         if block and block.node == self._point.node and block.network == route.destination:
             return Cause(
@@ -198,7 +219,7 @@ class _Inside:
         return Cause(
             f"{self._label} throws packets for {self._what} away: "
             f"its route to {route.destination} is of type {route.type}",
-            self._command(f"ip route del {route.type} {route.destination}"),
+            self._against(Astray(route.destination, route.type, protocol=route.protocol, metric=route.metric)),
         )
 
     def _elsewhere(self, way: Lookup, ground: Ground) -> Cause:
@@ -208,9 +229,62 @@ class _Inside:
         return Cause(
             f"{self._label} routes packets for {self._what} out of {way.device}{kind}{gateway} "
             f"instead of {self._oif}",
-            f"remove the route to {way.matched} out of {way.device}: "
-            + self._command(f"ip route del {way.matched} dev {way.device}"),
+            self._against(astray(way)) if way.matched else "see `ip rule` and `ip route show table all` there",
         )
+
+    def _against(self, route: Astray) -> str:
+        return advice.against_route(self._world, self._point, route, self._wanted)
+
+    @property
+    def _wanted(self) -> Network:
+        """What the right route leads to: the block, on its own node the pod."""
+        block = self._world.block_of(self._destination)
+        if block is None or block.node == self._point.node:
+            return host_network(self._destination)
+        return block.network
+
+    def lacks_route(self, way: Lookup) -> bool:
+        """Tell whether a route to another node's block is missing, so that a wider one, or none, decides."""
+        block = self._world.block_of(self._destination)
+        if block is None or not isinstance(self._point, NodePoint) or block.node == self._point.node:
+            return False
+        wider = way.matched is not None and way.matched.prefixlen < block.network.prefixlen
+        return way.type == "unicast" and wider
+
+    def without_route(self, way: Lookup | None = None) -> Cause:
+        """Tell that a route to a block is missing, and whether its owner lives: with it, its routes go."""
+        problem, instead = f"{self._label} has no route to {self._what}", ""
+        if way is not None:
+            instead = f"packets follow the route to {_words(way.matched)} out of {way.device} instead"
+        block = self._world.block_of(self._destination)
+        owner = self._world.node(block.node) if block else None
+        if block is not None and block.node not in self._world.view.nodes and self._world.view.nodes:
+            return Cause(
+                f"{problem}: node {block.node}, whose it is, is no part of the cluster any more",
+                "start the pods of that node elsewhere",
+                instead,
+            )
+        if owner is None or owner.label == self._label or not isinstance(self._point, NodePoint):
+            advised = "look at `podway get routes` and at the BGP sessions (`podway get peers`)"
+            return Cause(problem, advised, instead)
+        address = owner.address(self._family)
+        if address is not None and not self._answers(address):
+            return Cause(
+                f"{problem}: it was withdrawn, for {owner.label} is dead or cut off ({address} answers no ping)",
+                f"start {owner.name}, or look at its link; if it is gone for good: "
+                f"`podway delete node {owner.name}`",
+                instead,
+            )
+        return Cause(
+            problem,
+            f"look at `podway get routes {self._point.node}` and at the BGP sessions of both nodes "
+            f"(`podway get peers {self._point.node} {owner.name}`)",
+            instead,
+        )
+
+    def _answers(self, address: Address) -> bool:
+        smallest = SMALLEST[Family.of(address)]
+        return self._witness.path_mtu(self._point, address, smallest) is not None
 
     def _not_leaving(self, way: Lookup, ground: Ground) -> Cause:
         """The route is right: is it the device, the neighbour, the size? Else something filters."""
@@ -294,5 +368,24 @@ class _Inside:
         return command(self._world, self._label, text)
 
 
+def astray(way: Lookup) -> Astray:
+    """Return the route of a way as advice is given about it."""
+    assert way.matched is not None
+    return Astray(
+        way.matched,
+        device=way.device,
+        gateway=way.gateway,
+        protocol=way.protocol,
+        table=way.table,
+        metric=way.metric,
+    )
+
+
+def _words(destination: Network | None) -> str:
+    if destination is None:
+        return "elsewhere"
+    return str(destination) if destination.prefixlen else "default"
+
+
 def _down(world: World, label: str, device: str, state: str) -> Cause:
-    return Cause(f"{device} of {label} {state}", command(world, label, f"ip link set {device} up"))
+    return Cause(f"{device} of {label} {state}", advice.bring_up(world, label, device))

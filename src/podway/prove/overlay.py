@@ -5,13 +5,12 @@ from podway.kernel.routes import Lookup
 from podway.plan.fabric import overhead, overlay
 from podway.probe.facts import Ground
 from podway.probe.packet import IP_HEADER, Packet
+from podway.prove.advice import MENDED, bring_up
 from podway.prove.cause import Cause, command, too_small
 from podway.prove.forms import KINDS, Form
 from podway.prove.judge import Fault
 from podway.prove.witness import Witness
 from podway.prove.world import NodePoint, World
-
-_MENDED = "the agent puts this back within a second: if it stays so, see `podway doctor` and the agent's log"
 
 
 def outer_length(packet: Packet) -> int:
@@ -82,7 +81,7 @@ def _entries(
         return Cause(
             f"{here.label} sends packets for {there.label} by {device} to the gateway {way.gateway}, "
             f"which is not {there.label}'s ({wanted.gateway})",
-            "see who writes that route: `podway get routes`; " + _MENDED,
+            "see who writes that route: `podway get routes`; " + MENDED,
         )
     mac = ground.neighbours.get((device, wanted.gateway))
     if mac != wanted.mac:
@@ -90,12 +89,12 @@ def _entries(
         add = f"ip neighbour replace {wanted.gateway} lladdr {wanted.mac} dev {device} nud permanent"
         return Cause(
             f"the neighbour entry of {there.label} ({wanted.gateway}) on {device} of {here.label} {has}",
-            f"{command(world, here.label, add)}; {_MENDED}",
+            f"{command(world, here.label, add)}; {MENDED}",
         )
     if asked.name == "ipip":
         if (device, "encap") not in ground.programs:
             return Cause(
-                f"the program that puts IPIP headers on is not attached to {device} of {here.label}", _MENDED
+                f"the program that puts IPIP headers on is not attached to {device} of {here.label}", MENDED
             )
         return None
     found = ground.forwarding.get((device, wanted.mac))
@@ -104,7 +103,7 @@ def _entries(
         add = f"bridge fdb replace {wanted.mac} dev {device} dst {asked.destination} self permanent"
         return Cause(
             f"the forwarding entry of {there.label} ({wanted.mac}) on {device} of {here.label} {has}",
-            f"{command(world, here.label, add)}; {_MENDED}",
+            f"{command(world, here.label, add)}; {MENDED}",
         )
     return _numbers(asked, here, ground)
 
@@ -117,17 +116,16 @@ def _numbers(asked: Form, node: NodePoint, ground: Ground) -> Cause | None:
     return Cause(
         f"{asked.device} of {node.label} has VNI {vxlan.vni} and port {vxlan.port}, "
         f"not {wanted[0]} and {wanted[1]} (NetworkConfig spec.vxlan)",
-        _MENDED,
+        MENDED,
     )
 
 
 def _device(world: World, node: NodePoint, device: str, ground: Ground) -> Cause | None:
     link = ground.links.get(device)
     if link is None:
-        return Cause(f"{node.label} has no device {device}", _MENDED)
+        return Cause(f"{node.label} has no device {device}", MENDED)
     if not link.up:
-        mend = command(world, node.label, f"ip link set {device} up")
-        return Cause(f"{device} of {node.label} is down", f"{mend}; {_MENDED}")
+        return Cause(f"{device} of {node.label} is down", bring_up(world, node.label, device))
     return None
 
 
@@ -154,19 +152,17 @@ class _Receiver:
     def _program(self, source: Address | None) -> Cause | None:
         uplink, label = self._there.uplink, self._there.label
         if (uplink, "decap") not in self._ground.programs:
-            return Cause(
-                f"the program that takes IPIP headers off is not attached to {uplink} of {label}", _MENDED
-            )
+            return Cause(f"the program that takes IPIP headers off is not attached to {uplink} of {label}", MENDED)
         if source not in self._ground.tunnel_sources:
             return Cause(
                 f"{label} takes no IPIP packets from {source}, the address of {self._here.label}",
-                f"see that both nodes are in `podway get nodes` with their addresses; {_MENDED}",
+                f"see that both nodes are in `podway get nodes` with their addresses; {MENDED}",
             )
         return None
 
 
 def _no_program(deed: str, device: str, node: NodePoint) -> Cause:
-    return Cause(f"the program that {deed} is not attached to {device} of {node.label}", _MENDED)
+    return Cause(f"the program that {deed} is not attached to {device} of {node.label}", MENDED)
 
 
 def _rules(world: World, node: NodePoint) -> str:

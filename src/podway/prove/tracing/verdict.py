@@ -10,6 +10,7 @@ from podway.kernel.routes import Lookup
 from podway.probe.build import HOP_LIMIT, Protocol
 from podway.probe.capture import Sighting
 from podway.probe.packet import Packet, Udp
+from podway.prove.advice import Astray, against_route
 from podway.prove.cause import Cause
 from podway.prove.diagnose import diagnose
 from podway.prove.forms import Form, seen_form
@@ -82,7 +83,7 @@ def _arrived(case: Case, world: World, witness: Witness) -> Verdict:
     if fault is None and case.leg.sightings:
         fault = off_the_way(case.result, case.step, case.leg, case.stages, case.asked)
     if fault is None:
-        return _detour(case) or _bare_verdict(case, "delivered", case.basis)
+        return _detour(case, world) or _bare_verdict(case, "delivered", case.basis)
     return _described(case, "delivered", fault, _cause(world, fault, witness))
 
 
@@ -90,10 +91,13 @@ def _not_arrived(case: Case, world: World, witness: Witness) -> Verdict:
     if not case.answer and (discarding := _discarding(case)):
         return _nobody(case, discarding)
     fault = translation_of(case) or loss(case.result, case.step, case.leg, case.stages)
+    seen = fault.last
     if fault.code is Code.NOT_TAKEN and fault.last is not None and fault.last.point != case.target.label:
         if isinstance(case.target, Stranger) and fault.last.outgoing:
             return _left_the_cluster(case, fault.last)
-        if case.blind:
+        if case.blind and (told := _astray_before(case, fault.last)) is not None:
+            fault = told
+        elif case.blind and fault.last is not None:
             problem = f"the packet was seen last {fault.last.words}; what follows cannot be watched: {case.blind}"
             return _bare_verdict(case, "unknown", case.basis, problem=problem)
     if fault.code is Code.LOST:
@@ -107,7 +111,8 @@ def _not_arrived(case: Case, world: World, witness: Witness) -> Verdict:
             "links (NetworkConfig spec.mtu)",
             cause.detail,
         )
-    return _described(case, "lost", fault, cause)
+    described = _described(case, "lost", fault, cause)
+    return msgspec.structs.replace(described, last_seen=seen.words) if seen else described
 
 
 def translation_of(case: Case) -> Fault | None:
@@ -138,7 +143,7 @@ def predict(case: Case, world: World, witness: Witness) -> Verdict:
         fault = msgspec.structs.replace(_predicted_fault(case, hop), asked=case.asked)
         described = _described(case, "lost", fault, _cause(world, fault, witness))
         return msgspec.structs.replace(described, basis="kernel", last_seen="", took=None)
-    if detour := _detour(case):
+    if detour := _detour(case, world):
         return msgspec.structs.replace(detour, basis="kernel")
     return _bare_verdict(case, "delivered", "kernel")
 
@@ -175,6 +180,14 @@ def _by_the_kernel(case: Case, fault: Fault) -> Fault:
         return fault
     astray = _predicted_fault(case, hop)
     return msgspec.structs.replace(astray, errno=fault.errno, refusal=fault.refusal)
+
+
+def _astray_before(case: Case, last: Sighting) -> Fault | None:
+    """Return the fault of the hop where a packet was seen last if its kernel sends it another way than planned."""
+    hop = next((hop for hop in case.hops if hop.label == last.point), None)
+    if hop is None or hop.planned is None or hop.way is None or as_planned(hop):
+        return None
+    return _predicted_fault(case, hop)
 
 
 def _discarding(case: Case) -> WalkedHop | None:
@@ -242,8 +255,19 @@ def as_planned(hop: WalkedHop) -> bool:
         case _:
             route, way = hop.planned.route, hop.way
             same_gateway = route is None or route.gateway is None or route.gateway == way.gateway
+            wider = (
+                route is not None
+                and way.matched is not None
+                and way.matched.prefixlen < route.destination.prefixlen
+            )
             leaves = hop.below is None or not hop.below.broken
-            return way.type == "unicast" and hop.planned.exit in {"", way.device} and same_gateway and leaves
+            return (
+                way.type == "unicast"
+                and hop.planned.exit in {"", way.device}
+                and same_gateway
+                and leaves
+                and not wider
+            )
 
 
 def _goes_on(hop: WalkedHop, case: Case) -> bool:
@@ -255,19 +279,30 @@ def _goes_on(hop: WalkedHop, case: Case) -> bool:
     return arrives and isinstance(hop.way, Lookup) and hop.way.type == "unicast"
 
 
-def _detour(case: Case) -> Verdict | None:
+def _detour(case: Case, world: World) -> Verdict | None:
     """Judge a packet that arrived, though a kernel sent it another way than planned."""
     for hop in case.hops:
         if hop.planned is None or hop.planned.route is None or as_planned(hop) or not isinstance(hop.way, Lookup):
             continue
+        route, matched = hop.planned.route, hop.way.matched
         way = f"via {hop.way.gateway} dev {hop.way.device}" if hop.way.gateway else f"dev {hop.way.device}"
+        wrong = Astray(
+            matched or route.destination,
+            device=hop.way.device,
+            gateway=hop.way.gateway,
+            protocol=hop.way.protocol,
+            table=hop.way.table,
+            metric=hop.way.metric,
+        )
+        by = "the default route" if matched and not matched.prefixlen else f"the route to {matched}"
         return msgspec.structs.replace(
             _bare_verdict(case, "delivered", case.basis),
             hop=_number(case, hop.label),
             code="detour",
-            problem=f"{hop.label} sends it {way} by a route to {hop.way.matched} that is not ours; "
-            f"planned is: {str(hop.planned.route).removeprefix('route ')}",
-            advice=f"remove that route if nobody needs it: `ip route del {hop.way.matched} {way}`",
+            problem=f"{hop.label} sends it {way} by {by}; planned is: {str(route).removeprefix('route ')}",
+            advice=against_route(world, hop.point, wrong, route.destination)
+            if hop.point
+            else f"see `podway get routes {hop.node}`",
         )
     return None
 
