@@ -1,5 +1,6 @@
 """The plugin from end to end: the compiled shim, executed as a runtime does, and the server."""
 
+import contextlib
 import json
 import os
 import socket
@@ -321,6 +322,72 @@ def test_an_answer_that_is_none(runtime: Runtime, reply: bytes) -> None:
         thread.start()
         assert runtime.run("ADD").output["code"] == 11
         thread.join()
+
+
+@pytest.mark.slow
+def test_an_agent_that_answers_in_drops_does_not_hold_the_runtime(runtime: Runtime) -> None:
+    """The time is that of the whole exchange: else this answer would come whole, after a minute."""
+    stop = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime.socket))
+        listener.listen()
+
+        def agent() -> None:
+            peer, _ = listener.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.recv(65536)
+                for byte in struct.pack("=III", spec.MAGIC, 0, 110) + b" " * 110:
+                    peer.sendall(bytes([byte]))
+                    if stop.wait(0.5):
+                        return
+
+        thread = threading.Thread(target=agent)
+        thread.start()
+        gone = runtime.run("DEL")
+        stop.set()
+        thread.join()
+    assert gone.status == 0
+    assert runtime.spooled == ["c1:eth0"]
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "&-"])
+@pytest.mark.parametrize("command", ["VERSION", "STATUS", "ADD"])
+def test_an_answer_that_nobody_gets_is_no_success(runtime: Runtime, command: str, where: str) -> None:
+    """Without an agent; a closed stdout must not become the descriptor of a socket either."""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" >{where}', str(runtime.shim)],
+        env=runtime.environment(command, CNI_NETNS="/proc/self/ns/net"),
+        input=b'{"cniVersion": "1.1.0", "name": "podway", "type": "podway"}',
+        capture_output=True,
+    )
+    assert done.returncode == spec.Code.IO_FAILURE
+    assert b"podway: the answer cannot be written to stdout: " in done.stderr
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("where", ["/dev/full", "&-"])
+def test_a_result_that_nobody_gets_is_no_success_and_can_be_deleted(
+    runtime: Runtime, agent: CniServer, network: MemoryNetwork, netns: str, where: str
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" >{where}', str(runtime.shim)],
+        env=runtime.environment("ADD", CNI_NETNS=netns),
+        input=b'{"cniVersion": "1.1.0", "name": "podway", "type": "podway"}',
+        capture_output=True,
+    )
+    assert done.returncode == spec.Code.IO_FAILURE
+    assert runtime.run("DEL", CNI_NETNS=netns).status == 0
+    assert network.leases == {}
+
+
+def test_what_killed_shims_left_unfinished_is_removed(runtime: Runtime, network: MemoryNetwork) -> None:
+    runtime.spool.mkdir()
+    for name, age in ((".old", 3600), (".future", -3600), (".new", 0)):
+        file = runtime.spool / name
+        file.write_bytes(b"half a requ")
+        os.utime(file, (time.time() - age, time.time() - age))
+    with serving(runtime, network):
+        assert runtime.spooled == [".new"]
 
 
 @pytest.mark.kernel

@@ -20,6 +20,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,8 +29,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef PODWAY_VERSIONS
@@ -113,6 +115,42 @@ static const char *answer_version(const struct request *request)
     return versions[VERSION_COUNT - 1];
 }
 
+static int write_whole(int fd, const char *data, size_t length)
+{
+    while (length) {
+        ssize_t n = write(fd, data, length);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -1;
+        data += n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+/* Writes an answer to stdout. A runtime that never gets it must not take it for a success, nor for silence:
+ * the exit status and stderr tell. What the agent did stays; the runtime's DEL undoes it. */
+static void write_answer(const char *data, size_t length)
+{
+    if (write_whole(STDOUT_FILENO, data, length) == 0)
+        return;
+    dprintf(STDERR_FILENO, "podway: the answer cannot be written to stdout: %s\n", strerror(errno));
+    exit(PODWAY_IO_FAILURE);
+}
+
+__attribute__((format(printf, 1, 2))) static void print(const char *format, ...)
+{
+    char text[4096];
+    va_list arguments;
+    int length;
+
+    va_start(arguments, format);
+    length = vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    write_answer(text, length < (int)sizeof(text) ? (size_t)length : sizeof(text) - 1);
+}
+
 /* Prints an error as the specification wants it, and returns the exit status. */
 __attribute__((format(printf, 4, 5))) static int refuse(const struct request *request, int code,
                                                        const char *hint, const char *format, ...)
@@ -127,23 +165,9 @@ __attribute__((format(printf, 4, 5))) static int refuse(const struct request *re
     for (char *c = message; *c; c++)
         if (*c < ' ' || *c > '~' || *c == '"' || *c == '\\')
             *c = '?';
-    dprintf(STDOUT_FILENO, "{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"%s\",\"details\":\"%s\"}\n",
-            answer_version(request), code, message, hint);
+    print("{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"%s\",\"details\":\"%s\"}\n", answer_version(request),
+          code, message, hint);
     return 1;
-}
-
-static int write_whole(int fd, const char *data, size_t length)
-{
-    while (length) {
-        ssize_t n = write(fd, data, length);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -1;
-        data += n;
-        length -= (size_t)n;
-    }
-    return 0;
 }
 
 static void add_environment(struct request *request)
@@ -200,7 +224,35 @@ static void finish(struct request *request, const char *command)
     memcpy(request->frame, &header, sizeof(header));
 }
 
-static int send_request(int fd, const struct request *request)
+static long long milliseconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* Waits until the socket can be read or written. The deadline is that of the whole exchange: a wait for each
+ * single byte would let an agent that answers in drops hold the runtime for hours. */
+static int wait_for(int fd, short events, long long deadline)
+{
+    for (;;) {
+        struct pollfd ready = {.fd = fd, .events = events};
+        long long left = deadline - milliseconds();
+        int n = left > 0 ? poll(&ready, 1, (int)left) : 0;
+
+        if (n > 0)
+            return 0;
+        if (n == 0) {
+            errno = ETIMEDOUT;
+            return -1;
+        }
+        if (errno != EINTR)
+            return -1;
+    }
+}
+
+static int send_request(int fd, const struct request *request, long long deadline)
 {
     struct iovec data = {request->frame, request->length};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
@@ -218,8 +270,10 @@ static int send_request(int fd, const struct request *request)
         memcpy(CMSG_DATA(&control.header), &request->netns, sizeof(int));
     }
     while (data.iov_len) {
-        ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
+        if (wait_for(fd, POLLOUT, deadline) < 0)
+            return -1;
+        ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (n < 0)
             return -1;
@@ -231,13 +285,15 @@ static int send_request(int fd, const struct request *request)
     return 0;
 }
 
-static int receive_whole(int fd, void *into, size_t length)
+static int receive_whole(int fd, void *into, size_t length, long long deadline)
 {
     char *at = into;
 
     while (length) {
-        ssize_t n = recv(fd, at, length, 0);
-        if (n < 0 && errno == EINTR)
+        if (wait_for(fd, POLLIN, deadline) < 0)
+            return -1;
+        ssize_t n = recv(fd, at, length, MSG_DONTWAIT);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (n == 0)
             errno = ECONNRESET;
@@ -249,11 +305,11 @@ static int receive_whole(int fd, void *into, size_t length)
     return 0;
 }
 
-static int receive_answer(int fd, struct answer *answer)
+static int receive_answer(int fd, struct answer *answer, long long deadline)
 {
     struct answer_header header;
 
-    if (receive_whole(fd, &header, sizeof(header)) < 0)
+    if (receive_whole(fd, &header, sizeof(header), deadline) < 0)
         return -1;
     if (header.magic != PODWAY_MAGIC || header.length > PODWAY_MAX_ANSWER) {
         errno = EPROTO;
@@ -264,7 +320,25 @@ static int receive_answer(int fd, struct answer *answer)
     answer->output = malloc(header.length + 1);
     if (!answer->output)
         abort();
-    return receive_whole(fd, answer->output, header.length);
+    return receive_whole(fd, answer->output, header.length, deadline);
+}
+
+/* Connects; a full backlog, that of a wedged agent, is waited for, too: connect(2) then says EAGAIN, and nothing
+ * but another attempt tells when there is room. */
+static int connect_until(int fd, const struct sockaddr_un *address, long long deadline)
+{
+    static const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+
+    while (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0) {
+        if (errno != EAGAIN && errno != EINTR)
+            return -1;
+        if (milliseconds() >= deadline) {
+            errno = ETIMEDOUT;
+            return -1;
+        }
+        nanosleep(&pause, NULL);
+    }
+    return 0;
 }
 
 /* Asks the agent. SILENT: it took the request and may be at it still. BROKEN: there is no agent, or it
@@ -273,23 +347,20 @@ static enum outcome ask(const struct request *request, int seconds, struct answe
 {
     const char *path = or_default("PODWAY_CNI_SOCKET", PODWAY_SOCKET);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    /* SO_SNDTIMEO covers connect, too: it waits while the backlog of a wedged agent is full. */
-    struct timeval limit = {.tv_sec = seconds};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    long long deadline = milliseconds() + seconds * 1000LL;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     answer->step = "socket";
     if (fd >= 0 && strlen(path) >= sizeof(address.sun_path)) {
         errno = ENAMETOOLONG;
     } else if (fd >= 0) {
         strcpy(address.sun_path, path);
-        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
         answer->step = "connect";
-        if (connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0) {
+        if (connect_until(fd, &address, deadline) == 0) {
             answer->step = "send";
-            if (send_request(fd, request) == 0) {
+            if (send_request(fd, request, deadline) == 0) {
                 answer->step = "receive";
-                if (receive_answer(fd, answer) == 0) {
+                if (receive_answer(fd, answer, deadline) == 0) {
                     close(fd);
                     return ANSWERED;
                 }
@@ -299,13 +370,12 @@ static enum outcome ask(const struct request *request, int seconds, struct answe
     answer->error = errno;
     if (fd >= 0)
         close(fd);
-    return answer->error == EAGAIN ? SILENT : BROKEN;
+    return answer->error == ETIMEDOUT ? SILENT : BROKEN;
 }
 
 static int print_answer(const struct answer *answer)
 {
-    if (write_whole(STDOUT_FILENO, answer->output, answer->length) < 0)
-        return 1;
+    write_answer(answer->output, answer->length);
     return (int)answer->status;
 }
 
@@ -316,7 +386,7 @@ static int report_unanswered(const struct request *request, const char *command,
     return refuse(request, code, "see that the Podway agent runs on this node, then try again",
                   "no answer from the Podway agent at %s: %s: %s",
                   or_default("PODWAY_CNI_SOCKET", PODWAY_SOCKET), answer->step,
-                  answer->error == EAGAIN ? "it takes too long" : strerror(answer->error));
+                  answer->error == ETIMEDOUT ? "it takes too long" : strerror(answer->error));
 }
 
 /* Writes the request into the spool. Under a temporary name first, so that the agent sees it whole. */
@@ -326,14 +396,13 @@ static int spool(const struct request *request, const char *file)
     char unfinished[PATH_MAX];
     int fd, error;
 
-    if ((size_t)snprintf(unfinished, sizeof(unfinished), "%s/.%d", directory, (int)getpid()) >=
-        sizeof(unfinished)) {
+    if ((size_t)snprintf(unfinished, sizeof(unfinished), "%s/.XXXXXX", directory) >= sizeof(unfinished)) {
         errno = ENAMETOOLONG;
         return -1;
     }
     if (mkdir(directory, 0700) < 0 && errno != EEXIST)
         return -1;
-    fd = open(unfinished, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    fd = mkostemp(unfinished, O_CLOEXEC);
     if (fd < 0)
         return -1;
     /* Not synced: what the DEL would undo does not outlive a crash of the machine either. */
@@ -382,11 +451,25 @@ static int delete(const struct request *request)
 
 static int print_versions(const struct request *request)
 {
-    dprintf(STDOUT_FILENO, "{\"cniVersion\":\"%s\",\"supportedVersions\":[", answer_version(request));
+    char text[64 + 16 * VERSION_COUNT];
+    int length = snprintf(text, sizeof(text), "{\"cniVersion\":\"%s\",\"supportedVersions\":[", answer_version(request));
+
     for (size_t i = 0; i < VERSION_COUNT; i++)
-        dprintf(STDOUT_FILENO, "%s\"%s\"", i ? "," : "", versions[i]);
-    dprintf(STDOUT_FILENO, "]}\n");
+        length += snprintf(text + length, sizeof(text) - (size_t)length, "%s\"%s\"", i ? "," : "", versions[i]);
+    print("%s]}\n", text);
     return 0;
+}
+
+/* Lets nothing that is opened here become stdin, stdout or stderr, should the runtime have closed one: what is
+ * written to it then fails, as it should. */
+static void fill_descriptors(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    close(fd);
 }
 
 int main(void)
@@ -398,6 +481,8 @@ int main(void)
 
     if (!request.frame)
         abort();
+    fill_descriptors();
+    signal(SIGPIPE, SIG_IGN); /* a runtime that closed stdout is told by the exit status, and DELs are kept */
     /* Before stdin is read: somebody at a terminal should see this, not wait. */
     if (!*command)
         return refuse(&request, PODWAY_INVALID_ENVIRONMENT,

@@ -10,6 +10,7 @@ Nothing is lost and nothing is deleted twice over:
 import errno
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = "."
 """First character of a file that a shim has not finished writing."""
+
+
+ABANDONED = 60.0
+"""Seconds after which such a file's shim was killed: writing it takes a millisecond."""
 
 
 class Deleter(Protocol):
@@ -51,7 +56,8 @@ def forget(spool: Path, attachment: Attachment) -> None:
 async def replay(spool: Path, network: Deleter) -> int:
     """Carry out every DEL in the spool and remove its file; return how many remain.
 
-    What fails remains for the next time, and is logged; what can never be carried out is removed.
+    What fails remains for the next time, and is logged; what can never be carried out is removed, and so is what
+    shims that were killed have left unfinished.
     """
     remaining = 0
     try:
@@ -59,9 +65,22 @@ async def replay(spool: Path, network: Deleter) -> int:
     except FileNotFoundError:
         return 0
     for name in names:
-        if not name.startswith(UNFINISHED):
+        if name.startswith(UNFINISHED):
+            _remove_if_abandoned(spool / name)
+        else:
             remaining += not await _replay_one(spool / name, network)
     return remaining
+
+
+def _remove_if_abandoned(file: Path) -> None:
+    try:
+        age = time.time() - file.stat().st_mtime
+        if abs(age) > ABANDONED:  # from the future is one that a set clock tells wrongly of
+            file.unlink()
+            log.warning("removed %s, which a shim that was killed left unfinished", file)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # finished meanwhile
+            log.warning("%s: %s", file, error)
 
 
 async def _replay_one(file: Path, network: Deleter) -> bool:
@@ -72,6 +91,9 @@ async def _replay_one(file: Path, network: Deleter) -> bool:
             raise FrameError("not a DEL")
     except FileNotFoundError:
         return True  # its shim reached the agent after all
+    except OSError as error:
+        log.warning("spooled DEL %s cannot be read, keeping it: %s", file.name, error)
+        return False
     except (FrameError, CniError) as error:
         log.warning("spooled DEL %s cannot be carried out, removing it: %s", file.name, error)
     else:
