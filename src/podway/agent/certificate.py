@@ -41,7 +41,7 @@ class NodeCertificate:
         if (
             certificate is None
             or self._signer not in spec.authorities
-            or rotation.renewal(certificate, lifetime) <= now
+            or not certificate.not_before.timestamp() <= now < rotation.renewal(certificate, lifetime)
         ):
             self._signer = rotation.signer(spec, lifetime, now)
             uri = node_uri(spec.cluster, self._node)

@@ -10,35 +10,50 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from typing import Any
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any, TypeAlias
 
 import structlog
 
 from podway.agent.admin import Method, reply
 from podway.agent.certificate import NodeCertificate
 from podway.agent.state import NodeState
-from podway.api.addresses import Address, Family
+from podway.api.addresses import Address, Family, Network
 from podway.errors import AgentError, PodwayError
 from podway.identity import tls
 from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
 
+Source: TypeAlias = Address | Network
+"""Who is counted as one, of those that ask."""
+
 HANDSHAKE = 5.0
-"""Seconds that a peer may take for each step of the handshake."""
-IDLE = 10.0
-"""Seconds that a peer may be silent. Short, so that nobody goes on with a certificate that has ended."""
+"""Seconds that the whole handshake may take."""
+EXCHANGE = 10.0
+"""Seconds that a peer may take for a whole request, silence before it included, and to take in the whole answer.
+
+Short, so that nobody goes on with a certificate that has ended, or holds a place by a byte now and then.
+"""
 ANSWER = 120.0
 """Seconds that an answer may take."""
 MAX_CONNECTIONS = 32
+MAX_OF_NODE, MAX_OF_STRANGER = 16, 8
+"""How many of them one source may have: a node of the cluster, or another address (of IPv6, a /64)."""
 MAX_REQUEST = 1 << 20
 """Bytes of a request's line."""
 RETRY = 2.0
 """Seconds until what failed is tried again."""
 LOOKS = 12
 """How often in a certificate's life to look whether certificates or authorities are due."""
+CLOCK_LOOK, CLOCK_STEP = 2.0, 1.0
+"""Seconds between looks whether the wall clock was set, and by how much it must be to matter."""
+REFUSALS_LOGGED = 10.0
+"""Seconds for which refusals are only counted after one was logged: anyone can cause them."""
 
 
 class Channel:
@@ -54,10 +69,14 @@ class Channel:
         self._wanted = asyncio.Event()
         self._listeners: dict[tuple[Address, int], socket.socket] = {}
         self._connections: set[socket.socket] = set()
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._sources: Counter[Source] = Counter()
         self._problem = ""
         self._refused = 0
         self._last_refusal = ""
+        self._logged = (-REFUSALS_LOGGED, 0)
+        """When a refusal was logged last, and how many there had been by then."""
+        self._guard = threading.Lock()
+        """To be held by whoever counts connections or refusals: threads do."""
 
     def status(self) -> dict[str, Any]:
         """Return the addresses, the certificate, and what is wrong; plain JSON values."""
@@ -95,9 +114,16 @@ class Channel:
                     log.error("other nodes cannot ask this agent", problem=error.message, hint=error.hint)
                 self._problem = error.message
                 pause = min(pause, RETRY)
+            await self._rest(pause)
+
+    async def _rest(self, pause: float) -> None:
+        """Wait so many seconds, or until a look is asked for or the clock is set, by which certificates go."""
+        end, ahead = time.monotonic() + pause, time.time() - time.monotonic()
+        while (left := end - time.monotonic()) > 0 and abs(time.time() - time.monotonic() - ahead) < CLOCK_STEP:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(min(left, CLOCK_LOOK)):
                     await self._wanted.wait()
+                    return
 
     def close(self) -> None:
         """Answer no more, and end what connections there are."""
@@ -138,16 +164,52 @@ class Channel:
             connection, (peer, *_) = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # the peer went away again
-        if not self._slots.acquire(blocking=False):
-            connection.close()
-            self._note_refusal(f"{peer}: {MAX_CONNECTIONS} others are being served")
+        except OSError as error:  # no descriptor, no memory: whoever asks waits in the backlog
+            self._note_refusal(f"somebody: {error.strerror}")
             return
-        threading.Thread(target=self._serve, args=(connection, peer), name="channel", daemon=True).start()
+        source, most = self._source(peer)
+        problem = self._take_place(source, most)
+        if problem:
+            connection.close()
+            self._note_refusal(f"{peer}: {problem}")
+            return
+        try:
+            threading.Thread(
+                target=self._serve, args=(connection, peer, source), name="channel", daemon=True
+            ).start()
+        except RuntimeError as error:  # no thread can be started
+            connection.close()
+            self._leave_place(source)
+            self._note_refusal(f"{peer}: {error}")
+
+    def _source(self, peer: str) -> tuple[Source, int]:
+        """Return what a peer is counted by, and how many connections that may have."""
+        address = ip_address(peer)
+        if any(address in node.internal_addresses for node in self._state.view.nodes.values()):
+            return address, MAX_OF_NODE
+        wide = isinstance(address, IPv6Address)
+        return ip_network((int(address) >> 64 << 64, 64)) if wide else address, MAX_OF_STRANGER
+
+    def _take_place(self, source: Source, most: int) -> str:
+        """Count a connection in, or return why it is one too many."""
+        with self._guard:
+            if self._sources.total() >= MAX_CONNECTIONS:
+                return f"{MAX_CONNECTIONS} others are being served"
+            if self._sources[source] >= most:
+                return f"{most} others of the same source are being served"
+            self._sources[source] += 1
+            return ""
+
+    def _leave_place(self, source: Source) -> None:
+        with self._guard:
+            self._sources[source] -= 1
+            self._sources = +self._sources
 
     # What follows runs in the connection's thread.
 
-    def _serve(self, connection: socket.socket, peer: str) -> None:
+    def _serve(self, connection: socket.socket, peer: str, source: Source) -> None:
         try:
+            # Of a handshake and of a single read or write, this limits the whole (_PyDeadline in _ssl.c).
             connection.settimeout(HANDSHAKE)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see podway.agent.remote
             wrap = self._context.wrap_socket
@@ -158,10 +220,12 @@ class Channel:
                         self._answer(secure)
                 finally:
                     self._connections.discard(secure)
-        except (OSError, CancelledError) as error:  # the peer went away, or we are being stopped
+        except (OSError, CancelledError) as error:  # the peer went away or is too slow, or we are being stopped
             log.debug("channel connection ended", peer=peer, problem=str(error))
+        except Exception:
+            log.exception("channel connection failed", peer=peer)
         finally:
-            self._slots.release()
+            self._leave_place(source)
 
     def _admit(self, secure: ssl.SSLSocket, peer: str) -> bool:
         try:
@@ -172,31 +236,67 @@ class Channel:
             self._note_refusal(f"{peer} {tls.explain(error)}")
             _part(secure)
             return False
-        secure.settimeout(IDLE)
         return True
 
     def _answer(self, secure: ssl.SSLSocket) -> None:
         asker = tls.holder(secure)
-        with secure.makefile("rb") as lines:
-            while (line := lines.readline(MAX_REQUEST)).endswith(b"\n"):
-                log.debug("asked", by=asker, request=line)
-                answer = reply(line, self._methods, remote=True)
-                secure.sendall(asyncio.run_coroutine_threadsafe(answer, self._loop).result(ANSWER))
+        received = bytearray()
+        while line := _next_line(secure, received):
+            log.debug("asked", by=asker, request=line)
+            answer = reply(line, self._methods, remote=True)
+            _send(secure, asyncio.run_coroutine_threadsafe(answer, self._loop).result(ANSWER))
 
     def _note_refusal(self, what: str) -> None:
-        self._refused += 1
-        if what != self._last_refusal:  # a peer that tries again and again is told of once
-            log.warning("refused a connection", peer=what)
-        self._last_refusal = what
+        with self._guard:
+            self._refused += 1
+            self._last_refusal = what
+            (at, before), now = self._logged, time.monotonic()
+            silent = now - at < REFUSALS_LOGGED
+            if not silent:
+                self._logged = (now, self._refused)
+        if not silent:
+            log.warning("refused a connection", peer=what, since_the_last_line=self._refused - before)
+
+
+def _next_line(secure: ssl.SSLSocket, received: bytearray) -> bytes:
+    """Return the next whole line; nothing if the peer is done, or its line too long. Raises OSError."""
+    deadline = time.monotonic() + EXCHANGE
+    while (end := received.find(b"\n")) < 0:
+        if len(received) > MAX_REQUEST:
+            return b""
+        secure.settimeout(_left(deadline))
+        part = secure.recv(1 << 16)
+        if not part:
+            return b""
+        received += part
+    line = bytes(received[: end + 1])
+    del received[: end + 1]
+    return line
+
+
+def _send(secure: ssl.SSLSocket, data: bytes) -> None:
+    """Send an answer; raises OSError if it cannot be sent whole in time."""
+    deadline, rest = time.monotonic() + EXCHANGE, memoryview(data)
+    while rest:
+        secure.settimeout(_left(deadline))
+        rest = rest[secure.send(rest) :]
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _part(secure: ssl.SSLSocket) -> None:
     """Close after the peer did: what it still sends would else reset the connection, and our alert be lost."""
     with socket.socket(fileno=secure.detach()) as connection, contextlib.suppress(OSError):
-        connection.settimeout(1.0)
+        deadline = time.monotonic() + 1.0
         connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(_left(deadline))
         while connection.recv(4096):
-            pass
+            connection.settimeout(_left(deadline))
 
 
 def _endpoint(address: Address, port: int) -> str:
