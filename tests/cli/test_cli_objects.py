@@ -135,6 +135,64 @@ def test_which_pods(cluster):
     assert "did you mean pods?" in cluster("get", "podss", status=2)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pods"], ["pod/web"]),
+        (["po", "-A"], ["pod/default/web", "pod/other/db"]),
+        (["pods", "-n", "other"], ["pod/db"]),
+        (["pods", "other/db", "web"], ["pod/other/db", "pod/web"]),
+        (["pod/other/db", "node/n1"], ["pod/other/db", "node/n1"]),
+        (["no,pools"], ["node/n1", "ippool/default"]),
+        (["IPPool/default"], ["ippool/default"]),
+        (["ippools.podway.io"], ["ippool/default"]),
+        (["config/"], ["networkconfig/default"]),
+    ],
+)
+def test_names_are_taken_as_people_write_them_and_printed_as_they_are_taken(cluster, words, expected):
+    printed = cluster("get", *words, "-o", "name").split()
+    assert printed == expected
+    if "-n" not in words:
+        assert cluster("get", *printed, "-o", "name").split() == [
+            name.replace("/default/", "/") for name in expected
+        ]
+
+
+def test_several_kinds_are_several_tables_and_one_list(cluster):
+    tables = cluster("get", "pods,nodes").split("\n\n")
+    assert [table.split()[0] for table in tables] == ["NAMESPACE", "NAME"]
+    listed = json.loads(cluster("get", "pod/web", "node/n1", "-o", "json"))
+    assert [item["kind"] for item in listed["items"]] == ["Pod", "Node"]
+
+
+def test_deleting_by_printed_names(cluster):
+    assert cluster("delete", "pod/web", "pod/other/db") == "Pod/default/web deleted\nPod/other/db deleted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pod", "web"], ["nodeName: n1", "ip 10.244.1.5", "10.244.1.0/24 of n1, pool default", "podway trace"]),
+        (["node/n1"], ["rack: a", "default/web on n1, 10.244.1.5", "10.244.1.0/24", "podway status n1"]),
+        (["pools"], ["cidr: 10.244.0.0/16", "10.244.1.0/24 of n1", "podway get pools default -o yaml"]),
+        (["blocks"], ["pool: default", "default/web on n1", "podway describe node n1"]),
+        (["ns", "default"], ["default/web on n1"]),
+        (["secret", "tor"], ["Secret/default/tor"]),
+        (["pod/other/db"], ["other/db", "blocks: none"]),
+    ],
+)
+def test_describe_tells_the_fields_and_what_belongs_to_an_object(cluster, words, expected):
+    page = cluster("describe", *words)
+    for words_there in expected:
+        assert words_there in page
+    assert "hunter2" not in page
+    assert "SECRET" not in cluster("describe", "authority")
+
+
+def test_describe_of_what_is_not_there(cluster):
+    assert "did you mean n1?" in cluster("describe", "node", "n2", status=1)
+
+
 def test_output_can_be_applied_again(cluster):
     shown = cluster("get", "pool", "default", "-o", "yaml")
     (manifest,) = decode(shown, source="shown")

@@ -145,6 +145,21 @@ def test_nodes_come_go_and_lose_their_power(build: Callable[..., str]) -> None:
     assert "node1, node3, node7" in caught.value.hint
 
 
+def test_deleting_a_node_whose_agent_lives_says_what_happens(build: Callable[..., str]) -> None:
+    lab = build(nodes=2, pools=("10.244.0.0/16",))
+    done = _podway(lab, "delete", "node", "node2")
+    assert (done.returncode, done.stdout) == (0, "Node/node2 deleted\n")
+    before, after = done.stderr.splitlines()
+    assert "registers the node again" in before
+    assert "podway lab node rm node2" in before
+    assert after == "Node/node2: its agent runs, and has registered it again"
+    os.kill(agents.status(lab, "node2")["pid"], signal.SIGKILL)
+    done = _podway(lab, "delete", "node/node2")
+    before, after = done.stderr.splitlines()
+    assert "If it still runs" in before
+    assert "its blocks (10.244.2.0/24)" in after
+
+
 def test_an_agent_that_was_killed_starts_again_on_the_same_node(build: Callable[..., str]) -> None:
     lab = build(nodes=1)
     pods.run(lab, "web")

@@ -47,6 +47,46 @@ def test_names_of_the_kind_that_are_not_there_yet(ask):
     assert ask("get", "routes", "node-000002") == ["node-000002"]
 
 
+def test_a_kind_and_a_name_in_one_word(ask):
+    assert ask("get", "node/node-00000") == ["node/node-000000", "node/node-000001", "node/node-000002"]
+    assert ask("get", "no/") == ["no/node-000000", "no/node-000001", "no/node-000002"]
+    assert ask("get", "pod/pod-1", "pod/pod-2") == ["pod/pod-2"]
+    assert ask("describe", "po") == ["pods", "pools"]
+    assert ask("describe", "nodes", "") == ["node-000000", "node-000001", "node-000002"]
+
+
+def test_a_namespace_and_a_name_in_one_word(ask):
+    assert ask("get", "pods", "default/pod-3") == ["default/pod-3"]
+    assert ask("get", "pods", "shop/") == []
+    assert ask("lab", "exec", "default/pod-3") == ["default/pod-3"]
+    assert ask("lab", "rm", "default/pod-3") == ["default/pod-3"]
+
+
+def test_fields_and_values_of_set(ask):
+    assert "encapsulation=" in ask("set", "pool/four", "")
+    assert ask("set", "pool/four", "encapsulation=v") == ["encapsulation=vxlan"]
+    assert ask("set", "pool", "four", "encapsulation=v") == ["encapsulation=vxlan"]
+    assert ask("set", "pool", "f") == ["four"]
+    assert ask("set", "config", "bgp.topo") == ["bgp.topology="]
+
+
+def test_the_store_may_stand_behind_the_command(file):
+    asked = ShellComplete(main, {}, "podway", VARIABLE)
+    found = asked.get_completions(["get", "--store", f"snapshot:{file}", "pool"], "")
+    assert [item.value for item in found] == ["four", "six"]
+
+
+def test_labs(monkeypatch, tmp_path):
+    from podway.cli import options
+
+    (tmp_path / "six").mkdir()
+    (tmp_path / "seven").mkdir()
+    monkeypatch.setattr(options, "LABS", tmp_path)
+    asked = ShellComplete(main, {}, "podway", VARIABLE)
+    for words in (["--lab"], ["get", "pods", "--lab"], ["lab", "down"], ["lab", "up", "--lab"]):
+        assert [item.value for item in asked.get_completions(words, "s")] == ["seven", "six"], words
+
+
 def test_places_where_a_pod_or_node_is_meant(ask):
     assert ask("status", "node-00000") == ["node-000000", "node-000001", "node-000002"]
     assert ask("lab", "exec", "pod-") == [f"pod-{number}" for number in range(5)]

@@ -15,12 +15,16 @@ def to_builtins(value: msgspec.Struct) -> dict[str, Any]:
 
     Secrets are left out: this is for people, files and other programs.
     """
-    if isinstance(value, ClusterAuthority | Secret):
-        value = value.redacted()
+    value = without_secrets(value)
     shape: dict[str, Any] = msgspec.to_builtins(value)
     if isinstance(value, Resource):
         return {"apiVersion": value.api_version, "kind": value.kind, **shape}
     return shape
+
+
+def without_secrets(value: msgspec.Struct) -> msgspec.Struct:
+    """Return a Struct as people may see it."""
+    return value.redacted() if isinstance(value, ClusterAuthority | Secret) else value
 
 
 def to_list(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`podway apply` and `podway delete`: the cluster's objects are changed when the whole change is right."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import click
 import msgspec
@@ -8,7 +9,8 @@ import msgspec
 from podway.api.checked import SetAside
 from podway.api.cluster_rules import check_change, check_deletion
 from podway.api.decode import Manifest
-from podway.api.resources import KINDS, Key, Pod, Resource, key, subject
+from podway.api.resources import KINDS, Key, Node, Pod, Resource, key, subject
+from podway.cli.gone_node import aftermath, blocks_of, lives, warning
 from podway.cli.help import examples
 from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, nearest_key, read_requests
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
@@ -31,7 +33,7 @@ files_option = click.option(
     epilog=examples(
         "podway apply -f pools.yaml",
         "podway apply -f pools.yaml -f config.yaml",
-        "podway get pool default -o yaml > pool.yaml # edit it, then apply it",
+        "podway get pool ipv4 -o yaml > pool.yaml    # edit it, then apply it",
         "podway plan -f pools.yaml                   # what it would change, without doing it",
     )
 )
@@ -104,7 +106,13 @@ def delete(
     found = options.run(find)
     if options.store is None:
         _end_in_lab(options.lab, [obj for obj in found if isinstance(obj, Pod)])
+    nodes = [obj for obj in found if isinstance(obj, Node)]
+    owned = [options.run(partial(blocks_of, node=node)) for node in nodes]
+    for node in filter(lives, nodes):
+        click.echo(warning(node, lab=options.store is None), err=True)
     options.run(remove)
+    for node, blocks in zip(nodes, owned, strict=True):
+        click.echo(f"{subject(key(node))}: {options.run(partial(aftermath, node=node, owned=blocks))}", err=True)
 
 
 def _end_in_lab(lab: str, pods: Sequence[Pod]) -> None:

@@ -32,10 +32,12 @@ def complete_nodes(ctx: click.Context, param: click.Parameter | None, incomplete
 
 
 def complete_pods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Complete a pod's name in the namespace that was given."""
+    """Complete a pod's name in the namespace that was given, or NAMESPACE/NAME."""
     from podway.api.resources import Pod
 
-    return _starting(incomplete, objects(ctx, Pod, namespace=ctx.params.get("namespace") or "default"))
+    stated, slash, name = incomplete.rpartition("/")
+    found = _starting(name, objects(ctx, Pod, namespace=stated or ctx.params.get("namespace") or "default"))
+    return [f"{stated}{slash}{one}" for one in found]
 
 
 def complete_namespaces(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+import msgspec
 
 from podway.api.addresses import Address
-from podway.api.encode import to_builtins
+from podway.api.encode import to_builtins, without_secrets
 from podway.api.meta import LabelSelector
 from podway.api.resources import AddressBlock, IPPool, Namespace, Node, Pod, Resource, key, subject
 from podway.cli.get import everything, find
@@ -55,6 +56,8 @@ def describe_lines(obj: Resource, cluster: Cluster) -> Iterator[str]:
     shape = to_builtins(obj)
     meta = shape.pop("metadata")
     del shape["apiVersion"], shape["kind"]
+    if spec := getattr(without_secrets(obj), "spec", None):
+        shape["spec"] = _whole(spec)
     facts: dict[str, Any] = {name: meta.pop(name) for name in ("labels", "annotations") if name in meta}
     created = meta.get("creationTimestamp", "")
     yield click.style(subject(key(obj)), bold=True)
@@ -129,19 +132,26 @@ def _fields(shape: Mapping[str, Any], depth: int) -> Iterator[str]:
             case dict() if value:
                 yield f"{GAP * depth}{name}:"
                 yield from _fields(value, depth + 1)
-            case list() if any(isinstance(one, dict | list) for one in value):
+            case list() | tuple() if any(isinstance(one, dict | list | tuple) for one in value):
                 yield f"{GAP * depth}{name}:"
                 for one in value:
                     yield f"{GAP * (depth + 1)}{_short(one)}"
-            case list():
+            case list() | tuple():
                 yield f"{GAP * depth}{name}: {', '.join(map(str, value)) or 'none'}"
             case bool():
                 yield f"{GAP * depth}{name}: {str(value).lower()}"
             case _:
-                yield f"{GAP * depth}{name}: {'none' if value in ('', None, {}) else value}"
+                yield f"{GAP * depth}{name}: {'not set' if value in ('', None, {}) else value}"
+
+
+def _whole(value: Any) -> Any:
+    """Return a Struct as plain values by their names on the wire, those that are the defaults included."""
+    if not isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    return {field.encode_name: _whole(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
 
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_short(one)}" for name, one in value.items())
-    return ", ".join(map(_short, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)

@@ -99,7 +99,7 @@ def get(
     for position, (request, rows) in enumerate(found):
         if output == "name":
             for row in rows:
-                click.echo(_name_of(row, None if here is None else row.metadata.namespace))
+                click.echo(_name_of(row, here))
         elif rows:
             if position:
                 click.echo()

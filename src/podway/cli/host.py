@@ -54,7 +54,13 @@ def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool
     )
 )
 @_paths
-@click.option("--run-dir", type=_DIRECTORY, default=DEFAULT_RUN_DIR, show_default=True)
+@click.option(
+    "--run-dir",
+    type=_DIRECTORY,
+    default=DEFAULT_RUN_DIR,
+    show_default=True,
+    help="Where the agent's sockets and BIRD's files are.",
+)
 @click.option("--with-pods", is_flag=True, help="Even if pods are attached, which lose their network.")
 def uninstall(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, run_dir: Path, with_pods: bool) -> None:
     """Remove Podway from this host: links, routes, firewall table, BIRD, files; settings are set back. Needs root.

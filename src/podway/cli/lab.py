@@ -162,7 +162,9 @@ def up(
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80{again}; podway get nodes{again}")
 
 
-@lab.command(epilog=examples("podway lab down", "podway lab down six"))
+@lab.command(
+    short_help="Remove a cluster and every trace of it.", epilog=examples("podway lab down", "podway lab down six")
+)
 @click.argument("name", required=False, shell_complete=complete_labs)
 @lab_option()
 @click.pass_context
@@ -343,7 +345,7 @@ def rm(options: GlobalOptions, node: str) -> None:
     _report(f"node {node} is gone")
 
 
-@node.command(epilog=examples("podway lab node kill node2"))
+@node.command(short_help="Cut a node's power.", epilog=examples("podway lab node kill node2"))
 @click.argument("node", shell_complete=complete_nodes)
 @lab_option()
 @click.pass_obj
@@ -355,7 +357,7 @@ def kill(options: GlobalOptions, node: str) -> None:
     _report(f"node {node} is off")
 
 
-@node.command(epilog=examples("podway lab node start node2"))
+@node.command(short_help="Start a node or its agent again.", epilog=examples("podway lab node start node2"))
 @click.argument("node", shell_complete=complete_nodes)
 @lab_option()
 @click.pass_obj
@@ -367,11 +369,12 @@ def start(options: GlobalOptions, node: str) -> None:
 
 
 @lab.command(
+    short_help="Run a pod.",
     epilog=examples(
         "podway lab run web --serve 80 --label app=web",
         "podway lab run shop/client --node node2",
         "podway lab run fixed --node node1 --ip 10.244.1.77",
-    )
+    ),
 )
 @click.argument("name")
 @click.option(
@@ -438,7 +441,7 @@ def _pair(label: str) -> tuple[str, str]:
     "exec",
     cls=_InnerCommand,
     epilog=examples(
-        "podway lab exec client -- ping -c1 10.244.1.2",
+        "podway lab exec client -- ping -c1 10.244.1.10",
         "podway lab exec shop/client -- ip route",
     ),
 )
@@ -480,7 +483,11 @@ def _pod(text: str, namespace: str | None) -> tuple[str, str]:
     return space or DEFAULT_NAMESPACE, name
 
 
-@lab.command("demo", epilog=examples("podway lab demo", "podway lab demo --keep"))
+@lab.command(
+    "demo",
+    short_help="Build, show, prove and remove a cluster.",
+    epilog=examples("podway lab demo", "podway lab demo --keep"),
+)
 @click.option("--keep", is_flag=True, help="Leave the cluster standing, to look around.")
 @click.pass_context
 def show(ctx: click.Context, *, keep: bool) -> None:

@@ -7,7 +7,7 @@ import click
 
 from podway.api.assign import assign, differences, fields
 from podway.api.cluster_rules import check_change
-from podway.api.resources import key, subject
+from podway.api.resources import NetworkConfig, key, subject
 from podway.api.validate import validate
 from podway.cli.agents import agents, ask_all
 from podway.cli.help import examples
@@ -28,6 +28,8 @@ def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str)
     view = VIEW_BY_NAME.get(target.partition("/")[0].lower())
     if view is None or view.kind is None:
         return []
+    if "/" not in target and view.kind is not NetworkConfig and not ctx.params.get("assignments"):
+        return [found.partition("/")[2] for found in complete_keys(ctx, param, f"{target}/{incomplete}")]
     known = fields(view.kind)
     name, equals, _ = incomplete.partition("=")
     words = [f"{name}={value}" for value in known.get(name, ())] if equals else [f"{each}=" for each in known]
@@ -37,7 +39,7 @@ def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.command(
     "set",
     epilog=examples(
-        "podway set pool/default encapsulation=vxlan when=cross-subnet --wait",
+        "podway set pool/ipv4 encapsulation=vxlan when=cross-subnet --wait",
         "podway set config vxlan.port=8472",
         "podway set node/node1 asn=64601              # asn= : the cluster's again",
     ),
