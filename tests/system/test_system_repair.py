@@ -170,11 +170,12 @@ def test_what_follows_from_a_setting_of_others_is_no_repair_but_a_repair_beside_
     lab, (pod, _) = shared_lab, wired
     before = lab.repaired("node1")
     lab.sh("node1", f"sysctl -qw net.ipv4.conf.all.rp_filter=2; ip route del {pod.addresses[0]}")
-    eventually(lambda: "table ip podway" in lab.sh("node1", "nft list tables"))
+    asks = "nft list chain ip podway pod"
+    eventually(lambda: "fib saddr" in lab.sh("node1", asks))
     eventually(lambda: len(lab.repaired("node1")) == len(before) + 1)
     assert str(pod.addresses[0]) in lab.repaired("node1")[-1]
     lab.sh("node1", "sysctl -qw net.ipv4.conf.all.rp_filter=0")
-    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"))
+    eventually(lambda: "fib saddr" not in lab.sh("node1", asks))
     assert correct(lab)
 
 
@@ -182,9 +183,9 @@ def test_what_bears_our_mark_and_has_no_place_is_removed(
     shared_lab: SystemLab, wired: tuple[PodUnderTest, PodUnderTest]
 ) -> None:
     lab = shared_lab
-    lab.sh("node1", "ip route add blackhole 10.77.0.0/24 proto 112; nft add table ip podway")
+    lab.sh("node1", "ip route add blackhole 10.77.0.0/24 proto 112; nft add table inet podway")
     eventually(lambda: "10.77" not in lab.sh("node1", "ip route; nft list tables"))
-    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"))
+    eventually(lambda: "table inet podway" not in lab.sh("node1", "nft list tables"))
     assert correct(lab)
 
 

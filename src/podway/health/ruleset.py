@@ -6,7 +6,7 @@ translate addresses stand in chains of their own, which `translates` tells from 
 """
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -75,14 +75,14 @@ class Ruleset(msgspec.Struct, frozen=True, dict=True):
         return {(chain.tool, chain.family, chain.table, chain.name): chain for chain in self.chains}
 
 
-def from_nft(entries: Iterable[Mapping[str, Any]], *, without: str) -> Ruleset:
-    """Read `nft -j list ruleset`, leaving out the tables of one name."""
+def from_nft(entries: Iterable[Mapping[str, Any]], *, without: Callable[[str], bool]) -> Ruleset:
+    """Read `nft -j list ruleset`, leaving out the tables of some names."""
     chains: dict[tuple[str, str, str], Chain] = {}
     rules: dict[tuple[str, str, str], list[Rule]] = {}
     for entry in entries:
         if chain := entry.get("chain"):
             place = (chain["family"], chain["table"], chain["name"])
-            if place[1] == without or place[0] not in {"ip", "ip6", "inet"}:
+            if without(place[1]) or place[0] not in {"ip", "ip6", "inet"}:
                 continue
             chains[place] = Chain(
                 "nft",

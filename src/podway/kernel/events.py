@@ -19,7 +19,7 @@ from podway.kernel.netlink import Connection, Message
 from podway.kernel.netlink import constants as c
 from podway.kernel.netlink.codec import S32, TCMSG, parse, string
 from podway.kernel.netlink.connection import messages, open_socket
-from podway.plan.objects import DEVICE_GROUP, MAIN_TABLE, NFT_TABLE, ROUTE_PROTOCOL
+from podway.plan.objects import DEVICE_GROUP, MAIN_TABLE, ROUTE_PROTOCOL, is_our_table
 
 _RECEIVE_BUFFER = 8 << 20
 _DATAGRAM = 1 << 16
@@ -275,4 +275,4 @@ def _nft_event(message: Message) -> Event | None:
     if subsystem != c.NFNL_SUBSYS_NFTABLES or kind == c.NFT_MSG_NEWGEN:
         return None
     table = string(parse(message.body, _NFGENMSG_BYTES).get(_NFTA_NAME))
-    return Event("nft", table, kind in _NFT_REMOVALS, table == NFT_TABLE)
+    return Event("nft", table, kind in _NFT_REMOVALS, is_our_table(table))

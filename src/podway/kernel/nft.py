@@ -11,12 +11,12 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 from podway.errors import KernelError, UnsupportedSystem
 from podway.kernel import netns
-from podway.plan.objects import NftTable
+from podway.plan.objects import NftElement, NftFamily, NftTable
 
 _T = TypeVar("_T")
 
@@ -60,25 +60,46 @@ class Nftables:
         with self._flags(_OUTPUT_JSON | _OUTPUT_STATELESS | _OUTPUT_TERSE):
             return self._list("list ruleset")
 
-    def form(self, family: str, name: str) -> str:
-        """Return a table in the one form that can be compared. Raises KernelError."""
-        return _canonical(self._list(f"list table {family} {name}"))
-
-    def replace(self, table: NftTable) -> None:
-        """Load a table in place of what is there of it: all of it or, if a rule is refused, nothing.
+    def form(self, family: str, name: str, sets: Collection[str] = ()) -> str:
+        """Return a table in the one form that can be compared; without the elements of some sets.
 
         Raises KernelError.
         """
+        return _canonical(self._list(f"list table {family} {name}"), sets)
+
+    def replace(self, table: NftTable, elements: Iterable[NftElement] = ()) -> None:
+        """Load a table in place of what is there of it: all of it or, if a rule is refused, nothing.
+
+        `elements` are those of its sets: no packet meets the table without them. Raises KernelError.
+        """
         self.writes += 1
         head = f"table {table.family} {table.name}"
+        commands = _element_commands("add", elements)
         # The first `add` makes sure that there is something to delete.
-        self._run(f"add {head}\ndelete {head}\n{head} {{\n{table.body}\n}}\n", f"load nft {head}")
+        self._run(f"add {head}\ndelete {head}\n{head} {{\n{table.body}\n}}\n{commands}", f"load nft {head}")
 
     def delete(self, family: str, name: str) -> None:
         """Delete a table, if it is there. Raises KernelError."""
         self.writes += 1
         head = f"table {family} {name}"
         self._run(f"add {head}\ndelete {head}\n", f"delete nft {head}")
+
+    def elements(self, family: NftFamily, table: str, name: str) -> list[NftElement]:
+        """Return the elements of a set; none if there is no such set. Raises KernelError."""
+        try:
+            entries = self._list(f"list set {family} {table} {name}")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+        listed = (item for entry in entries for item in entry.get("set", {}).get("elem", ()))
+        return [NftElement(family, table, name, _fields(item)) for item in listed]
+
+    def change_elements(self, action: Literal["add", "delete"], elements: Sequence[NftElement]) -> None:
+        """Add elements to sets or delete them: all of them or, if one is refused, none. Raises KernelError."""
+        if elements:
+            self.writes += 1
+            self._run(_element_commands(action, elements), f"{action} {elements[0]}")
 
     @contextlib.contextmanager
     def _flags(self, flags: int) -> Iterator[None]:
@@ -118,7 +139,7 @@ def loaded_form(table: NftTable) -> str:
     """
     with _scratch() as scratch:
         scratch.replace(table)
-        return scratch.form(table.family, table.name)
+        return scratch.form(table.family, table.name, table.sets)
 
 
 @functools.lru_cache(maxsize=1)
@@ -175,9 +196,38 @@ def _errno(message: str) -> int:
     return errno.EINVAL
 
 
-def _canonical(entries: list[dict[str, Any]]) -> str:
-    """Return a listing without what differs between two loads of one text."""
-    filled = _filled_by_packets(entries)
+def _element_commands(action: str, elements: Iterable[NftElement]) -> str:
+    """Return the commands that add elements to their sets or delete them, one for each set."""
+    by_set: dict[str, list[str]] = {}
+    for element in elements:
+        place = f"{element.family} {element.table} {element.set}"
+        by_set.setdefault(place, []).append(" . ".join(element.fields))
+    return "".join(f"{action} element {place} {{ {', '.join(fields)} }}\n" for place, fields in by_set.items())
+
+
+def _fields(item: Any) -> tuple[str, ...]:
+    """Read an element's fields from JSON: a plain value, several of a concatenation, or with statements beside."""
+    if isinstance(item, dict) and "elem" in item:
+        item = item["elem"]["val"]
+    parts = item["concat"] if isinstance(item, dict) and "concat" in item else [item]
+    return tuple(map(_field, parts))
+
+
+def _field(value: Any) -> str:
+    match value:
+        case {"range": [low, high]}:
+            return f"{_field(low)}-{_field(high)}"
+        case {"prefix": {"addr": address, "len": length}}:
+            return f"{address}/{length}"
+        case int():
+            return hex(value)
+        case _:
+            return str(value)
+
+
+def _canonical(entries: list[dict[str, Any]], sets: Collection[str]) -> str:
+    """Return a listing without what differs between two loads of one text, and the elements of these sets."""
+    filled = _filled_by_packets(entries) | set(sets)
     kept = [_stripped(entry, filled) for entry in entries if "metainfo" not in entry]
     return json.dumps(kept, sort_keys=True)
 

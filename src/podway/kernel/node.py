@@ -38,7 +38,10 @@ class Kernel:
         self._tunnels = ipip.IpipTunnels(self.connection, lambda: self._inventory.numbers)
         self._endpoints = ipip.TunnelEndpoints(self.connection, lambda: self._inventory.numbers)
         self._devices = kinds.Devices(self.connection, self._inventory, self._netns)
+        # Rules come before what they guard, and go after it.
         self._kinds: tuple[Kind, ...] = (
+            kinds.NftTables(self._open_nftables),
+            kinds.NftElements(self._open_nftables),
             self._devices,
             self._links,
             kinds.Ports(self.connection, self._inventory),
@@ -50,7 +53,6 @@ class Kernel:
             self._tunnels,
             self._endpoints,
             kinds.Routes(self.connection, self._inventory),
-            kinds.NftTables(self._open_nftables),
         )
 
     @classmethod

@@ -32,9 +32,6 @@ SETTINGS: dict[Family, dict[str, str]] = {
 BRIDGE_NETFILTER = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 """Whether the rules of the IP layer see what crosses a bridge of this namespace; there only with br_netfilter."""
 
-GUARD = f'\t\tmeta iifname "{BRIDGE_DEVICE}" fib saddr . iif oif missing counter drop\n'
-"""What strict rp_filter does for IPv4, for the families whose kernel does not see to it."""
-
 
 def lan_of(
     view: ClusterView, node: str, leases: Iterable[Lease], withdrawn: Collection[Network] = ()

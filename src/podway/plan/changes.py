@@ -104,6 +104,7 @@ KINDS: dict[str, str] = {
     "tunnel endpoint": "endpoints",
     "route": "routes",
     "nft table": "tables",
+    "nft element": "elements",
 }
 """Each kind of kernel object, and the field of a NodePlan that holds those of it."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Set
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -10,9 +10,10 @@ from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Lease
 from podway.api.resources import Encapsulation, IPPool
 from podway.cluster.view import ClusterView
-from podway.plan.bridge import GUARD, lan_of, plan_bridge
+from podway.plan.bridge import lan_of, plan_bridge
 from podway.plan.fabric import overhead
-from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable, NodePlan, PodWiring, Route, Sysctl
+from podway.plan.guard import plan_pod_guard
+from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
 from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.remote import remote_routes
 from podway.plan.uplink import Uplink
@@ -26,16 +27,6 @@ NODE_FORWARDING: dict[Family, str] = {
     Family.IPV4: "net/ipv4/conf/{uplink}/forwarding",
     Family.IPV6: "net/ipv6/conf/all/forwarding",
 }
-
-_NFT_FAMILY: dict[Family, Literal["ip", "ip6"]] = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-
-SPOOF_GUARD = f"""
-\tchain prerouting {{{{
-\t\ttype filter hook prerouting priority raw; policy accept;
-\t\tmeta iifgroup {LINK_GROUP} fib saddr . iif oif missing counter drop
-{{bridge}}\t}}}}
-"""
-"""A pod may send only from an address that is routed to it: for the families whose kernel does not see to it."""
 
 ALL_RP_FILTER = RP_FILTER.format(device="all")
 FORWARD_USES_PATH_MTU = "net/ipv4/ip_forward_use_pmtu"
@@ -65,14 +56,13 @@ class HostFacts(msgspec.Struct, frozen=True):
         return "1" in {self.all_rp_filter, self.rp_filter} and "2" not in {self.all_rp_filter, self.rp_filter}
 
     @property
-    def guarded(self) -> frozenset[Family]:
-        """Families that need a rule against foreign source addresses.
+    def loose(self) -> bool:
+        """Whether strict rp_filter on a pod's link is overruled.
 
-        IPv4 has strict rp_filter, at no cost to forwarded packets; the rule's hook would cost every one of
-        them some 2 %. But the kernel takes the larger of a link's setting and that of `all`: with 2 (loose)
-        there, strict becomes loose (Documentation/networking/ip-sysctl.rst).
+        The kernel takes the larger of a link's setting and that of `all`: with 2 (loose) there, strict becomes
+        loose (Documentation/networking/ip-sysctl.rst).
         """
-        return frozenset(Family) if self.all_rp_filter == "2" else frozenset({Family.IPV6})
+        return self.all_rp_filter == "2"
 
     @property
     def loses_router_advertisements(self) -> bool:
@@ -157,6 +147,7 @@ def plan_node(
     bridge = plan_bridge(lan, pod_mtu(view, uplink, _addresses_in(lan), sent), facts.bridge_netfilter)
     blocks = [block.network for block in view.blocks_of(node) if block.network not in withdrawn]
     families = {Family.of(block) for block in blocks} | {Family.of(address) for address in uplink.addresses}
+    guard = plan_pod_guard(view, node, loose=facts.loose, bridge=bool(lan))
     over = plan_overlays(view, node, uplink, strict=facts.all_rp_filter == "1")
     return NodePlan(
         devices=(*over.devices, *bridge.devices),
@@ -186,10 +177,8 @@ def plan_node(
             *remote_routes(view, node, uplink, bridged),
             *(route for wiring in wirings for route in wiring.routes),
         ),
-        tables=tuple(
-            NftTable(_NFT_FAMILY[family], NFT_TABLE, SPOOF_GUARD.format(bridge=GUARD if lan else ""))
-            for family in sorted(facts.guarded)
-        ),
+        tables=guard.tables,
+        elements=guard.elements,
     )
 
 

@@ -20,7 +20,10 @@ LINK_GROUP = 0x70776179
 """IFLA_GROUP of every pod link of ours ('pway'): one number for firewall rules to match."""
 
 NFT_TABLE = "podway"
-"""Name of the nftables table (family inet) that is ours."""
+"""Name of the nftables tables that are ours, in whatever family."""
+
+NFT_VXLAN_TABLE = "podway-vxlan"
+"""Name of those that guard the VXLAN device: they come before it and go after it."""
 
 DEVICE_GROUP = 0x70776164
 """IFLA_GROUP of every other device of ours ('pwad'): the overlay devices and the bridge."""
@@ -36,6 +39,7 @@ DEFAULT_METRIC = {Family.IPV4: 0, Family.IPV6: 1024}
 
 Scope: TypeAlias = Literal["global", "link", "host"]
 RouteType: TypeAlias = Literal["unicast", "blackhole", "unreachable"]
+NftFamily: TypeAlias = Literal["ip", "ip6", "inet", "netdev", "bridge"]
 
 
 class Vxlan(msgspec.Struct, frozen=True):
@@ -268,12 +272,21 @@ class Sysctl(msgspec.Struct, frozen=True):
         return self.path
 
 
-class NftTable(msgspec.Struct, frozen=True):
-    """One whole nftables table of ours, as nft's text: what stands between the table's braces."""
+def is_our_table(name: str) -> bool:
+    """Tell whether an nftables table of this name is ours, in whatever family."""
+    return name in {NFT_TABLE, NFT_VXLAN_TABLE}
 
-    family: Literal["ip", "ip6", "inet", "netdev"]
+
+class NftTable(msgspec.Struct, frozen=True):
+    """One whole nftables table of ours, as nft's text: what stands between the table's braces.
+
+    `sets` are those of its sets whose elements are objects of their own (NftElement).
+    """
+
+    family: NftFamily
     name: str
     body: str
+    sets: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"nft table {self.family} {self.name}"
@@ -282,6 +295,26 @@ class NftTable(msgspec.Struct, frozen=True):
     def key(self) -> tuple[str, str]:
         """Family and name."""
         return (self.family, self.name)
+
+
+class NftElement(msgspec.Struct, frozen=True):
+    """An element of a set in an nftables table of ours: its fields as `nft list` writes them, ranges as `a-b`.
+
+    A field of a type that nft does not know is a number, in hexadecimal digits.
+    """
+
+    family: NftFamily
+    table: str
+    set: str
+    fields: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"element {' . '.join(self.fields)} of nft set {self.family} {self.table} {self.set}"
+
+    @property
+    def key(self) -> "NftElement":
+        """All of it."""
+        return self
 
 
 class PodEnd(msgspec.Struct, frozen=True):
@@ -308,6 +341,8 @@ class PodWiring(msgspec.Struct, frozen=True):
     port: Port | None = None
     """Where the link stands on a bridge; None if it is routed."""
     proxies: tuple[Proxy, ...] = ()
+    elements: tuple[NftElement, ...] = ()
+    """What the node's rules must know of the pod before it may send."""
 
     @property
     def away(self) -> "tuple[Route | Neighbour | Proxy, ...]":
@@ -331,6 +366,7 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
     sysctls: tuple[Sysctl, ...] = ()
     routes: tuple[Route, ...] = ()
     tables: tuple[NftTable, ...] = ()
+    elements: tuple[NftElement, ...] = ()
 
     def without(self, devices: Set[str]) -> "NodePlan":
         """Return the plan without what belongs on these devices."""

@@ -16,7 +16,7 @@ from podway.errors import AgentError
 from podway.health.facts import Firewall
 from podway.health.ruleset import Ruleset, from_iptables, from_nft
 from podway.kernel.nft import Nftables
-from podway.plan.objects import NFT_TABLE
+from podway.plan.objects import is_our_table
 
 _LEGACY = {
     "iptables-legacy": Path("/proc/thread-self/net/ip_tables_names"),
@@ -51,7 +51,7 @@ async def read() -> Firewall:
 def list_here() -> Firewall:
     """List the rules of the calling thread's namespace. Raises KernelError, UnsupportedSystem."""
     nftables = Nftables(lambda function: function())
-    chains = from_nft(nftables.ruleset(), without=NFT_TABLE).chains
+    chains = from_nft(nftables.ruleset(), without=is_our_table).chains
     nftables.close()
     unread = []
     for tool, tables in _LEGACY.items():

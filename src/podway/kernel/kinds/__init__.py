@@ -16,7 +16,7 @@ from podway.kernel.kinds.pod_links import PodLinks
 from podway.kernel.kinds.ports import Ports, Proxies
 from podway.kernel.kinds.routes import Routes
 from podway.kernel.kinds.sysctls import Sysctls
-from podway.kernel.kinds.tables import NftTables
+from podway.kernel.kinds.tables import NftElements, NftTables
 
 __all__ = [
     "Addresses",
@@ -24,6 +24,7 @@ __all__ = [
     "Forwarding",
     "Inventory",
     "Neighbours",
+    "NftElements",
     "NftTables",
     "PodLinks",
     "Ports",

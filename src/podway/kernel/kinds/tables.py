@@ -1,12 +1,15 @@
-"""nftables tables of our name."""
+"""nftables tables of our name, and the elements of their sets that change with the cluster."""
 
+import contextlib
+import errno
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from podway.errors import KernelError
 from podway.kernel.nft import Nftables, loaded_form
 from podway.plan.changes import Change
-from podway.plan.objects import NFT_TABLE, NftTable, NodePlan
+from podway.plan.objects import NftElement, NftTable, NodePlan, is_our_table
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class LoadedTable:
     form: str
     source: NftTable | None = field(default=None, compare=False)
     """The text to load for it."""
+    elements: tuple[NftElement, ...] = field(default=(), compare=False)
+    """What to load with it: a set that lacks its elements would have packets dropped, or let through."""
 
     def __str__(self) -> str:
         return f"nft table {self.family} {self.name}"
@@ -34,15 +39,23 @@ class NftTables:
 
     def wanted(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
         """Return the form that each of the plan's tables has when it is loaded."""
-        return {t.key: LoadedTable(t.family, t.name, loaded_form(t), t) for t in plan.tables}
+        elements: dict[Hashable, list[NftElement]] = {}
+        for element in plan.elements:
+            elements.setdefault((element.family, element.table), []).append(element)
+        return {
+            table.key: LoadedTable(
+                table.family, table.name, loaded_form(table), table, tuple(elements.get(table.key, ()))
+            )
+            for table in plan.tables
+        }
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
         """Return our tables."""
-        nftables, wanted = self._nftables(), {table.key for table in plan.tables}
+        nftables, wanted = self._nftables(), {table.key: table.sets for table in plan.tables}
         return {
-            key: LoadedTable(*key, nftables.form(*key))
+            key: LoadedTable(*key, nftables.form(*key, wanted.get(key, ())))
             for key in nftables.tables()
-            if key[1] == NFT_TABLE or key in wanted
+            if is_our_table(key[1]) or key in wanted
         }
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
@@ -53,7 +66,50 @@ class NftTables:
                 if change.want is None:
                     self._nftables().delete(*change.key)
                 else:
-                    self._nftables().replace(change.want.source)
+                    self._nftables().replace(change.want.source, change.want.elements)
             except KernelError as error:
                 failures[position] = error
+        return failures
+
+
+class NftElements:
+    """The elements of the sets that the plan's tables leave to it."""
+
+    name = "nft element"
+    mends_only = False
+
+    def __init__(self, nftables: Callable[[], Nftables]) -> None:
+        self._nftables = nftables
+
+    def wanted(self, plan: NodePlan) -> Mapping[NftElement, NftElement]:
+        """Return the plan's elements."""
+        return {element.key: element for element in plan.elements}
+
+    def list(self, plan: NodePlan) -> Mapping[NftElement, NftElement]:
+        """Return the elements of the planned tables' sets, and of those of which the plan wants any."""
+        sets = {(table.family, table.name, name) for table in plan.tables for name in table.sets}
+        sets |= {(element.family, element.table, element.set) for element in plan.elements}
+        nftables = self._nftables()
+        return {element: element for place in sorted(sets) for element in nftables.elements(*place)}
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        """Add and delete elements: all at once or, if one is refused, each by itself."""
+        return {
+            **self._carry_out("add", [(n, change.want) for n, change in enumerate(changes) if change.want]),
+            **self._carry_out("delete", [(n, change.have) for n, change in enumerate(changes) if not change.want]),
+        }
+
+    def _carry_out(
+        self, action: Literal["add", "delete"], numbered: Sequence[tuple[int, NftElement]]
+    ) -> dict[int, KernelError]:
+        with contextlib.suppress(KernelError):  # whose fault it was is found below
+            self._nftables().change_elements(action, [element for _, element in numbered])
+            return {}
+        failures = {}
+        for position, element in numbered:
+            try:
+                self._nftables().change_elements(action, [element])
+            except KernelError as error:
+                if action == "add" or error.errno != errno.ENOENT:
+                    failures[position] = error
         return failures

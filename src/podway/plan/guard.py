@@ -1,0 +1,134 @@
+"""What the node takes from pods: the rules that make a pod speak only as itself, as nftables tables.
+
+An IPv4 pod's source address is seen to by strict rp_filter on its link; all else is seen to here, in the first
+hook that a packet from a pod's link meets, so that it holds for the node, its other pods and everybody beyond.
+
+*Sources*: only from an address that is routed to the link (IPv6; IPv4 where the host makes rp_filter loose).
+
+*ICMP errors*: only about a packet that was sent to this pod. Whoever hears an error takes its word for what it
+quotes (RFC 1191, RFC 8201: the path MTU), and asks nobody where it comes from. nftables compares a packet's
+fields with a set's elements, not with one another, so the rule itself first puts the source twice into a set,
+and then asks it for the source beside the quoted destination.
+
+*Routers' words*: no redirects and no router advertisements. A pod is no router.
+
+*Tunnels*: no packets to nodes that have the form of those that nodes send each other. Nodes take them from nodes
+only, but on the way there somebody's masquerading may make a pod's source the node's.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Literal, NamedTuple
+
+from podway.api.addresses import Family
+from podway.cluster.view import ClusterView
+from podway.plan.fabric import forms_held
+from podway.plan.objects import BRIDGE_DEVICE, LINK_GROUP, NFT_TABLE, NftElement, NftTable, NodePlan
+
+NODES = "nodes"
+"""The set that holds the addresses of all nodes."""
+
+NFT_FAMILY: dict[Family, Literal["ip", "ip6"]] = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+
+
+class _Words(NamedTuple):
+    """How nft's rules about one family are put."""
+
+    address_type: str
+    source: str
+    quoted: str
+    """The destination in the header that an ICMP error quotes, behind the eight bytes of its own."""
+    icmp: str
+    errors: str
+    routers: str
+    """Types of message with which routers, and nobody else, tell hosts what to do."""
+
+
+_WORDS: dict[Family, _Words] = {
+    # RFC 792; source quench (RFC 6633 has it dropped) among the errors.
+    Family.IPV4: _Words("ipv4_addr", "@nh,96,32", "@th,192,32", "icmp", "3, 4, 11, 12", "5, 9"),
+    # RFC 4443, section 2.1, those that everybody knows; RFC 4861, section 4.
+    Family.IPV6: _Words("ipv6_addr", "@nh,64,128", "@th,256,128", "icmpv6", "1, 2, 3, 4", "134, 137"),
+}
+
+_TABLE = """
+\tset {nodes} {{
+\t\ttype {words.address_type}
+\t}}
+\tset answered {{
+\t\ttypeof {words.source} . {words.quoted}
+\t\tsize 65536
+\t\tflags dynamic,timeout
+\t\ttimeout 10s
+\t}}
+\tchain control {{
+\t\t{words.icmp} type {{ {words.routers} }} counter drop
+\t\t{words.icmp} type != {{ {words.errors} }} accept
+{late_source}\t\tupdate @answered {{ {words.source} . {words.source} }}
+\t\t{words.source} . {words.quoted} @answered accept
+\t\tcounter drop
+\t}}
+\tchain pod {{
+{source}\t\tmeta l4proto {words.icmp} goto control
+{tunnelled}\t}}
+\tchain prerouting {{
+\t\ttype filter hook prerouting priority raw; policy accept;
+{at_once}\t\tmeta iifgroup {group} goto pod
+{bridge}\t}}
+"""
+
+_SOURCE = "\t\tfib saddr . iif oif missing counter drop\n"
+_AT_ONCE = "\t\tmeta l4proto tcp accept\n"
+"""The first rule is the one that every packet pays for, most of which are TCP: nothing below concerns that."""
+
+
+def plan_pod_guard(
+    view: ClusterView, node: str, *, loose: bool, bridge: bool, families: Collection[Family] = tuple(Family)
+) -> NodePlan:
+    """Return the tables of what a node takes from its pods, and the elements of their sets.
+
+    `loose` tells that the host overrules strict rp_filter, `bridge` that there are pods on a bridge.
+    """
+    tunnels = tuple(_tunnels(view, node))
+    return NodePlan(
+        tables=tuple(
+            NftTable(NFT_FAMILY[family], NFT_TABLE, _body(family, tunnels, loose, bridge), (NODES,))
+            for family in sorted(families)
+        ),
+        elements=tuple(sorted(_node_elements(view, families), key=lambda element: element.fields))
+        if tunnels
+        else (),
+    )
+
+
+def _body(family: Family, tunnels: Collection[str], loose: bool, bridge: bool) -> str:
+    words = _WORDS[family]
+    early = family is Family.IPV6 or loose
+    return _TABLE.format(
+        nodes=NODES,
+        words=words,
+        group=LINK_GROUP,
+        source=_SOURCE if early else "",
+        # Forged ones would fill the set; rp_filter looks only later.
+        late_source="" if early else _SOURCE,
+        at_once="" if early else _AT_ONCE,
+        tunnelled="".join(f"\t\t{asked} {NFT_FAMILY[family]} daddr @{NODES} counter drop\n" for asked in tunnels),
+        bridge=f'\t\tmeta iifname "{BRIDGE_DEVICE}" goto pod\n' if bridge else "",
+    )
+
+
+def _tunnels(view: ClusterView, node: str) -> Iterator[str]:
+    """Yield what tells the packets of each form of tunnel that nodes take."""
+    taken = forms_held(view, node)
+    if "vxlan" in taken:
+        yield f"udp dport {view.config.vxlan.port}"
+    if "ipip" in taken:
+        yield "meta l4proto 4"
+
+
+def _node_elements(view: ClusterView, families: Collection[Family]) -> set[NftElement]:
+    return {
+        NftElement(NFT_FAMILY[Family.of(address)], NFT_TABLE, NODES, (str(address),))
+        for other in view.nodes.values()
+        for address in (*other.internal_addresses, *(interface.ip for interface in other.interface_addresses))
+        if Family.of(address) in families
+    }
