@@ -113,6 +113,7 @@ class PodNetwork:
             proxies=wiring.proxies,
             sysctls=wiring.sysctls,
             routes=wiring.routes,
+            elements=wiring.elements,
         )
         wrong += [change.difference for change in self._kernel.diff(host) if change.action != "remove"]
         wrong += self._kernel.check_pod(netns, wiring.pod)

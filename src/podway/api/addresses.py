@@ -90,3 +90,10 @@ def parse_network(text: str) -> Network:
 def is_within(inner: Network, outer: Network) -> bool:
     """Tell whether a network is a part of another one (or the same); networks of two families never are."""
     return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner.network_address in outer
+
+
+def link_local(mac: str) -> IPv6Interface:
+    """Return the IPv6 link-local address of a hardware address (RFC 4291, appendix A: modified EUI-64)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPv6Interface((b"\xfe\x80" + bytes(6) + identifier, 64))

@@ -221,6 +221,8 @@ def _field(value: Any) -> str:
             return f"{address}/{length}"
         case int():
             return hex(value)
+        case str() if value.startswith("0x"):  # a number that JSON's readers might cut
+            return hex(int(value, 16))
         case _:
             return str(value)
 

@@ -1,19 +1,21 @@
 """Kernel: everything that Podway does to one node's kernel, behind one door."""
 
+import contextlib
+import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable
-from typing import Self, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Self, TypeVar
 
 from podway.api.lease import LINK_PREFIX, Lease
-from podway.errors import InvalidInput
+from podway.errors import InvalidInput, KernelError
 from podway.kernel import engine, ipip, kinds, leases, links, netns, offload, pods, sysctls, wiring
 from podway.kernel.engine import Kind, Report
 from podway.kernel.netlink import Connection
 from podway.kernel.nft import Nftables
 from podway.plan.changes import Change
-from podway.plan.objects import NodePlan, PodEnd, PodWiring
+from podway.plan.objects import NftElement, NodePlan, PodEnd, PodWiring
 
 _T = TypeVar("_T")
 
@@ -97,7 +99,13 @@ class Kernel:
         `on_stage` hears `created`, `host`, `pod` and `committed`. Raises KernelError, with errno EEXIST if the
         interface's name is taken in the pod; the message says which name.
         """
-        wiring.wire(self.connection, self._write_sysctls, plan, pod_netns, on_stage)
+        self._change_elements("add", plan.elements)
+        try:
+            wiring.wire(self.connection, self._write_sysctls, plan, pod_netns, on_stage)
+        except BaseException:
+            with contextlib.suppress(KernelError):  # the first failure is the one to tell
+                self._change_elements("delete", plan.elements)
+            raise
 
     def unwire(self, link: str) -> bool:
         """Remove the host end of a pod's pair, and with it all the rest; False if it was gone."""
@@ -108,6 +116,7 @@ class Kernel:
     def release(self, plan: PodWiring) -> None:
         """Take away what of a pod's wiring stands on other devices than its link, as far as it is there."""
         wiring.release(self.connection, plan)
+        self._change_elements("delete", plan.elements)
 
     def has_link(self, name: str) -> bool:
         """Tell whether there is a link of this name."""
@@ -192,6 +201,16 @@ class Kernel:
         if self._nftables is None:
             self._nftables = Nftables(self.inside)
         return self._nftables
+
+    def _change_elements(self, action: Literal["add", "delete"], elements: Sequence[NftElement]) -> None:
+        """Add elements of sets or delete them, if their table is there: the engine loads it with its elements."""
+        if not elements:
+            return
+        try:
+            self._open_nftables().change_elements(action, elements)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
 
     def _write_sysctls(self, plan: PodWiring) -> None:
         self._sysctls.writes += self.inside(lambda: sum(map(sysctls.write, plan.sysctls)))

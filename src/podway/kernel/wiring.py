@@ -23,9 +23,8 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Mapping
-from ipaddress import IPv6Interface
 
-from podway.api.addresses import Family
+from podway.api.addresses import Family, link_local
 from podway.errors import KernelError
 from podway.kernel import addresses, bridge, links, neighbours, proxies, routes
 from podway.kernel.netlink import Connection, Request
@@ -85,13 +84,6 @@ def release(host: Connection, wiring: PodWiring) -> None:
     for failure in failures.values():
         if failure.errno not in {errno.ESRCH, errno.ENOENT}:
             raise failure
-
-
-def link_local(mac: str) -> IPv6Interface:
-    """Return the IPv6 link-local address of a MAC (RFC 4291, appendix A: modified EUI-64)."""
-    octets = links.pack_mac(mac)
-    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return IPv6Interface((b"\xfe\x80" + bytes(6) + identifier, 64))
 
 
 def pod_addresses(pod: PodEnd) -> tuple[LinkAddress, ...]:

@@ -15,6 +15,7 @@ from podway.plan.fabric import overhead
 from podway.plan.guard import plan_pod_guard
 from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
 from podway.plan.overlays import RP_FILTER, plan_overlays
+from podway.plan.ports import port_guard
 from podway.plan.remote import remote_routes
 from podway.plan.uplink import Uplink
 from podway.plan.wiring import wire
@@ -177,8 +178,8 @@ def plan_node(
             *remote_routes(view, node, uplink, bridged),
             *(route for wiring in wirings for route in wiring.routes),
         ),
-        tables=guard.tables,
-        elements=guard.elements,
+        tables=(*guard.tables, *port_guard(lan)),
+        elements=(*guard.elements, *(element for wiring in wirings for element in wiring.elements)),
     )
 
 

@@ -31,6 +31,7 @@ from podway.plan.objects import (
     Route,
     Sysctl,
 )
+from podway.plan.ports import port_elements
 
 GATEWAY: dict[Family, Address] = {
     Family.IPV4: ip_address("169.254.1.1"),
@@ -119,6 +120,7 @@ def _port(lease: Lease, mtu: int, sources: Mapping[Family, Address], lan: Sequen
             neighbours=tuple(Neighbour(ifname, gateway, GATEWAY_MAC) for gateway in gateways.values()),
         ),
         port=Port(device, BRIDGE_DEVICE, mac),
+        elements=port_elements(mac, lease.addresses),
     )
 
 
