@@ -9,7 +9,7 @@ Further words after `console`: `on=NODE`, the commands are run on that node; `ex
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ELLIPSIS = "…"
@@ -26,7 +26,7 @@ _VARYING = (
     (re.compile(r"\b(id|pid) \d+"), r"\1 <number>"),  # tcpdump's, of ICMP echoes; a process's
     (re.compile(r"\d+ MiB"), "<memory>"),
     (re.compile(r"\d+ checks on"), "<checks> on"),  # what the doctor looks at grows
-    (re.compile(r"\b(REACHABLE|STALE|DELAY|PROBE)$"), "<learned>"),  # ages of a neighbour entry
+    (re.compile(r"\b(REACHABLE|STALE|DELAY|PROBE)\b"), "<learned>"),  # ages of a neighbour entry
     (re.compile(r"\d+ packets captured"), "<packets> captured"),  # whatever else was on the wires
     (re.compile(r"(?<=[.\]\d]:)[3-6]\d{4}\b"), "<port>"),  # ephemeral: net.ipv4.ip_local_port_range
     (re.compile(r"(?<=\d\.)[3-6]\d{4}(?= >|: )"), "<port>"),
@@ -34,7 +34,7 @@ _VARYING = (
 """What no two runs have in common, and what stands for it. Sizes and counts are not among them."""
 
 _NAME = re.compile(
-    r"pway[0-9a-f]{11}|\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b|\bfe80::[0-9a-f:]+[0-9a-f]|(?<=@if)\d+|^\d+(?=: )"
+    r"pway[0-9a-f]{11}|\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b|\bfe80::[0-9a-f:]+[0-9a-f]|(?<=@if)\d+|^\d+(?=:$)"
 )
 """What is named by chance, but is the same wherever it stands on a page: links, their addresses and numbers."""
 
@@ -139,41 +139,61 @@ class Names:
 
 
 def match(shown: Sequence[str], real: Sequence[str], names: Names) -> Names | None:
-    """Compare an output with what the page shows; return the names known then, or None if it is another."""
-    if not shown:
-        return names if not real else None
-    if shown[0].strip() == ELLIPSIS:
-        for start in range(len(real) + 1):
-            if (found := match(shown[1:], real[start:], names)) is not None:
-                return found
+    """Compare an output with what the page shows; return the names known then, or None if it is another.
+
+    Words count, not where lines break: that depends on what varies.
+    """
+    if bool(shown) != bool(real) and set(shown) != {ELLIPSIS}:
         return None
-    for line, tried in _lines(shown[0], real, names):
-        if line and (found := match(shown[1:], real[1:], tried)) is not None:
-            return found
-    return None
+    pieces: list[list[str]] = [[]]
+    for word in _words(shown):
+        if word.endswith(ELLIPSIS):
+            pieces[-1] += [word] if word != ELLIPSIS else []
+            pieces.append([])
+        else:
+            pieces[-1].append(word)
+    return _match(pieces, _words(real), names)
 
 
-def _lines(shown: str, real: Sequence[str], names: Names) -> Iterator[tuple[bool, Names]]:
-    if not real:
-        return
-    expected, found = _settled(shown), _settled(real[0])
-    if expected.endswith(ELLIPSIS):
-        expected = expected[: -len(ELLIPSIS)]
-        # As many pieces as are shown: the rest of the line is not.
-        found = _start(found, expected)
+def _match(pieces: Sequence[Sequence[str]], words: Sequence[str], names: Names) -> Names | None:
+    """Find pieces one after the other, the first at the beginning, the last at the end."""
+    first, rest = pieces[0], pieces[1:]
+    if not rest:
+        return _same(first, words, names)
+    known = _same(first, words[: len(first)], names)
+    words = words[len(first) :]
+    while known is not None and len(rest) > 1:
+        piece, rest = rest[0], rest[1:]
+        for start in range(len(words) - len(piece) + 1):
+            if (found := _same(piece, words[start : start + len(piece)], known)) is not None:
+                known, words = found, words[start + len(piece) :]
+                break
+        else:
+            return None
+    last = rest[0]
+    if known is None or len(last) > len(words):
+        return None
+    return _same(last, words[len(words) - len(last) :], known)
+
+
+def _same(shown: Sequence[str], real: Sequence[str], names: Names) -> Names | None:
+    if len(shown) != len(real):
+        return None
     tried = names.copy()
-    pieces, others = _NAME.split(expected), _NAME.split(found)
-    if pieces == others and all(map(tried.same, _NAME.findall(expected), _NAME.findall(found))):
-        yield True, tried
+    for expected, found in zip(shown, real, strict=True):
+        if expected.endswith(ELLIPSIS):
+            if not found.startswith(expected[: -len(ELLIPSIS)]):
+                return None
+        elif _NAME.split(expected) != _NAME.split(found) or not all(
+            map(tried.same, _NAME.findall(expected), _NAME.findall(found))
+        ):
+            return None
+    return tried
 
 
-def _start(found: str, expected: str) -> str:
-    return found[: len(expected)]
-
-
-def _settled(line: str) -> str:
-    """Return a line without what varies, and with one space where columns follow what varies."""
+def _words(lines: Sequence[str]) -> list[str]:
+    """Return the words, without what varies."""
+    text = " ".join(" ".join(lines).split())
     for pattern, word in _VARYING:
-        line = pattern.sub(word, line)
-    indent = len(line) - len(line.lstrip())
-    return line[:indent] + re.sub(r"\s{2,}", " ", line[indent:].rstrip())
+        text = pattern.sub(word, text)
+    return text.split()

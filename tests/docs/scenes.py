@@ -9,6 +9,8 @@ class Scene:
 
     before: tuple[str, ...] = ()
     without: dict[str, str] = field(default_factory=dict)
+    nothing: str = ""
+    """Why no command of the page is run at all."""
     whole: bool = False
     """All outputs are shown. (Else a command below which the page shows nothing may print what it likes.)"""
 
@@ -54,17 +56,7 @@ PAGES: dict[str, Scene] = {
     "docs/cni.md": Scene(),
     "docs/doctor.md": Scene(("podway lab up --nodes 2", "podway lab run a", "podway lab run b")),
     "docs/fabric.md": Scene(("podway lab up --nodes 3 --racks 2",)),
-    "docs/host.md": Scene(
-        without={
-            "podway install": HOST,
-            "podway --store sqlite:///var/lib/podway/store.db apply -f pool.yaml": HOST,
-            "systemctl enable --now podway-agent": HOST,
-            "podway status": HOST,
-            "systemctl disable --now podway-agent": HOST,
-            "podway uninstall": HOST,
-            "podway --store … delete node NAME": HOST,
-        }
-    ),
+    "docs/host.md": Scene(nothing=HOST),
     "docs/ipam.md": Scene(("podway lab up --nodes 2",)),
     "docs/ipip.md": Scene(
         ("podway lab up --nodes 2 --encapsulation ipip",),

@@ -70,7 +70,7 @@ def test_no_command_hides_in_another_kind_of_block(page: str) -> None:
 @pytest.mark.kernel
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page, scene in PAGES.items() if not scene.nothing])
 def test_what_a_page_shows_is_true(page: str, terminal: Terminal) -> None:
     check(page, PAGES[page], terminal)
 
