@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -51,6 +53,10 @@ def test_who_told_a_route_and_that_it_went_with_its_node(racks: tuple[TraceLab, 
     while lab.block("node2") in lab.sh("node1", "ip route"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    command = [sys.executable, "-m", "podway", "--lab", lab.name, "get", "nodes"]
+    rows = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "alive" in next(row for row in rows if row.startswith("node1"))
+    assert "no route from node1" in next(row for row in rows if row.startswith("node2"))
     verdict = lab.trace("a", "b").families[0].there.verdict
     assert (verdict.outcome, verdict.hop) == ("lost", 2)
     assert verdict.problem.startswith(

@@ -13,6 +13,19 @@ TIMEOUT = 10.0
 """Seconds to wait for an answer; the agent answers from memory or in a few kernel calls."""
 
 
+def is_served(path: Path) -> bool:
+    """Tell whether somebody listens at a unix socket; True where this user may not know."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(TIMEOUT)
+        try:
+            sock.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
 def call(path: Path, method: str, *, timeout: float = TIMEOUT, **params: Any) -> Any:
     """Call a method of the agent that listens at `path`; return its result.
 

@@ -1,16 +1,18 @@
 """The agents that a command may ask, here and on other nodes, and what they know of routes and sessions."""
 
+import contextlib
 import difflib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import click
 import msgspec
 
-from podway.agent.client import call
+from podway.agent.client import call, is_served
 from podway.agent.options import DEFAULT_RUN_DIR
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError, NeedsRoot, NotFound, StoreError
@@ -122,16 +124,62 @@ def ask_all(asked: Mapping[str, Ask], method: str) -> dict[str, Any]:
         return dict(zip(asked, threads.map(ask, asked.values()), strict=True))
 
 
+WITNESSES, WITNESS_SECONDS = 3, 1.0
+"""How many agents are asked whether they still have routes to the others' blocks, and how long each may take."""
+
+
+def doubts(options: GlobalOptions) -> dict[str, str]:
+    """Return of which nodes it shows already that they are gone, before their heartbeats are missed, in words.
+
+    Agents of this machine are asked, no others: where BGP withdrew the routes to a node's blocks, it is dead or
+    cut off; in a lab an agent whose socket nobody serves does not run.
+    """
+    sockets = {name: path for name, path in _sockets(options).items() if _same_cluster(options, path)}
+    running = {name for name, path in sockets.items() if is_served(path)}
+    found: dict[str, set[str]] = {}
+    has_routes: set[str] = set()
+    for name in sorted(running)[:WITNESSES]:
+        with contextlib.suppress(AgentError, NeedsRoot):
+            for route in call(sockets[name], "routes", timeout=WITNESS_SECONDS):
+                if route.get("in_kernel"):
+                    has_routes.add(route.get("node", ""))
+                elif route.get("node"):
+                    found.setdefault(route["node"], set()).add(name)
+    told = {}
+    for node in {*found, *sockets} - {HOST}:
+        if node in found and node not in has_routes:
+            told[node] = f"no route from {', '.join(sorted(found[node]))}"
+        elif node in sockets and node not in running:
+            told[node] = "does not run"
+    return told
+
+
+def _same_cluster(options: GlobalOptions, path: Path) -> bool:
+    """Tell whether an agent works with the store that was named, if one was."""
+    if options.store is None:
+        return True
+    try:
+        return bool(call(path, "status", timeout=WITNESS_SECONDS)["store"]["url"] == options.store)
+    except (AgentError, NeedsRoot):
+        return False
+
+
+def _sockets(options: GlobalOptions) -> dict[str, Path]:
+    """Return where agents of this machine are asked: the lab's, or where no lab stands this host's."""
+    nodes = lab_dir(options.lab) / "nodes"
+    found = (
+        {path.parent.name: path for path in sorted(nodes.glob("*/agent.sock"))} if options.store is None else {}
+    )
+    return found or ({HOST: HOST_SOCKET} if HOST_SOCKET.exists() else {})
+
+
 def _over_sockets(options: GlobalOptions) -> dict[str, Ask]:
     """Return the agents of the lab, or of this host where no lab stands."""
     require_lab_name(options.lab)
     nodes = lab_dir(options.lab) / "nodes"
     if nodes.exists() and not os.access(nodes, os.R_OK | os.X_OK):
         raise NeedsRoot(f"looking into the lab {options.lab!r}")
-    found: dict[str, Ask] = {path.parent.name: partial(call, path) for path in sorted(nodes.glob("*/agent.sock"))}
-    if not found and HOST_SOCKET.exists():
-        found[HOST] = partial(call, HOST_SOCKET)
-    return found
+    return {name: partial(call, path) for name, path in _sockets(options).items()}
 
 
 def _over_channel(options: GlobalOptions) -> dict[str, Ask]:

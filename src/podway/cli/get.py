@@ -5,7 +5,7 @@ import importlib
 import io
 import re
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -135,7 +135,13 @@ class _Look:
 
     def cluster(self, requests: Sequence[Request]) -> Cluster:
         """Return all objects, if any of them are asked for."""
-        return Cluster(self._options.run(everything) if any(request.view.kind for request in requests) else ())
+        wanted = any(request.view.kind for request in requests)
+        return Cluster(self._options.run(everything) if wanted else (), self._doubts)
+
+    def _doubts(self) -> Mapping[str, str]:
+        from podway.cli.agents import doubts
+
+        return doubts(self._options)
 
     def rows(self, cluster: Cluster, request: Request, *, missing_ok: bool = False) -> list[Any]:
         """Return the rows asked for, as `find` does, or as agents tell them."""

@@ -1,7 +1,7 @@
 """What `podway get` can show, and in which columns. A new kind of row is one more entry in VIEWS."""
 
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,10 +26,19 @@ SILENT_AFTER = 30.0
 
 
 class Cluster:
-    """All objects, for columns that look beyond their own row."""
+    """All objects, for columns that look beyond their own row.
 
-    def __init__(self, objects: Iterable[Resource]) -> None:
+    `ask` tells of which nodes agents know already that they are gone (podway.cli.agents.doubts).
+    """
+
+    def __init__(self, objects: Iterable[Resource], ask: Callable[[], Mapping[str, str]] = dict) -> None:
         self.objects = tuple(objects)
+        self._ask = ask
+
+    @cached_property
+    def doubts(self) -> Mapping[str, str]:
+        """What agents say of nodes that seem to be gone; asked only if a column shows it."""
+        return self._ask()
 
     @cached_property
     def blocks(self) -> tuple[AddressBlock, ...]:
@@ -80,10 +89,12 @@ def _node_blocks(node: Node, cluster: Cluster) -> str:
     return ",".join(block.spec.cidr for block in cluster.blocks if block.spec.node == node.metadata.name)
 
 
-def _agent(node: Node, _: Cluster) -> str:
+def _agent(node: Node, cluster: Cluster) -> str:
     seen = node.metadata.annotations.get(AGENT_SEEN, "")
     if not seen.isdecimal():
         return "never seen"
+    if doubt := cluster.doubts.get(node.metadata.name):
+        return doubt
     silence = time.time() - int(seen)
     return "alive" if silence < SILENT_AFTER else f"silent for {age(silence)}"
 
