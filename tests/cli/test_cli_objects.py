@@ -346,8 +346,11 @@ def test_as_a_process(tmp_path):
 def test_without_a_store_or_a_lab():
     missing = run("--lab", "nosuchlab0", "get", "pods")
     assert missing.returncode == 1
-    assert missing.stderr.startswith("podway: no lab 'nosuchlab0' stands here")
-    assert "podway lab up" in missing.stderr
+    assert missing.stderr.startswith("podway: no lab 'nosuchlab0'\n")
+    assert "podway lab up --lab nosuchlab0" in missing.stderr
+    assert "--store URL" in missing.stderr
+    asked = run("--lab", "nosuchlab0", "status")
+    assert asked.stderr.startswith("podway: no lab 'nosuchlab0', and no agent on this host\n")
     assert "not a lab's name" in run("get", "pods", PODWAY_LAB="../etc").stderr
 
 

@@ -15,7 +15,7 @@ import msgspec
 from podway.agent.client import call, is_served
 from podway.agent.options import DEFAULT_RUN_DIR
 from podway.cli.options import GlobalOptions
-from podway.errors import AgentError, NeedsRoot, NotFound, StoreError
+from podway.errors import AgentError, LabError, NeedsRoot, NotFound, StoreError
 from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
 
@@ -88,7 +88,7 @@ def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool 
     Those of this machine are asked over their unix sockets, unless `remote` is true. Where a store was named,
     the other nodes are asked over the channel: the store tells where they are, and lets us in.
 
-    Raises NotFound for a name without node, AgentError if no agent is known at all; NeedsRoot, LabError,
+    Raises NotFound for a name without node, AgentError or LabError if no agent is known at all; NeedsRoot,
     StoreError.
     """
     if remote:
@@ -98,16 +98,25 @@ def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool 
     else:
         found = _of_cluster(options)
     if not found:
-        raise AgentError(
-            "no agent runs here",
-            hint="start one: `podway lab up`, or `podway agent`; to ask other hosts, name the --store",
-        )
+        raise _nobody(options)
     for name in names:
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}"
             raise NotFound(f"there is no node {name!r} here", hint=hint)
     return {name: found[name] for name in names or found}
+
+
+def _nobody(options: GlobalOptions) -> AgentError | LabError:
+    """Return the error for a cluster of which no agent can be asked."""
+    if options.store is not None:
+        return AgentError("the store knows no node with an agent", hint="start one there: podway agent")
+    if lab_dir(options.lab).exists():
+        return AgentError(
+            f"no agent runs in the lab {options.lab!r}", hint="start one: podway lab node start NODE"
+        )
+    missing = options.unknown_lab()
+    return LabError(f"{missing.message}, and no agent on this host", hint=missing.hint)
 
 
 def ask_all(asked: Mapping[str, Ask], method: str) -> dict[str, Any]:

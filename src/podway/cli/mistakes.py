@@ -98,8 +98,25 @@ def in_arguments() -> Iterator[None]:
 
 
 def say(message: str, hint: str = "") -> None:
-    """Print a message on standard error as all errors of Podway look."""
-    click.echo(f"podway: {message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+    """Print a message on standard error as all errors of Podway look; on a terminal, folded between words."""
+    click.echo(_folded(f"podway: {message}", ""), err=True)
+    if hint:
+        click.echo(_folded(f"  hint: {hint}", " " * 8), err=True)
+
+
+def _folded(text: str, indent: str) -> str:
+    import shutil
+    import textwrap
+
+    # A command line stays whole, so that it can be copied.
+    if not sys.stderr.isatty() or "sudo " in text:
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = [
+        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines)
 
 
 def _unknown_command(word: str, known: Collection[str], ctx: click.Context) -> Mistake:

@@ -43,11 +43,15 @@ class GlobalOptions(NamedTuple):
         except PermissionError as error:
             raise NeedsRoot(f"looking into the lab {self.lab!r}") from error
         if not stands:
-            raise LabError(
-                f"no lab {self.lab!r} stands here, and no store is named",
-                hint="build one with `podway lab up`, or name a store: --store sqlite:///path, or PODWAY_STORE",
-            )
+            raise self.unknown_lab()
         return lab_store(self.lab)
+
+    def unknown_lab(self) -> LabError:
+        """Return the error for a lab that does not exist, where a store might have been meant, too."""
+        from podway.lab.state import unknown
+
+        error = unknown(self.lab)
+        return LabError(error.message, hint=f"{error.hint}; for another cluster name its store: --store URL")
 
     def run(self, work: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
         """Open the store, run `work` with it, close it, return the answer.

@@ -15,7 +15,7 @@ from podway.cli.kinds import complete_keys, namespace_option, read_key
 from podway.cli.manifests import check_each, read_manifests
 from podway.cli.options import SNAPSHOT, GlobalOptions, cluster_options
 from podway.cluster.view import ClusterView
-from podway.errors import AgentError, InvalidArgument
+from podway.errors import AgentError, InvalidArgument, LabError
 from podway.plan.path import Site
 from podway.preview.paths import changed_paths
 from podway.preview.preview import Comparison
@@ -154,7 +154,7 @@ def _sites(options: GlobalOptions, nodes: Iterable[str]) -> tuple[dict[str, Site
     silent = dict.fromkeys(nodes, "no agent of it is known here")
     try:
         asked = agents(options)
-    except AgentError:
+    except (AgentError, LabError):
         return {}, silent
     statuses, leases = ask_all(asked, "status"), ask_all(asked, "leases")
     sites: dict[str, Site] = {}

@@ -4,6 +4,7 @@ A pod's container id is a digest of its object's uid, so nothing about a running
 that the store and the kernel do not know.
 """
 
+import difflib
 import hashlib
 import os
 import sys
@@ -159,8 +160,10 @@ def find(lab: str, name: str, namespace: str) -> Pod:
         return facts.ask(lab, lambda store: store.get(Pod, name, namespace=namespace))
     except NotFound:
         every = facts.ask(lab, lambda store: store.list(Pod)).items
-        there = ", ".join(f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in every)
-        raise LabError(f"lab {lab}: no pod {namespace}/{name}", hint=f"there are {there or 'none'}") from None
+        there = [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in every]
+        near = difflib.get_close_matches(f"{namespace}/{name}", there, n=1, cutoff=0.75)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there) or 'none'}"
+        raise LabError(f"lab {lab}: no pod {namespace}/{name}", hint=hint) from None
 
 
 def netns_of(lab: str, pod: Pod) -> str:

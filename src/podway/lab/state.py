@@ -4,6 +4,7 @@ Everything else is asked of those who know: the store (pods, blocks), the kernel
 """
 
 import contextlib
+import difflib
 import fcntl
 import os
 import time
@@ -18,6 +19,9 @@ from podway.errors import LabError
 from podway.lab import names
 from podway.lab.fabric import Fabric, Tor
 from podway.lab.paths import LABS, lab_dir
+
+SHOWN = 5
+"""Of how many labs a hint tells the names."""
 
 LOCK_SECONDS = 30.0
 """How long a command waits for another one at work in the same lab."""
@@ -111,9 +115,17 @@ def save(state: LabState) -> None:
 
 def unknown(lab: str) -> LabError:
     """Return the error for a lab that does not exist."""
-    others = ", ".join(labs())
-    hint = f"there are {others}; choose with --lab" if others else "build one: podway lab up"
-    return LabError(f"no lab {lab!r}", hint=hint)
+    others = labs()
+    near = difflib.get_close_matches(lab, others, n=1)
+    known = f"{', '.join(others[:SHOWN])}{' …' if len(others) > SHOWN else ''}"
+    there = (
+        f"did you mean --lab {near[0]}? "
+        if near
+        else f"there are {known}: choose with --lab NAME. "
+        if others
+        else ""
+    )
+    return LabError(f"no lab {lab!r}", hint=f"{there}To build it: podway lab up{names.option(lab)}")
 
 
 @contextlib.contextmanager
