@@ -93,6 +93,18 @@ V4, V6 = "172.30.0.1/16", "fd70:6f64:7761:7900::1/64"
 ADDRESSES = [V4, V6]
 
 
+def test_an_agent_that_starts_finds_the_uplink_where_it_went(pair: Pair) -> None:
+    """BIRD runs on without an agent; what it then has lost, an agent that starts mends."""
+    for was, name in (("eth0", "ens5"), ("ens5", "eth0")):
+        pair.lab.kill_agent("node1")
+        pair.sh(f"ip link set {was} name {name}; ip address add fd70:6f64:7761:7900::a/64 dev {name} nodad")
+        time.sleep(1)
+        pair.sh(f"ip address del fd70:6f64:7761:7900::a/64 dev {name}")
+        pair.lab.start_agent("node1")
+        assert pair.uplink == (name, ADDRESSES)
+        eventually(pair.healthy, within=BACK)
+
+
 def test_a_renamed_uplink_is_followed_there_and_back(pair: Pair) -> None:
     for name in ("ens5", "eth0"):
         was = pair.uplink[0]
