@@ -1,5 +1,6 @@
 """Whatever stands in any field of any stored object: the view takes it or sets it aside, and planning goes on."""
 
+import contextlib
 import copy
 import datetime
 import json
@@ -17,6 +18,7 @@ from podway.agent.state import NodeState
 from podway.agent.told import told_routes
 from podway.api.addresses import Family
 from podway.api.checked import SetAside, check
+from podway.api.cluster_rules import check_change, check_deletion
 from podway.api.identity import ClusterAuthority, ClusterAuthoritySpec, KeyedCertificate
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
@@ -38,11 +40,14 @@ from podway.api.resources import (
     Resource,
     block_name,
     key,
+    subject,
 )
 from podway.bgp.passwords import read_passwords
 from podway.bgp.render import render
+from podway.cli.views import VIEWS, Cluster
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
+from podway.errors import InvalidObject
 from podway.health.checks.crossing import bare_far
 from podway.ipam.selection import wants_another
 from podway.plan.bgp import plan_bgp
@@ -308,6 +313,27 @@ def test_any_flipped_bit_is_taken_or_set_aside(known: tuple[str, str, str], posi
 @given(st.sampled_from(sorted(SHAPES)), st.binary(max_size=200))
 def test_any_bytes_are_taken_or_set_aside(known: tuple[str, str, str], body: bytes) -> None:
     check(known, body)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(PLACES), st.sampled_from(NASTY))
+def test_commands_show_and_judge_every_fact(place: tuple[Any, Any], bad: Any) -> None:
+    known, path = place
+    one = stored(known, spoil(SHAPES[known], path, bad))
+    if isinstance(one, SetAside):
+        assert subject(known) in str(one.error)
+        return
+    former = next(obj for obj in CLUSTER if key(obj) == known)
+    objects = (*(obj for obj in CLUSTER if obj is not former), one)
+    for view in VIEWS:
+        for column in view.columns if view.kind else ():
+            for obj in objects:
+                if view.kind and isinstance(obj, view.kind):
+                    assert isinstance(column.text(obj, Cluster(objects)), str)
+    with contextlib.suppress(InvalidObject):
+        check_change(one, objects, old=former)
+    with contextlib.suppress(InvalidObject):
+        check_deletion(one, objects)
 
 
 def test_a_deleted_object_that_was_set_aside_is_gone() -> None:

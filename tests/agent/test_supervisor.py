@@ -19,6 +19,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_task_that_fails_is_done_again_and_the_others_go_on() -> None:
     runs: list[str] = []
+    looks: list[int] = []
 
     async def fragile() -> None:
         runs.append("fragile")
@@ -27,7 +28,7 @@ def test_a_task_that_fails_is_done_again_and_the_others_go_on() -> None:
         await asyncio.Event().wait()
 
     async def main() -> Supervisor:
-        watched = Supervisor()
+        watched = Supervisor(lambda: looks.append(len(runs)))
         ticks = 0
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(30):
             running = [tasks.create_task(watched.run("fragile", fragile))]
@@ -40,6 +41,7 @@ def test_a_task_that_fails_is_done_again_and_the_others_go_on() -> None:
         return watched
 
     (failure,) = asyncio.run(main()).failures
+    assert looks == [1, 2, 3], "what was left undone is looked at again, each time before it is done"
     assert (failure.task, failure.error, failure.times) == ("fragile", "KeyError: 'cidr'", 3)
 
 
@@ -48,12 +50,12 @@ def test_a_name_that_another_machine_has_ends_the_agent() -> None:
         raise NameTaken("Node/a: taken")
 
     with pytest.raises(NameTaken):
-        asyncio.run(Supervisor().run("membership", taken))
+        asyncio.run(Supervisor(lambda: None).run("membership", taken))
 
 
 def test_a_failing_callback_of_the_loop_is_told() -> None:
     async def main() -> Supervisor:
-        watched = Supervisor()
+        watched = Supervisor(lambda: None)
         loop = asyncio.get_running_loop()
         watched.watch(loop)
         loop.call_soon(lambda: int("x"))

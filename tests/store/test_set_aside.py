@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import sqlite3
+from random import Random
 
 import msgspec
 import pytest
 
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, IPPoolSpec, Namespace
-from podway.errors import AlreadyExists, Conflict, ObjectDamaged, PoolExhausted, RevisionGone
+from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, IPPoolSpec, Namespace, Node
+from podway.errors import AlreadyExists, Conflict, ObjectDamaged, PoolExhausted, RevisionGone, StoreError
 from podway.ipam.claims import claim
 from podway.store.sqlite import SqliteStore
 
@@ -181,3 +182,47 @@ def test_what_is_checked_once_is_not_checked_again(tmp_path):
         assert third.items[1] is one.items[1]
 
     in_store(tmp_path / "s.db", look)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """The bytes of a store with a hundred objects."""
+    path = tmp_path_factory.mktemp("healthy") / "s.db"
+
+    async def fill(store):
+        for number in range(50):
+            await store.create(Node(metadata=Metadata(name=f"n{number}", annotations={"a": "b" * 40})))
+            spec = AddressBlockSpec(cidr=f"10.9.{number}.0/24", pool="p", node=f"n{number}")
+            await store.create(AddressBlock(metadata=Metadata(name=f"10-9-{number}-0-24"), spec=spec))
+
+    in_store(path, fill)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(tmp_path, healthy, seed):
+    """Whatever is damaged: objects are set aside, or a StoreError says what is wrong; never another exception."""
+    random = Random(seed)
+    content = bytearray(healthy)
+    for _ in range(random.choice([1, 1, 8])):
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path = tmp_path / "s.db"
+    path.write_bytes(content)
+
+    async def use(store):
+        for work in (
+            store.list_all,
+            lambda: store.list(AddressBlock),
+            lambda: store.get(Node, f"n{random.randrange(50)}"),
+            lambda: anext(store.watch(random.randrange(100))),
+            lambda: store.create(Node(metadata=Metadata(name="new"))),
+            lambda: store.delete(Node, f"n{random.randrange(50)}"),
+            store.list_all,
+        ):
+            with contextlib.suppress(StoreError, TimeoutError):  # a watch may have nothing to tell
+                async with asyncio.timeout(10):
+                    found = await work()
+                assert all(str(one) for one in getattr(found, "aside", ()))
+
+    with contextlib.suppress(StoreError):
+        in_store(path, use)

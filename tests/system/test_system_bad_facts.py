@@ -201,3 +201,23 @@ def test_a_lost_store_is_made_anew_of_what_any_agent_knows_and_no_packet_is_lost
     assert lab.add("node2").reaches(here.addresses[0])
     for node in ("node1", "node2"):
         assert not lab.status(node)["failures"]
+
+
+def test_damaged_files_of_the_run_directory_keep_no_agent_from_starting(lab: SystemLab) -> None:
+    here, there = lab.add("node1"), lab.add("node2")
+    lab.kill_agent("node1")
+    kept = {}
+    for name in ("original-sysctls.json", "last-known.json"):
+        file = lab.run_dir("node1") / name
+        kept[file] = file.read_bytes()
+        file.write_bytes(b"\xff{")
+    try:
+        lab.start_agent("node1")
+        assert here.reaches(there.addresses[0])
+        assert lab.add("node1").reaches(there.addresses[1])
+        told = lab.status("node1")
+        assert any("original-sysctls.json is damaged" in line for line in told["drift"]["refused"])
+        assert not told["failures"]
+    finally:
+        for file, content in kept.items():
+            file.write_bytes(content)

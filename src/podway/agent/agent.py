@@ -10,6 +10,7 @@ import asyncio
 import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import structlog
@@ -69,7 +70,7 @@ class Agent:
         self._routing_problem = ""
         self._blocks_wanted = asyncio.Event()
         self._routing_wanted = asyncio.Event()
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(self._look_again)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises PodwayError if it cannot start."""
@@ -93,6 +94,8 @@ class Agent:
             self._membership = Membership(self._store, options.node, options.heartbeat_interval)
             view, choice, away = await self._first_view(known)
             self._state = NodeState(options.node, view, choice.uplink)
+            self._channel = Channel(self._store, self._state)
+            stack.callback(self._channel.close)
             self._uplink = UplinkFollower(
                 self._kernel.connection,
                 self._state,
@@ -135,8 +138,7 @@ class Agent:
             )
             self._pods.learn_namespaces()
             self._reconciler.learn_facts()
-            self._crossing.refresh(force=True)
-            self._bring_to_plan()
+            self._supervisor.attempt("plan", self._first_plan)
             await self._ensure_blocks()
             self._speaker = BgpSpeaker(options.run_dir)
             await self._start_routing()
@@ -147,8 +149,6 @@ class Agent:
             server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)
             await server.start()
             stack.push_async_callback(server.close)
-            self._channel = Channel(self._store, self._state)
-            stack.callback(self._channel.close)
             parts = Parts(
                 options,
                 self._state,
@@ -224,6 +224,18 @@ class Agent:
                 task.cancel()
         loop.remove_reader(self._watcher)
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
+
+    def _first_plan(self) -> None:
+        self._crossing.refresh(force=True)
+        self._bring_to_plan()
+
+    def _look_again(self) -> None:
+        """Have everything compared and told anew, after a task failed in the middle of it."""
+        self._crossing.soon()
+        self._reconciler.soon()
+        self._channel.soon()
+        for wanted in (self._blocks_wanted, self._routing_wanted):
+            wanted.set()
 
     def _problems(self) -> dict[str, Any]:
         return {
@@ -316,11 +328,7 @@ class Agent:
 
     def _kernel_changed(self) -> None:
         for event in self._watcher.read():
-            try:
-                self._consider(event)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other events are heard
-                self._supervisor.note("kernel events", error)
-                self._reconciler.soon()
+            self._supervisor.attempt("kernel events", partial(self._consider, event))
 
     def _consider(self, event: KernelEvent | Resync) -> None:
         if isinstance(event, Resync):

@@ -66,14 +66,16 @@ class News:
         self.problem = ""
 
     async def _listen(self) -> None:
-        revision = self._state.view.revision
+        revision, gone = self._state.view.revision, -1
         while True:
             try:
                 async for event in self._store.watch(revision):
                     revision = event.revision
                     self._hear(event)
             except RevisionGone:
-                pass
+                if revision == gone:  # the listing has not helped: a store that is damaged just there
+                    await asyncio.sleep(STORE_RETRY)
+                gone = revision
             except StoreError as error:
                 self.lost(error)
                 await asyncio.sleep(STORE_RETRY)

@@ -19,7 +19,10 @@ _DEVICES = {VXLAN_DEVICE, IPIP_DEVICE, BRIDGE_DEVICE}
 
 
 def remember(run_dir: Path, kernel: Kernel, plan: NodePlan) -> None:
-    """Note what the plan's node-wide settings are, unless they are noted already. Call before applying it."""
+    """Note what the plan's node-wide settings are, unless they are noted already. Call before applying it.
+
+    Raises AgentError if the file is damaged or cannot be written: what was noted in it is lost then.
+    """
     known = _load(run_dir)
     new = [s.path for s in plan.sysctls if s.path not in known and not _goes_with_a_device(s.path)]
     if new:
@@ -47,7 +50,7 @@ def _load(run_dir: Path) -> dict[str, str]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:
         return {}
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise AgentError(
             f"{path} is damaged: {error}", hint="remove it; settings then stay as they are"
         ) from error
@@ -55,5 +58,11 @@ def _load(run_dir: Path) -> dict[str, str]:
 
 def _save(run_dir: Path, originals: dict[str, str]) -> None:
     fresh = run_dir / f"{FILE}.new"
-    fresh.write_bytes(msgspec.json.encode(originals))
-    fresh.replace(run_dir / FILE)
+    try:
+        fresh.write_bytes(msgspec.json.encode(originals))
+        fresh.replace(run_dir / FILE)
+    except OSError as error:
+        raise AgentError(
+            f"{run_dir / FILE} cannot be written: {error.strerror}",
+            hint=f"make room in {run_dir}: df -h {run_dir}",
+        ) from error

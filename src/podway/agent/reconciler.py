@@ -12,6 +12,7 @@ import structlog
 from podway.agent import originals
 from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
+from podway.errors import AgentError
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.plan.bridge import BRIDGE_NETFILTER
@@ -88,8 +89,13 @@ class Reconciler:
         return report
 
     def _carry_out(self, plan: NodePlan) -> Report:
-        originals.remember(self._run_dir, self._kernel, plan)
-        report = self._kernel.apply(plan)
+        try:
+            originals.remember(self._run_dir, self._kernel, plan)
+        except AgentError as error:  # pods need the plan all the same
+            applied = self._kernel.apply(plan)
+            report = Report(applied.changes, (*applied.failures, error))
+        else:
+            report = self._kernel.apply(plan)
         self._applied = plan
         self._note_failures(report)
         return report

@@ -33,9 +33,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Supervisor:
-    """Runs an agent's tasks for ever, each until it is cancelled."""
+    """Runs an agent's tasks for ever, each until it is cancelled.
 
-    def __init__(self) -> None:
+    After a failure `look_again` is called: what the task was about to do is done by looking at everything anew.
+    """
+
+    def __init__(self, look_again: Callable[[], None]) -> None:
+        self._look_again = look_again
         self._failures: dict[str, Failure] = {}
 
     @property
@@ -58,6 +62,15 @@ class Supervisor:
                 )
                 self.note(task, error)
             await asyncio.sleep(pause)
+            self._look_again()
+
+    def attempt(self, task: str, work: Callable[[], object]) -> None:
+        """Do something once; a failure that nobody expected is told, and what was to be done is done later."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rest need not fail
+            self.note(task, error)
+            asyncio.get_running_loop().call_later(FIRST_PAUSE, self._look_again)
 
     def note(self, task: str, error: BaseException) -> None:
         """Log and remember a failure that nobody expected."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from ipaddress import ip_address, ip_interface, ip_network
 
 from podway.api.addresses import Address, Interface, Network
@@ -11,6 +12,10 @@ from podway.api.meta import LabelSelector
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+_TIMESTAMP = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})"
+)
 
 Problem = tuple[str, str, str]
 """Field, what is wrong with it, and what to do. Rules are functions that yield problems."""
@@ -144,6 +149,17 @@ def check_time(field: str, text: str) -> Iterator[Problem]:
     """Yield what is wrong with a time in seconds since 1970."""
     if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
         yield field, f"{text!r} is no time", "write whole seconds since 1970"
+
+
+def check_timestamp(field: str, text: str) -> Iterator[Problem]:
+    """Yield what is wrong with a point in time as Kubernetes writes it (RFC 3339)."""
+    try:
+        if _TIMESTAMP.fullmatch(text):
+            datetime.fromisoformat(text)
+            return
+    except ValueError:
+        pass  # no such day
+    yield field, f"{text!r} is no time (RFC 3339)", "remove this field: it is written when the object is made"
 
 
 def check_asn_text(field: str, text: str) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ from podway.api.fields import (
     check_ranges,
     check_selector,
     check_time,
+    check_timestamp,
     check_usable,
     parse_address,
     parse_cidr,
@@ -78,6 +79,8 @@ def _metadata(obj: Resource) -> Iterator[Problem]:
         yield from check_name("metadata.namespace", meta.namespace, LABEL)
     elif meta.namespace:
         yield "metadata.namespace", f"{obj.KIND} objects are in no namespace", "remove this field"
+    if meta.creation_timestamp:
+        yield from check_timestamp("metadata.creationTimestamp", meta.creation_timestamp)
     yield from check_labels("metadata.labels", meta.labels)
     for name in meta.annotations:
         yield from check_label_key("metadata.annotations", name)

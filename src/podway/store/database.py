@@ -100,6 +100,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _explain_sqlite(self.path, error) from error
+        except UnicodeDecodeError as error:  # sqlite3 puts names out of the file into its messages
+            raise StoreDamaged(f"store {self.path} is damaged: {error}", hint=_DAMAGED_HINT) from error
         except OSError as error:
             raise _explain_os(self.path, error) from error
 

@@ -152,9 +152,10 @@ class SqliteStore:
                 (kind, namespace),
             ).fetchall()
             revision = _revision(connection)
-        found = [self._checked((of, where, name), body) for of, where, name, body in rows]
+        keys = [(str(of), str(where), str(name)) for of, where, name, _ in rows]
+        found = [self._checked(stored, row[3]) for stored, row in zip(keys, rows, strict=True)]
         if kind is namespace is None:
-            self._known = {(of, where, name): self._known[of, where, name] for of, where, name, _ in rows}
+            self._known = {stored: self._known[stored] for stored in keys}
         aside = tuple(one for one in found if isinstance(one, SetAside))
         return Listing(tuple(one for one in found if not isinstance(one, SetAside)), revision, aside)
 
@@ -224,8 +225,8 @@ class SqliteStore:
             )
         return tuple(Event(type_, self._changed(kind, body, rev), rev) for rev, type_, kind, body in rows)
 
-    def _changed(self, kind: str, body: bytes, revision: int) -> Resource | SetAside:
-        named = key_in(kind, body)
+    def _changed(self, kind: object, body: object, revision: int) -> Resource | SetAside:
+        named = key_in(str(kind), _bytes(body))
         if named is None:
             raise RevisionGone(
                 f"store {self._path}: what changed at revision {revision} cannot be read",
@@ -239,13 +240,18 @@ class SqliteStore:
             raise NotFound(f"{subject(wanted)} does not exist")
         return self._checked(wanted, body)
 
-    def _checked(self, stored: Key, body: bytes) -> Resource | SetAside:
+    def _checked(self, stored: Key, content: object) -> Resource | SetAside:
         """Check an object, unless it is the one that was checked last under this key."""
-        body = body if isinstance(body, bytes) else str(body).encode()  # whatever another hand wrote
+        body = _bytes(content)
         known = self._known.get(stored)
         if known is None or known[0] != body:
             known = self._known[stored] = (body, check(stored, body))
         return known[1]
+
+
+def _bytes(content: object) -> bytes:
+    """Return what stands in a column, which may be of any type: a flipped bit makes one another."""
+    return content if isinstance(content, bytes) else str(content).encode(errors="replace")
 
 
 def _revision(connection: sqlite3.Connection) -> int:
