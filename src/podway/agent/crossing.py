@@ -44,6 +44,14 @@ NEVER = sys.maxsize
 MENDING = 2.0
 """Seconds that the parts of an accepted form may be missing from the kernel before the node says so."""
 
+TAKEN_BACK = 5.0
+"""Seconds after which a route of BIRD's that is missing while it is to change was taken back for good.
+
+The kernel tells of a new device's address only when a work item of its own has run (addrconf_dad_work). A BIRD
+that is to lead its routes there, and has not heard of it, takes them out until it is told again
+(podway.agent.learned).
+"""
+
 ON_THE_WAY = 0.5
 """Seconds that a packet may be on its way between two nodes: so long a form stays said after its last route."""
 
@@ -79,8 +87,8 @@ class Crossing:
         self._wanted = asyncio.Event()
         self._learned: frozenset[Network] = frozenset()
         """Bridged blocks of which BIRD had a route."""
-        self._missed: frozenset[Network] = frozenset()
-        """Those of them where it had none at the last look."""
+        self._missed: dict[Network, float] = {}
+        """Those of them where it has none any more, and since when."""
         self._ended: dict[str, float] = {}
         """Forms that are still said though no route is left, and since when."""
         self._said: Said | None = None
@@ -217,14 +225,14 @@ class Crossing:
     def _bridged(self, ways: Ways) -> frozenset[Network]:
         """Return the blocks that need a route of ours now.
 
-        Where BIRD had a route and took it back (a node died), ours goes, too; what is missing only once BIRD
-        may just be replacing.
+        Where BIRD had a route and took it back (a node died), ours goes, too, after TAKEN_BACK.
         """
         found = unsettled(self._state.view, self._state.node, ways)
-        missed = (found & (self._learned | self._missed)) - ways.learned.keys()
-        gone = missed & self._missed
-        self._learned, self._missed = found & ways.learned.keys(), missed
-        return found - gone
+        missed = (found & (self._learned | self._missed.keys())) - ways.learned.keys()
+        now = time.monotonic()
+        self._learned = found & ways.learned.keys()
+        self._missed = {network: self._missed.get(network, now) for network in missed}
+        return found - {network for network, since in self._missed.items() if now - since >= TAKEN_BACK}
 
     def _unfinished(self) -> list[str]:
         """Say in words what this node itself has not brought to an end."""
