@@ -103,6 +103,7 @@ def test_neighbour(node, connection, veth, text):
 ROUTES = [
     Route(ip_network("10.1.0.0/24"), "blackhole"),
     Route(ip_network("10.1.0.5/32"), device="left0", scope="link"),
+    Route(ip_network("10.1.0.8/32"), device="left0", scope="link", mtu=1230),
     Route(ip_network("10.1.0.6/32"), device="left0", scope="link", source=ip_address("10.0.0.1")),
     Route(ip_network("10.2.0.0/16"), device="left0", gateway=ip_address("10.0.0.2"), metric=50),
     Route(ip_network("0.0.0.0/0"), device="left0", gateway=ip_address("10.0.0.2"), table=1000),
@@ -167,7 +168,7 @@ def test_a_dump_shows_only_the_protocol_and_table_asked_for(node, connection, ve
 
 
 def test_what_a_plan_cannot_express_is_not_taken_for_it(node, connection, veth):
-    node.sh("ip addr add 10.0.0.1/24 dev left0; ip route add 10.1.0.0/24 dev left0 proto 112 mtu 1000")
+    node.sh("ip addr add 10.0.0.1/24 dev left0; ip route add 10.1.0.0/24 dev left0 proto 112 mtu 1000 advmss 900")
     node.sh("ip route add 10.2.0.0/24 proto 112 nexthop via 10.0.0.2 nexthop via 10.0.0.3")
     assert [r.planned("left0") for r in routes.dump(connection, Family.IPV4, protocol=112)] == [None, None]
 

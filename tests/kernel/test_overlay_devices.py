@@ -147,7 +147,7 @@ TAMPERINGS = {
     f"ip neigh add fe80::9 lladdr 02:00:00:00:00:09 dev {DEV}": f"neighbour fe80::9 on {DEV} was not in the plan",
     f"ip addr add 10.9.9.9/32 dev {DEV}": f"address 10.9.9.9/32 on {DEV} was not in the plan",
     f"ip addr flush dev {DEV}": f"address {GATEWAYS[0]}/64 on {DEV} was missing",
-    f"ip route replace 10.244.2.0/24 dev {DEV} proto 112": "(gateway None, not",
+    f"ip route replace 10.244.2.0/24 dev {DEV} proto 112": "(gateway none, not",
     f"ip route replace 10.244.2.0/24 via inet6 fe80::9 dev {DEV} proto 112": "(gateway fe80::9, not",
     "ip link add dev forgotten group 0x70776164 type veth peer name far": "device forgotten, a veth device was",
 }

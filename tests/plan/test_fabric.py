@@ -3,6 +3,7 @@
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from podway.api.resources import (
 )
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import (
+    Crossing,
     crossing,
     crossings,
     form_to,
@@ -32,7 +34,8 @@ from podway.plan.fabric import (
     overlay,
 )
 from podway.plan.node import plan_node, pod_mtu
-from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE
+from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE, Route
+from podway.plan.remote import LAST_METRIC
 from podway.plan.uplink import Uplink
 
 
@@ -167,12 +170,42 @@ def test_bare_packets_find_no_way_of_ours_through_routers() -> None:
     assert plan.routes == ()
 
 
+@pytest.mark.parametrize(
+    ("mtu", "six", "room"), [(0, True, 0), (1330, True, 0), (1329, False, 1279), (576, False, 526)]
+)
+def test_less_than_ipv6_needs_is_no_way_for_ipv6_and_told_to_ipv4(mtu: int, six: bool, room: int) -> None:
+    here, there = (
+        node(name, *interfaces, accepts="vxlan", sends="vxlan")
+        for name, interfaces in (("one", ("10.0.0.1/24", "fd01::1/64")), ("two", ("10.0.0.2/24", "fd01::2/64")))
+    )
+    gateway = overlay(ip_address("10.0.0.2")).gateway
+    assert crossing(pool(encapsulation="vxlan"), here, there, mtu) == Crossing(VXLAN_DEVICE, gateway, room)
+    way = crossing(pool("fd00::/56", encapsulation="vxlan"), here, there, mtu)
+    assert way is not None
+    assert way.gateway == (gateway if six else None)
+
+
+def test_a_device_of_ours_never_loses_ipv6() -> None:
+    told = pool(encapsulation="vxlan")
+    cluster = view(ONE, FAR, told)
+    for mtu, device_mtu, bound in ((1500, 1450, "eth0"), (1330, 1280, "eth0"), (1329, 1280, ""), (576, 1280, "")):
+        uplink = Uplink("eth0", mtu, UPLINK.addresses)
+        devices = {device.kind: device for device in plan_node(cluster, "one", uplink, ()).devices}
+        device = devices["vxlan"]
+        assert device.mtu == device_mtu
+        assert device.vxlan is not None
+        assert device.vxlan.uplink == bound
+        assert pod_mtu(cluster, uplink) == mtu - 50, "IPv4 alone needs no more"
+
+
 def test_a_bridged_block_has_a_route_of_ours_beside_birds() -> None:
     told = pool(encapsulation="ipip")
     far = block("10.244.2.0/24", "far", told)
     cluster = view(ONE, FAR, told, far)
-    assert plan_node(cluster, "one", UPLINK, ()).routes == ()
-    (route,) = plan_node(cluster, "one", UPLINK, (), bridged={far.network}).routes
+    last_resort = Route(told.network, "unreachable", metric=LAST_METRIC)
+    assert plan_node(cluster, "one", UPLINK, ()).routes == (last_resort,)
+    route, other = plan_node(cluster, "one", UPLINK, (), bridged={far.network}).routes
+    assert other == last_resort
     assert route.device == IPIP_DEVICE
     assert route.metric is not None
     assert route.metric < 32

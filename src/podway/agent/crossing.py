@@ -19,7 +19,7 @@ from podway.errors import KernelError, StoreError
 from podway.kernel import links, routes
 from podway.kernel.netlink import constants as c
 from podway.kernel.node import Kernel
-from podway.plan.fabric import forms_accepted, forms_held
+from podway.plan.fabric import forms_accepted, forms_asked, forms_held
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.switching import (
     Ways,
@@ -171,6 +171,8 @@ class Crossing:
         if here is None or view.revision < self._readable < NEVER:
             return  # the last words first have to come back
         missing = self._missing(here) if forms_held(view, node) else frozenset[Encapsulation]()
+        # What pools ask for is not taken back: the others would send bare what was to be encapsulated.
+        missing -= here.accepts & forms_asked(view)
         words = {
             ACCEPTS: ",".join(sorted(forms_accepted(view, node) - missing)),
             SENDS: ",".join(sorted(self._sends(here) - missing)),

@@ -281,9 +281,17 @@ def _crossings(ways: Mapping[Network, Mapping[Address, Crossing]]) -> str:
         lines.append(f"\t\t\tif {_among(f'{network}+' for network in networks)} then case bgp_next_hop {{\n")
         for hop, way in hops:
             # The space before the colon keeps it apart from an IPv6 address.
-            lines.append(f'\t\t\t\t{hop} : {{ ifname = "{way.device}"; gw = {way.gateway}; }}\n')
+            lines.append(f"\t\t\t\t{hop} : {{ {_turn(way)} }}\n")
         lines.append("\t\t\t}\n")
     return "".join(lines)
+
+
+def _turn(way: Crossing) -> str:
+    """Return the statements that send a route by an encapsulated way, or keep it out where there is none."""
+    if way.gateway is None:
+        return "reject;"
+    room = f" krt_mtu = {way.mtu};" if way.mtu else ""
+    return f'ifname = "{way.device}"; gw = {way.gateway};{room}'
 
 
 def _whole_pools(plan: BgpPlan, family: Family) -> Iterable[Network]:

@@ -82,6 +82,8 @@ def new_bridge(name: str, *, mac: str = "", mtu: int = 0, group: int = 0) -> Req
 def new_vxlan(name: str, settings: Vxlan, uplink: int, *, mac: str = "", mtu: int = 0, group: int = 0) -> Request:
     """Build a request for a VXLAN device (RFC 7348) whose outer packets leave by the device numbered `uplink`.
 
+    If that is 0, they leave by whatever the routes say.
+
     It neither learns nor floods: frames for a hardware address without a forwarding entry are dropped. Outer
     headers take the inner one's DF bit, so that the MTU of a path is found out, DSCP and ECN (RFC 6040). UDP
     checksums are on in either family, as is the kernel's default: they cover the inner headers, cost next to
@@ -266,7 +268,7 @@ def _vxlan_manners(settings: Vxlan, uplink: int) -> bytes:
     local = c.IFLA_VXLAN_LOCAL if settings.local.version == 4 else c.IFLA_VXLAN_LOCAL6
     return b"".join(
         (
-            u32(c.IFLA_VXLAN_LINK, uplink),
+            u32(c.IFLA_VXLAN_LINK, uplink) if uplink else b"",
             attribute(local, settings.local.packed),
             attribute(c.IFLA_VXLAN_LEARNING, b"\0"),
             attribute(c.IFLA_VXLAN_TOS, bytes([_TOS_INHERIT])),

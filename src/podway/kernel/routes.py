@@ -19,7 +19,7 @@ from podway.kernel import links
 from podway.kernel.addresses import SCOPE_NUMBERS, SCOPES, unpack
 from podway.kernel.netlink import Connection, Message, Request
 from podway.kernel.netlink import constants as c
-from podway.kernel.netlink.codec import RTMSG, attribute, number, parse, u32
+from podway.kernel.netlink.codec import RTMSG, attribute, nested, number, parse, u32
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteType, Scope
 
 TYPES = {
@@ -37,7 +37,7 @@ TYPES = {
 """rtm_type by number; the names are iproute2's."""
 
 _TYPE_NUMBERS = {name: kind for kind, name in TYPES.items()}
-_NOT_IN_PLANS = (c.RTA_METRICS, c.RTA_MULTIPATH, c.RTA_ENCAP_TYPE, c.RTA_NH_ID)
+_NOT_IN_PLANS = (c.RTA_MULTIPATH, c.RTA_ENCAP_TYPE, c.RTA_NH_ID)
 _RTNEXTHOP = struct.Struct("=HBBi")
 """struct rtnexthop: length, flags, weight less one, device."""
 _AF = struct.Struct("=H")
@@ -78,8 +78,9 @@ class RouteRecord(msgspec.Struct, frozen=True):
     protocol: int
     tos: int
     plain: bool
-    """It carries nothing that a plan's Route cannot express: no metrics, several ways or encapsulation."""
+    """It carries nothing that a plan's Route cannot express: other metrics, several ways or encapsulation."""
     next_hops: tuple[NextHop, ...] = ()
+    mtu: int = 0
 
     def planned(self, device: str) -> Route | None:
         """Return the same as a plan's Route through this device; None if that cannot express it."""
@@ -94,6 +95,7 @@ class RouteRecord(msgspec.Struct, frozen=True):
             cast(Scope, self.scope),
             self.metric,
             self.table,
+            self.mtu,
         )
 
 
@@ -170,6 +172,7 @@ def read(message: Message) -> RouteRecord:
     name = TYPES.get(kind, str(kind))
     goes_nowhere = name in {"blackhole", "unreachable", "prohibit", "throw"}
     source = found.get(c.RTA_PREFSRC)
+    metrics = parse(found.get(c.RTA_METRICS, b""))
     return RouteRecord(
         destination=IPv6Network((packed, prefix)) if ipv6 else IPv4Network((packed, prefix)),
         type=name,
@@ -181,8 +184,9 @@ def read(message: Message) -> RouteRecord:
         table=number(found.get(c.RTA_TABLE), table),
         protocol=protocol,
         tos=tos,
-        plain=not any(kind in found for kind in _NOT_IN_PLANS),
+        plain=metrics.keys() <= {c.RTAX_MTU} and not any(kind in found for kind in _NOT_IN_PLANS),
         next_hops=_read_next_hops(found.get(c.RTA_MULTIPATH, b"")),
+        mtu=number(metrics.get(c.RTAX_MTU)),
     )
 
 
@@ -306,6 +310,7 @@ def _body(route: Route, index: int, protocol: int) -> bytes:
             _gateway(route.destination, route.gateway),
             attribute(c.RTA_PREFSRC, route.source.packed) if route.source else b"",
             b"" if route.metric is None else u32(c.RTA_PRIORITY, route.metric),
+            nested(c.RTA_METRICS, u32(c.RTAX_MTU, route.mtu)) if route.mtu else b"",
         )
     )
 

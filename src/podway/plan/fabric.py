@@ -39,11 +39,20 @@ _VXLAN_HEADERS = 8 + 8 + 14
 _IP_HEADER = {Family.IPV4: 20, Family.IPV6: 40}
 
 
+SMALLEST_IPV6_MTU = 1280
+"""RFC 8200, section 5. The kernel takes IPv6 away from a device with less (addrconf_notify)."""
+
+
 class Crossing(msgspec.Struct, frozen=True):
-    """An encapsulated way to a node."""
+    """An encapsulated way to a node.
+
+    `mtu` is how many bytes it carries where that is less than the device's MTU, else 0. Without a gateway there is
+    no way: IPv6 where it has not the bytes that it needs. It does not cross in another form then.
+    """
 
     device: str
-    gateway: Address
+    gateway: Address | None
+    mtu: int = 0
 
 
 class Overlay(msgspec.Struct, frozen=True):
@@ -153,18 +162,36 @@ def forms_sent(view: ClusterView, node: str) -> Mapping[str, frozenset[Encapsula
     }
 
 
-def crossing(pool: IPPool, here: Node, there: Node) -> Crossing | None:
-    """Return the encapsulated way from one node to another for a pool's packets; None if they cross bare."""
+def device_mtu(carried: int) -> int:
+    """Return the MTU of a device of ours on which IPv6 stands, for packets of up to so many bytes.
+
+    It is never less than IPv6 needs: with IPv6 the kernel would take the addresses, neighbours and gateways by
+    which IPv4 goes, too. Where less is carried, IPv4's routes say so, and IPv6 has none.
+    """
+    return max(carried, SMALLEST_IPV6_MTU)
+
+
+def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | None:
+    """Return the encapsulated way from one node to another for a pool's packets; None if they cross bare.
+
+    `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
+    """
     form = form_to(pool, here, there)
     target = endpoint(there.internal_addresses)
     if form == "none" or target is None:
         return None
-    return Crossing(DEVICES[form], overlay(target).gateway)
+    way = Crossing(DEVICES[form], overlay(target).gateway)
+    carried = mtu - overhead(form, Family.of(target)) if mtu else SMALLEST_IPV6_MTU
+    if carried >= SMALLEST_IPV6_MTU:
+        return way
+    gateway = None if pool.family is Family.IPV6 else way.gateway
+    return msgspec.structs.replace(way, gateway=gateway, mtu=carried)
 
 
-def crossings(view: ClusterView, node: str) -> Mapping[Network, Mapping[Address, Crossing]]:
+def crossings(view: ClusterView, node: str, mtu: int = 0) -> Mapping[Network, Mapping[Address, Crossing]]:
     """Return the encapsulated ways of pools: by the pool's network and the next hop of a route in it.
 
+    `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
     Whoever tells the routes: BGP goes on with a pool for a while after that became the store's. Next hops that
     are reached without encapsulation are left out.
     """
@@ -177,7 +204,7 @@ def crossings(view: ClusterView, node: str) -> Mapping[Network, Mapping[Address,
             continue
         for there in view.nodes.values():
             hop = there.internal_address(pool.family)
-            way = crossing(pool, here, there) if hop and there is not here else None
+            way = crossing(pool, here, there, mtu) if hop and there is not here else None
             if hop and way:
                 found.setdefault(pool.network, {})[hop] = way
     return found

@@ -11,17 +11,14 @@ from podway.api.lease import Lease
 from podway.api.resources import Encapsulation, IPPool
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import lan_of, plan_bridge
-from podway.plan.fabric import overhead
+from podway.plan.fabric import device_mtu, overhead
 from podway.plan.guard import plan_pod_guard
 from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
 from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.ports import port_guard
-from podway.plan.remote import remote_routes
+from podway.plan.remote import last_resorts, remote_routes
 from podway.plan.uplink import Uplink
 from podway.plan.wiring import wire
-
-SMALLEST_IPV6_MTU = 1280
-"""RFC 8200 section 5."""
 
 NODE_FORWARDING: dict[Family, str] = {
     # IPv4 asks the incoming interface; IPv6 asks the whole namespace (net/ipv6/ip6_output.c, ip6_forward).
@@ -89,13 +86,17 @@ def pool_mtu(view: ClusterView, uplink: Uplink, pool: IPPool, sent: Sent = NOTHI
 def pod_mtu(
     view: ClusterView, uplink: Uplink, addresses: Iterable[Address] | None = None, sent: Sent = NOTHING_SENT
 ) -> int:
-    """Return the MTU of a pod's link in bytes, which its addresses' pools decide; None stands for all pools."""
+    """Return the MTU of a pod's link in bytes, which its addresses' pools decide; None stands for all pools.
+
+    With IPv6 it is at least what that needs: the node tells IPv4 what of that is carried to other nodes.
+    """
     pools = list(view.pools.values())
     if addresses is not None:
         wanted = tuple(addresses)
         pools = [pool for pool in pools if any(address in pool.network for address in wanted)]
     mtus = [pool_mtu(view, uplink, pool, sent) for pool in pools]
-    return min(mtus, default=min(view.config.mtu, uplink.mtu) if view.config.mtu else uplink.mtu)
+    mtu = min(mtus, default=min(view.config.mtu, uplink.mtu) if view.config.mtu else uplink.mtu)
+    return device_mtu(mtu) if any(pool.family is Family.IPV6 for pool in pools) else mtu
 
 
 def plan_wiring(
@@ -176,6 +177,7 @@ def plan_node(
         routes=(
             *(Route(block, "blackhole") for block in blocks),
             *remote_routes(view, node, uplink, bridged),
+            *last_resorts(view),
             *(route for wiring in wirings for route in wiring.routes),
         ),
         tables=(*guard.tables, *port_guard(lan)),

@@ -43,7 +43,10 @@ NftFamily: TypeAlias = Literal["ip", "ip6", "inet", "netdev", "bridge"]
 
 
 class Vxlan(msgspec.Struct, frozen=True):
-    """What makes a device a VXLAN tunnel end (RFC 7348): no learning, no flooding, `local` the outer source."""
+    """What makes a device a VXLAN tunnel end (RFC 7348): no learning, no flooding, `local` the outer source.
+
+    Outer packets leave by `uplink`; if that is empty, by whatever the node's routes say.
+    """
 
     vni: int
     port: int
@@ -51,7 +54,8 @@ class Vxlan(msgspec.Struct, frozen=True):
     uplink: str
 
     def __str__(self) -> str:
-        return f"VNI {self.vni} at port {self.port} from {self.local} by {self.uplink}"
+        by = f" by {self.uplink}" if self.uplink else ""
+        return f"VNI {self.vni} at port {self.port} from {self.local}{by}"
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -186,7 +190,8 @@ class LinkAddress(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """A route of ours in one table. `metric` None is the family's DEFAULT_METRIC.
 
-    The gateway of an IPv4 route may be an IPv6 address (RTA_VIA, kernel 5.2).
+    The gateway of an IPv4 route may be an IPv6 address (RTA_VIA, kernel 5.2). `mtu` is how many bytes the way
+    carries (RTAX_MTU), 0 if that is what its device does.
     """
 
     destination: Network
@@ -197,6 +202,7 @@ class Route(msgspec.Struct, frozen=True):
     scope: Scope = "global"
     metric: int | None = None
     table: int = MAIN_TABLE
+    mtu: int = 0
 
     def __str__(self) -> str:
         parts = ["route", str(self.destination) if self.destination.prefixlen else "default"]
@@ -210,6 +216,8 @@ class Route(msgspec.Struct, frozen=True):
             parts.append(f"src {self.source}")
         if self.metric not in {None, DEFAULT_METRIC[self.family]}:
             parts.append(f"metric {self.metric}")
+        if self.mtu:
+            parts.append(f"mtu {self.mtu}")
         if self.table != MAIN_TABLE:
             parts.append(f"table {self.table}")
         return " ".join(parts)

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, ip_interface
 from podway.api.addresses import Family
 from podway.api.resources import Encapsulation
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import DEVICES, Overlay, endpoint, forms_held, overhead, overlay
+from podway.plan.fabric import DEVICES, Overlay, device_mtu, endpoint, forms_held, overhead, overlay
 from podway.plan.objects import (
     Device,
     ForwardingEntry,
@@ -76,8 +76,11 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
 
 
 def _device(view: ClusterView, uplink: Uplink, me: Overlay, form: Encapsulation) -> Device:
-    name, mtu = DEVICES[form], uplink.mtu - overhead(form, uplink.underlay)
+    name, carried = DEVICES[form], uplink.mtu - overhead(form, uplink.underlay)
+    mtu = device_mtu(carried)
     if form == "ipip":
         return Device(name, "ipip", me.mac, mtu)
     settings = view.config.vxlan
-    return Device(name, "vxlan", me.mac, mtu, Vxlan(settings.vni, settings.port, me.endpoint, uplink.device))
+    # A VXLAN device that is bound to another has at most that one's MTU less the headers (vxlan_change_mtu).
+    bound = uplink.device if mtu == carried else ""
+    return Device(name, "vxlan", me.mac, mtu, Vxlan(settings.vni, settings.port, me.endpoint, bound))

@@ -147,7 +147,8 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
     plan = plan_node(view, node, uplink, site.leases)
     own = _longest(plan.routes, address)
     block = view.block_at(address)
-    if own is not None:
+    told = remote_route(view, node, uplink, block) if block is not None and announced(view, block) else None
+    if own is not None and (own.type != "unreachable" or told is None):
         fate: Fate = "discarded" if own.type != "unicast" else "forwarded"
         known = _neighbour(plan.neighbours, own, address)
         if own.type != "unicast" and target.pod and target.node == node and not site.leases:
@@ -157,10 +158,9 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
         remote = block is not None and block.spec.node != node and own.destination == block.network
         return _to_a_node(hop, block, uplink) if block and remote else hop
     if block is not None and announced(view, block):
-        route = remote_route(view, node, uplink, block)
-        if route is None:  # only routers between the nodes know the way, and told BIRD
-            route = Route(block.network, device=uplink.device)
-        told = msgspec.structs.replace(route, source=None)
+        if told is None:  # only routers between the nodes know the way, and told BIRD
+            told = Route(block.network, device=uplink.device)
+        told = msgspec.structs.replace(told, source=None)
         known = _neighbour(plan.neighbours, told, address)
         teller = _teller(view, node, block)
         hop = PlannedHop(node, "", entry, told.device, "forwarded", "bird", told, teller, known)

@@ -11,6 +11,9 @@ from podway.plan.fabric import crossing, pool_of, share_subnet
 from podway.plan.objects import Route
 from podway.plan.uplink import Uplink
 
+LAST_METRIC = 1 << 31
+"""Worse than all that others would set: what leads into a pool is preferred."""
+
 STORE_METRIC = 31
 """Just better than BIRD's routes (32): both stand side by side while a pool goes over from one to the other."""
 
@@ -29,6 +32,17 @@ def remote_routes(
                 yield msgspec.structs.replace(route, metric=STORE_METRIC)
 
 
+def last_resorts(view: ClusterView) -> Iterator[Route]:
+    """Yield the routes that keep a pool's packets from leaving by the default route, which is bare.
+
+    For the pools that ask for encapsulation: what has no route to its block is unreachable, and
+    the sender is told.
+    """
+    for pool in view.pools.values():
+        if pool.spec.encapsulation != "none":
+            yield Route(pool.network, "unreachable", metric=LAST_METRIC)
+
+
 def remote_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> Route | None:
     """Return the way from a node to a block of another one, whoever writes it; None if there is none.
 
@@ -40,9 +54,11 @@ def remote_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlo
     if here is None or there is None or there is here or pool is None:
         return None
     source = next((address for address in uplink.sources if address.version == pool.family), None)
-    way = crossing(pool, here, there)
+    way = crossing(pool, here, there, uplink.mtu)
+    if way is not None and way.gateway is None:
+        return None
     if way is not None:
-        return Route(block.network, device=way.device, gateway=way.gateway, source=source)
+        return Route(block.network, device=way.device, gateway=way.gateway, source=source, mtu=way.mtu)
     gateway = there.internal_address(pool.family)
     if gateway is None or not share_subnet(here, there, pool.family):
         return None

@@ -27,8 +27,16 @@ from podway.api.addresses import Family, Network
 from podway.api.resources import Encapsulation, IPPool
 from podway.cluster.view import ClusterView
 from podway.plan.changes import Change
-from podway.plan.fabric import DEVICES, form_to, form_wanted, forms_asked, forms_sent, pool_of
-from podway.plan.node import SMALLEST_IPV6_MTU, Sent, pool_mtu
+from podway.plan.fabric import (
+    DEVICES,
+    SMALLEST_IPV6_MTU,
+    form_to,
+    form_wanted,
+    forms_asked,
+    forms_sent,
+    pool_of,
+)
+from podway.plan.node import Sent, pool_mtu
 from podway.plan.objects import Device, IpipTunnel, LinkAddress, NodePlan, Sysctl, TunnelEndpoint
 from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
@@ -142,8 +150,9 @@ def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
         mtu = pool_mtu(view, uplink, pool)
         if pool.family is Family.IPV6 and mtu < SMALLEST_IPV6_MTU:
             yield (
-                f"IPPool/{name}: pods' MTU is {mtu}, but IPv6 needs {SMALLEST_IPV6_MTU} (RFC 8200); "
-                f"raise the MTU of {uplink.device}, which is {uplink.mtu}, or use another encapsulation"
+                f"IPPool/{name}: IPv6 crosses to no other node: {pool.spec.encapsulation} leaves {mtu} bytes, and "
+                f"it needs {SMALLEST_IPV6_MTU} (RFC 8200); raise the MTU of {uplink.device}, which is "
+                f"{uplink.mtu}, to {SMALLEST_IPV6_MTU + uplink.mtu - mtu}, or use another encapsulation"
             )
 
 

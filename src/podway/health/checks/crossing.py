@@ -7,8 +7,8 @@ from podway.api.resources import IPPool, Node
 from podway.cluster.view import ClusterView
 from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import Problem, Severity, cluster_check, node_check
-from podway.plan.fabric import form_wanted, share_subnet
-from podway.plan.node import SMALLEST_IPV6_MTU, pool_mtu
+from podway.plan.fabric import SMALLEST_IPV6_MTU, form_wanted, share_subnet
+from podway.plan.node import pool_mtu
 from podway.plan.objects import VXLAN_DEVICE
 from podway.plan.outside import outside_peers
 
@@ -46,8 +46,8 @@ def vxlan_taken(facts: NodeFacts) -> Iterator[Problem]:
 @node_check(
     "small-mtu",
     looks_at="the MTU that a pool's encapsulation leaves to pods, for pools of IPv6",
-    why=f"IPv6 needs {SMALLEST_IPV6_MTU} bytes on every link (RFC 8200, section 5): the kernel takes IPv6 away "
-    "from a device with less",
+    why=f"IPv6 needs {SMALLEST_IPV6_MTU} bytes on every link (RFC 8200, section 5): where there are less, it "
+    "crosses to no other node",
     caused=False,
 )
 def small_mtu(facts: NodeFacts) -> Iterator[Problem]:

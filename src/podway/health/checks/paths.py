@@ -7,7 +7,7 @@ from podway.bgp.probe import SMALLEST
 from podway.health.facts import ClusterFacts, NarrowPath, NodeFacts
 from podway.health.finding import Problem, Severity, cluster_check, node_check
 from podway.health.groups import between
-from podway.plan.node import SMALLEST_IPV6_MTU
+from podway.plan.fabric import SMALLEST_IPV6_MTU
 
 HEADER = {Family.IPV4: 28, Family.IPV6: 48}
 """Bytes that an echo request has besides what `ping -s` counts."""

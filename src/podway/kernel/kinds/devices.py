@@ -174,6 +174,8 @@ class Devices:
                 return links.new_bridge(want.name, mac=want.mac, mtu=want.mtu - 1, group=DEVICE_GROUP)
 
     def _uplink(self, want: Device, settings: Vxlan) -> int:
+        if not settings.uplink:
+            return 0
         index = self._inventory.numbers.get(settings.uplink)
         if index is None:
             raise KernelError(f"create {want} on {settings.uplink}", errno.ENODEV)
@@ -243,7 +245,9 @@ def _flaw(record: LinkRecord, want: Device) -> str:
 
 
 def _same_tunnel(have: Vxlan, want: Vxlan) -> bool:
-    """Tell whether one can become the other in place (vxlan_changelink refuses VNI and port)."""
+    """Tell whether one can become the other in place (vxlan_changelink refuses VNI and port, and to unbind)."""
+    if have.uplink and not want.uplink:
+        return False
     return (have.vni, have.port, have.local.version) == (want.vni, want.port, want.local.version)
 
 
