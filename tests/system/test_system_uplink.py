@@ -194,9 +194,26 @@ def test_a_node_with_new_addresses_is_known_by_them(pair: Pair) -> None:
 
 
 def test_one_of_two_addresses_of_a_subnet_expires(pair: Pair) -> None:
-    """The registered one, too: then the other takes its place."""
-    for address in ("172.30.7.7/16", "fd70:6f64:7761:7900::77/64"):
+    """Whichever it is: what is left of the subnet keeps the ways through it."""
+    seconds = ("172.30.7.7/16", "fd70:6f64:7761:7900::77/64")
+    for address in seconds:
         pair.sh(f"ip address add {address} dev eth0 valid_lft 2 preferred_lft 2")
     eventually(lambda: "7.7/" not in pair.sh("ip address") and "::77" not in pair.sh("ip address"), within=BACK)
     eventually(pair.healthy, within=BACK)
     assert pair.uplink == ("eth0", ADDRESSES)
+
+
+def test_the_nodes_own_address_expires_beside_another_of_its_subnet(pair: Pair) -> None:
+    second = "fd70:6f64:7761:7900::77/64"
+    # Not by `ip address change`: with that the kernel has the subnet's route expire, too.
+    anew = f"ip address del {V6} dev eth0; ip address add {V6} dev eth0 nodad valid_lft 2 preferred_lft 2"
+    pair.sh(f"ip address add {second} dev eth0 nodad; {anew}")
+    eventually(lambda: pair.uplink == ("eth0", [V4, second]), within=BACK)
+    eventually(pair.healthy, within=BACK)
+    assert pair.registered == {"172.30.0.1", "fd70:6f64:7761:7900::77"}
+    # That one is the node's now, and stays though the former comes back, until it goes.
+    pair.sh(f"ip address add {V6} dev eth0 nodad")
+    eventually(pair.healthy, within=BACK)
+    assert pair.uplink == ("eth0", [V4, second])
+    pair.sh(f"ip address del {second} dev eth0")
+    eventually(lambda: pair.uplink == ("eth0", ADDRESSES), within=BACK)
