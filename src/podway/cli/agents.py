@@ -99,6 +99,7 @@ def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool 
         found = _of_cluster(options)
     if not found:
         raise _nobody(options)
+    names = [name.removeprefix("node/") for name in names]
     for name in names:
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)

@@ -38,7 +38,7 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 def resolve(text: str, resources: Iterable[Resource]) -> Subject:
-    """Return whom a text names: `web`, `shop/web`, `node1`, `10.244.1.2`.
+    """Return whom a text names: `web`, `shop/web`, `pod/shop/web`, `node1`, `node/node1`, `10.244.1.2`.
 
     Raises InvalidInput if nobody has this name (with the nearest ones), if several have it, or if the one who
     has it has no address.
@@ -48,8 +48,12 @@ def resolve(text: str, resources: Iterable[Resource]) -> Subject:
         return _by_address(ip_address(text), resources)
     except ValueError:
         pass
-    pods = [one for one in resources if isinstance(one, Pod) and text in (one.metadata.name, _name(one))]
-    nodes = [one for one in resources if isinstance(one, Node) and text == one.metadata.name]
+    pods = [
+        one
+        for one in resources
+        if isinstance(one, Pod) and _as_typed(text, "pod") & {one.metadata.name, _name(one)}
+    ]
+    nodes = [one for one in resources if isinstance(one, Node) and one.metadata.name in _as_typed(text, "node")]
     found = [*pods, *nodes]
     if len(found) == 1:
         return _of_pod(pods[0]) if pods else _of_node(nodes[0])
@@ -58,6 +62,11 @@ def resolve(text: str, resources: Iterable[Resource]) -> Subject:
     meanings = " or ".join([*(f"pod {_name(pod)}" for pod in pods), *(f"node {text}" for _ in nodes)])
     ways = " or ".join([*map(_name, pods), *(f"{_first(node)} for the node" for node in nodes)])
     raise InvalidInput(f"{text!r} can mean {meanings}", hint=f"write {ways}")
+
+
+def _as_typed(text: str, kind: str) -> set[str]:
+    """Return the names that a text may be of this kind: with the kind before them, or without."""
+    return {text, text.removeprefix(f"{kind}/")}
 
 
 def _by_address(address: Address, resources: Sequence[Resource]) -> Subject:
