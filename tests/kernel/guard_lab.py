@@ -8,8 +8,9 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
+from types import MappingProxyType
 from typing import Any
 
 from podway.api.addresses import Address, Family
@@ -46,7 +47,6 @@ BLOCKS = {
     Family.IPV4: ("10.244.1.0/24", "10.244.2.0/24"),
     Family.IPV6: ("fd00:10:244:1::40/122", "fd00:10:244:2::40/122"),
 }
-UPLINK = Uplink("eth0", 1500, tuple(HERE.values()))
 
 FRAGMENTATION_NEEDED = {Family.IPV4: (3, 4), Family.IPV6: (2, 0)}
 """Type and code (RFC 1191, RFC 4443 section 3.2)."""
@@ -69,18 +69,25 @@ def cluster(
     forms: str = "",
     underlay: Iterable[Family] = tuple(Family),
     more: Sequence[dict[Family, Any]] = (),
+    blocks: Mapping[str, str] = MappingProxyType({}),
 ) -> ClusterView:
     """Two nodes, `here` and `there`, with a block each of two pools, one a family; they send and take `forms`.
 
-    `underlay` are the families of the nodes' addresses, `more` the addresses of further nodes.
+    `underlay` are the families of the nodes' addresses, `more` the addresses of further nodes, `more0` and
+    so on, and `blocks` what these own besides.
     """
     objects: list[Any] = [
         node_object("here", {family: HERE[family] for family in underlay}, forms),
         node_object("there", {family: THERE[family] for family in underlay}, forms),
         *(node_object(f"more{number}", addresses, forms) for number, addresses in enumerate(more)),
     ]
+    for name, cidr in blocks.items():
+        spec = AddressBlockSpec(cidr=cidr, pool=f"pool{Family.of(ip_network(cidr)).value}", node=name)
+        objects.append(AddressBlock(metadata=Metadata(name=block_name(ip_network(cidr))), spec=spec))
     for family in Family:
-        pool = IPPool(metadata=Metadata(name=f"pool{family}"), spec=IPPoolSpec(cidr=POOLS[family], attach=attach))
+        pool = IPPool(
+            metadata=Metadata(name=f"pool{family.value}"), spec=IPPoolSpec(cidr=POOLS[family], attach=attach)
+        )
         objects.append(pool)
         for owner, cidr in zip(("here", "there"), BLOCKS[family], strict=True):
             spec = AddressBlockSpec(cidr=cidr, pool=pool.metadata.name, node=owner)
@@ -108,12 +115,14 @@ class GuardLab:
     def __init__(self, node: Any, fabric: Any, kernel: Kernel, view: ClusterView, facts: HostFacts) -> None:
         self.node, self.fabric, self.kernel, self.view, self.facts = node, fabric, kernel, view, facts
         self.pods: list[Pod] = []
+        own = next(node for node in view.nodes.values() if node.metadata.name == "here")
+        self.uplink = Uplink("eth0", 1500, own.interface_addresses)
 
     def run_pod(self, namespace: Any, number: int, attach: Attach = "routed") -> Pod:
         addresses = tuple(ip_network(BLOCKS[family][0]).network_address + number for family in Family)
         lease = Lease(Attachment(f"c{number}", "eth0"), f"default/{number}", "podway", "/run/x", addresses, attach)
         leases = [pod.lease for pod in self.pods]
-        wiring = plan_wiring(self.view, "here", UPLINK, lease, leases=leases)
+        wiring = plan_wiring(self.view, "here", self.uplink, lease, leases=leases)
         self.kernel.wire(wiring, namespace.fd)
         self.pods.append(Pod(namespace, lease, wiring))
         assert self.kernel.apply(self.plan()).failures == ()
@@ -121,7 +130,7 @@ class GuardLab:
         return self.pods[-1]
 
     def plan(self) -> NodePlan:
-        return plan_node(self.view, "here", UPLINK, [pod.lease for pod in self.pods], facts=self.facts)
+        return plan_node(self.view, "here", self.uplink, [pod.lease for pod in self.pods], facts=self.facts)
 
     def follow(self, view: ClusterView) -> None:
         self.view = view

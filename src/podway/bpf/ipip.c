@@ -53,6 +53,7 @@ enum counter {
 	DROPPED_FRAGMENT,
 	DROPPED_MALFORMED,
 	DROPPED_ECN,
+	DROPPED_SOURCE,
 	N_COUNTERS,
 };
 
@@ -71,6 +72,32 @@ struct {
 	__type(key, __be32);
 	__type(value, __u8);
 } ipip_endpoints SEC(".maps");
+
+// Which node may send from an inner source, by its longest prefix. What has no entry at all any node may send:
+// the map is not filled yet.
+struct source {
+	__u32 prefix;
+	__be32 address;
+};
+
+#define ANY_NODE 0
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct source);
+	__type(value, __be32);
+} ipip_sources SEC(".maps");
+
+// The node that may send from an address, or ANY_NODE.
+static __always_inline __be32 sender_of(__be32 address)
+{
+	struct source source = { .prefix = 32, .address = address };
+	__be32 *sender = bpf_map_lookup_elem(&ipip_sources, &source);
+
+	return sender ? *sender : ANY_NODE;
+}
 
 static __always_inline void count(__u32 which)
 {
@@ -162,7 +189,7 @@ static __always_inline long set_ecn(struct __sk_buff *skb, __u32 offset, __u8 to
 // An IPIP packet for us, whose outer header this is, becomes the inner one.
 static __always_inline int decapsulate(struct __sk_buff *skb, const struct iphdr *outer)
 {
-	__be32 source = outer->saddr;
+	__be32 source = outer->saddr, sender;
 	struct iphdr inner;
 	int ecn;
 
@@ -176,6 +203,9 @@ static __always_inline int decapsulate(struct __sk_buff *skb, const struct iphdr
 	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*outer), &inner, sizeof(inner)) ||
 	    inner.version != 4)
 		return drop(DROPPED_MALFORMED); // all else of the inner header is seen to by ip_rcv
+	sender = sender_of(inner.saddr);
+	if (sender != ANY_NODE && sender != source)
+		return drop(DROPPED_SOURCE);
 	ecn = decapsulated_ecn(inner.tos & ECN_MASK, outer->tos & ECN_MASK);
 	if (ecn < 0)
 		return drop(DROPPED_ECN);
@@ -217,7 +247,7 @@ static __always_inline int relay(struct __sk_buff *skb, const struct iphdr *ip)
 	struct quoted_outer had;
 	struct iphdr inner;
 	struct relayed now;
-	__be32 endpoint;
+	__be32 endpoint, sender;
 	__u16 check, mtu;
 	__u32 sum;
 
@@ -227,6 +257,10 @@ static __always_inline int relay(struct __sk_buff *skb, const struct iphdr *ip)
 	    had.outer.protocol != IPPROTO_IPIP || had.outer.ihl != 5 || had.outer.saddr != config.local ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*ip) + sizeof(had), &inner, sizeof(inner)) ||
 	    inner.version != 4)
+		return TC_ACT_UNSPEC;
+	// About what this node sent, or one of its pods: nobody else's packet is in a header of ours.
+	sender = sender_of(inner.saddr);
+	if (sender != ANY_NODE && sender != config.local)
 		return TC_ACT_UNSPEC;
 	endpoint = had.outer.daddr;
 	check = had.icmp.checksum;

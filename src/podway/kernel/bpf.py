@@ -188,19 +188,23 @@ def _inspect(fd: int, info: ctypes.Structure) -> None:
     checked("inspect an eBPF object", said)
 
 
-def keys(fd: int) -> list[bytes]:
-    """Return the keys of a hash map, in one request (kernel 5.6). Raises KernelError."""
+def items(fd: int) -> dict[bytes, bytes]:
+    """Return what a hash map or a trie holds, in one request (kernel 5.6; 5.13). Raises KernelError."""
     info = map_info(fd)
-    found = ctypes.create_string_buffer(info.key_size * info.max_entries)
+    keys = ctypes.create_string_buffer(info.key_size * info.max_entries)
     values = ctypes.create_string_buffer(info.value_size * info.max_entries)
-    count, position = ctypes.c_uint32(info.max_entries), ctypes.c_uint32()
-    said = library().bpf_map_lookup_batch(
-        fd, None, ctypes.byref(position), found, values, ctypes.byref(count), None
-    )
+    # Where the next request would go on: a number, or for a trie a key.
+    position = ctypes.create_string_buffer(max(info.key_size, ctypes.sizeof(ctypes.c_uint32)))
+    count = ctypes.c_uint32(info.max_entries)
+    said = library().bpf_map_lookup_batch(fd, None, position, keys, values, ctypes.byref(count), None)
     if said != -errno.ENOENT:  # that is: there are no more
         checked("list an eBPF map", said)
-    data = found.raw
-    return [data[start : start + info.key_size] for start in range(0, count.value * info.key_size, info.key_size)]
+    found = keys.raw[: count.value * info.key_size], values.raw[: count.value * info.value_size]
+    return dict(zip(_pieces(found[0], info.key_size), _pieces(found[1], info.value_size), strict=True))
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def insert(fd: int, key: bytes, value: bytes) -> None:

@@ -4,18 +4,19 @@ The programs of a node share their maps, and hand them on to those that replace 
 """
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Address
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
-from podway.api.addresses import Address
+from podway.api.addresses import Address, Network
 from podway.errors import KernelError
 from podway.kernel import bpf, ipip_programs, tcx
 from podway.kernel.ipip_programs import Attached, Config, Hook, Place, Role
 from podway.kernel.netlink import Connection
 from podway.plan.changes import Change
-from podway.plan.objects import NodePlan, TunnelEndpoint
+from podway.plan.objects import NodePlan, TunnelEndpoint, TunnelSource
 
 Numbers = Callable[[], Mapping[str, int]]
 """Gives the devices' numbers by name, as they are at the moment of the call."""
@@ -31,10 +32,14 @@ COUNTERS = (
     "dropped-fragment",
     "dropped-malformed",
     "dropped-ecn",
+    "dropped-source",
 )
 """What the programs count, in packets, in the order of `enum counter` in ipip.c."""
 
-_ENDPOINTS_MAP, _COUNTERS_MAP = "ipip_endpoints", "ipip_counters"
+_ENDPOINTS_MAP, _SOURCES_MAP, _COUNTERS_MAP = "ipip_endpoints", "ipip_sources", "ipip_counters"
+_SOURCE = struct.Struct("=I4s")
+"""struct source in ipip.c."""
+_ANY_NODE = bytes(4)
 
 
 class TunnelProgram(msgspec.Struct, frozen=True):
@@ -131,19 +136,51 @@ class IpipTunnels:
             ipip_programs.attach(self._connection, place, config, share, former)
 
 
-class TunnelEndpoints:
-    """The nodes whose IPIP packets are taken: the entries of the programs' map.
+class _MapEntries:
+    """One of the programs' maps: what it holds, and changes of it. `writes` counts those carried out so far."""
 
-    `writes` counts those written and deleted so far.
-    """
-
-    name = "tunnel endpoint"
     mends_only = False
 
-    def __init__(self, connection: Connection, numbers: Numbers) -> None:
+    def __init__(self, connection: Connection, numbers: Numbers, name: str) -> None:
         self._connection = connection
         self._numbers = numbers
+        self._map = name
         self.writes = 0
+
+    def _items(self) -> dict[bytes, bytes]:
+        """Return the map's entries; none if no program is attached. Raises KernelError."""
+        with ipip_programs.maps(ipip_programs.find(self._connection, self._numbers())) as maps:
+            return bpf.items(maps[self._map]) if self._map in maps else {}
+
+    def _carry_out(self, entries: Iterable[tuple[bytes, bytes | None]]) -> dict[int, KernelError]:
+        """Write entries, or with None for a value delete them; return the failures by position.
+
+        Raises KernelError (ENODEV) if no program is attached.
+        """
+        failures = {}
+        with ipip_programs.maps(ipip_programs.find(self._connection, self._numbers())) as maps:
+            if self._map not in maps:
+                raise KernelError(f"set the map {self._map}: no IPIP program is attached", errno.ENODEV)
+            for position, (key, value) in enumerate(entries):
+                try:
+                    if value is None:
+                        bpf.delete(maps[self._map], key)
+                    else:
+                        bpf.insert(maps[self._map], key, value)
+                    self.writes += 1
+                except KernelError as error:
+                    if value is not None or error.errno != errno.ENOENT:
+                        failures[position] = error
+        return failures
+
+
+class TunnelEndpoints(_MapEntries):
+    """The nodes whose IPIP packets are taken."""
+
+    name = "tunnel endpoint"
+
+    def __init__(self, connection: Connection, numbers: Numbers) -> None:
+        super().__init__(connection, numbers, _ENDPOINTS_MAP)
 
     def wanted(self, plan: NodePlan) -> Mapping[Address, TunnelEndpoint]:
         """Return the plan's endpoints by address."""
@@ -152,27 +189,48 @@ class TunnelEndpoints:
     def list(self, plan: NodePlan) -> Mapping[Address, TunnelEndpoint]:
         """Return the map's entries; none if no program is attached. Raises KernelError."""
         del plan
-        with ipip_programs.maps(ipip_programs.find(self._connection, self._numbers())) as maps:
-            packed = bpf.keys(maps[_ENDPOINTS_MAP]) if _ENDPOINTS_MAP in maps else []
-        return {(address := IPv4Address(key)): TunnelEndpoint(address) for key in packed}
+        return {(address := IPv4Address(key)): TunnelEndpoint(address) for key in self._items()}
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Write and delete entries. Raises KernelError (ENODEV) if no program is attached."""
-        failures = {}
-        with ipip_programs.maps(ipip_programs.find(self._connection, self._numbers())) as maps:
-            if _ENDPOINTS_MAP not in maps:
-                raise KernelError("set tunnel endpoints: no IPIP program is attached", errno.ENODEV)
-            for position, change in enumerate(changes):
-                try:
-                    if change.want is None:
-                        bpf.delete(maps[_ENDPOINTS_MAP], change.key.packed)
-                    else:
-                        bpf.insert(maps[_ENDPOINTS_MAP], change.key.packed, b"\1")
-                    self.writes += 1
-                except KernelError as error:
-                    if change.want is not None or error.errno != errno.ENOENT:
-                        failures[position] = error
-        return failures
+        return self._carry_out((change.key.packed, b"\1" if change.want else None) for change in changes)
+
+
+class TunnelSources(_MapEntries):
+    """From which node each inner source is taken.
+
+    While the map has no entry for the rest of the world, which is written last, none is refused.
+    """
+
+    name = "tunnel source"
+
+    def __init__(self, connection: Connection, numbers: Numbers) -> None:
+        super().__init__(connection, numbers, _SOURCES_MAP)
+
+    def wanted(self, plan: NodePlan) -> Mapping[Network, TunnelSource]:
+        """Return the plan's sources by network."""
+        return {source.key: source for source in plan.sources}
+
+    def list(self, plan: NodePlan) -> Mapping[Network, TunnelSource]:
+        """Return the map's entries; none if no program is attached, or none is to be. Raises KernelError."""
+        if not plan.tunnels:
+            return {}  # what an idle program has in its map is asked by nobody
+        found: dict[Network, TunnelSource] = {}
+        for key, sender in self._items().items():
+            prefix, address = _SOURCE.unpack(key)
+            network = IPv4Network((address, prefix))
+            found[network] = TunnelSource(network, None if sender == _ANY_NODE else IPv4Address(sender))
+        return found
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        """Write and delete entries. Raises KernelError (ENODEV) if no program is attached."""
+        return self._carry_out(
+            (
+                _SOURCE.pack(change.key.prefixlen, change.key.network_address.packed),
+                (change.want.sender.packed if change.want.sender else _ANY_NODE) if change.want else None,
+            )
+            for change in changes
+        )
 
 
 def counters(connection: Connection, numbers: Mapping[str, int]) -> dict[str, int]:

@@ -121,10 +121,13 @@ def find(connection: Connection, numbers: Mapping[str, int]) -> list[Attached]:
 
 @contextlib.contextmanager
 def maps(found: Iterable[Attached]) -> Iterator[Mapping[str, int]]:
-    """Give descriptors of the programs' maps by name; closed after the block. Raises KernelError."""
+    """Give descriptors of the programs' maps by name; closed after the block. Raises KernelError.
+
+    While one build takes the place of another, each has its own of a map that changed: it is the newcomer's.
+    """
     with contextlib.ExitStack() as stack:
         shared: dict[str, int] = {}
-        for attached in found:
+        for attached in sorted(found, key=_is_current):
             shared |= stack.enter_context(bpf.opened(attached.program)).maps
         yield shared
 
@@ -171,6 +174,10 @@ def detach(connection: Connection, attached: Attached, *, keep_hooks: bool) -> N
     directions = tc.hooks(connection).get(place.device, ())
     if config.made_hooks and not keep_hooks and tc.is_empty(connection, place.device, directions):
         connection.transact([tc.remove_hooks(place.device)])
+
+
+def _is_current(attached: Attached) -> bool:
+    return _OBJECT.exists() and attached.config.build == compiled().build
 
 
 def _on_tcx(devices: Iterable[int]) -> list[tuple[int, Direction, int]]:

@@ -39,6 +39,7 @@ class Kernel:
         self._links = kinds.PodLinks(self.connection, self._inventory)
         self._tunnels = ipip.IpipTunnels(self.connection, lambda: self._inventory.numbers)
         self._endpoints = ipip.TunnelEndpoints(self.connection, lambda: self._inventory.numbers)
+        self._sources = ipip.TunnelSources(self.connection, lambda: self._inventory.numbers)
         self._devices = kinds.Devices(self.connection, self._inventory, self._netns)
         # Rules come before what they guard, and go after it.
         self._kinds: tuple[Kind, ...] = (
@@ -53,6 +54,7 @@ class Kernel:
             kinds.Proxies(self.connection, self._inventory),
             kinds.Forwarding(self.connection, self._inventory),
             self._tunnels,
+            self._sources,
             self._endpoints,
             kinds.Routes(self.connection, self._inventory),
         )
@@ -81,7 +83,8 @@ class Kernel:
     @property
     def writes(self) -> int:
         """How often something was sent so far that could have changed the node's namespace."""
-        writers = (self.connection, self._devices, self._sysctls, self._tunnels, self._endpoints, self._nftables)
+        maps = (self._endpoints, self._sources)
+        writers = (self.connection, self._devices, self._sysctls, self._tunnels, *maps, self._nftables)
         return sum(writer.writes for writer in writers if writer)
 
     @property

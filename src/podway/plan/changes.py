@@ -102,6 +102,7 @@ KINDS: dict[str, str] = {
     "forwarding entry": "forwarding",
     "IPIP tunnel": "tunnels",
     "tunnel endpoint": "endpoints",
+    "tunnel source": "sources",
     "route": "routes",
     "nft table": "tables",
     "nft element": "elements",

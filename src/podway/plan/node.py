@@ -165,6 +165,7 @@ def plan_node(
         forwarding=over.forwarding,
         tunnels=over.tunnels,
         endpoints=over.endpoints,
+        sources=over.sources,
         sysctls=(
             *over.sysctls,
             *bridge.sysctls,
@@ -180,8 +181,12 @@ def plan_node(
             *last_resorts(view),
             *(route for wiring in wirings for route in wiring.routes),
         ),
-        tables=(*guard.tables, *port_guard(lan)),
-        elements=(*guard.elements, *(element for wiring in wirings for element in wiring.elements)),
+        tables=(*guard.tables, *port_guard(lan), *over.tables),
+        elements=(
+            *guard.elements,
+            *over.elements,
+            *(element for wiring in wirings for element in wiring.elements),
+        ),
     )
 
 

@@ -131,6 +131,24 @@ class TunnelEndpoint(msgspec.Struct, frozen=True):
         return self.address
 
 
+class TunnelSource(msgspec.Struct, frozen=True):
+    """From which node IPIP packets with inner sources in a network are taken: an entry of the program's map.
+
+    The longest prefix decides. `sender` None is any node whose packets are taken.
+    """
+
+    network: Network
+    sender: Address | None
+
+    def __str__(self) -> str:
+        return f"tunnel source {self.network}"
+
+    @property
+    def key(self) -> Network:
+        """The network."""
+        return self.network
+
+
 class Link(msgspec.Struct, frozen=True):
     """The host end of a pod's veth pair. The engine mends it, but never creates one."""
 
@@ -371,6 +389,7 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
     forwarding: tuple[ForwardingEntry, ...] = ()
     tunnels: tuple[IpipTunnel, ...] = ()
     endpoints: tuple[TunnelEndpoint, ...] = ()
+    sources: tuple[TunnelSource, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     routes: tuple[Route, ...] = ()
     tables: tuple[NftTable, ...] = ()

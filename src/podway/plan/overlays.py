@@ -17,6 +17,7 @@ from podway.plan.objects import (
     TunnelEndpoint,
     Vxlan,
 )
+from podway.plan.senders import ipip_sources, vxlan_guard
 from podway.plan.uplink import Uplink
 from podway.plan.wiring import gateway_interface
 
@@ -52,8 +53,10 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
     ]
     vxlan, ipip = "vxlan" in held, "ipip" in held
     devices = [DEVICES[form] for form in held]
+    made = tuple(_device(view, uplink, me, form) for form in held)
+    guards = [vxlan_guard(view, node, device.vxlan) for device in made if device.vxlan]
     return NodePlan(
-        devices=tuple(_device(view, uplink, me, form) for form in held),
+        devices=made,
         addresses=tuple(
             LinkAddress(device, address, "link")
             for device in devices
@@ -67,6 +70,9 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
         ),
         tunnels=(IpipTunnel(DEVICES["ipip"], uplink.device, own),) if ipip else (),
         endpoints=tuple(TunnelEndpoint(other.endpoint) for other in others if ipip),
+        sources=ipip_sources(view, own) if ipip and isinstance(own, IPv4Address) else (),
+        tables=tuple(table for guard in guards for table in guard.tables),
+        elements=tuple(element for guard in guards for element in guard.elements),
         sysctls=tuple(
             Sysctl(path.format(device=device), value)
             for device in devices

@@ -37,7 +37,18 @@ from podway.plan.fabric import (
     pool_of,
 )
 from podway.plan.node import Sent, pool_mtu
-from podway.plan.objects import Device, IpipTunnel, LinkAddress, NodePlan, Sysctl, TunnelEndpoint
+from podway.plan.objects import (
+    NFT_VXLAN_TABLE,
+    Device,
+    IpipTunnel,
+    LinkAddress,
+    NftElement,
+    NftTable,
+    NodePlan,
+    Sysctl,
+    TunnelEndpoint,
+    TunnelSource,
+)
 from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
 
@@ -169,8 +180,10 @@ def _part_of(obj: object) -> set[Encapsulation]:
             pass
         case Sysctl(path=path):
             device = next((part for part in path.split("/") if part in _FORMS), "")
-        case TunnelEndpoint():
+        case TunnelEndpoint() | TunnelSource():
             return {"ipip"}
+        case NftTable(name=name) | NftElement(table=name) if name == NFT_VXLAN_TABLE:
+            return {"vxlan"}
         case _:
             return set()
     return {_FORMS[device]} if device in _FORMS else set()
