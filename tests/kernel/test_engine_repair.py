@@ -107,7 +107,7 @@ TAMPERINGS = {
     f"ip link set {POD} down": "(up no, not yes)",
     f"ip link set {POD} down; ip link set {POD} name renamed; ip link set renamed up": "(name renamed, not",
     f"ip addr del 169.254.1.1/32 dev {POD}": f"address 169.254.1.1/32 on {POD} was missing: added",
-    f"ip -6 addr del fe80::1/64 dev {POD}": f"address fe80::1/64 on {POD} was missing: added",
+    f"ip -6 addr del fe80::1/128 dev {POD}": f"address fe80::1/128 on {POD} was missing: added",
     f"ip addr add 10.9.9.9/32 dev {POD}": f"address 10.9.9.9/32 on {POD} was not in the plan: removed",
     "ip addr del 192.0.2.9/32 dev lo": "address 192.0.2.9/32 on lo was missing: added",
     f"ip neigh del {V4} dev {POD}": f"neighbour {V4} on {POD} was missing: added",

@@ -67,7 +67,7 @@ OURS = {
     f"ip link del {POD}": ("link", POD, True),
     f"ip link property del dev {POD} altname {LEASE.attachment.altname}": ("link", POD, False),
     f"ip addr del 169.254.1.1/32 dev {POD}": ("address", "169.254.1.1/32", True),
-    f"ip -6 addr del fe80::1/64 dev {POD}": ("address", "fe80::1/64", True),
+    f"ip -6 addr del fe80::1/128 dev {POD}": ("address", "fe80::1/128", True),
     "ip route del 10.244.1.7": ("route", "10.244.1.7/32", True),
     "ip -6 route del fd00::7": ("route", "fd00::7/128", True),
     "ip route del blackhole 10.244.1.0/24": ("route", "10.244.1.0/24", True),

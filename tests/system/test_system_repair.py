@@ -40,7 +40,7 @@ TAMPERING = {
         "neighbour {v4} on {link}",
     ),
     "host link address": ("ip addr del 169.254.1.1/32 dev {link}", "address 169.254.1.1/32 on {link}"),
-    "host link address, IPv6": ("ip addr del fe80::1/64 dev {link}", "address fe80::1/64 on {link}"),
+    "host link address, IPv6": ("ip addr del fe80::1/128 dev {link}", "address fe80::1/128 on {link}"),
     "link down": ("ip link set {link} down", "link {link}"),
     "link MTU": ("ip link set {link} mtu 1400", "link {link}"),
     "link MAC": ("ip link set {link} address 02:00:00:00:00:99", "link {link}"),

@@ -17,7 +17,7 @@ from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.changes import Change, between
-from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, HostFacts
+from podway.plan.node import ACCEPT_RA, ALL_RP_FILTER, NEIGHBOUR_LIMITS, HostFacts
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import RP_FILTER
 
@@ -104,11 +104,12 @@ class Reconciler:
         """Take over what the plan depends on and is not ours to set; tell whether it changed."""
         known, device = self._state.facts, self._state.uplink.device
         accept_ra, rp_filter = ACCEPT_RA.format(device=device), RP_FILTER.format(device=device)
-        values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter, *BRIDGE_NETFILTER])
+        values = self._kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter, *BRIDGE_NETFILTER, *NEIGHBOUR_LIMITS])
         self._state.facts = HostFacts(
             all_rp_filter=values.get(ALL_RP_FILTER, ""),
             accept_ra=values.get(accept_ra, ""),
             rp_filter=values.get(rp_filter, ""),
+            neighbours=tuple(values[path] for path in NEIGHBOUR_LIMITS if path in values),
             bridge_netfilter=tuple(path for path in BRIDGE_NETFILTER if path in values),
         )
         return self._state.facts != known

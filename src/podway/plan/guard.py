@@ -12,14 +12,19 @@ and then asks it for the source beside the quoted destination.
 
 *Routers' words*: no redirects and no router advertisements. A pod is no router.
 
+*Neighbours*: no scans. A packet to an address of the uplink's subnet has the node ask who has it, and the kernel
+keeps so many neighbours (gc_thresh3) for the whole machine, asked-for ones too. A pod may try some addresses a
+second, and all pods together half as many a minute as the kernel keeps.
+
 *Tunnels*: no packets to nodes that have the form of those that nodes send each other. Nodes take them from nodes
 only, but on the way there somebody's masquerading may make a pod's source the node's.
 """
 
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from podway.api.addresses import Family
+from podway.api.addresses import Address, Family, Network
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import forms_held
 from podway.plan.objects import BRIDGE_DEVICE, LINK_GROUP, NFT_TABLE, NftElement, NftTable, NodePlan
@@ -60,6 +65,25 @@ _TABLE = """
 \t\tflags dynamic,timeout
 \t\ttimeout 10s
 \t}}
+\tset near {{
+\t\ttype {words.address_type}
+\t\tsize {most}
+\t\tflags dynamic,timeout
+\t\ttimeout 1m
+\t}}
+\tset asking {{
+\t\ttype {words.address_type}
+\t\tsize 65536
+\t\tflags dynamic,timeout
+\t\ttimeout 1m
+\t}}
+\tchain unknown {{
+{pools}\t\t{ip} daddr @near return
+{late_source}\t\tupdate @asking {{ {ip} saddr limit rate over 20/second burst 60 packets }} counter drop
+\t\tadd @near {{ {ip} daddr }}
+\t\t{ip} daddr @near return
+\t\tcounter drop
+\t}}
 \tchain control {{
 \t\t{words.icmp} type {{ {words.routers} }} counter drop
 \t\t{words.icmp} type != {{ {words.errors} }} accept
@@ -68,7 +92,7 @@ _TABLE = """
 \t\tcounter drop
 \t}}
 \tchain pod {{
-{source}\t\tmeta l4proto {words.icmp} goto control
+{source}{subnet}\t\tmeta l4proto {words.icmp} goto control
 {tunnelled}\t}}
 \tchain prerouting {{
 \t\ttype filter hook prerouting priority raw; policy accept;
@@ -77,41 +101,50 @@ _TABLE = """
 """
 
 _SOURCE = "\t\tfib saddr . iif oif missing counter drop\n"
-_AT_ONCE = "\t\tmeta l4proto tcp accept\n"
+_AT_ONCE = "\t\tmeta l4proto tcp {beyond}accept\n"
 """The first rule is the one that every packet pays for, most of which are TCP: nothing below concerns that."""
 
 
 def plan_pod_guard(
-    view: ClusterView, node: str, *, loose: bool, bridge: bool, families: Collection[Family] = tuple(Family)
+    view: ClusterView, node: str, *, subnets: Collection[Network] = (), neighbours: int, loose: bool, bridge: bool
 ) -> NodePlan:
     """Return the tables of what a node takes from its pods, and the elements of their sets.
 
-    `loose` tells that the host overrules strict rp_filter, `bridge` that there are pods on a bridge.
+    `subnets` are the uplink's, at most one a family. `neighbours` is how many of them the kernel keeps. `loose`
+    tells that the host overrules strict rp_filter, `bridge` that there are pods on a bridge.
     """
     tunnels = tuple(_tunnels(view, node))
-    return NodePlan(
-        tables=tuple(
-            NftTable(NFT_FAMILY[family], NFT_TABLE, _body(family, tunnels, loose, bridge), (NODES,))
-            for family in sorted(families)
-        ),
-        elements=tuple(sorted(_node_elements(view, families), key=lambda element: element.fields))
-        if tunnels
-        else (),
-    )
+    bodies = {family: _body(view, family, subnets, neighbours, tunnels, loose, bridge) for family in Family}
+    tables = [NftTable(NFT_FAMILY[family], NFT_TABLE, body, (NODES,)) for family, body in bodies.items()]
+    return NodePlan(tables=tuple(tables), elements=_node_elements(view) if tunnels else ())
 
 
-def _body(family: Family, tunnels: Collection[str], loose: bool, bridge: bool) -> str:
-    words = _WORDS[family]
+def _body(
+    view: ClusterView,
+    family: Family,
+    subnets: Collection[Network],
+    neighbours: int,
+    tunnels: Collection[str],
+    loose: bool,
+    bridge: bool,
+) -> str:
+    words, ip = _WORDS[family], NFT_FAMILY[family]
     early = family is Family.IPV6 or loose
+    subnet = next((subnet for subnet in subnets if subnet.version == family), None)
+    pools = sorted(pool.spec.cidr for pool in view.pools.values() if pool.network.version == family)
     return _TABLE.format(
         nodes=NODES,
         words=words,
+        ip=ip,
         group=LINK_GROUP,
+        most=max(1, neighbours // 2),
         source=_SOURCE if early else "",
-        # Forged ones would fill the set; rp_filter looks only later.
+        # Forged ones would fill the sets; rp_filter looks only later.
         late_source="" if early else _SOURCE,
-        at_once="" if early else _AT_ONCE,
-        tunnelled="".join(f"\t\t{asked} {NFT_FAMILY[family]} daddr @{NODES} counter drop\n" for asked in tunnels),
+        at_once="" if early else _AT_ONCE.format(beyond=f"ip daddr != {subnet} " if subnet else ""),
+        subnet=f"\t\t{ip} daddr {subnet} {ip} daddr != @{NODES} jump unknown\n" if subnet else "",
+        pools="".join(f"\t\t{ip} daddr {cidr} return\n" for cidr in pools),
+        tunnelled="".join(f"\t\t{asked} {ip} daddr @{NODES} counter drop\n" for asked in tunnels),
         bridge=f'\t\tmeta iifname "{BRIDGE_DEVICE}" goto pod\n' if bridge else "",
     )
 
@@ -125,10 +158,17 @@ def _tunnels(view: ClusterView, node: str) -> Iterator[str]:
         yield "meta l4proto 4"
 
 
-def _node_elements(view: ClusterView, families: Collection[Family]) -> set[NftElement]:
-    return {
-        NftElement(NFT_FAMILY[Family.of(address)], NFT_TABLE, NODES, (str(address),))
-        for other in view.nodes.values()
-        for address in (*other.internal_addresses, *(interface.ip for interface in other.interface_addresses))
-        if Family.of(address) in families
-    }
+def _node_elements(view: ClusterView) -> tuple[NftElement, ...]:
+    # Plain, and each made once: it is asked of thousands of nodes, at every change of anything.
+    found: dict[NftElement, None] = {}
+    for other in view.nodes.values():
+        for address in other.internal_addresses:
+            found[_node_element(address)] = None
+        for interface in other.interface_addresses:
+            found[_node_element(interface.ip)] = None
+    return tuple(found)
+
+
+@lru_cache(maxsize=65536)
+def _node_element(address: Address) -> NftElement:
+    return NftElement(NFT_FAMILY[Family.of(address)], NFT_TABLE, NODES, (str(address),))

@@ -28,6 +28,10 @@ NODE_FORWARDING: dict[Family, str] = {
 
 ALL_RP_FILTER = RP_FILTER.format(device="all")
 FORWARD_USES_PATH_MTU = "net/ipv4/ip_forward_use_pmtu"
+NEIGHBOUR_LIMITS = ("net/ipv4/neigh/default/gc_thresh3", "net/ipv6/neigh/default/gc_thresh3")
+"""One table a family for the machine, so only its first network namespace has the settings (man 7 arp)."""
+USUAL_NEIGHBOURS = 1024
+
 ACCEPT_RA = "net/ipv6/conf/{device}/accept_ra"
 
 
@@ -45,6 +49,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     """The uplink's."""
     rp_filter: str = ""
     """The uplink's."""
+    neighbours: tuple[str, ...] = ()
+    """The values of NEIGHBOUR_LIMITS that this namespace shows."""
     bridge_netfilter: tuple[str, ...] = ()
     """Those of podway.plan.bridge.BRIDGE_NETFILTER that this kernel has."""
 
@@ -61,6 +67,11 @@ class HostFacts(msgspec.Struct, frozen=True):
         loose (Documentation/networking/ip-sysctl.rst).
         """
         return self.all_rp_filter == "2"
+
+    @property
+    def most_neighbours(self) -> int:
+        """How many neighbours the kernel keeps."""
+        return min((int(value) for value in self.neighbours if value.isdecimal()), default=USUAL_NEIGHBOURS)
 
     @property
     def loses_router_advertisements(self) -> bool:
@@ -149,7 +160,10 @@ def plan_node(
     bridge = plan_bridge(lan, pod_mtu(view, uplink, _addresses_in(lan), sent), facts.bridge_netfilter)
     blocks = [block.network for block in view.blocks_of(node) if block.network not in withdrawn]
     families = {Family.of(block) for block in blocks} | {Family.of(address) for address in uplink.addresses}
-    guard = plan_pod_guard(view, node, loose=facts.loose, bridge=bool(lan))
+    subnets = [address.network for address in uplink.addresses]
+    guard = plan_pod_guard(
+        view, node, subnets=subnets, neighbours=facts.most_neighbours, loose=facts.loose, bridge=bool(lan)
+    )
     over = plan_overlays(view, node, uplink, strict=facts.all_rp_filter == "1")
     return NodePlan(
         devices=(*over.devices, *bridge.devices),

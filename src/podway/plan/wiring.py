@@ -46,7 +46,8 @@ Being set (not random), systemd-udevd leaves it alone; and a bridge with a set o
 
 HOST_SYSCTLS: dict[Family, dict[str, str]] = {
     # rp_filter 1: the kernel drops what a pod sends from an address that is not routed to it.
-    Family.IPV4: {"forwarding": "1", "rp_filter": "1"},
+    # arp_filter 1: it notes no neighbour for a request from such an address, also where rp_filter is overruled.
+    Family.IPV4: {"forwarding": "1", "rp_filter": "1", "arp_filter": "1"},
     Family.IPV6: {"forwarding": "1"},
 }
 
@@ -141,8 +142,12 @@ def _host_routes(lease: Lease, device: str, sources: Mapping[Family, Address]) -
 
 
 def gateway_interface(family: Family) -> Interface:
-    """Return the gateway address of routed pods with the prefix length that it has on the node's devices."""
-    return ip_interface(f"{GATEWAY[family]}/{32 if family is Family.IPV4 else 64}")
+    """Return the gateway address of routed pods with the prefix length that it has on the node's devices.
+
+    It is alone in its network. Were the pod's link a network to the node (fe80::/64), the pod could invent
+    neighbours there, as sources and as destinations, until no entry is left for anybody on the machine.
+    """
+    return ip_interface(host_network(GATEWAY[family]).with_prefixlen)
 
 
 def _routes_to_gateway(family: Family, ifname: str) -> tuple[Route, ...]:
