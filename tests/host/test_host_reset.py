@@ -23,7 +23,7 @@ pytestmark = pytest.mark.kernel
 LOOK = """
 ip -j -d link | tr , '\\n' | grep -v -e txqlen -e _packets
 ip -4 route show table all; ip -6 route show table all | grep -v -e expires -e ff00
-nft list ruleset
+nft -s list ruleset
 cd /proc/sys/net; grep -H . ipv4/conf/*/forwarding ipv4/conf/*/rp_filter ipv6/conf/*/forwarding
 """
 

@@ -25,7 +25,7 @@ def pod_links(lab: SystemLab, node: str) -> set[str]:
 def test_a_second_start_writes_nothing_and_pods_keep_talking(lab: SystemLab) -> None:
     here, there = lab.add("node1"), lab.add("node2")
     before = lab.leases("node1")
-    tables = lab.sh("node1", "nft list ruleset; ip route; ip -6 route; ip -d link | grep -v ether")
+    tables = lab.sh("node1", "nft -s list ruleset; ip route; ip -6 route; ip -d link | grep -v ether")
     bird = lab.status("node1")["routing"]["bird"]
     lab.kill_agent("node1")
     assert all(here.reaches(address) for address in there.addresses)
@@ -33,7 +33,7 @@ def test_a_second_start_writes_nothing_and_pods_keep_talking(lab: SystemLab) -> 
     assert lab.status("node1")["kernel_writes"] == 0
     assert lab.status("node1")["routing"]["bird"] == bird
     assert lab.leases("node1") == before
-    assert lab.sh("node1", "nft list ruleset; ip route; ip -6 route; ip -d link | grep -v ether") == tables
+    assert lab.sh("node1", "nft -s list ruleset; ip route; ip -6 route; ip -d link | grep -v ether") == tables
     assert all(there.reaches(address) for address in here.addresses)
     # What was adopted is as good as what was added: it can be checked and deleted, and its address is taken.
     assert here.check().ok

@@ -22,7 +22,7 @@ def correct(lab: SystemLab, node: str = "node1") -> bool:
 
 def everything(lab: SystemLab) -> list[str]:
     """Return all that node1's kernel has, in no order, but for its doubts of the uplink's own address."""
-    look = lab.sh("node1", "ip route; ip -6 route; ip addr; ip neigh show nud permanent; nft list ruleset")
+    look = lab.sh("node1", "ip route; ip -6 route; ip addr; ip neigh show nud permanent; nft -s list ruleset")
     return sorted(look.replace(" tentative", "").splitlines())
 
 

@@ -24,6 +24,9 @@ from podway.plan.objects import BRIDGE_DEVICE, NodePlan, PodWiring
 
 log = structlog.get_logger(__name__)
 
+NO_DEVICE = ""
+"""What events about nftables name as their device; by whom they come is not told either."""
+
 FIRST_RETRY, LONGEST_RETRY = 0.1, 5.0
 """Seconds until a pod that could not be wired again is tried once more: doubled from the first to the longest."""
 
@@ -195,6 +198,8 @@ class PodNetwork:
             if failures and not self._kernel.has_link(BRIDGE_DEVICE):
                 raise failures[0]
         self._kernel.wire(wiring, netns)
+        if wiring.elements:
+            self._touch(NO_DEVICE)
 
     async def _remove(self, lease: Lease) -> None:
         """Remove a pod's link, and free its addresses once it is gone."""
@@ -209,7 +214,10 @@ class PodNetwork:
 
     def _release(self, lease: Lease) -> None:
         """Take away what stands on the bridge for a pod, which its link's end does not."""
-        self._kernel.release(self._state.wiring(lease))
+        wiring = self._state.wiring(lease)
+        self._kernel.release(wiring)
+        if wiring.elements:
+            self._touch(NO_DEVICE)
 
     def _touch(self, link: str) -> None:
         now = self._state.now()
@@ -217,7 +225,7 @@ class PodNetwork:
         self._touched[link] = now
 
     def touched(self, link: str) -> bool:
-        """Tell whether we made or removed this link a moment ago, so that events about it are our echo."""
+        """Tell whether we made or removed this link, or the rules' elements, a moment ago: events are our echo."""
         return self._state.now() - self._touched.get(link, -ECHO) < ECHO
 
     def _forget(self, attachment: Attachment) -> None:

@@ -75,13 +75,14 @@ class Reconciler:
         """Compare the kernel with the plan, and undo what others changed.
 
         What follows from a setting of theirs that the plan takes into account is no repair, nor is the removal of
-        what the plan had when it was last applied: say, of the bridge after its last pod.
+        what the plan had when it was last applied (say, of the bridge after its last pod) and of rules about that.
         """
         before = self._state.plan()
         after = self._state.plan() if self.learn_facts() else before
         expected = _keys(between(before, after)) if after != before else set()
         if after != self._applied:  # what our own plan no longer has goes by our own doing
-            expected |= _keys(change for change in between(self._applied, after) if change.action == "remove")
+            own = between(self._applied, after)
+            expected |= _keys(change for change in own if change.action == "remove" or change.kind == "nft table")
         report = self._carry_out(after)
         for change in report.changes:
             if (change.kind, change.key) not in expected:

@@ -91,6 +91,9 @@ _TABLE = """
 \t\t{words.source} . {words.quoted} @answered accept
 \t\tcounter drop
 \t}}
+\tchain foreign {{
+{usual}\t\tcounter drop
+\t}}
 \tchain pod {{
 {source}{subnet}\t\tmeta l4proto {words.icmp} goto control
 {tunnelled}\t}}
@@ -100,7 +103,10 @@ _TABLE = """
 {bridge}\t}}
 """
 
-_SOURCE = "\t\tfib saddr . iif oif missing counter drop\n"
+_SOURCE = "\t\tfib saddr . iif oif missing goto foreign\n"
+_USUAL = "\t\ticmpv6 type { 131, 132, 133, 143 } drop\n"
+"""What every IPv6 host says now and then from its link-local address is dropped (nobody here asks for routers or
+groups) without being counted: what is counted should not have been sent."""
 _AT_ONCE = "\t\tmeta l4proto tcp {beyond}accept\n"
 """The first rule is the one that every packet pays for, most of which are TCP: nothing below concerns that."""
 
@@ -131,7 +137,9 @@ def _body(
     words, ip = _WORDS[family], NFT_FAMILY[family]
     early = family is Family.IPV6 or loose
     subnet = next((subnet for subnet in subnets if subnet.version == family), None)
-    pools = sorted(pool.spec.cidr for pool in view.pools.values() if pool.network.version == family)
+    # Where the uplink's subnet is so wide that pods are in it, packets to those ask for nobody.
+    networks = [pool.network for pool in view.pools.values() if pool.network.version == family]
+    pools = sorted(str(network) for network in networks if subnet and network.overlaps(subnet))
     return _TABLE.format(
         nodes=NODES,
         words=words,
@@ -139,6 +147,7 @@ def _body(
         group=LINK_GROUP,
         most=max(1, neighbours // 2),
         source=_SOURCE if early else "",
+        usual=_USUAL if family is Family.IPV6 else "",
         # Forged ones would fill the sets; rp_filter looks only later.
         late_source="" if early else _SOURCE,
         at_once="" if early else _AT_ONCE.format(beyond=f"ip daddr != {subnet} " if subnet else ""),
