@@ -27,7 +27,9 @@ from podway.api.resources import (
 )
 from podway.api.validate import problems, validate
 from podway.api.validate_peers import password_problem
+from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
+from podway.plan.outside import left_out, outside_peers
 
 SECRET = Secret(metadata=Metadata(name="tor", namespace="default"), data={"password": "czNjcmV0"})
 POOL = IPPool(metadata=Metadata(name="default"), spec=IPPoolSpec(cidr="10.244.0.0/16"))
@@ -264,3 +266,23 @@ def test_a_typing_mistake_is_named() -> None:
     with pytest.raises(InvalidObject, match="imports"):
         peer(imports=[])
     assert BGPPeerSpec(address="192.0.2.1", asn=1).imports == ()
+
+
+def test_labels_that_give_a_node_two_peers_at_one_address() -> None:
+    """Refused where labels are changed; where nobody asked, the one that is left out is told."""
+    one = peer("one", nodeSelector={"matchLabels": {"rack": "a"}})
+    two = peer("two", nodeSelector={"matchLabels": {"role": "edge"}})
+    before, after = node(1, rack="a"), node(1, rack="a", role="edge")
+    with pytest.raises(InvalidObject, match=r"metadata\.labels.*BGPPeer/one and BGPPeer/two"):
+        check_change(after, (one, two), old=before)
+    check_change(after, (one, two), old=after)
+    view = ClusterView.of((after, one, two, POOL), 1)
+    assert [session.peer for session in outside_peers(view, "node-1")] == ["one"]
+    assert left_out(view, "node-1") == {"two": "its address, 192.0.2.254, is that of BGPPeer/one on this node"}
+    assert not left_out(ClusterView.of((before, one, two, POOL), 1), "node-1")
+
+
+@pytest.mark.parametrize("number", [0, -1, 10_000_001])
+def test_a_number_of_prefixes_that_cannot_be(number: int) -> None:
+    with pytest.raises(InvalidObject, match=r"spec\.maxPrefixes"):
+        validate(peer(maxPrefixes=number))

@@ -29,7 +29,7 @@ def keeper(node: LabNode) -> Iterator[tuple[LearnedRoutes, list[str]]]:
 
     async def begin() -> tuple[Kernel, LearnedRoutes, "asyncio.Task[None]"]:
         kernel = Kernel.open()
-        learned = LearnedRoutes(kernel, node.speaker, state, repaired.append)
+        learned = LearnedRoutes(node.speaker, state, repaired.append)
         return kernel, learned, asyncio.ensure_future(learned.run())
 
     async def end() -> None:

@@ -250,3 +250,29 @@ def test_frr_as_a_peer(alone: Segment) -> None:
     finally:
         bgpd.kill()
         bgpd.communicate()
+
+
+def test_no_more_is_taken_of_a_peer_than_is_said(alone: Segment) -> None:
+    """What is too much is refused and told; when the peer tells less, or more may be taken, all is there."""
+    (one,) = alone.add(1)
+    tor = alone.outside(101)
+    every = [f"100.64.{number}.0/24" for number in range(10)]
+    tor.start(tor.session(one), tells(*every))
+    takes = PrefixRule(cidr="100.64.0.0/10", action="accept", max_length=24)
+    alone.objects = [tor.peer(imports=(takes,), max_prefixes=4)]
+    one.start([one])
+    eventually(lambda: of_peer(one, tor).limit == 4)
+    assert len(one.routes()) == of_peer(one, tor).imported == 4
+    assert "more than the 4 routes" in of_peer(one, tor).last_error
+    tor.start(tor.session(one), tells(*every[7:]))
+    eventually(lambda: of_peer(one, tor).imported < 4)
+    one.run(one.speaker.refill())
+    eventually(lambda: one.routes().keys() == set(every[7:]))
+    assert of_peer(one, tor).limit == 0
+    tor.start(tor.session(one), tells(*every))
+    eventually(lambda: of_peer(one, tor).limit == 4)
+    since = of_peer(one, tor).since
+    alone.objects = [tor.peer(imports=(takes,), max_prefixes=100)]
+    one.follow([one])
+    eventually(lambda: one.routes().keys() == set(every))
+    assert (of_peer(one, tor).limit, of_peer(one, tor).since) == (0, since)

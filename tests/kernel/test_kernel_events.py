@@ -2,6 +2,7 @@
 
 import select
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
@@ -10,10 +11,12 @@ import msgspec
 import pytest
 
 from patience import PATIENCE
+from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
 from podway.kernel import addresses, links, netns, routes
 from podway.kernel.events import Event, Resync, Watcher
 from podway.kernel.netlink import Connection
+from podway.kernel.netlink import constants as c
 from podway.kernel.node import Kernel
 from podway.plan.objects import LinkAddress, NftTable, NodePlan, Route
 from podway.plan.wiring import wire
@@ -166,3 +169,28 @@ def test_a_watcher_sees_only_its_namespace(watcher, pod):
         inside.transact([addresses.add(LinkAddress("lo", ip_interface("10.1.1.1/32")), links.LOOPBACK)])
     told = [event for event in wait(watcher, 0.2) if isinstance(event, Event)]
     assert "address" not in {event.kind for event in told}
+
+
+def test_only_birds_routes_to_blocks_matter(node, kernel, watcher) -> None:
+    """Of others a peer may tell tens of thousands; they are neither news nor read where only blocks are wanted."""
+    watcher.blocks = ((ip_network("10.244.0.0/16"), 24), (ip_network("fd00:10:244::/112"), 122))
+    via = "dev foreign proto bird metric 32"
+    for word in ("add", "del"):
+        for network in ("10.244.9.0/24", "10.245.9.0/24", "10.244.9.0/25", "fd00:10:244::40/122", "fd00:1::/122"):
+            netns.run(node.fd, lambda word=word, network=network: _ip(f"route {word} {network} {via}"))
+    found = [event for event in wait(watcher) if isinstance(event, Event) and event.kind == "route"]
+    assert [event.subject for event in found if event.learned] == ["10.244.9.0/24", "fd00:10:244::40/122"]
+    assert {event.subject for event in found} == {"10.244.9.0/24", "fd00:10:244::40/122"}
+    netns.run(node.fd, lambda: _ip(f"route add default {via}"))
+    assert [event.subject for event in wait(watcher) if isinstance(event, Event) and event.uplink] == ["0.0.0.0/0"]
+    netns.run(node.fd, lambda: [_ip(f"route add {net} {via}") for net in ("10.244.9.0/24", "10.244.9.0/25")])
+    lengths = [
+        route.destination.prefixlen
+        for route in routes.dump(kernel.connection, Family.IPV4, protocol=c.RTPROT_BIRD, lengths={24})
+    ]
+    assert lengths == [24]
+
+
+def _ip(words: str) -> None:
+    family = ["-6"] if "fd00" in words else []
+    subprocess.run(["ip", *family, *words.split()], check=True)

@@ -142,7 +142,7 @@ class Agent:
             await self._ensure_blocks()
             self._speaker = BgpSpeaker(options.run_dir)
             await self._start_routing()
-            self._learned = LearnedRoutes(self._kernel, self._speaker, self._state, self._reconciler.note)
+            self._learned = LearnedRoutes(self._speaker, self._state, self._reconciler.note)
             self._offloads = OffloadTest(self._kernel, self._state.plan)
             self._readiness = Readiness(self._state, self._speaker, self._crossing, self._membership)
 
@@ -197,6 +197,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         self._supervisor.watch(loop)
+        self._watcher.blocks = self._state.view.block_ranges
         self._last_known.soon()
         loop.add_reader(self._watcher, self._kernel_changed)
         work = {
@@ -261,6 +262,7 @@ class Agent:
             self._state.view = view  # say, another node's heartbeat
             return
         self._state.follow(view)
+        self._watcher.blocks = view.block_ranges
         self._last_known.soon()
         self._channel.soon()
         if node not in view.nodes:

@@ -256,10 +256,13 @@ class Crossing:
     def _read(self) -> Ways:
         """Read the kernel's routes to other nodes' blocks: those with a gateway. Raises KernelError."""
         names = {link.index: link.name for link in links.dump(self._kernel.connection)}
+        view = self._state.view
+        blocks = view.block_lengths | {(pool.network.version, pool.block_prefix) for pool in view.pools.values()}
         found: dict[int, dict[Network, Encapsulation]] = {c.RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
         for protocol, forms in found.items():
             for family in Family:
-                for record in routes.dump(self._kernel.connection, family, protocol=protocol):
+                lengths = {length for version, length in blocks if version == family}
+                for record in routes.dump(self._kernel.connection, family, protocol=protocol, lengths=lengths):
                     if record.next_hops or record.gateway is not None:
                         index = record.next_hops[0].index if record.next_hops else record.index
                         forms[record.destination] = form_by(names.get(index, ""))

@@ -1,14 +1,16 @@
 """Routes that BIRD learned, and that the kernel has not, or not so.
 
-Somebody else removed or altered them: BIRD looks after its routes itself, but only notices at its next scan
-(10 s). So kernel events make us compare what it knows with what the kernel has, and where they differ it is told
-to look at once. Or BIRD lost the way to their next hops, and took them out of the kernel itself: it is told to
-find out anew which subnets the machine is in.
+Somebody else removed or altered them: BIRD looks after its routes itself, but only notices at its next scan (10
+s). So kernel events make us compare what it knows of blocks with what the kernel has, and where they differ it is
+told to look at once. Of other networks it may know tens of thousands, and looks after these alone. Or BIRD lost
+the way to their next hops, and took them out of the kernel itself: it is told to find out anew which subnets the
+machine is in.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -18,9 +20,9 @@ from podway.api.addresses import Address, Family, Network
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import KernelError, RoutingError
 from podway.kernel import links, routes
+from podway.kernel.netlink import Connection
 from podway.kernel.netlink import constants as c
-from podway.kernel.node import Kernel
-from podway.kernel.routes import NextHop
+from podway.kernel.routes import NextHop, RouteRecord
 from podway.plan.changes import Change
 from podway.plan.learned import METRIC
 
@@ -31,6 +33,9 @@ SETTLE = 0.1
 
 RETRY = 5.0
 """Seconds between looks while something could not be mended."""
+
+REST = 3.0
+"""After a look, rest so many times as long as it took: requests come first, and routes may flap."""
 
 LOOK_ANYWAY = 30.0
 """Seconds after which to look though nothing was heard: a route that never came into the kernel makes no event."""
@@ -52,10 +57,7 @@ class LearnedRoute(msgspec.Struct, frozen=True):
 class LearnedRoutes:
     """Keeps the kernel's copy of the routes that BIRD learned. `repaired` is told in words what was mended."""
 
-    def __init__(
-        self, kernel: Kernel, speaker: BgpSpeaker, state: NodeState, repaired: Callable[[str], None]
-    ) -> None:
-        self._kernel = kernel
+    def __init__(self, speaker: BgpSpeaker, state: NodeState, repaired: Callable[[str], None]) -> None:
         self._speaker = speaker
         self._state = state
         self._repaired = repaired
@@ -78,11 +80,13 @@ class LearnedRoutes:
                     await self._wanted.wait()
             await asyncio.sleep(SETTLE)
             self._wanted.clear()
+            begun = asyncio.get_running_loop().time()
             try:
                 await self._mend()
             except (RoutingError, KernelError) as error:
                 # A BIRD that starts writes them all anyway.
                 log.info("learned routes not compared", reason=error.message)
+            await asyncio.sleep(REST * (asyncio.get_running_loop().time() - begun))
 
     async def _mend(self) -> None:
         wrong, lost = await self._differences(), await self._unreachable()
@@ -95,8 +99,8 @@ class LearnedRoutes:
         if wrong or lost:
             await self._speaker.mend_kernel_routes()
             await asyncio.sleep(SETTLE)
-        left = {change.key for change in await self._differences()} if wrong else set()
-        if left and left.isdisjoint(self._taken()):  # BIRD would write over what others put there
+        left: set[Network] = {change.key for change in await self._differences()} if wrong else set()
+        if left and not await self._taken(left):  # BIRD would write over what others put there
             await self._speaker.export_again()
             await asyncio.sleep(SETTLE)
             left = {change.key for change in await self._differences()}
@@ -107,7 +111,7 @@ class LearnedRoutes:
         for network, words in lost.items():
             if network not in still:
                 self._repaired(f"{words}, and found it again")
-        taken = self._taken() if left else set()
+        taken = await self._taken(left) if left else set()
         self.lost = tuple(words for network, words in lost.items() if network in still)
         self._note_failures(
             tuple(
@@ -137,7 +141,7 @@ class LearnedRoutes:
         What BIRD knows is taken as its filters rewrite it for the kernel, with all equally good ways.
         """
         want = await self._wanted_routes()
-        have = self._kernel_routes()
+        have = await self._kernel_routes(want)
         return [
             Change("route", key, have.get(key), route) for key, route in want.items() if have.get(key) != route
         ]
@@ -155,28 +159,49 @@ class LearnedRoutes:
             if route.next_hops
         }
 
-    def _taken(self) -> set[Network]:
-        """Return the destinations for which somebody else's route stands where BIRD's would."""
-        return {
-            record.destination
-            for family in Family
-            for record in routes.dump(self._kernel.connection, family)
-            if record.metric == METRIC and record.protocol != c.RTPROT_BIRD
-        }
+    async def _taken(self, among: Collection[Network]) -> set[Network]:
+        """Return those of the destinations for which somebody else's route stands where BIRD's would."""
+        found = await asyncio.to_thread(_records, _lengths(among), 0)
+        return {record.destination for record in found.routes if record.protocol != c.RTPROT_BIRD} & set(among)
 
-    def _kernel_routes(self) -> dict[Network, LearnedRoute]:
-        names = {link.index: link.name for link in links.dump(self._kernel.connection)}
+    async def _kernel_routes(self, among: Collection[Network]) -> dict[Network, LearnedRoute]:
+        found = await asyncio.to_thread(_records, _lengths(among), c.RTPROT_BIRD)
         return {
             record.destination: LearnedRoute(
                 record.destination,
                 record.type,
                 frozenset(
-                    (names.get(hop.index, ""), hop.gateway)
+                    (found.names.get(hop.index, ""), hop.gateway)
                     for hop in record.next_hops or (NextHop(record.index, record.gateway, 1),)
                 ),
                 record.source,
             )
-            for family in Family
-            for record in routes.dump(self._kernel.connection, family, protocol=c.RTPROT_BIRD)
-            if record.metric == METRIC
+            for record in found.routes
         }
+
+
+class _Records(NamedTuple):
+    routes: list[RouteRecord]
+    names: dict[int, str]
+    """Of devices, by number."""
+
+
+def _records(lengths: Mapping[Family, Collection[int]], protocol: int) -> _Records:
+    """Read routes of these lengths and of BIRD's metric; in a thread, since there may be very many of others."""
+    with Connection() as connection:
+        return _Records(
+            [
+                record
+                for family, wanted in lengths.items()
+                for record in routes.dump(connection, family, protocol=protocol, lengths=wanted)
+                if record.metric == METRIC
+            ],
+            {link.index: link.name for link in links.dump(connection)},
+        )
+
+
+def _lengths(networks: Iterable[Network]) -> Mapping[Family, Collection[int]]:
+    found: dict[Family, set[int]] = {}
+    for network in networks:
+        found.setdefault(Family.of(network), set()).add(network.prefixlen)
+    return found

@@ -22,6 +22,7 @@ from podway.errors import RoutingError
 from podway.kernel import links, routes
 from podway.kernel.netlink import Connection
 from podway.kernel.routes import RouteRecord
+from podway.plan.outside import left_out
 from podway.plan.topology import topology
 
 
@@ -79,6 +80,7 @@ class Reporter:
                 "waits_for": list(self._parts.speaker.waits_for),
                 "reflectors": sorted(target.reflectors),
                 "lost": sorted(target.lost),
+                "left_out": dict(left_out(self._parts.state.view, self._parts.options.node)),
             },
             "blocks": [
                 {**msgspec.to_builtins(use, enc_hook=str), "free": use.free}

@@ -41,8 +41,8 @@ def surroundings(connection: Connection) -> Surroundings:
         defaults=tuple(
             _default(family, record)
             for family in Family
-            for record in routes.dump(connection, family)
-            if record.destination == family.default_route and record.type == "unicast"
+            for record in routes.dump(connection, family, lengths={0})
+            if record.type == "unicast"
         ),
     )
 

@@ -1,6 +1,7 @@
 """What makes BGP settings, outside peers and secrets right among the other objects of a cluster. Pure."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import TypeVar
 
 from podway.api.addresses import Network
@@ -25,6 +26,8 @@ def check_bgp_change(new: Resource, others: Sequence[Resource], *, old: Resource
         case Node():
             for peer in _of(BGPPeer, others):
                 _check_apart(peer, new, blamed=new)
+            if isinstance(old, Node) and old.metadata.labels != new.metadata.labels:
+                _check_labels(new, old, tuple(_of(BGPPeer, others)))
             # An agent that registers its node does not know the labels that it will have.
             for config in _of(NetworkConfig, others) if old else ():
                 _check_topology(config, (*others, new), blamed=new)
@@ -131,6 +134,19 @@ def _check_once(peer: BGPPeer, other: BGPPeer, nodes: Sequence[Node]) -> None:
             f"{peer.address} is the address of {subject(key(other))} too, on {where}",
             "keep one of them; or give them nodes apart from each other: BGP knows a peer by its address",
         )
+
+
+def _check_labels(node: Node, old: Node, peers: Sequence[BGPPeer]) -> None:
+    """Check that new labels give a node no second peer at an address where it has one."""
+    for one, other in combinations(sorted(peers, key=lambda peer: peer.metadata.name), 2):
+        both = one.address == other.address and _on(one, node) and _on(other, node)
+        if both and not (_on(one, old) and _on(other, old)):
+            raise _invalid(
+                node,
+                "metadata.labels",
+                f"give the node both {subject(key(one))} and {subject(key(other))}, which are at {one.address}",
+                "label the node for one of them: BGP knows a peer by its address",
+            )
 
 
 def _on(peer: BGPPeer, node: Node) -> bool:

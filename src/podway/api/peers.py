@@ -17,6 +17,9 @@ from podway.api.meta import LabelSelector, Metadata, Record, StrictRecord
 
 BGP_PORT = 179
 
+MAX_PREFIXES = 10_000
+"""How many routes are taken of a peer unless it says otherwise: a fabric's, not the Internet's."""
+
 Advertisement: TypeAlias = Literal["blocks", "aggregates"]
 """What a peer is told: the node's own blocks, or the whole pools that blocks are cut from."""
 
@@ -102,7 +105,8 @@ class BGPPeerSpec(StrictRecord, frozen=True, kw_only=True):
     `multihop` is the TTL of our packets (1 to 255) to a peer that is not on the node's own segment; 0: it is.
     With `ttl_security` (RFC 5082) packets of the peer are taken only if they came over at most so many hops.
     `imports` and `exports` are read in order, and the first rule that matches decides. What no rule matches
-    is decided thus: blocks of the cluster's pools are taken, and told; nothing else is.
+    is decided thus: blocks of the cluster's pools are taken, and told; nothing else is. Of all that may be taken
+    no more than `max_prefixes` routes are.
     """
 
     address: str
@@ -117,6 +121,7 @@ class BGPPeerSpec(StrictRecord, frozen=True, kw_only=True):
     source_address: str = ""
     communities: tuple[str, ...] = ()
     advertise: Advertisement = "blocks"
+    max_prefixes: int = MAX_PREFIXES
     imports: tuple[PrefixRule, ...] = msgspec.field(default=(), name="import")
     exports: tuple[PrefixRule, ...] = msgspec.field(default=(), name="export")
 

@@ -29,6 +29,7 @@ MAX_PASSWORD = 80
 
 MAX_TTL = 255
 MAX_REFLECTORS = 64
+MOST_PREFIXES = 10_000_000
 
 _SECRET_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
@@ -63,7 +64,11 @@ def check_peer(peer: BGPPeer) -> Iterator[Problem]:
     """Yield what is wrong with an outside peer."""
     spec = peer.spec
     yield from check_asn("spec.asn", spec.asn)
-    yield from check_ranges(("spec.port", spec.port, 1, 65535), ("spec.multihop", spec.multihop, 0, MAX_TTL))
+    yield from check_ranges(
+        ("spec.port", spec.port, 1, 65535),
+        ("spec.multihop", spec.multihop, 0, MAX_TTL),
+        ("spec.maxPrefixes", spec.max_prefixes, 1, MOST_PREFIXES),
+    )
     yield from _nodes(peer)
     yield from _password(spec.password)
     yield from _communities(spec.communities)

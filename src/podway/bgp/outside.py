@@ -49,7 +49,8 @@ protocol bgp '{peer.name}' {{
 	graceful restart on;
 	debug {{ states }};
 	{family} {{
-{gateway}		import filter {{
+{gateway}		import limit {peer.max_prefixes} action block;
+		import filter {{
 			if is_ours_{family}() && !is_block_{family}() then reject;
 {_rules(peer.imports)}			if is_block_{family}() then accept;
 			reject;

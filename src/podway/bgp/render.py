@@ -26,6 +26,9 @@ not give up on one even if its session is restarted), else for about 3 seconds.
 
 LOG_BYTES = 1 << 20
 
+NODE_PREFIXES = 50_000
+"""So many routes are taken of a node or reflector at most. There are hardly more blocks; it is a last resort."""
+
 OWN, HOST, NODE, UNUSED = 200, 150, 110, 1
 """Preferences; that of what outside peers tell is 100."""
 
@@ -117,6 +120,7 @@ template bgp nodes_$family {
 	debug { states };
 	$family {
 		gateway recursive;	# a reflector tells of nodes in other subnets, too
+		import limit $node_prefixes action block;
 		import filter {
 			if !is_block_$family() then reject;
 			preference = NODE;
@@ -256,6 +260,7 @@ def _family(plan: BgpPlan, family: Family) -> str:
         asn=plan.asn,
         port=plan.port,
         restart_time=RESTART_TIME,
+        node_prefixes=NODE_PREFIXES,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from podway.api.addresses import Family
 from podway.bgp.daemon import Bird
@@ -21,8 +22,14 @@ from podway.bgp.status import (
     read_routes,
     read_unreachable,
 )
+from podway.errors import RoutingError
 from podway.plan.bgp import BgpPlan
 from podway.plan.topology import Standing
+
+log = structlog.get_logger(__name__)
+
+REFILL = 30.0
+"""Seconds between looks at sessions that told more routes than are taken."""
 
 SETTLE = 2.0
 """Seconds that sessions stand before others are given up for them: what is told by them must have arrived."""
@@ -55,7 +62,15 @@ class BgpSpeaker:
         """
         passwords = read_passwords(plan.outside, secrets or {})
         changed = await self.bird.load(render(plan, self.bird.log, passwords.known))
+        before = {peer.name: peer.max_prefixes for peer in self._plan.outside} if self._plan else {}
         self._take(plan, secrets or {}, passwords)
+        raised = [
+            peer.name for peer in plan.outside if peer.max_prefixes > before.get(peer.name, peer.max_prefixes)
+        ]
+        if raised:  # what was refused is not told again by itself
+            async with self.bird.control() as control:
+                for name in raised:
+                    await control.command(f"reload in '{name}'")
         return changed
 
     async def reread_passwords(self) -> None:
@@ -102,8 +117,17 @@ class BgpSpeaker:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.bird.keep_alive())
                 tasks.create_task(self._arbiter.run())
+                tasks.create_task(self._keep_filled())
         finally:
             self.bird.release()
+
+    async def _keep_filled(self) -> None:
+        while True:
+            await asyncio.sleep(REFILL)
+            try:
+                await self.refill()
+            except RoutingError as error:
+                log.debug("not known whether limits are reached", reason=error.message)
 
     async def peers(self) -> tuple[PeerStatus, ...]:
         """Return the state of the sessions."""
@@ -137,7 +161,7 @@ class BgpSpeaker:
             return await read_routes(control)
 
     async def kernel_routes(self) -> tuple[BirdRoute, ...]:
-        """Return the routes that BIRD means the kernel to have, as its filters rewrite them."""
+        """Return the routes to blocks that BIRD means the kernel to have, as its filters rewrite them."""
         if self._plan is None:
             return ()
         async with self.bird.control() as control:
@@ -158,6 +182,17 @@ class BgpSpeaker:
         async with self.bird.control() as control:
             for family in families:
                 await control.restart_protocol(f"direct_{family.label.lower()}")
+
+    async def refill(self) -> None:
+        """Take routes again of peers that told more than is taken of them, if there is room now.
+
+        BIRD refuses every new route from then on, even in the place of one that went, until it asks for all anew
+        (channel_notify_limit and channel_reset_limit in nest/proto.c).
+        """
+        async with self.bird.control() as control:
+            for peer in await read_peers(control):
+                if peer.established and peer.imported < peer.limit:
+                    await control.command(f"reload in '{peer.name}'")
 
     async def mend_kernel_routes(self) -> None:
         """Let BIRD compare the kernel's routes with its own now, instead of at its next scan.

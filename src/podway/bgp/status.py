@@ -41,7 +41,8 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
     `port` is the TCP port of the other side, 0 where only BIRD was asked, which does not tell.
     `state` is Idle, Connect, Active, OpenSent, OpenConfirm, Established, or Close and Down as BIRD has them;
-    `last_error` is in BIRD's words, `bfd` the state of the address' BFD session; either may be empty.
+    `last_error` is in BIRD's words, `bfd` the state of the address' BFD session; either may be empty. `limit` is
+    how many routes are taken at most if that was reached since the session came up, else 0.
     """
 
     name: str
@@ -56,6 +57,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
     exported: int = 0
     peer: str = ""
     port: int = 0
+    limit: int = 0
 
     @property
     def family(self) -> Family:
@@ -112,8 +114,12 @@ async def read_routes(control: BirdControl) -> tuple[BirdRoute, ...]:
 
 
 async def read_kernel_routes(control: BirdControl, family: Family) -> tuple[BirdRoute, ...]:
-    """Return the routes that BIRD means the kernel to have, as its filter rewrites them. Raises RoutingError."""
-    return parse_routes(await control.command(f"show route export kernel_{family.label.lower()}"))
+    """Return the routes to blocks that BIRD means the kernel to have, as its filter rewrites them.
+
+    Only blocks are asked for: of other networks an outside peer may tell tens of thousands. Raises RoutingError.
+    """
+    name = family.label.lower()
+    return parse_routes(await control.command(f"show route where is_block_{name}() export kernel_{name}"))
 
 
 async def read_unreachable(control: BirdControl) -> tuple[BirdRoute, ...]:
@@ -160,15 +166,19 @@ def parse_peers(reply: Iterable[Line]) -> tuple[PeerStatus, ...]:
 NO_NEIGHBOUR = "no device of the node is on its subnet: set multihop, or choose the nodes that are"
 """Why a session stays idle without an error: BIRD only logs that it waits for its neighbor."""
 
+_LIMIT = re.compile(r"(\d+) \[HIT\]")
 _ROUTES = re.compile(r"(\d+) imported, (?:\d+ filtered, )?(\d+) exported")
 
 
 def _peer(head: list[str], details: dict[str, str]) -> PeerStatus:
     counts = _ROUTES.match(details.get("Routes", ""))
+    limit = _LIMIT.match(details.get("Import limit", ""))
     outside, described = head[0].startswith(PREFIX), details.get("Description", "")
     error, state = details.get("Last error", ""), details["BGP state"]
     if outside and state == "Idle" and not error:
         error = NO_NEIGHBOUR
+    if limit and state == "Established":
+        error = f"tells more than the {limit[1]} routes that are taken of it"
     return PeerStatus(
         name=head[0],
         node="" if outside else described,
@@ -180,6 +190,7 @@ def _peer(head: list[str], details: dict[str, str]) -> PeerStatus:
         last_error=error,
         imported=int(counts[1]) if counts else 0,
         exported=int(counts[2]) if counts else 0,
+        limit=int(limit[1]) if limit else 0,
     )
 
 

@@ -101,6 +101,10 @@ def _topology(routing: dict[str, Any]) -> str:
     return f"going over to {routing['topology']}, former sessions stay: waits for {', '.join(nodes[:3])}{more}"
 
 
+def _full(peer: dict[str, Any]) -> bool:
+    return peer["state"] == "Established" and bool(peer.get("limit"))
+
+
 def _reflectors(routing: dict[str, Any]) -> str:
     lost = routing["lost"]
     working = [name for name in routing["reflectors"] if name not in lost]
@@ -143,6 +147,8 @@ def _show(answer: dict[str, Any]) -> None:
         ),
         *((f"  {peer['name']}", _peer(peer)) for peer in peers if peer["state"] != "Established"),
         *((("  topology", _topology(answer["routing"])),) if answer["routing"]["waits_for"] else ()),
+        *((f"  {peer['name']}", _peer(peer)) for peer in peers if _full(peer)),
+        *((f"  peer:{name}", f"left out: {why}") for name, why in answer["routing"].get("left_out", {}).items()),
         *((("  reflectors", _reflectors(answer["routing"])),) if answer["routing"].get("lost") else ()),
         *((("offload", answer["offloads"]["problem"]),) if answer["offloads"]["problem"] else ()),
         *_crossing(answer["crossing"]),

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from podway.api.addresses import Address, block_of
+from podway.api.addresses import Address, Network, block_of
 from podway.api.checked import SetAside
 from podway.api.identity import ClusterAuthority
 from podway.api.peers import BGPPeer, Secret
@@ -129,14 +129,30 @@ class ClusterView(msgspec.Struct, frozen=True):
         """Return the blocks that a node owns, in address order."""
         return in_address_order(self.blocks.select("node", node))
 
+    @property
+    def block_lengths(self) -> frozenset[tuple[int, int]]:
+        """The IP versions and prefix lengths of all blocks."""
+        return cast("frozenset[tuple[int, int]]", self.blocks.indexed("length"))
+
+    @property
+    def block_ranges(self) -> tuple[tuple[Network, int], ...]:
+        """In which ranges blocks are, and prefix lengths of those in each: what pools say, and what there is."""
+        return tuple(
+            (pool.network, length)
+            for pool in self.pools.values()
+            for version, length in {*self.block_lengths, (pool.network.version, pool.block_prefix)}
+            if version == pool.network.version
+        )
+
     def block_at(self, address: Address) -> AddressBlock | None:
         """Return the block that an address lies in, None if there is none.
 
         A block is named after its range, so one look for each length that blocks have is enough.
         """
-        lengths = cast("frozenset[tuple[int, int]]", self.blocks.indexed("length"))
         names = (
-            block_name(block_of(address, length)) for version, length in lengths if version == address.version
+            block_name(block_of(address, length))
+            for version, length in self.block_lengths
+            if version == address.version
         )
         return next((self.blocks[name] for name in names if name in self.blocks), None)
 

@@ -238,6 +238,8 @@ class Session(msgspec.Struct, frozen=True):
     """The kernel's answer to a route lookup; empty if there is a way."""
     signatures: int = 0
     """TCP segments dropped lately because the ends' passwords differ (RFC 2385)."""
+    limit: int = 0
+    """How many routes are taken at most, if it told more; else 0."""
 
     @property
     def family(self) -> Family:

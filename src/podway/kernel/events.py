@@ -13,6 +13,7 @@ from typing import Literal, Self, TypeAlias
 
 import msgspec
 
+from podway.api.addresses import Network
 from podway.errors import KernelError
 from podway.kernel import addresses, forwarding, leases, links, neighbours, routes
 from podway.kernel.netlink import Connection, Message
@@ -90,6 +91,12 @@ class Watcher:
 
     `own_ports` are the netlink port ids of our own connections (`Kernel.ports`). Its `fileno` is readable
     when there is something to read. Raises KernelError.
+    """
+
+    blocks: Collection[tuple[Network, int]] | None = None
+    """Ranges, and the prefix length of the routes in them, in which BIRD's routes matter; None: everywhere.
+
+    Of other networks it may learn tens of thousands, and these may come and go many times a second.
     """
 
     def __init__(self, netns_fd: int | None = None, own_ports: Collection[int] = ()) -> None:
@@ -197,6 +204,10 @@ class Watcher:
         return Event("link", link.name, removed, ours, link.name, learned=lost, uplink=uplink)
 
     def _route_change(self, message: Message, removed: bool) -> Event | None:
+        default = message.body[1] == 0  # it may make another device the uplink, whoever tells of it
+        known = self.blocks is not None and not default
+        if known and routes.is_of(message, c.RTPROT_BIRD, elsewhere_than=self.blocks or ()):
+            return None
         route = routes.read(message)
         # Who replaces a route is told; whose it was is not. BIRD leaves ours alone: it has its own metric.
         by_bird = route.protocol == c.RTPROT_BIRD

@@ -1,12 +1,13 @@
 """Sessions with BGP speakers outside the cluster, such as top-of-rack switches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.peers import Advertisement, BGPPeer, PasswordSource, PrefixRule
+from podway.api.peers import MAX_PREFIXES, Advertisement, BGPPeer, PasswordSource, PrefixRule
+from podway.api.resources import Node
 from podway.cluster.view import ClusterView
 
 PREFIX = "peer:"
@@ -43,6 +44,7 @@ class OutsidePeer(msgspec.Struct, frozen=True, kw_only=True):
     ttl_security: bool = False
     communities: tuple[tuple[int, ...], ...] = ()
     advertise: Advertisement = "blocks"
+    max_prefixes: int = MAX_PREFIXES
     imports: tuple[Prefixes, ...] = ()
     exports: tuple[Prefixes, ...] = ()
 
@@ -58,13 +60,34 @@ def outside_peers(view: ClusterView, node: str) -> Iterator[OutsidePeer]:
     A peer of a family that the node has no address of is left out, and so is one at the address of another.
     """
     here = view.nodes[node]
-    taken: set[Address] = set(here.internal_addresses)
-    for _, peer in sorted(view.peers.items()):
+    for peer, obstacle in _wanted(view, here):
         own = here.internal_address(peer.family)
-        if own is None or peer.address in taken or not peer.speaks_with(node, here.metadata.labels):
+        if own is not None and not obstacle:
+            yield _session(peer, ip_address(peer.spec.source_address) if peer.spec.source_address else own)
+
+
+def left_out(view: ClusterView, node: str) -> Mapping[str, str]:
+    """Return the peers that a node ought to have a session with and has none, by name, and why, in words.
+
+    A node's new labels, or addresses, may bring that about, which nobody was asked to allow.
+    """
+    here = view.nodes.get(node)
+    return {peer.metadata.name: why for peer, why in _wanted(view, here) if why} if here else {}
+
+
+def _wanted(view: ClusterView, here: Node) -> Iterator[tuple[BGPPeer, str]]:
+    """Yield a node's peers of its families, in the order of their names, and what keeps it from a session."""
+    taken: dict[Address, str] = dict.fromkeys(here.internal_addresses, f"Node/{here.metadata.name}")
+    for name, peer in sorted(view.peers.items()):
+        if not peer.speaks_with(here.metadata.name, here.metadata.labels):
             continue
-        taken.add(peer.address)
-        yield _session(peer, ip_address(peer.spec.source_address) if peer.spec.source_address else own)
+        if here.internal_address(peer.family) is None:
+            continue
+        if peer.address in taken:
+            yield peer, f"its address, {peer.address}, is that of {taken[peer.address]} on this node"
+        else:
+            taken[peer.address] = f"BGPPeer/{name}"
+            yield peer, ""
 
 
 def _session(peer: BGPPeer, local: Address) -> OutsidePeer:
@@ -82,6 +105,7 @@ def _session(peer: BGPPeer, local: Address) -> OutsidePeer:
         ttl_security=spec.ttl_security,
         communities=tuple(tuple(map(int, text.split(":"))) for text in spec.communities),
         advertise=spec.advertise,
+        max_prefixes=spec.max_prefixes,
         imports=tuple(map(_prefixes, spec.imports)),
         exports=tuple(map(_prefixes, spec.exports)),
     )

@@ -8,9 +8,10 @@ import msgspec
 
 from podway.api.addresses import Family
 from podway.bgp.passwords import NO_PASSWORD
-from podway.health.facts import ClusterFacts, Session
-from podway.health.finding import Problem, Severity, cluster_check
+from podway.health.facts import ClusterFacts, NodeFacts, Session
+from podway.health.finding import Problem, Severity, cluster_check, node_check
 from podway.health.groups import names
+from podway.plan.outside import left_out
 from podway.plan.reflectors import REDUNDANT
 
 
@@ -166,6 +167,34 @@ def _in_bgp(name: str, session: Session) -> Reason:
 
 def _state(session: Session) -> str:
     return f"{session.state} since {session.since:%H:%M:%S}"
+
+
+@node_check(
+    "bgp-peer",
+    looks_at="BGPPeers that the node leaves out, since two have one address there, and sessions whose peer tells "
+    "more routes than are taken of it",
+    why="what such a peer should tell is not known on the node, and nothing else says so",
+)
+def bgp_peer(facts: NodeFacts) -> Iterator[Problem]:
+    """An address is in use once on a node; and a limit that is reached leaves out routes without choosing."""
+    for name, obstacle in left_out(facts.memory.view, facts.memory.node).items():
+        yield Problem(
+            f"the node has no session with it: {obstacle}",
+            f"give BGPPeer/{name} another spec.address, or nodes apart (spec.node, spec.nodeSelector, and the "
+            "node's labels)",
+            f"BGPPeer/{name}",
+        )
+    for session in facts.routing.sessions:
+        if session.limit:
+            yield Problem(
+                f"it tells more than the {session.limit} routes that are taken of it; the others are refused, "
+                "whichever they are",
+                f"reject what is not needed by spec.import of {session.node}, raise its spec.maxPrefixes, or mend "
+                "what it tells"
+                if session.outside
+                else f"look at what {session.node} tells: `podway get routes`",
+                session.node,
+            )
 
 
 @cluster_check(

@@ -75,6 +75,7 @@ async def sessions(
             ping=peer.name not in tried or peer.address in alive,
             way=_no_way(connection, peer.address) if peer.name in tried else "",
             signatures=signatures,
+            limit=peer.limit,
         )
         for peer in peers
     )
