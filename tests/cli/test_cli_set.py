@@ -3,7 +3,18 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 
+from podway.cli import main
+
+CONFIG = {"apiVersion": "podway.io/v1", "kind": "NetworkConfig", "metadata": {"name": "default"}, "spec": {}}
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}
+PEER = {
+    "apiVersion": "podway.io/v1",
+    "kind": "BGPPeer",
+    "metadata": {"name": "tor"},
+    "spec": {"address": "192.0.2.254", "asn": 64601},
+}
 POOL = {
     "apiVersion": "podway.io/v1",
     "kind": "IPPool",
@@ -59,3 +70,26 @@ def test_an_object_that_is_not_there(pool):
 
 def test_kind_and_name_may_be_two_words(pool):
     assert pool("set", "pool", "p", "encapsulation=vxlan") == "IPPool/p: encapsulation none → vxlan\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["set", "config", "bgp.bfdInterval=300"], ""),
+        (["set", "config", "bgp.asn=64999", "bgp.port=1790"], "bgp.asn and bgp.port starts all BGP sessions anew"),
+        (["set", "node/n1", "asn=64601"], "starts all BGP sessions of Node/n1 anew"),
+        (["set", "bgppeer/tor", "maxPrefixes=20"], ""),
+        (["set", "bgppeer/tor", "asn=64602"], "sessions with BGPPeer/tor start anew"),
+        (["apply", "-f", "-"], "another bgp.asn starts all BGP sessions anew"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_changed_without_a_break_is_said(pool, command, words):
+    """Both ends of a session must agree on AS numbers and ports. What is changed all the same is changed."""
+    for manifest in (CONFIG, NODE, PEER):
+        pool("apply", "-f", "-", stdin=json.dumps(manifest))
+    other = {**CONFIG, "spec": {"bgp": {"asn": 65000}}}
+    done = CliRunner().invoke(main.main, ["--store", pool.url, *command], input=json.dumps(other))
+    assert done.exit_code == 0, done.output
+    assert (words in done.stderr) if words else (done.stderr == "")
+    assert "unchanged" not in done.stdout

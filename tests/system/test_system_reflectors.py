@@ -16,7 +16,6 @@ NODES = 5
 @pytest.fixture(scope="module")
 def lab() -> Iterator[SystemLab]:
     with running_lab(NODES) as five:
-        five.podway("set", "config", "bgp.topology=reflectors", "bgp.reflectors.count=2")
         yield five
 
 
@@ -30,10 +29,13 @@ def test_reflectors_that_die_are_replaced_and_no_living_node_loses_a_route(lab: 
         return lab.status(node)["routing"]
 
     living = [f"node{number}" for number in range(1, NODES + 1)]
-    eventually(lambda: all(routing(node)["topology"].startswith("reflectors-") for node in living))
+    lab.podway("set", "config", "bgp.topology=reflectors", "bgp.reflectors.count=2", "--wait")
     first = routing("node1")["reflectors"]
     assert len(first) == 2
-    eventually(lambda: all(not routing(node)["waits_for"] for node in living))
+    for node in living:  # --wait means: everything is done
+        peers = routing(node)["peers"]
+        assert {peer["node"] for peer in peers} == set(living if node in first else first) - {node}
+        assert all(peer["state"] == "Established" for peer in peers)
     assert not findings(lab)
     blocks = {node: [str(block) for block, owner in lab.blocks().items() if owner == node] for node in living}
 

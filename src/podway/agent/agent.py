@@ -70,6 +70,7 @@ class Agent:
         self._routing_problem = ""
         self._blocks_wanted = asyncio.Event()
         self._routing_wanted = asyncio.Event()
+        self._routing_pending = False
         self._supervisor = Supervisor(self._look_again)
 
     async def run(self) -> None:
@@ -243,6 +244,7 @@ class Agent:
             "store": self._news.problem,
             "routing": self._routing_problem,
             "uplink": self._uplink.problem,
+            "pending": "BIRD has not taken the last change yet" if self._routing_pending else "",
         }
 
     def _bgp_plan(self) -> BgpPlan:
@@ -281,6 +283,7 @@ class Agent:
             self._bring_to_plan()
         self._blocks_wanted.set()
         if routing:
+            self._routing_pending = True
             self._routing_wanted.set()
 
     async def _register(self) -> None:
@@ -314,6 +317,7 @@ class Agent:
                 self._routing_wanted.set()
             else:
                 self._routing_problem = ""
+                self._routing_pending = self._routing_wanted.is_set()
                 self._readiness.soon()
                 self._learned.soon()
 

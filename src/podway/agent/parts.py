@@ -19,7 +19,10 @@ from podway.store.base import Store
 
 @dataclass(frozen=True)
 class Parts:
-    """An agent's parts; `problems` tells in words what is wrong with `store` and `routing`, empty if nothing."""
+    """An agent's parts.
+
+    `problems` tells in words what is wrong with `store` and `routing`, and what is `pending`; empty if nothing.
+    """
 
     options: AgentOptions
     state: NodeState

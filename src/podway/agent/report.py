@@ -74,6 +74,7 @@ class Reporter:
             },
             "routing": {
                 "problem": problems["routing"],
+                "pending": problems["pending"],
                 "bird": self._parts.speaker.bird.pid or 0,
                 "peers": peers,
                 "topology": self._parts.speaker.topology,

@@ -16,6 +16,7 @@ from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, 
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
 from podway.cli.options import GlobalOptions, cluster_options
 from podway.errors import InvalidArgument, NotFound
+from podway.preview.interruptions import interruptions
 from podway.store.base import Store
 
 files_option = click.option(
@@ -55,6 +56,8 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
         stored, aside = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.aside}
         for new in checked_change(stored, manifests).values():
             known = key(new)
+            for interruption in interruptions(stored.get(known), new):
+                click.echo(f"note: {interruption}", err=True)
             click.echo(f"{subject(known)} {await _put(store, new, stored.get(known), aside.get(known))}")
 
     options.run(work, create=True)

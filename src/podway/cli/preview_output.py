@@ -156,7 +156,10 @@ def _notes(answer: Answer, restarting: int) -> Iterator[str]:
     for node, pool in islice(comparison.unserved, 3):
         yield f"{node} finds no free block in IPPool/{pool}: give it a larger range or smaller blocks"
     if restarting:
-        yield f"{restarting} ends of BGP sessions start anew: their routes are withdrawn until both ends agree"
+        yield (
+            f"{restarting} ends of BGP sessions start anew: their routes are withdrawn until both ends agree, and "
+            "packets are lost meanwhile, for about a second"
+        )
 
 
 def to_json(answer: Answer) -> str:

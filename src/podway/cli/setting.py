@@ -1,13 +1,14 @@
 """`podway set`: changes fields of one object, and waits until the cluster has gone over."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import click
 
 from podway.api.assign import assign, differences, fields
 from podway.api.cluster_rules import check_change
-from podway.api.resources import NetworkConfig, key, subject
+from podway.api.resources import IPPool, NetworkConfig, key, subject
 from podway.api.validate import validate
 from podway.cli.agents import agents, ask_all
 from podway.cli.help import examples
@@ -16,6 +17,7 @@ from podway.cli.mistakes import in_arguments
 from podway.cli.options import GlobalOptions, cluster_options
 from podway.cli.views import VIEW_BY_NAME
 from podway.errors import AgentError, Conflict, NotFound
+from podway.preview.interruptions import interruptions
 from podway.store.base import Store
 
 LOOK = 0.1
@@ -91,6 +93,8 @@ def set_fields(
                 click.echo(f"{subject(wanted)}: unchanged")
                 return
             check_change(new, others, old=None if unfit else old)
+            for interruption in interruptions(None if unfit else old, new):
+                click.echo(f"note: {interruption}", err=True)
             try:
                 await store.update(new)
             except Conflict:
@@ -100,22 +104,30 @@ def set_fields(
 
     options.run(work)
     if wait:
-        _wait(options, timeout)
+        # Whether a pool's routes are told by BGP, and have come, is part of what is pending of the crossing.
+        _wait(options, timeout, sessions=wanted[0] != IPPool.KIND)
 
 
-def _wait(options: GlobalOptions, timeout: float) -> None:
-    """Wait until all nodes know the store's facts of now and have gone over. Raises AgentError if one has not."""
+def _wait(options: GlobalOptions, timeout: float, *, sessions: bool) -> None:
+    """Wait until all nodes know the store's facts of now and have gone over; with their `sessions`, if asked.
+
+    Raises AgentError if one has not.
+    """
     revision = options.run(_revision)
     begun = time.monotonic()
     while True:
         waiting = {}
-        for node, answer in ask_all(agents(options), "status").items():
+        answers = ask_all(agents(options), "status")
+        reached = {node for node, answer in answers.items() if not isinstance(answer, AgentError)}
+        for node, answer in answers.items():
             if isinstance(answer, AgentError):
                 waiting[node] = answer.message
             elif answer["crossing"]["revision"] < revision:
                 waiting[node] = "has not heard of the change yet"
             elif answer["crossing"]["pending"]:
                 waiting[node] = "; ".join(answer["crossing"]["pending"])
+            elif unrouted := _unrouted(answer["routing"], reached if sessions else ()):
+                waiting[node] = unrouted
         took = time.monotonic() - begun
         if not waiting:
             click.echo(f"all nodes have gone over after {took:.1f} s")
@@ -127,6 +139,16 @@ def _wait(options: GlobalOptions, timeout: float) -> None:
                 hint="the change stands, and they go on; see `podway status`",
             )
         time.sleep(LOOK)
+
+
+def _unrouted(routing: dict[str, Any], reached: Collection[str]) -> str:
+    """Return what a node's BGP still waits for, as far as nodes do whose agents answer; else nothing."""
+    if routing["problem"] or routing["pending"]:
+        return str(routing["problem"] or routing["pending"])
+    if routing["waits_for"]:
+        return f"keeps what the former topology needed: {', '.join(routing['waits_for'][:3])} not ready yet"
+    down = [peer for peer in routing["peers"] if peer["node"] in reached and peer["state"] != "Established"]
+    return f"no BGP session with {down[0]['node']} yet ({down[0]['state']})" if down else ""
 
 
 async def _revision(store: Store) -> int:
