@@ -169,9 +169,12 @@ class BgpSpeaker:
         return tuple(route for routes in found for route in routes)
 
     async def unreachable(self) -> tuple[BirdRoute, ...]:
-        """Return the best routes that peers told and to whose next hops BIRD knows no way."""
+        """Return the best routes to blocks that peers told and to whose next hops BIRD knows no way."""
+        if self._plan is None:
+            return ()
         async with self.bird.control() as control:
-            return await read_unreachable(control)
+            found = [await read_unreachable(control, family) for family in self._plan.families]
+        return tuple(route for routes in found for route in routes)
 
     async def look_for_subnets(self, families: Collection[Family]) -> None:
         """Let BIRD find out anew which subnets the machine's devices are in.

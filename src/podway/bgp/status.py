@@ -122,11 +122,13 @@ async def read_kernel_routes(control: BirdControl, family: Family) -> tuple[Bird
     return parse_routes(await control.command(f"show route where is_block_{name}() export kernel_{name}"))
 
 
-async def read_unreachable(control: BirdControl) -> tuple[BirdRoute, ...]:
-    """Return the best routes that peers told and to whose next hops BIRD knows no way. Raises RoutingError."""
-    return parse_routes(
-        await control.command("show route primary where source = RTS_BGP && dest = RTD_UNREACHABLE")
-    )
+async def read_unreachable(control: BirdControl, family: Family) -> tuple[BirdRoute, ...]:
+    """Return the best routes to blocks that peers told and to whose next hops BIRD knows no way.
+
+    Raises RoutingError.
+    """
+    wanted = f"is_block_{family.label.lower()}() && source = RTS_BGP && dest = RTD_UNREACHABLE"
+    return parse_routes(await control.command(f"show route table master{int(family)} primary where {wanted}"))
 
 
 def _understood(parse: Callable[[Iterable[Line]], Found]) -> Callable[[Iterable[Line]], Found]:
