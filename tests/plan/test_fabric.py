@@ -36,6 +36,7 @@ from podway.plan.fabric import (
 from podway.plan.node import plan_node, pod_mtu
 from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE, Route
 from podway.plan.remote import LAST_METRIC
+from podway.plan.switching import impossible
 from podway.plan.uplink import Uplink
 
 
@@ -183,6 +184,19 @@ def test_less_than_ipv6_needs_is_no_way_for_ipv6_and_told_to_ipv4(mtu: int, six:
     way = crossing(pool("fd00::/56", encapsulation="vxlan"), here, there, mtu)
     assert way is not None
     assert way.gateway == (gateway if six else None)
+
+
+def test_endpoints_of_two_families_do_not_meet_and_nothing_crosses_otherwise() -> None:
+    here = node("one", "10.0.0.1/24", "fd01::1/64", accepts="vxlan", sends="vxlan")
+    there = node("two", "fd01::2/64", accepts="vxlan", sends="vxlan")
+    for one, other in ((here, there), (there, here)):
+        for told in (pool(encapsulation="vxlan"), pool("fd00::/56", encapsulation="vxlan")):
+            way = crossing(told, one, other)
+            assert way is not None, "it does not cross bare"
+            assert way.gateway is None
+    cluster = view(here, there, pool(encapsulation="vxlan"))
+    (said,) = impossible(cluster, Uplink("eth0", 1500, here.interface_addresses))
+    assert said.startswith("two: vxlan does not reach it: it is carried by IPv6 there and by IPv4 here")
 
 
 def test_a_device_of_ours_never_loses_ipv6() -> None:

@@ -47,7 +47,8 @@ class Crossing(msgspec.Struct, frozen=True):
     """An encapsulated way to a node.
 
     `mtu` is how many bytes it carries where that is less than the device's MTU, else 0. Without a gateway there is
-    no way: IPv6 where it has not the bytes that it needs. It does not cross in another form then.
+    no way: IPv6 where it has not the bytes that it needs, or nodes whose endpoints are of two families. Packets
+    do not cross in another form then.
     """
 
     device: str
@@ -171,6 +172,12 @@ def device_mtu(carried: int) -> int:
     return max(carried, SMALLEST_IPV6_MTU)
 
 
+def meet(form: Encapsulation, one: Address | None, other: Address | None) -> bool:
+    """Tell whether outer headers of a form can carry these two endpoints: one family, and IPv4's for IPIP."""
+    versions = {address.version for address in (one, other) if address is not None}
+    return one is not None and other is not None and len(versions) == 1 and (form != "ipip" or versions == {4})
+
+
 def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | None:
     """Return the encapsulated way from one node to another for a pool's packets; None if they cross bare.
 
@@ -181,6 +188,8 @@ def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | 
     if form == "none" or target is None:
         return None
     way = Crossing(DEVICES[form], overlay(target).gateway)
+    if not meet(form, endpoint(here.internal_addresses), target):
+        return msgspec.structs.replace(way, gateway=None)
     carried = mtu - overhead(form, Family.of(target)) if mtu else SMALLEST_IPV6_MTU
     if carried >= SMALLEST_IPV6_MTU:
         return way

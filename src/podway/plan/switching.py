@@ -30,6 +30,7 @@ from podway.plan.changes import Change
 from podway.plan.fabric import (
     DEVICES,
     SMALLEST_IPV6_MTU,
+    endpoint,
     form_to,
     form_wanted,
     forms_asked,
@@ -155,6 +156,7 @@ def waiting(view: ClusterView, node: str) -> Iterator[str]:
 
 def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
     """Say in words what pools ask for that a node's uplink cannot give."""
+    yield from _out_of_reach(view, uplink)
     for name, pool in sorted(view.pools.items()):
         if pool.spec.encapsulation == "ipip" and uplink.underlay is not Family.IPV4:
             yield f"IPPool/{name}: this node has no IPv4 address, and so neither sends nor accepts ipip"
@@ -164,6 +166,19 @@ def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
                 f"IPPool/{name}: IPv6 crosses to no other node: {pool.spec.encapsulation} leaves {mtu} bytes, and "
                 f"it needs {SMALLEST_IPV6_MTU} (RFC 8200); raise the MTU of {uplink.device}, which is "
                 f"{uplink.mtu}, to {SMALLEST_IPV6_MTU + uplink.mtu - mtu}, or use another encapsulation"
+            )
+
+
+def _out_of_reach(view: ClusterView, uplink: Uplink) -> Iterator[str]:
+    own = endpoint(uplink.node_addresses)
+    if own is None or "vxlan" not in forms_asked(view):
+        return
+    for name, other in sorted(view.nodes.items()):
+        theirs = endpoint(other.internal_addresses)
+        if theirs is not None and theirs.version != own.version:
+            yield (
+                f"{name}: vxlan does not reach it: it is carried by {Family.of(theirs).label} there and by "
+                f"{Family.of(own).label} here; give each node an address of one same family (IPv4 is preferred)"
             )
 
 
