@@ -72,8 +72,17 @@ def nothing_stays() -> Iterator[None]:
     assert not left, f"the tests left behind: {left}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_by_the_file(nothing_stays: None) -> Iterator[None]:
+    """What the tests of a file share leaves nothing behind either."""
+    before = leftovers.things(of_labs=False)
+    yield
+    left = leftovers.left_since(before)
+    assert not left, f"the tests of this file left behind: {left}"
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(nothing_stays: None) -> Iterator[None]:
+def nothing_left(nothing_left_by_the_file: None) -> Iterator[None]:
     """Each test leaves no process and no namespace behind, but for what labs have that other tests use, too."""
     before = leftovers.things(of_labs=False)
     yield

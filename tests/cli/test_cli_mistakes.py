@@ -114,16 +114,21 @@ def test_the_cluster_may_be_named_behind_the_command_too(podway):
 
 def test_an_interrupt_is_no_traceback(podway, monkeypatch):
     podway("apply", "-f", "-", stdin='{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}')
+    # Tests that run in the background ignore interrupts, and so would what they start.
+    interruptible = ["env", "--default-signal=INT", sys.executable, "-m", "podway"]
     with subprocess.Popen(
-        [sys.executable, "-m", "podway", "--store", podway.url, "get", "ns", "-w"],
+        [*interruptible, "--store", podway.url, "get", "ns", "-w"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as watching:
-        assert watching.stdout.readline().split() == ["NAME", "AGE"]
-        assert watching.stdout.readline().split()[0] == "shop"
-        watching.send_signal(2)
-        _, told = watching.communicate(timeout=60)
+        try:
+            assert watching.stdout.readline().split() == ["NAME", "AGE"]
+            assert watching.stdout.readline().split()[0] == "shop"
+            watching.send_signal(2)
+            _, told = watching.communicate(timeout=60)
+        finally:
+            watching.kill()
     assert told.strip() == "podway: interrupted"
     assert watching.returncode == 130
 
