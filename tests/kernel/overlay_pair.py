@@ -1,6 +1,8 @@
 """Two nodes on one wire, with a VXLAN device each: what the tests of overlays share."""
 
+import contextlib
 import socket
+import time
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -81,20 +83,25 @@ class Pair:
             assert kernel.apply(plan).failures == ()
         return plans
 
-    def reaches(self, family: Family, size: int = 100, within: float = PATIENCE) -> bool:
-        """Send one datagram with an IP packet of this size, DF set, and have it come back."""
+    def reaches(self, family: Family, size: int = 100) -> bool:
+        """Send datagrams with an IP packet of this size, DF set, until one has come back.
+
+        The nodes ask for each other's hardware addresses, and the kernel's neighbour tables, which all namespaces
+        share, may be full for a moment.
+        """
         here, there = (str(net[1]) for net in PODS[family])
         payload = b"x" * (size - (28 if family is Family.IPV4 else 48))
-        with self.namespaces[0].udp(here, within) as client, self.namespaces[1].udp(there, within) as server:
+        with self.namespaces[0].udp(here, 0.5) as client, self.namespaces[1].udp(there, 0.5) as server:
             forbid_fragments(client, family)
             forbid_fragments(server, family)
-            try:
+            deadline = time.monotonic() + PATIENCE
+            while time.monotonic() < deadline:
                 client.sendto(payload, server.getsockname()[:2])
-                got, sender = server.recvfrom(65535)
-                server.sendto(got, sender)
-                return client.recv(65535) == payload
-            except TimeoutError:
-                return False
+                with contextlib.suppress(TimeoutError):
+                    got, sender = server.recvfrom(65535)
+                    server.sendto(got, sender)
+                    return client.recv(65535) == payload
+            return False
 
 
 def forbid_fragments(sock: socket.socket, family: Family) -> None:
