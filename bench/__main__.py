@@ -19,6 +19,7 @@ BENCHMARKS = (
     "restart",
     "withdrawal",
     "switching",
+    "loop",
     "churn",
     "startup",
     "convergence",

@@ -106,8 +106,9 @@ def test_the_last_object_of_a_kind_goes_though_others_came_before_it() -> None:
 def test_who_may_send_is_known() -> None:
     sender = node("a", **{SENDS: "vxlan"})
     view = VIEW.after(VIEW.change(sender))
-    assert view.senders("vxlan") == {"a"}
-    assert view.after(Change.of(sender, None)).senders("vxlan") == frozenset()
+    assert view.others_send("b", "vxlan")
+    assert not view.others_send("a", "vxlan")
+    assert not view.after(Change.of(sender, None)).others_send("b", "vxlan")
 
 
 def test_a_heartbeat_alters_no_plan_and_a_place_alters_every_plan() -> None:

@@ -58,6 +58,8 @@ def test_an_index_says_what_a_look_at_every_object_would(steps: Any, ask: bool) 
     for label in ("red", "green", "blue"):
         having = {name for name, obj in model.items() if label in obj.metadata.labels}
         assert table.names("label", label) == having
+        for name in "abcd":
+            assert table.has("label", label, but=name) == bool(having - {name})
         assert table.select("label", label) == tuple(model[name] for name in sorted(having))
     assert table.indexed("label") == {label for obj in model.values() for label in obj.metadata.labels}
 

@@ -132,7 +132,8 @@ def test_what_is_sent_is_told_by_pool() -> None:
 
 def test_next_hops_have_their_ways_in_encapsulated_pools_only() -> None:
     vxlan, bare = pool(encapsulation="vxlan", when="cross-subnet"), pool("fd00:10:244::/56")
-    ways = crossings(view(ONE, NEAR, FAR, vxlan, bare), "one")
+    seen = view(ONE, NEAR, FAR, vxlan, bare)
+    ways = crossings(seen, "one", seen.nodes, {vxlan.network, bare.network})
     assert ways == {vxlan.network: {ip_address("172.30.2.1"): crossing(vxlan, ONE, FAR)}}
 
 

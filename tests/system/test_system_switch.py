@@ -161,6 +161,7 @@ def test_a_node_whose_port_is_taken_is_sent_nothing_that_it_cannot_take(
     three: SystemLab, pods: list[PodUnderTest]
 ) -> None:
     block = str(three.block_of(pods[2].addresses[0]))
+    eventually(partial(has_no_device, three, "node3"))  # a former switch has come to its end
     with in_node(three, "node3", pods[2].addresses[0]) as taken:
         taken.bind(("", 4789))
         with Packets(pods) as packets:

@@ -8,6 +8,7 @@ stopping it stops nothing.
 
 import asyncio
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
@@ -32,9 +33,10 @@ from podway.agent.options import AgentOptions
 from podway.agent.parts import Parts
 from podway.agent.pods import PodNetwork
 from podway.agent.readiness import Readiness
-from podway.agent.reconciler import ECHO, SETTLE, Reconciler
+from podway.agent.reconciler import ECHO, Reconciler
 from podway.agent.report import Reporter
 from podway.agent.state import NodeState
+from podway.agent.steps import Steps, rest
 from podway.agent.supervisor import Supervisor
 from podway.api.identity import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
@@ -55,6 +57,9 @@ from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
 
+LONGEST_ROUTING_REST = 2.0
+"""Seconds that BIRD may wait at most for what another node changed: sessions come and go, routes do not wait."""
+
 ROUTING_RETRY = 5.0
 """Seconds until BIRD is given a configuration again that it did not take."""
 
@@ -65,8 +70,9 @@ HOUSEKEEPING = 5.0
 class Agent:
     """One node's agent. `run` it once."""
 
-    def __init__(self, options: AgentOptions) -> None:
+    def __init__(self, options: AgentOptions, steps: Steps) -> None:
         self._options = options
+        self._steps = steps
         self._routing_problem = ""
         self._blocks_wanted = asyncio.Event()
         self._routing_wanted = asyncio.Event()
@@ -163,6 +169,7 @@ class Agent:
                 self._channel,
                 self._store,
                 self._supervisor,
+                self._steps,
                 self._problems,
             )
             reporter = Reporter(parts)
@@ -261,9 +268,9 @@ class Agent:
         if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.soon()
         if not any(map(alters_plans, changes)):
-            self._state.view = view  # say, another node's heartbeat
+            self._state.pass_over(view)  # say, another node's heartbeat
             return
-        self._state.follow(view)
+        delta = self._state.take_others(view, changes)
         self._watcher.blocks = view.block_ranges
         self._last_known.soon()
         self._channel.soon()
@@ -273,9 +280,11 @@ class Agent:
             return  # the watch will tell
         routing = any(map(alters_routing, changes))
         crossing = concerns(before, node) or concerns(view, node)
-        if routing:
+        if delta is not None:
+            self._reconciler.carry_out(delta)
+        elif routing:
             self._crossing.refresh(force=crossing)
-        if (
+        if delta is None and (
             crossing
             or before.blocks_of(node) != view.blocks_of(node)
             or (before.pools, before.config) != (view.pools, view.config)
@@ -309,8 +318,11 @@ class Agent:
             self._routing_wanted.clear()
             if self._options.node not in self._state.view.nodes:
                 continue
+            began = time.monotonic()
+            plan = self._bgp_plan()
+            took = time.monotonic() - began
             try:
-                await self._speaker.apply(self._bgp_plan(), self._state.view.secrets)
+                await self._speaker.apply(plan, self._state.view.secrets)
             except RoutingError as error:
                 self._routing_refused(error)
                 await asyncio.sleep(ROUTING_RETRY)
@@ -320,6 +332,7 @@ class Agent:
                 self._routing_pending = self._routing_wanted.is_set()
                 self._readiness.soon()
                 self._learned.soon()
+            await rest(took, longest=LONGEST_ROUTING_REST)
 
     async def _reread_passwords(self) -> None:
         try:
@@ -349,9 +362,17 @@ class Agent:
             self._uplink.soon()
         if event.learned:
             self._learned.soon()
+        if event.kind == "forwarding" and self._is_echo(f"{event.device} {event.subject}"):
+            return  # the one kind of change of which the kernel never names the author (vxlan_fdb_notify)
         # Settings of the uplink and of the whole namespace are ours to keep, though the devices are not.
         if event.ours or event.kind == "sysctl":
-            self._reconciler.soon(ECHO if self._pods.touched(event.device) else SETTLE)
+            if self._is_echo(event.subject if event.kind == "nft" else event.device):
+                self._reconciler.soon(ECHO, numerous=False)
+            else:
+                self._reconciler.soon()
+
+    def _is_echo(self, what: str) -> bool:
+        return self._state.touched(what, since=self._state.now() - ECHO)
 
     async def _keep_blocks(self) -> None:
         while True:
@@ -403,7 +424,9 @@ class Agent:
 def run(options: AgentOptions) -> None:
     """Run an agent until it is told to stop. Raises PodwayError."""
     try:
-        asyncio.run(Agent(options).run())
+        steps = Steps()
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(steps)) as runner:
+            runner.run(Agent(options, steps).run())
     except BaseExceptionGroup as group:
         # One task failed and took the others along: its error is the one to show.
         raise _first_podway_error(group) or group from group

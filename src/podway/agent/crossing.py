@@ -11,6 +11,7 @@ import structlog
 
 from podway.agent.membership import Membership
 from podway.agent.state import NodeState
+from podway.agent.steps import rest
 from podway.api.addresses import Family, Network
 from podway.api.resources import ACCEPTS, SENDS, Encapsulation, Node
 from podway.cluster.change import Change
@@ -22,6 +23,7 @@ from podway.kernel.node import Kernel
 from podway.plan.fabric import forms_accepted, forms_asked, forms_held
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.switching import (
+    CARRIERS,
     Ways,
     concerns,
     form_by,
@@ -38,6 +40,9 @@ log = structlog.get_logger(__name__)
 
 FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0
 """Seconds between looks at the kernel's routes while they change: doubled from the first to the longest."""
+
+LOOK_ANYWAY = 30.0
+"""Seconds between looks though nothing seems to change: the last node that needed a form may have left."""
 
 NEVER = sys.maxsize
 
@@ -146,13 +151,15 @@ class Crossing:
         while True:
             changing = self._ended or self._lacking or self._unfinished()
             try:
-                async with asyncio.timeout(pause if changing else None):
+                async with asyncio.timeout(pause if changing else LOOK_ANYWAY):
                     await self._wanted.wait()
                 pause = FIRST_LOOK
             except TimeoutError:
                 pause = min(2 * pause, LONGEST_LOOK)
+            began = time.monotonic()
             if self.refresh():
                 self._bring_to_plan()
+            took = time.monotonic() - began
             self._wanted.clear()
             try:
                 await self._say()
@@ -163,6 +170,7 @@ class Crossing:
                     log.error("the kernel cannot be compared with the plan", problem=error.message)
                 await asyncio.sleep(LONGEST_LOOK)
                 self.soon()
+            await rest(took)
 
     async def _say(self) -> None:
         """Write what is true of this node, if others read something else. Raises KernelError or StoreError."""
@@ -211,8 +219,8 @@ class Crossing:
 
         But for those that the node has said and that were right a moment ago: they are about to be mended.
         """
-        plan = self._state.plan()
-        missing = lacking(plan, self._kernel.diff(plan))
+        plan = self._state.overlays()
+        missing = lacking(plan, self._kernel.diff(plan, of=CARRIERS))
         now = time.monotonic()
         self._lacking = {form: self._lacking.get(form, now) for form in missing & (here.accepts | here.sends)}
         return missing - {form for form, since in self._lacking.items() if now - since < MENDING}

@@ -11,6 +11,7 @@ from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
 from podway.agent.reconciler import Reconciler
 from podway.agent.state import NodeState
+from podway.agent.steps import Steps
 from podway.agent.supervisor import Supervisor
 from podway.bgp.speaker import BgpSpeaker
 from podway.kernel.node import Kernel
@@ -36,4 +37,5 @@ class Parts:
     channel: Channel
     store: Store
     supervisor: Supervisor
+    steps: Steps
     problems: Callable[[], dict[str, str]]

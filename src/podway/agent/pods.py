@@ -9,7 +9,6 @@ import structlog
 
 from podway.agent.blocks import BlockKeeper
 from podway.agent.leasing import Leasing
-from podway.agent.reconciler import ECHO
 from podway.agent.state import NodeState
 from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
@@ -20,12 +19,9 @@ from podway.kernel import netns as namespaces
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
-from podway.plan.objects import BRIDGE_DEVICE, NodePlan, PodWiring
+from podway.plan.objects import BRIDGE_DEVICE, NFT_TABLE, NodePlan, PodWiring
 
 log = structlog.get_logger(__name__)
-
-NO_DEVICE = ""
-"""What events about nftables name as their device; by whom they come is not told either."""
 
 FIRST_RETRY, LONGEST_RETRY = 0.1, 5.0
 """Seconds until a pod that could not be wired again is tried once more: doubled from the first to the longest."""
@@ -60,7 +56,6 @@ class PodNetwork:
         self._repaired = repaired
         self._impaired = impaired
         self._turns: WeakValueDictionary[Attachment, asyncio.Lock] = WeakValueDictionary()
-        self._touched: dict[str, float] = {}
         self._namespaces: dict[Attachment, namespaces.Identity] = {}
         self._unmended: dict[Attachment, str] = {}
         self._to_mend = asyncio.Event()
@@ -187,7 +182,7 @@ class PodNetwork:
             raise
         self._state.leases[attachment] = lease
         self._namespaces[attachment] = namespaces.identity(netns)
-        self._touch(attachment.link)
+        self._state.touch(attachment.link, NFT_TABLE)
         self._more_blocks()
         return wiring
 
@@ -199,7 +194,7 @@ class PodNetwork:
                 raise failures[0]
         self._kernel.wire(wiring, netns)
         if wiring.elements:
-            self._touch(NO_DEVICE)
+            self._state.touch(NFT_TABLE)
 
     async def _remove(self, lease: Lease) -> None:
         """Remove a pod's link, and free its addresses once it is gone."""
@@ -207,7 +202,7 @@ class PodNetwork:
         try:
             self._release(lease)
             await self._remover.remove(lease.attachment.link)
-            self._touch(lease.attachment.link)
+            self._state.touch(lease.attachment.link, NFT_TABLE)
             self._forget(lease.attachment)
         finally:
             self._state.leaving.discard(lease.attachment)
@@ -217,16 +212,7 @@ class PodNetwork:
         wiring = self._state.wiring(lease)
         self._kernel.release(wiring)
         if wiring.elements:
-            self._touch(NO_DEVICE)
-
-    def _touch(self, link: str) -> None:
-        now = self._state.now()
-        self._touched = {name: at for name, at in self._touched.items() if now - at < ECHO}
-        self._touched[link] = now
-
-    def touched(self, link: str) -> bool:
-        """Tell whether we made or removed this link, or the rules' elements, a moment ago: events are our echo."""
-        return self._state.now() - self._touched.get(link, -ECHO) < ECHO
+            self._state.touch(NFT_TABLE)
 
     def _forget(self, attachment: Attachment) -> None:
         self._state.forget(attachment)

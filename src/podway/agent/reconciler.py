@@ -12,6 +12,7 @@ import structlog
 from podway.agent import originals
 from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
+from podway.agent.steps import rest
 from podway.errors import AgentError
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
@@ -29,8 +30,8 @@ SETTLE = 0.05
 ECHO = 0.5
 """The same after an event that our own work most likely caused: the kernel does not always name the author."""
 
-REST, LONGEST_REST = 5.0, 0.4
-"""After a look, rest so many times as long as it took, within a limit in seconds: requests come first."""
+STEP = 0.004
+"""Seconds of an audit after which others go first."""
 
 REMEMBERED_REPAIRS = 100
 
@@ -57,8 +58,11 @@ class Reconciler:
         self._interval = options.resync_interval
         self._failures_changed = failures_changed
         self._wanted = asyncio.Event()
-        self._due = asyncio.get_running_loop().time() + self._interval
+        self._due = self._full_due = asyncio.get_running_loop().time() + self._interval
+        self._numerous = False
         self._applied = NodePlan()
+        self._audits: list[set[tuple[str, Any]]] = []
+        """For each look that goes on, what was carried out since it began."""
         self.repairs: deque[Repair] = deque(maxlen=REMEMBERED_REPAIRS)
         self.failures: tuple[str, ...] = ()
         """What the kernel refused at the last attempt."""
@@ -71,14 +75,52 @@ class Reconciler:
             log.debug("applied", change=str(change))
         return report
 
-    def repair(self) -> Report:
-        """Compare the kernel with the plan, and undo what others changed.
+    def carry_out(self, delta: tuple[Change, ...]) -> None:
+        """Bring the kernel to a plan that is known to differ from the last one by this alone."""
+        for audit in self._audits:
+            audit.update(_keys(delta))
+        self._state.touch(*(" ".join(change.key) for change in delta if change.kind == "forwarding entry"))
+        self._state.touch(*{change.key.table for change in delta if change.kind == "nft element"})
+        report = self._kernel.carry_out(delta)
+        for failure in report.failures:
+            log.info("to be looked at again", problem=failure.message)
+        if report.failures:
+            self.soon()
+
+    async def differences(self, *, numerous: bool = True) -> list[Change]:
+        """Return what differs from the plan, found in slices: requests come first.
+
+        What our own work meanwhile made differ, from the plan as it was when the look began, is left out.
+        """
+        altered: set[tuple[str, Any]] = set()
+        found: list[Change] = []
+        began = turn = self._state.now()
+        self._audits.append(altered)
+        try:
+            for change in self._kernel.audit(self._state.plan(), numerous=numerous):
+                if change is not None:
+                    found.append(change)
+                if self._state.now() - turn > STEP:
+                    await asyncio.sleep(0)
+                    turn = self._state.now()
+        finally:
+            self._audits.remove(altered)
+        return [
+            change
+            for change in found
+            if (change.kind, change.key) not in altered
+            and not any(self._state.touched(device, since=began) for device in _devices(change))
+        ]
+
+    def repair(self, before: NodePlan | None = None) -> Report:
+        """Compare the kernel with the plan, and undo what others changed. `before` is the plan before they did.
 
         What follows from a setting of theirs that the plan takes into account is no repair, nor is the removal of
         what the plan had when it was last applied (say, of the bridge after its last pod) and of rules about that.
         """
-        before = self._state.plan()
-        after = self._state.plan() if self.learn_facts() else before
+        before = before or self._state.plan()
+        self.learn_facts()
+        after = self._state.plan()
         expected = _keys(between(before, after)) if after != before else set()
         if after != self._applied:  # what our own plan no longer has goes by our own doing
             own = between(self._applied, after)
@@ -120,8 +162,13 @@ class Reconciler:
         log.warning("repaired", change=what)
         self.repairs.append(Repair(time.time(), what))
 
-    def soon(self, within: float = SETTLE) -> None:
-        """Ask for a comparison within so many seconds: something of ours may have been changed."""
+    def soon(self, within: float = SETTLE, *, numerous: bool = True) -> None:
+        """Ask for a comparison within so many seconds: something of ours may have been changed.
+
+        Without `numerous` the kinds are left out of which a node may hold thousands: pods come and go
+        often, and all that stands on their links goes with these.
+        """
+        self._numerous = self._numerous or numerous
         due = asyncio.get_running_loop().time() + within
         if due < self._due:
             self._due = due
@@ -133,9 +180,16 @@ class Reconciler:
         while True:
             await self._until_due()
             began = clock()
-            self._due = began + self._interval
-            self.repair()
-            await asyncio.sleep(min(LONGEST_REST, REST * (clock() - began)))
+            numerous = self._numerous or began >= self._full_due
+            if numerous:
+                self._full_due = began + self._interval
+            self._due, self._numerous = self._full_due, False
+            before = self._state.plan()
+            if self.learn_facts():
+                self.repair(before)
+            elif self.failures or await self.differences(numerous=numerous):
+                self.repair()
+            await rest(clock() - began)
 
     async def _until_due(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -155,6 +209,12 @@ class Reconciler:
         if said != self.failures:
             self.failures = said
             self._failures_changed()
+
+
+def _devices(change: Change) -> Iterable[str]:
+    """Return the names of devices that a change may be about."""
+    obj = change.have if change.want is None else change.want
+    return (getattr(obj, "device", ""), getattr(obj, "name", ""), *getattr(obj, "path", "").split("/"))
 
 
 def _keys(changes: Iterable[Change]) -> set[tuple[str, Any]]:

@@ -27,7 +27,7 @@ from podway.plan.topology import topology
 
 
 class Reporter:
-    """Answers `status`, `leases`, `peers` and `routes`, and has the doctor and the tracer answer for theirs."""
+    """Answers `status`, `leases`, `peers`, `routes`, `steps`, and has doctor and tracer answer for theirs."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -43,6 +43,7 @@ class Reporter:
             "leases": Method(self.leases, remote=True),
             "peers": Method(self.peers, remote=True),
             "routes": Method(self.routes, remote=True),
+            "steps": Method(self.steps),
             **self._tracing.methods,
             **self._checkup.methods,
         }
@@ -50,6 +51,7 @@ class Reporter:
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
         problems, target = self._parts.problems(), topology(self._parts.state.view)
+        drift = await self._parts.reconciler.differences()
         try:
             peers = await self.peers()
         except RoutingError as error:
@@ -90,7 +92,7 @@ class Reporter:
             "leases": len(self._parts.state.leases),
             "drift": {
                 "now": [
-                    *(str(change) for change in self._parts.kernel.diff(self._parts.state.plan())),
+                    *(str(change) for change in drift),
                     *self._parts.learned.lost,
                 ],
                 "repaired": [msgspec.to_builtins(repair) for repair in self._parts.reconciler.repairs],
@@ -107,6 +109,10 @@ class Reporter:
             "failures": [msgspec.to_builtins(failure) for failure in self._parts.supervisor.failures],
             "kernel_writes": self._parts.kernel.writes,
         }
+
+    async def steps(self) -> dict[str, float]:
+        """Return how long the agent was at work at a stretch, in seconds, since this was asked last."""
+        return self._parts.steps.told()
 
     async def leases(self) -> list[dict[str, Any]]:
         """Return every lease of the node."""

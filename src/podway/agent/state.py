@@ -3,22 +3,48 @@
 Only the event loop's thread touches it, and only between awaits, so it needs no lock.
 """
 
+import math
 import time
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import pairwise
+from typing import Any, NamedTuple
+
+import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Attachment, Lease
 from podway.api.resources import AddressBlock, Attach, IPPool
+from podway.cluster.change import Change
+from podway.cluster.table import Table
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.ipam.addresses import AddressBook
 from podway.ipam.blocks import first_choice
 from podway.ipam.selection import pools_for, pools_for_node
-from podway.plan.node import HostFacts, Sent, plan_node, plan_wiring
-from podway.plan.objects import NodePlan, PodWiring
+from podway.plan.changes import Change as Difference
+from podway.plan.changes import patched
+from podway.plan.node import HostFacts, plan_node, plan_wiring
+from podway.plan.objects import NFT_VXLAN_TABLE, NodePlan, PodWiring
+from podway.plan.others import delta_of_others, others_altered, plan_others
+from podway.plan.overlays import plan_overlays
+from podway.plan.sent import Sent
 from podway.plan.uplink import Uplink
+
+REMEMBERED = 10.0
+"""Seconds for which it is remembered what we made or removed."""
+
+
+class Planned(NamedTuple):
+    """A plan, and all that it depends on: it stays right while that is the same."""
+
+    plan: NodePlan
+    depends: tuple[object, ...]
+
+
+def _same(one: object, other: object) -> bool:
+    """Tell whether nothing came of a plan's ground; tables are not looked into."""
+    return one is other or (not isinstance(one, Table) and one == other)
 
 
 class NodeState:
@@ -38,6 +64,8 @@ class NodeState:
         """The forms in which this node may still send to others, by pool."""
         self.bridged: frozenset[Network] = frozenset()
         """Blocks of other nodes that keep a route of ours until BIRD's is there."""
+        self._planned: Planned | None = None
+        self._touched: dict[str, float] = {}
         self.view = view
         self.follow(view)
 
@@ -45,6 +73,22 @@ class NodeState:
     def now() -> float:
         """Return the clock by which cool-downs are measured, in seconds."""
         return time.monotonic()
+
+    def touch(self, *names: str) -> None:
+        """Note that we make or remove something now of which events will not tell that it was us: a pod's link."""
+        now = self.now()
+        self._touched = {name: at for name, at in self._touched.items() if now - at < REMEMBERED}
+        self._touched.update(dict.fromkeys(names, now))
+
+    def touched(self, name: str, *, since: float) -> bool:
+        """Tell whether we made or removed something since a time of `now`, so that events are our echo."""
+        return self._touched.get(name, -math.inf) >= since
+
+    def pass_over(self, view: ClusterView) -> None:
+        """Take a newer view that gives the same plans."""
+        others = self._others()
+        self.view = view
+        self._planned = Planned(others, self._depends())
 
     def follow(self, view: ClusterView) -> None:
         """Take a newer view of the cluster."""
@@ -84,6 +128,29 @@ class NodeState:
         self.withdrawn = set(networks)
         self.follow(self.view)
 
+    def take_others(self, view: ClusterView, changes: Sequence[Change[Any]]) -> tuple[Difference, ...] | None:
+        """Take a newer view; return what its changes alter in the plan, None if that takes a look at all of it."""
+        before, others = self.view, self._others()
+        names = None if self.bridged else others_altered(before, view, self.node, changes, self.sent)
+        self.follow(view)
+        if names is None:
+            return None
+        delta = delta_of_others(before, view, self.node, self.uplink, names)
+        self._planned = Planned(patched(others, delta) if delta else others, self._depends())
+        return delta
+
+    def _others(self) -> NodePlan:
+        """Return what other nodes make this one hold: planned anew only where something else came of it."""
+        depends = self._depends()
+        if self._planned is None or not all(map(_same, depends, self._planned.depends)):
+            plan = plan_others(self.view, self.node, self.uplink, self.bridged)
+            self._planned = Planned(plan, depends)
+        return self._planned.plan
+
+    def _depends(self) -> tuple[object, ...]:
+        view = self.view
+        return (view.nodes, view.blocks, view.pools, view.config, self.uplink, self.bridged)
+
     def plan(self) -> NodePlan:
         """Return every kernel object that this node must hold now."""
         staying = (lease for attachment, lease in self.leases.items() if attachment not in self.leaving)
@@ -96,6 +163,18 @@ class NodeState:
             facts=self.facts,
             sent=self.sent,
             bridged=self.bridged,
+            others=self._others(),
+        )
+
+    def overlays(self) -> NodePlan:
+        """Return the part of the plan by which the node takes off encapsulations."""
+        over = plan_overlays(self.view, self.node, self.uplink, strict=self.facts.all_rp_filter == "1")
+        others = self._others()
+        return msgspec.structs.replace(
+            over,
+            endpoints=others.endpoints,
+            sources=(*over.sources, *others.sources),
+            elements=(*over.elements, *(each for each in others.elements if each.table == NFT_VXLAN_TABLE)),
         )
 
     def wiring(self, lease: Lease) -> PodWiring:

@@ -71,6 +71,11 @@ class Table(Mapping[K, R], Generic[K, R]):
         """Return the names of the objects that an index has under a value."""
         return frozenset(self._index(index).get(value, _EMPTY))
 
+    def has(self, index: str, value: Hashable, *, but: K) -> bool:
+        """Tell whether an index has any object under a value besides the one of this name."""
+        found = self._index(index).get(value, _EMPTY)
+        return len(found) > (but in found)
+
     def indexed(self, index: str) -> frozenset[Hashable]:
         """Return the values under which an index has any object."""
         return frozenset(self._index(index))

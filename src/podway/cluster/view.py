@@ -156,9 +156,9 @@ class ClusterView(msgspec.Struct, frozen=True):
         )
         return next((self.blocks[name] for name in names if name in self.blocks), None)
 
-    def senders(self, encapsulation: str) -> frozenset[str]:
-        """Return the nodes that may still put on an encapsulation."""
-        return self.nodes.names("sends", encapsulation)
+    def others_send(self, node: str, encapsulation: str) -> bool:
+        """Tell whether any node but this one may still put on an encapsulation."""
+        return self.nodes.has("sends", encapsulation, but=node)
 
     def labels_of_node(self, node: str) -> Mapping[str, str]:
         """Return a node's labels, none if it is not registered."""
@@ -206,6 +206,10 @@ def _sends(node: Node) -> Iterable[Hashable]:
     return node.sends if SENDS in node.metadata.annotations else ()
 
 
+def _addresses(node: Node) -> Iterable[Hashable]:
+    return (entry.address for entry in node.status.addresses)
+
+
 _FIELDS: Mapping[str, str] = {
     Node.KIND: "nodes",
     Namespace.KIND: "namespaces",
@@ -220,6 +224,6 @@ _FIELDS: Mapping[str, str] = {
 
 _INDICES: Mapping[str, Mapping[str, Any]] = {
     "blocks": {"node": _owner, "length": _length},
-    "nodes": {"sends": _sends},
+    "nodes": {"sends": _sends, "address": _addresses},
 }
 """The indices of each table: what planners ask for, by name."""

@@ -4,14 +4,17 @@ It compares by key and value (podway.plan.changes) and knows no kind by name. Ea
 what a plan wants of it, lists what the kernel has that bears our mark, and carries out changes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from podway.errors import KernelError, PodwayError
 from podway.plan.changes import Change, compare
 from podway.plan.objects import NodePlan
+
+SLICE = 200
+"""Objects after which an audit may pause: to read and compare them takes some two milliseconds."""
 
 
 class Consequence(KernelError):
@@ -48,9 +51,63 @@ class Kind(Protocol):
         ...
 
 
+@runtime_checkable
+class Numerous(Kind, Protocol):
+    """A kind of which a node may hold thousands."""
+
+    def scan(self, plan: NodePlan) -> Iterable[tuple[Any, Any]]:
+        """Yield what `list` returns, one by one: reading the kernel's answers takes longer than they do."""
+        ...
+
+
 def diff(kind: Kind, plan: NodePlan) -> list[Change]:
     """Return what must change of one kind, additions and replacements first. Raises PodwayError."""
     return list(compare(kind.name, kind.list(plan), kind.wanted(plan), mends_only=kind.mends_only))
+
+
+def audit(kinds: Iterable[Kind], plan: NodePlan) -> Iterator[Change | None]:
+    """Yield what differs from a plan, and now and then None, where a caller may let others go first.
+
+    What others do meanwhile may make a difference out of nothing: whoever acts on one looks again. Raises
+    PodwayError.
+    """
+    for kind in kinds:
+        want = kind.wanted(plan)
+        yield None
+        have: dict[Any, Any] = {}
+        objects = kind.scan(plan) if isinstance(kind, Numerous) else kind.list(plan).items()
+        for number, (key, value) in enumerate(objects):
+            have[key] = value
+            if number % SLICE == SLICE - 1:
+                yield None
+        yield None
+        for number, change in enumerate(_compared(kind, have, want)):
+            if change is not None or number % SLICE == SLICE - 1:
+                yield change
+
+
+def _compared(kind: Kind, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> Iterator[Change | None]:
+    """Yield for each key the change that it needs, None where it is right."""
+    for key, value in want.items():
+        there = have.get(key)
+        wrong = there != value and not (kind.mends_only and there is None)
+        yield Change(kind.name, key, there, value) if wrong else None
+    for key, value in have.items() if not kind.mends_only else ():
+        yield Change(kind.name, key, value, None) if key not in want else None
+
+
+def carry_out(kinds: Sequence[Kind], changes: Iterable[Change]) -> Report:
+    """Carry out changes of a plan without looking at what the kernel has, in the order that `apply` has."""
+    by_kind: dict[str, list[Change]] = {}
+    for change in changes:
+        by_kind.setdefault(change.kind, []).append(change)
+    report = _Progress()
+    concerned = [(kind, by_kind[kind.name]) for kind in kinds if kind.name in by_kind]
+    for kind, mine in concerned:
+        report.carry_out(kind, [change for change in mine if change.action != "remove"])
+    for kind, mine in reversed(concerned):
+        report.carry_out(kind, [change for change in mine if change.action == "remove"])
+    return Report(tuple(report.changes), tuple(report.failures))
 
 
 def apply(kinds: Iterable[Kind], plan: NodePlan) -> Report:

@@ -3,6 +3,8 @@
 Sources: bridge(8), drivers/net/vxlan/vxlan_core.c.
 """
 
+from collections.abc import Iterator
+
 import msgspec
 
 from podway.api.addresses import Address
@@ -81,8 +83,13 @@ def read(message: Message) -> ForwardingRecord:
 
 def dump(connection: Connection, index: int) -> list[ForwardingRecord]:
     """Return the entries of the VXLAN device of this number. Raises KernelError."""
+    return list(scan(connection, index))
+
+
+def scan(connection: Connection, index: int) -> Iterator[ForwardingRecord]:
+    """Yield them, read one by one. Raises KernelError."""
     request = Request(c.RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, index, 0, 0, 0), "list", "forwarding entries")
-    return [read(message) for message in connection.dump(request)]
+    yield from map(read, connection.dump(request))
 
 
 def _body(index: int, mac: str, endpoint: Address | None) -> bytes:

@@ -1,5 +1,6 @@
 """Permanent neighbour entries (rtnetlink(7), net/core/neighbour.c)."""
 
+from collections.abc import Iterator
 from socket import AF_INET, AF_INET6
 
 import msgspec
@@ -47,11 +48,14 @@ def read(message: Message) -> NeighbourRecord:
 
 def dump(connection: Connection) -> list[NeighbourRecord]:
     """Return all IPv4 and IPv6 neighbours of the namespace. Raises KernelError."""
-    return [
-        read(message)
-        for af in (AF_INET, AF_INET6)
-        for message in connection.dump(Request(c.RTM_GETNEIGH, NDMSG.pack(af, 0, 0, 0, 0), "list", "neighbours"))
-    ]
+    return list(scan(connection))
+
+
+def scan(connection: Connection) -> Iterator[NeighbourRecord]:
+    """Yield them, read one by one. Raises KernelError."""
+    for af in (AF_INET, AF_INET6):
+        request = Request(c.RTM_GETNEIGH, NDMSG.pack(af, 0, 0, 0, 0), "list", "neighbours")
+        yield from map(read, connection.dump(request))
 
 
 def _body(neighbour: Neighbour, index: int) -> bytes:

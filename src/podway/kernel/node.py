@@ -5,7 +5,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, Self, TypeVar
 
 from podway.api.lease import LINK_PREFIX, Lease
@@ -173,11 +173,29 @@ class Kernel:
         """Return the settings at these paths below /proc/sys; those that do not exist are left out."""
         return self.inside(lambda: sysctls.read(paths))
 
-    def diff(self, plan: NodePlan) -> list[Change]:
-        """Return what differs from a plan, and change nothing."""
+    def diff(self, plan: NodePlan, *, of: Collection[str] | None = None) -> list[Change]:
+        """Return what differs from a plan, of all kinds or `of` those of these names, and change nothing."""
         with self._lock:
             feasible = self._feasible(plan)
-        return [change for kind in self._kinds for change in engine.diff(kind, feasible)]
+        kinds = [kind for kind in self._kinds if of is None or kind.name in of]
+        return [change for kind in kinds for change in engine.diff(kind, feasible)]
+
+    def audit(self, plan: NodePlan, *, numerous: bool = True) -> Iterator[Change | None]:
+        """Yield what differs from a plan, with None between where a caller may pause: see engine.audit.
+
+        Without `numerous` the kinds are left out of which there may be thousands.
+        """
+        with self._lock:
+            feasible = self._feasible(plan)
+        yield from engine.audit(
+            (kind for kind in self._kinds if numerous or not isinstance(kind, engine.Numerous)), feasible
+        )
+
+    def carry_out(self, changes: Iterable[Change]) -> Report:
+        """Carry out changes of the plan that are known, without a look at the rest; failures are in the report."""
+        with self._lock:
+            self._inventory.look()
+        return engine.carry_out(self._kinds, changes)
 
     def apply(self, plan: NodePlan) -> Report:
         """Make the kernel what a plan says; failures are in the report. A correct node costs no write."""

@@ -7,7 +7,7 @@ and IPv6 routes have no scope.
 
 import errno
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET6
 from typing import cast, get_args
@@ -233,20 +233,32 @@ def dump(
     length of the prefix: with `lengths` those of other lengths are left out before they are read, at a tenth of
     the price. Raises KernelError.
     """
+    return list(scan(connection, family, protocol=protocol, table=table, lengths=lengths))
+
+
+def scan(
+    connection: Connection,
+    family: Family,
+    *,
+    protocol: int = 0,
+    table: int = MAIN_TABLE,
+    lengths: Collection[int] | None = None,
+) -> Iterator[RouteRecord]:
+    """Yield what `dump` returns, read one by one. Raises KernelError."""
     body = RTMSG.pack(family.af, 0, 0, 0, _short_table(table), protocol, 0, 0, 0)
     body += u32(c.RTA_TABLE, table) if table else b""
     try:
         found = connection.dump(Request(c.RTM_GETROUTE, body, "list", f"{family.label} routes"))
     except KernelError as error:
         if error.errno == errno.ENOENT:
-            return []  # a table is made with its first route
+            return  # a table is made with its first route
         raise
     # Dumps of IPv6 without a protocol, say, also bring what is cached: clones of routes.
-    return [
+    yield from (
         read(message)
         for message in found
         if (lengths is None or message.body[1] in lengths) and not _flags(message) & c.RTM_F_CLONED
-    ]
+    )
 
 
 def lookup(

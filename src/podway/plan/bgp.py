@@ -145,9 +145,7 @@ def plan_bgp(
         waits_for=waits_for if any(_kept(view, own, target, standing, peers)) else (),
         bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier),
         nodes_bfd=bgp.bfd,
-        crossings=crossings(
-            msgspec.structs.replace(view, nodes={**others, node: own}), node, uplink.mtu if uplink else 0
-        ),
+        crossings=crossings(view, node, others, {pool.network for pool in pools}, uplink.mtu if uplink else 0),
         subnets=uplink.subnets if uplink else (),
         uplink=uplink.device if uplink else "",
     )

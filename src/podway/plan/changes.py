@@ -110,6 +110,18 @@ KINDS: dict[str, str] = {
 """Each kind of kernel object, and the field of a NodePlan that holds those of it."""
 
 
+def patched(plan: NodePlan, changes: Iterable[Change]) -> NodePlan:
+    """Return a plan after changes, which are the differences of another plan from it."""
+    by_kind: dict[str, dict[Any, Any]] = {}
+    for change in changes:
+        by_kind.setdefault(change.kind, {})[change.key] = change.want
+    fields: dict[str, tuple[Any, ...]] = {}
+    for kind, changed in by_kind.items():
+        kept = (obj for obj in getattr(plan, KINDS[kind]) if obj.key not in changed)
+        fields[KINDS[kind]] = (*kept, *(want for want in changed.values() if want is not None))
+    return msgspec.structs.replace(plan, **fields)
+
+
 def between(before: NodePlan, after: NodePlan) -> tuple[Change, ...]:
     """Return the changes that lead from one plan to another, kind by kind."""
     return tuple(

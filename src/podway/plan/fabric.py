@@ -20,7 +20,7 @@ coordinator and without loss (podway.plan.switching).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address
 
@@ -136,7 +136,7 @@ def forms_asked(view: ClusterView) -> frozenset[Encapsulation]:
 
 def forms_accepted(view: ClusterView, node: str) -> frozenset[Encapsulation]:
     """Return the encapsulations that a node is to accept: those of any pool, and those that others may send."""
-    return forms_asked(view) | {form for form in DEVICES if view.senders(form) - {node}}
+    return forms_asked(view) | {form for form in DEVICES if view.others_send(node, form)}
 
 
 def forms_held(view: ClusterView, node: str) -> frozenset[Encapsulation]:
@@ -197,21 +197,22 @@ def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | 
     return msgspec.structs.replace(way, gateway=gateway, mtu=carried)
 
 
-def crossings(view: ClusterView, node: str, mtu: int = 0) -> Mapping[Network, Mapping[Address, Crossing]]:
-    """Return the encapsulated ways of pools: by the pool's network and the next hop of a route in it.
+def crossings(
+    view: ClusterView, node: str, others: Mapping[str, Node], networks: Collection[Network], mtu: int = 0
+) -> Mapping[Network, Mapping[Address, Crossing]]:
+    """Return the encapsulated ways of the pools of these networks to other nodes.
 
-    `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
-    Whoever tells the routes: BGP goes on with a pool for a while after that became the store's. Next hops that
-    are reached without encapsulation are left out.
+    By the pool's network and the next hop of a route in it; next hops that are reached without encapsulation are
+    left out. `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
     """
     here = view.nodes.get(node)
     if here is None:
         return {}
     found: dict[Network, dict[Address, Crossing]] = {}
     for pool in view.pools.values():
-        if pool.spec.encapsulation == "none":
+        if pool.spec.encapsulation == "none" or pool.network not in networks:
             continue
-        for there in view.nodes.values():
+        for there in others.values():
             hop = there.internal_address(pool.family)
             way = crossing(pool, here, there, mtu) if hop and there is not here else None
             if hop and way:

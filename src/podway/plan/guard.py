@@ -20,7 +20,7 @@ second, and all pods together half as many a minute as the kernel keeps.
 only, but on the way there somebody's masquerading may make a pod's source the node's.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -114,7 +114,7 @@ _AT_ONCE = "\t\tmeta l4proto tcp {beyond}accept\n"
 def plan_pod_guard(
     view: ClusterView, node: str, *, subnets: Collection[Network] = (), neighbours: int, loose: bool, bridge: bool
 ) -> NodePlan:
-    """Return the tables of what a node takes from its pods, and the elements of their sets.
+    """Return the tables of what a node takes from its pods, and the element of their sets that stands for itself.
 
     `subnets` are the uplink's, at most one a family. `neighbours` is how many of them the kernel keeps. `loose`
     tells that the host overrules strict rp_filter, `bridge` that there are pods on a bridge.
@@ -122,7 +122,7 @@ def plan_pod_guard(
     tunnels = tuple(_tunnels(view, node))
     bodies = {family: _body(view, family, subnets, neighbours, tunnels, loose, bridge) for family in Family}
     tables = [NftTable(NFT_FAMILY[family], NFT_TABLE, body, (NODES,)) for family, body in bodies.items()]
-    return NodePlan(tables=tuple(tables), elements=_node_elements(view) if tunnels else ())
+    return NodePlan(tables=tuple(tables), elements=node_elements(view, node, (node,)))
 
 
 def _body(
@@ -167,14 +167,18 @@ def _tunnels(view: ClusterView, node: str) -> Iterator[str]:
         yield "meta l4proto 4"
 
 
-def _node_elements(view: ClusterView) -> tuple[NftElement, ...]:
-    # Plain, and each made once: it is asked of thousands of nodes, at every change of anything.
+def node_elements(view: ClusterView, node: str, names: Iterable[str]) -> tuple[NftElement, ...]:
+    """Return the elements of a node's sets that stand for nodes: none if it takes no tunnelled packets."""
+    if not any(_tunnels(view, node)):
+        return ()
+    # Plain, and each made once: it is asked of thousands of nodes.
     found: dict[NftElement, None] = {}
-    for other in view.nodes.values():
-        for address in other.internal_addresses:
-            found[_node_element(address)] = None
-        for interface in other.interface_addresses:
-            found[_node_element(interface.ip)] = None
+    for other in map(view.nodes.get, names):
+        if other is not None:
+            for address in other.internal_addresses:
+                found[_node_element(address)] = None
+            for interface in other.interface_addresses:
+                found[_node_element(interface.ip)] = None
     return tuple(found)
 
 

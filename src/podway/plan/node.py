@@ -1,22 +1,22 @@
 """From a view of the cluster and a node's leases to every kernel object that the node must hold."""
 
-from collections.abc import Collection, Iterable, Mapping, Set
-from types import MappingProxyType
-from typing import TypeAlias
+from collections.abc import Collection, Iterable
 
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Lease
-from podway.api.resources import Encapsulation, IPPool
+from podway.api.resources import IPPool
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import lan_of, plan_bridge
 from podway.plan.fabric import device_mtu, overhead
 from podway.plan.guard import plan_pod_guard
 from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
+from podway.plan.others import plan_others
 from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.ports import port_guard
-from podway.plan.remote import last_resorts, remote_routes
+from podway.plan.remote import last_resorts
+from podway.plan.sent import NOTHING_SENT, Sent
 from podway.plan.uplink import Uplink
 from podway.plan.wiring import wire
 
@@ -33,12 +33,6 @@ NEIGHBOUR_LIMITS = ("net/ipv4/neigh/default/gc_thresh3", "net/ipv6/neigh/default
 USUAL_NEIGHBOURS = 1024
 
 ACCEPT_RA = "net/ipv6/conf/{device}/accept_ra"
-
-
-Sent: TypeAlias = Mapping[str, Set[Encapsulation]]
-"""The forms in which a node sends to other nodes, by pool."""
-
-NOTHING_SENT: Sent = MappingProxyType({})
 
 
 class HostFacts(msgspec.Struct, frozen=True):
@@ -144,12 +138,13 @@ def plan_node(
     facts: HostFacts = USUAL_HOST,
     sent: Sent = NOTHING_SENT,
     bridged: Collection[Network] = (),
+    others: NodePlan | None = None,
 ) -> NodePlan:
     """Return all kernel objects of ours that a node must hold.
 
     `withdrawn` blocks are being given back. `sent` are the forms in which the node may still send, by pool.
     `bridged` are blocks of other nodes that get a route of ours for a while though BGP tells of them, so that
-    no packet is lost while BIRD changes its own.
+    no packet is lost while BIRD changes its own. `others` is what `plan_others` says, if that is known already.
 
     A block of ours is a blackhole route: what is sent to an address that no pod holds ends here instead of
     going round, and BIRD learns from it what to announce.
@@ -165,6 +160,8 @@ def plan_node(
         view, node, subnets=subnets, neighbours=facts.most_neighbours, loose=facts.loose, bridge=bool(lan)
     )
     over = plan_overlays(view, node, uplink, strict=facts.all_rp_filter == "1")
+    if others is None:
+        others = plan_others(view, node, uplink, bridged)
     return NodePlan(
         devices=(*over.devices, *bridge.devices),
         links=tuple(wiring.link for wiring in wirings),
@@ -174,12 +171,12 @@ def plan_node(
             *bridge.addresses,
             *(address for wiring in wirings for address in wiring.addresses),
         ),
-        neighbours=(*over.neighbours, *(neighbour for wiring in wirings for neighbour in wiring.neighbours)),
+        neighbours=(*others.neighbours, *(neighbour for wiring in wirings for neighbour in wiring.neighbours)),
         proxies=tuple(proxy for wiring in wirings for proxy in wiring.proxies),
-        forwarding=over.forwarding,
+        forwarding=others.forwarding,
         tunnels=over.tunnels,
-        endpoints=over.endpoints,
-        sources=over.sources,
+        endpoints=others.endpoints,
+        sources=(*over.sources, *others.sources),
         sysctls=(
             *over.sysctls,
             *bridge.sysctls,
@@ -191,7 +188,7 @@ def plan_node(
         ),
         routes=(
             *(Route(block, "blackhole") for block in blocks),
-            *remote_routes(view, node, uplink, bridged),
+            *others.routes,
             *last_resorts(view),
             *(route for wiring in wirings for route in wiring.routes),
         ),
@@ -199,6 +196,7 @@ def plan_node(
         elements=(
             *guard.elements,
             *over.elements,
+            *others.elements,
             *(element for wiring in wirings for element in wiring.elements),
         ),
     )

@@ -1,6 +1,6 @@
 """Routes of ours to the blocks of other nodes: where the store tells the way, and while BIRD changes its own."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
@@ -19,13 +19,21 @@ STORE_METRIC = 31
 
 
 def remote_routes(
-    view: ClusterView, node: str, uplink: Uplink, bridged: Collection[Network] = ()
+    view: ClusterView,
+    node: str,
+    uplink: Uplink,
+    bridged: Collection[Network] = (),
+    *,
+    blocks: Iterable[AddressBlock] | None = None,
 ) -> Iterator[Route]:
-    """Yield a node's routes to the blocks of other nodes that the store tells, and to the `bridged` ones."""
+    """Yield a node's routes to the blocks of other nodes that the store tells, and to the `bridged` ones.
+
+    Of all blocks, or of these.
+    """
     told = {name for name, pool in view.pools.items() if pool.spec.distribution == "store"}
     if not told and not bridged:
         return
-    for block in view.blocks.values():
+    for block in view.blocks.values() if blocks is None else blocks:
         if block.spec.pool in told or block.network in bridged:
             route = remote_route(view, node, uplink, block)
             if route is not None:

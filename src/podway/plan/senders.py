@@ -9,8 +9,9 @@ nftables table ahead of the device's socket, which takes packets wherever they c
 is still taken off.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
 
 from podway.api.addresses import Address, Family, Network, host_network
 from podway.cluster.view import ClusterView
@@ -70,7 +71,7 @@ _TABLE = """
 
 
 def vxlan_guard(view: ClusterView, node: str, device: Vxlan) -> NodePlan:
-    """Return the table of what a node's VXLAN device takes, and the elements of its sets."""
+    """Return the table of what a node's VXLAN device takes, and the elements for pools and its own blocks."""
     underlay = Family.of(device.local)
     (kind, outer), ip = _OUTER[underlay], NFT_FAMILY[underlay]
     body = _TABLE.format(
@@ -94,58 +95,86 @@ def vxlan_guard(view: ClusterView, node: str, device: Vxlan) -> NodePlan:
         vni=device.vni,
     )
     sets = (NODES, *(f"{name}{family.value}" for name in ("senders", "blocks", "pools") for family in Family))
-    elements = dict.fromkeys(
-        NftElement(ip, NFT_VXLAN_TABLE, *element) for element in _elements(view, node, underlay)
-    )
-    return NodePlan(tables=(NftTable(ip, NFT_VXLAN_TABLE, body, sets),), elements=tuple(elements))
+    elements = [
+        *(_element(ip, f"pools{net.version}", _kind(net), _range(net)) for net in _pools(view)),
+        *_block_elements(view, ip, node),
+    ]
+    return NodePlan(tables=(NftTable(ip, NFT_VXLAN_TABLE, body, sets),), elements=tuple(dict.fromkeys(elements)))
 
 
-def ipip_sources(view: ClusterView, own: IPv4Address) -> tuple[TunnelSource, ...]:
-    """Return which node each inner IPv4 source belongs to; the rest of the world, which is nobody's, comes last.
+def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterable[str]) -> tuple[NftElement, ...]:
+    """Return the elements of the sets of `vxlan_guard` that stand for other nodes and their blocks.
+
+    A block of a node that has no address of the family of outer headers is known, too.
+    """
+    ip = NFT_FAMILY[underlay]
+    found: dict[NftElement, None] = {}
+    for name in names:
+        if name == node:
+            continue
+        sender = _sender(view, name, underlay)
+        if sender is not None:
+            found[_element(ip, NODES, str(sender))] = None
+            number = hex(int(sender))
+            for network in _sources(view, name):
+                found[_element(ip, f"senders{network.version}", number, _range(network))] = None
+        found.update(dict.fromkeys(_block_elements(view, ip, name)))
+    return tuple(found)
+
+
+def ipip_sources(view: ClusterView, node: str, own: IPv4Address) -> tuple[TunnelSource, ...]:
+    """Return which inner IPv4 sources are a node's own, any node's, and nobody's: the rest of the world, at last.
 
     `own` is this node's address: what is its own comes from no other.
     """
-    senders = _endpoints(view, Family.IPV4)
-    found: dict[Network, Address | None] = {
-        pool.network: None for pool in view.pools.values() if isinstance(pool.network, IPv4Network)
-    }
-    for name, network in _sources(view):
-        if isinstance(network, IPv4Network):
-            found[network] = senders.get(name, own)
+    found: dict[Network, Address | None] = dict.fromkeys(
+        network for network in _pools(view) if isinstance(network, IPv4Network)
+    )
+    found |= {network: own for network in _sources(view, node) if isinstance(network, IPv4Network)}
     found[_EVERYTHING] = own
     return tuple(TunnelSource(network, sender) for network, sender in found.items())
 
 
-def _elements(view: ClusterView, node: str, underlay: Family) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield sets and what is in them. A block of a node that has no address of this family is known, too."""
-    senders = {name: str(address) for name, address in _endpoints(view, underlay).items() if name != node}
-    for sender in senders.values():
-        yield NODES, (sender,)
-    number = {name: hex(int(address)) for name, address in _endpoints(view, underlay).items() if name != node}
-    for name, network in _sources(view):
-        if name in senders:
-            yield f"senders{network.version}", (number[name], _range(network))
-    for block in view.blocks.values():
-        yield f"blocks{block.network.version}", (_kind(block.network), _range(block.network))
-    for pool in view.pools.values():
-        yield f"pools{pool.network.version}", (_kind(pool.network), _range(pool.network))
+def ipip_senders(view: ClusterView, own: IPv4Address, names: Iterable[str]) -> tuple[TunnelSource, ...]:
+    """Return which inner IPv4 sources belong to other nodes. Of one that sends no IPIP nothing is taken."""
+    found: dict[Network, Address] = {}
+    for name in names:
+        sender = _sender(view, name, Family.IPV4) or own
+        found |= {network: sender for network in _sources(view, name) if isinstance(network, IPv4Network)}
+    return tuple(TunnelSource(network, sender) for network, sender in found.items())
 
 
-def _endpoints(view: ClusterView, underlay: Family) -> dict[str, Address]:
-    """Return the address of each node from which it sends outer headers of a family."""
-    found = ((name, endpoint(node.internal_addresses)) for name, node in view.nodes.items())
-    return {name: address for name, address in found if address is not None and address.version == underlay}
+def _sender(view: ClusterView, name: str, underlay: Family) -> Address | None:
+    """Return the address from which a node sends outer headers of a family, None if it sends none."""
+    known = view.nodes.get(name)
+    address = endpoint(known.internal_addresses) if known else None
+    return address if address is not None and address.version == underlay else None
 
 
-def _sources(view: ClusterView) -> Iterator[tuple[str, Network]]:
-    """Yield what each node may send from: its own addresses, and those of the pods in its blocks."""
-    for name, node in view.nodes.items():
+def _sources(view: ClusterView, name: str) -> Iterator[Network]:
+    """Yield what a node may send from: its own addresses, and those of the pods in its blocks."""
+    node = view.nodes.get(name)
+    if node is not None:
         for address in node.internal_addresses:
-            yield name, host_network(address)
+            yield host_network(address)
         for interface in node.interface_addresses:
-            yield name, host_network(interface.ip)
-    for block in view.blocks.values():
-        yield block.spec.node, block.network
+            yield host_network(interface.ip)
+    for block in view.blocks.select("node", name):
+        yield block.network
+
+
+def _pools(view: ClusterView) -> Iterator[Network]:
+    for pool in view.pools.values():
+        yield pool.network
+
+
+def _block_elements(view: ClusterView, ip: Literal["ip", "ip6"], name: str) -> Iterator[NftElement]:
+    for block in view.blocks.select("node", name):
+        yield _element(ip, f"blocks{block.network.version}", _kind(block.network), _range(block.network))
+
+
+def _element(ip: Literal["ip", "ip6"], name: str, *fields: str) -> NftElement:
+    return NftElement(ip, NFT_VXLAN_TABLE, name, fields)
 
 
 def _kind(network: Network) -> str:

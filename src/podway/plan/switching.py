@@ -37,7 +37,7 @@ from podway.plan.fabric import (
     forms_sent,
     pool_of,
 )
-from podway.plan.node import Sent, pool_mtu
+from podway.plan.node import pool_mtu
 from podway.plan.objects import (
     NFT_VXLAN_TABLE,
     Device,
@@ -51,7 +51,13 @@ from podway.plan.objects import (
     TunnelSource,
 )
 from podway.plan.remote import remote_route
+from podway.plan.sent import Sent
 from podway.plan.uplink import Uplink
+
+CARRIERS = frozenset(
+    {"device", "sysctl", "address", "IPIP tunnel", "tunnel endpoint", "tunnel source", "nft table", "nft element"}
+)
+"""The kinds of kernel objects by which a node takes off encapsulations."""
 
 FormByBlock: TypeAlias = Mapping[Network, Encapsulation]
 

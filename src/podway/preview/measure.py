@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from podway.agent.state import NodeState
 from podway.api.resources import (
     AGENT_SEEN,
     AddressBlock,
@@ -22,13 +23,14 @@ from podway.api.resources import (
 )
 from podway.bgp.render import render
 from podway.cluster.change import Change
-from podway.cluster.relevance import alters_plans
+from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView
 from podway.ipam.blocks import free_blocks
 from podway.plan.bgp import plan_bgp
 from podway.plan.learned import learned_route
 from podway.plan.node import plan_node
 from podway.plan.path import Site
+from podway.plan.switching import Ways, still_sent
 from podway.preview.preview import Comparison
 from podway.preview.settle import claim_of
 from podway.preview.simulate import World
@@ -82,14 +84,14 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
     others = [chance.choice([name for name in names if name != follower]) for _ in range(SAMPLES)]
     listing = [msgspec.json.encode(list(objects.values())) for objects in (view.nodes, view.blocks, view.pools)]
 
-    def start(name: str) -> ClusterView:
+    def start(name: str) -> NodeState:
         nodes, blocks, pools = (
             msgspec.json.decode(text, type=list[kind])  # type: ignore[valid-type]
             for text, kind in zip(listing, (Node, AddressBlock, IPPool), strict=True)
         )
-        fresh = ClusterView.of([*nodes, *blocks, *pools], 1)
-        plan_all(fresh, world.sites[name], name)
-        return fresh
+        state = state_of(ClusterView.of([*nodes, *blocks, *pools], 1), world.sites[name], name)
+        plan_all(state)
+        return state
 
     gc.collect()
     gc.freeze()  # the other nodes' leases are on no real node: its collector would not walk through them
@@ -99,10 +101,12 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
         memory = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         plan_first = _clock(start, sample[:5])
-        known, site = start(follower), world.sites[follower]
-        plan = _clock(lambda name: plan_all(known, world.sites[name], name), sample)
+        known = start(follower).view
+        states = [state_of(known, world.sites[name], name) for name in sample]
+        plan = _clock(plan_all, states)
+        state = states[0]
         heartbeat, claim, leave = (
-            _clock(lambda change: follow(known, site, follower, change), changes(known, others))
+            _clock(lambda change: follow(state, change), changes(state.view, others))
             for changes in (_heartbeats, _claims, _leaves)
         )
     finally:
@@ -126,22 +130,31 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
     )
 
 
-def plan_all(view: ClusterView, site: Site, node: str) -> None:
-    """Do all planning of a node: kernel objects, BGP, and BIRD's configuration."""
+def state_of(view: ClusterView, site: Site, node: str) -> NodeState:
+    """Return what a node's agent knows when it has started."""
     assert site.uplink is not None
-    plan_node(view, node, site.uplink, site.leases)
-    render(plan_bgp(view, node), Path("bird.log"))
+    state = NodeState(node, view, site.uplink)
+    state.adopt(site.leases)
+    state.sent = still_sent(view, node, Ways())
+    return state
 
 
-def follow(view: ClusterView, site: Site, node: str, change: Change[Any]) -> ClusterView:
-    """Do what a node's planner does at a change; return the view after it."""
-    after = view.after(change)
-    if alters_plans(change):
-        assert site.uplink is not None
-        plan_node(after, node, site.uplink, site.leases)
-        if view.nodes is not after.nodes:
-            plan_bgp(after, node)
-    return after
+def plan_all(state: NodeState) -> None:
+    """Do all planning of a node: kernel objects, BGP, and BIRD's configuration."""
+    state.plan()
+    render(plan_bgp(state.view, state.node), Path("bird.log"))
+
+
+def follow(state: NodeState, change: Change[Any]) -> None:
+    """Do what an agent does at a change, up to what it tells the kernel and BIRD."""
+    after = state.view.after(change)
+    if not alters_plans(change):
+        state.pass_over(after)
+        return
+    if state.take_others(after, (change,)) is None:
+        state.plan()
+    if alters_routing(change):
+        plan_bgp(after, state.node)
 
 
 def routes_of(world: World, node: str) -> tuple[int, int, int]:

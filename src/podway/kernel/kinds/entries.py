@@ -1,6 +1,6 @@
 """What stands on devices: addresses, permanent neighbours, forwarding entries."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from podway.errors import KernelError
@@ -27,8 +27,11 @@ class Addresses:
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, LinkAddress]:
         """Return the addresses that are ours to set."""
+        return dict(self.scan(plan))
+
+    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, LinkAddress]]:
+        """Yield them one by one."""
         wanted, planned = self.wanted(plan), devices_of(plan)
-        found: dict[Hashable, LinkAddress] = {}
         for record in addresses.dump(self._connection):
             device = self._inventory.name(record.index)
             if not device:
@@ -36,8 +39,7 @@ class Addresses:
             scope: Any = record.scope
             address = LinkAddress(device, record.address, scope)
             if device in planned or address.key in wanted:
-                found[address.key] = address
-        return found
+                yield address.key, address
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add and remove addresses."""
@@ -60,16 +62,18 @@ class Neighbours:
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, Neighbour]:
         """Return the permanent entries that are ours to set."""
+        return dict(self.scan(plan))
+
+    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, Neighbour]]:
+        """Yield them one by one."""
         wanted, planned = self.wanted(plan), devices_of(plan)
-        found: dict[Hashable, Neighbour] = {}
-        for record in neighbours.dump(self._connection):
+        for record in neighbours.scan(self._connection):
             device = self._inventory.name(record.index)
             if not device or not record.permanent:
                 continue
             neighbour = Neighbour(device, record.address, record.mac)
             if device in planned or neighbour.key in wanted:
-                found[neighbour.key] = neighbour
-        return found
+                yield neighbour.key, neighbour
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add and remove entries."""
@@ -92,18 +96,22 @@ class Forwarding:
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
         """Return the entries of the plan's VXLAN devices."""
-        found: dict[Hashable, Any] = {}
+        return dict(self.scan(plan))
+
+    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, Any]]:
+        """Yield them one by one."""
+        found: set[Hashable] = set()
         numbers = self._inventory.numbers
         for device in plan.devices:
             if device.kind != "vxlan" or device.name not in numbers:
                 continue
-            for record in forwarding.dump(self._connection, numbers[device.name]):
+            for record in forwarding.scan(self._connection, numbers[device.name]):
                 entry = record.planned(device.name)
                 key: tuple[Any, ...] = (device.name, record.mac)
                 if key in found:
                     key = (*key, record)  # a further destination, an object of its own: each can be removed
-                found[key] = entry or forwarding.ForeignEntry(device.name, record)
-        return found
+                found.add(key)
+                yield key, entry or forwarding.ForeignEntry(device.name, record)
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add, replace and remove entries."""

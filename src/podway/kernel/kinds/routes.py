@@ -1,6 +1,6 @@
 """Routes of our protocol number, in any table."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -40,11 +40,15 @@ class Routes:
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
         """Return our routes. Of several with one key (`ip route append`) the others get a longer key."""
-        wanted, planned = self.wanted(plan), devices_of(plan)
+        return dict(self.scan(plan))
+
+    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, Any]]:
+        """Yield them one by one."""
+        wanted, planned = {route.key for route in plan.routes}, devices_of(plan)
         devices = self._inventory.by_index
-        found: dict[Hashable, Any] = {}
+        found: set[Hashable] = set()
         for family in Family:
-            for record in routes.dump(self._connection, family, protocol=ROUTE_PROTOCOL, table=0):
+            for record in routes.scan(self._connection, family, protocol=ROUTE_PROTOCOL, table=0):
                 device = devices.get(record.index)
                 key: tuple[Any, ...] = (record.destination, record.metric, record.table)
                 if device and leases.is_pod_link(device) and device.name not in planned and key not in wanted:
@@ -52,8 +56,8 @@ class Routes:
                 route = record.planned(self._inventory.name(record.index))
                 if record.tos or key in found:
                     key = (*key, record.tos, len(found))
-                found[key] = route or ForeignRoute(record)
-        return found
+                found.add(key)
+                yield key, route or ForeignRoute(record)
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add, replace and remove routes."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,6 +91,10 @@ class NftElements:
         sets |= {(element.family, element.table, element.set) for element in plan.elements}
         nftables = self._nftables()
         return {element: element for place in sorted(sets) for element in nftables.elements(*place)}
+
+    def scan(self, plan: NodePlan) -> Iterable[tuple[NftElement, NftElement]]:
+        """Return the same as pairs: of nodes there may be thousands."""
+        return self.list(plan).items()
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Add and delete elements: all at once or, if one is refused, each by itself."""
