@@ -53,7 +53,7 @@ def test_a_store_that_is_away(lab: HealthLab) -> None:
     file, aside = lab_dir(lab.name) / "store.db", lab_dir(lab.name) / "aside.db"
     file.rename(aside)
     try:
-        lab.finding("store", "node1: store", "store.db")
+        lab.finding("store", "node1, node2: store", "store.db")
     finally:
         aside.rename(file)
 
