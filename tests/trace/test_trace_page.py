@@ -1,6 +1,7 @@
 """The page and the JSON of fixed results: as people and programs know them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,29 @@ def bad() -> TraceReport:
     )
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["brief", "full"])
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("what", ["good", "bad"])
-def test_the_page(what: str, width: int) -> None:
-    page = to_text({"good": good, "bad": bad}[what](), width=width) + "\n"
+def test_the_page(what: str, width: int, full: bool) -> None:
+    """With PODWAY_GOLDEN=write the pages are written anew, to be looked over again."""
+    page = to_text({"good": good, "bad": bad}[what](), width=width, full=full) + "\n"
+    golden = GOLDEN / f"{what}{'-full' if full else ''}-{width}.txt"
+    if os.environ.get("PODWAY_GOLDEN") == "write":
+        golden.write_text(page)
     assert max(map(len, page.splitlines())) <= width
-    assert page == (GOLDEN / f"{what}-{width}.txt").read_text()
+    assert page == golden.read_text()
+
+
+def test_a_hop_whose_probe_says_more_is_told_in_full() -> None:
+    """Plan and kernel agree, but the address is another one behind it."""
+    first, second, *rest = hops(1, 2)
+    changed = msgspec.structs.replace(second.seen[1], source="172.30.0.1")
+    second = msgspec.structs.replace(second, seen=(second.seen[0], changed))
+    verdict = msgspec.structs.replace(GOOD, source_kept=False, hop=2, code="address-translated", problem="NAT")
+    way = Direction("pod shop/p1", "pod shop/p2", (first, second, *rest), verdict)
+    page = to_text(report(way, good().families[0].back), width=100)
+    assert "out eth0: 172.30.0.1:40112 → 10.244.1.2:80" in page
+    assert "4  pod shop/p2 on node2: in by eth0\n" in page
 
 
 def test_only_the_colours_differ_with_colours() -> None:

@@ -13,7 +13,7 @@ from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL, AddressBlock, Pod
 from podway.cli.agents import RouteRow, routes
 from podway.cli.options import GlobalOptions
 from podway.cli.output import format_table
-from podway.cli.verify import world_of
+from podway.cli.verify import page_width, paint, world_of
 from podway.lab import cluster, facts, pods, state
 from podway.prove.journey import Hop
 from podway.prove.report import Report, Verdict
@@ -169,7 +169,7 @@ def _prove(options: GlobalOptions) -> Report:
     if not report.holds:
         from podway.prove.report import to_text
 
-        click.echo(to_text(report))
+        click.echo(to_text(report, width=page_width(), paint=paint))
     verdict = "All three rules of the Kubernetes network model hold." if report.holds else "The rules do not hold."
     click.secho(f"\n{INDENT}{verdict}", bold=True, fg="green" if report.holds else "red")
     click.echo(

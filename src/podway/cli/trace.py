@@ -31,6 +31,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         "podway trace web client",
         "podway trace shop/client 10.244.2.7 --port 80",
         "podway trace node1 web --proto udp -o json",
+        "podway trace web client --full               # all that plan, kernel and probe say",
         "podway trace web 192.0.2.1 --dry-run",
     )
 )
@@ -58,6 +59,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     show_default=True,
     help="How long to wait for an answer.",
 )
+@click.option("--full", is_flag=True, help="All that plan, kernel and probe say, where they agree, too.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
 @cluster_options
 @click.pass_obj
@@ -71,12 +73,13 @@ def trace(
     only: str | None,
     dry_run: bool,
     timeout: float,
+    full: bool,
     output: Literal["text", "json"],
 ) -> None:
     """Show the way of a packet FROM one place TO another, and back.
 
     FROM and TO are pods (web, shop/web), nodes or addresses. At each hop: what Podway planned there, what
-    the kernel says, and what a real probe showed.
+    the kernel says, and what a real probe showed; in one line where all three agree.
 
     Exit status 0: delivered both ways (with --dry-run: as far as the kernels say). 1: not.
     """
@@ -102,7 +105,7 @@ def trace(
         dry_run=dry_run,
         timeout=timeout,
     )
-    click.echo(to_json(report) if output == "json" else to_text(report, width=_width(), paint=_paint))
+    click.echo(to_json(report) if output == "json" else to_text(report, width=_width(), full=full, paint=_paint))
     click.get_current_context().exit(0 if report.delivered else 1)
 
 

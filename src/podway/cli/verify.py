@@ -1,7 +1,9 @@
 """`podway verify`: prove the three rules of the Kubernetes network model."""
 
+import shutil
+import sys
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -45,8 +47,29 @@ def verify(options: GlobalOptions, output: Literal["text", "json"], sample: int 
 
     require_privileges()
     report = prove(world_of(options), sample_size=sample, timeout=timeout)
-    click.echo(to_json(report) if output == "json" else to_text(report))
+    click.echo(to_json(report) if output == "json" else to_text(report, width=page_width(), paint=paint))
     click.get_current_context().exit(0 if report.holds else 1)
+
+
+_COLOURS: dict[str, dict[str, Any]] = {
+    "good": {"fg": "green", "bold": True},
+    "bad": {"fg": "red", "bold": True},
+    "cause": {"fg": "red"},
+    "label": {"dim": True},
+}
+
+WIDEST = 120
+"""Columns beyond which lines are hard to read."""
+
+
+def paint(text: str, kind: str) -> str:
+    """Colour a part of the report, as podway.prove.report.to_text asks."""
+    return click.style(text, **_COLOURS[kind])
+
+
+def page_width() -> int:
+    """Return how wide a page may be: a terminal's width, 0 (any) where there is none."""
+    return min(shutil.get_terminal_size().columns, WIDEST) if sys.stdout.isatty() else 0
 
 
 def world_of(options: GlobalOptions) -> World:

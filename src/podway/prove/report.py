@@ -1,7 +1,9 @@
 """What verify found, as records; their JSON form is the documented schema."""
 
 import enum
-from collections.abc import Iterable, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -129,8 +131,49 @@ _SHOWN = 3
 """Of how many failures of one kind people are shown the names."""
 
 
-def to_text(report: Report) -> str:
-    """Return the report for people."""
+Paint = Callable[[str, str], str]
+"""Colours a text: takes it and what it is (`good`, `bad`, `cause`, `label`)."""
+
+_HANGING = re.compile(r"\d  [A-Z]+ +|\d+\. |   (?:breaks|last seen|there|do): +| *")
+"""What the first of several lines begins with; the others begin as far to the right."""
+_RULE = re.compile(r"(\d  )([A-Z]+)")
+_CAUSE = re.compile(r"\d+\. .*")
+_LABEL = re.compile(r"(   )(breaks|last seen|there|do)(: +)")
+
+
+def to_text(report: Report, *, width: int = 0, paint: Paint = lambda text, kind: text) -> str:
+    """Return the report for people, in lines of at most `width` columns where words allow (0: of any length)."""
+    return "\n".join(
+        paint(part, "cause") if _CAUSE.match(line) else _painted(part, paint)
+        for line in _lines(report)
+        for part in _folded(line, width)
+    )
+
+
+def _folded(line: str, width: int) -> list[str]:
+    if not width or len(line) <= width:
+        return [line]
+    found = _HANGING.match(line)
+    margin = " " * (len(found[0]) if found else 0)
+    # Commands and names are copied from here: never broken.
+    return textwrap.wrap(line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False)
+
+
+def _painted(line: str, paint: Paint) -> str:
+    if found := _RULE.match(line):
+        good = found[2].lower() in (Verdict.PROVED, Verdict.VACUOUS)
+        return found[1] + paint(found[2], "good" if good else "bad") + line[found.end() :]
+    if found := _LABEL.match(line):
+        return found[1] + paint(found[2], "label") + line[found.end(2) :]
+    if line == ALL_HOLD:
+        return paint(line, "good")
+    return paint(line, "bad") if line == NOT_PROVED else line
+
+
+ALL_HOLD, NOT_PROVED = "All three rules hold.", "The rules are not proved."
+
+
+def _lines(report: Report) -> list[str]:
     lines = [_summary(report), ""]
     for rule in report.rules:
         lines.append(f"{rule.rule}  {rule.verdict.upper():<8}  {rule.statement}")
@@ -149,8 +192,8 @@ def to_text(report: Report) -> str:
     if report.packets_missed:
         missed = _number(report.packets_missed, "packet", "packets")
         lines += ["", f"The captures lost {missed}: failures to see a packet may be due to that. Try again."]
-    lines += ["", "All three rules hold." if report.holds else "The rules are not proved."]
-    return "\n".join(lines)
+    lines += ["", ALL_HOLD if report.holds else NOT_PROVED]
+    return lines
 
 
 _CROSSINGS_SHOWN = 12

@@ -1,4 +1,7 @@
-"""A trace as a page for people: the steps that every article on pod networks tells, with this packet in them."""
+"""A trace as a page for people: the verdict, then the steps that every article tells, with this packet in them.
+
+Where plan, kernel and probe agree a step is one line, unless all of it is asked for.
+"""
 
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -31,18 +34,34 @@ _BASIS = {
 }
 
 
-def to_text(report: TraceReport, *, width: int, paint: Paint = lambda line, kind: line) -> str:
-    """Return the report for people, in lines of at most `width` columns where words allow."""
+def to_text(report: TraceReport, *, width: int, full: bool = False, paint: Paint = lambda line, kind: line) -> str:
+    """Return the report for people, in lines of at most `width` columns where words allow.
+
+    With `full` plan, kernel and probe are told at every hop, not only where they disagree.
+    """
     page = _Page(max(NARROWEST, min(width, WIDEST)), paint)
     for number, family in enumerate(report.families):
         if number:
             page.blank()
-        _family(page, report, family)
+        _family(page, report, family, full=full)
+    if not full and not report.dry_run and any(_agrees(hop, dry_run=False) for hop in _hops(report)):
+        page.blank()
+        page.text("A hop of one line: plan, kernel and probe agree there. All that they say: --full.", "link")
+    elif not full and report.dry_run and any(_agrees(hop, dry_run=True) for hop in _hops(report)):
+        page.blank()
+        page.text("A hop of one line: plan and kernel agree there. All that they say: --full.", "link")
     if report.silent:
         page.blank()
         for silent in report.silent:
             page.row("silent", f"node {silent.node}: {silent.reason}", "bad")
     return "\n".join(page.lines)
+
+
+def _hops(report: TraceReport) -> Iterator[Hop]:
+    for family in report.families:
+        yield from family.there.hops
+        if not _smooth(family.back):
+            yield from family.back.hops
 
 
 class _Page:
@@ -80,23 +99,24 @@ class _Page:
             self.row("" if number else label, text, "plain" if number else kind, indent=_INDENT)
 
 
-def _family(page: _Page, report: TraceReport, family: FamilyTrace) -> None:
+def _family(page: _Page, report: TraceReport, family: FamilyTrace, *, full: bool) -> None:
     port = f" port {family.port}" if family.port else ""
     page.text(f"{report.sender} → {report.receiver}", "title")
     sent = ", nothing sent" if report.dry_run else ""
     page.text(f"{family.source} → {family.destination}, {report.protocol}{port}{sent}")
     page.blank()
-    _way(page, family.there, dry_run=report.dry_run)
-    page.blank()
-    if family.back.hops and _smooth(family.back):
-        page.row("back", _in_one_line(family.back))
-    elif family.back.hops:
-        page.text(f"The way back: {family.back.sender} → {family.back.receiver}", "title")
-        page.blank()
-        _way(page, family.back, dry_run=report.dry_run or family.back.verdict.basis == "kernel")
-    page.blank()
     _verdict(page, "There", family.there)
     _verdict(page, "Back", family.back)
+    page.blank()
+    _way(page, family.there, dry_run=report.dry_run, full=full)
+    if family.back.hops and _smooth(family.back):
+        page.blank()
+        page.row("back", _in_one_line(family.back))
+    elif family.back.hops:
+        page.blank()
+        page.text(f"The way back: {family.back.sender} → {family.back.receiver}", "title")
+        page.blank()
+        _way(page, family.back, dry_run=report.dry_run or family.back.verdict.basis == "kernel", full=full)
 
 
 def _smooth(way: Direction) -> bool:
@@ -117,24 +137,64 @@ def _whose(hop: Hop) -> str:
     return f"pod {hop.pod}" if hop.pod else hop.node
 
 
-def _way(page: _Page, way: Direction, *, dry_run: bool) -> None:
+def _way(page: _Page, way: Direction, *, dry_run: bool, full: bool) -> None:
     before: Hop | None = None
     for hop in way.hops:
-        if before is not None:
+        inside = before is not None and (before.pod or hop.pod)
+        if before is not None and (full or not inside):
             page.text(_link(before, hop), "link", first=" " * _INDENT + "↓ ", rest=" " * (_INDENT + 2))
         lost = way.verdict.outcome == "lost" and way.verdict.hop == hop.number
         on = f" on {hop.node}" if hop.pod else ""
+        told = bool(way.verdict.problem) and way.verdict.hop == hop.number
+        brief = "" if full or told else _briefly(hop, dry_run=dry_run)
         page.text(
-            f"{_whose(hop)}{on}: {_step(hop)}" + ("  ✗ LOST HERE" if lost else ""),
+            f"{_whose(hop)}{on}: {brief or _step(hop)}" + ("  ✗ LOST HERE" if lost else ""),
             "bad" if lost else "hop",
             first=f"{hop.number:<{_INDENT}}",
             rest=" " * _INDENT,
         )
-        page.rows("plan", _plan_words(hop.planned))
-        page.rows("kernel", _kernel_words(hop), "plain" if hop.on_plan else "bad")
-        if not dry_run:
-            page.rows("probe", _probe_words(hop))
+        if not brief:
+            page.rows("plan", _plan_words(hop.planned))
+            page.rows("kernel", _kernel_words(hop), "plain" if hop.on_plan else "bad")
+            if not dry_run:
+                page.rows("probe", _probe_words(hop))
         before = hop
+
+
+def _agrees(hop: Hop, *, dry_run: bool) -> bool:
+    """Tell whether plan, kernel and probe say the same of a hop, and no more than that need be told."""
+    alike = hop.planned is not None and hop.kernel is not None and hop.on_plan and not hop.problem
+    return alike and (dry_run or len({_ends(seen) for seen in hop.seen}) == 1)
+
+
+def _briefly(hop: Hop, *, dry_run: bool) -> str:
+    """Return a hop in one line if that says all: where all agree, or the packet did not come. Empty if not."""
+    ways = _through(hop)
+    if hop.problem:
+        return f"{ways}; {hop.problem}" if ways else hop.problem
+    if hop.kernel is None or (not dry_run and not hop.seen):
+        alike = hop.kernel is None or hop.on_plan
+        return f"{ways}; the packet does not come here" if alike and hop.number > 1 else ""
+    planned = hop.planned
+    if planned is None or not _agrees(hop, dry_run=dry_run):
+        return ""
+    if planned.fate != "forwarded" or not planned.route:
+        return ways
+    told = f" (told by {planned.learned_from})" if planned.learned_from else ""
+    return f"{ways}, {planned.route.partition(' dev ')[0]}{told}"
+
+
+def _through(hop: Hop) -> str:
+    """Return the devices of a hop: `in by A`, `A → B`, `out by B`."""
+    if not hop.entry and not hop.exit:
+        return ""
+    if hop.entry == hop.exit and hop.wire_entry and hop.wire_exit:
+        return f"{hop.wire_entry} → {hop.wire_exit}, bridged by {hop.exit}"
+    came = f"{hop.entry} (on {hop.wire_entry})" if hop.wire_entry else hop.entry
+    leaves = f"{hop.exit} (on {hop.wire_exit})" if hop.wire_exit else hop.exit
+    if not hop.entry:
+        return f"out by {leaves}"
+    return f"{came} → {leaves}" if hop.exit else f"in by {came}"
 
 
 def _step(hop: Hop) -> str:
