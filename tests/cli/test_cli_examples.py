@@ -144,6 +144,7 @@ podway lab down
 podway lab demo
 podway simulate --nodes 200 --pods 8000 --pool 10.0.0.0/16 --pool fd10::/48 --only
 podway simulate --nodes 1000 --pods 20000 --block-size 26 -o json
+podway simulate --nodes 200 --pods 4000 --encapsulation vxlan --distribution store --only
 source <(podway completion bash)
 """
 """All examples in an order in which each finds what it names; lines with a plus only prepare the others."""

@@ -78,7 +78,8 @@ def test_a_nodes_death_touches_its_own_routes_only():
 def test_every_node_has_a_way_to_every_block():
     world = build(7, 50, POOLS)
     for node, site in world.sites.items():
-        own, pods, learned = routes_of(world, node)
+        own, pods, store, learned = routes_of(world, node)
+        assert store == 0
         assert own + learned == len(world.view.blocks)
         assert pods == 2 * len(site.leases)
 
@@ -165,3 +166,14 @@ def test_measuring_leaves_no_trace():
     assert world.view == before
     assert found.memory > 0
     assert ip_address("172.16.0.1") in world.view.nodes["node-000000"].internal_addresses
+
+
+@pytest.mark.parametrize("encapsulation", ["vxlan", "ipip"])
+def test_overlays_told_by_the_store_are_simulated_too(podway, encapsulation):
+    options = ("--encapsulation", encapsulation, "--distribution", "store", "--only", "-o", "json")
+    document = json.loads(podway("simulate", "--nodes", 20, "--pods", 100, *options).stdout)
+    (one,) = document["sizes"]
+    assert (document["encapsulation"], document["distribution"]) == (encapsulation, "store")
+    assert one["routes_learned"] == 0, "BGP tells none"
+    assert one["routes_store"] >= 19, "to the other nodes"
+    assert one["death"]["kernel"] >= 3, "a route, and entries of the overlay"

@@ -10,7 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -71,6 +71,7 @@ class Measured(msgspec.Struct, frozen=True):
     leave: float
     routes_own: float
     routes_pods: float
+    routes_store: float
     routes_learned: float
     death: Death
 
@@ -123,9 +124,10 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
         heartbeat=heartbeat,
         claim=claim,
         leave=leave,
-        routes_own=median(own for own, _, _ in routes),
-        routes_pods=median(pods for _, pods, _ in routes),
-        routes_learned=median(learned for _, _, learned in routes),
+        routes_own=median(each.own for each in routes),
+        routes_pods=median(each.pods for each in routes),
+        routes_store=median(each.store for each in routes),
+        routes_learned=median(each.learned for each in routes),
         death=death_of(world, others[0]),
     )
 
@@ -157,14 +159,25 @@ def follow(state: NodeState, change: Change[Any]) -> None:
         plan_bgp(after, state.node)
 
 
-def routes_of(world: World, node: str) -> tuple[int, int, int]:
-    """Return how many routes a node has: to its own blocks, to its pods, and learned from the others."""
+class Routes(NamedTuple):
+    """How many routes a node has: to its own blocks, to its pods, told by the store, learned by BGP."""
+
+    own: int
+    pods: int
+    store: int
+    learned: int
+
+
+def routes_of(world: World, node: str) -> Routes:
+    """Return how many routes a node has."""
     view, site = world.view, world.sites[node]
     assert site.uplink is not None
     own = plan_node(view, node, site.uplink, site.leases).routes
     blackholes = sum(route.type == "blackhole" for route in own)
+    store = sum(route.gateway is not None for route in own)
+    pods = sum(route.type == "unicast" for route in own) - store
     learned = sum(learned_route(view, node, site.uplink, block) is not None for block in view.blocks.values())
-    return blackholes, len(own) - blackholes, learned
+    return Routes(blackholes, pods, store, learned)
 
 
 def death_of(world: World, node: str) -> Death:

@@ -56,10 +56,10 @@ def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
                 claimed.append(claim_of(network, pool, node))
     returned = tuple(block for block in view.blocks.values() if _returns(view, block, sites))
     changes = (*(Change.of(block, None) for block in returned), *(Change.of(None, block) for block in claimed))
-    return Settled(_agreed(view.after(*changes)), tuple(claimed), returned, tuple(unserved))
+    return Settled(agreed(view.after(*changes)), tuple(claimed), returned, tuple(unserved))
 
 
-def _agreed(view: ClusterView) -> ClusterView:
+def agreed(view: ClusterView) -> ClusterView:
     """Return a view in which all nodes send and accept the encapsulations that pools ask for, and no others."""
     asked = forms_asked(view)
     without_ipv4 = asked - {"ipip"}

@@ -27,7 +27,7 @@ from podway.ipam.blocks import FreeBlocks
 from podway.ipam.selection import wants_another
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.preview.settle import claim_of
+from podway.preview.settle import agreed, claim_of
 
 SUBNETS: dict[Family, str] = {Family.IPV4: "172.16.0.0/12", Family.IPV6: "fd30::/64"}
 """Where the nodes themselves are."""
@@ -57,7 +57,7 @@ def build(nodes: int, pods: int, pools: Sequence[IPPool], *, seed: int = 0) -> W
     placed = random.Random(seed)
     for number in range(pods):
         cluster.run(placed.choice(members).metadata.name, number)
-    view = ClusterView.of([*members, *pools, *cluster.blocks], revision=1)
+    view = agreed(ClusterView.of([*members, *pools, *cluster.blocks], revision=1))
     sites = {
         node.metadata.name: Site(
             Uplink("eth0", MTU, node.interface_addresses), tuple(cluster.leases[node.metadata.name])
