@@ -36,10 +36,11 @@ REMEMBERED = 10.0
 
 
 class Planned(NamedTuple):
-    """A plan, and all that it depends on: it stays right while that is the same."""
+    """A plan, what has changed in it since, and all that both depend on: it stays right while that is the same."""
 
     plan: NodePlan
     depends: tuple[object, ...]
+    since: tuple[Difference, ...] = ()
 
 
 def _same(one: object, other: object) -> bool:
@@ -86,9 +87,9 @@ class NodeState:
 
     def pass_over(self, view: ClusterView) -> None:
         """Take a newer view that gives the same plans."""
-        others = self._others()
+        planned = self._plan_of_others()
         self.view = view
-        self._planned = Planned(others, self._depends())
+        self._planned = planned._replace(depends=self._depends())
 
     def follow(self, view: ClusterView) -> None:
         """Take a newer view of the cluster."""
@@ -130,22 +131,28 @@ class NodeState:
 
     def take_others(self, view: ClusterView, changes: Sequence[Change[Any]]) -> tuple[Difference, ...] | None:
         """Take a newer view; return what its changes alter in the plan, None if that takes a look at all of it."""
-        before, others = self.view, self._others()
+        before, planned = self.view, self._plan_of_others()
         names = None if self.bridged else others_altered(before, view, self.node, changes, self.sent)
         self.follow(view)
         if names is None:
             return None
         delta = delta_of_others(before, view, self.node, self.uplink, names)
-        self._planned = Planned(patched(others, delta) if delta else others, self._depends())
+        self._planned = planned._replace(depends=self._depends(), since=(*planned.since, *delta))
         return delta
 
     def _others(self) -> NodePlan:
-        """Return what other nodes make this one hold: planned anew only where something else came of it."""
+        """Return what other nodes make this one hold."""
+        planned = self._plan_of_others()
+        if planned.since:  # put in only when asked for: one node's entries are few, those of all are not
+            planned = self._planned = Planned(patched(planned.plan, planned.since), planned.depends)
+        return planned.plan
+
+    def _plan_of_others(self) -> Planned:
+        """Return what is planned for the other nodes: anew only where something else came of it."""
         depends = self._depends()
         if self._planned is None or not all(map(_same, depends, self._planned.depends)):
-            plan = plan_others(self.view, self.node, self.uplink, self.bridged)
-            self._planned = Planned(plan, depends)
-        return self._planned.plan
+            self._planned = Planned(plan_others(self.view, self.node, self.uplink, self.bridged), depends)
+        return self._planned
 
     def _depends(self) -> tuple[object, ...]:
         view = self.view

@@ -77,7 +77,7 @@ def others_altered(
             continue
         if change.kind == Node.KIND:
             names.add(change.key[2])
-            names |= _neighbours_in_address(before, change.old) | _neighbours_in_address(after, change.new)
+            names |= _neighbours_in_address(after, change.old) | _neighbours_in_address(after, change.new)
         elif change.kind == AddressBlock.KIND:
             blocks = [block for block in (change.old, change.new) if block is not None]
             if any(block.network == pool.network for block in blocks for pool in after.pools.values()):
