@@ -1,6 +1,7 @@
 """`podway agent` runs a node's agent; `podway status` asks one how it is."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from podway.cli.agents import agents, ask_all
 from podway.cli.complete import complete_nodes
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options, store_option
-from podway.cli.output import age
+from podway.cli.output import age, fold
 from podway.errors import AgentError
 from podway.store.open import path_of
 
@@ -129,7 +130,7 @@ def _show(answer: dict[str, Any]) -> None:
     uplink, blocks, drift, channel = answer["uplink"], answer["blocks"], answer["drift"], answer["channel"]
     peers, failures = answer["routing"]["peers"], answer["failures"]
     established = sum(peer["state"] == "Established" for peer in peers)
-    leased = f"{answer['leases']} pods"
+    leased = f"{answer['leases']} pod{'' if answer['leases'] == 1 else 's'}"
     rows = [
         (
             "agent",
@@ -165,10 +166,15 @@ def _show(answer: dict[str, Any]) -> None:
         *(("  refused", line) for line in drift["refused"]),
         *((f"  {age(time.time() - repair['at'])} ago", repair["what"]) for repair in drift["repaired"]),
     ]
-    click.echo(f"node {answer['node']}")
+    click.echo(click.style(f"node {answer['node']}", bold=True))
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
-        click.echo(f"  {label.ljust(width)}  {text}")
+        folded = fold(f"  {label.ljust(width)}  {text}", " " * (width + 4), stream=sys.stdout)
+        click.echo(click.style(folded, fg="red") if label.strip() in _WRONG else folded)
+
+
+_WRONG = {"problem", "set aside", "reflectors", "offload", "failure", "now", "refused"}
+"""Rows that tell what is wrong."""
 
 
 def _drift(drift: dict[str, Any]) -> str:

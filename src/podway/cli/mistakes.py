@@ -105,18 +105,10 @@ def say(message: str, hint: str = "") -> None:
 
 
 def _folded(text: str, indent: str) -> str:
-    import shutil
-    import textwrap
+    from podway.cli.output import fold
 
     # A command line stays whole, so that it can be copied.
-    if not sys.stderr.isatty() or "sudo " in text:
-        return text
-    width = shutil.get_terminal_size().columns
-    lines = [
-        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        for line in text.splitlines()
-    ]
-    return "\n".join(lines)
+    return text if "sudo " in text else fold(text, indent, stream=sys.stderr)
 
 
 def _unknown_command(word: str, known: Collection[str], ctx: click.Context) -> Mistake:

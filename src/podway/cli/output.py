@@ -5,6 +5,7 @@ import sys
 import time
 from calendar import timegm
 from collections.abc import Sequence
+from typing import TextIO
 
 GAP = "   "
 MISSING = "<none>"
@@ -40,6 +41,19 @@ def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n\n".join(
         "\n".join(f"{header.ljust(left)}  {cell}" for header, cell in zip(headers, row, strict=True))
         for row in rows
+    )
+
+
+def fold(text: str, indent: str = "", *, stream: TextIO) -> str:
+    """Fold lines between words to the width of a terminal, further ones behind an indent; leave them elsewhere."""
+    import textwrap
+
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
     )
 
 
