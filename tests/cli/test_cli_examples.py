@@ -98,7 +98,7 @@ podway verify
 podway verify --sample 200 -o json
 podway trace shop/client 10.244.2.7 --port 80
 podway trace node1 web --proto udp -o json
-podway trace web client --full
+podway trace shop/client web --full
 podway trace web 192.0.2.1 --dry-run
 podway doctor --list
 podway doctor node1 node2 -o json

@@ -88,7 +88,7 @@ def test_a_spoofed_source_is_stopped(lab: SystemLab, loose: bool) -> None:
     spoofer, victim, target = lab.add("node1"), lab.add("node1"), lab.add("node2")
     if loose:
         lab.sh("node1", "sysctl -qw net.ipv4.conf.all.rp_filter=2")
-        eventually(lambda: "table ip podway" in lab.sh("node1", "nft list tables"))
+        eventually(lambda: "fib saddr" in lab.sh("node1", "nft list chain ip podway pod"))
     try:
         for source, destination in (
             *zip(victim.addresses, target.addresses, strict=True),
@@ -107,7 +107,7 @@ def test_a_spoofed_source_is_stopped(lab: SystemLab, loose: bool) -> None:
         assert received(target) != before
     finally:
         lab.sh("node1", "sysctl -qw net.ipv4.conf.all.rp_filter=0")
-    eventually(lambda: "table ip podway" not in lab.sh("node1", "nft list tables"))
+    eventually(lambda: "fib saddr" not in lab.sh("node1", "nft list chain ip podway pod"))
 
 
 def received(pod: PodUnderTest) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 from system_lab import SystemLab, eventually, running_lab
 
 from podway.api.meta import Metadata
-from podway.api.resources import IPPool, IPPoolSpec
+from podway.api.resources import IPPool, IPPoolSpec, Node
 from podway.cni.spec import Code
 from podway.lab import cluster, topology
 from podway.lab.paths import lab_dir
@@ -161,6 +161,10 @@ def test_pods_come_and_go_while_the_store_is_away(lab: SystemLab, how: str) -> N
     pool = IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=f"10.25{number}.0.0/24", block_size=28))
     lab.store(lambda store: store.create(pool))
     eventually(lambda: any(block["pool"] == name for block in lab.status("node1")["blocks"]))
+    nodes = len(lab.store(lambda store: store.list(Node)).items)
+    # Pods get addresses of this pool from now on: every node has a block, and the way to the others'.
+    for node in ("node1", "node2"):
+        eventually(lambda node=node: lab.sh(node, "ip route").count(f"10.25{number}.0.") >= nodes)
 
 
 def test_an_add_that_needs_a_block_while_the_store_is_away_is_put_off() -> None:

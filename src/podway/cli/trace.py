@@ -31,7 +31,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         "podway trace web client",
         "podway trace shop/client 10.244.2.7 --port 80",
         "podway trace node1 web --proto udp -o json",
-        "podway trace web client --full               # all that plan, kernel and probe say",
+        "podway trace shop/client web --full           # all that plan, kernel and probe say",
         "podway trace web 192.0.2.1 --dry-run",
     )
 )
