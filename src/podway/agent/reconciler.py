@@ -13,7 +13,7 @@ from podway.agent import originals
 from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
 from podway.agent.steps import rest
-from podway.errors import AgentError
+from podway.errors import AgentError, PodwayError
 from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.plan.bridge import BRIDGE_NETFILTER
@@ -112,6 +112,13 @@ class Reconciler:
             and not any(self._state.touched(device, since=began) for device in _devices(change))
         ]
 
+    async def _differs(self, *, numerous: bool) -> bool:
+        """Tell whether there may be something to repair; what cannot be compared is for `repair` to tell of."""
+        try:
+            return bool(await self.differences(numerous=numerous))
+        except PodwayError:
+            return True
+
     def repair(self, before: NodePlan | None = None) -> Report:
         """Compare the kernel with the plan, and undo what others changed. `before` is the plan before they did.
 
@@ -187,7 +194,7 @@ class Reconciler:
             before = self._state.plan()
             if self.learn_facts():
                 self.repair(before)
-            elif self.failures or await self.differences(numerous=numerous):
+            elif self.failures or await self._differs(numerous=numerous):
                 self.repair()
             await rest(clock() - began)
 
