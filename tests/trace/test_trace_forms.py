@@ -1,8 +1,9 @@
 """Traces through overlays, and by routes that the store tells, in a lab whose pools are changed while it runs."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -16,6 +17,8 @@ from podway.prove.tracing.page import to_text
 from podway.prove.tracing.report import Direction, TraceReport
 
 pytestmark = pytest.mark.kernel
+
+MTU = {"none": 1500, "vxlan": 1450, "ipip": 1480}
 
 
 @contextmanager
@@ -34,23 +37,37 @@ def _pool(lab: TraceLab) -> IPPool:
     return next(pool for pool in pools if pool.family is Family.IPV4)
 
 
-def _write(lab: TraceLab, spec: object) -> None:
+def _write(lab: TraceLab, spec: object, *, meanwhile: Callable[[], object] = lambda: None) -> None:
     changed = msgspec.structs.replace(_pool(lab), spec=spec)
     facts.ask(lab.name, lambda store: store.update(changed))
     deadline = time.monotonic() + PATIENCE
-    wanted = (changed.spec.encapsulation, changed.spec.distribution, changed.spec.encapsulation)
+    wanted = _Settled(changed.spec.encapsulation, changed.spec.distribution, MTU[changed.spec.encapsulation])
     while (found := _settled(lab)) != wanted:
         assert time.monotonic() < deadline, f"packets cross as {found}, not {wanted}"
+        meanwhile()
         time.sleep(0.1)
 
 
-def _settled(lab: TraceLab) -> tuple[str, str, str]:
-    """Return the form of both directions, and who told the way there."""
+class _Settled(NamedTuple):
+    form: str
+    told_by: str
+    mtu: int
+
+
+def _settled(lab: TraceLab) -> _Settled | tuple[_Settled, _Settled]:
+    """Return how packets cross, who told the way and the pods' MTU, if both directions agree; else both."""
     family = lab.trace("a", "b", dry_run=True).families[0]
-    forms = [way.hops[1].kernel for way in (family.there, family.back)]
-    told = forms[0].owner if forms[0] else ""
-    there, back = (kernel.below.form if kernel and kernel.below else "none" for kernel in forms)
-    return there, {"bird": "bgp", "podway": "store"}.get(told, told), back
+    there, back = (_crossing(way) for way in (family.there, family.back))
+    return there if there == back else (there, back)
+
+
+def _crossing(way: Direction) -> _Settled:
+    pod, sent, taken = (hop.kernel for hop in way.hops[:3])
+    if not (pod and sent and taken):
+        return _Settled("", "", 0)
+    told_by = {"bird": "bgp", "podway": "store"}.get(sent.owner, sent.owner)
+    # Both ends of both pods' links: they change one after the other.
+    return _Settled(sent.below.form if sent.below else "none", told_by, min(pod.mtu, taken.mtu))
 
 
 def _there(report: TraceReport) -> Direction:
@@ -101,6 +118,14 @@ def test_ipip_and_routes_of_the_store(lab: TraceLab) -> None:
         assert (sent.planned.owner, sent.planned.learned_from, sent.exit) == ("podway", "", "podway-ipip")
         assert taken.entry == "eth0"
         assert sent.seen[-1].tunnels == ("IP in IP from 172.30.0.1 to 172.30.0.2",)
+
+
+@pytest.mark.parametrize("encapsulation", ["vxlan", "ipip"])
+def test_traces_while_the_encapsulation_changes_are_delivered(lab: TraceLab, encapsulation: str) -> None:
+    """Their packets are as large as the pods' links let them be, which change one after the other."""
+    before = _pool(lab).spec
+    for spec in (msgspec.structs.replace(before, encapsulation=encapsulation), before):
+        _write(lab, spec, meanwhile=lambda: _there(lab.trace("a", "b")))
 
 
 def test_a_filter_in_the_way_of_an_overlay(lab: TraceLab) -> None:

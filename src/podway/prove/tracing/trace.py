@@ -1,5 +1,6 @@
 """`trace`: the way of one packet, and of its answer, through a cluster."""
 
+import errno
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -221,7 +222,8 @@ class _Conversation:
             return None
         places = [hop.point for hop in hops if hop.point and self._atlas.fleet.answers(hop.node)]
         port = self._port if receiver is self._receiver else 0
-        size = 0 if port or isinstance(receiver, Stranger) else min(self._mtu(sender), self._mtu(receiver))
+        ends = sender, receiver
+        size = 0 if port or isinstance(receiver, Stranger) else min(self._mtu(end, hops) for end in ends)
 
         def once(size: int, timeout: float = self._timeout) -> Evidence:
             return send(
@@ -236,6 +238,9 @@ class _Conversation:
             )
 
         evidence = once(size)
+        if evidence.sent.errno == errno.EMSGSIZE:
+            # The sender knows of a narrower way already, or its MTU has become smaller since it was asked.
+            evidence = once(size := 0)
         # A UDP server need not answer, and an echo's answer goes the way that is broken already.
         one_way = protocol is Protocol.UDP or receiver is self._sender
         if _settled(evidence) or (one_way and _entered(evidence.request.sightings, receiver)):
@@ -245,9 +250,17 @@ class _Conversation:
             return again if _settled(again) else msgspec.structs.replace(again, small_pass=True)
         return evidence if size else once(size)
 
-    def _mtu(self, point: Point) -> int:
+    def _mtu(self, point: Point, hops: Sequence[WalkedHop]) -> int:
+        """Return the MTU of one end, in bytes; 0 if it is not known.
+
+        A pod's is the planned one, or what its link has in the kernel where that is less: while a pool's
+        encapsulation changes, pods get their new MTU one after the other, and the kernels tell each other.
+        """
         if isinstance(point, PodPoint):
-            return point.mtu
+            links = [hop.ground.links for hop in hops if hop.ground and hop.node == point.node]
+            names = (point.ifname, point.host_link)
+            held = [found.mtu for one in links for name in names if (found := one.get(name)) is not None]
+            return min([point.mtu, *held])
         site = self._atlas.fleet.sites.get(point.node)
         return site.uplink.mtu if site and site.uplink else 0
 
@@ -263,9 +276,13 @@ class _Conversation:
 
 
 def _settled(evidence: Evidence) -> bool:
-    """Tell whether a probe told all it can: it was answered, or refused, or could not be sent."""
-    sent = evidence.sent
-    return bool(evidence.answer.sightings or evidence.request.refusal or sent.errno or sent.problem)
+    """Tell whether a probe told all it can: it was answered, or refused, or could not be sent.
+
+    One that is too big somewhere did not: how smaller ones fare has to be seen.
+    """
+    sent, refusal = evidence.sent, evidence.request.refusal
+    refused = refusal is not None and not refusal.mtu
+    return bool(evidence.answer.sightings or refused or sent.errno or sent.problem)
 
 
 def _answered_by(evidence: Evidence) -> str:
