@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent
 CNI = ROOT / "src/podway/cni"
 SHIM = CNI / "bin/podway"
 BPF = ROOT / "src/podway/bpf"
-PROGRAMS = BPF / "bin/ipip.o"
+PROGRAMS = (BPF / "bin/ipip.o", BPF / "bin/flow.o")
 
 NUMBERS = ("MAGIC", "MAX_ENVIRONMENT", "MAX_STDIN", "MAX_ANSWER", "ANSWER_SECONDS", "DELETE_SECONDS")
 STRINGS = ("SOCKET", "SPOOL")
@@ -36,18 +36,21 @@ def compile_shim() -> Path:
     return _compile("the CNI shim", command, SHIM, "install gcc and libc6-dev (Debian), or name another in CC")
 
 
-def compile_programs() -> Path:
-    """Compile the eBPF programs and return their object's path. Exits with a message if there is no clang."""
-    command = [
+def compile_programs() -> list[Path]:
+    """Compile the eBPF programs and return their objects' paths. Exits with a message if there is no clang."""
+    advice = "install clang and libbpf-dev (Debian), or name another in CLANG"
+    return [_compile("the eBPF object", _program_command(target), target, advice) for target in PROGRAMS]
+
+
+def _program_command(target: Path) -> list[str]:
+    return [
         *shlex.split(os.environ.get("CLANG", "clang")),
         # -g: maps are described by BTF. No path of this machine gets in: the object's digest tells builds apart.
         *("-target", "bpf", "-O2", "-g", "-fdebug-compilation-dir=.", "-Wall", "-Wextra", "-Werror"),
         # Debian has the architecture's <asm/types.h> where a compiler for another target does not look.
         *("-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"),
-        *("-c", "ipip.c"),
+        *("-c", f"{target.stem}.c"),
     ]
-    advice = "install clang and libbpf-dev (Debian), or name another in CLANG"
-    return _compile("the eBPF object", command, PROGRAMS, advice)
 
 
 def _compile(what: str, command: list[str], target: Path, advice: str) -> Path:
@@ -89,7 +92,7 @@ if importlib.util.find_spec("hatchling"):  # not there when run by hand, outside
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             """See hatchling's build hook reference."""
-            for built in (compile_shim(), compile_programs()):
+            for built in (compile_shim(), *compile_programs()):
                 build_data["artifacts"].append(str(built.relative_to(ROOT)))
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -97,5 +100,4 @@ if importlib.util.find_spec("hatchling"):  # not there when run by hand, outside
 
 
 if __name__ == "__main__":
-    print(compile_shim())
-    print(compile_programs())
+    print(compile_shim(), *compile_programs(), sep="\n")

@@ -1,5 +1,6 @@
 """Fixtures for all tests: network namespaces of our own, removed whatever happens."""
 
+import contextlib
 import os
 import secrets
 import socket
@@ -90,18 +91,33 @@ def nothing_left(nothing_left_by_the_file: None) -> Iterator[None]:
     assert not left, f"the test left behind: {left}"
 
 
-@pytest.fixture
-def new_netns() -> Iterator[Callable[[], TestNamespace]]:
-    """Give a function that makes a uniquely named network namespace."""
+@contextlib.contextmanager
+def _namespaces() -> Iterator[Callable[[], TestNamespace]]:
     made: list[TestNamespace] = []
 
     def make() -> TestNamespace:
         made.append(TestNamespace(f"pwt-{os.getpid()}-{secrets.token_hex(3)}"))
         return made[-1]
 
-    yield make
-    for namespace in made:
-        namespace.remove()
+    try:
+        yield make
+    finally:
+        for namespace in made:
+            namespace.remove()
+
+
+@pytest.fixture
+def new_netns() -> Iterator[Callable[[], TestNamespace]]:
+    """Give a function that makes a uniquely named network namespace."""
+    with _namespaces() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def new_netns_of_file() -> Iterator[Callable[[], TestNamespace]]:
+    """Give a function that makes such a namespace for all tests of a file."""
+    with _namespaces() as make:
+        yield make
 
 
 @pytest.fixture

@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 
 from podway.errors import KernelError, UnsupportedSystem
 
+_ANY, _NOEXIST = 0, 1
+"""BPF_ANY and BPF_NOEXIST (linux/bpf.h)."""
+ARRAY = 2
+"""BPF_MAP_TYPE_ARRAY (linux/bpf.h)."""
 _LOG_BYTES = 1 << 16
 _LOG_LINES = 8
 """How much of what the verifier says is shown: its reason stands at the end."""
@@ -98,11 +102,14 @@ def checked(request: str, result: int, hint: str = "") -> int:
 
 
 @contextlib.contextmanager
-def loaded(name: str, image: bytes, constants: bytes, share: Mapping[str, int]) -> Iterator[Mapping[str, int]]:
+def loaded(
+    name: str, image: bytes, constants: bytes, share: Mapping[str, int], sizes: Mapping[str, int] | None = None
+) -> Iterator[Mapping[str, int]]:
     """Load an object file's programs; give their descriptors by name, which are closed after the block.
 
-    `constants` becomes the object's `.rodata`. `share` are descriptors of maps by name: a map of the object
-    that has such a name, and the same type and sizes, is that one; the others are new.
+    `constants` becomes the object's `.rodata`. `sizes` are how many entries maps have, by name, where the object
+    does not say it well. `share` are descriptors of maps by name: a map of the object that has such a name, and
+    the same type and sizes, is that one; the others are new.
     Raises KernelError, with the end of the verifier's log, and UnsupportedSystem if there is no libbpf.
     """
     libbpf = library()
@@ -112,7 +119,7 @@ def loaded(name: str, image: bytes, constants: bytes, share: Mapping[str, int]) 
         raise KernelError(f"read the eBPF object {name}", ctypes.get_errno() or errno.EINVAL)
     bpf_object = ctypes.c_void_p(handle)
     try:
-        _prepare_maps(bpf_object, name, constants, share)
+        _prepare_maps(bpf_object, name, constants, share, sizes or {})
         log = ctypes.create_string_buffer(_LOG_BYTES)
         programs = list(_walk(libbpf.bpf_object__next_program, bpf_object))
         for program in programs:
@@ -125,10 +132,15 @@ def loaded(name: str, image: bytes, constants: bytes, share: Mapping[str, int]) 
         libbpf.bpf_object__close(bpf_object)
 
 
-def _prepare_maps(bpf_object: ctypes.c_void_p, name: str, constants: bytes, share: Mapping[str, int]) -> None:
+def _prepare_maps(
+    bpf_object: ctypes.c_void_p, name: str, constants: bytes, share: Mapping[str, int], sizes: Mapping[str, int]
+) -> None:
     libbpf = library()
     for bpf_map in _walk(libbpf.bpf_object__next_map, bpf_object):
         map_name = libbpf.bpf_map__name(bpf_map).decode()
+        if map_name in sizes:
+            said = libbpf.bpf_map__set_max_entries(bpf_map, ctypes.c_uint32(sizes[map_name]))
+            checked(f"set the size of the eBPF map {map_name}", said)
         if map_name.endswith(".rodata"):
             said = libbpf.bpf_map__set_initial_value(bpf_map, constants, ctypes.c_size_t(len(constants)))
             checked(f"set the constants of the eBPF object {name}", said)
@@ -175,6 +187,13 @@ def opened(program: int) -> Iterator[Program]:
         yield Program(fd, info.name.decode(), maps)
 
 
+def program_id(fd: int) -> int:
+    """Return the id of a program. Raises KernelError."""
+    info = _ProgramInfo()
+    _inspect(fd, info)
+    return int(info.id)
+
+
 def map_info(fd: int) -> MapInfo:
     """Return what the kernel says of a map. Raises KernelError."""
     info = MapInfo()
@@ -207,9 +226,28 @@ def _pieces(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
+def lookup(fd: int, key: bytes) -> bytes | None:
+    """Return the value of a key, None if there is none. Raises KernelError."""
+    value = ctypes.create_string_buffer(map_info(fd).value_size)
+    said = library().bpf_map_lookup_elem(fd, key, value)
+    if said == -errno.ENOENT:
+        return None
+    checked("read an eBPF map", said)
+    return value.raw
+
+
 def insert(fd: int, key: bytes, value: bytes) -> None:
     """Set an entry of a map. Raises KernelError, with errno E2BIG if the map is full."""
-    checked("write an eBPF map", library().bpf_map_update_elem(fd, key, value, ctypes.c_uint64(0)))
+    checked("write an eBPF map", library().bpf_map_update_elem(fd, key, value, ctypes.c_uint64(_ANY)))
+
+
+def insert_new(fd: int, key: bytes, value: bytes) -> bool:
+    """Set an entry of a map unless its key is there; tell whether it was set. Raises KernelError, as `insert`."""
+    said = library().bpf_map_update_elem(fd, key, value, ctypes.c_uint64(_NOEXIST))
+    if said == -errno.EEXIST:
+        return False
+    checked("write an eBPF map", said)
+    return True
 
 
 def delete(fd: int, key: bytes) -> None:

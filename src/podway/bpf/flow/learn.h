@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// The first packet of a connection, and those that belong to none.
+#pragma once
+
+// Whether a flow's packets come by this device: else their source is forged, or the address is another pod's now.
+static __always_inline bool belongs(const struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+{
+	if (packet->hook == TO_POD)
+		return true;
+	return flow->from == (packet->hook == FROM_POD ? skb->ifindex : 0);
+}
+
+static __always_inline int go_on(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+{
+	if (packet->hook == TO_POD)
+		return TC_ACT_UNSPEC;
+	if (!(flow->flags & FLOW_STRAIGHT) || packet->needs_stack || packet->hops <= 1)
+		return leave_to_stack(skb);
+	return carry(skb, packet, flow);
+}
+
+// Whether this node's own processes or kernel sent it, rather than forwarded it.
+static __always_inline bool is_from_node(const struct __sk_buff *skb, const struct packet *packet)
+{
+	return packet->hook == TO_POD && !skb->ingress_ifindex;
+}
+
+static __always_inline bool is_multicast(const struct address *address)
+{
+	if (is_ipv4(address))
+		return (bpf_ntohl(address->word[3]) >> 28) == 14 || address->word[3] == 0xffffffff;
+	return (bpf_ntohl(address->word[0]) >> 24) == 0xff;
+}
+
+// Whether a packet's end on this node is what it says. KEPT, a reason, or NOT_OURS: no pod of this node is meant.
+#define NOT_OURS (-1)
+
+static __always_inline int check_ends(const struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct flow_key *key = &packet->key;
+	const struct endpoint *endpoint;
+
+	if (packet->hook == FROM_POD) {
+		endpoint = endpoint_at(&key->source);
+		return endpoint && endpoint->ifindex == skb->ifindex ? KEPT : NOT_OWN_SOURCE;
+	}
+	endpoint = endpoint_at(&key->destination);
+	if (packet->hook == FROM_WIRE) {
+		if (!endpoint)
+			return NOT_OURS;
+		return endpoint_at(&key->source) ? POD_SOURCE_FROM_WIRE : KEPT;
+	}
+	if (endpoint && endpoint->ifindex == skb->ifindex)
+		return KEPT;
+	return is_from_node(skb, packet) || is_multicast(&key->destination) ? NOT_OURS : POLICY_NOT_WRITTEN;
+}
+
+// A packet that says nothing of whose it is.
+static __noinline int unreadable(struct __sk_buff *skb, const struct packet *packet, __u8 reason)
+{
+	if (!packet)
+		return TC_ACT_SHOT;
+	// On the wire most are not for pods, and none of our business.
+	if (packet->hook == FROM_WIRE && !endpoint_at(&packet->key.destination))
+		return TC_ACT_UNSPEC;
+	return drop(skb, packet, NULL, reason);
+}
+
+static __always_inline bool is_of_the_link(const struct address *address)
+{
+	return is_multicast(address) || (bpf_ntohl(address->word[0]) & 0xffc00000) == 0xfe800000;
+}
+
+// Neighbour discovery and the like, which no policy is about: so it must not leave the link.
+static __noinline int of_the_link(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct endpoint *destination;
+	bool sound;
+
+	if (!packet)
+		return TC_ACT_SHOT;
+	destination = endpoint_at(&packet->key.destination);
+	if (packet->hook == FROM_WIRE && !destination)
+		return TC_ACT_UNSPEC;
+	// Multicast listeners say 1, and all others 255 (RFC 3810, RFC 4861).
+	sound = packet->message == NEIGHBOURHOOD && (packet->hops == 255 || packet->hops == 1) &&
+		(is_of_the_link(&packet->key.destination) || (destination && destination->flags & ENDPOINT_BRIDGED));
+	if (is_from_node(skb, packet) || (sound && packet->hook != FROM_WIRE))
+		return TC_ACT_UNSPEC;
+	return drop(skb, packet, NULL, LINK_MESSAGE);
+}
+
+// Whether the quota of who is charged has room for one more.
+static __always_inline __u8 charge(struct flow *flow, const struct state *state, const struct packet *packet)
+{
+	struct quota *quota = quota_of(flow);
+
+	if (!quota)
+		return TABLE_FULL;
+	if (packet->key.protocol == IPPROTO_TCP) {
+		if ((__s64)quota->open >= (__s64)state->established)
+			return QUOTA_ESTABLISHED;
+	} else if ((__s64)(quota->replied_until - packet->now) >= (__s64)(QUOTA_WINDOW - QUOTA_WINDOW / (state->established ?: 1))) {
+		return QUOTA_ESTABLISHED;
+	}
+	return take(&quota->half_open_until, state->half_open, packet->now) ? KEPT : QUOTA_HALF_OPEN;
+}
+
+// What stood there before: an open connection that ended in silence.
+static __always_inline void forget(const struct flow_key *key)
+{
+	struct flow *old = bpf_map_lookup_elem(&flows, key);
+	struct quota *quota;
+
+	if (old && old->owner && is_open(key->protocol, old->state)) {
+		quota = quota_of(old);
+		if (quota)
+			__sync_fetch_and_add(&quota->open, -1ULL);
+	}
+}
+
+#define LEARNED (-2) // there is a flow now, and the packet goes on
+
+static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct endpoint *source, *destination;
+	struct grounds grounds;
+	struct flow flow = {};
+	const struct state *state;
+	struct flow_key back;
+	bool straight, reset;
+	int reason;
+
+	state = the_state();
+	if (!packet || !state)
+		return TC_ACT_SHOT;
+	reason = check_ends(skb, packet);
+	if (reason == NOT_OURS)
+		return TC_ACT_UNSPEC;
+	if (!reason && (packet->message == REPLY ||
+			(packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK)))
+		reason = REPLY_WITHOUT_REQUEST;
+	if (reason)
+		return drop(skb, packet, NULL, reason);
+
+	flow.epoch = *(volatile const __u32 *)&state->epoch;
+	source = endpoint_at(&packet->key.source);
+	destination = endpoint_at(&packet->key.destination);
+	if (is_from_node(skb, packet))
+		flow.flags |= FLOW_FROM_NODE;
+	find_grounds(&grounds, &packet->key);
+	judge(&flow, &grounds, &packet->key);
+	if (flow.reason)
+		return drop(skb, packet, &flow, flow.reason);
+
+	reset = packet->tcp_flags & TCP_RST; // of a connection that is not known: it begins none
+	straight = packet->hook != TO_POD && (source || is_pod(&packet->key.source)) &&
+		   (destination || is_pod(&packet->key.destination)) &&
+		   !(source && source->flags & ENDPOINT_BRIDGED) && !(destination && destination->flags & ENDPOINT_BRIDGED);
+	if (straight)
+		flow.flags |= FLOW_STRAIGHT;
+	if (packet->hook == FROM_POD) {
+		flow.owner = skb->ifindex;
+	} else if (!(flow.flags & FLOW_FROM_NODE) && destination) {
+		flow.owner = destination->ifindex;
+		flow.flags |= FLOW_INCOMING;
+	}
+	if (reset)
+		return leave_to_stack(skb);
+	forget(&packet->key);
+	if (flow.owner) {
+		reason = charge(&flow, state, packet);
+		if (reason)
+			return drop(skb, packet, &flow, reason);
+	}
+	flow.made = flow.seen = packet->now;
+
+	// The way back first: nobody can answer before the other entry is there.
+	back = reversed(&packet->key);
+	flow.flags |= FLOW_REPLY;
+	flow.from = destination ? destination->ifindex : 0;
+	flow.counted = destination ? FROM_POD : straight ? FROM_WIRE : TO_POD;
+	if (bpf_map_update_elem(&flows, &back, &flow, BPF_ANY))
+		return drop(skb, packet, &flow, TABLE_FULL);
+	flow.flags &= ~FLOW_REPLY;
+	// One that the stack translated comes by no pod's link and from no wire.
+	flow.from = packet->hook == FROM_POD ? skb->ifindex : packet->hook == FROM_WIRE || !source ? 0 : ~0U;
+	flow.counted = packet->hook;
+	flow.packets = 1;
+	flow.bytes = skb->len - ETH_HLEN;
+	if (bpf_map_update_elem(&flows, &packet->key, &flow, BPF_ANY))
+		return drop(skb, packet, &flow, TABLE_FULL);
+	count(FLOWS_MADE);
+	tell(skb, packet, &flow, FLOW_NEW, KEPT);
+	return LEARNED;
+}

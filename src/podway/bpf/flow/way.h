@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// The way of a flow's packets past the stack. It is the kernel's routing that decides, asked once a second at most
+// for each flow, or when the agent had all ways looked up anew.
+#pragma once
+
+#ifndef AF_INET
+#define AF_INET 2
+#define AF_INET6 10
+#endif
+
+// How long the packet is, or each of its segments, at the IP layer.
+static __always_inline __u32 ip_length(const struct __sk_buff *skb, const struct packet *packet)
+{
+	if (skb->gso_size)
+		return packet->l4 - ETH_HLEN + packet->l4_length + skb->gso_size;
+	return skb->len - ETH_HLEN;
+}
+
+// Ask the kernel for the way; `next` becomes the neighbour. What it does not forward, or cannot yet, is the stack's.
+static __always_inline void look_up_way(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+					const struct state *state, struct bpf_redir_neigh *next)
+{
+	const struct flow_key *key = &packet->key;
+	const struct endpoint *endpoint;
+	struct bpf_fib_lookup fib = {
+		.l4_protocol = key->protocol,
+		.sport = key->source_port,
+		.dport = key->destination_port,
+		.tot_len = ip_length(skb, packet), // not 0, so it becomes the route's MTU (kernel 5.12)
+		.ifindex = skb->ifindex,
+	};
+	long said;
+
+	if (is_ipv4(&key->destination)) {
+		fib.family = AF_INET;
+		fib.ipv4_src = key->source.word[3];
+		fib.ipv4_dst = key->destination.word[3];
+	} else {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, &key->source, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_dst, &key->destination, sizeof(fib.ipv6_dst));
+	}
+	count(WAYS_RENEWED);
+	flow->way_generation = *(volatile const __u32 *)&state->way_generation;
+	said = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	// Another processor may be using it: it sees the former way, the stack, or the new one.
+	*(volatile __u8 *)&flow->way = WAY_STACK;
+	if (said == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+		flow->way_seen = 0; // that is this packet's way alone
+		return;
+	}
+	// Without a neighbour the stack asks for one: so the next packet looks again.
+	flow->way_seen = said == BPF_FIB_LKUP_RET_NO_NEIGH ? 0 : packet->now;
+	if (said != BPF_FIB_LKUP_RET_SUCCESS || fib.ifindex == skb->ifindex)
+		return;
+	__builtin_memcpy(flow->hardware, fib.dmac, 6);
+	__builtin_memcpy(flow->hardware + 6, fib.smac, 6);
+	flow->ifindex = fib.ifindex;
+	flow->mtu = fib.tot_len;
+	next->nh_family = fib.family;
+	__builtin_memcpy(next->ipv6_nh, fib.ipv6_dst, sizeof(next->ipv6_nh));
+	endpoint = endpoint_at(&key->destination);
+	*(volatile __u8 *)&flow->way = endpoint && endpoint->ifindex == fib.ifindex ? WAY_PEER : WAY_WIRE;
+}
+
+// Write the addresses of the link, and what the TTL or hop limit becomes.
+static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+{
+	if (is_ipv4(&packet->key.destination)) {
+		struct {
+			__u8 ttl, protocol;
+			__sum16 check;
+		} now = { packet->hops - 1, packet->key.protocol, 0 };
+		__u32 sum = packet->ipv4_check + bpf_htons(0x0100); // RFC 1141
+
+		now.check = sum + (sum >= 0xffff);
+		if (bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, ttl), &now, sizeof(now), 0))
+			return -1;
+	} else {
+		__u8 hops = packet->hops - 1;
+
+		if (bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &hops, sizeof(hops),
+					BPF_F_RECOMPUTE_CSUM))
+			return -1;
+	}
+	return bpf_skb_store_bytes(skb, 0, flow->hardware, sizeof(flow->hardware), 0);
+}
+
+// Leave a packet to the stack, marked as one that was counted: podway_to_pod may see it again. Whatever another
+// program does to the mark, only counters depend on it.
+#define COUNTED 0x7077
+
+static __always_inline int leave_to_stack(struct __sk_buff *skb)
+{
+	skb->tc_index = COUNTED;
+	count(TO_STACK);
+	return TC_ACT_UNSPEC;
+}
+
+static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+{
+	struct bpf_redir_neigh next = {};
+	const struct state *state;
+	__u32 length;
+	bool fresh;
+
+	if (!packet || !flow)
+		return TC_ACT_SHOT;
+	state = the_state();
+	if (!state)
+		return TC_ACT_SHOT;
+	length = ip_length(skb, packet);
+	fresh = flow->way_generation != state->way_generation || packet->now - flow->way_seen > SECOND ||
+		length > flow->mtu;
+	if (fresh)
+		look_up_way(skb, packet, flow, state, &next);
+	if (flow->way == WAY_STACK || length > flow->mtu)
+		return leave_to_stack(skb);
+	if (rewrite(skb, packet, flow))
+		return TC_ACT_SHOT;
+	if (flow->way == WAY_PEER) {
+		count(CARRIED_PEER);
+		return bpf_redirect_peer(flow->ifindex, 0);
+	}
+	count(CARRIED_WIRE);
+	// Through the neighbour now and then, so that the kernel goes on proving that it is there.
+	if (fresh)
+		return bpf_redirect_neigh(flow->ifindex, &next, sizeof(next), 0);
+	return bpf_redirect(flow->ifindex, 0);
+}

@@ -1,0 +1,477 @@
+"""What the maps of the flow engine hold: records of podway/bpf/flow/*.h, and nothing else knows their bytes.
+
+Numbers are in the host's order, ports too. Addresses of both families are 16 bytes, IPv4 mapped (RFC 4291
+section 2.5.5.2). A test compares names, offsets and sizes with the BTF of the compiled object.
+"""
+
+import enum
+import struct
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, NamedTuple, TypeAlias
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
+
+_MAPPED = bytes(10) + b"\xff\xff"
+_MAPPED_BITS = 96
+_FAMILY_BITS = 32
+
+
+class Layout:
+    """A struct of C: its name and fields, each with its format (see the module `struct`)."""
+
+    def __init__(self, name: str, **fields: str) -> None:
+        self.name = name
+        self.fields = fields
+        self._struct = struct.Struct("=" + "".join(fields.values()))
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return self._struct.size
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Where each field begins, in bytes."""
+        at, found = 0, {}
+        for name, form in self.fields.items():
+            found[name] = at
+            at += struct.calcsize("=" + form)
+        return found
+
+    def pack(self, *values: object) -> bytes:
+        """Return the struct's bytes, from its values in order."""
+        return self._struct.pack(*values)
+
+    def unpack(self, data: bytes) -> tuple[Any, ...]:
+        """Return the values in order."""
+        return self._struct.unpack(data)
+
+
+class Reason(enum.IntEnum):
+    """Why a packet is dropped: enum reason in counters.h."""
+
+    KEPT = 0
+    MALFORMED = 1
+    EXTENSION_HEADERS = 2
+    NOT_OWN_SOURCE = 3
+    POD_SOURCE_FROM_WIRE = 4
+    LINK_MESSAGE = 5
+    ICMP_ERROR_FORGED = 6
+    ICMP_ERROR_UNRELATED = 7
+    REPLY_WITHOUT_REQUEST = 8
+    FRAGMENT_WITHOUT_FIRST = 9
+    DENIED_EGRESS = 10
+    DENIED_INGRESS = 11
+    POLICY_NOT_WRITTEN = 12
+    QUOTA_HALF_OPEN = 13
+    QUOTA_ESTABLISHED = 14
+    TABLE_FULL = 15
+
+
+class Counter(enum.IntEnum):
+    """What else is counted, after the reasons: enum counter in counters.h."""
+
+    CARRIED_PEER = 16
+    CARRIED_WIRE = 17
+    TO_STACK = 18
+    FLOWS_MADE = 19
+    FLOWS_JUDGED_AGAIN = 20
+    WAYS_RENEWED = 21
+    EVENTS_LOST = 22
+
+
+class FlowState(enum.IntEnum):
+    """How far a connection is: enum flow_state in flow.h."""
+
+    HALF_OPEN = 0
+    REPLIED = 1
+    ASSURED = 2
+    OPEN = 3
+    CLOSING = 4
+    CLOSED = 5
+    RESET = 6
+
+
+class Way(enum.IntEnum):
+    """How a flow's packets go on: enum way in flow.h."""
+
+    STACK = 0
+    PEER = 1
+    WIRE = 2
+
+
+class Hook(enum.IntEnum):
+    """Where a program sees packets: enum hook in state.h."""
+
+    FROM_POD = 0
+    FROM_WIRE = 1
+    TO_POD = 2
+
+
+class FlowFlag(enum.IntFlag):
+    """FLOW_… in flow.h and judge.h."""
+
+    REPLY = 1
+    STRAIGHT = 2
+    INCOMING = 4
+    SENT_FIN = 8
+    FROM_NODE = 16
+
+
+class EventKind(enum.IntEnum):
+    """What an event tells: enum event_kind in event.h."""
+
+    FLOW_NEW = 0
+    FLOW_REJUDGED = 1
+    FLOW_END = 2
+    PACKET_DROPPED = 3
+
+
+class Verdict(enum.IntEnum):
+    """What a rule says: enum verdict in policy.h."""
+
+    NOTHING_SAID = 0
+    ALLOW = 1
+    PASS = 2
+    DENY = 3
+
+
+class Tier(enum.IntEnum):
+    """Whose rule it is: enum tier in policy.h."""
+
+    ADMIN = 0
+    NETWORK_POLICY = 1
+    BASELINE = 2
+
+
+ANYBODY = 0
+"""The identity of a rule that is for all, and of an address of which nothing is known."""
+FIRST_RULE = 16
+"""Rules of policies have numbers from this on; those below are the engine's own."""
+MOST_RULE_SETS = 65536
+MOST_PRECEDENCE = (1 << 30) - 1
+BRIDGED = 1
+"""The flag of an endpoint that is a port of a bridge."""
+
+
+def pack_address(address: Address) -> bytes:
+    """Return an address's 16 bytes."""
+    return _MAPPED + address.packed if address.version == 4 else address.packed
+
+
+def unpack_address(data: bytes) -> Address:
+    """Return the address of 16 bytes."""
+    return IPv4Address(data[12:]) if data.startswith(_MAPPED) else IPv6Address(data)
+
+
+PREFIX = Layout("prefix", length="I", family="4s", address="16s")
+
+
+def pack_prefix(network: Network) -> bytes:
+    """Return a prefix as a trie's key."""
+    length = _FAMILY_BITS + network.prefixlen + (_MAPPED_BITS if network.version == 4 else 0)
+    return PREFIX.pack(length, struct.pack("!I", network.version), pack_address(network.network_address))
+
+
+def unpack_prefix(data: bytes) -> Network:
+    """Return the prefix of a trie's key."""
+    length, family, address = struct.unpack("=I4s16s", data)
+    if family[3] == 4:
+        return IPv4Network((address[12:], length - _FAMILY_BITS - _MAPPED_BITS))
+    return IPv6Network((address, length - _FAMILY_BITS))
+
+
+STATE = Layout("state", epoch="I", way_generation="I", half_open="I", established="I", generations="I")
+
+
+class State(NamedTuple):
+    """What all programs go by; quotas are in flows of one endpoint."""
+
+    epoch: int
+    way_generation: int
+    half_open: int
+    established: int
+    generations: int
+
+
+ENDPOINT = Layout("endpoint", ifindex="I", egress_rules="I", ingress_rules="I", flags="I")
+
+
+class Endpoint(NamedTuple):
+    """A pod of this node, by one of its addresses: its host link and its rule sets (0: no policy)."""
+
+    ifindex: int
+    egress_rules: int = 0
+    ingress_rules: int = 0
+    flags: int = 0
+
+
+RULE_SET = Layout("rule_set", generation="I", port_lengths="I")
+
+
+class RuleSet(NamedTuple):
+    """A set of rules: of which generation, and bit n: an entry of it has a prefix of n bits of the port."""
+
+    generation: int
+    port_lengths: int
+
+
+RULE_KEY = Layout("rule_key", set="I", identity="I", port="H", port_length="B", protocol="B")
+
+
+class RuleKey(NamedTuple):
+    """What an entry of a rule set is about. Protocol 0 is any, and then the port must be 0/0.
+
+    For ICMP the port is type << 8 | code.
+    """
+
+    set: int
+    identity: int = ANYBODY
+    protocol: int = 0
+    port: int = 0
+    port_length: int = 0
+
+    def pack(self) -> bytes:
+        """Return the key's bytes."""
+        return RULE_KEY.pack(self.set, self.identity, self.port, self.port_length, self.protocol)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "RuleKey":
+        """Read a key."""
+        number, identity, port, length, protocol = struct.unpack("=IIHBB", data)
+        return cls(number, identity, protocol, port, length)
+
+
+class Rule(NamedTuple):
+    """What a tier says at one key: the greatest precedence of all keys that match is heard."""
+
+    verdict: Verdict
+    precedence: int
+    number: int
+
+    def pack(self) -> int:
+        """Return it as one number: the greater goes before the smaller."""
+        return self.precedence << 34 | self.verdict << 32 | self.number
+
+    @classmethod
+    def unpack(cls, number: int) -> "Rule | None":
+        """Read one; None where nothing is said."""
+        verdict = Verdict(number >> 32 & 3)
+        return cls(verdict, number >> 34, number & 0xFFFFFFFF) if verdict else None
+
+
+RULES_ENTRY = Layout("rules_entry", tier="24s")
+
+
+def pack_rules(tiers: Mapping[Tier, Rule]) -> bytes:
+    """Return an entry's value from what each tier says."""
+    return struct.pack("=3Q", *(tiers[tier].pack() if tier in tiers else 0 for tier in Tier))
+
+
+def unpack_rules(data: bytes) -> dict[Tier, Rule]:
+    """Return what each tier says."""
+    said = zip(Tier, map(Rule.unpack, struct.unpack("=3Q", data)), strict=True)
+    return {tier: rule for tier, rule in said if rule}
+
+
+FLOW_KEY = Layout(
+    "flow_key",
+    source="16s",
+    destination="16s",
+    source_port="2s",
+    destination_port="2s",
+    protocol="B",
+    unused="3s",
+)
+
+
+class FlowKey(NamedTuple):
+    """One direction of a connection. What the ports of ICMP are: packet.h."""
+
+    source: Address
+    destination: Address
+    protocol: int
+    source_port: int = 0
+    destination_port: int = 0
+
+    def pack(self) -> bytes:
+        """Return the key's bytes."""
+        source, destination = pack_address(self.source), pack_address(self.destination)
+        ports = (port.to_bytes(2, "big") for port in (self.source_port, self.destination_port))
+        return FLOW_KEY.pack(source, destination, *ports, self.protocol, bytes(3))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "FlowKey":
+        """Read a key."""
+        source, destination, *ports, protocol, _ = struct.unpack("=16s16s2s2sB3s", data)
+        source_port, destination_port = (int.from_bytes(port, "big") for port in ports)
+        return cls(unpack_address(source), unpack_address(destination), protocol, source_port, destination_port)
+
+    def reversed(self) -> "FlowKey":
+        """Return the other direction."""
+        return FlowKey(self.destination, self.source, self.protocol, self.destination_port, self.source_port)
+
+
+FLOW = Layout(
+    "flow",
+    seen="Q",
+    packets="Q",
+    bytes="Q",
+    way_seen="Q",
+    epoch="I",
+    **{"from": "I"},
+    ifindex="I",
+    way_generation="I",
+    mtu="H",
+    way="B",
+    state="B",
+    reason="B",
+    flags="B",
+    counted="B",
+    unused="B",
+    hardware="12s",
+    owner="I",
+    generation="8s",
+    identity="8s",
+    rule="8s",
+    made="Q",
+)
+
+
+class Flow(NamedTuple):
+    """An entry of the table of flows. Times are CLOCK_MONOTONIC's, in ns; pairs are egress, then ingress."""
+
+    seen: int
+    packets: int
+    octets: int
+    way_seen: int
+    epoch: int
+    from_device: int
+    ifindex: int
+    way_generation: int
+    mtu: int
+    way: Way
+    state: FlowState
+    reason: Reason
+    flags: FlowFlag
+    counted: Hook
+    hardware: bytes
+    owner: int
+    generations: tuple[int, int]
+    identities: tuple[int, int]
+    rules: tuple[int, int]
+    made: int
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Flow":
+        """Read a flow."""
+        values = struct.unpack("=QQQQIIIIHBBBBBx12sIIIIIIIQ", data)
+        seen, packets, octets, way_seen, epoch, source, ifindex, generation, mtu = values[:9]
+        way, state, reason, flags, counted, hardware, owner = values[9:16]
+        generations, identities, rules = (values[at : at + 2] for at in (16, 18, 20))
+        return cls(
+            seen,
+            packets,
+            octets,
+            way_seen,
+            epoch,
+            source,
+            ifindex,
+            generation,
+            mtu,
+            Way(way),
+            FlowState(state),
+            Reason(reason),
+            FlowFlag(flags),
+            Hook(counted),
+            hardware,
+            owner,
+            generations,
+            identities,
+            rules,
+            values[22],
+        )
+
+
+QUOTA_KEY = Layout("quota_key", ifindex="I", incoming="I")
+
+
+class QuotaKey(NamedTuple):
+    """Whose quota: an endpoint's link, and whether it was called."""
+
+    ifindex: int
+    incoming: int
+
+
+QUOTA = Layout("quota", half_open_until="Q", replied_until="Q", open="q")
+
+
+EVENT = Layout(
+    "event",
+    time="Q",
+    key="40s",
+    packets="Q",
+    bytes="Q",
+    rule="8s",
+    identity="8s",
+    ifindex="I",
+    kind="B",
+    reason="B",
+    hook="B",
+    flags="B",
+)
+
+
+class Event(NamedTuple):
+    """What the engine told. Counters are those of the key's direction; pairs are egress, then ingress."""
+
+    time: int
+    key: FlowKey
+    packets: int
+    octets: int
+    rules: tuple[int, int]
+    identities: tuple[int, int]
+    ifindex: int
+    kind: EventKind
+    reason: Reason
+    hook: Hook
+    flags: FlowFlag
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Event":
+        """Read an event."""
+        time, key, packets, octets, r0, r1, i0, i1, ifindex, kind, reason, hook, flags = struct.unpack(
+            "=Q40sQQIIIIIBBBB", data
+        )
+        return cls(
+            time,
+            FlowKey.unpack(key),
+            packets,
+            octets,
+            (r0, r1),
+            (i0, i1),
+            ifindex,
+            EventKind(kind),
+            Reason(reason),
+            Hook(hook),
+            FlowFlag(flags),
+        )
+
+
+LAYOUTS = (
+    PREFIX,
+    STATE,
+    ENDPOINT,
+    RULE_SET,
+    RULE_KEY,
+    RULES_ENTRY,
+    FLOW_KEY,
+    FLOW,
+    QUOTA_KEY,
+    QUOTA,
+    EVENT,
+)
+"""All structs, for the comparison with BTF."""
+ENUMS = (Reason, FlowState, Way, Hook, EventKind, Verdict, Tier)

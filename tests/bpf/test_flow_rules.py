@@ -1,0 +1,97 @@
+"""Which rule decides: the engine's verdict on one packet, compared with the definition, over random rule sets."""
+
+from collections.abc import Iterable
+from ipaddress import ip_network
+
+import pytest
+from flow_bench import PODS, REDIRECT, REMOTE, SHOT, Bench
+from flow_packets import ICMP, TCP, UDP, frame, icmp, ip, tcp, udp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from podway.kernel.flow_layout import ANYBODY, MOST_PRECEDENCE, Reason, Rule, RuleKey, Tier, Verdict
+
+pytestmark = pytest.mark.kernel
+
+SET = 3
+IDENTITIES = (ANYBODY, 20, 21)
+PORTS = (80, 81, 8080, 8087, 65535)
+KINDS = ((8, 0), (3, 4), (42, 1))
+"""Types and codes of ICMP: of an echo request, of one that is never asked for here, of one that nobody knows."""
+
+rule = st.builds(
+    Rule, st.sampled_from([Verdict.ALLOW, Verdict.PASS, Verdict.DENY]), st.integers(0, 3), st.integers(16, 40)
+)
+
+
+@st.composite
+def rule_keys(draw: st.DrawFn) -> RuleKey:
+    protocol = draw(st.sampled_from([0, TCP, UDP, ICMP]))
+    length = draw(st.sampled_from([0, 8, 13, 16])) if protocol else 0
+    port = draw(st.sampled_from([*PORTS, *(kind << 8 | code for kind, code in KINDS)]))
+    return RuleKey(SET, draw(st.sampled_from(IDENTITIES)), protocol, port & ~(0xFFFF >> length), length)
+
+
+rule_sets = st.dictionaries(rule_keys(), st.dictionaries(st.sampled_from(Tier), rule, min_size=1), max_size=12)
+
+
+def decide(
+    entries: dict[RuleKey, dict[Tier, Rule]], identity: int, protocol: int, port: int
+) -> tuple[bool, Iterable[int]]:
+    """The definition: whether it may be, and which rules may have said so."""
+    matching = [
+        tiers
+        for key, tiers in entries.items()
+        if key.identity in {ANYBODY, identity}
+        and key.protocol in {0, protocol}
+        and port & ~(0xFFFF >> key.port_length) == key.port
+    ]
+    for tier in Tier:
+        said = [tiers[tier] for tiers in matching if tier in tiers]
+        if not said:
+            continue
+        first = max((one.precedence, one.verdict) for one in said)
+        if first[1] is not Verdict.PASS:
+            numbers = [one.number for one in said if (one.precedence, one.verdict) == first]
+            return first[1] is Verdict.ALLOW, numbers
+    return True, [0]
+
+
+@given(rule_sets)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_verdict_is_as_defined(shared_bench: Bench, entries: dict[RuleKey, dict[Tier, Rule]]) -> None:
+    bench = shared_bench
+    bench.reset()
+    bench.endpoint("pa", ingress=SET)
+    bench.rules(SET, *entries.items())
+    for identity in IDENTITIES:
+        bench.maps.set_identity(ip_network(REMOTE[0]), identity)
+        bench.maps.changed()
+        questions = [
+            *((TCP, port, tcp(999, port)) for port in PORTS),
+            *((UDP, port, udp(999, port)) for port in PORTS),
+            (ICMP, 8 << 8, icmp(8)),
+            (ICMP, 42 << 8 | 1, icmp(42, 1)),
+            (99, 0, bytes(8)),
+        ]
+        for protocol, port, upper in questions:
+            bench.events()
+            action = bench.from_wire(frame(ip(REMOTE[0], PODS["pa"][0], protocol, upper)))
+            allowed, rules = decide(entries, identity, protocol, port)
+            assert action == (REDIRECT if allowed else SHOT), (identity, protocol, port)
+            for event in bench.events():  # of a flow that was allowed before, and still is, there is none
+                assert event.rules[1] in rules
+                assert event.reason == (Reason.KEPT if allowed else Reason.DENIED_INGRESS)
+
+
+def test_precedence_is_heard_to_its_end(bench: Bench) -> None:
+    """Thirty bits of precedence, and all of a rule's number."""
+    bench.endpoint("pa", ingress=SET)
+    for more, less in ((MOST_PRECEDENCE, MOST_PRECEDENCE - 1), (1, 0), (1 << 29, (1 << 29) - 1)):
+        first, second = Rule(Verdict.ALLOW, more, 2**32 - 1), Rule(Verdict.DENY, less, 17)
+        bench.rules(SET, (RuleKey(SET), {Tier.ADMIN: first}), (RuleKey(SET, protocol=UDP), {Tier.ADMIN: second}))
+        bench.events()
+        port = more & 0x7FFF
+        assert bench.from_wire(frame(ip(REMOTE[0], PODS["pa"][0], UDP, udp(port, 1)))) == REDIRECT
+        [event] = bench.events()
+        assert event.rules == (0, 2**32 - 1)
