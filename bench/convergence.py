@@ -10,7 +10,8 @@ from bench.labs import Lab, lab
 from bench.report import Row, Section
 from bench.samples import median, ms
 from bench.settings import Settings, switch
-from podway.api.resources import AddressBlock, IPPool
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
 from podway.ipam.claims import claim
 from podway.lab import facts
 from podway.store.base import Store

@@ -16,7 +16,7 @@ import msgspec
 
 from podway.agent.client import call
 from podway.api.encode import to_builtins, to_json, to_list
-from podway.api.resources import Resource
+from podway.api.resource import Resource
 from podway.errors import LabError
 from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, state

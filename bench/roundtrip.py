@@ -8,8 +8,9 @@ from bench import handmade
 from bench.labs import Lab, RunningPod, lab
 from bench.paths import Path, how, ratio_of, round_trips, stream_row, streams, trip_row
 from bench.report import Row, Section
+from podway.api.kinds.ip_pool import Encapsulation, IPPool, IPPoolSpec, When
+from podway.api.kinds.namespace import Namespace
 from podway.api.meta import LabelSelector, Metadata
-from podway.api.resources import Encapsulation, IPPool, IPPoolSpec, Namespace, When
 from podway.kernel import routes
 from podway.lab import names, state, topology
 from podway.plan.fabric import DEVICES

@@ -8,15 +8,9 @@ import msgspec
 
 from bench.labs import Lab
 from podway.api.addresses import Family
-from podway.api.resources import (
-    AddressBlock,
-    Distribution,
-    Encapsulation,
-    IPPool,
-    NetworkConfig,
-    ReflectorSettings,
-    When,
-)
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool, When
+from podway.api.kinds.network_config import NetworkConfig, ReflectorSettings
 from podway.kernel import links, routes
 from podway.kernel.netlink import Connection
 from podway.kernel.netlink import constants as c

@@ -12,7 +12,9 @@ from bench.report import Row, Section
 from bench.samples import median, ms
 from bench.settings import Settings, switch
 from podway.api.addresses import Network
-from podway.api.resources import AddressBlock, Encapsulation, Node
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Encapsulation
+from podway.api.kinds.node import Node
 from podway.lab import cluster as labs
 from podway.lab import facts
 from podway.store.base import Store

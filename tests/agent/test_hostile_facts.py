@@ -18,33 +18,23 @@ from podway.agent.state import NodeState
 from podway.agent.told import told_routes
 from podway.api.addresses import Family
 from podway.api.checked import SetAside, check
-from podway.api.cluster_rules import check_change, check_deletion
-from podway.api.identity import ClusterAuthority, ClusterAuthoritySpec, KeyedCertificate
+from podway.api.columns import Cluster
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule, SecretKey
+from podway.api.kinds.cluster_authority import ClusterAuthority, ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node, NodeAddress, NodeStatus
+from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
+from podway.api.kinds.secret import Secret
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
-from podway.api.peers import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule, Secret, SecretKey
-from podway.api.resources import (
-    AddressBlock,
-    AddressBlockSpec,
-    IPPool,
-    IPPoolSpec,
-    Namespace,
-    NetworkConfig,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Pod,
-    PodAddress,
-    PodSpec,
-    PodStatus,
-    Resource,
-    block_name,
-    key,
-    subject,
-)
+from podway.api.resource import Resource, key, subject
+from podway.api.rules import check_change, check_deletion
 from podway.bgp.passwords import read_passwords
 from podway.bgp.render import render
-from podway.cli.views import VIEWS, Cluster
+from podway.cli.views import VIEWS
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
@@ -329,7 +319,7 @@ def test_commands_show_and_judge_every_fact(place: tuple[Any, Any], bad: Any) ->
         for column in view.columns if view.kind else ():
             for obj in objects:
                 if view.kind and isinstance(obj, view.kind):
-                    assert isinstance(column.text(obj, Cluster(objects)), str)
+                    assert isinstance(column.text(obj, Cluster(objects, 0.0)), str)
     with contextlib.suppress(InvalidObject):
         check_change(one, objects, old=former)
     with contextlib.suppress(InvalidObject):

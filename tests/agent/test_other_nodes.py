@@ -9,22 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.agent.state import NodeState
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    ACCEPTS,
-    AGENT_SEEN,
-    INTERFACE_ADDRESSES,
-    SENDS,
-    AddressBlock,
-    AddressBlockSpec,
-    IPPool,
-    IPPoolSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Resource,
-    block_name,
-)
+from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.plan.changes import KINDS, between, patched

@@ -7,8 +7,8 @@ import pytest
 from podway.agent import supervisor
 from podway.agent.membership import Membership
 from podway.agent.supervisor import Supervisor
+from podway.api.kinds.node import AGENT_INSTANCE, AGENT_SEEN, Node
 from podway.api.meta import Metadata
-from podway.api.resources import AGENT_INSTANCE, AGENT_SEEN, Node
 from podway.errors import NameTaken
 
 

@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 
 from podway.agent.told import Via, told_routes
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, IPPoolSpec
 from podway.bgp.status import BirdRoute, NextHop
 from podway.cluster.view import ClusterView
 from podway.kernel import routes

@@ -3,8 +3,10 @@
 import pytest
 
 from podway.api.assign import assign, differences, fields
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import ASN, Node
 from podway.api.meta import Metadata
-from podway.api.resources import ASN, IPPool, IPPoolSpec, NetworkConfig, Node
 from podway.errors import InvalidObject
 
 POOL = IPPool(metadata=Metadata(name="default"), spec=IPPoolSpec(cidr="10.244.0.0/16", encapsulation="ipip"))

@@ -3,26 +3,14 @@ from ipaddress import ip_network
 import msgspec
 import pytest
 
-from podway.api.cluster_rules import check_change, check_deletion
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
+from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import LabelSelector, Metadata
-from podway.api.resources import (
-    INTERFACE_ADDRESSES,
-    AddressBlock,
-    AddressBlockSpec,
-    IPPool,
-    IPPoolSpec,
-    Namespace,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Pod,
-    PodAddress,
-    PodSpec,
-    PodStatus,
-    block_name,
-)
+from podway.api.rules import check_change, check_deletion
 from podway.errors import InvalidObject
 
 

@@ -4,20 +4,11 @@ from typing import Any
 
 import pytest
 
-from podway.api.cluster_rules import check_change
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec, VxlanSettings
+from podway.api.kinds.node import INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    INTERFACE_ADDRESSES,
-    SENDS,
-    IPPool,
-    IPPoolSpec,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    VxlanSettings,
-)
+from podway.api.rules import check_change
 from podway.api.validate import problems
 from podway.errors import InvalidObject
 

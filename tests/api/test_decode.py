@@ -6,8 +6,12 @@ from hypothesis import strategies as st
 
 from podway.api.decode import decode
 from podway.api.encode import to_builtins, to_json, to_list, to_yaml
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
-from podway.api.resources import IPPool, IPPoolSpec, Namespace, NetworkConfig, Node, Pod
 from podway.errors import InvalidInput, InvalidObject
 
 POOL = """\

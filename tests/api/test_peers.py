@@ -5,28 +5,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from podway.api.cluster_rules import check_change, check_deletion
 from podway.api.decode import decode
 from podway.api.encode import to_builtins
-from podway.api.identity import REDACTED
-from podway.api.meta import LabelSelector, Metadata
-from podway.api.peers import BGPPeer, BGPPeerSpec, PrefixRule, Secret
-from podway.api.resources import (
-    ASN,
-    INTERFACE_ADDRESSES,
-    BgpSettings,
-    IPPool,
-    IPPoolSpec,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    ReflectorSettings,
-    Resource,
-)
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PrefixRule, password_problem
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec, ReflectorSettings
+from podway.api.kinds.node import ASN, INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
+from podway.api.kinds.secret import Secret
+from podway.api.meta import REDACTED, LabelSelector, Metadata
+from podway.api.resource import Resource
+from podway.api.rules import check_change, check_deletion
 from podway.api.validate import problems, validate
-from podway.api.validate_peers import password_problem
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.outside import left_out, outside_peers

@@ -5,25 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podway.api.addresses import Family
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
+from podway.api.kinds.pod import Pod, PodAddress, PodStatus
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
-from podway.api.resources import (
-    INTERFACE_ADDRESSES,
-    AddressBlock,
-    AddressBlockSpec,
-    BgpSettings,
-    IPPool,
-    IPPoolSpec,
-    Namespace,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Pod,
-    PodAddress,
-    PodStatus,
-    block_name,
-)
 from podway.api.validate import problems, validate
 from podway.errors import InvalidObject
 

@@ -17,22 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from patience import PATIENCE
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
+from podway.api.kinds.ip_pool import Encapsulation, IPPool, IPPoolSpec
+from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.node import BGP_READY, INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.peers import BGPPeer, BGPPeerSpec
-from podway.api.resources import (
-    BGP_READY,
-    INTERFACE_ADDRESSES,
-    BgpSettings,
-    Encapsulation,
-    IPPool,
-    IPPoolSpec,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Resource,
-)
+from podway.api.resource import Resource
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp

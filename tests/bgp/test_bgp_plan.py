@@ -6,18 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podway.api.addresses import Family
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.node import Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    BgpSettings,
-    IPPool,
-    IPPoolSpec,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Resource,
-)
+from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.bgp import plan_bgp

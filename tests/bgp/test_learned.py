@@ -13,7 +13,7 @@ from bgp_lab import LabNode, Segment, eventually, tells
 
 from podway.agent.learned import LearnedRoutes
 from podway.agent.state import NodeState
-from podway.api.resources import ACCEPTS, SENDS
+from podway.api.kinds.node import ACCEPTS, SENDS
 from podway.kernel.node import Kernel
 
 pytestmark = pytest.mark.kernel

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from bgp_lab import TOR_ASN, LabNode, OutsidePeer, Segment, eventually, tells
 
+from podway.api.kinds.bgp_peer import PasswordSource, PrefixRule, SecretKey
+from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
-from podway.api.peers import PasswordSource, PrefixRule, Secret, SecretKey
 from podway.bgp.status import PeerStatus
 
 pytestmark = pytest.mark.kernel

@@ -12,16 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_bgp_plan import V4, node, view_of
 
+from podway.api.kinds.network_config import BgpSettings, ReflectorSettings, Topology
+from podway.api.kinds.node import ASN, BGP_READY, RACK, Node
 from podway.api.meta import LabelSelector, Metadata
-from podway.api.resources import (
-    ASN,
-    BGP_READY,
-    RACK,
-    BgpSettings,
-    Node,
-    ReflectorSettings,
-    Topology,
-)
 from podway.plan.bgp import plan_bgp
 from podway.plan.reflectors import reflectors
 from podway.plan.topology import Standing, topology

@@ -15,8 +15,9 @@ from test_bgp_plan import V4, V6, node, view_of
 
 from podway.agent.losses import BACK_AFTER, LOST_AFTER, Losses
 from podway.api.addresses import Family
+from podway.api.kinds.network_config import BgpSettings, ReflectorSettings
+from podway.api.kinds.node import BGP_LOST, BGP_READY, Node
 from podway.api.meta import LabelSelector
-from podway.api.resources import BGP_LOST, BGP_READY, BgpSettings, Node, ReflectorSettings
 from podway.bgp.speaker import SETTLE
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp

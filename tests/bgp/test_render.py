@@ -9,20 +9,11 @@ import pytest
 from test_bgp_plan import V4, V6, node, pool, view_of
 
 from podway.api.addresses import Address, Family
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule
+from podway.api.kinds.ip_pool import IPPool, When
+from podway.api.kinds.network_config import BgpSettings, ReflectorSettings
+from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import LabelSelector, Metadata
-from podway.api.peers import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule
-from podway.api.resources import (
-    ACCEPTS,
-    INTERFACE_ADDRESSES,
-    SENDS,
-    BgpSettings,
-    IPPool,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    ReflectorSettings,
-    When,
-)
 from podway.bgp.render import render, standing
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.uplink import Uplink

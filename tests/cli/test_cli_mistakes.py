@@ -57,7 +57,7 @@ def mistake(*words, env=None):
         (["delete"], "either"),
         (["delete", "pods"], "delete which pods?"),
         (["set", "pool/x"], "missing argument"),
-        (["set", "x/y", "a=b"], "there are nodes"),
+        (["set", "x/y", "a=b"], "namespaces, nodes, peers, pods"),
         (["apply"], "-f FILE"),
         (["apply", "-f", "/nowhere.yaml"], "/nowhere.yaml: No such file"),
         (["plan"], "name a change"),

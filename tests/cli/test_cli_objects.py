@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from podway import __version__
+from podway.api.columns import Column, age, age_of
 from podway.api.decode import decode
-from podway.api.resources import IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.cli import main as root
 from podway.cli import views
-from podway.cli.output import age, age_of, format_table
+from podway.cli.output import format_table
 
 CLUSTER = """\
 apiVersion: v1
@@ -303,7 +304,7 @@ def test_rows_that_are_not_in_the_store(podway, monkeypatch):
 
     live = views.View(
         ("things",),
-        (views.Column("NAME", lambda row, _: row.name),),
+        (Column("NAME", lambda row, _: row.name),),
         source=f"{__name__}:rows_for_test",
         row_kind="Thing",
     )
@@ -420,4 +421,4 @@ def test_ages(seconds, text):
 
 def test_age_of_a_time_stamp():
     assert age_of("1970-01-01T00:01:00Z", now=100) == "40s"
-    assert age_of("") == ""
+    assert age_of("", now=100) == ""

@@ -5,25 +5,14 @@ from ipaddress import ip_address, ip_network
 import msgspec
 import pytest
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.node import AGENT_SEEN, ASN, SENDS, Node, NodeAddress, NodeStatus
+from podway.api.kinds.pod import Pod
+from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
-from podway.api.peers import Secret
-from podway.api.resources import (
-    AGENT_SEEN,
-    ASN,
-    SENDS,
-    AddressBlock,
-    AddressBlockSpec,
-    IPPool,
-    IPPoolSpec,
-    Namespace,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Pod,
-    block_name,
-)
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView

@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podway.api.kinds.namespace import Namespace
 from podway.api.meta import Metadata
-from podway.api.resources import Namespace
 from podway.cluster.change import Change
 from podway.cluster.table import Table
 

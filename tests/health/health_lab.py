@@ -15,7 +15,7 @@ from typing import Any
 
 from patience import PATIENCE
 from podway.agent.client import call
-from podway.api.resources import AddressBlock
+from podway.api.kinds.address_block import AddressBlock
 from podway.errors import AgentError
 from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, processes

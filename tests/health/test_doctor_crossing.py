@@ -11,16 +11,10 @@ from health_lab import HealthLab, sh
 
 from patience import PATIENCE
 from podway.api.addresses import Family
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.peers import BGPPeer, BGPPeerSpec
-from podway.api.resources import (
-    INTERFACE_ADDRESSES,
-    IPPool,
-    IPPoolSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-)
 from podway.cluster.view import ClusterView
 from podway.health.checks.crossing import bare_far, fabric, small_mtu, switch
 from podway.health.facts import ClusterFacts, Heard, NodeFacts, NodeSummary

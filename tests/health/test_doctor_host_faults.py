@@ -16,9 +16,11 @@ import msgspec
 import pytest
 from health_lab import HealthLab
 
-from podway.api.identity import ChannelSettings
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.network_config import BgpSettings, ChannelSettings, NetworkConfig
+from podway.api.kinds.pod import Pod
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, BgpSettings, IPPool, IPPoolSpec, NetworkConfig, Pod
 from podway.bgp.status import BirdRoute, NextHop
 from podway.cni.conflist import render_conflist
 from podway.health.checks.agent import disk

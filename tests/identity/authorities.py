@@ -2,7 +2,7 @@
 
 import time
 
-from podway.api.identity import ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.cluster_authority import ClusterAuthoritySpec, KeyedCertificate
 from podway.identity import certificates
 from podway.identity.orders import AuthorityOrder, CertificateOrder, node_uri, operator_uri
 from podway.identity.tls import Credentials

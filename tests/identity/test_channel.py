@@ -20,14 +20,8 @@ from authorities import HOUR, OTHER_CLUSTER, authority, operator
 from patience import PATIENCE
 from podway.agent.admin import Method, reply
 from podway.agent.remote import RemoteAgents, call_node
-from podway.api.identity import (
-    AUTHORITY,
-    ChannelSettings,
-    ClusterAuthority,
-    ClusterAuthoritySpec,
-    KeyedCertificate,
-)
-from podway.api.resources import NetworkConfig
+from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority, ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
 from podway.errors import AgentError, InvalidInput
 from podway.identity.tls import Credentials
 from podway.lab import agents, facts, names, state

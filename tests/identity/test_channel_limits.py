@@ -19,7 +19,8 @@ from podway.agent.admin import Method
 from podway.agent.channel import Channel
 from podway.agent.remote import call_node, operator_credentials
 from podway.api.addresses import Address
-from podway.api.identity import AUTHORITY, ChannelSettings, ClusterAuthority
+from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority
+from podway.api.kinds.network_config import ChannelSettings
 from podway.cluster.view import ClusterView
 from podway.store.sqlite import SqliteStore
 

@@ -12,8 +12,9 @@ from authorities import authority, spec
 
 from podway.api.decode import decode
 from podway.api.encode import to_builtins, to_json
-from podway.api.identity import AUTHORITY, REDACTED, ChannelSettings, ClusterAuthority, KeyedCertificate
-from podway.api.meta import Metadata
+from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority, KeyedCertificate
+from podway.api.kinds.network_config import ChannelSettings
+from podway.api.meta import REDACTED, Metadata
 from podway.api.validate import validate
 from podway.errors import InvalidObject
 from podway.identity import certificates, keeper
@@ -24,7 +25,7 @@ SETTINGS = ChannelSettings()
 
 RACER = """
 import asyncio, sys, time
-from podway.api.identity import ChannelSettings
+from podway.api.kinds.network_config import ChannelSettings
 from podway.identity import apart, keeper
 from podway.store.open import open_store
 
@@ -82,7 +83,7 @@ def test_private_keys_are_shown_to_nobody_and_not_taken_back_redacted() -> None:
 
 
 def test_an_authority_must_outlive_its_certificates_several_times() -> None:
-    from podway.api.resources import NetworkConfig, NetworkConfigSpec
+    from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
 
     channel = msgspec.structs.replace(SETTINGS, authority_lifetime_seconds=5 * 24 * 3600)
     config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(channel=channel))

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podway.api.identity import AUTHORITY_LIVES, ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.cluster_authority import AUTHORITY_LIVES, ClusterAuthoritySpec, KeyedCertificate
 from podway.identity import rotation
 from podway.identity.orders import SKEW
 

@@ -14,22 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from podway.api.addresses import Address, Family
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import Attach, IPPool, IPPoolSpec
+from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    ACCEPTS,
-    INTERFACE_ADDRESSES,
-    SENDS,
-    AddressBlock,
-    AddressBlockSpec,
-    Attach,
-    IPPool,
-    IPPoolSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    block_name,
-)
 from podway.cluster.view import ClusterView
 from podway.kernel import netns
 from podway.kernel.node import Kernel

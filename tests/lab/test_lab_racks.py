@@ -9,7 +9,9 @@ import pytest
 
 from patience import ONCE, PATIENCE
 from podway.api.addresses import Family
-from podway.api.resources import ASN, RACK, NetworkConfig, Node, Pod
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import ASN, RACK, Node
+from podway.api.kinds.pod import Pod
 from podway.errors import InvalidArgument
 from podway.lab import cluster, facts, names, pods, processes, state, topology
 from podway.lab.fabric import Tor

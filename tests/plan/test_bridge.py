@@ -4,9 +4,10 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.ip_pool import Attach, IPPool, IPPoolSpec
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, Attach, IPPool, IPPoolSpec
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.node import HostFacts, plan_node

@@ -7,20 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    ACCEPTS,
-    INTERFACE_ADDRESSES,
-    SENDS,
-    AddressBlock,
-    AddressBlockSpec,
-    IPPool,
-    IPPoolSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    block_name,
-)
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import (
     Crossing,

@@ -2,9 +2,10 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import msgspec
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.network_config import NetworkConfigSpec
 from podway.api.lease import ALIAS_BYTES, MAX_CONTAINER_ID, Attachment, Lease
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, NetworkConfigSpec
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.plan.node import HostFacts, plan_node, pod_mtu

@@ -4,21 +4,11 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import msgspec
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    ACCEPTS,
-    INTERFACE_ADDRESSES,
-    SENDS,
-    AddressBlock,
-    AddressBlockSpec,
-    IPPool,
-    IPPoolSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    block_name,
-)
 from podway.cluster.view import ClusterView
 from podway.plan.path import End, PlannedHop, Site, plan_path
 from podway.plan.uplink import Uplink

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fabric import block, node, pool, view
 
+from podway.api.kinds.ip_pool import Encapsulation
+from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.meta import Metadata
-from podway.api.resources import ACCEPTS, SENDS, Encapsulation, Node
 from podway.cluster.view import ClusterView
 from podway.plan.changes import between
 from podway.plan.fabric import form_to, forms_accepted, forms_held

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import Metadata
-from podway.api.resources import IPPool, IPPoolSpec, Pod, PodAddress, PodSpec, PodStatus, Resource
+from podway.api.resource import Resource
 from podway.preview.simulate import World
 from podway.preview.snapshot import Snapshot
 

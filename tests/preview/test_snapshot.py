@@ -6,10 +6,11 @@ import msgspec
 import pytest
 from paper_cluster import snapshot_of
 
-from podway.api.cluster_rules import check_change
-from podway.api.identity import ClusterAuthority
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PasswordSource, SecretKey
+from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
-from podway.api.peers import BGPPeer, BGPPeerSpec, PasswordSource, Secret, SecretKey
+from podway.api.rules import check_change
 from podway.errors import InvalidInput, InvalidObject
 from podway.plan.node import plan_node
 from podway.preview import snapshot

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 from hand_cluster import Cluster
 
+from podway.api.kinds.node import Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.resources import Node, NodeAddress, NodeStatus
 from podway.cli import verify as command
 from podway.cli.options import GlobalOptions
 from podway.kernel import netns

@@ -6,19 +6,10 @@ import msgspec
 import pytest
 from hand_cluster import NODES, PODS, Cluster
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    ACCEPTS,
-    INTERFACE_ADDRESSES,
-    AddressBlock,
-    AddressBlockSpec,
-    IPPool,
-    IPPoolSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    block_name,
-)
 from podway.cluster.view import ClusterView
 from podway.kernel import links, netns
 from podway.kernel.ipip import IpipTunnels, TunnelEndpoints

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from patience import PATIENCE
-from podway.api.resources import IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.cli.options import GlobalOptions
 from podway.cli.verify import world_of
 from podway.kernel import netns

@@ -6,18 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.api.addresses import Family
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.node import Node, NodeAddress, NodeStatus
+from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    AddressBlock,
-    AddressBlockSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Pod,
-    PodAddress,
-    PodSpec,
-    PodStatus,
-)
 from podway.probe.build import Protocol
 from podway.prove.addressing import address_faults
 from podway.prove.probe import (

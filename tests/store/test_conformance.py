@@ -7,8 +7,11 @@ import random
 import msgspec
 import pytest
 
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
 from podway.api.meta import Metadata
-from podway.api.resources import IPPool, IPPoolSpec, Namespace, Node, Pod
 from podway.errors import AlreadyExists, Conflict, NotFound, RevisionGone
 from podway.store.bell import SLOW_POLL
 

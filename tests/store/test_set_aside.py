@@ -8,8 +8,11 @@ from random import Random
 import msgspec
 import pytest
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, IPPoolSpec, Namespace, Node
 from podway.errors import AlreadyExists, Conflict, ObjectDamaged, PoolExhausted, RevisionGone, StoreError
 from podway.ipam.claims import claim
 from podway.store.sqlite import SqliteStore

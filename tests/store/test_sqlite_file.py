@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from podway import inotify
+from podway.api.kinds.namespace import Namespace
 from podway.api.meta import Metadata
-from podway.api.resources import Namespace
 from podway.errors import (
     InvalidInput,
     RevisionGone,
@@ -279,7 +279,7 @@ CREATE = textwrap.dedent(
     import asyncio, sys
     from pathlib import Path
     from podway.api.meta import Metadata
-    from podway.api.resources import Namespace
+    from podway.api.kinds.namespace import Namespace
     from podway.errors import StoreUnavailable
     from podway.store.sqlite import SqliteStore
 

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from patience import PATIENCE
-from podway.api.resources import Namespace
+from podway.api.kinds.namespace import Namespace
 from podway.store.bell import SLOW_POLL
 from podway.store.sqlite import SqliteStore
 
@@ -20,7 +20,7 @@ PROGRAM = """
 import asyncio, sys, msgspec
 from pathlib import Path
 from podway.api.meta import Metadata
-from podway.api.resources import Namespace
+from podway.api.kinds.namespace import Namespace
 from podway.errors import AlreadyExists, Conflict
 from podway.store.sqlite import SqliteStore
 

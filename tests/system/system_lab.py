@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from patience import PATIENCE
 from podway.agent.client import call
 from podway.api.addresses import Address, Network
+from podway.api.kinds.address_block import AddressBlock
 from podway.api.lease import Attachment
-from podway.api.resources import AddressBlock
 from podway.cni.conflist import render_conflist
 from podway.errors import AgentError
 from podway.kernel import netns

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from system_lab import SystemLab, eventually
 
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.network_config import NetworkConfig
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, IPPool, NetworkConfig
 from podway.lab.paths import lab_dir
 
 pytestmark = pytest.mark.kernel

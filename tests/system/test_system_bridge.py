@@ -13,7 +13,7 @@ import pytest
 from system_lab import PodUnderTest, SystemLab, eventually
 
 from podway.api.addresses import gateway_of
-from podway.api.resources import IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.cni.spec import Code
 from podway.kernel import netns
 from podway.lab import cluster

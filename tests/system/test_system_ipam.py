@@ -9,8 +9,10 @@ import msgspec
 import pytest
 from system_lab import PodUnderTest, SystemLab, eventually, running_lab
 
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.node import Node
 from podway.api.meta import LabelSelector, Metadata
-from podway.api.resources import IPPool, IPPoolSpec, Namespace, Node
 from podway.cni.spec import Code
 from podway.lab import cluster
 

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from system_lab import SystemLab, eventually, running_lab
 
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
-from podway.api.resources import IPPool, IPPoolSpec, Node
 from podway.cni.spec import Code
 from podway.lab import cluster, topology
 from podway.lab.paths import lab_dir

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from system_lab import SystemLab, eventually
 
-from podway.api.resources import Node
+from podway.api.kinds.node import Node
 from podway.lab.facts import PoolForm
 
 pytestmark = pytest.mark.kernel

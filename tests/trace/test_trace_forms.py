@@ -11,7 +11,7 @@ from trace_lab import TraceLab
 
 from patience import PATIENCE
 from podway.api.addresses import Family
-from podway.api.resources import IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.lab import facts
 from podway.prove.tracing.page import to_text
 from podway.prove.tracing.report import Direction, TraceReport

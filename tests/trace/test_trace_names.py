@@ -2,18 +2,10 @@
 
 import pytest
 
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.node import Node, NodeAddress, NodeStatus
+from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    AddressBlock,
-    AddressBlockSpec,
-    Node,
-    NodeAddress,
-    NodeStatus,
-    Pod,
-    PodAddress,
-    PodSpec,
-    PodStatus,
-)
 from podway.errors import InvalidInput
 from podway.prove.tracing.names import resolve
 

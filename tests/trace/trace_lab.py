@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from podway.api.addresses import Address, Family
-from podway.api.resources import AddressBlock, Resource
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.resource import Resource
 from podway.cli.agents import agents
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError

@@ -38,7 +38,7 @@ from podway.agent.report import Reporter
 from podway.agent.state import NodeState
 from podway.agent.steps import Steps, rest
 from podway.agent.supervisor import Supervisor
-from podway.api.identity import ClusterAuthority
+from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing

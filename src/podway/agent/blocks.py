@@ -13,7 +13,9 @@ import structlog
 
 from podway.agent.state import NodeState
 from podway.api.addresses import Network, block_of
-from podway.api.resources import STARVED, AddressBlock, IPPool
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import STARVED
 from podway.cluster.change import Change
 from podway.errors import AddressUnavailable, Conflict, PoolExhausted
 from podway.ipam.claims import claim, give_back

@@ -5,7 +5,8 @@ import time
 
 import structlog
 
-from podway.api.identity import ChannelSettings, ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.cluster_authority import ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.network_config import ChannelSettings
 from podway.errors import AgentError, StoreError
 from podway.identity import apart, keeper, rotation, tls
 from podway.identity.orders import CertificateOrder, node_uri

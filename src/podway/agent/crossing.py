@@ -13,7 +13,8 @@ from podway.agent.membership import Membership
 from podway.agent.state import NodeState
 from podway.agent.steps import rest
 from podway.api.addresses import Family, Network
-from podway.api.resources import ACCEPTS, SENDS, Encapsulation, Node
+from podway.api.kinds.ip_pool import Encapsulation
+from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError

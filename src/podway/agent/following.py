@@ -11,7 +11,8 @@ from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
 from podway.agent.uplink import surroundings
 from podway.api.addresses import Address
-from podway.api.resources import Node, Resource
+from podway.api.kinds.node import Node
+from podway.api.resource import Resource
 from podway.errors import AgentError, KernelError
 from podway.kernel.netlink import Connection
 from podway.plan.uplink_choice import Choice, choose_uplink, lost, unsettled

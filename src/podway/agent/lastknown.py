@@ -19,7 +19,8 @@ import structlog
 from podway.agent.identity import kernel_instance
 from podway.agent.state import NodeState
 from podway.api.checked import SetAside, check
-from podway.api.resources import KINDS, Resource, key
+from podway.api.kinds import KINDS
+from podway.api.resource import Resource, api_version, key
 from podway.cluster.view import ClusterView
 
 log = structlog.get_logger(__name__)
@@ -85,15 +86,16 @@ class _File(msgspec.Struct, rename="camel"):
 
 
 def _objects(view: ClusterView) -> Iterator[Resource]:
-    """Yield a view's objects in an order in which they can be made: none before what it needs."""
-    for objects in (view.configs, view.namespaces, view.pools, view.nodes, view.blocks, view.secrets, view.peers):
-        yield from objects.values()
+    """Yield a view's objects that may be written down."""
+    for name, table in view.tables.items():
+        if KINDS[name].LEAVES_STORE:
+            yield from table.values()
 
 
 def _item(obj: Resource) -> dict[str, Any]:
     metadata = msgspec.structs.replace(obj.metadata, resource_version="")
     shape: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(obj, metadata=metadata))
-    return {"apiVersion": obj.api_version, "kind": obj.kind, **shape}
+    return {"apiVersion": api_version(type(obj)), "kind": obj.KIND, **shape}
 
 
 def _object(item: dict[str, Any]) -> Resource | None:

@@ -7,7 +7,7 @@ import structlog
 
 from podway.agent.membership import Membership
 from podway.agent.state import NodeState
-from podway.api.resources import BGP_LOST
+from podway.api.kinds.node import BGP_LOST
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import RoutingError, StoreError
 

@@ -10,19 +10,19 @@ import structlog
 
 from podway.agent.identity import kernel_instance
 from podway.api.addresses import Interface
-from podway.api.cluster_rules import check_change
-from podway.api.meta import Metadata
-from podway.api.resources import (
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import (
     AGENT_INSTANCE,
     AGENT_SEEN,
     ASN,
     INTERFACE_ADDRESSES,
-    AddressBlock,
     Node,
     NodeAddress,
     NodeStatus,
-    Resource,
 )
+from podway.api.meta import Metadata
+from podway.api.resource import Resource
+from podway.api.rules import check_change
 from podway.api.validate import problems
 from podway.cluster.view import ClusterView
 from podway.errors import AlreadyExists, Conflict, NameTaken, NotFound, ObjectDamaged

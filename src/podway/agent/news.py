@@ -8,7 +8,7 @@ import structlog
 
 from podway.agent.state import NodeState
 from podway.api.checked import SetAside
-from podway.api.resources import Resource
+from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.errors import ObjectDamaged, RevisionGone, StoreError

@@ -7,7 +7,7 @@ import structlog
 from podway.agent.crossing import Crossing
 from podway.agent.membership import Membership
 from podway.agent.state import NodeState
-from podway.api.resources import BGP_READY
+from podway.api.kinds.node import BGP_READY
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import KernelError, RoutingError, StoreError
 

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 
 from podway.agent.client import TIMEOUT, exchange, result_of
 from podway.api.addresses import Address
-from podway.api.identity import ChannelSettings, ClusterAuthority, ClusterAuthoritySpec
-from podway.api.resources import NetworkConfig, Node, Resource
+from podway.api.kinds.cluster_authority import ClusterAuthority, ClusterAuthoritySpec
+from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
+from podway.api.kinds.node import Node
+from podway.api.resource import Resource
 from podway.errors import AgentError, InvalidInput
 from podway.identity import rotation, tls
 from podway.identity.orders import CertificateOrder, node_uri, operator_uri

@@ -16,7 +16,7 @@ from podway.agent.parts import Parts
 from podway.agent.told import told_routes
 from podway.agent.tracing import Tracing
 from podway.api.addresses import Family
-from podway.api.resources import subject
+from podway.api.resource import subject
 from podway.bgp.status import PeerStatus
 from podway.errors import RoutingError
 from podway.kernel import links, routes

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Attach, IPPool
 from podway.api.lease import Attachment, Lease
-from podway.api.resources import AddressBlock, Attach, IPPool
 from podway.cluster.change import Change
 from podway.cluster.table import Table
 from podway.cluster.view import ClusterView

@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from podway.api.addresses import Network
-from podway.api.resources import Encapsulation
+from podway.api.kinds.ip_pool import Encapsulation
 from podway.bgp.status import BirdRoute
 from podway.cluster.view import ClusterView
 from podway.kernel.netlink import constants as c

@@ -1,22 +1,18 @@
 """`FIELD=VALUE` to a changed resource: fields are named as in a manifest, below `spec`. Pure.
 
-A node has no spec of its own: what can be set of it are the annotations and labels of NODE_FIELDS.
+Besides, what a kind keeps in labels and annotations can be set by the names that it gives to it (SETTABLE).
 """
 
 import difflib
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import NoneType
 from typing import Any
 
 import msgspec
 
 from podway.api.encode import to_builtins
-from podway.api.resources import ASN, RACK, Node, Resource, key, subject
-from podway.errors import InvalidObject
-
-NODE_FIELDS: Mapping[str, tuple[str, str]] = {"asn": ("annotations", ASN), "rack": ("labels", RACK)}
-"""What can be set of a node: where in its metadata it stands."""
+from podway.api.resource import Resource, invalid
 
 
 def assign(obj: Resource, assignments: Iterable[str]) -> Resource:
@@ -28,9 +24,9 @@ def assign(obj: Resource, assignments: Iterable[str]) -> Resource:
     for assignment in assignments:
         field, equals, text = assignment.partition("=")
         if not equals:
-            raise _invalid(obj, field, "has no value", f"write {field}=VALUE; {field}= takes back the default")
-        if isinstance(obj, Node):
-            _place(shape, _node_path(obj, field), text or None)
+            raise invalid(obj, field, "has no value", f"write {field}=VALUE; {field}= takes back the default")
+        if field in obj.SETTABLE:
+            _place(shape, ("metadata", *obj.SETTABLE[field]), text or None)
         else:
             path = field.split(".")
             _place(shape, ("spec", *path), _value(obj, field, _type_of(obj, path), text) if text else None)
@@ -39,10 +35,8 @@ def assign(obj: Resource, assignments: Iterable[str]) -> Resource:
 
 def fields(kind: type[Resource]) -> dict[str, tuple[str, ...]]:
     """Return what can be set of a kind, by name, with the values that are possible where those are few."""
-    if kind is Node:
-        return dict.fromkeys(NODE_FIELDS, ())
     spec = _struct_fields(kind).get("spec")
-    return dict(_leaves(spec, ""))
+    return {**dict.fromkeys(kind.SETTABLE, ()), **dict(_leaves(spec, ""))}
 
 
 def differences(before: Resource, after: Resource) -> Iterator[str]:
@@ -55,8 +49,8 @@ def differences(before: Resource, after: Resource) -> Iterator[str]:
 
 
 def _stated(obj: Resource, name: str) -> Any:
-    if isinstance(obj, Node):
-        place, note = NODE_FIELDS[name]
+    if name in obj.SETTABLE:
+        place, note = obj.SETTABLE[name]
         return getattr(obj.metadata, place).get(note, "")
     value: Any = getattr(obj, "spec", None)
     for part in name.split("."):
@@ -109,28 +103,22 @@ def _type_of(obj: Resource, path: Sequence[str]) -> Any:
         name, known = ".".join(path), fields(type(obj))
         below = [other for other in known if other.startswith(f"{name}.")]
         problem = "has fields of its own" if below else "cannot be set so" if kind else "is not a field here"
-        raise _invalid(obj, name, problem, _nearest(name, below or list(known)))
+        raise invalid(obj, name, problem, _nearest(name, below or list(known)))
     return kind
 
 
 def _value(obj: Resource, field: str, kind: Any, text: str) -> Any:
     if choices := _choices(kind):
         if text not in choices:
-            raise _invalid(obj, f"spec.{field}", f"{text!r} is not possible", _nearest(text, choices))
+            raise invalid(obj, f"spec.{field}", f"{text!r} is not possible", _nearest(text, choices))
         return text == "true" if kind is bool else text
     if kind is int:
         try:
             return int(text)
         except ValueError:
             hint = "write digits alone, such as 26"
-            raise _invalid(obj, f"spec.{field}", f"{text!r} is not a whole number", hint) from None
+            raise invalid(obj, f"spec.{field}", f"{text!r} is not a whole number", hint) from None
     return [part.strip() for part in text.split(",")] if _is_list(kind) else text
-
-
-def _node_path(node: Node, field: str) -> tuple[str, ...]:
-    if field not in NODE_FIELDS:
-        raise _invalid(node, field, "cannot be set of a node", _nearest(field, list(NODE_FIELDS)))
-    return ("metadata", *NODE_FIELDS[field])
 
 
 def _place(shape: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -157,7 +145,3 @@ def _without_none(kind: Any) -> Any:
 def _nearest(text: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
-
-
-def _invalid(obj: Resource, field: str, problem: str, hint: str) -> InvalidObject:
-    return InvalidObject(subject(key(obj)), field, problem, hint=hint)

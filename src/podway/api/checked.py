@@ -7,11 +7,14 @@ was written by another hand, by another Podway, or was damaged on the disk.
 
 import msgspec
 
-from podway.api.resources import KINDS, Key, Resource, key, subject
+from podway.api.kinds import KINDS
+from podway.api.resource import Key, Resource, key, subject
 from podway.api.validate import problems
 from podway.errors import ObjectDamaged
 
-_decoders = {name: msgspec.json.Decoder(kind) for name, kind in KINDS.items()}
+_decoders: dict[str, msgspec.json.Decoder[Resource]] = {
+    name: msgspec.json.Decoder(kind) for name, kind in KINDS.items()
+}
 
 
 class SetAside(msgspec.Struct, frozen=True):

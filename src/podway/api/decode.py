@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import msgspec
 
 from podway.api.documents import Document, Path, Value, parse
-from podway.api.resources import KINDS, Key, Resource, subject
+from podway.api.kinds import KINDS
+from podway.api.resource import Key, Resource, api_version, subject
 from podway.errors import InvalidObject
 
 _JSON_TYPE = {
@@ -80,7 +81,7 @@ def _object(value: Value, document: Document, path: Path) -> dict[str, Value]:
 def _resource(value: dict[str, Value], document: Document, path: Path) -> Resource:
     kind = _kind(value, document, path)
     name = subject(_claimed_key(value))
-    (expected,) = typing.get_args(_fields(kind)["apiVersion"])
+    expected = api_version(kind)
     if value.get("apiVersion") != expected:
         found = value.get("apiVersion")
         raise InvalidObject(
@@ -108,7 +109,7 @@ def _kind(value: dict[str, Value], document: Document, path: Path) -> type[Resou
         f"object {name}" if name else "object",
         "kind",
         "is missing" if kind is None else f"{kind!r} is not a kind that Podway knows",
-        hint=_nearest(str(kind or ""), list(KINDS)),
+        hint=_nearest(str(kind or ""), sorted(KINDS)),
         origin=document.where((*path, "kind")),
     )
 

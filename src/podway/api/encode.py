@@ -5,9 +5,7 @@ from typing import Any
 
 import msgspec
 
-from podway.api.identity import ClusterAuthority
-from podway.api.peers import Secret
-from podway.api.resources import Resource
+from podway.api.resource import Resource, api_version
 
 
 def to_builtins(value: msgspec.Struct) -> dict[str, Any]:
@@ -18,13 +16,13 @@ def to_builtins(value: msgspec.Struct) -> dict[str, Any]:
     value = without_secrets(value)
     shape: dict[str, Any] = msgspec.to_builtins(value)
     if isinstance(value, Resource):
-        return {"apiVersion": value.api_version, "kind": value.kind, **shape}
+        return {"apiVersion": api_version(type(value)), "kind": value.KIND, **shape}
     return shape
 
 
 def without_secrets(value: msgspec.Struct) -> msgspec.Struct:
     """Return a Struct as people may see it."""
-    return value.redacted() if isinstance(value, ClusterAuthority | Secret) else value
+    return value.redacted() if isinstance(value, Resource) else value
 
 
 def to_list(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ UNUSABLE: Mapping[Network, str] = {
 MAX_DIGITS = 12
 """Of a number that is written as text: more than any has that is meant, and few enough to be read."""
 
+BGP_PORT = 179
+
 RESERVED_ASNS = {
     0: "RFC 7607",
     23456: "AS_TRANS, RFC 6793",
@@ -142,6 +144,15 @@ def check_usable(field: str, address: Address, hint: str) -> Iterator[Problem]:
     for network, use in UNUSABLE.items():
         if address.version == network.version and address in network:
             yield field, f"{address} {use}", hint
+            return
+
+
+def check_usable_network(field: str, network: Network) -> Iterator[Problem]:
+    """Yield why a network cannot be a range of pods' addresses."""
+    for other, use in UNUSABLE.items():
+        if other.version == network.version and network.overlaps(other):
+            problem = f"{network} overlaps {other}, which {use}"
+            yield field, problem, "use private ranges (RFC 1918, RFC 4193)"
             return
 
 

@@ -18,7 +18,7 @@ from ipaddress import ip_address
 import msgspec
 
 from podway.api.addresses import Address
-from podway.api.resources import Attach
+from podway.api.kinds.ip_pool import Attach
 
 ALTNAME_PREFIX = "pod."
 LINK_PREFIX = "pway"

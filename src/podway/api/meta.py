@@ -5,6 +5,9 @@ from typing import Literal
 
 import msgspec
 
+REDACTED = "(redacted)"
+"""What is shown in place of a secret value."""
+
 
 class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
     """Base of all parts of a resource: frozen, camelCase on the wire, unknown fields passed over."""

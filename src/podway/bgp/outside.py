@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from podway.api.identity import REDACTED
+from podway.api.meta import REDACTED
 from podway.plan.bgp import BgpPlan
 from podway.plan.outside import OutsidePeer, Prefixes
 

@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from podway.api.peers import PasswordSource, Secret
-from podway.api.validate_peers import password_problem
+from podway.api.kinds.bgp_peer import PasswordSource, password_problem
+from podway.api.kinds.secret import Secret
 from podway.plan.outside import OutsidePeer
 
 NO_PASSWORD = "no password"

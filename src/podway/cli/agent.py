@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from podway.agent.options import DEFAULT_RUN_DIR
+from podway.api.columns import age
 from podway.api.encode import to_list
 from podway.cli.agents import agents, ask_all
 from podway.cli.complete import complete_nodes
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options, store_option
-from podway.cli.output import age, fold
+from podway.cli.output import fold
 from podway.errors import AgentError
 from podway.store.open import path_of
 

@@ -7,9 +7,12 @@ import click
 import msgspec
 
 from podway.api.checked import SetAside
-from podway.api.cluster_rules import check_change, check_deletion
 from podway.api.decode import Manifest
-from podway.api.resources import KINDS, Key, Node, Pod, Resource, key, subject
+from podway.api.kinds import KINDS
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.resource import Key, Resource, key, subject
+from podway.api.rules import check_change, check_deletion
 from podway.cli.gone_node import aftermath, blocks_of, lives, warning
 from podway.cli.help import examples
 from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, nearest_key, read_requests

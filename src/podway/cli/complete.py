@@ -10,7 +10,7 @@ from podway.errors import PodwayError
 from podway.lab.paths import DEFAULT_LAB
 
 if TYPE_CHECKING:  # completing a command's name does without msgspec
-    from podway.api.resources import Resource
+    from podway.api.resource import Resource
 
 R = TypeVar("R", bound="Resource")
 
@@ -26,14 +26,14 @@ def objects(ctx: click.Context, kind: type[R], *, namespace: str | None = None) 
 
 def complete_nodes(ctx: click.Context, param: click.Parameter | None, incomplete: str) -> list[str]:
     """Complete a node's name."""
-    from podway.api.resources import Node
+    from podway.api.kinds.node import Node
 
     return _starting(incomplete, objects(ctx, Node))
 
 
 def complete_pods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete a pod's name in the namespace that was given, or NAMESPACE/NAME."""
-    from podway.api.resources import Pod
+    from podway.api.kinds.pod import Pod
 
     stated, slash, name = incomplete.rpartition("/")
     found = _starting(name, objects(ctx, Pod, namespace=stated or ctx.params.get("namespace") or "default"))
@@ -42,7 +42,7 @@ def complete_pods(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 def complete_namespaces(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete a namespace's name; there is always the default one."""
-    from podway.api.resources import Namespace
+    from podway.api.kinds.namespace import Namespace
 
     return sorted(
         {*_starting(incomplete, objects(ctx, Namespace)), *["default"] * "default".startswith(incomplete)}

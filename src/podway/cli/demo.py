@@ -9,7 +9,10 @@ from itertools import pairwise
 import click
 
 from podway.api.addresses import Family
-from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL, AddressBlock, Pod
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import DEFAULT_POOL
+from podway.api.kinds.network_config import DEFAULT_ASN
+from podway.api.kinds.pod import Pod
 from podway.cli.agents import RouteRow, routes
 from podway.cli.options import GlobalOptions
 from podway.cli.output import format_table

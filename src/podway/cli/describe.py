@@ -1,5 +1,6 @@
 """`podway describe`: everything about an object, and what belongs to it."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,15 +8,20 @@ import click
 import msgspec
 
 from podway.api.addresses import Address
+from podway.api.columns import Cluster, age_of
 from podway.api.encode import to_builtins, without_secrets
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
 from podway.api.meta import LabelSelector
-from podway.api.resources import AddressBlock, IPPool, Namespace, Node, Pod, Resource, key, subject
+from podway.api.resource import Resource, key, subject
 from podway.cli.get import everything, find
 from podway.cli.help import examples
 from podway.cli.kinds import DEFAULT_NAMESPACE, complete_words, kind_of, namespace_option, read_requests
 from podway.cli.options import GlobalOptions, cluster_options
-from podway.cli.output import age_of
-from podway.cli.views import VIEWS, Cluster
+from podway.cli.views import View
 
 SHOWN = 10
 """Of how many pods or blocks that belong to an object the names are told."""
@@ -41,7 +47,7 @@ def describe(options: GlobalOptions, *, words: tuple[str, ...], namespace: str |
     requests = read_requests(words, namespace)
     for request in requests:
         kind_of(request.view)
-    cluster = Cluster(options.run(everything))
+    cluster = Cluster(options.run(everything), time.time())
     found = [
         obj for one in requests for obj in find(cluster, one, namespace or DEFAULT_NAMESPACE, LabelSelector())
     ]
@@ -62,30 +68,40 @@ def describe_lines(obj: Resource, cluster: Cluster) -> Iterator[str]:
     created = meta.get("creationTimestamp", "")
     yield click.style(subject(key(obj)), bold=True)
     yield from _fields(
-        {"created": f"{created}, {age_of(created)} ago" if created else "unknown", **facts, **shape}, 1
+        {
+            "created": f"{created}, {age_of(created, now=cluster.now)} ago" if created else "unknown",
+            **facts,
+            **shape,
+        },
+        1,
     )
     for title, lines in _belonging(obj, cluster):
         yield from _list(title, lines)
-    view = next(view for view in VIEWS if view.kind is type(obj))
     name = f"{obj.metadata.namespace}/{obj.metadata.name}" if obj.NAMESPACED else obj.metadata.name
-    yield from _list("more", [*_more(obj), f"podway get {view.names[0]} {name} -o yaml"])
+    yield from _list("more", [*_more(obj), f"podway get {View.of(type(obj)).names[0]} {name} -o yaml"])
 
 
 def _belonging(obj: Resource, cluster: Cluster) -> Iterator[tuple[str, list[str]]]:
     match obj:
         case Node():
             name = obj.metadata.name
-            yield "blocks", [_block(block) for block in cluster.blocks if block.spec.node == name]
-            yield "pods", [_pod(pod) for pod in _pods(cluster) if pod.spec.node_name == name]
+            yield "blocks", [_block(block) for block in cluster.of(AddressBlock) if block.spec.node == name]
+            yield "pods", [_pod(pod) for pod in cluster.of(Pod) if pod.spec.node_name == name]
         case IPPool():
-            yield "blocks", [_block(block) for block in cluster.blocks if block.spec.pool == obj.metadata.name]
+            yield (
+                "blocks",
+                [_block(block) for block in cluster.of(AddressBlock) if block.spec.pool == obj.metadata.name],
+            )
         case AddressBlock():
-            yield "pods", [_pod(pod) for pod in _pods(cluster) if any(one in obj.network for one in pod.addresses)]
+            yield (
+                "pods",
+                [_pod(pod) for pod in cluster.of(Pod) if any(one in obj.network for one in pod.addresses)],
+            )
         case Pod():
-            yield "blocks", [_block(block) for block in cluster.blocks if _any_in(obj.addresses, block)]
+            yield "blocks", [_block(block) for block in cluster.of(AddressBlock) if _any_in(obj.addresses, block)]
         case Namespace():
             here = obj.metadata.name
-            yield "pods", [_pod(pod) for pod in _pods(cluster) if pod.metadata.namespace == here]
+            yield "pods", [_pod(pod) for pod in cluster.of(Pod) if pod.metadata.namespace == here]
 
 
 def _more(obj: Resource) -> Iterator[str]:
@@ -97,10 +113,6 @@ def _more(obj: Resource) -> Iterator[str]:
             yield f"podway trace {obj.metadata.namespace}/{obj.metadata.name} TO"
         case AddressBlock():
             yield f"podway describe node {obj.spec.node}"
-
-
-def _pods(cluster: Cluster) -> Iterator[Pod]:
-    return (obj for obj in cluster.objects if isinstance(obj, Pod))
 
 
 def _any_in(addresses: Sequence[Address], block: AddressBlock) -> bool:

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import click
 
+from podway.api.columns import Cluster
 from podway.api.encode import to_builtins, to_json, to_list, to_yaml
 from podway.api.meta import LabelSelector
-from podway.api.resources import Resource, key, subject
+from podway.api.resource import GROUP, Resource, key, subject
 from podway.cli.help import examples
 from podway.cli.kinds import (
     DEFAULT_NAMESPACE,
@@ -26,14 +27,14 @@ from podway.cli.kinds import (
 from podway.cli.options import GlobalOptions, cluster_options
 from podway.cli.output import MISSING, align, print_table, widths_of
 from podway.cli.selector import parse_selector
-from podway.cli.views import Cluster, View
+from podway.cli.views import View
 from podway.errors import InvalidArgument, NotFound
 from podway.store.base import Store
 
 LOOK = 0.5
 """Seconds between looks of --watch."""
 
-API_VERSION = "podway.io/v1"
+API_VERSION = f"{GROUP}/v1"
 
 
 @click.command(
@@ -136,7 +137,7 @@ class _Look:
     def cluster(self, requests: Sequence[Request]) -> Cluster:
         """Return all objects, if any of them are asked for."""
         wanted = any(request.view.kind for request in requests)
-        return Cluster(self._options.run(everything) if wanted else (), self._doubts)
+        return Cluster(self._options.run(everything) if wanted else (), time.time(), self._doubts)
 
     def _doubts(self) -> Mapping[str, str]:
         from podway.cli.agents import doubts

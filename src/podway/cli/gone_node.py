@@ -5,9 +5,10 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from podway.api.resources import AGENT_SEEN, AddressBlock, Node, key, subject
-from podway.cli.output import age
-from podway.cli.views import SILENT_AFTER
+from podway.api.columns import age
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import AGENT_SEEN, SILENT_AFTER, Node
+from podway.api.resource import key, subject
 from podway.errors import NotFound
 from podway.store.base import Store
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import click
 
-from podway.api.resources import Key, NetworkConfig, Node, Resource, subject
+from podway.api.kinds.node import Node
+from podway.api.resource import Key, Resource, subject
 from podway.cli.complete import complete_namespaces, objects
 from podway.cli.views import VIEW_BY_NAME, VIEWS, View
 from podway.errors import InvalidArgument
@@ -136,12 +137,12 @@ def read_requests(words: Sequence[str], namespace: str | None) -> tuple[Request,
 def read_target(text: str, namespace: str | None) -> tuple[View, str | None, str]:
     """Read `KIND/NAME` or `KIND/NAMESPACE/NAME`: kind, namespace (None: not stated) and name.
 
-    Of the one NetworkConfig the name may be left out. Raises InvalidArgument.
+    Of a kind of which there is one object the name may be left out. Raises InvalidArgument.
     """
     called, _, name = text.partition("/")
     view = find_view(called)
-    if view.kind is NetworkConfig:
-        name = name or "default"
+    if view.kind:
+        name = name or view.kind.ONLY
     if not name:
         raise InvalidArgument(f"{text!r} names no object", hint=f"write {called}/NAME")
     return view, *read_name(name, namespace, namespaced=_namespaced(view))

@@ -7,7 +7,8 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from podway.api.resources import DEFAULT_ASN, DEFAULT_POOL, Attach, Distribution, Encapsulation, When
+from podway.api.kinds.ip_pool import DEFAULT_POOL, Attach, Distribution, Encapsulation, When
+from podway.api.kinds.network_config import DEFAULT_ASN
 from podway.cli.complete import complete_namespaces, complete_nodes, complete_pods
 from podway.cli.help import examples
 from podway.cli.mistakes import Group, Mistake, in_arguments, say
@@ -214,7 +215,7 @@ def list_labs() -> None:
 @click.pass_obj
 def status(options: GlobalOptions) -> None:
     """Show a lab's nodes: rack, addresses, agent, pods."""
-    from podway.api.resources import Pod
+    from podway.api.kinds.pod import Pod
     from podway.cli.output import print_table
     from podway.lab import facts, names, state
     from podway.lab.fabric import rack_label

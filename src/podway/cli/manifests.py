@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from podway.api.decode import Manifest, decode
-from podway.api.resources import Key, Node, Pod, Resource, key, subject
+from podway.api.resource import Key, Resource, key, subject
 from podway.api.validate import problems
 from podway.cli.kinds import DEFAULT_NAMESPACE
 from podway.errors import InvalidArgument, InvalidInput, InvalidObject
@@ -116,6 +116,6 @@ def merge(new: Resource, old: Resource | None) -> Resource:
         resource_version=old.metadata.resource_version,
         annotations={**old.metadata.annotations, **new.metadata.annotations},
     )
-    if isinstance(old, Node | Pod):
-        return msgspec.structs.replace(new, metadata=metadata, status=old.status)
-    return msgspec.structs.replace(new, metadata=metadata)
+    status = getattr(old, "status", None)
+    observed = {} if status is None else {"status": status}
+    return msgspec.structs.replace(new, metadata=metadata, **observed)

@@ -1,9 +1,7 @@
-"""Tables and ages as kubectl prints them."""
+"""Tables as kubectl prints them."""
 
 import shutil
 import sys
-import time
-from calendar import timegm
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -55,26 +53,3 @@ def fold(text: str, indent: str = "", *, stream: TextIO) -> str:
         textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         for line in text.splitlines()
     )
-
-
-def age_of(timestamp: str, *, now: float | None = None) -> str:
-    """Return how long ago an RFC 3339 time in UTC was: `5s`, `3m12s`, `7h`, `4d`. Empty if it is empty."""
-    if not timestamp:
-        return ""
-    then = timegm(time.strptime(timestamp[:19], "%Y-%m-%dT%H:%M:%S"))
-    return age((time.time() if now is None else now) - then)
-
-
-def age(seconds: float) -> str:
-    """Return a duration with the precision that its length deserves."""
-    whole = max(0, int(seconds))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if minutes < 2:
-        return f"{whole}s"
-    if minutes < 10:
-        return f"{minutes}m{whole % 60}s" if whole % 60 else f"{minutes}m"
-    if hours < 3:
-        return f"{minutes}m"
-    if hours < 48:
-        return f"{hours}h"
-    return f"{days}d"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from podway.api.resources import Node, Resource, key
+from podway.api.kinds.node import Node
+from podway.api.resource import Resource, key
 from podway.cli.agents import agents, ask_all
 from podway.cli.change import check_deletions, checked_change, files_option
 from podway.cli.help import examples

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from podway.api.resources import Key, subject
+from podway.api.resource import Key, subject
 from podway.plan.changes import Change, words_of
 from podway.plan.objects import Device, ForwardingEntry, Link, Sysctl
 from podway.preview.paths import Group, PathChange, PathChanges, Way

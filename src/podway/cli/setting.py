@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from podway.api.assign import assign, differences, fields
-from podway.api.cluster_rules import check_change
-from podway.api.resources import IPPool, NetworkConfig, key, subject
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.resource import key, subject
+from podway.api.rules import check_change
 from podway.api.validate import validate
 from podway.cli.agents import agents, ask_all
 from podway.cli.help import examples
@@ -30,7 +31,7 @@ def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str)
     view = VIEW_BY_NAME.get(target.partition("/")[0].lower())
     if view is None or view.kind is None:
         return []
-    if "/" not in target and view.kind is not NetworkConfig and not ctx.params.get("assignments"):
+    if "/" not in target and not view.kind.ONLY and not ctx.params.get("assignments"):
         return [found.partition("/")[2] for found in complete_keys(ctx, param, f"{target}/{incomplete}")]
     known = fields(view.kind)
     name, equals, _ = incomplete.partition("=")

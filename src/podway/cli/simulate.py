@@ -8,8 +8,8 @@ import click
 import msgspec
 
 from podway.api.fields import parse_cidr
+from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool, IPPoolSpec
 from podway.api.meta import Metadata
-from podway.api.resources import Distribution, Encapsulation, IPPool, IPPoolSpec
 from podway.cli.help import examples
 from podway.cli.output import print_table
 from podway.preview.measure import Measured, measure

@@ -15,7 +15,8 @@ PATIENCE = 5.0
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a pod, with its namespace unless that is `default`, or of a node."""
-    from podway.api.resources import Node, Pod
+    from podway.api.kinds.node import Node
+    from podway.api.kinds.pod import Pod
     from podway.cli.complete import objects
 
     pods = [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in objects(ctx, Pod)]

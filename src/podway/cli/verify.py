@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import click
 
-from podway.api.resources import Pod, Resource
+from podway.api.kinds.pod import Pod
+from podway.api.resource import Resource
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options
 from podway.prove.world import NodePlace, PodPlace, World, build_world

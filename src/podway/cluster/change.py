@@ -4,7 +4,7 @@ from typing import Generic, Self, TypeVar
 
 import msgspec
 
-from podway.api.resources import Key, Resource, key
+from podway.api.resource import Key, Resource, key
 
 R = TypeVar("R", bound=Resource)
 

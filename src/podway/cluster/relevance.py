@@ -2,12 +2,18 @@
 
 from typing import Any
 
-from podway.api.peers import BGPPeer, Secret
-from podway.api.resources import ASN, BGP_LOST, BGP_READY, AddressBlock, IPPool, Namespace, NetworkConfig, Node
+from podway.api.kinds import KINDS
+from podway.api.kinds.bgp_peer import BGPPeer
+from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import ASN, BGP_LOST, BGP_READY, Node
+from podway.api.kinds.secret import Secret
 from podway.cluster.change import Change
 
 _ROUTING = frozenset({IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND, Secret.KIND})
-_PLACES = frozenset({AddressBlock.KIND, Namespace.KIND})
+_UNPLANNED = frozenset({Node.KIND, ClusterAuthority.KIND})
+"""Kinds of the view of which not every change alters a plan."""
 
 
 def alters_routing(change: Change[Any]) -> bool:
@@ -19,7 +25,9 @@ def alters_routing(change: Change[Any]) -> bool:
 
 def alters_plans(change: Change[Any]) -> bool:
     """Tell whether a change may alter any plan of any node."""
-    return (change.kind in _PLACES and not change.empty) or alters_routing(change)
+    if change.kind not in _UNPLANNED and KINDS[change.kind].IN_VIEW and not change.empty:
+        return True
+    return alters_routing(change)
 
 
 def _same_place(one: Node | None, other: Node | None) -> bool:

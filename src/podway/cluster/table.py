@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 from immutables import Map
 
-from podway.api.resources import Resource
+from podway.api.resource import Resource
 from podway.cluster.change import Change
 
 K = TypeVar("K", str, tuple[str, str])

@@ -4,7 +4,7 @@ It holds what a node's plan depends on and nothing else; pods are not in it, sin
 kernel and others' are reached by their block.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
@@ -12,42 +12,31 @@ import msgspec
 
 from podway.api.addresses import Address, Network, block_of
 from podway.api.checked import SetAside
-from podway.api.identity import ClusterAuthority
-from podway.api.peers import BGPPeer, Secret
-from podway.api.resources import (
-    KINDS,
-    SENDS,
-    AddressBlock,
-    IPPool,
-    Key,
-    Namespace,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    Resource,
-    block_name,
-    key,
-)
+from podway.api.kinds import KINDS
+from podway.api.kinds.address_block import AddressBlock, block_name
+from podway.api.kinds.bgp_peer import BGPPeer
+from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.node import Node
+from podway.api.kinds.secret import Secret
+from podway.api.resource import Key, R, Resource, key
 from podway.cluster.change import Change
 from podway.cluster.table import Table
 
 _Tables: TypeAlias = dict[str, Table[Any, Any]]
 
+_KINDS = {name: kind for name, kind in KINDS.items() if kind.IN_VIEW}
+
 
 class ClusterView(msgspec.Struct, frozen=True):
     """A table for each kind of object, as they were at one revision of the store."""
 
-    nodes: Table[str, Node]
-    namespaces: Table[str, Namespace]
-    pools: Table[str, IPPool]
-    blocks: Table[str, AddressBlock]
-    peers: Table[str, BGPPeer]
-    secrets: Table[tuple[str, str], Secret]
-    """By namespace and name."""
-    authorities: Table[str, ClusterAuthority]
-    configs: Table[str, NetworkConfig]
+    tables: Mapping[str, Table[Any, Any]]
+    """By kind, one for each that plans depend on (Resource.IN_VIEW)."""
     config: NetworkConfigSpec
-    """What `configs` says, or the defaults."""
+    """What the NetworkConfig says, or the defaults."""
     revision: int
     aside: Mapping[Key, SetAside] = MappingProxyType({})
     """Objects of the store that are no facts: what the tables have of them is their last good state, if any."""
@@ -65,19 +54,64 @@ class ClusterView(msgspec.Struct, frozen=True):
 
         `former` knows the last good state of what is set `aside`.
         """
-        objects: dict[str, dict[Any, Resource]] = {field: {} for field in _FIELDS.values()}
+        objects: dict[str, dict[Any, Resource]] = {kind: {} for kind in _KINDS}
         unfit = {one.key: one for one in aside}
         kept = [obj for wanted in unfit if former is not None and (obj := former.find(wanted)) is not None]
         for obj in (*resources, *kept):
-            if obj.KIND in _FIELDS:
-                objects[_FIELDS[obj.KIND]][_name(key(obj))] = obj
-        tables: _Tables = {field: Table(objects[field], _INDICES.get(field, {})) for field in objects}
-        return cls(**tables, config=_config(tables["configs"]), revision=revision, aside=unfit)
+            if obj.KIND in objects:
+                objects[obj.KIND][_name(key(obj))] = obj
+        tables: _Tables = {name: Table(objects[name], kind.INDICES) for name, kind in _KINDS.items()}
+        return cls(tables, _config(tables), revision, unfit)
+
+    def table(self, kind: type[R]) -> Table[str, R]:
+        """Return the table of a kind in no namespace. Raises KeyError for one that plans do not depend on."""
+        assert not kind.NAMESPACED
+        return self.tables[kind.KIND]
+
+    def namespaced_table(self, kind: type[R]) -> Table[tuple[str, str], R]:
+        """Return the table of a kind in namespaces, by namespace and name. Raises KeyError as `table` does."""
+        assert kind.NAMESPACED
+        return self.tables[kind.KIND]
+
+    @property
+    def nodes(self) -> Table[str, Node]:
+        """All nodes."""
+        return self.tables[Node.KIND]
+
+    @property
+    def namespaces(self) -> Table[str, Namespace]:
+        """All namespaces."""
+        return self.tables[Namespace.KIND]
+
+    @property
+    def pools(self) -> Table[str, IPPool]:
+        """All pools."""
+        return self.tables[IPPool.KIND]
+
+    @property
+    def blocks(self) -> Table[str, AddressBlock]:
+        """All blocks."""
+        return self.tables[AddressBlock.KIND]
+
+    @property
+    def peers(self) -> Table[str, BGPPeer]:
+        """All BGP speakers outside the cluster."""
+        return self.tables[BGPPeer.KIND]
+
+    @property
+    def secrets(self) -> Table[tuple[str, str], Secret]:
+        """All Secrets, by namespace and name."""
+        return self.tables[Secret.KIND]
+
+    @property
+    def authorities(self) -> Table[str, ClusterAuthority]:
+        """The cluster's authority, once an agent has made it."""
+        return self.tables[ClusterAuthority.KIND]
 
     def find(self, wanted: Key) -> Resource | None:
         """Return an object; None if it is not there, or of a kind that plans do not depend on."""
-        field = _FIELDS.get(wanted[0])
-        found: Resource | None = None if field is None else getattr(self, field).get(_name(wanted))
+        table = self.tables.get(wanted[0])
+        found: Resource | None = None if table is None else table.get(_name(wanted))
         return found
 
     def change(self, obj: Resource | SetAside, *, deleted: bool = False) -> Change[Resource]:
@@ -99,25 +133,22 @@ class ClusterView(msgspec.Struct, frozen=True):
         """
         tables: _Tables = {}
         for change in changes:
-            field = _FIELDS.get(change.kind)
-            if field is not None:
+            table = tables.get(change.kind, self.tables.get(change.kind))
+            if table is not None:
                 name = _name(change.key)
-                table = tables[field] if field in tables else getattr(self, field)
-                tables[field] = table.drop(name) if change.new is None else table.put(name, change.new)
+                tables[change.kind] = table.drop(name) if change.new is None else table.put(name, change.new)
         more: dict[str, Any] = {} if revision is None else {"revision": revision}
         told = {change.key for change in changes}
         if not told.isdisjoint(self.aside):
             more["aside"] = {wanted: one for wanted, one in self.aside.items() if wanted not in told}
-        if "configs" in tables:
-            more["config"] = _config(tables["configs"])
-        return msgspec.structs.replace(self, **tables, **more)
+        if NetworkConfig.KIND in tables:
+            more["config"] = _config(tables)
+        return msgspec.structs.replace(self, tables={**self.tables, **tables}, **more)
 
     def changes_to(self, other: "ClusterView") -> tuple[Change[Any], ...]:
         """Return what leads from this view to another one."""
         return tuple(
-            change
-            for field in _FIELDS.values()
-            for change in getattr(self, field).changes_to(getattr(other, field))
+            change for name, table in self.tables.items() for change in table.changes_to(other.tables[name])
         )
 
     @property
@@ -187,43 +218,6 @@ def _name(wanted: Key) -> str | tuple[str, str]:
     return (namespace, name) if KINDS[kind].NAMESPACED else name
 
 
-def _config(configs: Table[str, NetworkConfig]) -> NetworkConfigSpec:
-    config = next(iter(configs.values()), None)
+def _config(tables: _Tables) -> NetworkConfigSpec:
+    config: NetworkConfig | None = next(iter(tables[NetworkConfig.KIND].values()), None)
     return config.spec if config else NetworkConfigSpec()
-
-
-def _owner(block: AddressBlock) -> Iterable[Hashable]:
-    return (block.spec.node,)
-
-
-def _length(block: AddressBlock) -> Iterable[Hashable]:
-    address, _, length = block.spec.cidr.partition("/")
-    return ((6 if ":" in address else 4, int(length)),)
-
-
-def _sends(node: Node) -> Iterable[Hashable]:
-    # Plain: it is asked of thousands of nodes.
-    return node.sends if SENDS in node.metadata.annotations else ()
-
-
-def _addresses(node: Node) -> Iterable[Hashable]:
-    return (entry.address for entry in node.status.addresses)
-
-
-_FIELDS: Mapping[str, str] = {
-    Node.KIND: "nodes",
-    Namespace.KIND: "namespaces",
-    IPPool.KIND: "pools",
-    AddressBlock.KIND: "blocks",
-    BGPPeer.KIND: "peers",
-    Secret.KIND: "secrets",
-    ClusterAuthority.KIND: "authorities",
-    NetworkConfig.KIND: "configs",
-}
-"""The kinds that plans depend on, and the table of each."""
-
-_INDICES: Mapping[str, Mapping[str, Any]] = {
-    "blocks": {"node": _owner, "length": _length},
-    "nodes": {"sends": _sends, "address": _addresses},
-}
-"""The indices of each table: what planners ask for, by name."""

@@ -14,7 +14,9 @@ from typing import TypeVar
 import msgspec
 
 from podway.api.addresses import Family, Network
-from podway.api.resources import AGENT_SEEN, Node, Pod, subject
+from podway.api.kinds.node import AGENT_SEEN, Node
+from podway.api.kinds.pod import Pod
+from podway.api.resource import subject
 from podway.bgp.probe import PathMtu
 from podway.bgp.speaker import BgpSpeaker
 from podway.bgp.status import BirdRoute, PeerStatus

@@ -10,7 +10,7 @@ import sys
 
 import msgspec
 
-from podway.api.identity import KeyedCertificate
+from podway.api.kinds.cluster_authority import KeyedCertificate
 from podway.errors import AgentError
 from podway.identity.orders import Order
 

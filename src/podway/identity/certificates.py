@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from podway.api.identity import KeyedCertificate
+from podway.api.kinds.cluster_authority import KeyedCertificate
 from podway.identity.orders import SKEW, AuthorityOrder, CertificateOrder, Order, cluster_uri
 
 

@@ -7,13 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from podway.api.identity import (
-    AUTHORITY,
-    ChannelSettings,
-    ClusterAuthority,
-    ClusterAuthoritySpec,
-    KeyedCertificate,
-)
+from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority, ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.network_config import ChannelSettings
 from podway.api.meta import Metadata
 from podway.errors import AlreadyExists, Conflict, NotFound
 from podway.identity import rotation

@@ -7,7 +7,7 @@ no identity: it may change while the certificate stands.
 
 import msgspec
 
-from podway.api.identity import KeyedCertificate
+from podway.api.kinds.cluster_authority import KeyedCertificate
 
 SKEW = 300
 """Seconds that a certificate is valid before it was made, for peers whose clocks are behind."""

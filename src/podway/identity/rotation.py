@@ -11,7 +11,7 @@ surprised. Nobody has to act at these moments but to add the new one, and whoeve
 
 import msgspec
 
-from podway.api.identity import ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.cluster_authority import ClusterAuthoritySpec, KeyedCertificate
 from podway.identity.orders import SKEW
 
 RENEW_AT = 2 / 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from podway.api.identity import KeyedCertificate
+from podway.api.kinds.cluster_authority import KeyedCertificate
 
 
 class Credentials(msgspec.Struct, frozen=True):

@@ -9,8 +9,10 @@ import random
 from collections.abc import Iterable
 
 from podway.api.addresses import Network
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name, block_named
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
-from podway.api.resources import AddressBlock, AddressBlockSpec, IPPool, Node, block_name, block_named
 from podway.errors import AddressUnavailable, AlreadyExists, NotFound, PoolExhausted
 from podway.ipam.blocks import FreeBlocks, count_blocks
 from podway.store.base import Store

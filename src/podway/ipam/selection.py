@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from podway.api.addresses import Family, Network
-from podway.api.resources import IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.ipam.addresses import BlockUse
 
 

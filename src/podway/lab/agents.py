@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from podway.agent.client import call
 from podway.api.addresses import Family, Network
-from podway.api.resources import IPPool, Node
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, LabError
 from podway.kernel import links, routes

@@ -9,7 +9,9 @@ from ipaddress import ip_network
 import msgspec
 
 from podway.api.addresses import Family, Network
-from podway.api.resources import IPPool, Node, Resource
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import Node
+from podway.api.resource import Resource
 from podway.cni.conflist import render_conflist
 from podway.cni.spec import CURRENT
 from podway.errors import AgentError, InvalidArgument, LabError

@@ -8,30 +8,16 @@ from typing import TypeVar
 import msgspec
 
 from podway.api.addresses import Family, Network
-from podway.api.cluster_rules import check_change
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
+from podway.api.kinds.ip_pool import Attach, Distribution, Encapsulation, IPPool, IPPoolSpec, When
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.node import AGENT_INSTANCE, AGENT_SEEN, ASN, RACK, Node
+from podway.api.kinds.pod import Pod, PodStatus
 from podway.api.meta import LabelSelector, Metadata
-from podway.api.peers import BGPPeer, BGPPeerSpec
-from podway.api.resources import (
-    AGENT_INSTANCE,
-    AGENT_SEEN,
-    ASN,
-    RACK,
-    AddressBlock,
-    Attach,
-    BgpSettings,
-    Distribution,
-    Encapsulation,
-    IPPool,
-    IPPoolSpec,
-    Namespace,
-    NetworkConfig,
-    NetworkConfigSpec,
-    Node,
-    Pod,
-    PodStatus,
-    Resource,
-    When,
-)
+from podway.api.resource import Resource
+from podway.api.rules import check_change
 from podway.api.validate import validate
 from podway.errors import AlreadyExists, InvalidArgument, NotFound
 from podway.ipam.claims import give_back_all_of

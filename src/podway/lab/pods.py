@@ -17,8 +17,8 @@ import msgspec
 
 import podway.cni
 from podway.agent.options import AgentOptions
+from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import Metadata
-from podway.api.resources import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.validate import validate
 from podway.cni.conflist import FILE_NAME
 from podway.errors import AlreadyExists, LabError, NotFound, PodwayError

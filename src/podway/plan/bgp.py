@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, collapse_addresses
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.resources import Node
+from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.fabric import Crossing, crossings, share_subnet

@@ -27,7 +27,9 @@ from ipaddress import IPv6Address
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.resources import AddressBlock, Encapsulation, IPPool, Node
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Encapsulation, IPPool
+from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE
 

@@ -6,7 +6,7 @@ change does to them.
 
 import msgspec
 
-from podway.api.resources import AddressBlock
+from podway.api.kinds.address_block import AddressBlock
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import pool_of
 from podway.plan.objects import Route

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
+from podway.api.kinds.ip_pool import IPPool
 from podway.api.lease import Lease
-from podway.api.resources import IPPool
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import lan_of, plan_bridge
 from podway.plan.fabric import device_mtu, overhead

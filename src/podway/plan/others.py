@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from podway.api.addresses import Network
-from podway.api.resources import AddressBlock, Node
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import Node
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView

@@ -6,8 +6,8 @@ from ipaddress import ip_address
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.peers import MAX_PREFIXES, Advertisement, BGPPeer, PasswordSource, PrefixRule
-from podway.api.resources import Node
+from podway.api.kinds.bgp_peer import MAX_PREFIXES, Advertisement, BGPPeer, PasswordSource, PrefixRule
+from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 
 PREFIX = "peer:"

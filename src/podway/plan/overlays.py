@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, ip_interface
 
 from podway.api.addresses import Address, Family
-from podway.api.resources import Encapsulation
+from podway.api.kinds.ip_pool import Encapsulation
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import DEVICES, Overlay, device_mtu, endpoint, forms_held, overhead, overlay
 from podway.plan.objects import (

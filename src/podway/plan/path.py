@@ -10,8 +10,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Address, Family
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.lease import Lease
-from podway.api.resources import AddressBlock, Encapsulation
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import plan_bgp
 from podway.plan.fabric import DEVICES

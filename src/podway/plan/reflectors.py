@@ -16,7 +16,8 @@ from functools import lru_cache
 from heapq import nsmallest
 
 from podway.api.addresses import Family
-from podway.api.resources import Node, ReflectorSettings
+from podway.api.kinds.network_config import ReflectorSettings
+from podway.api.kinds.node import Node
 
 REDUNDANT = 2
 """So many reflectors should work: then the death of one takes nobody's routes."""

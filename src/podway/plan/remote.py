@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 import msgspec
 
 from podway.api.addresses import Network
-from podway.api.resources import AddressBlock
+from podway.api.kinds.address_block import AddressBlock
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import crossing, pool_of, share_subnet
 from podway.plan.objects import Route

@@ -24,7 +24,7 @@ from typing import TypeAlias
 import msgspec
 
 from podway.api.addresses import Family, Network
-from podway.api.resources import Encapsulation, IPPool
+from podway.api.kinds.ip_pool import Encapsulation, IPPool
 from podway.cluster.view import ClusterView
 from podway.plan.changes import Change
 from podway.plan.fabric import (

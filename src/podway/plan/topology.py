@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Network
-from podway.api.resources import BGP_READY, Node
+from podway.api.kinds.node import BGP_READY, Node
 from podway.cluster.view import ClusterView
 from podway.plan.reflectors import lost_by, reflectors
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
-from podway.api.resources import IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import endpoint
 

@@ -17,8 +17,8 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 
 from podway.api.addresses import Address, Family, Interface, Network, gateway_of, host_network
+from podway.api.kinds.ip_pool import DEFAULT_BLOCK_PREFIX
 from podway.api.lease import Lease
-from podway.api.resources import DEFAULT_BLOCK_PREFIX
 from podway.plan.objects import (
     BRIDGE_DEVICE,
     Link,

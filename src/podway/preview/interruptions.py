@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
-from podway.api.peers import BGPPeer
-from podway.api.resources import NetworkConfig, Node, Resource
+from podway.api.kinds.bgp_peer import BGPPeer
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node
+from podway.api.resource import Resource
 
 WHILE = "for about a second, until both ends of each know"
 """How long, in words: agents hear of a change within milliseconds, and BIRD waits for a second before it dials."""

@@ -15,12 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from podway.agent.state import NodeState
-from podway.api.resources import (
-    AGENT_SEEN,
-    AddressBlock,
-    IPPool,
-    Node,
-)
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import AGENT_SEEN, Node
 from podway.bgp.render import render
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing

@@ -13,7 +13,8 @@ from typing import Literal
 import msgspec
 
 from podway.api.addresses import Address
-from podway.api.resources import AddressBlock, Node
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import Node
 from podway.bgp.outside import outside_session
 from podway.bgp.render import render
 from podway.cluster.view import ClusterView

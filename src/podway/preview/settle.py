@@ -10,9 +10,11 @@ from typing import NamedTuple
 import msgspec
 
 from podway.api.addresses import Family, Network
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.lease import Lease
 from podway.api.meta import Metadata
-from podway.api.resources import ACCEPTS, SENDS, AddressBlock, AddressBlockSpec, IPPool, Node, block_name
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.ipam.addresses import BlockUse

@@ -8,17 +8,12 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
-from podway.api.cluster_rules import check_change
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
-from podway.api.resources import (
-    INTERFACE_ADDRESSES,
-    AddressBlock,
-    IPPool,
-    Node,
-    NodeAddress,
-    NodeStatus,
-)
+from podway.api.rules import check_change
 from podway.api.validate import validate
 from podway.cluster.view import ClusterView
 from podway.errors import PoolExhausted

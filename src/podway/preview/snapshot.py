@@ -13,9 +13,11 @@ import msgspec
 
 from podway import __version__
 from podway.api.encode import to_builtins
+from podway.api.kinds import KINDS
+from podway.api.kinds.ip_pool import Attach
+from podway.api.kinds.secret import Secret
 from podway.api.lease import Attachment, Lease
-from podway.api.peers import Secret
-from podway.api.resources import KINDS, Attach, Resource, key, subject
+from podway.api.resource import Resource, key, subject
 from podway.api.validate import validate
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidArgument, InvalidInput, InvalidObject
@@ -24,7 +26,6 @@ from podway.plan.uplink import Uplink
 
 KIND = "PodwaySnapshot"
 VERSION = 1
-SECRET_KINDS = frozenset({"ClusterAuthority"})
 
 _ANEW = "make it anew with `podway snapshot -o FILE`"
 
@@ -109,7 +110,7 @@ def encode(snapshot: Snapshot) -> bytes:
         podway=__version__,
         taken=snapshot.taken,
         revision=snapshot.revision,
-        objects=tuple(to_builtins(obj) for obj in snapshot.objects if obj.KIND not in SECRET_KINDS),
+        objects=tuple(to_builtins(obj) for obj in snapshot.objects if obj.LEAVES_STORE),
         nodes=nodes,
     )
     return msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n"

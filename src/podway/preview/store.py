@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import NoReturn
 
-from podway.api.resources import Resource, key, subject
+from podway.api.resource import Resource, key, subject
 from podway.errors import InvalidInput, NotFound
 from podway.preview.snapshot import Snapshot
 from podway.store.base import Event, Listing, R

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from podway.api.addresses import Address, Family
-from podway.api.resources import Encapsulation, VxlanSettings
+from podway.api.kinds.ip_pool import Encapsulation
+from podway.api.kinds.network_config import VxlanSettings
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import DEVICES, endpoint, form_wanted, pool_of
 from podway.probe.packet import Packet, Tunnel, TunnelKind

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from podway.api.resources import Node, Resource
+from podway.api.kinds.node import Node
+from podway.api.resource import Resource
 from podway.kernel import addresses, leases, links
 from podway.kernel.netlink import Connection
 from podway.prove.world import NodePlace, PodPlace

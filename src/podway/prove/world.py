@@ -10,7 +10,10 @@ from typing import TypeAlias
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.resources import AddressBlock, Node, Pod, Resource
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 
 

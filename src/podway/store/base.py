@@ -11,7 +11,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from podway.api.checked import SetAside
-from podway.api.resources import Resource
+from podway.api.resource import Resource
 
 R = TypeVar("R", bound=Resource)
 

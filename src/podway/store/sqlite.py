@@ -19,7 +19,7 @@ from typing import Literal, ParamSpec, TypeVar, cast
 import msgspec
 
 from podway.api.checked import SetAside, check, key_in
-from podway.api.resources import Key, Resource, key, subject
+from podway.api.resource import Key, Resource, key, subject
 from podway.errors import AlreadyExists, Conflict, NotFound, RevisionGone, StoreUnavailable
 from podway.store.base import Event, Listing, R
 from podway.store.bell import Bell

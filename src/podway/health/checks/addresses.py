@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from podway.api.addresses import Family, Network
-from podway.api.resources import IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.health.facts import NodeFacts, PoolFill
 from podway.health.finding import Problem, Severity, node_check
 from podway.ipam.blocks import count_blocks

@@ -4,12 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import median
 
+from podway.api.kinds.node import SILENT_AFTER
 from podway.health.checks.bgp import cut_off
 from podway.health.facts import ClusterFacts, PoolFill
 from podway.health.finding import Problem, Severity, cluster_check
-
-SILENT_AFTER = 30.0
-"""Seconds without a sign in the store after which a node counts as gone: three heartbeats."""
 
 SKEW = 2.0
 """Seconds that clocks may be apart; an answer is under way for less."""

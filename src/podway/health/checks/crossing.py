@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from podway.api.addresses import Family
-from podway.api.resources import IPPool, Node
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import Problem, Severity, cluster_check, node_check

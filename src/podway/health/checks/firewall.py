@@ -6,8 +6,8 @@ from itertools import product
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
+from podway.api.kinds.address_block import AddressBlock
 from podway.api.lease import LINK_PREFIX
-from podway.api.resources import AddressBlock
 from podway.cluster.view import ClusterView
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 
 from podway.api.addresses import Address
-from podway.api.resources import Node, Pod, Resource
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.plan.node import pod_mtu
 from podway.plan.objects import BRIDGE_DEVICE

@@ -7,7 +7,10 @@ from ipaddress import ip_address
 import msgspec
 
 from podway.api.addresses import Address, Family
-from podway.api.resources import AddressBlock, Node, Pod, Resource
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.resource import Resource
 from podway.errors import InvalidInput
 from podway.plan.path import End
 

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from podway.api.addresses import Address
-from podway.api.resources import Encapsulation
+from podway.api.kinds.ip_pool import Encapsulation
 from podway.kernel.routes import Lookup
 from podway.plan.objects import IPIP_DEVICE
 from podway.probe.facts import Ground, Way

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from podway.api.addresses import Family
-from podway.api.resources import Resource
+from podway.api.resource import Resource
 from podway.errors import InvalidInput
 from podway.plan.path import End, plan_path
 from podway.probe.build import Protocol

@@ -1,37 +1,15 @@
-"""What makes a way of crossing possible: rules for pools' modes and for the VXLAN network. Pure."""
+"""How packets cross from node to node: pools' modes, and the VXLAN network. Pure."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 
 from podway.api.addresses import Family, Network
-from podway.api.fields import Problem, check_ranges
-from podway.api.resources import IPPool, NetworkConfig, Node, Resource, VxlanSettings, key, subject
-from podway.errors import InvalidObject
-
-MAX_VNI = (1 << 24) - 1
-"""A VXLAN network identifier has 24 bits (RFC 7348, section 5)."""
-
-BFD_PORTS = {3784: "RFC 5881", 3785: "RFC 5881", 4784: "RFC 5883"}
-"""UDP ports at which nodes' BFD listens."""
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.network_config import NetworkConfig, VxlanSettings
+from podway.api.kinds.node import Node
+from podway.api.resource import Resource, invalid, key, subject
 
 
-def check_modes(pool: IPPool, network: Network) -> Iterator[Problem]:
-    """Yield what cannot be right in a pool's modes, whatever the cluster."""
-    spec = pool.spec
-    if spec.encapsulation == "ipip" and Family.of(network) is Family.IPV6:
-        yield "spec.encapsulation", "ipip carries IPv4 only (RFC 2003)", "use vxlan for an IPv6 pool"
-    if spec.encapsulation == "none" and spec.when != "always":
-        hint = "state encapsulation: vxlan or ipip beside it, or set when: always"
-        yield "spec.when", f"{spec.when} says when to encapsulate, but encapsulation is none", hint
-
-
-def check_vxlan(vxlan: VxlanSettings) -> Iterator[Problem]:
-    """Yield what cannot be right in the settings of the VXLAN network."""
-    yield from check_ranges(("spec.vxlan.vni", vxlan.vni, 1, MAX_VNI), ("spec.vxlan.port", vxlan.port, 1, 65535))
-    if rfc := BFD_PORTS.get(vxlan.port):
-        yield "spec.vxlan.port", f"UDP port {vxlan.port} is BFD's ({rfc})", "use another, such as 4789"
-
-
-def check_crossing(new: Resource, others: Collection[Resource], *, old: Resource | None) -> None:
+def check_change(new: Resource, others: Sequence[Resource], old: Resource | None) -> None:
     """Check a pool's modes, or the VXLAN settings, beside the rest of the cluster. Raises InvalidObject.
 
     What `old` had already is not questioned: nodes may have come since.
@@ -45,12 +23,12 @@ def check_crossing(new: Resource, others: Collection[Resource], *, old: Resource
             was, now = getattr(before, field), getattr(new.spec.vxlan, field)
             user = _user_of_vxlan(others) if was != now else None
             if user is not None:
-                raise InvalidObject(
-                    subject(key(new)),
+                raise invalid(
+                    new,
                     f"spec.vxlan.{field}",
                     f"cannot change from {was} to {now} while {subject(key(user))} uses vxlan: no node can take "
                     "off both",
-                    hint="switch all pools to another encapsulation first, wait until no node sends vxlan any "
+                    "switch all pools to another encapsulation first, wait until no node sends vxlan any "
                     "more (`podway set --wait`, `podway status`), then change it and switch back",
                 )
 
@@ -60,7 +38,7 @@ def _modes(pool: IPPool) -> tuple[object, ...]:
     return (pool.network, spec.distribution, spec.encapsulation, spec.when)
 
 
-def _user_of_vxlan(others: Collection[Resource]) -> Resource | None:
+def _user_of_vxlan(others: Sequence[Resource]) -> Resource | None:
     for other in others:
         if isinstance(other, IPPool) and other.spec.encapsulation == "vxlan":
             return other
@@ -76,14 +54,14 @@ def _check_pool(pool: IPPool, nodes: Sequence[Node]) -> None:
         bare = next((node for node in nodes if node.internal_address(Family.IPV4) is None), None)
         if bare is not None:
             problem = f"{subject(key(bare))} has no IPv4 address, which ipip's outer header needs"
-            raise _invalid(pool, "spec.encapsulation", problem, "use vxlan")
+            raise invalid(pool, "spec.encapsulation", problem, "use vxlan")
     elif lacking is not None and (spec.encapsulation, spec.distribution) != ("vxlan", "store"):
         field = "spec.encapsulation" if spec.encapsulation == "none" else "spec.distribution"
         problem = (
             f"{subject(key(lacking))} has no {family.label} address, by which packets could cross bare or BGP "
         )
         hint = "set encapsulation: vxlan and distribution: store, or give every node such an address"
-        raise _invalid(pool, field, f"{problem}tell routes", hint)
+        raise invalid(pool, field, f"{problem}tell routes", hint)
     if (spec.distribution, spec.encapsulation) == ("store", "none"):
         _check_one_subnet(pool, nodes)
 
@@ -98,7 +76,7 @@ def _check_one_subnet(pool: IPPool, nodes: Sequence[Node]) -> None:
             if first is None:
                 first = (interface.network, node)
             elif interface.network != first[0]:
-                raise _invalid(
+                raise invalid(
                     pool,
                     "spec.encapsulation",
                     f"is none and distribution store, but {subject(key(first[1]))} is in {first[0]} and "
@@ -106,7 +84,3 @@ def _check_one_subnet(pool: IPPool, nodes: Sequence[Node]) -> None:
                     "know pods' addresses",
                     "set encapsulation: vxlan (or ipip) and when: cross-subnet, or distribution: bgp",
                 )
-
-
-def _invalid(pool: IPPool, field: str, problem: str, hint: str) -> InvalidObject:
-    return InvalidObject(subject(key(pool)), field, problem, hint=hint)

@@ -1,118 +1,72 @@
-"""What makes an object right among the others: rules for creating, changing and deleting. Pure.
+"""Ranges and addresses: of pools, of their blocks, and of the nodes. Pure."""
 
-Agents follow rules of their own (podway.ipam); these keep people from breaking a running network.
-"""
+from collections.abc import Sequence
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import TypeVar
-
-from podway.api.addresses import Family, Network, host_network
-from podway.api.crossing_rules import check_crossing
+from podway.api.addresses import Family, Network, host_network, is_within
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
 from podway.api.meta import LabelSelector
-from podway.api.peer_rules import check_bgp_change, check_bgp_deletion
-from podway.api.resources import (
-    AddressBlock,
-    IPPool,
-    Namespace,
-    NetworkConfig,
-    Node,
-    Pod,
-    Resource,
-    key,
-    subject,
-)
-from podway.errors import InvalidObject
+from podway.api.resource import Resource, invalid, key, of_kind, subject
+from podway.api.rules.pods import some
 
 MIN_IPV6_MTU = 1280
 """RFC 8200, section 5."""
 
-T = TypeVar("T", bound=Resource)
 
-
-def check_change(new: Resource, others: Collection[Resource], *, old: Resource | None = None) -> None:
-    """Check an object that is to be created, or to replace `old`, beside the others of the cluster.
-
-    `new` must be valid by itself (podway.api.validate). An object of its key among `others` is passed over.
-    Raises InvalidObject, which names the other object.
-    """
-    rest = [other for other in others if key(other) != key(new)]
+def check_change(new: Resource, others: Sequence[Resource], old: Resource | None) -> None:
+    """Check a pool, block, node or the cluster's MTU. Raises InvalidObject."""
     match new:
         case IPPool():
-            _check_pool(new, rest)
+            _check_pool(new, others)
             if isinstance(old, IPPool):
-                _check_pool_change(new, old, rest)
+                _check_pool_change(new, old, others)
         case Node():
-            _check_node(new, rest)
+            _check_node(new, others)
         case NetworkConfig():
-            for pool in _of(IPPool, rest):
+            for pool in of_kind(IPPool, others):
                 _check_mtu(new, pool, blamed=new)
         case AddressBlock():
-            _check_block(new, rest)
+            _check_block(new, others)
             if isinstance(old, AddressBlock) and new.spec != old.spec:
-                raise _invalid(
+                raise invalid(
                     new, "spec", "a claim cannot be changed", f"delete {subject(key(new))} and claim anew"
                 )
-        case Pod():
-            if isinstance(old, Pod) and old.spec.node_name not in ("", new.spec.node_name):
-                raise _invalid(
-                    new,
-                    "spec.nodeName",
-                    f"a pod cannot move: it runs on Node/{old.spec.node_name}",
-                    "delete the pod and run it anew",
-                )
-        case _:
-            pass
-    check_crossing(new, rest, old=old)
-    check_bgp_change(new, rest, old=old)
 
 
-def check_deletion(obj: Resource, others: Collection[Resource]) -> None:
-    """Check that nothing that stays needs an object that is to be deleted.
-
-    `others` are the objects that stay. Raises InvalidObject, which names one that needs it.
-    """
-    rest = [other for other in others if key(other) != key(obj)]
+def check_deletion(obj: Resource, others: Sequence[Resource]) -> None:
+    """Check that a pool or block is in no use. Raises InvalidObject."""
     match obj:
         case IPPool():
-            blocks = [block for block in _of(AddressBlock, rest) if block.spec.pool == obj.metadata.name]
+            blocks = [block for block in of_kind(AddressBlock, others) if block.spec.pool == obj.metadata.name]
             if blocks:
-                raise _invalid(obj, "", _in_use(blocks, rest), _return_hint(obj))
+                raise invalid(obj, "", _in_use(blocks, others), _return_hint(obj))
         case AddressBlock():
-            owner = next((node for node in _of(Node, rest) if node.metadata.name == obj.spec.node), None)
+            owner = next((node for node in of_kind(Node, others) if node.metadata.name == obj.spec.node), None)
             if owner is not None:
-                raise _invalid(
+                raise invalid(
                     obj,
                     "spec.node",
                     f"{subject(key(owner))} owns it and may have given its addresses to pods",
                     "the node's agent returns empty blocks by itself; a removed node's blocks return too",
                 )
-        case Node():
-            pods = [pod for pod in _of(Pod, rest) if pod.spec.node_name == obj.metadata.name]
-            if pods:
-                hint = "delete its pods first"
-                raise _invalid(obj, "", f"{_some(pods)} on this node", hint)
-        case Namespace():
-            pods = [pod for pod in _of(Pod, rest) if pod.metadata.namespace == obj.metadata.name]
-            if pods:
-                raise _invalid(obj, "", f"{_some(pods)} in it", "delete its pods first")
-        case _:
-            pass
-    check_bgp_deletion(obj, rest)
 
 
 def _check_pool(pool: IPPool, others: Sequence[Resource]) -> None:
-    for other in _of(IPPool, others):
+    for other in of_kind(IPPool, others):
         if _overlap(pool.network, other.network):
-            raise _invalid(
+            raise invalid(
                 pool,
                 "spec.cidr",
                 f"{pool.network} overlaps {other.network} of {subject(key(other))}",
                 "give each pool a range of its own",
             )
         _check_attach(pool, other)
-    for node in _of(Node, others):
+    for node in of_kind(Node, others):
         _check_pool_beside_node(pool, node, blamed=pool)
-    for config in _of(NetworkConfig, others):
+    for config in of_kind(NetworkConfig, others):
         _check_mtu(config, pool, blamed=pool)
 
 
@@ -124,7 +78,7 @@ def _check_attach(pool: IPPool, other: IPPool) -> None:
     alone = pool.family is other.family or pool.spec.disabled or other.spec.disabled
     if alone or _selectors(pool) != _selectors(other) or pool.spec.attach == other.spec.attach:
         return
-    raise _invalid(
+    raise invalid(
         pool,
         "spec.attach",
         f"is {pool.spec.attach}, but {other.spec.attach} in {subject(key(other))}, which serves the same pods",
@@ -137,13 +91,13 @@ def _selectors(pool: IPPool) -> tuple[LabelSelector | None, LabelSelector | None
 
 
 def _check_pool_change(pool: IPPool, old: IPPool, others: Sequence[Resource]) -> None:
-    blocks = [block for block in _of(AddressBlock, others) if block.spec.pool == pool.metadata.name]
+    blocks = [block for block in of_kind(AddressBlock, others) if block.spec.pool == pool.metadata.name]
     for field, now, was in (
         ("spec.cidr", pool.network, old.network),
         ("spec.blockSize", pool.block_prefix, old.block_prefix),
     ):
         if blocks and now != was:
-            raise _invalid(
+            raise invalid(
                 pool,
                 field,
                 f"cannot change from {was} to {now} while {_in_use(blocks, others)}",
@@ -157,7 +111,7 @@ def _check_pool_beside_node(pool: IPPool, node: Node, *, blamed: Resource) -> No
     for taken in (*subnets, *map(host_network, node.internal_addresses)):
         if _overlap(pool.network, taken):
             mine, theirs = (pool.network, taken) if blamed is pool else (taken, pool.network)
-            raise _invalid(
+            raise invalid(
                 blamed,
                 "spec.cidr" if blamed is pool else "status.addresses",
                 f"{mine} overlaps {theirs} of {subject(key(other))}",
@@ -166,11 +120,11 @@ def _check_pool_beside_node(pool: IPPool, node: Node, *, blamed: Resource) -> No
 
 
 def _check_node(node: Node, others: Sequence[Resource]) -> None:
-    for pool in _of(IPPool, others):
+    for pool in of_kind(IPPool, others):
         _check_pool_beside_node(pool, node, blamed=node)
-    for other in _of(Node, others):
+    for other in of_kind(Node, others):
         for address in set(node.internal_addresses) & set(other.internal_addresses):
-            raise _invalid(
+            raise invalid(
                 node,
                 "status.addresses",
                 f"{address} is the address of {subject(key(other))}",
@@ -181,7 +135,7 @@ def _check_node(node: Node, others: Sequence[Resource]) -> None:
 def _check_mtu(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> None:
     if pool.family is Family.IPV6 and 0 < config.spec.mtu < MIN_IPV6_MTU:
         other = pool if blamed is config else config
-        raise _invalid(
+        raise invalid(
             blamed,
             "spec.mtu" if blamed is config else "spec.cidr",
             f"IPv6 needs an MTU of {MIN_IPV6_MTU} at least (RFC 8200), which "
@@ -191,12 +145,11 @@ def _check_mtu(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> None
 
 
 def _check_block(block: AddressBlock, others: Sequence[Resource]) -> None:
-    pool = next((pool for pool in _of(IPPool, others) if pool.metadata.name == block.spec.pool), None)
+    pool = next((pool for pool in of_kind(IPPool, others) if pool.metadata.name == block.spec.pool), None)
     if pool is None:
-        raise _invalid(block, "spec.pool", f"IPPool/{block.spec.pool} does not exist", "make the pool first")
-    inside = block.network.version == pool.family and block.network.subnet_of(pool.network)  # type: ignore[arg-type]
-    if not inside or block.network.prefixlen != pool.block_prefix:
-        raise _invalid(
+        raise invalid(block, "spec.pool", f"IPPool/{block.spec.pool} does not exist", "make the pool first")
+    if not is_within(block.network, pool.network) or block.network.prefixlen != pool.block_prefix:
+        raise invalid(
             block,
             "spec.cidr",
             f"{block.network} is not a block of {subject(key(pool))}",
@@ -213,12 +166,12 @@ def _in_use(blocks: Sequence[AddressBlock], others: Sequence[Resource]) -> str:
     networks = [block.network for block in blocks]
     pods = [
         pod
-        for pod in _of(Pod, others)
+        for pod in of_kind(Pod, others)
         if any(address in network for address in pod.addresses for network in networks)
     ]
     nodes = ", ".join(sorted({block.spec.node for block in blocks})[:3])
     owned = f"{len(blocks)} of its blocks belong to nodes ({nodes}{' …' if len(blocks) > 3 else ''})"
-    return f"{owned}, and {_some(pods)} in them" if pods else owned
+    return f"{owned}, and {some(pods)} in them" if pods else owned
 
 
 def _return_hint(pool: IPPool) -> str:
@@ -226,16 +179,3 @@ def _return_hint(pool: IPPool) -> str:
         f"set spec.disabled of {subject(key(pool))}: it gives no more addresses, and nodes return its blocks "
         "once their pods are gone"
     )
-
-
-def _some(pods: Sequence[Pod]) -> str:
-    more = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
-    return f"{subject(key(pods[0]))}{more} {'are' if more else 'is'}"
-
-
-def _of(kind: type[T], objects: Sequence[Resource]) -> Iterator[T]:
-    return (obj for obj in objects if isinstance(obj, kind))
-
-
-def _invalid(obj: Resource, field: str, problem: str, hint: str) -> InvalidObject:
-    return InvalidObject(subject(key(obj)), field, problem, hint=hint)

@@ -1,21 +1,20 @@
-"""What makes BGP settings, outside peers and secrets right among the other objects of a cluster. Pure."""
+"""BGP: outside peers, their passwords, and which nodes reflect routes. Pure."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import TypeVar
 
-from podway.api.addresses import Network
-from podway.api.identity import REDACTED
-from podway.api.peers import BGPPeer, PrefixRule, Secret
-from podway.api.resources import IPPool, NetworkConfig, Node, Resource, key, subject
-from podway.api.validate_peers import password_problem
-from podway.errors import InvalidObject
+from podway.api.addresses import Network, is_within
+from podway.api.kinds.bgp_peer import BGPPeer, PrefixRule, password_problem
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node
+from podway.api.kinds.secret import Secret
+from podway.api.meta import REDACTED
+from podway.api.resource import Resource, invalid, key, of_kind, subject
 
-T = TypeVar("T", bound=Resource)
 
-
-def check_bgp_change(new: Resource, others: Sequence[Resource], *, old: Resource | None) -> None:
-    """Check an object that is to be created, or to replace `old`, as far as BGP goes. Raises InvalidObject."""
+def check_change(new: Resource, others: Sequence[Resource], old: Resource | None) -> None:
+    """Check what BGP takes from an object. Raises InvalidObject."""
     match new:
         case BGPPeer():
             _check_peer(new, others)
@@ -24,22 +23,20 @@ def check_bgp_change(new: Resource, others: Sequence[Resource], *, old: Resource
         case NetworkConfig():
             _check_topology(new, others, blamed=new)
         case Node():
-            for peer in _of(BGPPeer, others):
+            for peer in of_kind(BGPPeer, others):
                 _check_apart(peer, new, blamed=new)
             if isinstance(old, Node) and old.metadata.labels != new.metadata.labels:
-                _check_labels(new, old, tuple(_of(BGPPeer, others)))
+                _check_labels(new, old, tuple(of_kind(BGPPeer, others)))
             # An agent that registers its node does not know the labels that it will have.
-            for config in _of(NetworkConfig, others) if old else ():
+            for config in of_kind(NetworkConfig, others) if old else ():
                 _check_topology(config, (*others, new), blamed=new)
-        case _:
-            pass
 
 
-def check_bgp_deletion(obj: Resource, others: Sequence[Resource]) -> None:
+def check_deletion(obj: Resource, others: Sequence[Resource]) -> None:
     """Check that no BGP setting needs an object that is to be deleted. Raises InvalidObject."""
     match obj:
         case Node():
-            for config in _of(NetworkConfig, others):
+            for config in of_kind(NetworkConfig, others):
                 _check_topology(config, others, blamed=obj)
         case Secret():
             for peer, _ in _taking_from(obj, others):
@@ -47,24 +44,22 @@ def check_bgp_deletion(obj: Resource, others: Sequence[Resource]) -> None:
                     f"{subject(key(peer))} takes its password from it",
                     "change or delete the peer first",
                 )
-                raise _invalid(obj, "", problem, hint)
-        case _:
-            pass
+                raise invalid(obj, "", problem, hint)
 
 
 def _check_peer(peer: BGPPeer, others: Sequence[Resource]) -> None:
-    nodes = list(_of(Node, others))
+    nodes = list(of_kind(Node, others))
     if peer.spec.node and all(node.metadata.name != peer.spec.node for node in nodes):
         names = ", ".join(sorted(node.metadata.name for node in nodes)[:5])
-        raise _invalid(
+        raise invalid(
             peer, "spec.node", f"Node/{peer.spec.node} is not in the cluster", f"there are: {names or 'none'}"
         )
     for node in nodes:
         _check_apart(peer, node, blamed=peer)
-    for other in _of(BGPPeer, others):
+    for other in of_kind(BGPPeer, others):
         _check_once(peer, other, nodes)
     _check_password(peer, others)
-    pools = [pool for pool in _of(IPPool, others) if pool.family == peer.family]
+    pools = [pool for pool in of_kind(IPPool, others) if pool.family == peer.family]
     if pools:
         _check_exports(peer, pools)
         _check_imports(peer, pools, nodes)
@@ -72,11 +67,11 @@ def _check_peer(peer: BGPPeer, others: Sequence[Resource]) -> None:
 
 def _check_topology(config: NetworkConfig, others: Sequence[Resource], *, blamed: Resource) -> None:
     bgp = config.spec.bgp
-    nodes = list(_of(Node, others))
+    nodes = list(of_kind(Node, others))
     selector = bgp.reflectors.node_selector
     chosen = bgp.topology in {"auto", "reflectors"} and selector is not None and bool(nodes)
     if chosen and selector and not any(selector.matches(node.metadata.labels) for node in nodes):
-        raise _invalid(
+        raise invalid(
             blamed,
             "spec.bgp.reflectors.nodeSelector" if blamed is config else "metadata.labels",
             f"no node has the labels that make it a route reflector by {subject(key(config))}",
@@ -85,7 +80,7 @@ def _check_topology(config: NetworkConfig, others: Sequence[Resource], *, blamed
     numbers = {node.metadata.name: bgp.asn if node.asn is None else node.asn for node in nodes}
     if bgp.topology == "reflectors" and len(set(numbers.values())) > 1:
         told = ", ".join(f"{name} has {asn}" for name, asn in sorted(numbers.items())[:3])
-        raise _invalid(
+        raise invalid(
             blamed,
             "spec.bgp.topology" if blamed is config else "metadata.annotations[podway.io/asn]",
             f"route reflectors serve one AS (RFC 4456), and the nodes have several: {told}",
@@ -98,12 +93,12 @@ def _check_secret(secret: Secret, others: Sequence[Resource]) -> None:
         problem = _value_problem(secret, name)
         if problem:
             hint = f"{subject(key(peer))} takes its password from there: change that first"
-            raise _invalid(secret, f"data[{name}]", problem, hint)
+            raise invalid(secret, f"data[{name}]", problem, hint)
 
 
 def _taking_from(secret: Secret, others: Sequence[Resource]) -> Iterator[tuple[BGPPeer, str]]:
     """Yield the peers whose password is in a Secret, with its key."""
-    for peer in _of(BGPPeer, others):
+    for peer in of_kind(BGPPeer, others):
         source = peer.spec.password.secret if peer.spec.password else None
         if source and (source.namespace, source.name) == (secret.metadata.namespace, secret.metadata.name):
             yield peer, source.key
@@ -113,7 +108,7 @@ def _check_apart(peer: BGPPeer, node: Node, *, blamed: Resource) -> None:
     own = {*node.internal_addresses, *(interface.ip for interface in node.interface_addresses)}
     if peer.address in own:
         other = node if blamed is peer else peer
-        raise _invalid(
+        raise invalid(
             blamed,
             "spec.address" if blamed is peer else "status.addresses",
             f"{peer.address} is {subject(key(other))} itself",
@@ -128,7 +123,7 @@ def _check_once(peer: BGPPeer, other: BGPPeer, nodes: Sequence[Node]) -> None:
     everywhere = not any((peer.spec.node, peer.spec.node_selector, other.spec.node, other.spec.node_selector))
     if on or everywhere:
         where = f"Node/{on[0]}" if on else "every node"
-        raise _invalid(
+        raise invalid(
             peer,
             "spec.address",
             f"{peer.address} is the address of {subject(key(other))} too, on {where}",
@@ -141,7 +136,7 @@ def _check_labels(node: Node, old: Node, peers: Sequence[BGPPeer]) -> None:
     for one, other in combinations(sorted(peers, key=lambda peer: peer.metadata.name), 2):
         both = one.address == other.address and _on(one, node) and _on(other, node)
         if both and not (_on(one, old) and _on(other, old)):
-            raise _invalid(
+            raise invalid(
                 node,
                 "metadata.labels",
                 f"give the node both {subject(key(one))} and {subject(key(other))}, which are at {one.address}",
@@ -158,12 +153,12 @@ def _check_password(peer: BGPPeer, others: Sequence[Resource]) -> None:
     if source is None:
         return
     name = f"Secret/{source.namespace}/{source.name}"
-    found = next((one for one in _of(Secret, others) if subject(key(one)) == name), None)
+    found = next((one for one in of_kind(Secret, others) if subject(key(one)) == name), None)
     if found is None:
-        raise _invalid(peer, "spec.password.secret", f"{name} does not exist", "make the Secret first")
+        raise invalid(peer, "spec.password.secret", f"{name} does not exist", "make the Secret first")
     problem = _value_problem(found, source.key)
     if problem:
-        raise _invalid(peer, "spec.password.secret.key", f"{source.key} of {name} {problem}", "correct the Secret")
+        raise invalid(peer, "spec.password.secret.key", f"{source.key} of {name} {problem}", "correct the Secret")
 
 
 def _value_problem(secret: Secret, name: str) -> str | None:
@@ -184,7 +179,7 @@ def _check_exports(peer: BGPPeer, pools: Sequence[IPPool]) -> None:
     for index, rule in enumerate(peer.spec.exports):
         if not any(_matches(rule, network, length) for network, length in told):
             what = ", ".join(f"/{length} of {network}" for network, length in told[:3])
-            raise _invalid(
+            raise invalid(
                 peer,
                 f"spec.export[{index}]",
                 f"cannot match: all that {peer.spec.address} is told is {what}",
@@ -199,16 +194,16 @@ def _check_imports(peer: BGPPeer, pools: Sequence[IPPool], nodes: Sequence[Node]
         if rule.action == "reject":
             continue
         for pool in pools:
-            if _inside(rule.network, pool.network) and not _matches(rule, pool.network, pool.block_prefix):
-                raise _invalid(
+            if is_within(rule.network, pool.network) and not _matches(rule, pool.network, pool.block_prefix):
+                raise invalid(
                     peer,
                     f"spec.import[{index}]",
                     f"cannot match: of {subject(key(pool))} only blocks (/{pool.block_prefix}) are ever taken",
                     f"write lengths that take in {pool.block_prefix}, or remove the rule",
                 )
-        subnet = next((subnet for subnet in subnets if _inside(rule.network, subnet)), None)
+        subnet = next((subnet for subnet in subnets if is_within(rule.network, subnet)), None)
         if subnet is not None:
-            raise _invalid(
+            raise invalid(
                 peer,
                 f"spec.import[{index}]",
                 f"cannot match: {subnet} is a network of the nodes, to which no outside peer may tell the way",
@@ -220,16 +215,4 @@ def _matches(rule: PrefixRule, network: Network, length: int) -> bool:
     """Tell whether a rule can match parts of a network of this prefix length."""
     if not rule.lengths[0] <= length <= rule.lengths[1]:
         return False
-    return _inside(rule.network, network) or _inside(network, rule.network)
-
-
-def _inside(one: Network, other: Network) -> bool:
-    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]
-
-
-def _of(kind: type[T], objects: Sequence[Resource]) -> Iterator[T]:
-    return (obj for obj in objects if isinstance(obj, kind))
-
-
-def _invalid(obj: Resource, field: str, problem: str, hint: str) -> InvalidObject:
-    return InvalidObject(subject(key(obj)), field, problem, hint=hint)
+    return is_within(rule.network, network) or is_within(network, rule.network)

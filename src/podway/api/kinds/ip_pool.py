@@ -1,0 +1,176 @@
+"""IPPool: a range of pod addresses, and how packets to them travel."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from ipaddress import collapse_addresses, ip_network
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from podway.api.addresses import Family, Network, host_network, is_within
+from podway.api.columns import LABELS, NAME, Cluster, Column
+from podway.api.fields import (
+    Problem,
+    check_selector,
+    check_usable_network,
+    parse_address,
+    parse_cidr,
+)
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.meta import LabelSelector, StrictRecord
+from podway.api.resource import Names, Resource
+
+DEFAULT_BLOCK_PREFIX = {Family.IPV4: 24, Family.IPV6: 122}
+DEFAULT_POOL = "10.244.0.0/16"
+
+MAX_BLOCK_PREFIX = {Family.IPV4: 30, Family.IPV6: 126}
+"""A block has four addresses at least: its first two, and in IPv4 its last, are never a pod's."""
+
+Distribution: TypeAlias = Literal["bgp", "store"]
+"""Who tells nodes the way to a pool's blocks: BGP, or the ownership of the blocks in the store."""
+
+Encapsulation: TypeAlias = Literal["none", "vxlan", "ipip"]
+"""The form in which a packet crosses from node to node: as it is, in VXLAN (RFC 7348), in IPIP (RFC 2003)."""
+
+When: TypeAlias = Literal["always", "cross-subnet"]
+"""Between which nodes packets are encapsulated: all, or only those that share no subnet."""
+
+Attach: TypeAlias = Literal["routed", "bridge"]
+"""What the host end of a pod's veth pair is: a routed interface of its own, or a port of `cni0`."""
+
+
+class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
+    """Addresses for pods, cut into blocks that nodes own.
+
+    `block_size` is a prefix length. `excluded` are addresses or networks never given to a pod.
+    `cooldown_seconds` is how long a freed address waits before another pod may get it.
+    A pool serves a pod if both selectors, where stated, match the pod's node and namespace.
+    """
+
+    cidr: str
+    block_size: int | None = None
+    node_selector: LabelSelector | None = None
+    namespace_selector: LabelSelector | None = None
+    excluded: tuple[str, ...] = ()
+    cooldown_seconds: int = 10
+    disabled: bool = False
+    distribution: Distribution = "bgp"
+    encapsulation: Encapsulation = "none"
+    when: When = "always"
+    attach: Attach = "routed"
+
+
+def _usage(pool: "IPPool", cluster: Cluster) -> str:
+    blocks = [block for block in cluster.of(AddressBlock) if block.spec.pool == pool.metadata.name]
+    nodes = {block.spec.node for block in blocks}
+    bits = pool.block_prefix - pool.network.prefixlen
+    return f"{len(nodes)}/{len(blocks)} of {f'2^{bits}' if bits > 20 else 2**bits}"
+
+
+def _form(pool: "IPPool", _: Cluster) -> str:
+    spec = pool.spec
+    always = spec.when == "always" or spec.encapsulation == "none"
+    return spec.encapsulation if always else f"{spec.encapsulation} {spec.when}"
+
+
+class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fields=True):
+    """A range of pod addresses."""
+
+    KIND: ClassVar = "IPPool"
+    NAMESPACED: ClassVar = False
+    NAMES: ClassVar = Names("ippools", usual=("pools", "pool"))
+    COLUMNS: ClassVar = (
+        NAME,
+        Column("CIDR", lambda pool, _: pool.spec.cidr),
+        Column("BLOCK", lambda pool, _: f"/{pool.block_prefix}"),
+        Column("NODES/BLOCKS", _usage),
+        Column("ROUTES BY", lambda pool, _: pool.spec.distribution),
+        Column("FORM", _form),
+        Column("ATTACH", lambda pool, _: pool.spec.attach),
+        Column("STATE", lambda pool, _: "disabled" if pool.spec.disabled else "in use", wide=True),
+        Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
+        LABELS,
+    )
+    IN_VIEW: ClassVar = True
+
+    api_version: Literal["podway.io/v1"] = "podway.io/v1"
+    kind: Literal["IPPool"] = "IPPool"
+    spec: IPPoolSpec
+
+    @cached_property
+    def network(self) -> Network:
+        """The pool's range."""
+        return ip_network(self.spec.cidr)
+
+    @property
+    def family(self) -> Family:
+        """The pool's address family."""
+        return Family.of(self.network)
+
+    @property
+    def block_prefix(self) -> int:
+        """Prefix length of the pool's blocks."""
+        return self.spec.block_size or DEFAULT_BLOCK_PREFIX[self.family]
+
+    @property
+    def excluded_networks(self) -> tuple[Network, ...]:
+        """What is never given to a pod, single addresses as /32 or /128."""
+        return tuple(ip_network(text) for text in self.spec.excluded)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what cannot be right in the range, its blocks, what is excluded of it, and its modes."""
+        yield from check_selector("spec.nodeSelector", self.spec.node_selector)
+        yield from check_selector("spec.namespaceSelector", self.spec.namespace_selector)
+        if self.spec.cooldown_seconds < 0:
+            yield "spec.cooldownSeconds", f"{self.spec.cooldown_seconds} is negative", "write 0 for no cool-down"
+        try:
+            network = parse_cidr(self.spec.cidr)
+        except ValueError as error:
+            yield "spec.cidr", str(error), "write a network such as 10.244.0.0/16 or fd00:10:244::/56"
+            return
+        wrong = tuple(check_usable_network("spec.cidr", network))
+        yield from wrong
+        if wrong:
+            return
+        yield from _block_size(self.spec, network)
+        yield from _excluded(self.spec, network)
+        yield from _modes(self.spec, network)
+
+
+def _block_size(spec: IPPoolSpec, network: Network) -> Iterator[Problem]:
+    family = Family.of(network)
+    stated = spec.block_size
+    size = DEFAULT_BLOCK_PREFIX[family] if stated is None else stated
+    longest = MAX_BLOCK_PREFIX[family]
+    if network.prefixlen > longest:
+        yield "spec.cidr", f"{network} is too small for a block", f"use /{longest} or a shorter prefix"
+    elif not network.prefixlen <= size <= longest:
+        default = " (the default)" if stated is None else ""
+        yield (
+            "spec.blockSize",
+            f"/{size}{default} is not a block of {network}",
+            f"a block's prefix length is between the pool's, {network.prefixlen}, and {longest} in {family.label}",
+        )
+
+
+def _excluded(spec: IPPoolSpec, network: Network) -> Iterator[Problem]:
+    inside: list[Any] = []
+    for index, text in enumerate(spec.excluded):
+        field = f"spec.excluded[{index}]"
+        try:
+            part = parse_cidr(text) if "/" in text else host_network(parse_address(text))
+        except ValueError as error:
+            yield field, str(error), "write an address, or a network such as 10.244.7.0/28"
+            continue
+        if is_within(part, network):
+            inside.append(part)
+        else:
+            yield field, f"{part} is not inside {network}", "remove it, or correct it"
+    if sum(part.num_addresses for part in collapse_addresses(inside)) >= network.num_addresses:
+        yield "spec.excluded", "leaves no address of the pool", "exclude less, or set spec.disabled"
+
+
+def _modes(spec: IPPoolSpec, network: Network) -> Iterator[Problem]:
+    if spec.encapsulation == "ipip" and Family.of(network) is Family.IPV6:
+        yield "spec.encapsulation", "ipip carries IPv4 only (RFC 2003)", "use vxlan for an IPv6 pool"
+    if spec.encapsulation == "none" and spec.when != "always":
+        hint = "state encapsulation: vxlan or ipip beside it, or set when: always"
+        yield "spec.when", f"{spec.when} says when to encapsulate, but encapsulation is none", hint

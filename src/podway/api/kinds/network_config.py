@@ -1,0 +1,146 @@
+"""NetworkConfig: the settings of the whole cluster."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, TypeAlias
+
+from podway.api.columns import AGE, NAME, Cluster, Column
+from podway.api.fields import BGP_PORT, Problem, check_asn, check_ranges, check_selector
+from podway.api.kinds.cluster_authority import AUTHORITY_LIVES
+from podway.api.meta import LabelSelector, StrictRecord
+from podway.api.resource import Names, Resource
+
+DEFAULT_ASN = 64512
+
+MIN_MTU = 576
+"""What every IPv4 host must accept (RFC 791)."""
+MAX_MTU = 65535
+MAX_LIFETIME = 10 * 365 * 24 * 3600
+"""Seconds that a certificate may be valid."""
+MAX_REFLECTORS = 64
+MAX_VNI = (1 << 24) - 1
+"""A VXLAN network identifier has 24 bits (RFC 7348, section 5)."""
+
+BFD_PORTS = {3784: "RFC 5881", 3785: "RFC 5881", 4784: "RFC 5883"}
+"""UDP ports at which nodes' BFD listens."""
+
+Topology: TypeAlias = Literal["auto", "mesh", "reflectors", "none"]
+"""Which nodes have BGP sessions with each other."""
+
+
+class ReflectorSettings(StrictRecord, frozen=True, kw_only=True):
+    """Which nodes reflect routes (RFC 4456): all that the selector matches, else `count` chosen by Podway."""
+
+    node_selector: LabelSelector | None = None
+    count: int = 3
+
+
+class BgpSettings(StrictRecord, frozen=True, kw_only=True):
+    """How nodes speak BGP with each other; BFD times in milliseconds.
+
+    With topology `auto` nodes form a full mesh while there are at most `mesh_limit`, and speak with reflectors
+    when there are more. With `none` they speak with outside peers only.
+    """
+
+    asn: int = DEFAULT_ASN
+    port: int = BGP_PORT
+    topology: Topology = "auto"
+    mesh_limit: int = 50
+    reflectors: ReflectorSettings = ReflectorSettings()
+    bfd: bool = True
+    bfd_interval: int = 200
+    bfd_multiplier: int = 2
+
+
+class ChannelSettings(StrictRecord, frozen=True, kw_only=True):
+    """How agents are reached from other machines.
+
+    `port` is TCP. A certificate is renewed at two thirds of its life, an authority replaced likewise.
+    """
+
+    port: int = 9179
+    certificate_lifetime_seconds: int = 24 * 3600
+    authority_lifetime_seconds: int = 365 * 24 * 3600
+
+
+class VxlanSettings(StrictRecord, frozen=True, kw_only=True):
+    """The VXLAN network of the cluster: its VXLAN network identifier and UDP port."""
+
+    vni: int = 4096
+    port: int = 4789
+
+
+class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
+    """Settings of the whole cluster. `mtu` 0 means: what the path of pod packets allows."""
+
+    bgp: BgpSettings = BgpSettings()
+    channel: ChannelSettings = ChannelSettings()
+    vxlan: VxlanSettings = VxlanSettings()
+    mtu: int = 0
+
+
+def _bfd(config: "NetworkConfig", _: Cluster) -> str:
+    bgp = config.spec.bgp
+    return f"{bgp.bfd_interval}ms x {bgp.bfd_multiplier}" if bgp.bfd else "off"
+
+
+class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The cluster's settings; there is one object, named `default`."""
+
+    KIND: ClassVar = "NetworkConfig"
+    NAMESPACED: ClassVar = False
+    NAMES: ClassVar = Names("networkconfigs", usual=("config", "configs"))
+    COLUMNS: ClassVar = (
+        NAME,
+        Column("ASN", lambda config, _: str(config.spec.bgp.asn)),
+        Column("BFD", _bfd),
+        Column("MTU", lambda config, _: str(config.spec.mtu) if config.spec.mtu else "auto"),
+        AGE,
+    )
+    ONLY: ClassVar = "default"
+    IN_VIEW: ClassVar = True
+
+    api_version: Literal["podway.io/v1"] = "podway.io/v1"
+    kind: Literal["NetworkConfig"] = "NetworkConfig"
+    spec: NetworkConfigSpec = NetworkConfigSpec()
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what cannot be right in the settings."""
+        yield from _bgp(self.spec.bgp)
+        yield from _vxlan(self.spec.vxlan)
+        yield from _channel(self.spec.channel)
+        mtu = self.spec.mtu
+        if mtu != 0 and not MIN_MTU <= mtu <= MAX_MTU:
+            hint = f"write 0 (what the path allows), or {MIN_MTU} to {MAX_MTU}"
+            yield "spec.mtu", f"{mtu} is out of range", hint
+
+
+def _bgp(bgp: BgpSettings) -> Iterator[Problem]:
+    yield from check_asn("spec.bgp.asn", bgp.asn)
+    yield from check_ranges(
+        ("spec.bgp.port", bgp.port, 1, 65535),
+        ("spec.bgp.meshLimit", bgp.mesh_limit, 1, 1000),
+        ("spec.bgp.reflectors.count", bgp.reflectors.count, 1, MAX_REFLECTORS),
+        ("spec.bgp.bfdInterval", bgp.bfd_interval, 10, 60_000),
+        ("spec.bgp.bfdMultiplier", bgp.bfd_multiplier, 1, 255),
+    )
+    yield from check_selector("spec.bgp.reflectors.nodeSelector", bgp.reflectors.node_selector)
+
+
+def _vxlan(vxlan: VxlanSettings) -> Iterator[Problem]:
+    yield from check_ranges(("spec.vxlan.vni", vxlan.vni, 1, MAX_VNI), ("spec.vxlan.port", vxlan.port, 1, 65535))
+    if rfc := BFD_PORTS.get(vxlan.port):
+        yield "spec.vxlan.port", f"UDP port {vxlan.port} is BFD's ({rfc})", "use another, such as 4789"
+
+
+def _channel(channel: ChannelSettings) -> Iterator[Problem]:
+    yield from check_ranges(
+        ("spec.channel.port", channel.port, 1, 65535),
+        ("spec.channel.certificateLifetimeSeconds", channel.certificate_lifetime_seconds, 1, MAX_LIFETIME),
+        ("spec.channel.authorityLifetimeSeconds", channel.authority_lifetime_seconds, 1, MAX_LIFETIME),
+    )
+    least = AUTHORITY_LIVES * channel.certificate_lifetime_seconds
+    if channel.authority_lifetime_seconds < least:
+        hint = (
+            f"write {least} or more, {AUTHORITY_LIVES} times certificateLifetimeSeconds: old and new must overlap"
+        )
+        yield "spec.channel.authorityLifetimeSeconds", f"{channel.authority_lifetime_seconds} is too short", hint

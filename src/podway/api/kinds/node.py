@@ -1,0 +1,207 @@
+"""Node: a machine that runs pods, and what agents write on its object for each other."""
+
+from collections.abc import Hashable, Iterable, Iterator
+from functools import cached_property
+from ipaddress import ip_address, ip_interface
+from typing import ClassVar, Literal
+
+from podway.api.addresses import Address, Family, Interface
+from podway.api.columns import AGE, LABELS, NAME, Cluster, Column, age
+from podway.api.fields import (
+    Problem,
+    check_address,
+    check_asn_text,
+    check_time,
+    check_usable,
+    parse_interface,
+)
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.meta import Record
+from podway.api.resource import Names, Resource
+
+INTERFACE_ADDRESSES = "podway.io/interface-addresses"
+"""Annotation: the uplink's addresses with their prefix lengths, comma-separated."""
+
+AGENT_INSTANCE = "podway.io/agent-instance"
+"""Annotation: which kernel the node's agent runs on; two different ones are a mistake."""
+
+AGENT_SEEN = "podway.io/agent-seen"
+"""Annotation: when that agent was last alive (seconds since 1970)."""
+
+ACCEPTS = "podway.io/accepts"
+"""Annotation: the encapsulations that the node takes off, comma-separated; `none` goes without saying."""
+
+SENDS = "podway.io/sends"
+"""Annotation: the encapsulations that the node may still put on."""
+
+ASN = "podway.io/asn"
+"""Annotation: the node's own AS number, in place of the cluster's."""
+
+BGP_READY = "podway.io/bgp-ready"
+"""Annotation: the topology for which the node has all the sessions that it needs."""
+
+STARVED = "podway.io/starved-pools"
+"""Annotation: pools, comma-separated, of which a pod got no address here lately."""
+
+BGP_LOST = "podway.io/bgp-lost"
+"""Annotation: the route reflectors with which the node has no session any more, comma-separated."""
+
+RACK = "podway.io/rack"
+"""Label: what fails together with the node; without it, the node's subnet says so."""
+
+SILENT_AFTER = 30.0
+"""Seconds without a sign after which it is doubtful that a node's agent lives: three heartbeats."""
+
+
+class NodeAddress(Record, frozen=True, kw_only=True):
+    """One of a node's addresses; `type` is InternalIP, Hostname and so on."""
+
+    type: str
+    address: str
+
+
+class NodeStatus(Record, frozen=True, kw_only=True):
+    """What is observed of a node."""
+
+    addresses: tuple[NodeAddress, ...] = ()
+
+
+def _blocks(node: "Node", cluster: Cluster) -> str:
+    return ",".join(block.spec.cidr for block in cluster.of(AddressBlock) if block.spec.node == node.metadata.name)
+
+
+def _agent(node: "Node", cluster: Cluster) -> str:
+    seen = node.metadata.annotations.get(AGENT_SEEN, "")
+    if not seen.isdecimal():
+        return "never seen"
+    if doubt := cluster.doubts.get(node.metadata.name):
+        return doubt
+    silence = cluster.now - int(seen)
+    return "alive" if silence < SILENT_AFTER else f"silent for {age(silence)}"
+
+
+def _sends(node: "Node") -> Iterable[Hashable]:
+    # Plain: it is asked of thousands of nodes.
+    return node.sends if SENDS in node.metadata.annotations else ()
+
+
+class Node(Resource, frozen=True, kw_only=True, dict=True):
+    """A machine that runs pods."""
+
+    KIND: ClassVar = "Node"
+    NAMESPACED: ClassVar = False
+    NAMES: ClassVar = Names("nodes", short=("no",))
+    COLUMNS: ClassVar = (
+        NAME,
+        Column("ADDRESSES", lambda node, _: ",".join(map(str, node.internal_addresses))),
+        Column("BLOCKS", _blocks),
+        Column("AGENT", _agent),
+        AGE,
+        Column(
+            "SUBNETS", lambda node, _: ",".join(str(one.network) for one in node.interface_addresses), wide=True
+        ),
+        Column("ACCEPTS", lambda node, _: ",".join(sorted(node.accepts)) or "none", wide=True),
+        Column("SENDS", lambda node, _: ",".join(sorted(node.sends)) or "none", wide=True),
+        LABELS,
+    )
+    IN_VIEW: ClassVar = True
+    INDICES: ClassVar = {
+        "sends": _sends,
+        "address": lambda node: (entry.address for entry in node.status.addresses),
+    }
+    SETTABLE: ClassVar = {"asn": ("annotations", ASN), "rack": ("labels", RACK)}
+
+    api_version: Literal["v1"] = "v1"
+    kind: Literal["Node"] = "Node"
+    status: NodeStatus = NodeStatus()
+
+    @cached_property
+    def internal_addresses(self) -> tuple[Address, ...]:
+        """The node's own addresses, at most one a family."""
+        return tuple(ip_address(a.address) for a in self.status.addresses if a.type == "InternalIP")
+
+    def internal_address(self, family: Family) -> Address | None:
+        """Return the node's address of this family, None if it has none."""
+        for address in self.internal_addresses:  # plain: a planner asks it of thousands of nodes
+            if address.version == family:
+                return address
+        return None
+
+    @cached_property
+    def interface_addresses(self) -> tuple[Interface, ...]:
+        """The uplink's addresses with their subnets."""
+        text = self.metadata.annotations.get(INTERFACE_ADDRESSES, "")
+        return tuple(ip_interface(part) for part in text.split(",") if part)
+
+    @cached_property
+    def rack(self) -> str:
+        """What fails together with the node: its rack label, else its first subnet; empty if neither is known."""
+        label = self.metadata.labels.get(RACK)
+        if label is not None:
+            return label
+        return str(self.interface_addresses[0].network) if self.interface_addresses else ""
+
+    @cached_property
+    def asn(self) -> int | None:
+        """The node's own AS number, None if it has the cluster's. Raises ValueError for what is no number."""
+        text = self.metadata.annotations.get(ASN)
+        return int(text) if text else None
+
+    @cached_property
+    def accepts(self) -> frozenset[str]:
+        """The encapsulations that the node says it takes off."""
+        return _words(self.metadata.annotations.get(ACCEPTS, ""))
+
+    @cached_property
+    def sends(self) -> frozenset[str]:
+        """The encapsulations that the node says it may still put on."""
+        return _words(self.metadata.annotations.get(SENDS, ""))
+
+    @cached_property
+    def lost(self) -> frozenset[str]:
+        """The route reflectors that the node says it has lost."""
+        return _words(self.metadata.annotations.get(BGP_LOST, ""))
+
+    @cached_property
+    def starved(self) -> frozenset[str]:
+        """The pools of which the node says that a pod got no address lately."""
+        return _words(self.metadata.annotations.get(STARVED, ""))
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what cannot be right in the addresses and in what agents write."""
+        yield from self._wrong_addresses()
+        notes = self.metadata.annotations
+        field = f"metadata.annotations[{INTERFACE_ADDRESSES}]"
+        for text in filter(None, notes.get(INTERFACE_ADDRESSES, "").split(",")):
+            try:
+                parse_interface(text)
+            except ValueError:
+                yield field, f"{text!r} is not an interface address", "write ADDRESS/LENGTH,ADDRESS/LENGTH"
+        if notes.get(ASN):
+            yield from check_asn_text(f"metadata.annotations[{ASN}]", notes[ASN])
+        if AGENT_SEEN in notes:
+            yield from check_time(f"metadata.annotations[{AGENT_SEEN}]", notes[AGENT_SEEN])
+
+    def _wrong_addresses(self) -> Iterator[Problem]:
+        families = []
+        for index, entry in enumerate(self.status.addresses):
+            if entry.type != "InternalIP":
+                continue
+            where = f"status.addresses[{index}].address"
+            wrong = tuple(check_address(where, entry.address))
+            yield from wrong
+            if not wrong:
+                address = ip_address(entry.address)
+                families.append(Family.of(address))
+                yield from check_usable(where, address, "write the address that the other nodes reach it by")
+        for family in Family:
+            if families.count(family) > 1:
+                yield (
+                    "status.addresses",
+                    f"has more than one InternalIP of {family.label}",
+                    "keep the one that the other nodes reach it by",
+                )
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,69 @@
+"""Pod: what has addresses of the pod network; Podway reads where it is to run, and which addresses it has."""
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import ClassVar, Literal
+
+import msgspec
+
+from podway.api.addresses import Address
+from podway.api.columns import AGE, LABELS, NAME, NAMESPACE, Column
+from podway.api.fields import Problem, check_address, check_name
+from podway.api.meta import Record
+from podway.api.resource import Names, Resource
+
+
+class PodSpec(Record, frozen=True, kw_only=True):
+    """Where a pod is to run."""
+
+    node_name: str = ""
+    host_network: bool = False
+
+
+class PodAddress(Record, frozen=True, kw_only=True):
+    """One entry of a pod's `status.podIPs`."""
+
+    ip: str
+
+
+class PodStatus(Record, frozen=True, kw_only=True):
+    """What is observed of a pod."""
+
+    phase: str = "Pending"
+    # Kubernetes writes these two with capitals that no rule gives.
+    pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: tuple[PodAddress, ...] = msgspec.field(default=(), name="podIPs")
+
+
+class Pod(Resource, frozen=True, kw_only=True):
+    """A group of containers that share one network namespace."""
+
+    KIND: ClassVar = "Pod"
+    NAMESPACED: ClassVar = True
+    NAMES: ClassVar = Names("pods", short=("po",))
+    COLUMNS: ClassVar = (
+        NAMESPACE,
+        NAME,
+        Column("NODE", lambda pod, _: pod.spec.node_name),
+        Column("IPS", lambda pod, _: ",".join(map(str, pod.addresses))),
+        Column("PHASE", lambda pod, _: pod.status.phase),
+        AGE,
+        LABELS,
+    )
+
+    api_version: Literal["v1"] = "v1"
+    kind: Literal["Pod"] = "Pod"
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The pod's addresses, at most one a family."""
+        return tuple(ip_address(entry.ip) for entry in self.status.pod_ips)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what cannot be right in the node's name and the addresses."""
+        if self.spec.node_name:
+            yield from check_name("spec.nodeName", self.spec.node_name)
+        for index, entry in enumerate(self.status.pod_ips):
+            yield from check_address(f"status.podIPs[{index}].ip", entry.ip)
