@@ -11,7 +11,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Network
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import msgspec
@@ -87,8 +88,8 @@ def measure() -> Section:
 
 
 def _objects() -> Iterator[tuple[Node, AddressBlock]]:
-    base = int(ip_network("10.200.0.0/16").network_address)
-    blocks = itertools.islice(ip_network(POOL).subnets(new_prefix=24), FIRST_BLOCK, None)
+    base = int(IPv4Network("10.200.0.0/16").network_address)
+    blocks = itertools.islice(IPv4Network(POOL).subnets(new_prefix=24), FIRST_BLOCK, None)
     for number, network in zip(range(NODES), blocks, strict=False):
         address, name = IPv4Address(base + number + 1), f"far-{number}"
         notes = {INTERFACE_ADDRESSES: f"{address}/16", ACCEPTS: "vxlan", SENDS: "vxlan", AGENT_SEEN: "1"}
@@ -155,7 +156,7 @@ def _processor(cluster: Lab) -> float:
 
 
 @contextmanager
-def _storm(cluster: Lab) -> Iterator[multiprocessing.Process]:
+def _storm(cluster: Lab) -> Iterator[SpawnProcess]:
     process = multiprocessing.get_context("spawn").Process(target=_write, args=(lab_store(cluster.name),))
     process.start()
     try:

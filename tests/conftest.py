@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import leftovers
-from patience import PATIENCE
 from podway.kernel import links, netns
 from podway.kernel.netlink import Connection
+from tests import leftovers
+from tests.patience import PATIENCE
 
 
 class TestNamespace:

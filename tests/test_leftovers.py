@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-import leftovers
+from tests import leftovers
 
 
 def test_a_process_is_seen_whoever_adopted_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from patience import PATIENCE
 from podway.agent.following import UplinkFollower
 from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
@@ -17,6 +16,7 @@ from podway.cluster.view import ClusterView
 from podway.kernel import netns
 from podway.kernel.netlink import Connection
 from podway.plan.uplink import Uplink
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

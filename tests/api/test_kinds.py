@@ -17,11 +17,11 @@ import msgspec
 import pytest
 
 import podway
-from patience import PATIENCE
 from podway.api.fields import LABEL
 from podway.api.kinds import KINDS
 from podway.api.meta import Record
 from podway.api.resource import GROUP, Resource, api_version
+from tests.patience import PATIENCE
 
 GADGET = '''
 """Gadget: what the test adds."""

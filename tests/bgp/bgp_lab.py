@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from patience import PATIENCE
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.ip_pool import Encapsulation, IPPool, IPPoolSpec
 from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
@@ -27,6 +26,7 @@ from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.uplink import Uplink
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000

@@ -2,7 +2,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bgp_lab import Segment
+
+from tests.bgp.bgp_lab import Segment
 
 
 @pytest.fixture

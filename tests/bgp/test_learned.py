@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from bgp_lab import LabNode, Segment, eventually, tells
 
 from podway.agent.learned import LearnedRoutes
 from podway.agent.state import NodeState
 from podway.api.kinds.node import ACCEPTS, SENDS
 from podway.kernel.node import Kernel
+from tests.bgp.bgp_lab import LabNode, Segment, eventually, tells
 
 pytestmark = pytest.mark.kernel
 

@@ -8,11 +8,11 @@ from datetime import timedelta
 from ipaddress import ip_address
 
 import pytest
-from bgp_lab import LabNode, Segment, eventually
 
 from podway.bgp.liveness import Suspects
 from podway.bgp.probe import answering
 from podway.bgp.render import RESTART_TIME
+from tests.bgp.bgp_lab import LabNode, Segment, eventually
 
 A, B = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 

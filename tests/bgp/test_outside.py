@@ -6,12 +6,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from bgp_lab import TOR_ASN, LabNode, OutsidePeer, Segment, eventually, tells
 
 from podway.api.kinds.bgp_peer import PasswordSource, PrefixRule, SecretKey
 from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
 from podway.bgp.status import PeerStatus
+from tests.bgp.bgp_lab import TOR_ASN, LabNode, OutsidePeer, Segment, eventually, tells
 
 pytestmark = pytest.mark.kernel
 

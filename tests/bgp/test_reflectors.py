@@ -7,10 +7,8 @@ from ipaddress import ip_network
 
 import msgspec
 import pytest
-from bgp_lab import LabNode, Segment, eventually
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bgp_plan import V4, node, view_of
 
 from podway.api.kinds.network_config import BgpSettings, ReflectorSettings, Topology
 from podway.api.kinds.node import ASN, BGP_READY, RACK, Node
@@ -18,6 +16,8 @@ from podway.api.meta import LabelSelector, Metadata
 from podway.plan.bgp import plan_bgp
 from podway.plan.reflectors import reflectors
 from podway.plan.topology import Standing, topology
+from tests.bgp.bgp_lab import LabNode, Segment, eventually
+from tests.bgp.test_bgp_plan import V4, node, view_of
 
 COUNT = ReflectorSettings(count=3)
 

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_bgp_plan import V4, V6, node, view_of
 
 from podway.agent.losses import BACK_AFTER, LOST_AFTER, Losses
 from podway.api.addresses import Family
@@ -22,6 +21,7 @@ from podway.bgp.speaker import SETTLE
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.topology import Standing, topology
+from tests.bgp.test_bgp_plan import V4, V6, node, view_of
 
 CHOSEN = BgpSettings(topology="reflectors", reflectors=ReflectorSettings(count=2))
 LABELLED = msgspec.structs.replace(

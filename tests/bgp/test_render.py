@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from test_bgp_plan import V4, V6, node, pool, view_of
 
 from podway.api.addresses import Address, Family
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule
@@ -17,6 +16,7 @@ from podway.api.meta import LabelSelector, Metadata
 from podway.bgp.render import render, standing
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.uplink import Uplink
+from tests.bgp.test_bgp_plan import V4, V6, node, pool, view_of
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from bgp_lab import Segment, eventually
 
 from podway.api.addresses import Family
 from podway.bgp.daemon import Bird
 from podway.bgp.render import render
 from podway.errors import RoutingError, UnsupportedSystem
+from tests.bgp.bgp_lab import Segment, eventually
 
 pytestmark = pytest.mark.kernel
 

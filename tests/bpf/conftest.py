@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from flow_bench import Bench
+
+from tests.bpf.flow_bench import Bench
 
 
 @pytest.fixture(scope="module")

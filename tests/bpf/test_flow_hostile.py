@@ -4,10 +4,10 @@ import random
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
-from flow_packets import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, TCP, UDP, frame, icmp, ip, sctp, tcp, udp
 
 from podway.kernel.flow_layout import Counter, Hook, Reason, Rule, RuleKey, Tier, Verdict
+from tests.bpf.flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
+from tests.bpf.flow_packets import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, TCP, UDP, frame, icmp, ip, sctp, tcp, udp
 
 pytestmark = pytest.mark.kernel
 

@@ -5,8 +5,23 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
-from flow_packets import (
+
+from podway.kernel import bpf
+from podway.kernel.flow_layout import (
+    Counter,
+    EventKind,
+    FlowFlag,
+    FlowState,
+    Hook,
+    Reason,
+    Rule,
+    RuleKey,
+    Tier,
+    Verdict,
+    Way,
+)
+from tests.bpf.flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
+from tests.bpf.flow_packets import (
     ACK,
     ETH_ARP,
     FIN,
@@ -26,21 +41,6 @@ from flow_packets import (
     sctp,
     tcp,
     udp,
-)
-
-from podway.kernel import bpf
-from podway.kernel.flow_layout import (
-    Counter,
-    EventKind,
-    FlowFlag,
-    FlowState,
-    Hook,
-    Reason,
-    Rule,
-    RuleKey,
-    Tier,
-    Verdict,
-    Way,
 )
 
 pytestmark = pytest.mark.kernel

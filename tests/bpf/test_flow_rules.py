@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 
 import pytest
-from flow_bench import PODS, REDIRECT, REMOTE, SHOT, Bench
-from flow_packets import ICMP, TCP, UDP, frame, icmp, ip, tcp, udp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from podway.kernel.flow_layout import ANYBODY, MOST_PRECEDENCE, Reason, Rule, RuleKey, Tier, Verdict
+from tests.bpf.flow_bench import PODS, REDIRECT, REMOTE, SHOT, Bench
+from tests.bpf.flow_packets import ICMP, TCP, UDP, frame, icmp, ip, tcp, udp
 
 pytestmark = pytest.mark.kernel
 

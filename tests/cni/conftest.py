@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cni_runtime import MemoryNetwork, Runtime, serving
 
 from podway.cni.server import CniServer
+from tests.cni.cni_runtime import MemoryNetwork, Runtime, serving
 
 ROOT = Path(__file__).parents[2]
 

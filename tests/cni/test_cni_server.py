@@ -10,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cni_runtime import MemoryNetwork, Runtime, serving
 
-from patience import PATIENCE
 from podway.cni import spec
 from podway.cni.answers import cni_error
 from podway.cni.frames import REQUEST_HEADER
@@ -28,6 +26,8 @@ from podway.errors import (
     StoreTooNew,
     StoreUnavailable,
 )
+from tests.cni.cni_runtime import MemoryNetwork, Runtime, serving
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

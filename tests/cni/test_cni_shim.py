@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cni_runtime import MemoryNetwork, Runtime, serving
 
 from podway.api.lease import MAX_CONTAINER_ID, Attachment
 from podway.cni import spec
 from podway.cni.frames import decode_request, encode_answer, request_length
 from podway.cni.server import CniServer
+from tests.cni.cni_runtime import MemoryNetwork, Runtime, serving
 
 CONFIG = {"cniVersion": "1.1.0", "name": "podway", "type": "podway"}
 

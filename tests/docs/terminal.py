@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 from typing import Self
 
-from console import Console, Step
-
-from patience import PATIENCE
 from podway.lab import names
 from podway.lab.paths import DEFAULT_LAB, lab_dir, lab_store
 from podway.lab.state import node_dir
+from tests.docs.console import Console, Step
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = 100

@@ -1,7 +1,8 @@
 """The reader of consoles, and the comparison that lets pass only what varies."""
 
 import pytest
-from console import Names, match, parse, replaced
+
+from tests.docs.console import Names, match, parse, replaced
 
 PAGE = """\
 # A page

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from console import Console, Names, match, parse, replaced
-from scenes import PAGES, RUN_AS, Scene
-from terminal import ROOT, Terminal
 
-from patience import PATIENCE
 from podway.errors import LabError
 from podway.lab import cluster
+from tests.docs.console import Console, Names, match, parse, replaced
+from tests.docs.scenes import PAGES, RUN_AS, Scene
+from tests.docs.terminal import ROOT, Terminal
+from tests.patience import PATIENCE
 
 AGAIN = 3.0 if os.environ.get("PODWAY_GOLDEN") == "write" else PATIENCE
 """How long something that comes a moment later is waited for, in seconds."""

@@ -5,12 +5,12 @@ from ipaddress import ip_interface
 from typing import Any
 
 import pytest
-from health_lab import HealthLab, running_lab
 
 from podway.cluster.view import ClusterView
 from podway.health.facts import KernelNetwork, Memory, NeighbourTable, NodeFacts
 from podway.plan.objects import NodePlan
 from podway.plan.uplink import Uplink
+from tests.health.health_lab import HealthLab, running_lab
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/16"),))
 

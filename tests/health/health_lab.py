@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from patience import PATIENCE
 from podway.agent.client import call
 from podway.api.kinds.address_block import AddressBlock
 from podway.errors import AgentError
@@ -21,6 +20,7 @@ from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, processes
 from podway.lab.paths import lab_dir, lab_store
 from podway.lab.state import node_dir
+from tests.patience import PATIENCE
 
 POOLS = ("10.244.0.0/16", "fd00:244::/56")
 

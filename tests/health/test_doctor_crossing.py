@@ -7,9 +7,7 @@ from ipaddress import ip_interface
 
 import msgspec
 import pytest
-from health_lab import HealthLab, sh
 
-from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
@@ -20,6 +18,8 @@ from podway.health.checks.crossing import bare_far, fabric, small_mtu, switch
 from podway.health.facts import ClusterFacts, Heard, NodeFacts, NodeSummary
 from podway.lab import names
 from podway.plan.uplink import Uplink
+from tests.health.health_lab import HealthLab, sh
+from tests.patience import PATIENCE
 
 
 @contextmanager

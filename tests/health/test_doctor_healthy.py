@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from health_lab import HealthLab
+
+from tests.health.health_lab import HealthLab
 
 pytestmark = pytest.mark.kernel
 

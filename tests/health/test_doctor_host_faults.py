@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from health_lab import HealthLab
 
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
@@ -35,6 +34,7 @@ from podway.lab import names, pods
 from podway.lab.paths import lab_dir
 from podway.plan.uplink import Uplink
 from podway.store.base import Store
+from tests.health.health_lab import HealthLab
 
 pytestmark = pytest.mark.kernel
 

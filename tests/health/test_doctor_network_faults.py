@@ -6,10 +6,10 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from health_lab import HealthLab
 
 from podway.kernel import netns
 from podway.lab import names
+from tests.health.health_lab import HealthLab
 
 pytestmark = pytest.mark.kernel
 

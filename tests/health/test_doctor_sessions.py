@@ -7,7 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from health_lab import HealthLab, end
+
+from tests.health.health_lab import HealthLab, end
 
 pytestmark = pytest.mark.kernel
 

@@ -1,7 +1,8 @@
 """What a node loses of its own addresses and ways: told while it lasts, with nothing else for the same cause."""
 
 import pytest
-from health_lab import HealthLab
+
+from tests.health.health_lab import HealthLab
 
 pytestmark = pytest.mark.kernel
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from patience import PATIENCE
 from podway.agent.client import call
 from podway.errors import AgentError
 from podway.kernel import netns, tcx
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

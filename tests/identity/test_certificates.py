@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from authorities import HOUR, OTHER_CLUSTER, authority, node, operator
 
 from podway.errors import AgentError
 from podway.identity import apart, tls
 from podway.identity.orders import SKEW, CertificateOrder
 from podway.identity.tls import Credentials
+from tests.identity.authorities import HOUR, OTHER_CLUSTER, authority, node, operator
 
 
 def test_openssl_accepts_a_node_for_both_uses_and_an_operator_as_a_client_only(tmp_path: Path) -> None:

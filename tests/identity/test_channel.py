@@ -15,9 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from authorities import HOUR, OTHER_CLUSTER, authority, operator
 
-from patience import PATIENCE
 from podway.agent.admin import Method, reply
 from podway.agent.remote import RemoteAgents, call_node
 from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority, ClusterAuthoritySpec, KeyedCertificate
@@ -27,6 +25,8 @@ from podway.identity.tls import Credentials
 from podway.lab import agents, facts, names, state
 from podway.lab.paths import lab_store
 from podway.lab.reach import from_a_node
+from tests.identity.authorities import HOUR, OTHER_CLUSTER, authority, operator
+from tests.patience import PATIENCE
 
 PORT = ChannelSettings().port
 

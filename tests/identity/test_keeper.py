@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from authorities import authority, spec
 
 from podway.api.decode import decode
 from podway.api.encode import to_builtins, to_json
@@ -20,6 +19,7 @@ from podway.errors import InvalidObject
 from podway.identity import certificates, keeper
 from podway.identity.orders import Order
 from podway.store.open import open_store
+from tests.identity.authorities import authority, spec
 
 SETTINGS = ChannelSettings()
 

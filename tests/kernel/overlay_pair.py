@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.kernel import addresses, links
 from podway.kernel.node import Kernel
@@ -23,6 +22,7 @@ from podway.plan.objects import (
     Sysctl,
     Vxlan,
 )
+from tests.patience import PATIENCE
 
 OUTER_MTU = 1500
 HEADERS = {Family.IPV4: 50, Family.IPV6: 70}

@@ -10,7 +10,6 @@ from ipaddress import ip_address, ip_interface, ip_network
 import msgspec
 import pytest
 
-from patience import PATIENCE
 from podway.api.lease import Attachment, Lease
 from podway.errors import KernelError
 from podway.kernel import addresses, links, netns
@@ -18,6 +17,7 @@ from podway.kernel.node import Kernel
 from podway.plan.bridge import plan_bridge
 from podway.plan.objects import BRIDGE_DEVICE, LinkAddress, NodePlan, PodWiring, Route
 from podway.plan.wiring import wire
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

@@ -10,11 +10,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from ipip_lab import ETHTOOL_SGRO, ETHTOOL_STXCSUM, MTU, Capture, Lab, ipv4, pcap, raw_socket, set_offload, udp
 
-from patience import ONCE
 from podway.kernel import netns
 from podway.plan.objects import NodePlan
+from tests.kernel.ipip_lab import (
+    ETHTOOL_SGRO,
+    ETHTOOL_STXCSUM,
+    MTU,
+    Capture,
+    Lab,
+    ipv4,
+    pcap,
+    raw_socket,
+    set_offload,
+    udp,
+)
+from tests.patience import ONCE
 
 pytestmark = pytest.mark.kernel
 

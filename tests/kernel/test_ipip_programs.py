@@ -10,14 +10,14 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from ipip_lab import Lab, Node, stream
 
-from patience import ONCE, PATIENCE
 from podway.errors import KernelError
 from podway.kernel import bpf, engine, ipip, ipip_programs, netns, tcx
 from podway.kernel.netlink import Connection
 from podway.kernel.tc import Direction
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, Sysctl, TunnelEndpoint
+from tests.kernel.ipip_lab import Lab, Node, stream
+from tests.patience import ONCE, PATIENCE
 
 pytestmark = pytest.mark.kernel
 

@@ -10,7 +10,6 @@ from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
 import msgspec
 import pytest
 
-from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
 from podway.kernel import addresses, links, netns, routes
@@ -20,6 +19,7 @@ from podway.kernel.netlink import constants as c
 from podway.kernel.node import Kernel
 from podway.plan.objects import LinkAddress, NftTable, NodePlan, Route
 from podway.plan.wiring import wire
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

@@ -5,12 +5,12 @@ import struct
 from ipaddress import ip_address
 
 import pytest
-from guard_lab import HERE, ROUTER, THERE, cluster, ethernet, guard_lab, icmp, ip_packet, udp
 
 from podway.api.addresses import Family
 from podway.kernel import netns
 from podway.plan.node import HostFacts
 from podway.plan.wiring import GATEWAY_MAC
+from tests.kernel.guard_lab import HERE, ROUTER, THERE, cluster, ethernet, guard_lab, icmp, ip_packet, udp
 
 pytestmark = pytest.mark.kernel
 

@@ -9,7 +9,6 @@ from ipaddress import ip_address, ip_interface
 
 import msgspec
 import pytest
-from overlay_pair import GATEWAYS, HEADERS, MACS, NODES, OUTER_MTU, PODS, Pair, forbid_fragments, overlay_plan
 
 from podway.api.addresses import Family
 from podway.kernel import links, netns, routes
@@ -25,6 +24,17 @@ from podway.plan.objects import (
     NodePlan,
     Route,
     Vxlan,
+)
+from tests.kernel.overlay_pair import (
+    GATEWAYS,
+    HEADERS,
+    MACS,
+    NODES,
+    OUTER_MTU,
+    PODS,
+    Pair,
+    forbid_fragments,
+    overlay_plan,
 )
 
 pytestmark = pytest.mark.kernel

@@ -5,7 +5,12 @@ import struct
 from ipaddress import ip_network
 
 import pytest
-from guard_lab import (
+
+from podway.api.addresses import Family
+from podway.kernel.node import Kernel
+from podway.plan.objects import NodePlan
+from podway.probe.packet import internet_checksum
+from tests.kernel.guard_lab import (
     BLOCKS,
     HERE,
     REDIRECT,
@@ -20,11 +25,6 @@ from guard_lab import (
     send_frame,
     udp,
 )
-
-from podway.api.addresses import Family
-from podway.kernel.node import Kernel
-from podway.plan.objects import NodePlan
-from podway.probe.packet import internet_checksum
 
 pytestmark = pytest.mark.kernel
 

@@ -4,9 +4,9 @@ import secrets
 import struct
 
 import pytest
-from guard_lab import HERE, THERE, cluster, guard_lab, icmp, icmp_error, ip_packet, listening, udp
 
 from podway.api.addresses import Family
+from tests.kernel.guard_lab import HERE, THERE, cluster, guard_lab, icmp, icmp_error, ip_packet, listening, udp
 
 pytestmark = pytest.mark.kernel
 

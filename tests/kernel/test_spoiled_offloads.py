@@ -11,9 +11,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from overlay_pair import PODS, Pair
 
-from patience import PATIENCE
 from podway.agent.offload import CHECKSUM, SEGMENTATION, OffloadTest
 from podway.api.addresses import Family
 from podway.kernel import links, netns, offload
@@ -21,6 +19,8 @@ from podway.kernel.netlink import Connection
 from podway.kernel.node import Kernel
 from podway.plan.objects import VXLAN_DEVICE, NodePlan
 from podway.probe.packet import internet_checksum
+from tests.kernel.overlay_pair import PODS, Pair
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

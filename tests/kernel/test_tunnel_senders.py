@@ -6,7 +6,13 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import msgspec
 import pytest
-from guard_lab import (
+
+from podway.api.addresses import Family
+from podway.cluster.view import ClusterView
+from podway.kernel.node import Kernel
+from podway.plan.fabric import overlay
+from podway.plan.objects import NodePlan
+from tests.kernel.guard_lab import (
     BLOCKS,
     HERE,
     ROUTER,
@@ -21,12 +27,6 @@ from guard_lab import (
     send_frame,
     udp,
 )
-
-from podway.api.addresses import Family
-from podway.cluster.view import ClusterView
-from podway.kernel.node import Kernel
-from podway.plan.fabric import overlay
-from podway.plan.objects import NodePlan
 
 pytestmark = pytest.mark.kernel
 

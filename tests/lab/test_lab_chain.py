@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from patience import ANSWERED
 from podway.errors import LabError
 from podway.lab.chain import Container, PluginChain
+from tests.patience import ANSWERED
 
 pytestmark = pytest.mark.kernel
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from patience import PATIENCE
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
@@ -21,6 +20,7 @@ from podway.api.kinds.pod import Pod
 from podway.errors import InvalidObject, LabError
 from podway.lab import agents, cluster, facts, names, pods, processes, state, topology
 from podway.lab.paths import lab_dir
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

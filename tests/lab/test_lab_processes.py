@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from patience import PATIENCE, eventually
 from podway.errors import LabError
 from podway.lab import processes
+from tests.patience import PATIENCE, eventually
 
 pytestmark = pytest.mark.kernel
 

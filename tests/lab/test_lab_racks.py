@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from patience import ONCE, PATIENCE
 from podway.api.addresses import Family
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import ASN, RACK, Node
@@ -17,6 +16,7 @@ from podway.lab import cluster, facts, names, pods, processes, state, topology
 from podway.lab.fabric import Tor
 from podway.lab.facts import PoolForm
 from podway.lab.paths import lab_dir
+from tests.patience import ONCE, PATIENCE
 
 pytestmark = pytest.mark.kernel
 

@@ -4,12 +4,12 @@ import subprocess
 from ipaddress import ip_address
 
 import pytest
-from router_lab import POOLS, RouterLab
 
-from patience import ANSWERED
 from podway.api.addresses import Family
 from podway.lab import names, topology
 from podway.plan.objects import Route
+from tests.lab.router_lab import POOLS, RouterLab
+from tests.patience import ANSWERED
 
 pytestmark = pytest.mark.kernel
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from router_lab import BFD, RouterLab
 
-from patience import eventually
 from podway.errors import LabError
 from podway.lab import cluster, processes, speakers, topology
 from podway.lab.fabric import Fabric
 from podway.lab.speaker_files import render_bird, render_frr
+from tests.lab.router_lab import BFD, RouterLab
+from tests.patience import eventually
 
 GOLDEN = Path(__file__).parent / "golden"
 FABRIC = Fabric((ip_network("172.30.0.0/16"), ip_network("fd70:6f64:7761:7900::/56")), racks=3)

@@ -3,11 +3,11 @@ from ipaddress import ip_network
 
 import pytest
 
-from patience import ANSWERED, PATIENCE
 from podway.kernel import netns
 from podway.lab import names, topology
 from podway.lab.fabric import plan_fabric
 from podway.lab.state import LabNode
+from tests.patience import ANSWERED, PATIENCE
 
 
 @pytest.mark.kernel

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fabric import block, node, pool, view
 
 from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.kinds.node import ACCEPTS, SENDS, Node
@@ -31,6 +30,7 @@ from podway.plan.switching import (
     waiting,
 )
 from podway.plan.uplink import Uplink
+from tests.plan.test_fabric import block, node, pool, view
 
 HERE = node("here", "172.30.1.1/24", accepts="vxlan", sends="vxlan")
 THERE = node("there", "172.30.1.2/24", accepts="vxlan", sends="vxlan")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from paper_cluster import pool, snapshot_of
 
 from podway.cli.main import main
 from podway.preview import snapshot
 from podway.preview.simulate import World, build
+from tests.preview.paper_cluster import pool, snapshot_of
 
 
 @pytest.fixture

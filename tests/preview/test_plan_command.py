@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from paper_cluster import pool, snapshot_of
 
 from podway.cluster.view import ClusterView
 from podway.plan.changes import between
@@ -12,6 +11,7 @@ from podway.plan.path import Site
 from podway.preview import snapshot
 from podway.preview.simulate import build
 from podway.store.open import open_store
+from tests.preview.paper_cluster import pool, snapshot_of
 
 MTU = "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {mtu: 1400}}"
 ASN = "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {bgp: {asn: 64999}}}"

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from patience import PATIENCE
 from podway.errors import LabError
 from podway.lab import cluster, names, pods
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paper_cluster import pool
 
 from podway.cluster.change import Change
 from podway.errors import InvalidObject, PoolExhausted
@@ -19,6 +18,7 @@ from podway.preview.measure import death_of, follow, measure, plan_all, routes_o
 from podway.preview.preview import Comparison
 from podway.preview.settle import settle
 from podway.preview.simulate import build
+from tests.preview.paper_cluster import pool
 
 POOLS = [pool("four", "10.0.0.0/16", block_size=28), pool("six", "fd10::/48")]
 

@@ -4,7 +4,6 @@ import json
 
 import msgspec
 import pytest
-from paper_cluster import snapshot_of
 
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PasswordSource, SecretKey
 from podway.api.kinds.cluster_authority import ClusterAuthority
@@ -14,6 +13,7 @@ from podway.api.rules import check_change
 from podway.errors import InvalidInput, InvalidObject
 from podway.plan.node import plan_node
 from podway.preview import snapshot
+from tests.preview.paper_cluster import snapshot_of
 
 
 def test_what_is_written_is_read_back(world):

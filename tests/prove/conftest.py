@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from hand_cluster import Cluster
+
+from tests.prove.hand_cluster import Cluster
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import uuid
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
-from patience import PATIENCE
 from podway.prove.world import Block, NodePoint, PodPoint, World
+from tests.patience import PATIENCE
 
 NODES = (1, 2)
 PODS = (2, 3)

@@ -5,7 +5,6 @@ import os
 
 import pytest
 from click.testing import CliRunner
-from hand_cluster import Cluster
 
 from podway.api.kinds.node import Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
@@ -14,6 +13,7 @@ from podway.cli.options import GlobalOptions
 from podway.kernel import netns
 from podway.prove.host import places_here
 from podway.prove.world import NodePlace, PodPlace
+from tests.prove.hand_cluster import Cluster
 
 pytestmark = pytest.mark.kernel
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
-from hand_cluster import run
-from test_packet import ethernet, ip, udp
 
-from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.kernel import netns
 from podway.probe.filter import attach, capture_filter, echo_filter
 from podway.probe.packet import parse_ethernet
+from tests.patience import PATIENCE
+from tests.prove.hand_cluster import run
+from tests.prove.test_packet import ethernet, ip, udp
 
 pytestmark = pytest.mark.kernel
 

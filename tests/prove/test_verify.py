@@ -9,13 +9,13 @@ import subprocess
 
 import msgspec
 import pytest
-from hand_cluster import Cluster, run
 
 from podway.api.addresses import Family
 from podway.errors import InvalidInput
 from podway.prove.report import Report, Verdict, to_json, to_text
 from podway.prove.verify import path_of, verify
 from podway.prove.world import Absent, NodePoint
+from tests.prove.hand_cluster import Cluster, run
 
 pytestmark = pytest.mark.kernel
 

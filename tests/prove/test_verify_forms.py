@@ -4,7 +4,6 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 import pytest
-from hand_cluster import NODES, PODS, Cluster
 
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
@@ -21,6 +20,7 @@ from podway.prove.forms import Form, asked_form
 from podway.prove.report import Report, to_text
 from podway.prove.verify import verify
 from podway.prove.world import World
+from tests.prove.hand_cluster import NODES, PODS, Cluster
 
 pytestmark = pytest.mark.kernel
 

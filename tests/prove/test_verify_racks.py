@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from patience import PATIENCE
 from podway.api.kinds.ip_pool import IPPool
 from podway.cli.options import GlobalOptions
 from podway.cli.verify import world_of
@@ -20,6 +19,7 @@ from podway.lab import cluster, facts, names, pods
 from podway.lab.facts import PoolForm
 from podway.prove.report import Report
 from podway.prove.verify import verify
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
 

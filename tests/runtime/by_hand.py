@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from node_host import NodeHost
+from tests.runtime.node_host import NodeHost
 
 CACHE = "/var/lib/cni/results"
 """Where libcni keeps the result of each ADD."""

@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from busybox_image import make_rootfs
-from node_host import NodeHost
-from real_lab import RealLab, new_lab, root_namespace
-from runtimes import CONTAINERD_NODE, PODMAN_NODE, STANDARD, Containerd, Podman
+
+from tests.runtime.busybox_image import make_rootfs
+from tests.runtime.node_host import NodeHost
+from tests.runtime.real_lab import RealLab, new_lab, root_namespace
+from tests.runtime.runtimes import CONTAINERD_NODE, PODMAN_NODE, STANDARD, Containerd, Podman
 
 
 @pytest.fixture(scope="package")

@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from patience import PATIENCE
 from podway.kernel import netns
 from podway.lab.names import node_netns
 from podway.lab.state import node_dir
+from tests.patience import PATIENCE
 
 # /run/podway is the node's run directory, so that the plugin finds the agent where it does on a real node. Empty
 # /run, /var/lib and /dev/shm keep what runtimes write there away from the machine's own. An empty

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from patience import ONCE, PATIENCE
 from podway.agent.client import call
 from podway.lab.names import node_netns
 from podway.lab.state import node_dir
+from tests.patience import ONCE, PATIENCE
 
 
 @dataclass(frozen=True)

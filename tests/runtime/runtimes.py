@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from busybox_image import SERVE, archive
-from by_hand import Libcni
-from cri_client import Cri, CriError
-from node_host import NodeHost
-from witness import Witness
-
 import podway.cni
-from patience import PATIENCE
 from podway.cni.conflist import FILE_NAME, render_conflist
+from tests.patience import PATIENCE
+from tests.runtime.busybox_image import SERVE, archive
+from tests.runtime.by_hand import Libcni
+from tests.runtime.cri_client import Cri, CriError
+from tests.runtime.node_host import NodeHost
+from tests.runtime.witness import Witness
 
 SHIM = Path(podway.cni.__file__).parent / "bin" / "podway"
 STANDARD = Path("/usr/lib/cni")

@@ -1,10 +1,10 @@
 """CHECK, GC and STATUS: podman 4 and containerd 1.6 never give them, so here they come as from libcni 1.2."""
 
 import pytest
-from real_lab import RealLab
-from runtimes import PODMAN_NODE, Podman
 
 from podway.cni.spec import Code
+from tests.runtime.real_lab import RealLab
+from tests.runtime.runtimes import PODMAN_NODE, Podman
 
 pytestmark = pytest.mark.kernel
 

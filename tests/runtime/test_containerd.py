@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from busybox_image import PAGE
-from cri_client import CriError
-from real_lab import RealLab
-from runtimes import CONTAINERD_NODE, Containerd
+
+from tests.runtime.busybox_image import PAGE
+from tests.runtime.cri_client import CriError
+from tests.runtime.real_lab import RealLab
+from tests.runtime.runtimes import CONTAINERD_NODE, Containerd
 
 pytestmark = pytest.mark.kernel
 

@@ -6,10 +6,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from busybox_image import ASKER, PAGE
-from node_host import NodeHost
-from real_lab import RealLab, new_lab
-from runtimes import PODMAN_NODE, Podman
+
+from tests.runtime.busybox_image import ASKER, PAGE
+from tests.runtime.node_host import NodeHost
+from tests.runtime.real_lab import RealLab, new_lab
+from tests.runtime.runtimes import PODMAN_NODE, Podman
 
 pytestmark = pytest.mark.kernel
 

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from patience import PATIENCE
 from podway.api.kinds.namespace import Namespace
 from podway.store.bell import SLOW_POLL
 from podway.store.sqlite import SqliteStore
+from tests.patience import PATIENCE
 
 PROGRAM = """
 import asyncio, sys, msgspec

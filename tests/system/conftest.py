@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from system_lab import SystemLab, running_lab
+
+from tests.system.system_lab import SystemLab, running_lab
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,10 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from system_lab import PodUnderTest, SystemLab
-
 from podway.api.addresses import Address
 from podway.kernel import netns
 from podway.lab import names
+from tests.system.system_lab import PodUnderTest, SystemLab
 
 RATE = 1000
 """Packets a second, over all flows."""

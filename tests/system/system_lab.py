@@ -14,7 +14,6 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
 
-from patience import PATIENCE
 from podway.agent.client import call
 from podway.api.addresses import Address, Network
 from podway.api.kinds.address_block import AddressBlock
@@ -27,6 +26,7 @@ from podway.lab.facts import PoolForm
 from podway.lab.paths import lab_store
 from podway.lab.state import node_dir
 from podway.store.base import Store
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 

@@ -8,11 +8,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from system_lab import PodUnderTest, SystemLab, eventually, running_lab
 
 from podway.cni.spec import Code
 from podway.kernel import links
 from podway.lab import names, topology
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -6,13 +6,13 @@ import sqlite3
 from typing import Any
 
 import pytest
-from system_lab import SystemLab, eventually
 
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.meta import Metadata
 from podway.lab.paths import lab_dir
+from tests.system.system_lab import SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 

@@ -10,7 +10,6 @@ from functools import partial
 from ipaddress import ip_address
 
 import pytest
-from system_lab import PodUnderTest, SystemLab, eventually
 
 from podway.api.addresses import gateway_of
 from podway.api.kinds.ip_pool import IPPool
@@ -18,6 +17,7 @@ from podway.cni.spec import Code
 from podway.kernel import netns
 from podway.lab import cluster
 from podway.lab.facts import PoolForm
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 

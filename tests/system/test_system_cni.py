@@ -1,10 +1,10 @@
 """CNI through the real plugin and agent: what the specification says of each command, and of wiring."""
 
 import pytest
-from system_lab import Answer, PodUnderTest, SystemLab, eventually
 
-from patience import PATIENCE
 from podway.cni.spec import Code
+from tests.patience import PATIENCE
+from tests.system.system_lab import Answer, PodUnderTest, SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 

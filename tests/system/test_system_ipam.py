@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from system_lab import PodUnderTest, SystemLab, eventually, running_lab
 
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
@@ -15,6 +14,7 @@ from podway.api.kinds.node import Node
 from podway.api.meta import LabelSelector, Metadata
 from podway.cni.spec import Code
 from podway.lab import cluster
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
 
 pytestmark = pytest.mark.kernel
 

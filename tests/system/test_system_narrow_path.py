@@ -8,11 +8,11 @@ from functools import partial
 from itertools import product
 
 import pytest
-from switch_traffic import opened
-from system_lab import PodUnderTest, SystemLab, eventually, sh
 
 from podway.api.addresses import Address, Family
 from podway.lab import names
+from tests.system.switch_traffic import opened
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually, sh
 
 pytestmark = pytest.mark.kernel
 

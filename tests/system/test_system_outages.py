@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from system_lab import SystemLab, eventually, running_lab
 
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.node import Node
@@ -14,6 +13,7 @@ from podway.api.meta import Metadata
 from podway.cni.spec import Code
 from podway.lab import cluster, topology
 from podway.lab.paths import lab_dir
+from tests.system.system_lab import SystemLab, eventually, running_lab
 
 pytestmark = pytest.mark.kernel
 

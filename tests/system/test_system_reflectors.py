@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from system_lab import SystemLab, eventually, running_lab
 
 from podway.lab import cluster
+from tests.system.system_lab import SystemLab, eventually, running_lab
 
 pytestmark = pytest.mark.kernel
 

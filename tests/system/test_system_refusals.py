@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from system_lab import SystemLab, eventually, running_lab
 
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.meta import Metadata
 from podway.kernel import netns
 from podway.lab import names, topology
 from podway.lab.paths import lab_dir, lab_store
+from tests.system.system_lab import SystemLab, eventually, running_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from system_lab import PodUnderTest, SystemLab, eventually
+
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from switch_traffic import mtu_of
-from system_lab import PodUnderTest, SystemLab, eventually
 
 from podway.api.addresses import Address
 from podway.kernel import netns
 from podway.lab import names, state
+from tests.system.switch_traffic import mtu_of
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 

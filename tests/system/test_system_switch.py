@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from switch_traffic import Connections, Packets, in_node, larger_mtu, mtu_of, opened, send_whole
-from system_lab import PodUnderTest, SystemLab, eventually, running_lab
 
 from podway.kernel import tcx
+from tests.system.switch_traffic import Connections, Packets, in_node, larger_mtu, mtu_of, opened, send_whole
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from switch_traffic import Packets
-from system_lab import PodUnderTest, SystemLab, eventually
 
 from podway.kernel import netns
 from podway.lab import names
+from tests.system.switch_traffic import Packets
+from tests.system.system_lab import PodUnderTest, SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 

@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from system_lab import SystemLab, eventually
 
 from podway.api.kinds.node import Node
 from podway.lab.facts import PoolForm
+from tests.system.system_lab import SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 

@@ -5,9 +5,9 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from trace_lab import POOLS, TraceLab
 
 from podway.lab import cluster, pods
+from tests.trace.trace_lab import POOLS, TraceLab
 
 
 @pytest.fixture(scope="session")

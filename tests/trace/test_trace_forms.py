@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from trace_lab import TraceLab
 
-from patience import PATIENCE
 from podway.api.addresses import Family
 from podway.api.kinds.ip_pool import IPPool
 from podway.lab import facts
 from podway.prove.tracing.page import to_text
 from podway.prove.tracing.report import Direction, TraceReport
+from tests.patience import PATIENCE
+from tests.trace.trace_lab import TraceLab
 
 pytestmark = pytest.mark.kernel
 

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from trace_lab import TraceLab
 
-from patience import PATIENCE
 from podway.agent.client import call
 from podway.api.addresses import Family
 from podway.errors import AgentError, InvalidInput
@@ -24,6 +22,8 @@ from podway.lab import agents as lab_agents
 from podway.lab import pods
 from podway.lab.paths import lab_dir
 from podway.prove.tracing.report import Direction, Verdict
+from tests.patience import PATIENCE
+from tests.trace.trace_lab import TraceLab
 
 pytestmark = pytest.mark.kernel
 

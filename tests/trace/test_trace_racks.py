@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from trace_lab import TraceLab
 
-from patience import PATIENCE
 from podway.lab import cluster, pods
 from podway.lab.fabric import Tor
 from podway.prove.tracing.report import TraceReport
+from tests.patience import PATIENCE
+from tests.trace.trace_lab import TraceLab
 
 pytestmark = pytest.mark.kernel
 

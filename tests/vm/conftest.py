@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from machine import Kernel, fetch_kernel
+from tests.vm.machine import Kernel, fetch_kernel
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from machine import Kernel, Machine, booted
 from podway.kernel import engine, ipip, links, netns
 from podway.kernel.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
+from tests.vm.machine import Kernel, Machine, booted
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
