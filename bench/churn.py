@@ -20,8 +20,8 @@ from bench.execution import run
 from bench.labs import Lab, kill, lab
 from bench.plugins import Plugin, new_container, plugins, sandbox_name, sandboxes
 from bench.report import Row, Section
-from podway.agent.client import call
 from podway.api.lease import LINK_PREFIX
+from podway.channel.client import call
 from podway.errors import LabError
 from podway.kernel import netns
 from podway.lab.processes import Spawned

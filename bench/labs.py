@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from podway.agent.client import call
 from podway.api.encode import to_builtins, to_json, to_list
 from podway.api.resource import Resource
+from podway.channel.client import call
 from podway.errors import LabError
 from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, state

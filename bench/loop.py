@@ -22,10 +22,10 @@ from bench.labs import Lab, kill, lab
 from bench.plugins import Plugin, new_container, plugins, sandboxes
 from bench.report import Row, Section
 from bench.samples import mib, ms, percentile
-from podway.agent.client import call
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
 from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
+from podway.channel.client import call
 from podway.lab.paths import lab_store
 from podway.lab.state import node_dir
 from podway.store.base import Store

@@ -163,3 +163,11 @@ class CniError(PodwayError):
 
 class LabError(PodwayError):
     """A lab cannot be built, changed or found."""
+
+
+def explain(error: BaseException) -> str:
+    """Say an error in one line; of a group, its first."""
+    if isinstance(error, BaseExceptionGroup):
+        return explain(error.exceptions[0])
+    words = str(error).splitlines()
+    return f"{type(error).__name__}: {words[0]}" if words else type(error).__name__

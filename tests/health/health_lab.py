@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from podway.agent.client import call
 from podway.api.kinds.address_block import AddressBlock
+from podway.channel.client import call
 from podway.errors import AgentError
 from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, processes

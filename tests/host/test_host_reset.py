@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from podway.agent.client import call
+from podway.channel.client import call
 from podway.errors import AgentError
 from podway.kernel import netns, tcx
 from tests.patience import PATIENCE

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from podway.agent.client import call
+from podway.channel.client import call
 from podway.lab.names import node_netns
 from podway.lab.state import node_dir
 from tests.patience import ONCE, PATIENCE

@@ -14,10 +14,10 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
 
-from podway.agent.client import call
 from podway.api.addresses import Address, Network
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.lease import Attachment
+from podway.channel.client import call
 from podway.cni.conflist import render_conflist
 from podway.errors import AgentError
 from podway.kernel import netns

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from podway.agent.client import call
 from podway.api.addresses import Family
+from podway.channel.client import call
 from podway.errors import AgentError, InvalidInput
 from podway.kernel import netns
 from podway.lab import agents as lab_agents

@@ -16,10 +16,7 @@ from typing import Any
 
 import structlog
 
-from podway.agent import admin
-from podway.agent.admin import Method
 from podway.agent.blocks import BlockKeeper
-from podway.agent.channel import Channel
 from podway.agent.crossing import Crossing
 from podway.agent.following import UplinkFollower, first_uplink
 from podway.agent.identity import NodeLock
@@ -40,6 +37,9 @@ from podway.agent.steps import Steps, rest
 from podway.agent.supervisor import Supervisor
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
+from podway.channel import admin
+from podway.channel.admin import Method
+from podway.channel.server import Channel
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from podway import __version__
-from podway.agent.admin import Method
 from podway.agent.options import DEFAULT_RUN_DIR, AgentOptions
 from podway.agent.parts import Parts
+from podway.channel.admin import Method
 from podway.health.doctor import Doctor
 from podway.health.facts import Memory, Repair, TaskFailure
 from podway.health.sources.files import Places

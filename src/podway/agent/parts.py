@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from podway.agent.channel import Channel
 from podway.agent.crossing import Crossing
 from podway.agent.learned import LearnedRoutes
 from podway.agent.offload import OffloadTest
@@ -14,6 +13,7 @@ from podway.agent.state import NodeState
 from podway.agent.steps import Steps
 from podway.agent.supervisor import Supervisor
 from podway.bgp.speaker import BgpSpeaker
+from podway.channel.server import Channel
 from podway.kernel.node import Kernel
 from podway.store.base import Store
 

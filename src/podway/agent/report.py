@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from podway import __version__
-from podway.agent.admin import Method
 from podway.agent.checkup import Checkup
 from podway.agent.parts import Parts
 from podway.agent.told import told_routes
@@ -18,6 +17,7 @@ from podway.agent.tracing import Tracing
 from podway.api.addresses import Family
 from podway.api.resource import subject
 from podway.bgp.status import PeerStatus
+from podway.channel.admin import Method
 from podway.errors import RoutingError
 from podway.kernel import links, routes
 from podway.kernel.netlink import Connection

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from podway.errors import NameTaken
+from podway.errors import NameTaken, explain
 
 log = structlog.get_logger(__name__)
 
@@ -90,11 +90,3 @@ class Supervisor:
             self.note("event loop", error)
         else:
             loop.default_exception_handler(context)
-
-
-def explain(error: BaseException) -> str:
-    """Say an error in one line; of a group, its first."""
-    if isinstance(error, BaseExceptionGroup):
-        return explain(error.exceptions[0])
-    words = str(error).splitlines()
-    return f"{type(error).__name__}: {words[0]}" if words else type(error).__name__

@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 
-from podway.agent.admin import Method
 from podway.agent.identity import kernel_instance
 from podway.agent.state import NodeState
 from podway.api.addresses import Address
 from podway.api.lease import Lease
 from podway.bgp.probe import path_mtu
 from podway.bgp.speaker import BgpSpeaker
+from podway.channel.admin import Method
 from podway.errors import AgentError, InvalidInput, RoutingError
 from podway.kernel.netlink import constants as c
 from podway.kernel.routes import Lookup, RouteRecord

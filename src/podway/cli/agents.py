@@ -12,8 +12,8 @@ from typing import Any, TypeAlias, TypeVar
 import click
 import msgspec
 
-from podway.agent.client import call, is_served
 from podway.agent.options import DEFAULT_RUN_DIR
+from podway.channel.client import call, is_served
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError, LabError, NeedsRoot, NotFound, StoreError
 from podway.lab.names import require_lab_name
@@ -194,7 +194,7 @@ def _over_sockets(options: GlobalOptions) -> dict[str, Ask]:
 
 def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
     """Return the agents of all nodes in the store."""
-    from podway.agent.remote import RemoteAgents, direct
+    from podway.channel.remote import RemoteAgents, direct
     from podway.lab.reach import from_a_node
 
     listing = options.run(lambda store: store.list_all())

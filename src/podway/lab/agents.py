@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from podway.agent.client import call
 from podway.api.addresses import Family, Network
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
+from podway.channel.client import call
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, LabError
 from podway.kernel import links, routes

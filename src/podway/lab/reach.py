@@ -2,7 +2,7 @@
 
 import socket
 
-from podway.agent.remote import Reach, direct
+from podway.channel.remote import Reach, direct
 from podway.errors import LabError
 from podway.kernel import netns
 from podway.lab import names, state

@@ -1,4 +1,4 @@
-"""Ask agents of other nodes, over the channel (podway.agent.channel)."""
+"""Ask agents of other nodes, over the channel (podway.channel.server)."""
 
 import contextlib
 import socket
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from podway.agent.client import TIMEOUT, exchange, result_of
 from podway.api.addresses import Address
 from podway.api.kinds.cluster_authority import ClusterAuthority, ClusterAuthoritySpec
 from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
+from podway.channel.client import TIMEOUT, exchange, result_of
 from podway.errors import AgentError, InvalidInput
 from podway.identity import rotation, tls
 from podway.identity.orders import CertificateOrder, node_uri, operator_uri

@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from podway.agent.admin import Method, reply
-from podway.agent.remote import RemoteAgents, call_node
 from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority, ClusterAuthoritySpec, KeyedCertificate
 from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
+from podway.channel.admin import Method, reply
+from podway.channel.remote import RemoteAgents, call_node
 from podway.errors import AgentError, InvalidInput
 from podway.identity.tls import Credentials
 from podway.lab import agents, facts, names, state

@@ -1,6 +1,6 @@
-"""How an agent is asked: one JSON line each way (podway.agent.client), here over its own unix socket.
+"""How an agent is asked: one JSON line each way (podway.channel.client), here over its own unix socket.
 
-The channel for other machines (podway.agent.channel) answers by the same methods.
+The channel for other machines (podway.channel.server) answers by the same methods.
 """
 
 import asyncio
@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from podway.agent.supervisor import explain
-from podway.errors import PodwayError
+from podway.errors import PodwayError, explain
 
 log = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Ask an agent: one JSON line each way over its unix socket. From other machines: podway.agent.remote."""
+"""Ask an agent: one JSON line each way over its unix socket. From other machines: podway.channel.remote."""
 
 import socket
 import time

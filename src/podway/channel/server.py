@@ -15,16 +15,17 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import structlog
 
-from podway.agent.admin import Method, reply
-from podway.agent.certificate import NodeCertificate
-from podway.agent.state import NodeState
 from podway.api.addresses import Address, Family, Network
+from podway.channel.admin import Method, reply
+from podway.channel.certificate import NodeCertificate
+from podway.cluster.view import ClusterView
 from podway.errors import AgentError, PodwayError
 from podway.identity import tls
+from podway.plan.uplink import Uplink
 from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
@@ -56,6 +57,14 @@ REFUSALS_LOGGED = 10.0
 """Seconds for which refusals are only counted after one was logged: anyone can cause them."""
 
 
+class Node(Protocol):
+    """What is known of the node whose agent answers."""
+
+    node: str
+    uplink: Uplink
+    view: ClusterView
+
+
 class Channel:
     """The agent's place where other machines ask, at each of the node's addresses."""
 
@@ -63,7 +72,7 @@ class Channel:
     _methods: Mapping[str, Method]
     _context: ssl.SSLContext
 
-    def __init__(self, store: Store, state: NodeState) -> None:
+    def __init__(self, store: Store, state: Node) -> None:
         self._state = state
         self._certificate = NodeCertificate(store, state.node)
         self._wanted = asyncio.Event()
@@ -211,7 +220,7 @@ class Channel:
         try:
             # Of a handshake and of a single read or write, this limits the whole (_PyDeadline in _ssl.c).
             connection.settimeout(HANDSHAKE)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see podway.agent.remote
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see podway.channel.remote
             wrap = self._context.wrap_socket
             with connection, wrap(connection, server_side=True, do_handshake_on_connect=False) as secure:
                 self._connections.add(secure)

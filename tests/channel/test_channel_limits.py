@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import structlog
 
-from podway.agent import channel
-from podway.agent.admin import Method
-from podway.agent.channel import Channel
-from podway.agent.remote import call_node, operator_credentials
 from podway.api.addresses import Address
 from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority
 from podway.api.kinds.network_config import ChannelSettings
+from podway.channel import server as channel
+from podway.channel.admin import Method
+from podway.channel.remote import call_node, operator_credentials
+from podway.channel.server import Channel
 from podway.cluster.view import ClusterView
 from podway.store.sqlite import SqliteStore
 
