@@ -11,7 +11,7 @@ from bench.report import Row, Section
 from podway.api.kinds.ip_pool import Encapsulation, IPPool, IPPoolSpec, When
 from podway.api.kinds.namespace import Namespace
 from podway.api.meta import LabelSelector, Metadata
-from podway.kernel import routes
+from podway.kernel.rtnl import routes
 from podway.lab import names, state, topology
 from podway.plan.fabric import DEVICES
 

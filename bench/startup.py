@@ -6,7 +6,7 @@ from bench.labs import Lab, lab
 from bench.report import Row, Section
 from bench.samples import median, mib
 from podway.api.addresses import Family
-from podway.kernel import routes
+from podway.kernel.rtnl import routes
 from podway.lab import names, topology
 
 SMALL, LARGE = 3, 50

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from podway.kernel import links, netns
-from podway.kernel.netlink import Connection
+from podway.kernel import netns
+from podway.kernel.rtnl import links
+from podway.kernel.rtnl.netlink import Connection
 from tests import leftovers
 from tests.patience import PATIENCE
 

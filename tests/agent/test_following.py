@@ -14,7 +14,7 @@ from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
 from podway.cluster.view import ClusterView
 from podway.kernel import netns
-from podway.kernel.netlink import Connection
+from podway.kernel.rtnl.netlink import Connection
 from podway.plan.uplink import Uplink
 from tests.patience import PATIENCE
 

@@ -9,8 +9,8 @@ from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.meta import Metadata
 from podway.bgp.status import BirdRoute, NextHop
 from podway.cluster.view import ClusterView
-from podway.kernel import routes
-from podway.kernel.routes import RouteRecord
+from podway.kernel.rtnl import routes
+from podway.kernel.rtnl.routes import RouteRecord
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NAMES = {2: "eth0", 7: "podway-vxlan"}

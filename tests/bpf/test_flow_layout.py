@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podway.kernel import flow_layout as layout
-from podway.kernel import flow_programs
+from podway.kernel.bpf import flow_layout as layout
+from podway.kernel.bpf import flow_programs
 
 KIND_STRUCT, KIND_ENUM = 4, 6
 EXTRA = {1: 4, 3: 12, 4: 12, 5: 12, 6: 8, 13: 8, 14: 4, 15: 12, 17: 4, 19: 12}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from podway.kernel import bpf
-from podway.kernel.flow_layout import (
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_layout import (
     Counter,
     EventKind,
     FlowFlag,

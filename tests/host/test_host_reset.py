@@ -15,7 +15,8 @@ import pytest
 
 from podway.channel.client import call
 from podway.errors import AgentError
-from podway.kernel import netns, tcx
+from podway.kernel import netns
+from podway.kernel.bpf import tcx
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel

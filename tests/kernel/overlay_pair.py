@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from podway.api.addresses import Family
-from podway.kernel import addresses, links
 from podway.kernel.node import Kernel
+from podway.kernel.rtnl import addresses, links
 from podway.plan.objects import (
     VXLAN_DEVICE,
     Device,

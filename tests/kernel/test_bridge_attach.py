@@ -12,8 +12,9 @@ import pytest
 
 from podway.api.lease import Attachment, Lease
 from podway.errors import KernelError
-from podway.kernel import addresses, links, netns
+from podway.kernel import netns
 from podway.kernel.node import Kernel
+from podway.kernel.rtnl import addresses, links
 from podway.plan.bridge import plan_bridge
 from podway.plan.objects import BRIDGE_DEVICE, LinkAddress, NodePlan, PodWiring, Route
 from podway.plan.wiring import wire

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podway.api.lease import Attachment, Lease
-from podway.kernel import addresses, links
 from podway.kernel.node import Kernel
+from podway.kernel.rtnl import addresses, links
 from podway.plan.changes import compare
 from podway.plan.objects import LinkAddress, Neighbour, NftTable, NodePlan, Route, Sysctl
 from podway.plan.wiring import wire

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from podway.errors import KernelError
-from podway.kernel import bpf, engine, ipip, ipip_programs, netns, tcx
-from podway.kernel.netlink import Connection
-from podway.kernel.tc import Direction
+from podway.kernel import engine, ipip, netns
+from podway.kernel.bpf import ipip_programs, tcx
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.rtnl.tc import Direction
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, Sysctl, TunnelEndpoint
 from tests.kernel.ipip_lab import Lab, Node, stream
 from tests.patience import ONCE, PATIENCE
@@ -33,7 +35,7 @@ ATTACH = """
 import sys
 from ipaddress import ip_address
 from podway.kernel import engine, ipip
-from podway.kernel.netlink import Connection
+from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan
 
 with Connection() as connection:
@@ -43,8 +45,9 @@ with Connection() as connection:
 """
 
 LOOK = """
-from podway.kernel import ipip, tcx
-from podway.kernel.netlink import Connection
+from podway.kernel import ipip
+from podway.kernel.bpf import tcx
+from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import NodePlan
 
 with Connection() as connection:

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from podway.api.addresses import Family
-from podway.kernel import links, netns, routes
+from podway.kernel import netns
 from podway.kernel.events import Event, Watcher
 from podway.kernel.node import Kernel
+from podway.kernel.rtnl import links, routes
 from podway.plan.objects import (
     BRIDGE_DEVICE,
     DEVICE_GROUP,

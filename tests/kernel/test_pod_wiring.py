@@ -13,9 +13,10 @@ import pytest
 
 from podway.api.lease import Attachment, Lease
 from podway.errors import InvalidInput, KernelError
-from podway.kernel import addresses, links, sysctls
-from podway.kernel.netlink import Connection
+from podway.kernel import sysctls
 from podway.kernel.node import Kernel
+from podway.kernel.rtnl import addresses, links
+from podway.kernel.rtnl.netlink import Connection
 from podway.kernel.wiring import link_local
 from podway.plan.objects import LinkAddress, PodWiring, Route, Sysctl
 from podway.plan.wiring import wire

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from podway.cni.spec import Code
-from podway.kernel import links
+from podway.kernel.rtnl import links
 from podway.lab import names, topology
 from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from podway.kernel import tcx
+from podway.kernel.bpf import tcx
 from tests.system.switch_traffic import Connections, Packets, in_node, larger_mtu, mtu_of, opened, send_whole
 from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from podway.kernel import engine, ipip, links, netns
-from podway.kernel.netlink import Connection
+from podway.kernel import engine, ipip, netns
+from podway.kernel.rtnl import links
+from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
 from tests.vm.machine import Kernel, Machine, booted
 

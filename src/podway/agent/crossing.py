@@ -18,8 +18,7 @@ from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError
-from podway.kernel import links, routes
-from podway.kernel.netlink import constants as c
+from podway.kernel.network import RTPROT_BIRD, dump_links, dump_routes
 from podway.kernel.node import Kernel
 from podway.plan.fabric import forms_accepted, forms_asked, forms_held
 from podway.plan.objects import ROUTE_PROTOCOL
@@ -264,18 +263,18 @@ class Crossing:
 
     def _read(self) -> Ways:
         """Read the kernel's routes to other nodes' blocks: those with a gateway. Raises KernelError."""
-        names = {link.index: link.name for link in links.dump(self._kernel.connection)}
+        names = {link.index: link.name for link in dump_links(self._kernel.connection)}
         view = self._state.view
         blocks = view.block_lengths | {(pool.network.version, pool.block_prefix) for pool in view.pools.values()}
-        found: dict[int, dict[Network, Encapsulation]] = {c.RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
+        found: dict[int, dict[Network, Encapsulation]] = {RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
         for protocol, forms in found.items():
             for family in Family:
                 lengths = {length for version, length in blocks if version == family}
-                for record in routes.dump(self._kernel.connection, family, protocol=protocol, lengths=lengths):
+                for record in dump_routes(self._kernel.connection, family, protocol=protocol, lengths=lengths):
                     if record.next_hops or record.gateway is not None:
                         index = record.next_hops[0].index if record.next_hops else record.index
                         forms[record.destination] = form_by(names.get(index, ""))
-        return Ways(learned=found[c.RTPROT_BIRD], told=found[ROUTE_PROTOCOL])
+        return Ways(learned=found[RTPROT_BIRD], told=found[ROUTE_PROTOCOL])
 
 
 def _words(text: str) -> frozenset[str]:

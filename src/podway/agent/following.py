@@ -14,7 +14,7 @@ from podway.api.addresses import Address
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
 from podway.errors import AgentError, KernelError
-from podway.kernel.netlink import Connection
+from podway.kernel.network import Connection
 from podway.plan.uplink_choice import Choice, choose_uplink, lost, unsettled
 
 log = structlog.get_logger(__name__)

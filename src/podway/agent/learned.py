@@ -19,10 +19,7 @@ from podway.agent.state import NodeState
 from podway.api.addresses import Address, Family, Network
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import KernelError, RoutingError
-from podway.kernel import links, routes
-from podway.kernel.netlink import Connection
-from podway.kernel.netlink import constants as c
-from podway.kernel.routes import NextHop, RouteRecord
+from podway.kernel.network import RTPROT_BIRD, Connection, NextHop, RouteRecord, dump_links, dump_routes
 from podway.plan.changes import Change
 from podway.plan.learned import METRIC
 
@@ -162,10 +159,10 @@ class LearnedRoutes:
     async def _taken(self, among: Collection[Network]) -> set[Network]:
         """Return those of the destinations for which somebody else's route stands where BIRD's would."""
         found = await asyncio.to_thread(_records, _lengths(among), 0)
-        return {record.destination for record in found.routes if record.protocol != c.RTPROT_BIRD} & set(among)
+        return {record.destination for record in found.routes if record.protocol != RTPROT_BIRD} & set(among)
 
     async def _kernel_routes(self, among: Collection[Network]) -> dict[Network, LearnedRoute]:
-        found = await asyncio.to_thread(_records, _lengths(among), c.RTPROT_BIRD)
+        found = await asyncio.to_thread(_records, _lengths(among), RTPROT_BIRD)
         return {
             record.destination: LearnedRoute(
                 record.destination,
@@ -193,10 +190,10 @@ def _records(lengths: Mapping[Family, Collection[int]], protocol: int) -> _Recor
             [
                 record
                 for family, wanted in lengths.items()
-                for record in routes.dump(connection, family, protocol=protocol, lengths=wanted)
+                for record in dump_routes(connection, family, protocol=protocol, lengths=wanted)
                 if record.metric == METRIC
             ],
-            {link.index: link.name for link in links.dump(connection)},
+            {link.index: link.name for link in dump_links(connection)},
         )
 
 

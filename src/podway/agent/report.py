@@ -19,9 +19,7 @@ from podway.api.resource import subject
 from podway.bgp.status import PeerStatus
 from podway.channel.admin import Method
 from podway.errors import RoutingError
-from podway.kernel import links, routes
-from podway.kernel.netlink import Connection
-from podway.kernel.routes import RouteRecord
+from podway.kernel.network import Connection, RouteRecord, dump_links, dump_routes
 from podway.plan.outside import left_out
 from podway.plan.topology import topology
 
@@ -157,8 +155,8 @@ def _role(peer: PeerStatus, node: str, reflectors: Collection[str]) -> str:
 
 def _kernel_routes() -> tuple[list[RouteRecord], dict[int, str]]:
     with Connection() as connection:
-        found = [route for family in Family for route in routes.dump(connection, family)]
-        return found, {link.index: link.name for link in links.dump(connection)}
+        found = [route for family in Family for route in dump_routes(connection, family)]
+        return found, {link.index: link.name for link in dump_links(connection)}
 
 
 def _resident() -> int:

@@ -12,8 +12,7 @@ from podway.api.addresses import Network
 from podway.api.kinds.ip_pool import Encapsulation
 from podway.bgp.status import BirdRoute
 from podway.cluster.view import ClusterView
-from podway.kernel.netlink import constants as c
-from podway.kernel.routes import RouteRecord
+from podway.kernel.network import RTPROT_BIRD, RouteRecord
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
 from podway.plan.switching import form_by
 
@@ -89,7 +88,7 @@ def _route(
         by = (
             by
             if by == "own"
-            else {ROUTE_PROTOCOL: "store", c.RTPROT_BIRD: "bgp"}.get(record.protocol, str(record.protocol))
+            else {ROUTE_PROTOCOL: "store", RTPROT_BIRD: "bgp"}.get(record.protocol, str(record.protocol))
         )
     return ToldRoute(
         network=network,

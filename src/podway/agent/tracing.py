@@ -20,8 +20,7 @@ from podway.bgp.probe import path_mtu
 from podway.bgp.speaker import BgpSpeaker
 from podway.channel.admin import Method
 from podway.errors import AgentError, InvalidInput, RoutingError
-from podway.kernel.netlink import constants as c
-from podway.kernel.routes import Lookup, RouteRecord
+from podway.kernel.network import RTPROT_BIRD, Lookup, RouteRecord
 from podway.probe.build import MARK_BYTES, Protocol
 from podway.probe.facts import ECHO_SECONDS, Way, ask_rejecting, ask_setting, ask_way, connection, survey
 from podway.probe.plain import plain, plain_ground, plain_way
@@ -205,7 +204,7 @@ class Tracing:
         raise AgentError(f"no pod of node {self._state.node} has the link {link}", hint="is the pod still there?")
 
     async def _session_of(self, way: Lookup) -> str:
-        if way.protocol != c.RTPROT_BIRD:
+        if way.protocol != RTPROT_BIRD:
             return ""
         try:
             routes = await self._speaker.routes()

@@ -2,9 +2,7 @@
 
 from podway.api.addresses import Family
 from podway.api.lease import LINK_PREFIX
-from podway.kernel import addresses, links, routes
-from podway.kernel.netlink import Connection
-from podway.kernel.routes import RouteRecord
+from podway.kernel.network import Connection, RouteRecord, dump_addresses, dump_links, dump_routes
 from podway.plan.objects import DEVICE_GROUP
 from podway.plan.uplink_choice import DefaultRoute, Link, LinkAddress, Surroundings
 
@@ -16,7 +14,7 @@ def surroundings(connection: Connection) -> Surroundings:
     """Return what there is, without devices and pod links of ours. Raises KernelError."""
     found = [
         link
-        for link in links.dump(connection)
+        for link in dump_links(connection)
         if link.group != DEVICE_GROUP and not link.name.startswith(LINK_PREFIX)
     ]
     known = {link.index for link in found}
@@ -35,13 +33,13 @@ def surroundings(connection: Connection) -> Surroundings:
                 record.deprecated,
                 record.temporary,
             )
-            for record in addresses.dump(connection)
+            for record in dump_addresses(connection)
             if record.index in known and record.scope in WIDE
         ),
         defaults=tuple(
             _default(family, record)
             for family in Family
-            for record in routes.dump(connection, family, lengths={0})
+            for record in dump_routes(connection, family, lengths={0})
             if record.type == "unicast"
         ),
     )

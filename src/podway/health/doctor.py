@@ -43,7 +43,7 @@ from podway.health.facts import (
 )
 from podway.health.finding import Check, Finding, Severity
 from podway.health.sources import files, firewall, network, pods, routing, settings
-from podway.kernel.netlink import Connection
+from podway.kernel.network import Connection
 from podway.kernel.node import Kernel
 from podway.plan.fabric import overhead
 from podway.plan.node import pool_mtu

@@ -14,8 +14,7 @@ from podway.api.kinds.node import Node
 from podway.channel.client import call
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, LabError
-from podway.kernel import links, routes
-from podway.kernel.netlink import Connection
+from podway.kernel.network import Connection, dump_links, dump_routes
 from podway.lab import facts, names, processes, topology
 from podway.lab.paths import lab_store
 from podway.lab.processes import Spawned
@@ -196,11 +195,11 @@ def _device(state: LabState, pool: IPPool, here: Node, there: Node) -> str | Non
 
 def _found(connection: Connection, awaited: Collection[_Way]) -> set[_Way]:
     """Return those of the ways that a node's kernel has."""
-    names_by_index = {link.index: link.name for link in links.dump(connection)}
+    names_by_index = {link.index: link.name for link in dump_links(connection)}
     there = {
         (route.destination, device)
         for family in {Family.of(way.block) for way in awaited}
-        for route in routes.dump(connection, family)
+        for route in dump_routes(connection, family)
         if route.type == "unicast"
         for device in ("", names_by_index.get(route.index))
     }

@@ -13,7 +13,8 @@ speaker on them is told (podway.lab.speakers).
 from collections.abc import Mapping
 
 from podway.api.addresses import Family
-from podway.kernel import links, netns, sysctls
+from podway.kernel import netns, sysctls
+from podway.kernel.requests import LOOPBACK, set_link_up
 from podway.lab import names, topology
 from podway.lab.fabric import Fabric, in_family
 from podway.lab.state import LabNode
@@ -62,7 +63,7 @@ def _create(lab: str, fabric: Fabric, rack: int) -> None:
     with netns.opened(netns.path_of(namespace)) as fd:
         netns.run(fd, _become_router)
     with topology.connection(namespace) as there:
-        there.transact([links.set_up(links.LOOPBACK, "lo")])
+        there.transact([set_link_up(LOOPBACK, "lo")])
     sides = (
         (RACK_SIDE, topology.gateway_mac(rack), topology.bridge_of(fabric, rack), fabric.gateways(rack)),
         (SPINE_SIDE, _spine_mac(rack), topology.SPINE, fabric.spine(rack)),

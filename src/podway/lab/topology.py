@@ -14,8 +14,22 @@ import errno
 from collections.abc import Iterable, Iterator, Mapping
 
 from podway.api.addresses import Family, Interface
-from podway.kernel import addresses, links, neighbours, netns, routes, sysctls
-from podway.kernel.netlink import Connection, Request
+from podway.kernel import netns, sysctls
+from podway.kernel.network import Connection, find_link
+from podway.kernel.requests import (
+    LOOPBACK,
+    Peer,
+    Request,
+    add_address,
+    add_neighbour,
+    add_route,
+    change_link,
+    new_bridge,
+    new_veth,
+    remove_link,
+    set_link_down,
+    set_link_up,
+)
 from podway.lab import names
 from podway.lab.fabric import Fabric
 from podway.lab.state import LabNode
@@ -39,9 +53,9 @@ def create_fabric(lab: str, fabric: Fabric) -> None:
     bridges = [SPINE, *(bridge_of(fabric, rack) for rack in fabric.numbers)] if fabric.routed else [BRIDGE]
     with connection(names.fabric_netns(lab)) as there:
         for bridge in bridges:
-            there.transact([links.new_bridge(bridge)])
+            there.transact([new_bridge(bridge)])
             # Nothing speaks IP in here; without an address the bridge asks for none and sends nothing.
-            there.transact([links.change(bridge, without_ipv6_autoconf=True), links.set_up(bridge)])
+            there.transact([change_link(bridge, without_ipv6_autoconf=True), set_link_up(bridge)])
     with netns.opened(netns.path_of(names.fabric_netns(lab))) as fd:
         netns.run(fd, _leave_frames_alone)
 
@@ -62,7 +76,7 @@ def create_node(lab: str, node: str, place: LabNode, fabric: Fabric) -> None:
     namespace = names.node_netns(lab, node)
     netns.create(namespace)
     with connection(namespace) as there:
-        there.transact([links.set_up(links.LOOPBACK, "lo")])
+        there.transact([set_link_up(LOOPBACK, "lo")])
     plug(
         lab,
         namespace,
@@ -88,15 +102,15 @@ def plug(
     """
     with connection(names.fabric_netns(lab)) as fabric, connection(namespace) as there:
         with netns.opened(netns.path_of(namespace)) as fd:
-            fabric.transact([links.new_veth(port, links.Peer(device, fd, mac))])
-        master = links.find(fabric, bridge).index
-        fabric.transact([links.change(port, master=master, without_ipv6_autoconf=True)])
-        fabric.transact([links.set_up(port)])
-        index = links.find(there, device).index
+            fabric.transact([new_veth(port, Peer(device, fd, mac))])
+        master = find_link(fabric, bridge).index
+        fabric.transact([change_link(port, master=master, without_ipv6_autoconf=True)])
+        fabric.transact([set_link_up(port)])
+        index = find_link(there, device).index
         there.transact(
             [
-                links.set_up(index, device),
-                *(addresses.add(LinkAddress(device, interface), index) for interface in interfaces),
+                set_link_up(index, device),
+                *(add_address(LinkAddress(device, interface), index) for interface in interfaces),
             ]
         )
 
@@ -104,7 +118,7 @@ def plug(
 def route(namespace: str, wanted: Iterable[Route]) -> None:
     """Write static routes in a namespace. Raises KernelError."""
     with connection(namespace) as there:
-        there.transact([routes.add(entry, links.find(there, entry.device).index, STATIC) for entry in wanted])
+        there.transact([add_route(entry, find_link(there, entry.device).index, STATIC) for entry in wanted])
 
 
 def introduce(lab: str, fabric: Fabric, nodes: Mapping[str, LabNode]) -> None:
@@ -125,9 +139,9 @@ def introduce(lab: str, fabric: Fabric, nodes: Mapping[str, LabNode]) -> None:
 def remember(namespace: str, device: str, macs: Mapping[str, Iterable[Interface]]) -> None:
     """Write permanent neighbour entries: the addresses that each of these hardware addresses has."""
     with connection(namespace) as there:
-        index = links.find(there, device).index
+        index = find_link(there, device).index
         entries = (Neighbour(device, address.ip, mac) for mac, found in macs.items() for address in found)
-        there.transact([neighbours.add(entry, index) for entry in entries])
+        there.transact([add_neighbour(entry, index) for entry in entries])
 
 
 def _by_rack(nodes: Mapping[str, LabNode]) -> dict[int, dict[str, int]]:
@@ -139,12 +153,12 @@ def _by_rack(nodes: Mapping[str, LabNode]) -> dict[int, dict[str, int]]:
 
 def cut_node(lab: str, index: int) -> None:
     """Take a node's carrier away, as pulling its cable would: nothing that it sends gets out any more."""
-    _at_port(lab, links.set_down(_port(index)))
+    _at_port(lab, set_link_down(_port(index)))
 
 
 def remove_node(lab: str, node: str, index: int) -> None:
     """Remove a node's uplink and namespace, as far as they are there. Nothing may run in it any more."""
-    _at_port(lab, links.remove(_port(index)))
+    _at_port(lab, remove_link(_port(index)))
     netns.delete(names.node_netns(lab, node))
 
 
@@ -152,7 +166,7 @@ def create_pod(namespace: str) -> str:
     """Make a pod's empty namespace of this name, as a runtime's sandbox; return its path. Raises KernelError."""
     path = netns.create(namespace)
     with connection(namespace) as sandbox:
-        sandbox.transact([links.set_up(links.LOOPBACK, "lo")])
+        sandbox.transact([set_link_up(LOOPBACK, "lo")])
     return str(path)
 
 

@@ -1,8 +1,8 @@
 """What a node's bridge takes from its ports: on a LAN, too, a pod speaks only as itself.
 
 Frames between two ports do not pass the IP layer, so they are looked at where they come out of a port. That
-they bear its pod's hardware address the bridge itself sees to (`locked`, podway.kernel.bridge); which addresses
-that one speaks for stands in two sets, whose elements come with a pod's wiring and go with it.
+they bear its pod's hardware address the bridge itself sees to (`locked`, podway.kernel.rtnl.bridge); which
+addresses that one speaks for stands in two sets, whose elements come with a pod's wiring and go with it.
 """
 
 from collections.abc import Collection, Iterable

@@ -12,11 +12,20 @@ import msgspec
 from podway.api.addresses import Address, Family, Interface
 from podway.bgp.probe import PathMtu, path_mtu
 from podway.errors import KernelError
-from podway.kernel import addresses, forwarding, links, neighbours, netns, routes, sysctls
+from podway.kernel import netns, sysctls
 from podway.kernel.ipip import IpipTunnels, TunnelEndpoints
-from podway.kernel.links import LinkRecord
-from podway.kernel.netlink import Connection
-from podway.kernel.routes import Lookup, RouteRecord
+from podway.kernel.network import (
+    Connection,
+    LinkRecord,
+    Lookup,
+    RouteRecord,
+    dump_addresses,
+    dump_forwarding,
+    dump_links,
+    dump_neighbours,
+    dump_routes,
+    lookup_route,
+)
 from podway.plan.objects import IPIP_DEVICE, NodePlan
 
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
@@ -101,9 +110,9 @@ def ask_way(connection: Connection, destination: Address, source: Address | None
     Raises KernelError.
     """
     if not iif:
-        return routes.lookup(connection, destination, source=source)
+        return lookup_route(connection, destination, source=source)
     try:
-        found = routes.lookup(connection, destination, source=source, iif=iif)
+        found = lookup_route(connection, destination, source=source, iif=iif)
     except KernelError as error:
         if error.errno != errno.EXDEV:  # how kernels before 6.14 say that the source is refused
             raise
@@ -111,7 +120,7 @@ def ask_way(connection: Connection, destination: Address, source: Address | None
     if not found.errno:
         return found
     # Newer ones say EINVAL for whatever is wrong on input. If the way itself is good, it is the source.
-    plain = routes.lookup(connection, destination)
+    plain = lookup_route(connection, destination)
     return SpoofRefused() if plain.type in ("unicast", "local") else plain
 
 
@@ -121,7 +130,7 @@ def ask_rejecting(connection: Connection, destination: Address) -> RouteRecord |
     A lookup does not tell which route refused (rtnetlink answers with an errno alone). Raises KernelError.
     """
     found = [
-        route for route in routes.dump(connection, Family.of(destination)) if destination in route.destination
+        route for route in dump_routes(connection, Family.of(destination)) if destination in route.destination
     ]
     narrowest = max(found, key=lambda route: route.destination.prefixlen, default=None)
     return narrowest if narrowest and narrowest.type != "unicast" else None
@@ -129,19 +138,19 @@ def ask_rejecting(connection: Connection, destination: Address) -> RouteRecord |
 
 def survey(connection: Connection) -> Ground:
     """Return what stands in a namespace. Raises KernelError."""
-    found = {link.index: link for link in links.dump(connection)}
+    found = {link.index: link for link in dump_links(connection)}
 
     def name(index: int) -> str:
         return found[index].name if index in found else ""
 
-    known = {(name(record.index), record.address): record for record in neighbours.dump(connection)}
+    known = {(name(record.index), record.address): record for record in dump_neighbours(connection)}
     numbers = {link.name: link.index for link in found.values()}
     has_ipip = IPIP_DEVICE in numbers
     return Ground(
         {link.name: link for link in found.values()},
         tuple(
             (name(record.index), record.address)
-            for record in addresses.dump(connection)
+            for record in dump_addresses(connection)
             if record.scope == "global"
         ),
         {key: record.mac if record.state & _NUD_USABLE else "" for key, record in known.items()},
@@ -150,7 +159,7 @@ def survey(connection: Connection) -> Ground:
             (link.name, entry.mac): entry.endpoint
             for link in found.values()
             if link.kind == "vxlan"
-            for entry in forwarding.dump(connection, link.index)
+            for entry in dump_forwarding(connection, link.index)
             if entry.endpoint is not None
         },
         frozenset(

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from podway.api.addresses import Address
-from podway.kernel.links import LinkRecord
-from podway.kernel.routes import Lookup, NextHop, RouteRecord
+from podway.kernel.network import LinkRecord, Lookup, NextHop, RouteRecord
 from podway.probe.capture import Frame
 from podway.probe.facts import Ground, SpoofRefused, Way
 

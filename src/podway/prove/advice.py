@@ -9,14 +9,14 @@ import msgspec
 
 from podway.api.addresses import Address, Network, is_within
 from podway.api.lease import LINK_PREFIX
-from podway.kernel.netlink import constants as c
+from podway.kernel.network import RTPROT_BIRD
 from podway.plan.fabric import DEVICES
 from podway.plan.objects import BRIDGE_DEVICE, MAIN_TABLE, ROUTE_PROTOCOL
 from podway.prove.cause import command
 from podway.prove.witness import Witness
 from podway.prove.world import Point, World
 
-OURS = frozenset({ROUTE_PROTOCOL, c.RTPROT_BIRD})
+OURS = frozenset({ROUTE_PROTOCOL, RTPROT_BIRD})
 """rtm_protocol of the routes that the agent and its BIRD keep."""
 RTPROT_KERNEL = 2
 MENDED = "the agent puts this back within a second: if it stays so, see `podway doctor` and the agent's log"

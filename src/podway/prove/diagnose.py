@@ -3,7 +3,7 @@
 import msgspec
 
 from podway.errors import PodwayError
-from podway.kernel.routes import Lookup
+from podway.kernel.network import Lookup
 from podway.prove.advice import prefer_source, remove_address
 from podway.prove.cause import Cause, command, place
 from podway.prove.judge import Code, Fault, Flow

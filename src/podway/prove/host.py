@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
-from podway.kernel import addresses, leases, links
-from podway.kernel.netlink import Connection
+from podway.kernel import leases
+from podway.kernel.network import Connection, dump_addresses, dump_links
 from podway.prove.world import NodePlace, PodPlace
 
 
@@ -15,8 +15,8 @@ def places_here(resources: Iterable[Resource]) -> tuple[dict[str, NodePlace], di
     The node is the one whose address is on a device here: that device is its uplink. Raises KernelError.
     """
     with Connection() as connection:
-        names = {link.index: link.name for link in links.dump(connection)}
-        devices = {record.address.ip: names.get(record.index, "") for record in addresses.dump(connection)}
+        names = {link.index: link.name for link in dump_links(connection)}
+        devices = {record.address.ip: names.get(record.index, "") for record in dump_addresses(connection)}
         held = leases.read(connection).leases
     nodes = {
         node.metadata.name: NodePlace("", devices[address])

@@ -4,7 +4,7 @@ import os
 
 from podway.api.addresses import Address, Family, Network, host_network
 from podway.bgp.probe import SMALLEST
-from podway.kernel.routes import Lookup
+from podway.kernel.network import Lookup
 from podway.plan.fabric import DEVICES
 from podway.plan.overlays import RP_FILTER
 from podway.probe.capture import Sighting

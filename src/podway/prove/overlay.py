@@ -1,7 +1,7 @@
 """Why a packet that crosses in an overlay was lost: what its two ends lack."""
 
 from podway.api.addresses import Address, Family
-from podway.kernel.routes import Lookup
+from podway.kernel.network import Lookup
 from podway.plan.fabric import overhead, overlay
 from podway.probe.facts import Ground
 from podway.probe.packet import IP_HEADER, Packet

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from podway.api.addresses import Address
 from podway.bgp.probe import PathMtu
-from podway.kernel.routes import RouteRecord
+from podway.kernel.network import RouteRecord
 from podway.probe.facts import (
     Ground,
     Way,

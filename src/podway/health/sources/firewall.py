@@ -15,7 +15,7 @@ import msgspec
 from podway.errors import AgentError
 from podway.health.facts import Firewall
 from podway.health.ruleset import Ruleset, from_iptables, from_nft
-from podway.kernel.nft import Nftables
+from podway.kernel import firewall
 from podway.plan.objects import is_our_table
 
 _LEGACY = {
@@ -50,9 +50,7 @@ async def read() -> Firewall:
 
 def list_here() -> Firewall:
     """List the rules of the calling thread's namespace. Raises KernelError, UnsupportedSystem."""
-    nftables = Nftables(lambda function: function())
-    chains = from_nft(nftables.ruleset(), without=is_our_table).chains
-    nftables.close()
+    chains = from_nft(firewall.ruleset(), without=is_our_table).chains
     unread = []
     for tool, tables in _LEGACY.items():
         if not tables.exists() or not tables.read_text().strip():

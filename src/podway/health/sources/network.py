@@ -1,6 +1,5 @@
 """Devices, routes and neighbours that rtnetlink tells, as far as they may stand in pods' way."""
 
-import struct
 from collections.abc import Collection, Iterable, Sequence
 
 from podway.api.addresses import Address, Family, Network, is_within
@@ -8,21 +7,22 @@ from podway.api.lease import LINK_PREFIX
 from podway.bgp.status import BirdRoute
 from podway.health.facts import Device, KernelNetwork, KernelRoute, NeighbourTable, Way
 from podway.ipam.blocks import free_blocks
-from podway.kernel import addresses, links, neighbours, routes
-from podway.kernel.netlink import Connection, Request
-from podway.kernel.netlink import constants as c
-from podway.kernel.netlink.codec import number, parse, string
-from podway.kernel.routes import RouteRecord
+from podway.kernel.network import (
+    RTPROT_BIRD,
+    RTPROT_KERNEL,
+    AddressRecord,
+    Connection,
+    RouteRecord,
+    dump_addresses,
+    dump_links,
+    dump_neighbour_tables,
+    dump_neighbours,
+    dump_routes,
+    lookup_route,
+)
 from podway.plan.objects import DEVICE_GROUP, ROUTE_PROTOCOL
 
-RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL = 64, 66
-NDTA_NAME, NDTA_THRESH3, NDTA_STATS = 1, 4, 7
-"""include/uapi/linux/neighbour.h"""
-_STATS = struct.Struct("=11Q")
-"""struct ndt_stats; the last number is ndts_table_fulls."""
-
 RT_TABLE_LOCAL = 255
-RTPROT_KERNEL = 2
 
 WAYS = 256
 """How many routes to others' blocks are asked for: two netlink questions each."""
@@ -33,10 +33,10 @@ def read(connection: Connection, learned: Sequence[BirdRoute], pools: Collection
 
     The ways to those inside `pools` are asked for.
     """
-    by_index: dict[int, list[addresses.AddressRecord]] = {}
-    for found in addresses.dump(connection):
+    by_index: dict[int, list[AddressRecord]] = {}
+    for found in dump_addresses(connection):
         by_index.setdefault(found.index, []).append(found)
-    records = links.dump(connection)
+    records = dump_links(connection)
     names = {link.index: link.name for link in records}
     return KernelNetwork(
         devices=tuple(
@@ -62,7 +62,7 @@ def _others_routes(
 ) -> Iterable[KernelRoute]:
     """Yield routes in all tables that somebody else wrote, but for what the kernel made of addresses."""
     for family in Family:
-        for record in routes.dump(connection, family, table=0):
+        for record in dump_routes(connection, family, table=0):
             if record.table != RT_TABLE_LOCAL and not _expected(record, learned):
                 yield KernelRoute(
                     record.destination,
@@ -76,14 +76,14 @@ def _others_routes(
 
 
 def _expected(record: RouteRecord, learned: Collection[Network]) -> bool:
-    if record.protocol == c.RTPROT_BIRD:
+    if record.protocol == RTPROT_BIRD:
         return record.destination in learned
     return record.protocol in {ROUTE_PROTOCOL, RTPROT_KERNEL}
 
 
 def _ways(connection: Connection, learned: Iterable[BirdRoute], pools: Collection[Network]) -> Iterable[Way]:
     remote = [route for route in learned if route.best and route.next_hops]
-    routed = [record.destination for family in Family for record in routes.dump(connection, family)]
+    routed = [record.destination for family in Family for record in dump_routes(connection, family)]
     inside = [net for net in routed if any(is_within(net, pool) for pool in pools)]
     # What a peer told besides (a default route, a wider range) the host may send where it likes.
     blocks = [route for route in remote if any(is_within(route.network, pool) for pool in pools)]
@@ -91,7 +91,7 @@ def _ways(connection: Connection, learned: Iterable[BirdRoute], pools: Collectio
         address = _an_address(route.network, inside)
         if address is None:
             continue  # narrower routes lead to all of it
-        found = routes.lookup(connection, address)
+        found = lookup_route(connection, address)
         if found.protocol == ROUTE_PROTOCOL:
             continue  # a pool goes over from one form to another, or from BGP to the store
         gateways = {hop.gateway for hop in route.next_hops}
@@ -124,21 +124,13 @@ def _an_address(block: Network, routed: Collection[Network]) -> Address | None:
 
 
 def _neighbour_tables(connection: Connection) -> tuple[NeighbourTable, ...]:
-    learned = [found for found in neighbours.dump(connection) if not found.permanent]
-    tables = []
-    for message in connection.dump(Request(RTM_GETNEIGHTBL, b"\0" * 4, "list", "neighbour tables")):
-        found = parse(message.body, 4)
-        name = string(found.get(NDTA_NAME))
-        if NDTA_THRESH3 not in found or name not in {"arp_cache", "ndisc_cache"}:
-            continue  # a device's own parameters
-        family = Family.IPV4 if name == "arp_cache" else Family.IPV6
-        stats = found.get(NDTA_STATS, b"")
-        tables.append(
-            NeighbourTable(
-                family,
-                sum(entry.address.version == family for entry in learned),
-                number(found[NDTA_THRESH3]),
-                int(_STATS.unpack(stats)[-1]) if len(stats) == _STATS.size else 0,
-            )
+    learned = [found for found in dump_neighbours(connection) if not found.permanent]
+    return tuple(
+        NeighbourTable(
+            table.family,
+            sum(entry.address.version == table.family for entry in learned),
+            table.room,
+            table.overflows,
         )
-    return tuple(tables)
+        for table in dump_neighbour_tables(connection)
+    )

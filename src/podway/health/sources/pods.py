@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from podway.api.lease import Lease
 from podway.errors import InvalidInput, KernelError
 from podway.health.facts import PodDevice
-from podway.kernel import links, netns
-from podway.kernel.netlink import Connection
+from podway.kernel import netns
+from podway.kernel.network import Connection, find_link
 
 
 def read(leases: Iterable[Lease]) -> tuple[PodDevice, ...]:
@@ -24,7 +24,7 @@ def _device(lease: Lease) -> PodDevice | None:
         return None
     try:
         with Connection(descriptor) as connection:
-            link = links.find(connection, ifname)
+            link = find_link(connection, ifname)
     except KernelError as error:
         if error.errno != errno.ENODEV:
             raise

@@ -11,8 +11,7 @@ from podway.bgp.probe import answering, path_mtu
 from podway.bgp.status import PeerStatus
 from podway.errors import KernelError
 from podway.health.facts import OUTSIDE, Answer, Path, Session
-from podway.kernel import routes
-from podway.kernel.netlink import Connection
+from podway.kernel.network import Connection, lookup_route
 
 PING_SECONDS = 0.3
 PORT_SECONDS = 0.4
@@ -105,7 +104,7 @@ async def knock(address: Address, port: int, source: Address | None) -> Answer:
 def _no_way(connection: Connection, address: Address) -> str:
     """Return what a route lookup says if it leads nowhere, or empty."""
     try:
-        found = routes.lookup(connection, address)
+        found = lookup_route(connection, address)
     except KernelError as error:
         return error.message
     return "" if found.type == "unicast" else found.type

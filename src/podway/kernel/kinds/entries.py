@@ -4,9 +4,9 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from podway.errors import KernelError
-from podway.kernel import addresses, forwarding, neighbours
 from podway.kernel.kinds.inventory import Inventory, devices_of
-from podway.kernel.netlink import Connection
+from podway.kernel.rtnl import addresses, forwarding, neighbours
+from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import ForwardingEntry, LinkAddress, Neighbour, NodePlan
 

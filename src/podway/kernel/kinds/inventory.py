@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from podway.errors import KernelError
-from podway.kernel import links
 from podway.kernel.engine import Consequence
-from podway.kernel.netlink import Connection, Request
+from podway.kernel.rtnl import links
+from podway.kernel.rtnl.netlink import Connection, Request
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from podway.errors import KernelError
-from podway.kernel.nft import Nftables, loaded_form
+from podway.kernel.nft.libnftables import Nftables, loaded_form
 from podway.plan.changes import Change
 from podway.plan.objects import NftElement, NftTable, NodePlan, is_our_table
 

@@ -8,7 +8,7 @@ from podway.api.addresses import Address
 from podway.api.lease import Attachment, Lease
 from podway.bgp.probe import PathMtu
 from podway.errors import AgentError
-from podway.kernel.routes import RouteRecord
+from podway.kernel.network import RouteRecord
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
 from podway.probe.facts import Ground, Way

@@ -7,7 +7,7 @@ import msgspec
 
 from podway.api.addresses import Address
 from podway.api.kinds.ip_pool import Encapsulation
-from podway.kernel.routes import Lookup
+from podway.kernel.network import Lookup
 from podway.plan.objects import IPIP_DEVICE
 from podway.probe.facts import Ground, Way
 from podway.prove.witness import Witness

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from podway.api.addresses import Address, Network
 from podway.cluster.view import ClusterView
-from podway.kernel.routes import Lookup, NextHop
+from podway.kernel.network import Lookup, NextHop
 from podway.plan.bgp import plan_bgp
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
 from podway.plan.outside import PREFIX

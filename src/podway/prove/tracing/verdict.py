@@ -6,7 +6,7 @@ import msgspec
 
 from podway.api.addresses import Family
 from podway.errors import PodwayError
-from podway.kernel.routes import Lookup
+from podway.kernel.network import Lookup
 from podway.probe.build import HOP_LIMIT, Protocol
 from podway.probe.capture import Sighting
 from podway.probe.packet import Packet, Udp

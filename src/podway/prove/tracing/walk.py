@@ -6,7 +6,7 @@ from itertools import pairwise
 import msgspec
 
 from podway.errors import PodwayError
-from podway.kernel.routes import Lookup, RouteRecord
+from podway.kernel.network import Lookup, RouteRecord
 from podway.plan.fabric import DEVICES
 from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import End, PlannedHop

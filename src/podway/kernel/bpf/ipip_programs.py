@@ -17,9 +17,11 @@ from typing import Literal, NamedTuple, TypeAlias
 import podway
 from podway.api.lease import LINK_PREFIX
 from podway.errors import KernelError, UnsupportedSystem
-from podway.kernel import bpf, tc, tcx
-from podway.kernel.netlink import Connection
-from podway.kernel.tc import Direction
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf import tcx
+from podway.kernel.rtnl import tc
+from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.rtnl.tc import Direction
 
 Role: TypeAlias = Literal["encap", "decap"]
 Hook: TypeAlias = Literal["tcx", "clsact"]

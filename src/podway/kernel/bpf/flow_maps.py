@@ -7,8 +7,8 @@ from then on, at their next packet, and judged again if what they were judged by
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from podway.kernel import bpf
-from podway.kernel.flow_layout import (
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_layout import (
     ENDPOINT,
     MOST_RULE_SETS,
     RULE_SET,

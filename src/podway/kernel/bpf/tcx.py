@@ -13,8 +13,8 @@ import errno
 import functools
 
 from podway.errors import KernelError
-from podway.kernel import bpf
-from podway.kernel.tc import Direction
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.rtnl.tc import Direction
 
 _ATTACH_TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47}
 """BPF_TCX_INGRESS and BPF_TCX_EGRESS (linux/bpf.h), which older headers do not have."""

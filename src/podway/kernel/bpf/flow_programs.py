@@ -28,10 +28,11 @@ from typing import NamedTuple
 
 import podway
 from podway.errors import KernelError, UnsupportedSystem
-from podway.kernel import bpf, tcx
-from podway.kernel.flow_layout import STATE, Hook, State
-from podway.kernel.netlink import Connection
-from podway.kernel.tc import Direction
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf import tcx
+from podway.kernel.bpf.flow_layout import STATE, Hook, State
+from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.rtnl.tc import Direction
 
 _OBJECT = Path(podway.__file__).parent / "bpf/bin/flow.o"
 _CONSTANTS_MAP = ".rodata"

@@ -10,9 +10,19 @@ from typing import Literal
 import msgspec
 
 from podway.errors import KernelError
-from podway.kernel.netlink import Connection, Message, Request
-from podway.kernel.netlink import constants as c
-from podway.kernel.netlink.codec import IFINFOMSG, attribute, nested, number, parse, parse_all, string, text, u32
+from podway.kernel.rtnl.netlink import Connection, Message, Request
+from podway.kernel.rtnl.netlink import constants as c
+from podway.kernel.rtnl.netlink.codec import (
+    IFINFOMSG,
+    attribute,
+    nested,
+    number,
+    parse,
+    parse_all,
+    string,
+    text,
+    u32,
+)
 from podway.plan.objects import Vxlan
 
 LOOPBACK = 1
@@ -55,7 +65,7 @@ class LinkRecord(msgspec.Struct, frozen=True):
     peer: int
     vxlan: VxlanRecord | None = None
     port: bytes = b""
-    """What the device's bridge knows of it as its port, undecoded (podway.kernel.bridge)."""
+    """What the device's bridge knows of it as its port, undecoded (podway.kernel.rtnl.bridge)."""
 
 
 class Peer(msgspec.Struct, frozen=True):

@@ -7,8 +7,8 @@ import ctypes
 import errno
 
 from podway.errors import KernelError
-from podway.kernel import bpf
-from podway.kernel.flow_layout import EVENT, Event
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_layout import EVENT, Event
 
 
 class Events:

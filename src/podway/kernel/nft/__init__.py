@@ -1,0 +1,1 @@
+"""nftables, by its own library."""
