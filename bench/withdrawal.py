@@ -17,7 +17,7 @@ from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.kinds.node import Node
 from podway.lab import cluster as labs
 from podway.lab import facts
-from podway.store.base import Store
+from podway.store.base import Event, Store
 
 NODES = 4
 ROUNDS = 3
@@ -85,8 +85,8 @@ def _delete(cluster: Lab, victim: str) -> _Deletion:
     blocks = _blocks(cluster, victim)
     labs.kill_node(cluster.name, victim)
     with Fibs(cluster, others) as fibs, ThreadPoolExecutor(1) as pool:
-        revision = facts.ask(cluster.name, lambda store: store.list(Node)).revision
-        knowing = pool.submit(facts.ask, cluster.name, lambda store: _deleted(store, victim, revision))
+        version = facts.ask(cluster.name, lambda store: store.list(Node)).version
+        knowing = pool.submit(facts.ask, cluster.name, lambda store: _deleted(store, victim, version))
         begun = time.monotonic()
         podway(cluster.name, "delete", "node", victim)
         known = knowing.result(timeout=PATIENCE)
@@ -95,10 +95,15 @@ def _delete(cluster: Lab, victim: str) -> _Deletion:
     return _Deletion(known - begun, gone - known)
 
 
-async def _deleted(store: Store, node: str, since: int) -> float:
+async def _deleted(store: Store, node: str, version: str) -> float:
     """Wait until the store tells that a node's object was deleted; return when."""
-    async for event in store.watch(since):
-        if event.type == "deleted" and isinstance(event.object, Node) and event.object.metadata.name == node:
+    async for event in store.watch(Node, version):
+        if (
+            isinstance(event, Event)
+            and event.type == "deleted"
+            and isinstance(event.object, Node)
+            and event.object.metadata.name == node
+        ):
             return time.monotonic()
     raise AssertionError("a watch does not end")
 

@@ -8,7 +8,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 │   ├── NotFound
 │   ├── AlreadyExists
 │   ├── Conflict            the object changed since it was read (compare-and-swap failed)
-│   ├── RevisionGone        a watch asked for history that is no longer kept: list again
+│   ├── VersionExpired      a watch asked for history that is no longer kept: list that kind again
 │   ├── ObjectDamaged       a stored object cannot be read, or its fields cannot be right: it is set aside
 │   ├── StoreUnavailable    cannot be reached, read or written now; trying again may help
 │   ├── StoreDamaged        the file is not a healthy database
@@ -80,8 +80,11 @@ class Conflict(StoreError):
     """The object changed since it was read: read it again, then decide again."""
 
 
-class RevisionGone(StoreError):
-    """A watch asked for history that is no longer kept: list, then watch from there."""
+class VersionExpired(StoreError):
+    """A watch asked for history of its kind that is no longer kept: list the kind, then watch from there.
+
+    Kubernetes answers 410 Gone, reason Expired.
+    """
 
 
 class ObjectDamaged(StoreError):

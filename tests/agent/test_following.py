@@ -40,7 +40,7 @@ def ip(namespace: str, *arguments: str) -> None:
 
 def test_what_no_event_told_is_found_all_the_same(namespace: str) -> None:
     uplink = Uplink("eth0", 1500, (ip_interface("192.0.2.1/24"),))
-    state = NodeState("a", ClusterView.of((), 0), uplink)
+    state = NodeState("a", ClusterView.of(()), uplink)
     options = AgentOptions(node="a", store="", run_dir=Path("/nowhere"), resync_interval=0.1)
 
     async def follow() -> None:

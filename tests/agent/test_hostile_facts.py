@@ -242,13 +242,12 @@ def taken_into(view: ClusterView, known: tuple[str, str, str], value: Any) -> Cl
 
 def told(view: ClusterView, obj: Resource | SetAside) -> ClusterView:
     """Return the view after a change, as an agent that hears of it makes it."""
-    later = view.revision + 1
     if isinstance(obj, SetAside):
-        return view.without(obj, revision=later)
-    return view.after(view.change(obj), revision=later)
+        return view.without(obj)
+    return view.after(view.change(obj))
 
 
-HEALTHY = ClusterView.of(CLUSTER, 7)
+HEALTHY = ClusterView.of(CLUSTER)
 
 
 def test_the_healthy_cluster_is_all_facts() -> None:
@@ -279,10 +278,10 @@ def test_any_value_in_any_field_is_taken_or_set_aside_and_planning_goes_on(spoil
     # An agent that starts with this store and knows of no former state has itself in its view all the same.
     found = [stored(known, value) for known, value in values.items()]
     aside = [one for one in found if isinstance(one, SetAside)]
-    fresh = ClusterView.of([one for one in found if not isinstance(one, SetAside)], 9, aside=aside)
+    fresh = ClusterView.of([one for one in found if not isinstance(one, SetAside)], aside=aside)
     exercise(fresh if "n1" in fresh.nodes else fresh.after(fresh.change(node(1))))
     # One that has known a better one keeps what it knew.
-    kept = ClusterView.of([one for one in found if not isinstance(one, SetAside)], 9, aside=aside, former=HEALTHY)
+    kept = ClusterView.of([one for one in found if not isinstance(one, SetAside)], aside=aside, former=HEALTHY)
     exercise(kept)
     assert not any(map(alters_plans, kept.changes_to(view)))
     # And when all is well again, nothing is left of it.
@@ -331,7 +330,7 @@ def test_a_deleted_object_that_was_set_aside_is_gone() -> None:
     view = taken_into(HEALTHY, known, spoil(SHAPES[known], ("spec", "cidr"), "x"))
     assert known in view.aside
     assert view.blocks_of("n2")
-    gone = view.after(view.change(SetAside(known, "x"), deleted=True), revision=9)
+    gone = view.after(view.change(SetAside(known, "x"), deleted=True))
     assert not gone.aside
     assert [str(each.network) for each in gone.blocks_of("n2")] == ["fd00:244::40/122"]
 

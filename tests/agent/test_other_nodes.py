@@ -67,7 +67,7 @@ def start(encapsulation: str, distribution: str) -> NodeState:
     objects += [
         obj for n in (2, 3, 4) for obj in (node(f"n{n}", n, forms), block(n, f"n{n}"), block(n, f"n{n}", 6))
     ]
-    state = NodeState("here", ClusterView.of(objects, 1), UPLINK)
+    state = NodeState("here", ClusterView.of(objects), UPLINK)
     state.sent = {} if encapsulation == "none" else {"ipv4": {encapsulation}, "ipv6": {encapsulation}}
     return state
 

@@ -38,7 +38,7 @@ def view(*owners: str, distribution: str = "bgp") -> ClusterView:
         )
         for number, owner in enumerate(owners)
     ]
-    return ClusterView.of([pool, *blocks], 1)
+    return ClusterView.of([pool, *blocks])
 
 
 def test_the_route_that_the_kernel_takes_first_decides_who_told_it() -> None:

@@ -92,9 +92,9 @@ from podway.api.meta import Metadata
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
 gadget = Gadget(metadata=Metadata(name="a", namespace="shop"), spec=GadgetSpec(size=3))
-empty = ClusterView.of((), 1)
+empty = ClusterView.of(())
 change = empty.change(gadget)
-view = empty.after(change, revision=2)
+view = empty.after(change)
 assert view.namespaced_table(Gadget).select("colour", "red") == (gadget,)
 assert view.find(("Gadget", "shop", "a")) == gadget
 assert alters_plans(change)

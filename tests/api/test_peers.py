@@ -265,10 +265,10 @@ def test_labels_that_give_a_node_two_peers_at_one_address() -> None:
     with pytest.raises(InvalidObject, match=r"metadata\.labels.*BGPPeer/one and BGPPeer/two"):
         check_change(after, (one, two), old=before)
     check_change(after, (one, two), old=after)
-    view = ClusterView.of((after, one, two, POOL), 1)
+    view = ClusterView.of((after, one, two, POOL))
     assert [session.peer for session in outside_peers(view, "node-1")] == ["one"]
     assert left_out(view, "node-1") == {"two": "its address, 192.0.2.254, is that of BGPPeer/one on this node"}
-    assert not left_out(ClusterView.of((before, one, two, POOL), 1), "node-1")
+    assert not left_out(ClusterView.of((before, one, two, POOL)), "node-1")
 
 
 @pytest.mark.parametrize("number", [0, -1, 10_000_001])

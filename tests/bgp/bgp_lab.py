@@ -370,7 +370,7 @@ class Segment:
             )
         ]
         config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(bgp=self.bgp))
-        return ClusterView.of([*(each.resource for each in nodes), *pools, config, *self.objects], 1)
+        return ClusterView.of([*(each.resource for each in nodes), *pools, config, *self.objects])
 
     def plan(self, node: LabNode, nodes: Sequence[LabNode]) -> BgpPlan:
         return plan_bgp(self.view(nodes), node.node, node.speaker.standing, uplink=node.uplink)

@@ -20,7 +20,7 @@ BGP = BgpSettings()
 
 def view_of(objects: Sequence[Resource], bgp: BgpSettings = BGP) -> ClusterView:
     config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(bgp=bgp))
-    return ClusterView.of([*objects, config], 1)
+    return ClusterView.of([*objects, config])
 
 
 def node(number: int, families: tuple[Family, ...] = (Family.IPV4, Family.IPV6), name: str = "") -> Node:

@@ -25,6 +25,7 @@ from podway.identity.tls import Credentials
 from podway.lab import agents, facts, names, state
 from podway.lab.paths import lab_store
 from podway.lab.reach import from_a_node
+from podway.store.base import list_all
 from tests.identity.authorities import HOUR, OTHER_CLUSTER, authority, operator
 from tests.patience import PATIENCE
 
@@ -38,7 +39,7 @@ def _podway(*words: str, inside: str = "") -> "subprocess.CompletedProcess[str]"
 
 
 def _remote(lab: str) -> RemoteAgents:
-    listing = facts.ask(lab, lambda store: store.list_all())
+    listing = facts.ask(lab, list_all)
     return RemoteAgents(listing.items, reach=from_a_node(lab))
 
 

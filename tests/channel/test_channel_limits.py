@@ -72,7 +72,7 @@ async def _opened(directory: Path) -> AsyncIterator[Scene]:
         free.bind((str(HERE), 0))
         port = free.getsockname()[1]
     store = SqliteStore(directory / "store.db")
-    view = ClusterView.of((), 1)
+    view = ClusterView.of(())
     addresses: tuple[Address, ...] = (HERE,)
     config = SimpleNamespace(channel=ChannelSettings(port=port))
     state: Any = SimpleNamespace(

@@ -37,7 +37,7 @@ def node_facts() -> Callable[..., NodeFacts]:
     def make(
         *, uplink: Uplink = UPLINK, tables: tuple[NeighbourTable, ...] = (), memory: Any = None, **given: Any
     ) -> NodeFacts:
-        known = {"node": "node1", "version": "1", "view": ClusterView.of((), 0), "uplink": uplink, "pod_mtu": 1500}
+        known = {"node": "node1", "version": "1", "view": ClusterView.of(()), "uplink": uplink, "pod_mtu": 1500}
         given.setdefault("network", KernelNetwork(neighbours=tables))
         given.setdefault("now", 1000.0)
         return NodeFacts(memory=Memory(**{"plan": NodePlan(), **known, **(memory or {})}), **given)

@@ -118,7 +118,7 @@ def _node(name: str, address: str) -> Node:
 def _view(peers: tuple[BGPPeer, ...] = (), **pool: str) -> ClusterView:
     nodes = (_node("a", "192.0.2.1/25"), _node("b", "192.0.2.2/25"), _node("c", "192.0.2.129/25"))
     told = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/8", **pool))
-    return ClusterView.of([*nodes, told, *peers], 1)
+    return ClusterView.of([*nodes, told, *peers])
 
 
 def test_routers_that_nobody_tells_of_pods() -> None:
@@ -146,7 +146,7 @@ def test_too_small_an_mtu_for_ipv6(node_facts: Callable[..., NodeFacts]) -> None
     pool = IPPool(metadata=Metadata(name="six"), spec=IPPoolSpec(cidr="fd10::/48", encapsulation="vxlan"))
     for mtu, words in ((1350, []), (1329, ["eth0 has an MTU of 1329, of which vxlan leaves 1279"])):
         uplink = Uplink("eth0", mtu, (ip_interface("192.0.2.1/24"),))
-        facts = node_facts(uplink=uplink, memory={"view": ClusterView.of([pool], 1)})
+        facts = node_facts(uplink=uplink, memory={"view": ClusterView.of([pool])})
         found = list(small_mtu(facts))
         assert [problem.found for problem in found] == words
         assert all("to 1330" in problem.mend for problem in found)

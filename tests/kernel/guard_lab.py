@@ -81,7 +81,7 @@ def cluster(
         for owner, cidr in zip(("here", "there"), BLOCKS[family], strict=True):
             spec = AddressBlockSpec(cidr=cidr, pool=pool.metadata.name, node=owner)
             objects.append(AddressBlock(metadata=Metadata(name=block_name(ip_network(cidr))), spec=spec))
-    return ClusterView.of(objects, 1)
+    return ClusterView.of(objects)
 
 
 class Pod:

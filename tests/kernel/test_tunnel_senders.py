@@ -137,7 +137,7 @@ def test_a_block_that_changes_hands_is_taken_from_its_new_owner(lab, way):
     (old,) = blocks.values()
     new = msgspec.structs.replace(old, spec=msgspec.structs.replace(old.spec, node="there"))
     objects = [*view.nodes.values(), *view.pools.values(), *(b for b in view.blocks.values() if b is not old), new]
-    lab.follow(ClusterView.of(objects, 2))
+    lab.follow(ClusterView.of(objects))
     assert not taken(lab, form, THIRD[outer].ip, source, 0.2)
     assert taken(lab, form, THERE[outer].ip, source, 5)
     assert lab.kernel.diff(lab.plan()) == []

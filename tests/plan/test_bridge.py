@@ -38,8 +38,7 @@ VIEW = ClusterView.of(
         pool("bridged", "10.245.0.0/16", attach="bridge"),
         block(ROUTED_BLOCK, "routed"),
         block(BRIDGED_BLOCK, "bridged"),
-    ],
-    1,
+    ]
 )
 
 
@@ -57,7 +56,7 @@ def test_a_pod_keeps_its_bridge_when_its_pool_or_its_block_changes() -> None:
     old = lease("old", "10.244.0.9", "bridge")
     assert gateways(plan_node(VIEW, "a", UPLINK, [old])) == ["10.244.0.1/32", "10.245.0.1/32"]
     stray = lease("stray", "10.99.7.9", "bridge")
-    assert gateways(plan_node(ClusterView.of([], 1), "a", UPLINK, [stray])) == ["10.99.7.1/32"]
+    assert gateways(plan_node(ClusterView.of([]), "a", UPLINK, [stray])) == ["10.99.7.1/32"]
 
 
 def test_the_node_answers_on_the_bridge_for_routed_pods_of_its_blocks_only() -> None:

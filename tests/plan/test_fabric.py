@@ -56,7 +56,7 @@ UPLINK = Uplink("eth0", 1500, ONE.interface_addresses)
 
 
 def view(*objects: Any) -> ClusterView:
-    return ClusterView.of(objects, 1)
+    return ClusterView.of(objects)
 
 
 def test_an_overlay_address_is_the_macs_modified_eui_64() -> None:

@@ -30,14 +30,14 @@ def lease(container: str = "c1", *addresses: str) -> Lease:
 
 
 def test_a_node_blackholes_its_own_blocks_only() -> None:
-    view = ClusterView.of([block("10.244.0.0/24", "a"), block("10.244.1.0/24", "b"), block("fd00::/122", "a")], 1)
+    view = ClusterView.of([block("10.244.0.0/24", "a"), block("10.244.1.0/24", "b"), block("fd00::/122", "a")])
     plan = plan_node(view, "a", UPLINK, [])
     assert [str(r.destination) for r in plan.routes] == ["10.244.0.0/24", "fd00::/122"]
     assert {r.type for r in plan.routes} == {"blackhole"}
 
 
 def test_a_dual_stack_pod_has_one_route_an_address_from_the_nodes_own_address() -> None:
-    plan = plan_node(ClusterView.of([], 1), "a", UPLINK, [lease("c1", "10.244.0.2", "fd00::2")])
+    plan = plan_node(ClusterView.of([]), "a", UPLINK, [lease("c1", "10.244.0.2", "fd00::2")])
     link = plan.links[0].name
     assert plan.routes == (
         Route(ip_network("10.244.0.2/32"), device=link, source=ip_address("172.30.0.2"), scope="link"),
@@ -47,8 +47,7 @@ def test_a_dual_stack_pod_has_one_route_an_address_from_the_nodes_own_address() 
 
 
 def test_the_view_follows_events() -> None:
-    view = ClusterView.of([], 1).after(Change.of(None, block("10.244.0.0/24", "a")), revision=2)
-    assert view.revision == 2
+    view = ClusterView.of([]).after(Change.of(None, block("10.244.0.0/24", "a")))
     assert len(view.blocks_of("a")) == 1
     moved = view.after(view.change(block("10.244.0.0/24", "b")))
     assert not moved.blocks_of("a")
@@ -56,7 +55,7 @@ def test_the_view_follows_events() -> None:
 
 
 def test_pod_mtu_is_the_uplinks_unless_the_cluster_wants_less() -> None:
-    view = ClusterView.of([], 1)
+    view = ClusterView.of([])
     assert pod_mtu(view, UPLINK) == 9000
     assert pod_mtu(msgspec.structs.replace(view, config=NetworkConfigSpec(mtu=1400)), UPLINK) == 1400
     assert pod_mtu(msgspec.structs.replace(view, config=NetworkConfigSpec(mtu=9500)), UPLINK) == 9000
@@ -84,7 +83,7 @@ def test_names_that_are_too_long_for_the_kernel_are_cut_and_stay_distinct() -> N
 
 
 def test_ipv4_needs_a_rule_against_spoofing_only_where_the_host_is_loose() -> None:
-    view = ClusterView.of([], 1)
+    view = ClusterView.of([])
     for value, early in (("0", {"ip6"}), ("1", {"ip6"}), ("2", {"ip", "ip6"})):
         tables = plan_node(view, "a", UPLINK, [], facts=HostFacts(all_rp_filter=value)).tables
         chains = {table.family: table.body.partition("chain pod {")[2] for table in tables}
@@ -92,7 +91,7 @@ def test_ipv4_needs_a_rule_against_spoofing_only_where_the_host_is_loose() -> No
 
 
 def test_an_uplink_that_listens_to_routers_goes_on_doing_so_when_it_forwards() -> None:
-    view = ClusterView.of([], 1)
+    view = ClusterView.of([])
     path = "net/ipv6/conf/eth0/accept_ra"
     for value, wanted in (("0", None), ("1", "2"), ("2", None)):
         sysctls = {

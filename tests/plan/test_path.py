@@ -42,8 +42,7 @@ def _view(nodes: tuple[Node, ...] = (), **changes: str) -> ClusterView:
                 IPPool(metadata=Metadata(name=f"p{version}"), spec=msgspec.structs.replace(spec, **changes))
                 for version, spec in POOLS.items()
             ),
-        ],
-        1,
+        ]
     )
 
 

@@ -113,27 +113,41 @@ def test_a_form_is_known_by_its_device(device: str, form: str) -> None:
     assert form_by(device) == form
 
 
+KINDS = {"pool": "pools", "a": "nodes", "b": "nodes"}
+
+
 class Simulated:
-    """A store with one order of changes, and nodes that have heard of more or less of it."""
+    """A store with one order of changes for each kind, and nodes that have heard of more or less of each."""
 
     def __init__(self) -> None:
-        self.history: list[dict[str, Any]] = [
-            {"pool": pool(), "a": node("a", "10.0.0.1/24"), "b": node("b", "10.0.0.2/24")}
-        ]
-        self.heard = {"a": 0, "b": 0}
+        self.history: dict[str, list[dict[str, Any]]] = {
+            "pools": [{"pool": pool()}],
+            "nodes": [{"a": node("a", "10.0.0.1/24"), "b": node("b", "10.0.0.2/24")}],
+        }
+        self.heard = {name: dict.fromkeys(self.history, 0) for name in ("a", "b")}
         self.devices: dict[str, set[str]] = {"a": set(), "b": set()}
         self.used: dict[str, Encapsulation] = {"a": "none", "b": "none"}
         self.written = {"a": 0, "b": 0}
+        """The place in the order of nodes at which each wrote its last words."""
 
     def write(self, name: str, obj: Any) -> None:
-        self.history.append({**self.history[-1], name: obj})
+        history = self.history[KINDS[name]]
+        history.append({**history[-1], name: obj})
 
-    def seen(self, name: str) -> ClusterView:
-        return view(*self.history[self.heard[name]].values())
+    def nodes(self, name: str) -> dict[str, Any]:
+        return self.history["nodes"][self.heard[name]["nodes"]]
 
-    def hear(self, name: str) -> None:
-        """One node hears of one more change, and brings its kernel to it: devices, then routes, then removals."""
-        self.heard[name] = min(self.heard[name] + 1, len(self.history) - 1)
+    def seen(self, name: str, **mine: Any) -> ClusterView:
+        pools = self.history["pools"][self.heard[name]["pools"]]
+        return view(*{**pools, **self.nodes(name), **mine}.values())
+
+    def hear(self, name: str, kind: str, *, relist: bool = False) -> None:
+        """One node hears of one more change of a kind, or lists it anew, and brings its kernel to it.
+
+        Devices come first, then routes, then removals.
+        """
+        newest = len(self.history[kind]) - 1
+        self.heard[name][kind] = newest if relist else min(self.heard[name][kind] + 1, newest)
         seen, other = self.as_said(name), "b" if name == "a" else "a"
         held = set(forms_held(seen, name))
         self.devices[name] |= held
@@ -141,23 +155,27 @@ class Simulated:
         self.used[name] = form_to(one, seen.nodes[name], seen.nodes[other])
         self.devices[name] &= held
 
+    def waits(self, name: str) -> bool:
+        """Tell whether a node's last words have not come back."""
+        return self.heard[name]["nodes"] < self.written[name]
+
     def as_said(self, name: str) -> ClusterView:
         """Return what a node has heard, with its own last words in it."""
-        seen = self.history[self.heard[name]]
-        if self.heard[name] >= self.written[name]:
-            return view(*seen.values())
-        said = self.history[self.written[name]][name]
+        if not self.waits(name):
+            return self.seen(name)
+        known, said = self.nodes(name)[name], self.history["nodes"][self.written[name]][name]
         notes = {
-            ACCEPTS: ",".join(sorted(seen[name].accepts | said.accepts)),
-            SENDS: ",".join(sorted(seen[name].sends & said.sends)),
+            ACCEPTS: ",".join(sorted(known.accepts | said.accepts)),
+            SENDS: ",".join(sorted(known.sends & said.sends)),
         }
-        notes = {**seen[name].metadata.annotations, **notes}
-        mine = msgspec.structs.replace(seen[name], metadata=Metadata(name=name, annotations=notes))
-        return view(*{**seen, name: mine}.values())
+        notes = {**known.metadata.annotations, **notes}
+        return self.seen(
+            name, **{name: msgspec.structs.replace(known, metadata=Metadata(name=name, annotations=notes))}
+        )
 
     def say(self, name: str) -> None:
         """One node writes what is true of it, as of what it has heard, unless its last words are to come back."""
-        if self.heard[name] < self.written[name]:
+        if self.waits(name):
             return
         seen = self.seen(name)
         used = self.used[name]
@@ -166,11 +184,11 @@ class Simulated:
             ACCEPTS: ",".join(sorted(forms_accepted(seen, name) & self.devices[name])),
             SENDS: ",".join(sorted(sends)),
         }
-        stored: Node = self.history[-1][name]
+        stored: Node = self.history["nodes"][-1][name]
         metadata = Metadata(name=name, annotations={**stored.metadata.annotations, **words})
         if metadata != stored.metadata:
             self.write(name, msgspec.structs.replace(stored, metadata=metadata))
-            self.written[name] = len(self.history) - 1
+            self.written[name] = len(self.history["nodes"]) - 1
 
     def undeliverable(self) -> Iterator[str]:
         for name, other in (("a", "b"), ("b", "a")):
@@ -181,12 +199,19 @@ class Simulated:
     def come_to_rest(self) -> None:
         for _ in range(10):
             for name in ("a", "b"):
-                while self.heard[name] < len(self.history) - 1:
-                    self.hear(name)
+                for kind, history in self.history.items():
+                    while self.heard[name][kind] < len(history) - 1:
+                        self.hear(name, kind)
                 self.say(name)
 
 
-MOVES = st.lists(st.tuples(st.sampled_from(["hear", "say", "both"]), st.sampled_from(["a", "b"])), max_size=10)
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["hear nodes", "hear pools", "relist nodes", "relist pools", "say", "hear nodes, say"]),
+        st.sampled_from(["a", "b"]),
+    ),
+    max_size=16,
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -203,12 +228,13 @@ def test_in_no_order_of_events_is_a_form_sent_that_is_not_taken_off(
     for form, moves in changes:
         world.write("pool", pool(encapsulation=form))
         for what, who in moves:
-            if what != "say":
-                world.hear(who)
-            if what != "hear":
+            for kind in world.history:
+                if kind in what:
+                    world.hear(who, kind, relist="relist" in what)
+            if "say" in what:
                 world.say(who)
             assert list(world.undeliverable()) == []
     world.come_to_rest()
-    asked = world.history[-1]["pool"].spec.encapsulation
+    asked = world.history["pools"][-1]["pool"].spec.encapsulation
     assert set(world.used.values()) == {asked}
     assert all(devices == {asked} - {"none"} for devices in world.devices.values())

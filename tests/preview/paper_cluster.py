@@ -26,4 +26,4 @@ def snapshot_of(world: World, more: Iterable[Resource] = ()) -> Snapshot:
         for lease in site.leases
     ]
     objects = (*view.nodes.values(), *view.pools.values(), *view.blocks.values(), *pods, *more)
-    return Snapshot("2026-01-01T00:00:00Z", view.revision, objects, world.sites, {})
+    return Snapshot("2026-01-01T00:00:00Z", objects, world.sites, {})

@@ -10,6 +10,7 @@ from podway.plan.node import plan_node
 from podway.plan.path import Site
 from podway.preview import snapshot
 from podway.preview.simulate import build
+from podway.store.base import list_all
 from podway.store.open import open_store
 from tests.preview.paper_cluster import pool, snapshot_of
 
@@ -106,7 +107,7 @@ def test_a_node_that_leaves_takes_its_routes_along_from_all_others(podway, world
     sites = {**world.sites, node: Site(world.sites[node].uplink)}
     path = tmp_path / "nopods.json"
     objects = (*world.view.nodes.values(), *world.view.pools.values(), *world.view.blocks.values())
-    path.write_bytes(snapshot.encode(snapshot.Snapshot("t", 1, objects, sites, {})))
+    path.write_bytes(snapshot.encode(snapshot.Snapshot("t", objects, sites, {})))
     answer = document(podway("plan", "--snapshot", path, "--delete", f"node/{node}", "-o", "json"))
     left = [block.spec.cidr for block in world.view.blocks_of(node)]
     for change in answer["nodes"]:
@@ -139,7 +140,7 @@ def test_a_silent_node_is_planned_without_its_pods_and_that_is_said(podway, worl
     objects = (*world.view.nodes.values(), *world.view.pools.values(), *world.view.blocks.values())
     path = tmp_path / "silent.json"
     silent = {"node-000001": "does not answer"}
-    path.write_bytes(snapshot.encode(snapshot.Snapshot("t", 1, objects, sites, silent)))
+    path.write_bytes(snapshot.encode(snapshot.Snapshot("t", objects, sites, silent)))
     told = podway("plan", "--snapshot", path, "-f", "-", stdin=BLOCK).stdout
     assert "node-000001: planned without its pods: does not answer" in told
     assert "+ route 10.244.9.0/24 blackhole" in told
@@ -227,12 +228,12 @@ def _view(url):
     async def work():
         store = open_store(url)
         try:
-            return await store.list_all()
+            return await list_all(store)
         finally:
             await store.close()
 
     listing = asyncio.run(work())
-    return ClusterView.of(listing.items, listing.revision)
+    return ClusterView.of(listing.items)
 
 
 def _plan(view, node, site: Site):

@@ -140,9 +140,7 @@ def test_what_is_followed_is_what_a_listing_says():
     follow(state, Change.of(block, None))
     after = state.view
     rest = [obj for obj in world.view.blocks.values() if obj is not block]
-    listed = type(world.view).of(
-        [*world.view.nodes.values(), *world.view.pools.values(), *rest], world.view.revision
-    )
+    listed = type(world.view).of([*world.view.nodes.values(), *world.view.pools.values(), *rest])
     assert after == listed
     site = world.sites["node-000002"]
     changes = between(*(plan_node(view, "node-000002", site.uplink, site.leases) for view in (world.view, after)))

@@ -18,7 +18,7 @@ from tests.preview.paper_cluster import snapshot_of
 
 def test_what_is_written_is_read_back(world):
     taken = snapshot_of(world)
-    taken = snapshot.Snapshot(taken.taken, 7, taken.objects, taken.sites, {"node-000009": "does not answer"})
+    taken = snapshot.Snapshot(taken.taken, taken.objects, taken.sites, {"node-000009": "does not answer"})
     assert snapshot.decode(snapshot.encode(taken), source="x") == taken
 
 
@@ -39,12 +39,18 @@ def test_every_cut_of_a_file_is_told(file):
         assert "podway snapshot" in told.value.hint
 
 
+def test_a_file_of_the_first_version_is_read(file):
+    shape = json.loads(file.read_text())
+    earlier = json.dumps({**shape, "version": 1, "revision": 7})
+    assert snapshot.decode(earlier.encode(), source="x") == snapshot.read(file)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"version": 2, "podway": "9.9"}, "version 2; Podway .* reads version 1"),
+        ({"version": 3, "podway": "9.9"}, "version 3; Podway .* reads versions 1 to 2"),
         ({"kind": "List"}, "is no snapshot: its kind is 'List'"),
-        ({"revision": "new"}, r"damaged: Expected `int`, got `str` - at `\$.revision`"),
+        ({"nodes": "new"}, r"damaged: Expected `object`, got `str` - at `\$.nodes`"),
         ({"surprise": 1}, "damaged: .*`surprise`"),
         ({"objects": [{"kind": "Ingress"}]}, r"objects\[0\]: 'Ingress' is not a kind"),
         ({"objects": [{"kind": "Node", "metadata": {}}]}, r"objects\[0\]: Node: .*`name`"),

@@ -57,8 +57,7 @@ def view_of(form: str, when: str = "always") -> ClusterView:
             ),
             *(block_object(number, "four", "10.77.{}.0/24") for number in NODES),
             *(block_object(number, "six", "fd77:0:0:{}::/64") for number in NODES),
-        ],
-        1,
+        ]
     )
 
 

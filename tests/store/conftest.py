@@ -1,4 +1,6 @@
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -6,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from podway.store.base import Store
+from podway.store.memory import MemoryCluster, MemoryStore
 from podway.store.sqlite import SqliteStore
 
 
@@ -18,21 +21,71 @@ async def opened(path: Path):
         await store.close()
 
 
-# Every implementation of Store runs through test_conformance.py: one entry here opens another handle
-# on the same cluster each time it is called.
-IMPLEMENTATIONS = {"sqlite": lambda directory: opened(directory / "store.db")}
+@asynccontextmanager
+async def opened_in_memory(cluster: MemoryCluster):
+    store = MemoryStore(cluster)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class Sqlite:
+    """A cluster in a file."""
+
+    kept = 1
+    """How many changes of a kind are kept when its history is forgotten."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "store.db"
+
+    def open(self):
+        """Open another handle on it."""
+        return opened(self._path)
+
+    def forget(self, kind) -> None:
+        """Keep no history of a kind but its newest change, as pruning does."""
+        with contextlib.closing(sqlite3.connect(self._path, timeout=10)) as connection, connection:
+            connection.execute(
+                "DELETE FROM changes WHERE kind = ?1"
+                " AND revision < (SELECT max(revision) FROM changes WHERE kind = ?1)",
+                (kind.KIND,),
+            )
+
+
+class Memory:
+    """A cluster in memory."""
+
+    kept = 0
+
+    def __init__(self, directory: Path) -> None:
+        self.cluster = MemoryCluster()
+
+    def open(self):
+        """Open another handle on it."""
+        return opened_in_memory(self.cluster)
+
+    def forget(self, kind) -> None:
+        """Keep no history of a kind."""
+        self.cluster.forget(kind)
+
+
+# Every implementation of Store runs through test_conformance.py and test_following.py.
+IMPLEMENTATIONS = {"sqlite": Sqlite, "memory": Memory}
 
 
 class Scene:
     """Runs a scenario with as many handles on one store as it takes arguments for."""
 
-    def __init__(self, opener: Callable[[], object]) -> None:
-        self._opener = opener
+    def __init__(self, cluster: Sqlite | Memory) -> None:
+        self.cluster = cluster
 
     def run(self, scenario: Callable[..., Awaitable[object]], handles: int = 1) -> object:
         async def main() -> object:
             async with AsyncExitStack() as stack:
-                stores: list[Store] = [await stack.enter_async_context(self._opener()) for _ in range(handles)]
+                stores: list[Store] = [
+                    await stack.enter_async_context(self.cluster.open()) for _ in range(handles)
+                ]
                 async with asyncio.timeout(30):
                     return await scenario(*stores)
 
@@ -41,4 +94,4 @@ class Scene:
 
 @pytest.fixture(params=list(IMPLEMENTATIONS))
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
-    return Scene(lambda: IMPLEMENTATIONS[request.param](tmp_path))
+    return Scene(IMPLEMENTATIONS[request.param](tmp_path))

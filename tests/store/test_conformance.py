@@ -12,7 +12,8 @@ from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.meta import Metadata
-from podway.errors import AlreadyExists, Conflict, NotFound, RevisionGone
+from podway.errors import AlreadyExists, Conflict, NotFound, VersionExpired
+from podway.store.base import Bookmark, Event, list_all
 from podway.store.bell import SLOW_POLL
 
 
@@ -32,7 +33,8 @@ async def take(watch, count):
     events = []
     async with contextlib.aclosing(watch), asyncio.timeout(10):
         async for event in watch:
-            events.append(event)
+            if isinstance(event, Event):
+                events.append(event)
             if len(events) == count:
                 break
     return events
@@ -74,9 +76,10 @@ def test_lists_are_ordered_and_filtered(scene):
         assert found == [("x", "c"), ("y", "a"), ("y", "b")]
         assert [p.metadata.name for p in (await store.list(Pod, namespace="y")).items] == ["a", "b"]
         assert (await store.list(Node)).items == ()
-        everything = await store.list_all()
-        assert len(everything.items) == 4
-        assert everything.revision == listing.revision
+        everything = await list_all(store)
+        assert [obj.KIND for obj in everything.items] == ["Namespace", "Pod", "Pod", "Pod"]
+        assert everything.versions["Pod"] == listing.version
+        assert [obj.KIND for obj in (await list_all(store, [Namespace, Node])).items] == ["Namespace"]
 
     scene.run(scenario)
 
@@ -86,7 +89,7 @@ def test_update_needs_the_stored_version(scene):
         first = await one.create(namespace("n"))
         seen = await two.get(Namespace, "n")
         second = await one.update(labelled(first, team="a"))
-        assert int(second.metadata.resource_version) > int(first.metadata.resource_version)
+        assert second.metadata.resource_version != first.metadata.resource_version
         with pytest.raises(Conflict, match="Namespace/n"):
             await two.update(labelled(seen, team="b"))
         with pytest.raises(Conflict):
@@ -99,10 +102,10 @@ def test_update_needs_the_stored_version(scene):
 def test_update_keeps_identity_and_an_equal_one_keeps_the_version(scene):
     async def scenario(store):
         first = await store.create(namespace("n", a="b"))
-        revision = (await store.list_all()).revision
+        version = (await store.list(Namespace)).version
         bare = Metadata(name="n", labels={"a": "b"}, resource_version=first.metadata.resource_version)
         assert await store.update(Namespace(metadata=bare)) == first
-        assert (await store.list_all()).revision == revision
+        assert (await store.list(Namespace)).version == version
         changed = await store.update(labelled(Namespace(metadata=bare), a="c"))
         assert changed.metadata.uid == first.metadata.uid
         assert changed.metadata.creation_timestamp == first.metadata.creation_timestamp
@@ -131,7 +134,8 @@ def test_delete_and_delete_if_unchanged(scene):
         await store.delete(Namespace, "n", resource_version=second.metadata.resource_version)
         again = await store.create(namespace("n"))
         assert again.metadata.uid != first.metadata.uid
-        assert int(again.metadata.resource_version) > int(second.metadata.resource_version)
+        former = {first.metadata.resource_version, second.metadata.resource_version}
+        assert again.metadata.resource_version not in former
         await store.delete(Namespace, "n")
         assert (await store.list(Namespace)).items == ()
 
@@ -140,19 +144,18 @@ def test_delete_and_delete_if_unchanged(scene):
 
 def test_watch_tells_what_was_and_what_comes(scene):
     async def scenario(one, two):
-        start = (await one.list_all()).revision
+        start = (await one.list(Namespace)).version
         first = await one.create(namespace("n"))
         second = await one.update(labelled(first, a="b"))
-        following = asyncio.create_task(take(two.watch(start), 4))
+        following = asyncio.create_task(take(two.watch(Namespace, start), 4))
         await asyncio.sleep(0.05)
         await one.delete(Namespace, "n")
         third = await one.create(namespace("n"))
         events = await following
         assert [event.type for event in events] == ["added", "modified", "deleted", "added"]
         assert [event.object for event in events] == [first, second, second, third]
-        revisions = [event.revision for event in events]
-        assert revisions == sorted(set(revisions))
-        assert revisions[-1] == (await two.list_all()).revision
+        for number, event in enumerate(events[:-1], start=1):
+            assert await take(one.watch(Namespace, event.version), 4 - number) == events[number:]
 
     scene.run(scenario, handles=2)
 
@@ -161,8 +164,8 @@ def test_a_change_reaches_a_waiting_watcher_long_before_any_poll(scene):
     async def scenario(one, two):
         delays = []
         for number in range(20):
-            start = (await two.list_all()).revision
-            waiting = asyncio.create_task(take(two.watch(start), 1))
+            start = (await two.list(Namespace)).version
+            waiting = asyncio.create_task(take(two.watch(Namespace, start), 1))
             await asyncio.sleep(0)
             began = asyncio.get_running_loop().time()
             await one.create(namespace(f"n{number}"))
@@ -173,10 +176,45 @@ def test_a_change_reaches_a_waiting_watcher_long_before_any_poll(scene):
     scene.run(scenario, handles=2)
 
 
-def test_a_watch_from_the_future_must_list_again(scene):
+def test_a_watch_tells_first_that_it_stands_and_then_its_own_kind_alone(scene):
     async def scenario(store):
-        with pytest.raises(RevisionGone):
-            await take(store.watch((await store.list_all()).revision + 1), 1)
+        start = (await store.list(Namespace)).version
+        watch = store.watch(Namespace, start)
+        first = await anext(watch)
+        assert isinstance(first, Bookmark)
+        await store.create(pod("web"))
+        made = await store.create(namespace("n"))
+        assert (await anext(watch)).object == made
+        await watch.aclose()
+        assert (await take(store.watch(Namespace, first.version), 1))[0].object == made
+
+    scene.run(scenario)
+
+
+@pytest.mark.parametrize("version", ["", "1", "-", "nonsense", "x-99999999999999999999999", "\N{SNOWMAN}-1"])
+def test_what_is_no_version_of_the_store_must_list_again(scene, version):
+    async def scenario(store):
+        await store.create(namespace("n"))
+        with pytest.raises(VersionExpired):
+            await take(store.watch(Namespace, version), 1)
+
+    scene.run(scenario)
+
+
+def test_history_that_is_gone_is_told_of_its_own_kind_alone(scene):
+    async def scenario(store):
+        spaces, pods = (await store.list(Namespace)).version, (await store.list(Pod)).version
+        for name in ("a", "b", "c"):
+            await store.create(namespace(name))
+            await store.create(pod(name))
+        scene.cluster.forget(Namespace)
+        with pytest.raises(VersionExpired, match="Namespace"):
+            await take(store.watch(Namespace, spaces), 3)
+        assert [event.object.metadata.name for event in await take(store.watch(Pod, pods), 3)] == ["a", "b", "c"]
+        listing = await store.list(Namespace)
+        assert len(listing.items) == 3
+        made = await store.create(namespace("d"))
+        assert [event.object for event in await take(store.watch(Namespace, listing.version), 1)] == [made]
 
     scene.run(scenario)
 
@@ -189,13 +227,15 @@ def test_watches_have_no_gap_while_many_write(scene, seed):
         rng = random.Random(seed)
         watcher, *writers = stores
         await writers[0].create(namespace("before"))
-        listing = await watcher.list_all()
+        listing = await watcher.list(Namespace)
         state = {obj.metadata.name: obj for obj in listing.items}
-        revisions = [listing.revision]
+        versions = []
 
         async def follow():
-            async for event in watcher.watch(listing.revision):
-                revisions.append(event.revision)
+            async for event in watcher.watch(Namespace, listing.version):
+                if isinstance(event, Bookmark):
+                    continue
+                versions.append(event.version)
                 if event.type == "deleted":
                     assert state.pop(event.object.metadata.name) == event.object
                 else:
@@ -221,9 +261,8 @@ def test_watches_have_no_gap_while_many_write(scene, seed):
         await asyncio.gather(*map(write, writers))
         await watcher.create(namespace("last"))
         await following
-        final = await watcher.list_all()
-        assert revisions[-1] == final.revision
+        final = await watcher.list(Namespace)
         assert state == {obj.metadata.name: obj for obj in final.items}
-        assert revisions == sorted(set(revisions))
+        assert len(versions) == len(set(versions))
 
     scene.run(scenario, handles=4)

@@ -13,8 +13,9 @@ from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
-from podway.errors import AlreadyExists, Conflict, ObjectDamaged, PoolExhausted, RevisionGone, StoreError
+from podway.errors import AlreadyExists, Conflict, ObjectDamaged, PoolExhausted, StoreError, VersionExpired
 from podway.ipam.claims import claim
+from podway.store.base import Bookmark, list_all
 from podway.store.sqlite import SqliteStore
 
 NAMES = ("a", "b", "c")
@@ -29,6 +30,12 @@ def in_store(path, work):
             await store.close()
 
     return asyncio.run(main())
+
+
+async def next_event(store, version):
+    async with contextlib.aclosing(store.watch(Namespace, version)) as watch:
+        assert isinstance(await anext(watch), Bookmark)
+        return await anext(watch)
 
 
 async def three(store):
@@ -51,7 +58,6 @@ BODIES = {
     "nothing": b"",
     "NULL-like text": "null",
     "another object's name": b'{"metadata":{"name":"z","resourceVersion":"2"}}',
-    "no revision": b'{"metadata":{"name":"b","resourceVersion":"x"}}',
     "very deep": b'{"metadata":' * 5000,
     "a bad label": b'{"metadata":{"name":"b","resourceVersion":"2","labels":{"x":"-"}}}',
     "a bad kind": b'{"kind":"Pod","metadata":{"name":"b","resourceVersion":"2"}}',
@@ -65,7 +71,7 @@ def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path, body):
     overwrite(path, "b", body)
 
     async def look(store):
-        listing = await store.list_all()
+        listing = await store.list(Namespace)
         assert [obj.metadata.name for obj in listing.items] == ["a", "c"]
         assert [one.key for one in listing.aside] == [("Namespace", "", "b")]
         assert str(listing.aside[0]).startswith("Namespace/b is set aside: ")
@@ -79,7 +85,7 @@ def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path, body):
         with pytest.raises(Conflict):
             await store.update(Namespace(metadata=Metadata(name="b", resource_version="77")))
         await store.update(Namespace(metadata=Metadata(name="b", resource_version=version, labels={"x": "y"})))
-        after = await store.list_all()
+        after = await store.list(Namespace)
         assert ([obj.metadata.name for obj in after.items], after.aside) == (["a", "b", "c"], ())
 
     in_store(path, look)
@@ -92,34 +98,41 @@ def test_a_bad_object_can_be_deleted_and_a_watch_tells_it(tmp_path, body):
     overwrite(path, "b", body)
 
     async def delete(store):
-        revision = (await store.list_all()).revision
+        version = (await store.list(Namespace)).version
         await store.delete(Namespace, "b")
-        event = await anext(store.watch(revision))
+        event = await next_event(store, version)
         name = event.object.metadata.name if isinstance(event.object, Namespace) else event.object.key[2]
         assert (event.type, name) == ("deleted", "b")
-        assert (await store.list_all()).aside == ()
+        assert (await store.list(Namespace)).aside == ()
 
     in_store(path, delete)
 
 
 def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_listing(tmp_path):
     path = tmp_path / "s.db"
-    in_store(path, three)
+
+    async def filled(store):
+        start = (await store.list(Namespace)).version
+        await three(store)
+        return start
+
+    start = in_store(path, filled)
     overwrite(path, "b", b'{"metadata":{"name":"b","labels":5}}', "changes")
 
     async def watch(store):
-        events = store.watch(1)
+        events = store.watch(Namespace, start)
+        assert [await anext(events), (await anext(events)).object.metadata.name] == [Bookmark(start), "a"]
         event = await anext(events)
         assert (event.type, event.object.key) == ("added", ("Namespace", "", "b"))
         assert "labels" in event.object.problem
 
     async def watch_unreadable(store):
-        with pytest.raises(RevisionGone, match="cannot be read"):
-            await anext(store.watch(2))
-        listing = await store.list_all()
+        with pytest.raises(VersionExpired, match="cannot be read"):
+            await next_event(store, start)
+        listing = await store.list(Namespace)
         assert len(listing.items) == 3
         await store.create(Namespace(metadata=Metadata(name="d")))
-        assert (await anext(store.watch(listing.revision))).object.metadata.name == "d"
+        assert (await next_event(store, listing.version)).object.metadata.name == "d"
 
     in_store(path, watch)
     overwrite(path, "c", b"\xff", "changes")
@@ -133,7 +146,7 @@ def test_a_kind_of_a_newer_podway_is_set_aside(tmp_path):
         connection.execute("UPDATE objects SET kind = 'Firewall' WHERE name = 'b'")
 
     async def look(store):
-        (one,) = (await store.list_all()).aside
+        (one,) = (await list_all(store)).aside
         assert "no kind that this Podway knows" in one.problem
 
     in_store(path, look)
@@ -166,7 +179,7 @@ def test_text_that_is_not_utf8_in_the_key_itself(tmp_path):
         connection.execute("UPDATE objects SET name = CAST(x'ff62' AS TEXT) WHERE name = 'b'")
 
     async def look(store):
-        listing = await store.list_all()
+        listing = await store.list(Namespace)
         assert len(listing.items) == 2
         assert "it says of itself that it is Namespace/b" in listing.aside[0].problem
 
@@ -176,11 +189,11 @@ def test_text_that_is_not_utf8_in_the_key_itself(tmp_path):
 def test_what_is_checked_once_is_not_checked_again(tmp_path):
     async def look(store):
         await three(store)
-        one, other = await store.list_all(), await store.list_all()
+        one, other = await store.list(Namespace), await store.list(Namespace)
         assert all(a is b for a, b in zip(one.items, other.items, strict=True))
         changed = msgspec.structs.replace(one.items[0].metadata, labels={"x": "y"})
         await store.update(Namespace(metadata=changed))
-        third = await store.list_all()
+        third = await store.list(Namespace)
         assert third.items[0].metadata.labels == {"x": "y"}
         assert third.items[1] is one.items[1]
 
@@ -202,6 +215,14 @@ def healthy(tmp_path_factory):
     return path.read_bytes()
 
 
+async def watched(store, number):
+    """Read on from the change of a number, in the file that a listing tells."""
+    file = (await store.list(Node)).version.rpartition("-")[0]
+    async with contextlib.aclosing(store.watch(Node, f"{file}-{number}")) as watch:
+        await anext(watch)
+        return await anext(watch)
+
+
 @pytest.mark.parametrize("seed", range(150))
 def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(tmp_path, healthy, seed):
     """Whatever is damaged: objects are set aside, or a StoreError says what is wrong; never another exception."""
@@ -214,13 +235,13 @@ def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(tmp_path, he
 
     async def use(store):
         for work in (
-            store.list_all,
+            lambda: list_all(store),
             lambda: store.list(AddressBlock),
             lambda: store.get(Node, f"n{random.randrange(50)}"),
-            lambda: anext(store.watch(random.randrange(100))),
+            lambda: watched(store, random.randrange(100)),
             lambda: store.create(Node(metadata=Metadata(name="new"))),
             lambda: store.delete(Node, f"n{random.randrange(50)}"),
-            store.list_all,
+            lambda: list_all(store),
         ):
             with contextlib.suppress(StoreError, TimeoutError):  # a watch may have nothing to tell
                 async with asyncio.timeout(10):

@@ -14,15 +14,17 @@ import pytest
 
 from podway import inotify
 from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.pod import Pod
 from podway.api.meta import Metadata
 from podway.errors import (
     InvalidInput,
-    RevisionGone,
     StoreDamaged,
     StoreTooNew,
     StoreUnavailable,
+    VersionExpired,
 )
 from podway.store import bell, database, sqlite
+from podway.store.base import Bookmark, list_all
 from podway.store.open import open_store
 from podway.store.sqlite import SqliteStore
 
@@ -39,7 +41,21 @@ def in_store(path, work, **options):
 
 
 async def look(store):
-    return (await store.list_all()).items
+    return (await list_all(store)).items
+
+
+async def now(store):
+    return (await store.list(Namespace)).version
+
+
+def next_of(watch):
+    """Return a task that waits for the next change, not only for the word that the watch stands."""
+
+    async def wait():
+        assert isinstance(await anext(watch), Bookmark)
+        return await anext(watch)
+
+    return asyncio.ensure_future(wait())
 
 
 def fill(path, count=1, prefix="n"):
@@ -78,7 +94,7 @@ def test_newer_schema_names_both_versions(tmp_path):
     path = tmp_path / "s.db"
     fill(path)
     change_header(path, "user_version", 7)
-    with pytest.raises(StoreTooNew, match=r"s\.db has schema version 7.* up to 1"):
+    with pytest.raises(StoreTooNew, match=r"s\.db has schema version 7.* up to 2"):
         SqliteStore(path)
 
 
@@ -89,8 +105,32 @@ def test_older_schema_is_migrated_and_keeps_its_objects(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "MIGRATIONS", newer)
     assert [obj.metadata.name for obj in in_store(path, look)] == ["n0"]
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
         connection.execute("SELECT x FROM extra")
+
+
+def test_a_file_of_the_first_schema_is_opened_and_watched_from_where_it_is(tmp_path):
+    """As Podway 0.1 wrote it: with a history that was pruned for all kinds together."""
+    path = tmp_path / "s.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(database.MIGRATIONS[0])
+        body = b'{"metadata":{"name":"old","resourceVersion":"40"}}'
+        connection.execute("INSERT INTO objects VALUES ('Namespace', '', 'old', ?)", (body,))
+        connection.execute("INSERT INTO changes VALUES (40, 'added', 'Namespace', ?)", (body,))
+        connection.execute(f"PRAGMA application_id={database.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version=1")
+
+    async def work(store):
+        listing = await store.list(Namespace)
+        assert [obj.metadata.name for obj in listing.items] == ["old"]
+        file = listing.version.rpartition("-")[0]
+        assert (await next_of(store.watch(Namespace, f"{file}-39"))).object.metadata.name == "old"
+        with pytest.raises(VersionExpired):
+            await anext(store.watch(Namespace, f"{file}-38"))
+        made = await store.create(Namespace(metadata=Metadata(name="new")))
+        assert (await next_of(store.watch(Namespace, listing.version))).object == made
+
+    in_store(path, work)
 
 
 def test_a_migration_that_fails_leaves_the_old_schema(tmp_path, monkeypatch):
@@ -149,7 +189,7 @@ def test_a_removed_or_replaced_file_is_noticed_at_once(tmp_path):
     path = tmp_path / "s.db"
 
     async def watch(store):
-        watching = asyncio.ensure_future(anext(store.watch(0)))
+        watching = next_of(store.watch(Namespace, await now(store)))
         await asyncio.sleep(0.05)
         path.unlink()
         began = asyncio.get_running_loop().time()
@@ -170,13 +210,16 @@ def test_a_file_that_took_the_place_of_the_one_in_use_is_used_from_then_on(tmp_p
 
     async def watch(store):
         assert len(await look(store)) == 3
-        watching = asyncio.ensure_future(anext(store.watch(3)))
+        before = await now(store)
+        watching = next_of(store.watch(Namespace, before))
         await asyncio.sleep(0.05)
         for ending in ("-wal", "-shm"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
         fresh.rename(path)
-        with pytest.raises(RevisionGone, match="replaced by another file"):
+        with pytest.raises(VersionExpired, match="replaced by another file"):
             await watching
+        with pytest.raises(VersionExpired, match="replaced by another file"):
+            await anext(store.watch(Namespace, before))
         assert [obj.metadata.name for obj in await look(store)] == [f"m{number}" for number in range(5)]
         await store.create(Namespace(metadata=Metadata(name="new")))
 
@@ -205,12 +248,17 @@ def test_history_is_pruned_and_then_says_list_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite, "KEPT_CHANGES", 20)
     monkeypatch.setattr(sqlite, "PRUNE_EVERY", 5)
     path = tmp_path / "s.db"
-    fill(path, 50)
 
     async def watch(store):
-        assert (await anext(store.watch(30))).revision == 31
-        with pytest.raises(RevisionGone, match="after revision 29"):
-            await anext(store.watch(29))
+        pods, versions = (await store.list(Pod)).version, []
+        await store.create(Pod(metadata=Metadata(name="quiet", namespace="default")))
+        for number in range(50):
+            versions.append(await now(store))
+            await store.create(Namespace(metadata=Metadata(name=f"n{number}")))
+        assert (await next_of(store.watch(Namespace, versions[30]))).object.metadata.name == "n30"
+        with pytest.raises(VersionExpired, match="Namespace"):
+            await anext(store.watch(Namespace, versions[20]))
+        assert (await next_of(store.watch(Pod, pods))).object.metadata.name == "quiet", "another kind's is kept"
 
     in_store(path, watch)
 
@@ -227,14 +275,15 @@ def test_watches_and_stores_leave_no_file_open(tmp_path):
     async def main():
         before = open_files()
         store = SqliteStore(tmp_path / "s.db")
-        watches = [asyncio.ensure_future(anext(store.watch(0))) for _ in range(5)]
+        start = await now(store)
+        watches = [next_of(store.watch(Namespace, start)) for _ in range(5)]
         await asyncio.sleep(0.05)
         assert sum("inotify" in name for name in open_files()) == 1
         for watch in watches:
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
         assert not any("inotify" in name for name in open_files())
-        ending = asyncio.ensure_future(anext(store.watch(0)))
+        ending = next_of(store.watch(Namespace, start))
         await asyncio.sleep(0.05)
         await store.close()
         await store.close()
@@ -254,7 +303,7 @@ def test_without_inotify_a_watch_polls(tmp_path, monkeypatch, caplog):
     path = tmp_path / "s.db"
 
     async def watch(store):
-        watching = asyncio.ensure_future(anext(store.watch(0)))
+        watching = next_of(store.watch(Namespace, await now(store)))
         await asyncio.sleep(0.02)
         await asyncio.to_thread(fill, path)
         assert (await asyncio.wait_for(watching, 10)).object.metadata.name == "n0"
@@ -280,7 +329,9 @@ CREATE = textwrap.dedent(
     from pathlib import Path
     from podway.api.meta import Metadata
     from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.pod import Pod
     from podway.errors import StoreUnavailable
+    from podway.store.base import list_all
     from podway.store.sqlite import SqliteStore
 
     async def create(path, count):
@@ -291,7 +342,7 @@ CREATE = textwrap.dedent(
         except StoreUnavailable as error:
             print(error.message)
         finally:
-            made = len((await store.list_all()).items)
+            made = len((await list_all(store)).items)
             await store.close()
         return made
     """

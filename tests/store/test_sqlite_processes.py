@@ -12,6 +12,7 @@ import time
 import pytest
 
 from podway.api.kinds.namespace import Namespace
+from podway.store.base import list_all
 from podway.store.bell import SLOW_POLL
 from podway.store.sqlite import SqliteStore
 from tests.patience import PATIENCE
@@ -80,7 +81,7 @@ def everything(path):
     async def look():
         store = SqliteStore(path)
         try:
-            return (await store.list_all()).items
+            return (await list_all(store)).items
         finally:
             await store.close()
 
@@ -144,7 +145,8 @@ for number in range(20):
 
     async def follow(process):
         store = SqliteStore(tmp_path / "s.db")
-        watch, delays = store.watch(0), []
+        watch, delays = store.watch(Namespace, (await store.list(Namespace)).version), []
+        await anext(watch)
         try:
             for _ in range(20):
                 waiting = asyncio.ensure_future(anext(watch))

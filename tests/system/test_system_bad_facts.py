@@ -12,6 +12,7 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.meta import Metadata
 from podway.lab.paths import lab_dir
+from podway.store.base import list_all
 from tests.system.system_lab import SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.kernel
 
 def name_of(lab: SystemLab, kind: str, name: str) -> str:
     """Return an object's name: the block of node2 and the pool are those of IPv4."""
-    found = lab.store(lambda store: store.list_all()).items
+    found = lab.store(list_all).items
     match kind:
         case "AddressBlock":
             return next(

@@ -17,6 +17,7 @@ from podway.probe.build import Protocol
 from podway.prove.tracing.names import resolve
 from podway.prove.tracing.report import TraceReport
 from podway.prove.tracing.trace import trace
+from podway.store.base import list_all
 
 POOLS = ("10.244.0.0/16", "fd00:10:244::/56")
 
@@ -28,7 +29,7 @@ class TraceLab:
     name: str
 
     def resources(self) -> tuple[Resource, ...]:
-        return facts.ask(self.name, lambda store: store.list_all()).items
+        return facts.ask(self.name, list_all).items
 
     def asker(self, *, remote: bool = False) -> Callable[..., object]:
         asked = agents(GlobalOptions(None, self.name), remote=remote)

@@ -42,7 +42,7 @@ from podway.channel.admin import Method
 from podway.channel.server import Channel
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
-from podway.cluster.view import ClusterView
+from podway.cluster.view import VIEWED, ClusterView
 from podway.cni.server import CniServer
 from podway.errors import PodwayError, RoutingError, StoreError
 from podway.kernel.events import Event as KernelEvent
@@ -53,6 +53,7 @@ from podway.kernel.support import require_all
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.switching import concerns
 from podway.plan.uplink_choice import Choice
+from podway.store.base import list_all
 from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class Agent:
             stack.callback(self._watcher.close)
 
             self._membership = Membership(self._store, options.node, options.heartbeat_interval)
-            view, choice, away = await self._first_view(known)
+            view, choice, versions, away = await self._first_view(known)
             self._state = NodeState(options.node, view, choice.uplink)
             self._channel = Channel(self._store, self._state)
             stack.callback(self._channel.close)
@@ -115,7 +116,7 @@ class Agent:
                 log.warning("removing the link of an ADD that was cut short", link=orphan)
                 self._kernel.unwire(orphan)
             self._state.adopt(self._kernel.leases())
-            self._news = News(self._store, self._state, take=self._take, found=self._blocks_wanted.set)
+            self._news = News(self._store, self._state, versions, take=self._take, found=self._blocks_wanted.set)
             if away is not None:
                 self._news.lost(away)
             self._crossing = Crossing(
@@ -177,27 +178,29 @@ class Agent:
             log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(self._state.leases))
             await self._serve(server, reporter.methods)
 
-    async def _first_view(self, known: ClusterView | None) -> tuple[ClusterView, Choice, StoreError | None]:
-        """Choose the uplink and register the node; return the cluster as it is, or as it is `known` and why the
-        store is away.
+    async def _first_view(
+        self, known: ClusterView | None
+    ) -> tuple[ClusterView, Choice, Mapping[str, str], StoreError | None]:
+        """Choose the uplink and register the node; return the cluster as it is and the versions to follow it from,
+        or as it is `known` and why the store is away.
 
         Raises StoreError if nothing is known, and AgentError if no device can be the uplink.
         """
         node, connection = self._options.node, self._kernel.connection
         here = [known.nodes[node]] if known and node in known.nodes else []
         try:
-            stored = (await self._store.list_all()).items
+            stored = (await list_all(self._store, VIEWED)).items
             self._membership.check_name(stored)
             choice = await first_uplink(connection, self._options, (*here, *stored))
             self._membership.check(choice.uplink.addresses, stored)
             await self._membership.register(choice.uplink.addresses)
-            listing = await self._store.list_all()
+            listing = await list_all(self._store, VIEWED)
         except StoreError as error:
             if known is None or not here:
                 raise
-            return known, await first_uplink(connection, self._options, known.nodes.values()), error
-        view = ClusterView.of(listing.items, listing.revision, aside=listing.aside, former=known)
-        return self._membership.present(view, choice.uplink.addresses), choice, None
+            return known, await first_uplink(connection, self._options, known.nodes.values()), {}, error
+        view = ClusterView.of(listing.items, aside=listing.aside, former=known)
+        return self._membership.present(view, choice.uplink.addresses), choice, listing.versions, None
 
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
 """Goes over from one form of crossing to another on a running node: the doing of podway.plan.switching."""
 
 import asyncio
-import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from podway.agent.state import NodeState
 from podway.agent.steps import rest
 from podway.api.addresses import Family, Network
 from podway.api.kinds.ip_pool import Encapsulation
-from podway.api.kinds.node import ACCEPTS, SENDS, Node
+from podway.api.kinds.node import ACCEPTS, ANNOUNCEMENT, SENDS, Node
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError
@@ -43,8 +43,6 @@ FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0
 
 LOOK_ANYWAY = 30.0
 """Seconds between looks though nothing seems to change: the last node that needed a form may have left."""
-
-NEVER = sys.maxsize
 
 MENDING = 2.0
 """Seconds that the parts of an accepted form may be missing from the kernel before the node says so."""
@@ -98,8 +96,10 @@ class Crossing:
         """Forms that are still said though no route is left, and since when."""
         self._said: Said | None = None
         """What the node has said, until it reads that itself."""
-        self._readable = 0
-        """The revision at which it does; NEVER while that is not known."""
+        self._announcement = ""
+        """By what the node knows those words when it reads them."""
+        self._written = False
+        """Whether they are known to be in the store."""
         self._lacking: dict[Encapsulation, float] = {}
         """Forms that the node has said though the kernel lacks a part, and since when."""
 
@@ -142,7 +142,6 @@ class Crossing:
             "sends": sorted(here.sends if here else ()),
             "pending": [*waiting(view, node), *self._unfinished()],
             "problems": list(impossible(view, self._state.uplink)),
-            "revision": view.revision,
         }
 
     async def run(self) -> None:
@@ -176,7 +175,7 @@ class Crossing:
         """Write what is true of this node, if others read something else. Raises KernelError or StoreError."""
         view, node = self._state.view, self._state.node
         here = view.nodes.get(node)
-        if here is None or view.revision < self._readable < NEVER:
+        if here is None or (self._said is not None and self._written):
             return  # the last words first have to come back
         missing = self._missing(here) if forms_held(view, node) else frozenset[Encapsulation]()
         # What pools ask for is not taken back: the others would send bare what was to be encapsulated.
@@ -186,12 +185,13 @@ class Crossing:
             SENDS: ",".join(sorted(self._sends(here) - missing)),
         }
         told = {name: here.metadata.annotations.get(name, "") for name in words}
-        if told != words or self._readable == NEVER:
+        if told != words or self._said is not None:
             former = self._said or Said(here.accepts, here.sends)
             self._said = Said(former.accepts | _words(words[ACCEPTS]), former.sends & _words(words[SENDS]))
-            self._readable = NEVER
+            self._announcement, self._written = uuid.uuid4().hex[:12], False
             self._state.view = self.as_said(view)
-            self._readable = await self._membership.announce(words)
+            await self._membership.announce({**words, ANNOUNCEMENT: self._announcement})
+            self._written = True
 
     def as_said(self, view: ClusterView) -> ClusterView:
         """Return a view with this node's own last words in it, though they have not come back yet.
@@ -200,12 +200,11 @@ class Crossing:
         back: who heard that may have removed the form's device.
         """
         here = view.nodes.get(self._state.node)
-        if view.revision < self._state.view.revision:  # another store, in which nothing is on its way
-            self._said, self._readable = None, 0
-        if self._said is not None and view.revision >= self._readable:
+        if self._said is None or here is None:
+            return view
+        if here.metadata.annotations.get(ANNOUNCEMENT) == self._announcement:
             self._said = None
             self.soon()
-        if self._said is None or here is None:
             return view
         accepts, sends = here.accepts | self._said.accepts, here.sends & self._said.sends
         if (accepts, sends) == (here.accepts, here.sends):

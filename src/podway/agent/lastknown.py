@@ -30,9 +30,6 @@ FILE = "last-known.json"
 REST = 2.0
 """Seconds between two writings at least: changes come in bursts."""
 
-UNKNOWN = -1
-"""The revision of what was read from the file: a store that is found again is listed first."""
-
 
 class LastKnown:
     """Keeps the file of an agent up to date; `store` is the URL of the store whose cluster it tells of."""
@@ -54,7 +51,7 @@ class LastKnown:
         if (kept.instance, kept.store) != (kernel_instance(), self._store):
             return None
         found = [one for item in kept.items if (one := _object(item)) is not None]
-        return ClusterView.of(found, UNKNOWN)
+        return ClusterView.of(found)
 
     def soon(self) -> None:
         """Ask for the file to be written: something else is known."""
@@ -103,7 +100,5 @@ def _object(item: dict[str, Any]) -> Resource | None:
         found = msgspec.convert(item, KINDS[item["kind"]])
     except (KeyError, TypeError, msgspec.ValidationError):
         return None
-    metadata = msgspec.structs.replace(found.metadata, resource_version="0")
-    versioned = msgspec.structs.replace(found, metadata=metadata)
-    checked = check(key(found), msgspec.json.encode(versioned))
+    checked = check(key(found), msgspec.json.encode(found))
     return None if isinstance(checked, SetAside) else checked

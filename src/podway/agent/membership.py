@@ -73,10 +73,10 @@ class Membership:
             except (AlreadyExists, Conflict):
                 continue  # somebody was quicker: look again
 
-    async def announce(self, words: Mapping[str, str]) -> int:
+    async def announce(self, words: Mapping[str, str]) -> None:
         """Write annotations onto this node's object, and keep them there when it is registered anew.
 
-        Returns a revision of the store from which on they are to be read. Raises StoreError.
+        Raises StoreError.
         """
         self._words.update(words)
         # Without the node's object there is nothing to write: who registers it again says the same words.
@@ -85,9 +85,8 @@ class Membership:
             metadata = msgspec.structs.replace(current.metadata, annotations=annotations)
             with contextlib.suppress(Conflict, NotFound):  # somebody was quicker: look again
                 if metadata != current.metadata:
-                    current = await self._store.update(msgspec.structs.replace(current, metadata=metadata))
-                return int(current.metadata.resource_version)
-        return 0
+                    await self._store.update(msgspec.structs.replace(current, metadata=metadata))
+                return
 
     def present(self, view: ClusterView, addresses: tuple[Interface, ...]) -> ClusterView:
         """Return a view that has this node in it, though its object is set aside and no good state is known.

@@ -1,8 +1,12 @@
-"""What the cluster's store tells an agent: every change once, in order, many at a time where many come."""
+"""What the cluster's store tells an agent: every change of a kind once, in order, many at a time where many come.
+
+Each kind is followed by itself, and in no order with the others.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -10,27 +14,32 @@ from podway.agent.state import NodeState
 from podway.api.checked import SetAside
 from podway.api.resource import Resource
 from podway.cluster.change import Change
-from podway.cluster.view import ClusterView
-from podway.errors import ObjectDamaged, RevisionGone, StoreError
+from podway.cluster.view import VIEWED, ClusterView
+from podway.errors import ObjectDamaged, StoreError
 from podway.store.base import Event, Listing, Store
+from podway.store.informer import Informer
 
 log = structlog.get_logger(__name__)
 
-STORE_RETRY = 1.0
-"""Seconds between attempts to reach a store that is away; pods come and go meanwhile."""
+
+class _Heard(NamedTuple):
+    kind: type[Resource]
+    one: Event | Listing[Resource]
 
 
 class News:
     """Follows a store. `problem` says in words why it cannot be reached, and is empty if it can.
 
-    `take` is given each newer view of the cluster, with the changes that led to it;
-    `found` is called when the store is there again.
+    `versions` are those from which kinds are followed, by the kind's name: others are listed first. `take` is
+    given each newer view of the cluster, with the changes that led to it; `found` is called when the store is
+    there again.
     """
 
     def __init__(
         self,
         store: Store,
         state: NodeState,
+        versions: Mapping[str, str],
         *,
         take: Callable[[ClusterView, tuple[Change[Any], ...]], Awaitable[None]],
         found: Callable[[], None],
@@ -39,57 +48,55 @@ class News:
         self._state = state
         self._take = take
         self._found = found
-        self._heard: list[Event | Listing[Resource]] = []
+        self._heard: list[_Heard] = []
         self._arrived = asyncio.Event()
-        self.problem = ""
+        self._problems: dict[str, str] = {}
+        """Why the store cannot be asked, by kind; by the empty name what others than informers found."""
+        self._informers = [
+            Informer(
+                store,
+                kind,
+                version=versions.get(kind.KIND),
+                hear=partial(self._hear, kind),
+                lost=partial(self.lost, kind=kind.KIND),
+                reached=partial(self.reached, kind.KIND),
+            )
+            for kind in VIEWED
+        ]
+
+    @property
+    def problem(self) -> str:
+        """Why the store cannot be reached, in words; empty if it can."""
+        return next(iter(self._problems.values()), "")
 
     async def run(self) -> None:
-        """Follow for ever; a store that is away or forgot our place is listed anew."""
+        """Follow for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
+            for informer in self._informers:
+                tasks.create_task(informer.run())
             tasks.create_task(self._tell())
 
-    def lost(self, error: StoreError) -> None:
+    def lost(self, error: StoreError, *, kind: str = "") -> None:
         """Note that the store cannot be reached; an object that is set aside is none of its faults."""
         if isinstance(error, ObjectDamaged):
             log.debug("an object that is set aside was asked for", problem=error.message)
             return
-        if error.message != self.problem:
+        if error.message not in self._problems.values():
             log.error("store lost: pods come and go all the same, news of other nodes wait", problem=error.message)
-        self.problem = error.message
+        self._problems[kind] = error.message
 
-    def reached(self) -> None:
-        """Note that the store can be reached."""
-        if self.problem:
+    def reached(self, kind: str = "") -> None:
+        """Note that the store can be reached, for a kind or for what others than informers ask."""
+        if not self._problems:
+            return
+        self._problems.pop(kind, None)
+        if not self._problems.keys() - {""}:  # whoever else found it away tries again
             log.info("store found again")
+            self._problems.clear()
             self._found()
-        self.problem = ""
 
-    async def _listen(self) -> None:
-        revision, gone = self._state.view.revision, -1
-        while True:
-            try:
-                async for event in self._store.watch(revision):
-                    revision = event.revision
-                    self._hear(event)
-            except RevisionGone:
-                if revision == gone:  # the listing has not helped: a store that is damaged just there
-                    await asyncio.sleep(STORE_RETRY)
-                gone = revision
-            except StoreError as error:
-                self.lost(error)
-                await asyncio.sleep(STORE_RETRY)
-            try:
-                listing = await self._store.list_all()
-            except StoreError as error:
-                self.lost(error)
-            else:
-                self.reached()
-                revision = listing.revision
-                self._hear(listing)
-
-    def _hear(self, one: Event | Listing[Resource]) -> None:
-        self._heard.append(one)
+    def _hear(self, kind: type[Resource], one: Event | Listing[Resource]) -> None:
+        self._heard.append(_Heard(kind, one))
         self._arrived.set()
 
     async def _tell(self) -> None:
@@ -100,16 +107,16 @@ class News:
             heard, self._heard = self._heard, []
             view = self._state.view
             changes: list[Change[Any]] = []
-            for one in heard:
+            for kind, one in heard:
                 if isinstance(one, Listing):
-                    newer = ClusterView.of(one.items, one.revision, aside=one.aside, former=view)
+                    newer = view.relisted(kind, one.items, one.aside)
                     changes += view.changes_to(newer)
                     view = newer
                 elif isinstance(one.object, SetAside) and one.type != "deleted":
-                    view = view.without(one.object, revision=one.revision)
+                    view = view.without(one.object)
                 else:
                     change = view.change(one.object, deleted=one.type == "deleted")
-                    view = view.after(change, revision=one.revision)
+                    view = view.after(change)
                     changes.append(change)
             for name in view.aside.keys() - self._state.view.aside.keys():
                 log.error("an object is set aside, and its last good state stays", problem=str(view.aside[name]))

@@ -25,7 +25,7 @@ from podway.plan.topology import topology
 
 
 class Reporter:
-    """Answers `status`, `leases`, `peers`, `routes`, `steps`, and has doctor and tracer answer for theirs."""
+    """Answers `status`, `leases`, `peers`, `routes`, `heard`, `steps`; doctor and tracer answer for theirs."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -41,6 +41,7 @@ class Reporter:
             "leases": Method(self.leases, remote=True),
             "peers": Method(self.peers, remote=True),
             "routes": Method(self.routes, remote=True),
+            "heard": Method(self.heard, remote=True),
             "steps": Method(self.steps),
             **self._tracing.methods,
             **self._checkup.methods,
@@ -107,6 +108,11 @@ class Reporter:
             "failures": [msgspec.to_builtins(failure) for failure in self._parts.supervisor.failures],
             "kernel_writes": self._parts.kernel.writes,
         }
+
+    async def heard(self, objects: list[tuple[str, str, str]]) -> list[str]:
+        """Return in which version the agent has heard of each of these objects, empty if it has not."""
+        found = (self._parts.state.view.find((kind, where, name)) for kind, where, name in objects)
+        return [obj.metadata.resource_version if obj else "" for obj in found]
 
     async def steps(self) -> dict[str, float]:
         """Return how long the agent was at work at a stretch, in seconds, since this was asked last."""

@@ -14,7 +14,7 @@ import msgspec
 
 from podway.agent.options import DEFAULT_RUN_DIR
 from podway.channel.client import call, is_served
-from podway.cli.options import GlobalOptions
+from podway.cli.options import GlobalOptions, read_all
 from podway.errors import AgentError, LabError, NeedsRoot, NotFound, StoreError
 from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
@@ -120,13 +120,13 @@ def _nobody(options: GlobalOptions) -> AgentError | LabError:
     return LabError(f"{missing.message}, and no agent on this host", hint=missing.hint)
 
 
-def ask_all(asked: Mapping[str, Ask], method: str) -> dict[str, Any]:
+def ask_all(asked: Mapping[str, Ask], method: str, **params: Any) -> dict[str, Any]:
     """Call a method of several agents at once; return by node what each answered, or its AgentError."""
     from concurrent.futures import ThreadPoolExecutor
 
     def ask(one: Ask) -> Any:
         try:
-            return one(method)
+            return one(method, **params)
         except AgentError as error:
             return error
 
@@ -197,7 +197,7 @@ def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
     from podway.channel.remote import RemoteAgents, direct
     from podway.lab.reach import from_a_node
 
-    listing = options.run(lambda store: store.list_all())
+    listing = options.run(read_all)
     reach = direct if options.store is not None else from_a_node(options.lab)
     cluster = RemoteAgents(listing.items, reach=reach)
     return {node: partial(cluster.call, node, timeout=PATIENCE) for node in cluster.nodes}

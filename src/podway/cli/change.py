@@ -17,7 +17,7 @@ from podway.cli.gone_node import aftermath, blocks_of, lives, warning
 from podway.cli.help import examples
 from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, nearest_key, read_requests
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
-from podway.cli.options import GlobalOptions, cluster_options
+from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.errors import InvalidArgument, NotFound
 from podway.preview.interruptions import interruptions
 from podway.store.base import Store
@@ -55,7 +55,7 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
     check_each(manifests)
 
     async def work(store: Store) -> None:
-        listing = await store.list_all()
+        listing = await read_all(store)
         stored, aside = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.aside}
         for new in checked_change(stored, manifests).values():
             known = key(new)
@@ -97,7 +97,7 @@ def delete(
         unwanted = _named(words, namespace)
 
     async def find(store: Store) -> list[Resource | SetAside]:
-        listing = await store.list_all()
+        listing = await read_all(store)
         stored, aside = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.aside}
         check_deletions(stored, [wanted for wanted in unwanted if wanted not in aside])
         return [aside[wanted] if wanted in aside else stored[wanted] for wanted in dict.fromkeys(unwanted)]

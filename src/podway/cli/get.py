@@ -24,7 +24,7 @@ from podway.cli.kinds import (
     nearest_key,
     read_requests,
 )
-from podway.cli.options import GlobalOptions, cluster_options
+from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.cli.output import MISSING, align, print_table, widths_of
 from podway.cli.selector import parse_selector
 from podway.cli.views import View
@@ -157,7 +157,7 @@ class _Look:
 
 async def everything(store: Store) -> tuple[Resource, ...]:
     """Return all objects of a store."""
-    return (await store.list_all()).items
+    return (await read_all(store)).items
 
 
 def find(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -13,8 +13,7 @@ from podway.errors import LabError, NeedsRoot
 from podway.lab.paths import DEFAULT_LAB, LABS, lab_dir, lab_store
 
 if TYPE_CHECKING:  # `podway --help` does without msgspec
-    from podway.api.checked import SetAside
-    from podway.store.base import Store
+    from podway.store.base import Everything, Store
 
 T = TypeVar("T")
 
@@ -81,12 +80,17 @@ def _open(url: str, *, create: bool) -> Store:
     path = path_of(url)
     if os.geteuid() != 0 and not os.access(path, os.R_OK | os.W_OK) and not _is_missing(path):
         raise NeedsRoot(f"reading the store {path}")
-    return open_store(url, create=create, set_aside=_tell)
+    return open_store(url, create=create)
 
 
-def _tell(aside: Iterable[SetAside]) -> None:
-    for one in aside:
+async def read_all(store: Store) -> Everything:
+    """Return every object of a store, and tell on standard error what is set aside."""
+    from podway.store.base import list_all
+
+    found = await list_all(store)
+    for one in found.aside:
         click.echo(f"podway: {one.error}", err=True)
+    return found
 
 
 def _is_missing(path: Path) -> bool:

@@ -8,20 +8,19 @@ from pathlib import Path
 import click
 
 from podway.api.kinds.node import Node
-from podway.api.resource import Resource, key
+from podway.api.resource import key
 from podway.cli.agents import agents, ask_all
 from podway.cli.change import check_deletions, checked_change, files_option
 from podway.cli.help import examples
 from podway.cli.kinds import complete_keys, namespace_option, read_key
 from podway.cli.manifests import check_each, read_manifests
-from podway.cli.options import SNAPSHOT, GlobalOptions, cluster_options
+from podway.cli.options import SNAPSHOT, GlobalOptions, cluster_options, read_all
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, InvalidArgument, LabError
 from podway.plan.path import Site
 from podway.preview.paths import changed_paths
 from podway.preview.preview import Comparison
 from podway.preview.snapshot import Snapshot, encode, read, site_of
-from podway.store.base import Listing, Store
 
 WOULD_CHANGE = 3
 """Exit status of `plan --exit-code`; 1 and 2 are errors."""
@@ -85,7 +84,7 @@ def plan(
     check_deletions(stored, unwanted)
     staying = {known: obj for known, obj in stored.items() if known not in unwanted}
     wanted = {known: obj for known, obj in checked_change(staying, manifests).items() if obj != staying.get(known)}
-    after = ClusterView.of({**staying, **wanted}.values(), today.revision)
+    after = ClusterView.of({**staying, **wanted}.values())
     comparison = Comparison(today.view, after, today.sites)
     actions = {known: "configured" if known in staying else "created" for known in wanted}
     actions |= dict.fromkeys(unwanted, "deleted")
@@ -139,15 +138,11 @@ def take(options: GlobalOptions) -> Snapshot:
     url = options.store_url()
     if url.startswith(SNAPSHOT):
         return read(Path(url.removeprefix(SNAPSHOT)))
-    listing = options.run(_everything)
+    listing = options.run(read_all)
     nodes = [obj.metadata.name for obj in listing.items if isinstance(obj, Node)]
     sites, silent = _sites(options, nodes)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Snapshot(now, listing.revision, listing.items, sites, silent)
-
-
-async def _everything(store: Store) -> Listing[Resource]:
-    return await store.list_all()
+    return Snapshot(now, listing.items, sites, silent)
 
 
 def _sites(options: GlobalOptions, nodes: Iterable[str]) -> tuple[dict[str, Site], dict[str, str]]:

@@ -2,24 +2,32 @@
 
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import click
 
 from podway.api.assign import assign, differences, fields
+from podway.api.kinds import KINDS
+from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.ip_pool import IPPool
-from podway.api.resource import key, subject
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.resource import Key, Resource, key, subject
 from podway.api.rules import check_change
 from podway.api.validate import validate
 from podway.cli.agents import agents, ask_all
 from podway.cli.help import examples
 from podway.cli.kinds import complete_keys, namespace_option, nearest_key, read_key
 from podway.cli.mistakes import in_arguments
-from podway.cli.options import GlobalOptions, cluster_options
+from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.cli.views import VIEW_BY_NAME
+from podway.cluster.view import VIEWED
 from podway.errors import AgentError, Conflict, NotFound
 from podway.preview.interruptions import interruptions
-from podway.store.base import Store
+from podway.store.base import Store, list_all
+
+SETTINGS: tuple[type[Resource], ...] = (IPPool, NetworkConfig, BGPPeer)
+"""The kinds by which a whole cluster is set."""
 
 LOOK = 0.1
 """Seconds between looks at nodes that have not gone over yet."""
@@ -76,7 +84,7 @@ def set_fields(
 
     async def work(store: Store) -> None:
         while True:
-            listing = await store.list_all()
+            listing = await read_all(store)
             others = listing.items
             old = next((obj for obj in others if key(obj) == wanted), None)
             unfit = next((one for one in listing.aside if one.key == wanted), None)
@@ -106,24 +114,28 @@ def set_fields(
     options.run(work)
     if wait:
         # Whether a pool's routes are told by BGP, and have come, is part of what is pending of the crossing.
-        _wait(options, timeout, sessions=wanted[0] != IPPool.KIND)
+        _wait(options, wanted, timeout, sessions=wanted[0] != IPPool.KIND)
 
 
-def _wait(options: GlobalOptions, timeout: float, *, sessions: bool) -> None:
-    """Wait until all nodes know the store's facts of now and have gone over; with their `sessions`, if asked.
+def _wait(options: GlobalOptions, changed: Key, timeout: float, *, sessions: bool) -> None:
+    """Wait until all nodes have heard of what `changed`, and have gone over; with their `sessions`, if asked.
+
+    So do they of the cluster's other settings, which may have been changed just before.
 
     Raises AgentError if one has not.
     """
-    revision = options.run(_revision)
     begun = time.monotonic()
     while True:
         waiting = {}
-        answers = ask_all(agents(options), "status")
+        versions = options.run(partial(_versions, changed=changed))
+        asked = agents(options)
+        heard = ask_all(asked, "heard", objects=list(versions))
+        answers = ask_all(asked, "status")
         reached = {node for node, answer in answers.items() if not isinstance(answer, AgentError)}
         for node, answer in answers.items():
             if isinstance(answer, AgentError):
                 waiting[node] = answer.message
-            elif answer["crossing"]["revision"] < revision:
+            elif heard[node] != list(versions.values()):
                 waiting[node] = "has not heard of the change yet"
             elif answer["crossing"]["pending"]:
                 waiting[node] = "; ".join(answer["crossing"]["pending"])
@@ -152,5 +164,12 @@ def _unrouted(routing: dict[str, Any], reached: Collection[str]) -> str:
     return f"no BGP session with {down[0]['node']} yet ({down[0]['state']})" if down else ""
 
 
-async def _revision(store: Store) -> int:
-    return (await store.list_all()).revision
+async def _versions(store: Store, changed: Key) -> dict[Key, str]:
+    """Return the versions of the cluster's settings, and of the object that changed."""
+    kind = KINDS[changed[0]]
+    heard_of = {*SETTINGS, kind} if kind in VIEWED else SETTINGS
+    return {
+        key(obj): obj.metadata.resource_version
+        for obj in (await list_all(store, heard_of)).items
+        if isinstance(obj, SETTINGS) or key(obj) == changed
+    }

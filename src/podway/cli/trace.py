@@ -6,7 +6,7 @@ from typing import Any, Literal
 import click
 
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, cluster_options
+from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.errors import AgentError
 
 PATIENCE = 5.0
@@ -94,7 +94,7 @@ def trace(
     protocol = Protocol((proto or ("tcp" if port else "icmp")).upper())
     if port and protocol is Protocol.ICMP:
         raise click.UsageError("--port means nothing to ICMP: leave it out, or choose --proto tcp or udp")
-    resources = options.run(lambda store: store.list_all()).items
+    resources = options.run(read_all).items
     report = follow(
         resources,
         _asker(options),

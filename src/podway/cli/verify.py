@@ -10,7 +10,7 @@ import click
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, cluster_options
+from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.prove.world import NodePlace, PodPlace, World, build_world
 
 
@@ -78,7 +78,7 @@ def world_of(options: GlobalOptions) -> World:
 
     Raises LabError, StoreError, KernelError.
     """
-    listing = options.run(lambda store: store.list_all())
+    listing = options.run(read_all)
     if options.store is None:
         return build_world(listing.items, *_places_in_lab(options.lab, listing.items))
     from podway.prove.host import places_here

@@ -29,15 +29,21 @@ _Tables: TypeAlias = dict[str, Table[Any, Any]]
 
 _KINDS = {name: kind for name, kind in KINDS.items() if kind.IN_VIEW}
 
+VIEWED = tuple(_KINDS.values())
+"""The kinds that a view is made of."""
+
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """A table for each kind of object, as they were at one revision of the store."""
+    """A table for each kind of object.
+
+    Each kind is as it was at one moment, and different kinds may be of different moments: the store tells an order
+    within one kind only.
+    """
 
     tables: Mapping[str, Table[Any, Any]]
     """By kind, one for each that plans depend on (Resource.IN_VIEW)."""
     config: NetworkConfigSpec
     """What the NetworkConfig says, or the defaults."""
-    revision: int
     aside: Mapping[Key, SetAside] = MappingProxyType({})
     """Objects of the store that are no facts: what the tables have of them is their last good state, if any."""
 
@@ -45,12 +51,11 @@ class ClusterView(msgspec.Struct, frozen=True):
     def of(
         cls,
         resources: Iterable[Resource],
-        revision: int,
         *,
         aside: Iterable[SetAside] = (),
         former: "ClusterView | None" = None,
     ) -> "ClusterView":
-        """Build a view from a listing of the whole store.
+        """Build a view from listings of all kinds.
 
         `former` knows the last good state of what is set `aside`.
         """
@@ -61,7 +66,7 @@ class ClusterView(msgspec.Struct, frozen=True):
             if obj.KIND in objects:
                 objects[obj.KIND][_name(key(obj))] = obj
         tables: _Tables = {name: Table(objects[name], kind.INDICES) for name, kind in _KINDS.items()}
-        return cls(tables, _config(tables), revision, unfit)
+        return cls(tables, _config(tables), unfit)
 
     def table(self, kind: type[R]) -> Table[str, R]:
         """Return the table of a kind in no namespace. Raises KeyError for one that plans do not depend on."""
@@ -122,22 +127,31 @@ class ClusterView(msgspec.Struct, frozen=True):
         wanted = obj.key if isinstance(obj, SetAside) else key(obj)
         return Change(wanted, self.find(wanted), None if deleted or isinstance(obj, SetAside) else obj)
 
-    def without(self, obj: SetAside, *, revision: int) -> "ClusterView":
-        """Return the view at a later revision, in which an object's state is no fact: the last good one stays."""
-        return msgspec.structs.replace(self, aside={**self.aside, obj.key: obj}, revision=revision)
+    def without(self, obj: SetAside) -> "ClusterView":
+        """Return the view in which an object's state is no fact: the last good one stays."""
+        return msgspec.structs.replace(self, aside={**self.aside, obj.key: obj})
 
-    def after(self, *changes: Change[Any], revision: int | None = None) -> "ClusterView":
-        """Return the view after changes, at a later revision if one is given.
+    def relisted(
+        self, kind: type[Resource], resources: Iterable[Resource], aside: Iterable[SetAside] = ()
+    ) -> "ClusterView":
+        """Return the view after one kind was listed anew: what is not listed is gone, other kinds stay."""
+        listed = {key(obj): obj for obj in resources}
+        unfit = {one.key: one for one in aside}
+        known = {key(obj): obj for obj in self.tables[kind.KIND].values()}
+        gone = [Change(each, obj, None) for each, obj in known.items() if each not in listed and each not in unfit]
+        came = [Change(each, known.get(each), obj) for each, obj in listed.items() if known.get(each) != obj]
+        others = {wanted: one for wanted, one in self.aside.items() if wanted[0] != kind.KIND}
+        return msgspec.structs.replace(self.after(*gone, *came), aside={**others, **unfit})
 
-        Objects of kinds that plans do not depend on change nothing.
-        """
+    def after(self, *changes: Change[Any]) -> "ClusterView":
+        """Return the view after changes. Objects of kinds that plans do not depend on change nothing."""
         tables: _Tables = {}
         for change in changes:
             table = tables.get(change.kind, self.tables.get(change.kind))
             if table is not None:
                 name = _name(change.key)
                 tables[change.kind] = table.drop(name) if change.new is None else table.put(name, change.new)
-        more: dict[str, Any] = {} if revision is None else {"revision": revision}
+        more: dict[str, Any] = {}
         told = {change.key for change in changes}
         if not told.isdisjoint(self.aside):
             more["aside"] = {wanted: one for wanted, one in self.aside.items() if wanted not in told}

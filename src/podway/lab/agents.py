@@ -20,6 +20,7 @@ from podway.lab.paths import lab_store
 from podway.lab.processes import Spawned
 from podway.lab.state import LabState, node_dir
 from podway.plan.fabric import DEVICES, form_wanted, pool_of
+from podway.store.base import list_all
 
 Report = Callable[[str], None]
 """Takes a line that tells how far a command is."""
@@ -163,8 +164,8 @@ class _Way(NamedTuple):
 
 def _awaited(state: LabState, silent: Collection[str]) -> dict[str, set[_Way]]:
     """Return, for every running node that is not silent, the ways to others' blocks that it will have."""
-    listing = facts.ask(state.name, lambda store: store.list_all()).items
-    view = ClusterView.of(listing, revision=0)
+    listing = facts.ask(state.name, list_all).items
+    view = ClusterView.of(listing)
     carried = [(block, pool) for block in view.blocks.values() if (pool := pool_of(view, block))]
     awaited = {
         node: {

@@ -15,7 +15,7 @@ the route: MTU, ICMP errors and the withdrawal of a dead node are the same in ev
 
 A node puts a form on only after it has said that it may (`Node.sends`), and only for a node that says it takes
 it off (`Node.accepts`); it takes off a form for as long as any may put it on. Each acts on its own words once it
-reads them back, in the one order in which the store tells everything to everyone: so clusters switch without a
+reads them back, in the one order in which the store tells everyone of Nodes: so clusters switch without a
 coordinator and without loss (podway.plan.switching).
 """
 

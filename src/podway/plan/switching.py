@@ -7,12 +7,13 @@ between nodes are two annotations, which each writes on its Node object:
 - `sends`: it may put these forms on. Written before it does, withdrawn after its kernel's last route in such a
   form is gone and what was on its way has arrived.
 
-The store tells all changes to everybody in one order, so an agent that reads its own words back knows all that
-was said before. A form goes onto a packet when the sender reads its own `sends` and the other's `accepts`
-(fabric.form_to); a form's device goes when its node reads that it accepts no more, and that nobody sends
-(fabric.forms_held). Until its last words come back a node holds what it has said that it accepts, sends nothing
-that it has taken back, and says nothing else. So of two words that concern each other one is the first, and who
-wrote the second knows it: no device goes while somebody sends to it, and no clock is needed to be sure.
+The store tells the changes of Nodes to everybody in one order, so an agent that reads its own words back knows all
+that was said before; of pools it may hear earlier or later than others. A form goes onto a packet when the sender
+reads its own `sends` and the other's `accepts` (fabric.form_to); a form's device goes when its node reads that it
+accepts no more, and that nobody sends (fabric.forms_held). Until its last words come back a node holds what it
+has said that it accepts, sends nothing that it has taken back, and says nothing else. So of two words that concern
+each other one is the first, and who wrote the second knows it: no device goes while somebody sends to it, and no
+clock is needed to be sure.
 
 What a node itself still sends is not remembered but read from its kernel's routes (`Ways`), so an agent that is
 killed in the middle goes on where it was.

@@ -87,7 +87,7 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
             msgspec.json.decode(text, type=list[kind])  # type: ignore[valid-type]
             for text, kind in zip(listing, (Node, AddressBlock, IPPool), strict=True)
         )
-        state = state_of(ClusterView.of([*nodes, *blocks, *pools], 1), world.sites[name], name)
+        state = state_of(ClusterView.of([*nodes, *blocks, *pools]), world.sites[name], name)
         plan_all(state)
         return state
 

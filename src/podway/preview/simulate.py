@@ -52,7 +52,7 @@ def build(nodes: int, pods: int, pools: Sequence[IPPool], *, seed: int = 0) -> W
     placed = random.Random(seed)
     for number in range(pods):
         cluster.run(placed.choice(members).metadata.name, number)
-    view = agreed(ClusterView.of([*members, *pools, *cluster.blocks], revision=1))
+    view = agreed(ClusterView.of([*members, *pools, *cluster.blocks]))
     sites = {
         node.metadata.name: Site(
             Uplink("eth0", MTU, node.interface_addresses), tuple(cluster.leases[node.metadata.name])

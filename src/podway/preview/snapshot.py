@@ -25,7 +25,7 @@ from podway.plan.path import Site
 from podway.plan.uplink import Uplink
 
 KIND = "PodwaySnapshot"
-VERSION = 1
+VERSION, READABLE = 2, (1, 2)
 
 _ANEW = "make it anew with `podway snapshot -o FILE`"
 
@@ -37,7 +37,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     """
 
     taken: str
-    revision: int
     objects: tuple[Resource, ...]
     sites: Mapping[str, Site]
     silent: Mapping[str, str]
@@ -45,7 +44,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     @property
     def view(self) -> ClusterView:
         """The view from which nodes are planned."""
-        return ClusterView.of(self.objects, self.revision)
+        return ClusterView.of(self.objects)
 
 
 class _Uplink(msgspec.Struct, frozen=True):
@@ -76,14 +75,15 @@ class _Head(msgspec.Struct, frozen=True):
     podway: str = ""
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     kind: str
     version: int
     podway: str
     taken: str
-    revision: int
     objects: tuple[dict[str, Any], ...]
     nodes: dict[str, _Node]
+    revision: int | None = None
+    """In files of version 1, of a store that had one order for all kinds."""
 
 
 def site_of(uplink: Any, leases: Any) -> Site:
@@ -109,7 +109,6 @@ def encode(snapshot: Snapshot) -> bytes:
         version=VERSION,
         podway=__version__,
         taken=snapshot.taken,
-        revision=snapshot.revision,
         objects=tuple(to_builtins(obj) for obj in snapshot.objects if obj.LEAVES_STORE),
         nodes=nodes,
     )
@@ -145,9 +144,10 @@ def decode(data: bytes, *, source: str) -> Snapshot:
         raise InvalidInput(
             f"{source}: is no snapshot: {found}, not {KIND!r}", hint=f"manifests go to -f; for a snapshot, {_ANEW}"
         )
-    if head.version != VERSION:
+    if head.version not in READABLE:
         raise InvalidInput(
-            f"{source}: is a snapshot of version {head.version}; Podway {__version__} reads version {VERSION}",
+            f"{source}: is a snapshot of version {head.version}; Podway {__version__} reads versions "
+            f"{READABLE[0]} to {READABLE[-1]}",
             hint=f"read it with Podway {head.podway or 'of its time'}, which wrote it, or {_ANEW}",
         )
     try:
@@ -159,7 +159,6 @@ def decode(data: bytes, *, source: str) -> Snapshot:
         ) from error
     return Snapshot(
         file.taken,
-        file.revision,
         tuple(_object(shape, f"{source}, objects[{number}]") for number, shape in enumerate(file.objects)),
         sites,
         {name: node.problem for name, node in file.nodes.items() if node.problem},

@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 from typing import NoReturn
 
+from podway.api.checked import SetAside
 from podway.api.resource import Resource, key, subject
 from podway.errors import InvalidInput, NotFound
 from podway.preview.snapshot import Snapshot
-from podway.store.base import Event, Listing, R
+from podway.store.base import Bookmark, Event, Listing, R
 
 
 class SnapshotStore:
@@ -14,17 +15,17 @@ class SnapshotStore:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._objects = {key(obj): obj for obj in snapshot.objects}
-        self._revision = snapshot.revision
+        self._taken = snapshot.taken
 
     async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
         """Return all objects of a kind, ordered by namespace and name."""
         found = [obj for obj in self._objects.values() if isinstance(obj, kind)]
         here = [obj for obj in found if namespace is None or obj.metadata.namespace == namespace]
-        return Listing(tuple(sorted(here, key=key)), self._revision)
+        return Listing(tuple(sorted(here, key=key)), self._taken)
 
-    async def list_all(self) -> Listing[Resource]:
-        """Return every object."""
-        return Listing(tuple(self._objects.values()), self._revision)
+    async def unknown(self) -> tuple[SetAside, ...]:
+        """Return nothing: what is not known is in no snapshot."""
+        return ()
 
     async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
         """Return one object. Raises NotFound."""
@@ -47,7 +48,7 @@ class SnapshotStore:
         """Raise InvalidInput."""
         _refuse()
 
-    def watch(self, since: int) -> AsyncIterator[Event]:
+    def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
         """Raise InvalidInput: nothing ever happens in a snapshot."""
         _refuse()
 

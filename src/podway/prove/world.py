@@ -99,7 +99,7 @@ class Absent(msgspec.Struct, frozen=True):
     reason: str
 
 
-NO_OBJECTS = ClusterView.of((), 0)
+NO_OBJECTS = ClusterView.of(())
 
 
 class World(msgspec.Struct, frozen=True):
@@ -184,7 +184,7 @@ def build_world(
     blocks = tuple(
         Block(resource.network, resource.spec.node) for resource in resources if isinstance(resource, AddressBlock)
     )
-    return World(tuple(node_points), tuple(pod_points), blocks, tuple(absent), ClusterView.of(resources, 0))
+    return World(tuple(node_points), tuple(pod_points), blocks, tuple(absent), ClusterView.of(resources))
 
 
 def _without_network(pod: Pod) -> bool:

@@ -1,38 +1,50 @@
 """The one interface through which Podway reads and writes the cluster's facts.
 
-Modelled on the Kubernetes API: every object carries a `resource_version`, an update succeeds only if
-that is still the stored one, a list tells the revision it was taken at, and a watch continues from a
-revision without a gap. Embedded SQLite implements it for one machine (podway.store.sqlite).
+It is what the Kubernetes API can do, and no more: objects are listed and watched kind by kind; every object has a
+`resource_version`, and an update succeeds only if that is still the stored one; a watch goes on from a version
+without a gap. Versions are opaque: whoever has one may hand it back or compare it for equality, and nothing else.
+There is an order within one kind, and none between kinds.
+
+It is asynchronous, as a client of an API server over HTTP is. Agents run in asyncio; commands ask one thing at a
+time, by a thin layer that runs one question to its end (podway.cli.options).
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
 from podway.api.checked import SetAside
+from podway.api.kinds import KINDS
 from podway.api.resource import Resource
 
 R = TypeVar("R", bound=Resource)
 
 
 class Listing(msgspec.Struct, Generic[R], frozen=True):
-    """Objects as they all were at one revision; `aside` are those that are no facts (podway.api.checked)."""
+    """The objects of a kind as they all were at one version; `aside` are those that are no facts (api.checked)."""
 
     items: tuple[R, ...]
-    revision: int
+    version: str
     aside: tuple[SetAside, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change. `object` is the new state, or for `deleted` the last state before deletion.
+    """One change, and the version of its kind from which a watch goes on behind it.
 
-    A state that is no fact (podway.api.checked) is told as set aside.
+    `object` is the new state, or for `deleted` the last state before deletion. A state that is no fact
+    (podway.api.checked) is told as set aside.
     """
 
     type: Literal["added", "modified", "deleted"]
     object: Resource | SetAside
-    revision: int
+    version: str
+
+
+class Bookmark(msgspec.Struct, frozen=True):
+    """No change: the watch stands, and goes on from this version."""
+
+    version: str
 
 
 class Store(Protocol):
@@ -45,8 +57,8 @@ class Store(Protocol):
         """Return all objects of a kind, ordered by namespace and name."""
         ...
 
-    async def list_all(self) -> Listing[Resource]:
-        """Return every object of every kind as they all were at one revision."""
+    async def unknown(self) -> tuple[SetAside, ...]:
+        """Return what is stored of kinds that this Podway does not know, as far as the store can tell."""
         ...
 
     async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
@@ -77,13 +89,35 @@ class Store(Protocol):
         """
         ...
 
-    def watch(self, since: int) -> AsyncIterator[Event]:
-        """Yield every change after revision `since`, in order, for ever, without a gap.
+    def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
+        """Yield a bookmark once the watch stands, then every change of a kind after a version, in order.
 
-        Raises RevisionGone if changes after `since` are no longer kept.
+        The version is a listing's of this kind, or one that a watch of it told. There is no gap. A watch may end
+        at any time: it is taken up again from the version that came last.
+
+        Raises VersionExpired if changes of this kind after the version are no longer kept.
         """
         ...
 
     async def close(self) -> None:
-        """Release files and connections."""
+        """Release files and connections. Watches end with StoreUnavailable."""
         ...
+
+
+class Everything(msgspec.Struct, frozen=True):
+    """Objects of several kinds, each kind as it was at some moment of its own, and those that are no facts."""
+
+    items: tuple[Resource, ...]
+    aside: tuple[SetAside, ...]
+    versions: Mapping[str, str]
+    """From which version each kind is to be watched, by the kind's name."""
+
+
+async def list_all(store: Store, kinds: Iterable[type[Resource]] = tuple(KINDS.values())) -> Everything:
+    """Return all objects of these kinds, of every one if none are named, ordered by kind, namespace and name."""
+    listings = {kind.KIND: await store.list(kind) for kind in sorted(kinds, key=lambda kind: kind.KIND)}
+    return Everything(
+        tuple(obj for listing in listings.values() for obj in listing.items),
+        (*(one for listing in listings.values() for one in listing.aside), *await store.unknown()),
+        {kind: listing.version for kind, listing in listings.items()},
+    )

@@ -25,6 +25,8 @@ class Bell:
         self._descriptor = -1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: set[asyncio.Event] = set()
+        self.rings = 0
+        """How often it rang."""
 
     @property
     def poll_interval(self) -> float:
@@ -47,6 +49,7 @@ class Bell:
 
     def ring(self) -> None:
         """Wake all listeners."""
+        self.rings += 1
         for event in self._listeners:
             event.set()
 

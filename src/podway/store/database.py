@@ -33,6 +33,18 @@ MIGRATIONS = (
         revision INTEGER PRIMARY KEY, type TEXT NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL
     );
     """,
+    # A trigger, so that it holds whoever prunes: an agent of a Podway that had the file open before, too.
+    """
+    CREATE TABLE file (tag TEXT NOT NULL);
+    INSERT INTO file VALUES (lower(hex(randomblob(4))));
+    CREATE INDEX changes_of_kind ON changes (kind, revision);
+    CREATE TABLE compacted (kind TEXT NOT NULL PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO compacted SELECT kind, (SELECT min(revision) - 1 FROM changes) FROM changes GROUP BY kind;
+    CREATE TRIGGER compact AFTER DELETE ON changes BEGIN
+        INSERT INTO compacted VALUES (old.kind, old.revision)
+        ON CONFLICT (kind) DO UPDATE SET revision = max(revision, excluded.revision);
+    END;
+    """,
 )
 """Each script raises the schema version (PRAGMA user_version) by one; the first makes a new store."""
 
@@ -59,6 +71,9 @@ class Database:
         try:
             with self.explained():
                 _migrate(self.connection, path)
+                stored = self.connection.execute("SELECT tag FROM file").fetchone()
+                self.tag = f"{stored[0] if stored else ''}.{self._file[1]}"
+                """Tells this file from any other, a copy of it included."""
         except BaseException:
             self.connection.close()
             raise
@@ -160,10 +175,20 @@ def _run_migrations(connection: sqlite3.Connection) -> None:
     with contextlib.contextmanager(_transaction)(connection, write=True):
         for script in MIGRATIONS[_pragma(connection, "user_version") :]:
             # Not executescript(): it would commit the transaction first.
-            for statement in filter(str.strip, script.split(";")):
+            for statement in _statements(script):
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield a script's statements; those that a trigger is made of end with a semicolon, too."""
+    statement = ""
+    for part in script.split(";"):
+        statement += f"{part};"
+        if part.strip() and sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _transaction(connection: sqlite3.Connection, *, write: bool) -> Iterator[sqlite3.Connection]:

@@ -1,33 +1,25 @@
 """Stores by URL."""
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from podway.api.checked import SetAside
 from podway.errors import InvalidArgument
 from podway.store.base import Store
 
 SQLITE = "sqlite://"
 
 
-def open_store(
-    url: str,
-    *,
-    create: bool = True,
-    set_aside: Callable[[Iterable[SetAside]], None] | None = None,
-    later: bool = False,
-) -> Store:
+def open_store(url: str, *, create: bool = True, later: bool = False) -> Store:
     """Open the store at a URL: `sqlite:///absolute/path`.
 
-    A missing one is made if `create` is true. `set_aside` is told what every listing of the whole store sets
-    aside. With `later` it is opened when it is first needed, and what is wrong with it is raised then.
+    A missing one is made if `create` is true. With `later` it is opened when it is first needed, and what is wrong
+    with it is raised then.
 
     Raises InvalidArgument if the URL names no store, and StoreUnavailable, StoreDamaged or StoreTooNew.
     """
     path = path_of(url)
     from podway.store.sqlite import SqliteStore
 
-    return SqliteStore(path, create=create, set_aside=set_aside, later=later)
+    return SqliteStore(path, create=create, later=later)
 
 
 def path_of(url: str) -> Path:

@@ -1,81 +1,76 @@
 """The store of one machine: an SQLite file that agents and commands share.
 
-`objects` holds every object as JSON. `changes` holds the last changes, one row for each revision, without a
-gap: that is what a watch reads. All SQLite calls run in one worker thread, so the event loop never waits for
-a lock or a disk.
+`objects` holds every object as JSON, `changes` the last changes of every kind, which is what a watch reads, and
+`compacted` the newest change of a kind that is no longer kept. All SQLite calls run in one worker thread, so the
+event loop never waits for a lock or a disk.
+
+Versions are `FILE-NUMBER`: changes of all kinds are numbered together, and those of another file have nothing to
+do with them.
 """
 
 import asyncio
 import logging
 import sqlite3
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar, cast
-
-import msgspec
+from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 from podway.api.checked import SetAside, check, key_in
+from podway.api.kinds import KINDS
 from podway.api.resource import Key, Resource, key, subject
-from podway.errors import AlreadyExists, Conflict, NotFound, RevisionGone, StoreUnavailable
-from podway.store.base import Event, Listing, R
+from podway.errors import AlreadyExists, NotFound, StoreUnavailable, VersionExpired
+from podway.store.base import Bookmark, Event, Listing, R
 from podway.store.bell import Bell
 from podway.store.database import Database
+from podway.store.objects import check_version, encode, former, identity, last_state, with_metadata
 
 KEPT_CHANGES = 10_000
-"""How many changes a watch can go back, at least."""
+"""How many changes of its kind a watch can go back, at least."""
 PRUNE_EVERY = 500
 WATCH_BATCH = 500
+
+LIST_AGAIN = "list this kind again, then watch from the version of that list"
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_encode = msgspec.json.Encoder().encode
+
+class _Look(NamedTuple):
+    """What one look at the file found for all watches: which file, and the newest change of each kind."""
+
+    file: str
+    newest: Mapping[str, int]
 
 
 class SqliteStore:
     """Store in the SQLite file at `path`, which is made if it is missing and `create` is true.
 
-    `set_aside` is told what every listing of the whole store sets aside.
-    Raises StoreUnavailable, StoreDamaged or StoreTooNew.
+    With `later` it is opened when it is first needed. Raises StoreUnavailable, StoreDamaged or StoreTooNew.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        create: bool = True,
-        set_aside: Callable[[Iterable[SetAside]], None] | None = None,
-        later: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, *, create: bool = True, later: bool = False) -> None:
         self._path = path
         self._create_file = create
         self._open: Database | None = None
-        self._generation = 0
-        """How often a file was opened: changes of different files have nothing to do with each other."""
         if not later:
             _ = self._database
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._bell = Bell(path)
+        self._looking: tuple[int, asyncio.Future[_Look]] | None = None
+        """The last look for all watches, and how often the bell had rung before it."""
         self._closed = False
-        self._set_aside = set_aside
-        self._known: dict[Key, tuple[bytes, Resource | SetAside]] = {}
+        self._known: dict[str, dict[Key, tuple[bytes, Resource | SetAside]]] = {}
 
     async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
         """See Store.list."""
         return cast("Listing[R]", await self._run(self._list, kind.KIND, namespace))
 
-    async def list_all(self) -> Listing[Resource]:
-        """See Store.list_all. Ordered by kind, namespace and name."""
-        listing = await self._run(self._list, None, None)
-        if self._set_aside is not None:
-            self._set_aside(listing.aside)
-        return listing
+    async def unknown(self) -> tuple[SetAside, ...]:
+        """See Store.unknown."""
+        return await self._run(self._unknown)
 
     async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
         """See Store.get."""
@@ -95,23 +90,30 @@ class SqliteStore:
         """See Store.delete."""
         await self._run(self._delete, (kind.KIND, namespace, name), resource_version)
 
-    async def watch(self, since: int) -> AsyncIterator[Event]:
+    async def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
         """See Store.watch."""
-        generation = await self._run(self._opened)
+        file, since = _read_version(version)
         with self._bell.listening() as rung:
+            rung.clear()
+            events = await self._run(self._changes, kind.KIND, file, since)
+            yield Bookmark(version)
             while True:
-                rung.clear()
-                events = await self._run(self._changes, since, generation)
-                for event in events:
+                for number, event in events:
                     yield event
-                    since = event.revision
-                if not events:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(self._bell.poll_interval):
-                            await rung.wait()
+                    since = number
+                rung.clear()
+                look = await self._look()
+                if events or look.file != file or look.newest.get(kind.KIND, 0) > since:
+                    events = await self._run(self._changes, kind.KIND, file, since)
+                    continue
+                try:
+                    async with asyncio.timeout(self._bell.poll_interval):
+                        await rung.wait()
+                except TimeoutError:
+                    self._bell.ring()  # who looks for itself looks for all
 
     async def close(self) -> None:
-        """See Store.close. Watches of this store end with StoreUnavailable."""
+        """See Store.close."""
         if self._closed:
             return
         self._closed = True
@@ -125,6 +127,14 @@ class SqliteStore:
             raise StoreUnavailable(f"store {self._path} was closed")
         return await asyncio.get_running_loop().run_in_executor(self._worker, lambda: work(*args, **kwargs))
 
+    async def _look(self) -> _Look:
+        """Look at the file since the bell last rang: one look does for all watches that it woke."""
+        if self._looking is None or self._looking[0] != self._bell.rings or _failed(self._looking[1]):
+            looking = asyncio.ensure_future(self._run(self._newest))
+            looking.add_done_callback(_failed)  # whoever waited for it may be gone
+            self._looking = (self._bell.rings, looking)
+        return await asyncio.shield(self._looking[1])
+
     # What follows runs in the worker thread.
 
     @property
@@ -137,27 +147,41 @@ class SqliteStore:
         if self._open is None:
             self._open = Database(self._path, create=self._create_file)
             self._create_file = False  # one that goes missing was not removed for a new one to be made
-            self._generation += 1
         return self._open
 
-    def _opened(self) -> int:
-        with self._database.reading():
-            return self._generation
-
-    def _list(self, kind: str | None, namespace: str | None) -> Listing[Resource]:
-        with self._database.reading() as connection:
+    def _list(self, kind: str, namespace: str | None) -> Listing[Resource]:
+        database = self._database
+        with database.reading() as connection:
             rows = connection.execute(
-                "SELECT kind, namespace, name, body FROM objects WHERE (?1 IS NULL OR kind = ?1)"
-                " AND (?2 IS NULL OR namespace = ?2) ORDER BY kind, namespace, name",
+                "SELECT namespace, name, body FROM objects WHERE kind = ?1 AND (?2 IS NULL OR namespace = ?2)"
+                " ORDER BY namespace, name",
                 (kind, namespace),
             ).fetchall()
             revision = _revision(connection)
-        keys = [(str(of), str(where), str(name)) for of, where, name, _ in rows]
-        found = [self._checked(stored, row[3]) for stored, row in zip(keys, rows, strict=True)]
-        if kind is namespace is None:
-            self._known = {stored: self._known[stored] for stored in keys}
-        aside = tuple(one for one in found if isinstance(one, SetAside))
-        return Listing(tuple(one for one in found if not isinstance(one, SetAside)), revision, aside)
+        keys: list[Key] = [(kind, str(where), str(name)) for where, name, _ in rows]
+        found = [self._checked(stored, row[2]) for stored, row in zip(keys, rows, strict=True)]
+        if namespace is None:
+            known = self._known.get(kind, {})
+            self._known[kind] = {stored: known[stored] for stored in keys}
+        return Listing(
+            tuple(one for one in found if not isinstance(one, SetAside)),
+            _version(database.tag, revision),
+            tuple(one for one in found if isinstance(one, SetAside)),
+        )
+
+    def _unknown(self) -> tuple[SetAside, ...]:
+        with self._database.reading() as connection:
+            names = [kind for (kind,) in connection.execute("SELECT DISTINCT kind FROM objects").fetchall()]
+            rows = [
+                row
+                for kind in names
+                if kind not in KINDS
+                for row in connection.execute(
+                    "SELECT kind, namespace, name, body FROM objects WHERE kind = ?", (kind,)
+                ).fetchall()
+            ]
+        found = (check((str(kind), str(where), str(name)), _bytes(body)) for kind, where, name, body in rows)
+        return tuple(one for one in found if isinstance(one, SetAside))
 
     def _get(self, wanted: Key) -> Resource:
         with self._database.reading() as connection:
@@ -171,11 +195,7 @@ class SqliteStore:
             if _row(connection, key(obj)) is not None:
                 raise AlreadyExists(f"{subject(key(obj))} exists already")
             revision = _revision(connection) + 1
-            created = _with_metadata(
-                obj,
-                resource_version=str(revision),
-                **_identity(None),
-            )
+            created = with_metadata(obj, resource_version=str(revision), **identity(None))
             _write(connection, created, revision, "added")
         self._database.announce()
         return created
@@ -183,13 +203,12 @@ class SqliteStore:
     def _update(self, obj: Resource) -> Resource:
         with self._database.writing() as connection:
             old = self._stored(connection, key(obj))
-            _check_version(key(obj), old, obj.metadata.resource_version)
-            former = old.found if isinstance(old, SetAside) else old
-            new = _with_metadata(obj, **_identity(former))
-            if new == former:
+            check_version(key(obj), old, obj.metadata.resource_version)
+            new = with_metadata(obj, **identity(former(old)))
+            if new == former(old):
                 return new
             revision = _revision(connection) + 1
-            new = _with_metadata(new, resource_version=str(revision))
+            new = with_metadata(new, resource_version=str(revision))
             _write(connection, new, revision, "modified")
         self._database.announce()
         return new
@@ -198,39 +217,43 @@ class SqliteStore:
         with self._database.writing() as connection:
             old = self._stored(connection, unwanted)
             if resource_version:
-                _check_version(unwanted, old, resource_version)
+                check_version(unwanted, old, resource_version)
             connection.execute("DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?", unwanted)
-            last = old.found if isinstance(old, SetAside) else old
-            body = _encode(last) if last else _nameplate(unwanted)
-            _log_change(connection, unwanted[0], body, _revision(connection) + 1, "deleted")
+            _log_change(connection, unwanted[0], last_state(unwanted, old), _revision(connection) + 1, "deleted")
         self._database.announce()
 
-    def _changes(self, since: int, generation: int) -> tuple[Event, ...]:
-        with self._database.reading() as connection:
-            if generation != self._generation:
-                raise RevisionGone(
-                    f"store {self._path} was replaced by another file",
-                    hint="list again, then watch from the revision of that list",
-                )
-            newest = _revision(connection)
-            rows = connection.execute(
-                "SELECT revision, type, kind, body FROM changes WHERE revision > ? ORDER BY revision LIMIT ?",
-                (since, WATCH_BATCH),
-            ).fetchall()
-        if since > newest or (rows and rows[0][0] != since + 1):
-            raise RevisionGone(
-                f"store {self._path} no longer has every change after revision {since}: "
-                f"it is at {newest} and keeps about {KEPT_CHANGES}",
-                hint="list again, then watch from the revision of that list",
-            )
-        return tuple(Event(type_, self._changed(kind, body, rev), rev) for rev, type_, kind, body in rows)
+    def _newest(self) -> _Look:
+        database = self._database
+        with database.reading() as connection:
+            return _Look(database.tag, {kind: _revision(connection, kind) for kind in KINDS})
 
-    def _changed(self, kind: object, body: object, revision: int) -> Resource | SetAside:
-        named = key_in(str(kind), _bytes(body))
+    def _changes(self, kind: str, file: str, since: int) -> tuple[tuple[int, Event], ...]:
+        database = self._database
+        with database.reading() as connection:
+            newest, gone = _revision(connection), _compacted(connection, kind)
+            rows = connection.execute(
+                "SELECT revision, type, body FROM changes WHERE kind = ? AND revision > ?"
+                " ORDER BY revision LIMIT ?",
+                (kind, since, WATCH_BATCH),
+            ).fetchall()
+        if file != database.tag:
+            raise VersionExpired(f"store {self._path} was replaced by another file", hint=LIST_AGAIN)
+        if not gone <= since <= newest:
+            raise VersionExpired(
+                f"store {self._path} no longer has every change of kind {kind} after {since}: "
+                f"it is at {newest} and keeps about {KEPT_CHANGES}",
+                hint=LIST_AGAIN,
+            )
+        return tuple(
+            (number, Event(type_, self._changed(kind, body, number), _version(file, number)))
+            for number, type_, body in rows
+        )
+
+    def _changed(self, kind: str, body: object, number: int) -> Resource | SetAside:
+        named = key_in(kind, _bytes(body))
         if named is None:
-            raise RevisionGone(
-                f"store {self._path}: what changed at revision {revision} cannot be read",
-                hint="list again, then watch from the revision of that list",
+            raise VersionExpired(
+                f"store {self._path}: what changed of kind {kind} at {number} cannot be read", hint=LIST_AGAIN
             )
         return self._checked(named, body)
 
@@ -243,10 +266,26 @@ class SqliteStore:
     def _checked(self, stored: Key, content: object) -> Resource | SetAside:
         """Check an object, unless it is the one that was checked last under this key."""
         body = _bytes(content)
-        known = self._known.get(stored)
+        of_kind = self._known.setdefault(stored[0], {})
+        known = of_kind.get(stored)
         if known is None or known[0] != body:
-            known = self._known[stored] = (body, check(stored, body))
+            known = of_kind[stored] = (body, check(stored, body))
         return known[1]
+
+
+def _failed(looking: asyncio.Future[_Look]) -> bool:
+    return looking.done() and (looking.cancelled() or looking.exception() is not None)
+
+
+def _version(file: str, revision: int) -> str:
+    return f"{file}-{revision}"
+
+
+def _read_version(version: str) -> tuple[str, int]:
+    file, _, number = version.rpartition("-")
+    if not (file and number.isascii() and number.isdecimal() and len(number) < 20):
+        raise VersionExpired(f"{version!r} is no version of a listing or watch of this store", hint=LIST_AGAIN)
+    return file, int(number)
 
 
 def _bytes(content: object) -> bytes:
@@ -254,9 +293,21 @@ def _bytes(content: object) -> bytes:
     return content if isinstance(content, bytes) else str(content).encode(errors="replace")
 
 
-def _revision(connection: sqlite3.Connection) -> int:
-    # The newest change is never pruned, so this only grows.
-    return int(connection.execute("SELECT coalesce(max(revision), 0) FROM changes").fetchone()[0])
+def _revision(connection: sqlite3.Connection, kind: str | None = None) -> int:
+    """Return the number of the newest change, of a kind if one is named. It is never pruned, so it only grows."""
+    found = connection.execute(
+        "SELECT max(revision) FROM changes"
+        if kind is None
+        else "SELECT max(revision) FROM changes WHERE kind = ?",
+        () if kind is None else (kind,),
+    )
+    return int(found.fetchone()[0] or 0)
+
+
+def _compacted(connection: sqlite3.Connection, kind: str) -> int:
+    """Return the newest change of a kind that is no longer kept."""
+    row = connection.execute("SELECT CAST(revision AS INTEGER) FROM compacted WHERE kind = ?", (kind,)).fetchone()
+    return int(row[0] or 0) if row else 0
 
 
 def _row(connection: sqlite3.Connection, wanted: Key) -> bytes | None:
@@ -269,7 +320,7 @@ def _row(connection: sqlite3.Connection, wanted: Key) -> bytes | None:
 def _write(
     connection: sqlite3.Connection, obj: Resource, revision: int, change: Literal["added", "modified"]
 ) -> None:
-    body = _encode(obj)
+    body = encode(obj)
     connection.execute(
         "INSERT OR REPLACE INTO objects (kind, namespace, name, body) VALUES (?, ?, ?, ?)", (*key(obj), body)
     )
@@ -281,32 +332,9 @@ def _log_change(connection: sqlite3.Connection, kind: str, body: bytes, revision
         "INSERT INTO changes (revision, type, kind, body) VALUES (?, ?, ?, ?)", (revision, change, kind, body)
     )
     if revision % PRUNE_EVERY == 0:
-        connection.execute("DELETE FROM changes WHERE revision <= ?", (revision - KEPT_CHANGES,))
-
-
-def _check_version(stored: Key, old: Resource | SetAside, expected: str) -> None:
-    last = old.found if isinstance(old, SetAside) else old
-    version = last.metadata.resource_version if last else ""
-    if version != expected:
-        raise Conflict(
-            f"{subject(stored)} changed since it was read: "
-            f"it is at version {version or 'none'}, the change was made to {expected or 'none'}",
-            hint="read it again, then decide again",
-        )
-
-
-def _identity(former: Resource | None) -> dict[str, str]:
-    """Return the metadata that stay for an object's life; those of a new one if nothing is known of a former."""
-    if former is not None:
-        return {"uid": former.metadata.uid, "creation_timestamp": former.metadata.creation_timestamp}
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"uid": str(uuid.uuid4()), "creation_timestamp": now}
-
-
-def _nameplate(unwanted: Key) -> bytes:
-    """Return what is left to say of an object of which nothing could be read, now that it is deleted."""
-    return _encode({"metadata": {"namespace": unwanted[1], "name": unwanted[2]}})
-
-
-def _with_metadata(obj: Resource, **changes: str) -> Resource:
-    return msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, **changes))
+        for of in KINDS:
+            connection.execute(
+                "DELETE FROM changes WHERE kind = ?1 AND revision <= (SELECT revision FROM changes WHERE kind = ?1"
+                " ORDER BY revision DESC LIMIT 1 OFFSET ?2)",
+                (of, KEPT_CHANGES),
+            )

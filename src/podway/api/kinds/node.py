@@ -34,6 +34,10 @@ ACCEPTS = "podway.io/accepts"
 SENDS = "podway.io/sends"
 """Annotation: the encapsulations that the node may still put on."""
 
+ANNOUNCEMENT = "podway.io/announcement"
+"""Annotation: another text each time the node's agent writes what it accepts and sends, so that it knows its last
+words when it reads them."""
+
 ASN = "podway.io/asn"
 """Annotation: the node's own AS number, in place of the cluster's."""
 

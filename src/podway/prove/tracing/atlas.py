@@ -22,7 +22,7 @@ class Atlas:
 
     def __init__(self, resources: Iterable[Resource], fleet: Fleet) -> None:
         self.resources = tuple(resources)
-        self.view = ClusterView.of(self.resources, 0)
+        self.view = ClusterView.of(self.resources)
         self.fleet = fleet
 
     def node(self, name: str) -> NodePoint | None:

@@ -1,0 +1,172 @@
+"""A store in this process's memory, for tests: it promises what every store does, and little more.
+
+Its versions are in no order that could be seen, watches end when asked, and the history of a kind is forgotten
+when asked: so whoever orders versions, or takes a watch for endless, is found out.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from typing import Literal, NamedTuple, cast
+
+from podway.api.checked import SetAside, check
+from podway.api.kinds import KINDS
+from podway.api.resource import Key, Resource, key, subject
+from podway.errors import AlreadyExists, NotFound, StoreUnavailable, VersionExpired
+from podway.store.base import Bookmark, Event, Listing, R
+from podway.store.objects import check_version, encode, former, identity, last_state, with_metadata
+
+
+class _Change(NamedTuple):
+    version: str
+    type: Literal["added", "modified", "deleted"]
+    key: Key
+    body: bytes
+
+
+class MemoryCluster:
+    """What a cluster's stores have in common: open one MemoryStore for each who is to use it."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[Key, bytes] = {}
+        self.history: dict[str, list[_Change]] = {}
+        self.beginnings: dict[str, str] = {}
+        """By kind the version from which on its history is kept."""
+        self.changed = asyncio.Event()
+        """Set, and put anew, whenever something happens that a watch must look at."""
+        self.ended = 0
+        """How often all watches were ended."""
+
+    def log(self, kind: str, type_: Literal["added", "modified", "deleted"], about: Key, body: bytes) -> None:
+        """Note a change under a version of its own."""
+        self.history.setdefault(kind, []).append(_Change(secrets.token_hex(6), type_, about, body))
+        self.wake()
+
+    def newest(self, kind: str) -> str:
+        """Return the version of a kind as it is now."""
+        kept = self.history.get(kind)
+        return kept[-1].version if kept else self.beginnings.setdefault(kind, secrets.token_hex(6))
+
+    def after(self, kind: str, version: str) -> list[_Change]:
+        """Return the changes of a kind after a version. Raises VersionExpired."""
+        if version == self.newest(kind):
+            return []
+        kept = self.history.get(kind, [])
+        if version == self.beginnings.get(kind):
+            return list(kept)
+        for number, change in enumerate(kept, start=1):
+            if change.version == version:
+                return kept[number:]
+        raise VersionExpired(f"changes of kind {kind} after {version} are no longer kept", hint="list it again")
+
+    def forget(self, kind: type[Resource]) -> None:
+        """Keep no history of a kind."""
+        newest = self.newest(kind.KIND)
+        self.history.pop(kind.KIND, None)
+        self.beginnings[kind.KIND] = newest
+
+    def end_watches(self) -> None:
+        """End all watches, as an API server does now and then."""
+        self.ended += 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Have all watches look."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class MemoryStore:
+    """One user's way into a cluster in memory; see podway.store.base.Store."""
+
+    def __init__(self, cluster: MemoryCluster) -> None:
+        self._cluster = cluster
+        self._closed = False
+
+    async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
+        """See Store.list."""
+        self._require_open()
+        keys = sorted(k for k in self._cluster.bodies if k[0] == kind.KIND and namespace in (None, k[1]))
+        found = [self._stored(each) for each in keys]
+        return Listing(
+            tuple(cast("R", one) for one in found if not isinstance(one, SetAside)),
+            self._cluster.newest(kind.KIND),
+            tuple(one for one in found if isinstance(one, SetAside)),
+        )
+
+    async def unknown(self) -> tuple[SetAside, ...]:
+        """See Store.unknown."""
+        self._require_open()
+        found = (self._stored(each) for each in sorted(self._cluster.bodies) if each[0] not in KINDS)
+        return tuple(one for one in found if isinstance(one, SetAside))
+
+    async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
+        """See Store.get."""
+        self._require_open()
+        found = self._stored((kind.KIND, namespace, name))
+        if isinstance(found, SetAside):
+            raise found.error
+        return cast("R", found)
+
+    async def create(self, obj: R) -> R:
+        """See Store.create."""
+        self._require_open()
+        if key(obj) in self._cluster.bodies:
+            raise AlreadyExists(f"{subject(key(obj))} exists already")
+        return cast("R", self._write(with_metadata(obj, **identity(None)), "added"))
+
+    async def update(self, obj: R) -> R:
+        """See Store.update. An object that equals the stored one is not written and keeps its version."""
+        self._require_open()
+        old = self._stored(key(obj))
+        check_version(key(obj), old, obj.metadata.resource_version)
+        new = with_metadata(obj, **identity(former(old)))
+        return cast("R", new if new == former(old) else self._write(new, "modified"))
+
+    async def delete(
+        self, kind: type[Resource], name: str, *, namespace: str = "", resource_version: str = ""
+    ) -> None:
+        """See Store.delete."""
+        self._require_open()
+        unwanted = (kind.KIND, namespace, name)
+        old = self._stored(unwanted)
+        if resource_version:
+            check_version(unwanted, old, resource_version)
+        del self._cluster.bodies[unwanted]
+        self._cluster.log(kind.KIND, "deleted", unwanted, last_state(unwanted, old))
+
+    async def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
+        """See Store.watch."""
+        ended = self._cluster.ended
+        self._require_open()
+        self._cluster.after(kind.KIND, version)
+        yield Bookmark(version)
+        while self._cluster.ended == ended:
+            self._require_open()
+            changed = self._cluster.changed
+            for change in self._cluster.after(kind.KIND, version):
+                version = change.version
+                yield Event(change.type, check(change.key, change.body), version)
+            if changed is self._cluster.changed:
+                await changed.wait()
+
+    async def close(self) -> None:
+        """See Store.close."""
+        self._closed = True
+        self._cluster.wake()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("this store in memory was closed")
+
+    def _stored(self, wanted: Key) -> Resource | SetAside:
+        body = self._cluster.bodies.get(wanted)
+        if body is None:
+            raise NotFound(f"{subject(wanted)} does not exist")
+        return check(wanted, body)
+
+    def _write(self, obj: Resource, change: Literal["added", "modified"]) -> Resource:
+        obj = with_metadata(obj, resource_version=secrets.token_hex(6))
+        body = self._cluster.bodies[key(obj)] = encode(obj)
+        self._cluster.log(obj.KIND, change, key(obj), body)
+        return obj
