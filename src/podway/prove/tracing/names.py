@@ -14,6 +14,7 @@ from podway.api.resource import Resource
 from podway.errors import InvalidInput
 from podway.plan.path import End
 
+DEFAULT_NAMESPACE = "default"
 _NAMES_SHOWN = 3
 
 
@@ -43,8 +44,8 @@ class Subject(msgspec.Struct, frozen=True):
 def resolve(text: str, resources: Iterable[Resource]) -> Subject:
     """Return whom a text names: `web`, `shop/web`, `pod/shop/web`, `node1`, `node/node1`, `10.244.1.2`.
 
-    Raises InvalidInput if nobody has this name (with the nearest ones), if several have it, or if the one who
-    has it has no address.
+    Of several pods of one name the one in the namespace `default` is meant. Raises InvalidInput if nobody has this
+    name (with the nearest ones), if several have it, or if the one who has it has no address.
     """
     resources = tuple(resources)
     try:
@@ -56,6 +57,7 @@ def resolve(text: str, resources: Iterable[Resource]) -> Subject:
         for one in resources
         if isinstance(one, Pod) and _as_typed(text, "pod") & {one.metadata.name, _name(one)}
     ]
+    pods = [one for one in pods if one.metadata.namespace == DEFAULT_NAMESPACE] or pods
     nodes = [one for one in resources if isinstance(one, Node) and one.metadata.name in _as_typed(text, "node")]
     found = [*pods, *nodes]
     if len(found) == 1:
