@@ -16,9 +16,6 @@ def shared_lab() -> Iterator[SystemLab]:
 
 @pytest.fixture
 def lab(shared_lab: SystemLab) -> Iterator[SystemLab]:
-    """The module's lab: after each test all agents run, and all pods are gone."""
+    """The module's lab: after each test all agents run, all sessions stand and all pods are gone."""
     yield shared_lab
-    for node in ("node1", "node2"):
-        if not shared_lab.ready(node):
-            shared_lab.start_agent(node)
-    shared_lab.remove_pods()
+    shared_lab.restore()

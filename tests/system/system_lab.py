@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,7 +133,10 @@ class PodUnderTest:
         return sh(self.netns, script, check=check)
 
     def reaches(self, address: Address | str, *, within: float = PATIENCE) -> bool:
-        """Tell whether one ping is answered."""
+        """Tell whether one ping is answered within so many seconds.
+
+        Whoever asks again and again gives few; many where none may be lost.
+        """
         return "status 0" in self.sh(f"ping -n -q -c 1 -W {within:g} {address}", check=False)
 
     def vanish(self) -> None:
@@ -146,6 +150,9 @@ class SystemLab:
 
     name: str = field(default_factory=lambda: f"s{os.getpid()}x{secrets.token_hex(2)}")
     pods: list[PodUnderTest] = field(default_factory=list)
+    nodes: tuple[str, ...] = ()
+    again: Callable[[], object] = lambda: None
+    """Builds it once more, as it was first."""
 
     def up(
         self,
@@ -157,10 +164,48 @@ class SystemLab:
         cluster.up(
             self.name, nodes=nodes, pools=pools, block_sizes=sizes, asn=64512, report=lambda _: None, form=form
         )
+        self.nodes = tuple(f"node{number}" for number in range(1, nodes + 1))
+        self.again = partial(self.up, nodes, pools, sizes, form)
         return self
 
     def down(self) -> None:
         cluster.down(self.name)
+
+    def restore(self) -> None:
+        """Have all agents run, all sessions stand and no pod, for the next test.
+
+        What cannot be brought there is built anew, so that a failure fails one test.
+        """
+        try:
+            for node in self.nodes:
+                if not self.ready(node):
+                    self.start_agent(node)
+            self.remove_pods()
+            self.settle()
+        except Exception:
+            self.down()
+            self.pods.clear()
+            self.again()
+            raise
+
+    def settle(self) -> None:
+        """Wait until all sessions stand, and nobody waits any more for routes of a BIRD that was started anew.
+
+        Should that one die before, others have to forget its former routes (RFC 4724, section 4.2).
+        """
+        for node in self.nodes:
+            eventually(lambda node=node: self._has_settled(node))
+
+    def _has_settled(self, node: str) -> bool:
+        peers = self.status(node)["routing"]["peers"]
+        told = self.birdc(node, "show status") + self.birdc(node, "show protocols all")
+        restarting = "recovery in progress" in told or "graceful restart active" in told
+        return not restarting and all(peer["state"] == "Established" for peer in peers)
+
+    def birdc(self, node: str, command: str) -> str:
+        """Return what a node's BIRD answers to a question."""
+        socket = self.run_dir(node) / "bird.ctl"
+        return subprocess.run(["birdc", "-r", "-s", str(socket), command], capture_output=True, text=True).stdout
 
     # Nodes.
 

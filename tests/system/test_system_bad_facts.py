@@ -92,7 +92,7 @@ def test_a_bad_object_is_named_and_everything_else_goes_on(seeing: SystemLab, ca
     lab.start_agent("node2")
     here, there = lab.add("node1"), lab.add("node2")
     lab.kill_agent("node2")
-    assert here.reaches(there.addresses[0], within=10)
+    assert here.reaches(there.addresses[0])
     routes = {*lab.sh("node1", "ip route; ip -6 route").splitlines()}
     was = body(lab, kind, name)
     try:
@@ -100,7 +100,7 @@ def test_a_bad_object_is_named_and_everything_else_goes_on(seeing: SystemLab, ca
         aside = f"{kind}/{name}"
         heals = kind == "Node" and name == "node1" and path[-1] != "podway.io/asn"  # the agent writes it anew
         if not heals:
-            eventually(lambda: aside in lab.status("node1")["store"]["aside"], within=30)
+            eventually(lambda: aside in lab.status("node1")["store"]["aside"])
             assert aside in lab.podway("status", "node1")
             assert f"{aside} (objects)" in lab.podway("doctor", "node1", check=False)
             assert aside in lab.podway("get", "pools", check=False)
@@ -121,7 +121,7 @@ def test_a_bad_object_is_named_and_everything_else_goes_on(seeing: SystemLab, ca
             write(lab, kind, name, was)
         elif path[-1] == "podway.io/asn":
             lab.podway("set", "node/node1", "asn=")
-    eventually(lambda: not lab.status("node1")["store"]["aside"], within=30)
+    eventually(lambda: not lab.status("node1")["store"]["aside"])
     assert here.reaches(there.addresses[0])
 
 
@@ -142,7 +142,7 @@ def test_apply_puts_a_right_object_in_the_place_of_a_bad_one(lab: SystemLab) -> 
         creation_timestamp=config.metadata.creation_timestamp,
         annotations=config.metadata.annotations,
     )
-    eventually(lambda: not lab.status("node1")["store"]["aside"], within=30)
+    eventually(lambda: not lab.status("node1")["store"]["aside"])
 
 
 def test_a_task_that_fails_is_told_and_pods_come_and_go(lab: SystemLab) -> None:
@@ -153,11 +153,12 @@ def test_a_task_that_fails_is_told_and_pods_come_and_go(lab: SystemLab) -> None:
     flag.touch()
     try:
         lab.sh("node1", f"ip route del {pod.addresses[0]}")  # asks for a comparison
-        eventually(lambda: '"task":"reconciler"' in lab.log("node1").replace(" ", ""), within=30)
+        eventually(lambda: '"task":"reconciler"' in lab.log("node1").replace(" ", ""))
         assert "KeyError" in lab.podway("status", "node1", check=False)
     finally:
         flag.unlink()
-    eventually(lambda: pod.reaches(lab.add("node1").addresses[0]), within=60)
+    other = lab.add("node1")
+    eventually(lambda: pod.reaches(other.addresses[0], within=1))
     (failure,) = (each for each in lab.status("node1")["failures"] if each["task"] == "reconciler")
     assert failure["error"] == "KeyError: 'a mistake'"
     told = lab.podway("doctor", "node1", check=False)
@@ -173,15 +174,15 @@ def test_a_lost_store_is_made_anew_of_what_any_agent_knows_and_no_packet_is_lost
     file, aside, fresh = (lab_dir(lab.name) / name for name in ("store.db", "damaged.db", "new.db"))
     here, there = lab.add("node1"), lab.add("node2")
     owners = lab.blocks()
-    eventually((lab.run_dir("node1") / "last-known.json").exists, within=30)
-    eventually(lambda: "node2" in (lab.run_dir("node1") / "last-known.json").read_text(), within=30)
+    eventually((lab.run_dir("node1") / "last-known.json").exists)
+    eventually(lambda: "node2" in (lab.run_dir("node1") / "last-known.json").read_text())
     for ending in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             file.with_name(file.name + ending).rename(f"{aside}{ending}")
     file.rename(aside)
     if how == "garbage":
         file.write_bytes(b"\x00" * 8192)
-    eventually(lambda: "store.db" in lab.status("node1")["store"]["problem"], within=30)
+    eventually(lambda: "store.db" in lab.status("node1")["store"]["problem"])
     told = lab.podway("get", "nodes", check=False)
     assert "Traceback" not in told
     assert "last-known.json" in told or how == "missing"
@@ -196,8 +197,8 @@ def test_a_lost_store_is_made_anew_of_what_any_agent_knows_and_no_packet_is_lost
     known = lab.run_dir("node1") / "last-known.json"
     lab.podway("--store", f"sqlite://{fresh}", "apply", "-f", str(known))
     fresh.rename(file)
-    eventually(lambda: not lab.status("node1")["store"]["problem"], within=30)
-    eventually(lambda: not lab.status("node2")["store"]["problem"], within=30)
+    eventually(lambda: not lab.status("node1")["store"]["problem"])
+    eventually(lambda: not lab.status("node2")["store"]["problem"])
     assert lab.blocks() == owners
     assert here.reaches(there.addresses[0])
     assert lab.sh("node1", "ip route; ip -6 route") == before

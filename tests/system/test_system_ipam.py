@@ -78,7 +78,7 @@ def small_lab() -> Iterator[SystemLab]:
 
 @pytest.fixture
 def small(small_lab: SystemLab) -> Iterator[SystemLab]:
-    """The module's lab; after the test no pod has an address or had one lately, and each node has one block again."""
+    """The module's lab; after the test no pod has an address or had one lately, and each node has one block."""
     yield small_lab
     small_lab.remove_pods()
     nodes = ("node1", "node2")

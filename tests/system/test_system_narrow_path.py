@@ -53,7 +53,7 @@ def pair(narrow: tuple[SystemLab, int]) -> Iterator[tuple[PodUnderTest, PodUnder
     lab = narrow[0]
     one, other = lab.add("node1"), lab.add("node2")
     for address in other.addresses:
-        eventually(lambda address=address: one.reaches(address), within=PATIENCE)
+        eventually(lambda address=address: one.reaches(address, within=1))
     yield one, other
     lab.remove_pods()
 
@@ -75,9 +75,9 @@ def test_a_packet_that_must_stay_whole_is_answered(
             receiver.setblocking(False)
             whole(sender, address)
             sender.connect((str(address), receiver.getsockname()[1]))
-            eventually(lambda sender=sender: mtu_told(sender) == narrow[1], within=PATIENCE)
+            eventually(lambda sender=sender: mtu_told(sender) == narrow[1])
             size = narrow[1] - (28 if address.version == 4 else 48)
-            eventually(partial(arrived, sender, receiver, size), within=PATIENCE)
+            eventually(partial(arrived, sender, receiver, size))
 
 
 def test_a_packet_that_may_be_cut_arrives(pair: tuple[PodUnderTest, PodUnderTest]) -> None:
@@ -90,7 +90,7 @@ def test_a_packet_that_may_be_cut_arrives(pair: tuple[PodUnderTest, PodUnderTest
                 receiver.setblocking(False)
                 sender.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT
                 sender.connect((str(address), receiver.getsockname()[1]))
-                eventually(partial(arrived, sender, receiver, 1400), within=PATIENCE)
+                eventually(partial(arrived, sender, receiver, 1400))
 
 
 def whole(sock: socket.socket, address: Address) -> None:

@@ -26,10 +26,10 @@ def lab() -> Iterator[SystemLab]:
 
 
 @pytest.fixture(autouse=True)
-def no_pods(lab: SystemLab) -> Iterator[None]:
-    """Pods go after each test."""
+def restored(lab: SystemLab) -> Iterator[None]:
+    """What a test killed runs again after it, and its pods are gone."""
     yield
-    lab.remove_pods()
+    lab.restore()
 
 
 def test_a_killed_nodes_routes_are_gone_within_a_second_and_it_comes_back(lab: SystemLab) -> None:

@@ -46,7 +46,7 @@ def seen(lab: SystemLab, source: PodUnderTest, target: PodUnderTest, expression:
 def test_only_what_crosses_to_another_rack_is_encapsulated(racks: SystemLab, form: str) -> None:
     pods = [racks.add(f"node{number}") for number in (1, 2, 3)]
     here, near, far = pods
-    eventually(lambda: here.reaches(far.addresses[0]) and here.reaches(near.addresses[0]))
+    eventually(lambda: all(here.reaches(pod.addresses[0], within=1) for pod in (near, far)))
     with Packets(pods) as packets:
         racks.podway("set", "pool/ipv4", f"encapsulation={form}", "--wait")
         # The hook of IPIP stops the uplink's queue for a moment.
