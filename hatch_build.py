@@ -39,10 +39,11 @@ def compile_shim() -> Path:
 def compile_programs() -> list[Path]:
     """Compile the eBPF programs and return their objects' paths. Exits with a message if there is no clang."""
     advice = "install clang and libbpf-dev (Debian), or name another in CLANG"
-    return [_compile("the eBPF object", _program_command(target), target, advice) for target in PROGRAMS]
+    return [_compile("the eBPF object", program_command(target), target, advice) for target in PROGRAMS]
 
 
-def _program_command(target: Path) -> list[str]:
+def program_command(target: Path) -> list[str]:
+    """Return the command that compiles the source of an eBPF object, but for where the object goes."""
     return [
         *shlex.split(os.environ.get("CLANG", "clang")),
         # -g: maps are described by BTF. No path of this machine gets in: the object's digest tells builds apart.

@@ -41,41 +41,45 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 {
 	const struct state *state = current_state();
 	bool ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
-	struct packet packet = { .hook = hook };
+	struct packet *packet;
 	struct flow *flow;
 	int reason, action;
 
 	// A tagged packet belongs to a VLAN device above this one.
 	if (!state || skb->vlan_present || (!ipv6 && skb->protocol != bpf_htons(ETH_P_IP)))
 		return TC_ACT_UNSPEC;
-	packet.now = bpf_ktime_get_ns();
-	reason = parse_ip(skb, &packet, ETH_HLEN, ipv6);
-	if (!reason && packet.fragment != LATER_FRAGMENT)
-		reason = parse_upper(skb, &packet, false);
-	if (!reason && packet.fragment)
-		reason = reassociate(&packet);
+	packet = begin_packet(THIS_PACKET);
+	if (!packet)
+		return TC_ACT_SHOT;
+	packet->hook = hook;
+	packet->now = bpf_ktime_get_ns();
+	reason = parse_ip(skb, packet, ETH_HLEN, ipv6);
+	if (!reason && packet->fragment != LATER_FRAGMENT)
+		reason = parse_upper(skb, packet, false);
+	if (!reason && packet->fragment)
+		reason = reassociate(packet);
 	if (reason)
-		return unreadable(skb, &packet, reason);
-	if (packet.message > REPLY)
-		return packet.message == ICMP_ERROR ? related(skb, &packet) : of_the_link(skb, &packet);
+		return unreadable(skb, packet, reason);
+	if (packet->message > REPLY)
+		return packet->message == ICMP_ERROR ? related(skb, packet) : of_the_link(skb, packet);
 
-	flow = bpf_map_lookup_elem(&flows, &packet.key);
-	if (!flow || !belongs(skb, &packet, flow) || !lives(&packet.key, flow, packet.now) || begins_anew(&packet, flow))
+	flow = bpf_map_lookup_elem(&flows, &packet->key);
+	if (!flow || !belongs(skb, packet, flow) || !lives(&packet->key, flow, packet->now) || begins_anew(packet, flow))
 		goto new;
-	if (flow->epoch != state->epoch && !judge_again(skb, &packet, flow, state))
+	if (flow->epoch != state->epoch && !judge_again(skb, packet, flow, state))
 		goto new;
 	if (flow->reason)
-		return drop(skb, &packet, flow, flow->reason);
-	if (is_counted(skb, &packet, flow))
-		track(skb, &packet, flow);
-	return go_on(skb, &packet, flow);
+		return drop(skb, packet, flow, flow->reason);
+	if (is_counted(skb, packet, flow))
+		track(skb, packet, flow);
+	return go_on(skb, packet, flow);
 
 new:
-	action = learn(skb, &packet);
+	action = learn(skb, packet);
 	if (action != LEARNED)
 		return action;
-	flow = bpf_map_lookup_elem(&flows, &packet.key);
-	return flow ? go_on(skb, &packet, flow) : TC_ACT_SHOT;
+	flow = bpf_map_lookup_elem(&flows, &packet->key);
+	return flow ? go_on(skb, packet, flow) : TC_ACT_SHOT;
 }
 
 SEC("tc")

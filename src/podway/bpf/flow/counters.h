@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// What the engine counts, on each processor. podway.kernel's flow_maps has the names in the same order, which a
+// What the engine counts, on each processor. podway.kernel.bpf.flow_layout has the names in the same order, which a
 // test compares with this file's BTF; docs/datapath.md says what each one means.
 #pragma once
 

@@ -49,6 +49,26 @@ struct packet {
 	__u8 needs_stack;  // IPv4 options, IPv6 hop-by-hop options
 };
 
+// The packet that this processor is at: programs do not interrupt each other. On no stack, where the verifier would
+// follow what is known of each field through all that comes after.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packets SEC(".maps");
+
+enum { THIS_PACKET, QUOTED_PACKET };
+
+static __always_inline struct packet *begin_packet(__u32 which)
+{
+	struct packet *packet = bpf_map_lookup_elem(&packets, &which);
+
+	if (packet)
+		__builtin_memset(packet, 0, sizeof(*packet));
+	return packet;
+}
+
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04

@@ -40,7 +40,9 @@ _BUILD = struct.Struct("=Q")
 _ZERO = bytes(4)
 _DIRECTIONS: dict[Hook, Direction] = {Hook.FROM_POD: "ingress", Hook.FROM_WIRE: "ingress", Hook.TO_POD: "egress"}
 _PROGRAMS = {hook: f"podway_{hook.name.lower()}" for hook in Hook}
-_HOOKS = {name: hook for hook, name in _PROGRAMS.items()}
+_NAME_LENGTH = 15
+"""So much of a program's name the kernel keeps (BPF_OBJ_NAME_LEN)."""
+_HOOKS = {name[:_NAME_LENGTH]: hook for hook, name in _PROGRAMS.items()}
 
 COPIED = ("flows", "endpoints", "identities", "pools", "rules", "rule_sets", "quotas", "state")
 """Maps whose entries matter to the next build. What they hold of an array's elements is all of them."""
@@ -172,7 +174,7 @@ def loaded(image: Image, share: Mapping[str, int], sizes: Mapping[str, int]) -> 
     """
     build = number(image, sizes)
     with bpf.loaded("podway", image.data, _BUILD.pack(build), share, sizes) as functions:
-        engine = Engine(build, {_HOOKS[name]: fd for name, fd in functions.items()})
+        engine = Engine(build, {_HOOKS[name[:_NAME_LENGTH]]: fd for name, fd in functions.items()})
     with engine:
         yield engine
 

@@ -1,0 +1,188 @@
+"""Two nodes joined by a wire, with real pods and the flow engine at work.
+
+pa, pb ── node 1 ── wire ── node 2 ── pc
+"""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from podway.errors import KernelError
+from podway.kernel import netns
+from podway.kernel.bpf import flow_programs
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_events import Events
+from podway.kernel.bpf.flow_layout import Counter, Endpoint, Event, Hook, Reason, Rule, RuleKey, Tier, Verdict
+from podway.kernel.bpf.flow_maps import FlowMaps
+from podway.kernel.bpf.flow_programs import Place
+from podway.kernel.rtnl.netlink import Connection
+from tests.patience import PATIENCE
+
+POOLS = ("10.0.0.0/8", "fd00::/16")
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+ISOLATED = Rule(Verdict.DENY, 0, 77)
+ALLOWED = Rule(Verdict.ALLOW, 1, 88)
+
+
+class Pod:
+    """A pod: its namespace, its link on the node, its addresses."""
+
+    def __init__(self, netns: Any, link: str, addresses: tuple[str, str]) -> None:
+        self.netns, self.link, self.addresses = netns, link, addresses
+
+
+def open_socket(pod: Pod, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Open a socket in a pod."""
+    made = netns.run(pod.netns.fd, lambda: socket.socket(FAMILIES[family], kind))
+    made.settimeout(PATIENCE)
+    return made
+
+
+class Node:
+    """A node: its namespace, its pods by their links, and the engine."""
+
+    def __init__(self, number: int, netns: Any, pods: Iterable[Pod]) -> None:
+        self.number, self.netns = number, netns
+        self.pods = {pod.link: pod for pod in pods}
+        self.addresses = (f"172.31.0.{number}", f"fd31::{number}")
+        self.connection = Connection(netns.fd)
+        self.wires = ["wire"]
+        netns.sh("""
+            echo 1 > /proc/sys/net/ipv4/ip_forward
+            echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+        """)
+        for pod in self.pods.values():
+            self._wire(pod)
+        self.engine: flow_programs.Engine | None = None
+        self.events: Events | None = None
+
+    def _wire(self, pod: Pod) -> None:
+        four, six = pod.addresses
+        self.netns.sh(f"""
+            ip link add {pod.link} type veth peer name eth0 netns {pod.netns.name}
+            ip link set {pod.link} address ee:ee:ee:ee:ee:ee up
+            ip address add 169.254.1.1/32 dev {pod.link}
+            ip address add fe80::1/128 dev {pod.link} nodad
+            ip -n {pod.netns.name} link set eth0 address 02:00:00:00:00:0{self.number} up
+            ip -n {pod.netns.name} address add {four}/32 dev eth0
+            ip -n {pod.netns.name} address add {six}/128 dev eth0 nodad
+            ip -n {pod.netns.name} route add 169.254.1.1 dev eth0 scope link
+            ip -n {pod.netns.name} route add default via 169.254.1.1 dev eth0
+            ip -n {pod.netns.name} route add default via fe80::1 dev eth0
+            ip -n {pod.netns.name} neighbour add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent
+            ip -n {pod.netns.name} neighbour add fe80::1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent
+        """)
+        for address in pod.addresses:
+            self.netns.sh(f"""
+                ip route add {address} dev {pod.link}
+                ip neighbour add {address} lladdr 02:00:00:00:00:0{self.number} dev {pod.link} nud permanent
+            """)
+
+    def device(self, name: str) -> int:
+        """The number of a device."""
+        return netns.run(self.netns.fd, lambda: socket.if_nametoindex(name))
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the engine's programs belong."""
+        links = [self.device(link) for link in self.pods]
+        wires = [Place(self.device(wire), Hook.FROM_WIRE) for wire in self.wires]
+        return [*wires, *(Place(link, hook) for link in links for hook in (Hook.FROM_POD, Hook.TO_POD))]
+
+    def take_over(self, **options: Any) -> None:
+        """Have the engine work, and hold it instead of the former one."""
+        engine = flow_programs.take_over(self.connection, self.places, **options)
+        self.release()
+        self.engine, self.events = engine, Events(engine.maps["events"])
+
+    def release(self) -> None:
+        """Let go of the engine, as an agent that ends."""
+        if self.events and self.engine:
+            self.events.close()
+            self.engine.close()
+        self.engine = self.events = None
+
+    def start(self) -> None:
+        """Have the engine work, with all pods and no policy."""
+        self.take_over()
+        for pool in POOLS:
+            self.maps.set_pool(ip_network(pool))
+        for pod in self.pods.values():
+            self.endpoint(pod)
+        self.forget()
+
+    @property
+    def maps(self) -> FlowMaps:
+        """The engine's maps."""
+        assert self.engine
+        return FlowMaps(self.engine.maps)
+
+    def endpoint(self, pod: Pod, egress: int = 0, ingress: int = 0) -> None:
+        """Tell the engine of a pod."""
+        for address in pod.addresses:
+            self.maps.set_endpoint(ip_address(address), Endpoint(self.device(pod.link), egress, ingress))
+        self.maps.changed(ways=True)
+
+    def isolate(self, pod: Pod, *allowed: dict[str, Any], direction: str = "ingress") -> None:
+        """Let a pod be reached, or reach, only what is allowed: fields of a RuleKey."""
+        number = self.device(pod.link) * 2 + (direction == "egress")
+        entries = {RuleKey(number): {Tier.NETWORK_POLICY: ISOLATED}}
+        entries |= {RuleKey(number, **one): {Tier.NETWORK_POLICY: ALLOWED} for one in allowed}
+        self.maps.set_rules(number, entries)
+        self.endpoint(pod, **{direction: number})
+
+    def forget(self) -> None:
+        """Forget flows and rules, and count from 0 again."""
+        assert self.engine
+        for name in ("flows", "rules", "identities", "quotas", "fragments"):
+            for key in bpf.items(self.engine.maps[name]):
+                with contextlib.suppress(KernelError):  # another processor was quicker
+                    bpf.delete(self.engine.maps[name], key)
+        self.told()
+        self._base = self.maps.counters()
+
+    def counted(self) -> dict[Reason | Counter, int]:
+        """What was counted since `forget`: only what is not 0."""
+        now = self.maps.counters()
+        return {name: now[name] - self._base[name] for name in now if now[name] != self._base[name]}
+
+    def told(self) -> list[Event]:
+        """What was told since the last call."""
+        assert self.events
+        return self.events.read()
+
+
+class Lab:
+    """Both nodes, routed to each other."""
+
+    def __init__(self, stack: contextlib.ExitStack, make: Callable[[], Any], *, mtu: int = 1500) -> None:
+        self.a = Pod(make(), "pa", ("10.1.0.1", "fd00:1::1"))
+        self.b = Pod(make(), "pb", ("10.1.0.2", "fd00:1::2"))
+        self.c = Pod(make(), "pc", ("10.2.0.1", "fd00:2::1"))
+        first, second = make(), make()
+        first.sh(f"ip link add wire mtu {mtu} type veth peer name wire mtu {mtu} netns {second.name}")
+        self.one, self.two = Node(1, first, [self.a, self.b]), Node(2, second, [self.c])
+        for node, other in ((self.one, self.two), (self.two, self.one)):
+            stack.callback(node.connection.close)
+            stack.callback(node.release)
+            node.netns.sh(f"""
+                ip link set wire up
+                ip address add {node.addresses[0]}/24 dev wire
+                ip address add {node.addresses[1]}/64 dev wire nodad
+                ip route add 10.{other.number}.0.0/16 via {other.addresses[0]}
+                ip route add fd00:{other.number}::/32 via {other.addresses[1]}
+            """)
+
+    def reset(self) -> None:
+        """No policy, no flow, nothing to tell."""
+        for node in (self.one, self.two):
+            for pod in node.pods.values():
+                node.endpoint(pod)
+            node.forget()
+
+    def start(self) -> None:
+        """Have both engines work."""
+        for node in (self.one, self.two):
+            node.start()

@@ -1,0 +1,241 @@
+"""The engine outlives its agent, and a new agent goes on with it: no packet is lost, no flow forgotten."""
+
+import contextlib
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podway.kernel.bpf import flow_programs
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_layout import FLOW
+from tests.bpf.flow_nodes import Lab, Node, open_socket
+from tests.patience import PATIENCE, eventually
+
+pytestmark = pytest.mark.kernel
+
+ROOT = Path(__file__).parents[2]
+AGENT = """
+import sys, time
+from podway.kernel.bpf import flow_programs
+from podway.kernel.bpf.flow_layout import Hook
+from podway.kernel.bpf.flow_programs import Place
+from podway.kernel.rtnl.netlink import Connection
+
+places = [Place(int(device), Hook(int(hook))) for device, hook in (one.split(":") for one in sys.argv[1:])]
+with Connection() as connection, flow_programs.take_over(connection, places):
+    print("ready", flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def lab(new_netns: Callable[[], Any]) -> Iterator[Lab]:
+    with contextlib.ExitStack() as stack:
+        yield Lab(stack, new_netns)
+
+
+def isolate(lab: Lab) -> None:
+    """Only flows that are known pass: `c` may be asked at port 7000, `a` may not be asked at all."""
+    port = {"port": 7000, "port_length": 16}
+    lab.two.isolate(lab.c, port | {"protocol": 17}, port | {"protocol": 6})
+    lab.one.isolate(lab.a)
+
+
+class Stream:
+    """A number a millisecond from `a` to `c` and back; which came back is known when it is over."""
+
+    def __init__(self, lab: Lab, family: int) -> None:
+        self.server = open_socket(lab.c, family, socket.SOCK_DGRAM)
+        self.server.bind((lab.c.addresses[family], 7000))
+        self.client = open_socket(lab.a, family, socket.SOCK_DGRAM)
+        self.client.connect((lab.c.addresses[family], 7000))
+        for sock in (self.server, self.client):
+            sock.settimeout(2)  # so long the end waits for a thread
+        self.sent, self.heard, self.over = 0, set[int](), False
+        self.threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._echo, self._hear, self._send)
+        ]
+
+    def _echo(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self.over:
+                data, sender = self.server.recvfrom(100)
+                self.server.sendto(data, sender)
+
+    def _hear(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self.over:
+                self.heard.add(int(self.client.recv(100)))
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self.over:
+                self.client.send(str(self.sent).encode())
+                self.sent += 1
+                time.sleep(0.001)
+
+    def __enter__(self) -> "Stream":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over = True
+        for thread in self.threads:
+            thread.join(PATIENCE)
+        self.server.close()
+        self.client.close()
+
+    def lost(self) -> set[int]:
+        """Wait until all that was sent so far had time to come back; return what did not."""
+        sent = self.sent
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: self.heard.issuperset(range(sent)), "all come back", within=5)
+        return set(range(sent)) - self.heard
+
+
+class Caller(threading.Thread):
+    """Opens one connection after another from `a` to `c`; notes how long each took to be answered."""
+
+    def __init__(self, lab: Lab, family: int) -> None:
+        super().__init__(daemon=True)
+        self.lab, self.family, self.over, self.took = lab, family, False, list[float]()
+        self.server = open_socket(lab.c, family)
+        self.server.bind((lab.c.addresses[family], 7000))
+        self.server.listen(100)
+        self.answers = threading.Thread(target=self._answer, daemon=True)
+
+    def _answer(self) -> None:
+        while not self.over:
+            with contextlib.suppress(OSError):
+                connection, _ = self.server.accept()
+                with connection:
+                    connection.sendall(b"hello")
+
+    def run(self) -> None:
+        while not self.over:
+            begun = time.monotonic()
+            with open_socket(self.lab.a, self.family) as client, contextlib.suppress(OSError):
+                client.settimeout(10)
+                client.connect((self.lab.c.addresses[self.family], 7000))
+                if client.recv(10) == b"hello":
+                    self.took.append(time.monotonic() - begun)
+
+    def __enter__(self) -> "Caller":
+        self.answers.start()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over = True
+        self.join(PATIENCE)
+        with contextlib.suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)
+        self.answers.join(PATIENCE)
+        self.server.close()
+
+
+def maps(node: Node) -> dict[str, int]:
+    """The ids of the maps at work."""
+    assert node.engine
+    return {name: bpf.map_info(fd).id for name, fd in node.engine.maps.items()}
+
+
+def programs(node: Node) -> set[tuple[Any, int]]:
+    places = {place.device for place in node.places}
+    return {(one.place, one.program) for one in flow_programs.attached(node.connection, places)}
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+def test_killed_agent_is_not_missed(lab: Lab, family: int) -> None:
+    """Between SIGKILL and the next agent everything goes on; that one changes nothing."""
+    lab.start()
+    isolate(lab)
+    before, there = maps(lab.one), programs(lab.one)
+    arguments = [f"{place.device}:{place.hook}" for place in lab.one.places]
+    command = ["nsenter", f"--net={lab.one.netns.path}", sys.executable, "-c", AGENT, *arguments]
+    with Stream(lab, family) as stream, Caller(lab, family) as caller:
+        eventually(lambda: stream.heard and caller.took, "it works before")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
+            assert agent.stdout
+            assert agent.stdout.readline() == "ready\n"
+            lab.one.release()
+            agent.send_signal(signal.SIGKILL)
+        made = len(caller.took)
+        eventually(lambda: len(caller.took) > made + 20, "connections are made while there is no agent")
+        lab.one.take_over()
+        eventually(lambda: len(caller.took) > made + 40, "connections are made with the new agent")
+        assert stream.lost() == set()
+    assert (maps(lab.one), programs(lab.one)) == (before, there)
+
+
+def other_layout(scratch: Path) -> flow_programs.Image:
+    """Compile the engine with another struct flow: eight bytes more, at its beginning."""
+    source = scratch / "bpf"
+    shutil.copytree(ROOT / "src/podway/bpf", source)
+    header = source / "flow/flow.h"
+    text = header.read_text()
+    assert "struct flow {\n" in text
+    header.write_text(text.replace("struct flow {\n", "struct flow {\n\t__u64 another;\n"))
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    target = source / "bin/flow.o"
+    subprocess.run([*module.program_command(target), "-o", str(target)], check=True, cwd=source)
+    return flow_programs.Image(target.read_bytes())
+
+
+@pytest.mark.parametrize("change", ["larger tables", "another layout"])
+def test_another_build_takes_over_between_two_packets(lab: Lab, tmp_path: Path, change: str) -> None:
+    """Flows and rules go along, nothing under way is lost, connections begun meanwhile are answered."""
+    family = 0
+    lab.start()
+    isolate(lab)
+    options: dict[str, Any] = {"sizes": {"flows": 270_000, "rules": 270_000, "identities": 270_000}}
+    if change == "another layout":
+        options = {
+            "image": other_layout(tmp_path),
+            "converters": {"flows": lambda key, value: (key, bytes(8) + value)},
+        }
+    before = maps(lab.one)
+    with Stream(lab, family) as stream, Caller(lab, family) as caller:
+        eventually(lambda: stream.heard and caller.took, "it works before")
+        made = len(caller.took)
+        for node in (lab.one, lab.two):
+            node.take_over(**options)
+        eventually(lambda: len(caller.took) > made + 40, "connections are made by the new build")
+        assert stream.lost() == set()
+    after = maps(lab.one)
+    assert after["flows"] != before["flows"]
+    assert after["endpoints"] == before["endpoints"]
+    assert lab.one.engine
+    assert bpf.map_info(lab.one.engine.maps["flows"]).value_size == FLOW.size + (8 if "image" in options else 0)
+    # Only the new build's programs are left.
+    builds = {one.build for one in flow_programs.attached(lab.one.connection, [p.device for p in lab.one.places])}
+    assert builds == {lab.one.engine.build}
+    assert len(programs(lab.one)) == len(lab.one.places)
+
+
+def test_nobody_is_asked_twice(lab: Lab) -> None:
+    """A take-over that fails leaves the former build at work."""
+    lab.start()
+    isolate(lab)
+    before = programs(lab.one)
+    broken = flow_programs.Image(b"no object")
+    with pytest.raises(Exception, match="eBPF object"):
+        lab.one.take_over(image=broken)
+    assert programs(lab.one) == before
+    with Stream(lab, 0) as stream:
+        assert stream.lost() == set()
