@@ -38,7 +38,7 @@ from podway.cli.views import VIEWS
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
-from podway.health.checks.crossing import bare_far
+from podway.health.checks.encapsulation import bare_far
 from podway.ipam.selection import wants_another
 from podway.plan.bgp import plan_bgp
 from podway.plan.switching import Ways, impossible, missing_routes, still_sent, unsettled, waiting

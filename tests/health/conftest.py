@@ -1,4 +1,4 @@
-"""One lab for all tests of the doctor that cause faults: each test mends what it broke."""
+"""One lab for all tests of the doctor that cause faults: each test repairs what it broke."""
 
 from collections.abc import Callable, Iterator
 from ipaddress import ip_interface
@@ -24,7 +24,7 @@ def shared_lab() -> Iterator[HealthLab]:
 
 @pytest.fixture
 def lab(shared_lab: HealthLab) -> Iterator[HealthLab]:
-    """The shared lab. After the test it must be without findings again: what is mended is no longer found."""
+    """The shared lab. After the test it must be without findings again: what is repaired is no longer found."""
     yield shared_lab
     shared_lab.start_missing_agents()
     shared_lab.wait_healthy()

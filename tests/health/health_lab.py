@@ -96,10 +96,10 @@ class HealthLab:
         while True:
             found = self.doctor()["findings"]
             for finding in found:
-                told = f"{finding['found']} {finding['mend']}"
+                told = f"{finding['found']} {finding['repair']}"
                 if (finding["check"], finding["subject"]) == (check, subject) and all(w in told for w in words):
                     assert finding["why"]
-                    assert finding["mend"]
+                    assert finding["advice"]
                     return finding
             assert time.monotonic() < deadline, f"no {check} on {subject} with {words} in {found}"
 

@@ -68,7 +68,7 @@ def test_the_report_in_text_names_subject_reason_and_remedy(lab: HealthLab) -> N
         "warning node1: cni0 (leftovers)",
         "found  ",
         "why    ",
-        "mend   ",
+        "do     ",
         "ip link delete cni0",
         "1 warning",
     ):

@@ -148,7 +148,7 @@ def test_a_lease_without_a_pod_and_a_pod_without_a_lease(lab: HealthLab) -> None
     lab.store(lambda store: store.delete(Pod, "stray", namespace="default"))
     found = lab.finding("leases", "node2: lease of default/stray", f"{address}", "ip netns delete")
     assert found["severity"] == "warning"
-    subprocess.run(["sh", "-c", found["mend"].partition("(")[2].partition(")")[0]], check=True)
+    subprocess.run(["sh", "-c", found["advice"].partition("(")[2].partition(")")[0]], check=True)
     lab.wait_healthy()
     pods.run(lab.name, "stray", node="node1")
     lab.store(lambda store: store.delete(Pod, "stray", namespace="default"))
@@ -224,7 +224,7 @@ def test_inotify_instances_used_up(node_facts: Callable[..., Any]) -> None:
     assert room == 3
     (problem,) = inotify(node_facts(settings=Settings(inotify_room=room)))
     assert "only 3 more" in problem.found
-    assert "fs.inotify.max_user_instances" in problem.mend
+    assert "fs.inotify.max_user_instances" in problem.advice
 
 
 def test_forwarding_switched_off(node: Any, node_facts: Callable[..., Any]) -> None:
@@ -255,7 +255,7 @@ def test_neighbour_tables_are_read_as_ip_tells_them(node: Any, node_facts: Calla
     assert not list(neighbours(node_facts(tables=tables)))
     full = NeighbourTable(tables[0].family, tables[0].room, tables[0].room, 0)
     (problem,) = neighbours(node_facts(tables=(full,)))
-    assert "net.ipv4.neigh.default.gc_thresh3=" in problem.mend
+    assert "net.ipv4.neigh.default.gc_thresh3=" in problem.advice
 
 
 def test_conntrack_is_read_and_judged(node: Any, node_facts: Callable[..., Any]) -> None:
@@ -295,7 +295,7 @@ def test_what_a_peer_tells_besides_pods_ranges_is_the_hosts_to_decide(node: Any)
 
     def look() -> list[str]:
         with Connection(node.fd) as connection:
-            return [str(way.block) for way in network.read(connection, learned, pools).ways]
+            return [str(way.block) for way in network.read(connection, learned, pools).block_routes]
 
     assert look() == []
     node.sh("ip route replace 10.244.7.0/24 via 172.30.0.6 dev eth0 metric 1")

@@ -1,4 +1,4 @@
-"""Faults of settings, routes, firewalls and paths, caused in a lab: each is named, and gone when it is mended."""
+"""Faults of settings, routes, firewalls and paths, caused in a lab: each is named, and gone once repaired."""
 
 import contextlib
 import socket
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.kernel
 
 
 @contextlib.contextmanager
-def broken(lab: HealthLab, node: str, how: str, mended: str) -> Iterator[None]:
+def broken(lab: HealthLab, node: str, how: str, repaired: str) -> Iterator[None]:
     lab.sh(node, how)
     try:
         yield
     finally:
-        lab.sh(node, mended)
+        lab.sh(node, repaired)
 
 
 @contextlib.contextmanager
@@ -100,11 +100,11 @@ FIREWALLS = {
 
 @pytest.mark.parametrize("maker", FIREWALLS)
 def test_rules_of_others_that_drop(lab: HealthLab, maker: str) -> None:
-    how, mended, chain, words = FIREWALLS[maker]
-    with broken(lab, "node1", how, mended):
+    how, repaired, chain, words = FIREWALLS[maker]
+    with broken(lab, "node1", how, repaired):
         found = lab.finding("firewall", f"node1: {chain}", *words)
-        if not found["mend"].startswith("firewall-cmd"):  # whose rules a daemon keeps, which is not here
-            lab.sh("node1", found["mend"])
+        if not found["advice"].startswith("firewall-cmd"):  # whose rules a daemon keeps, which is not here
+            lab.sh("node1", found["advice"])
             assert [one for one in lab.doctor()["findings"] if one["check"] == "firewall"] == []
 
 
@@ -154,11 +154,11 @@ TRANSLATIONS = {
 
 @pytest.mark.parametrize("maker", TRANSLATIONS)
 def test_rules_of_others_that_translate_pods_addresses(lab: HealthLab, maker: str) -> None:
-    how, mended, chain, severity = TRANSLATIONS[maker]
-    with broken(lab, "node1", how, mended):
+    how, repaired, chain, severity = TRANSLATIONS[maker]
+    with broken(lab, "node1", how, repaired):
         found = lab.finding("nat", f"node1: {chain}", "translates addresses of")
         assert found["severity"] == severity
-        lab.sh("node1", found["mend"])
+        lab.sh("node1", found["advice"])
         assert [one for one in lab.doctor()["findings"] if one["check"] == "nat"] == []
 
 
@@ -189,7 +189,7 @@ def test_a_path_that_drops_large_packets(lab: HealthLab) -> None:
     try:
         # A bridge's port passes 4 bytes more than its MTU, for a VLAN tag (__is_skb_forwardable, net/core/dev.c).
         finding = lab.finding("path-mtu", "node1 - node2", "up to 1404 bytes pass (IPv4, IPv6)", "nobody says so")
-        assert "ping -M do -s 1472 172.30.0." in finding["mend"]
+        assert "ping -M do -s 1472 172.30.0." in finding["advice"]
         assert [one["check"] for one in lab.doctor()["findings"]] == ["path-mtu"], "one cause is told once"
     finally:
         lab.fabric("ip link set port2 mtu 1500")
@@ -238,8 +238,8 @@ def test_a_rule_that_leads_pods_packets_elsewhere(lab: HealthLab) -> None:
 def test_strict_rp_filter_where_ways_differ(lab: HealthLab) -> None:
     route = f"{lab.block('node2')} via 198.51.100.9 dev br9 metric 1"
     how = f"sysctl -qw net.ipv4.conf.all.rp_filter=1; ip route add {route}"
-    mended = f"sysctl -qw net.ipv4.conf.all.rp_filter=0; ip route del {route}"
-    with other_device(lab), broken(lab, "node1", how, mended):
+    repaired = f"sysctl -qw net.ipv4.conf.all.rp_filter=0; ip route del {route}"
+    with other_device(lab), broken(lab, "node1", how, repaired):
         lab.finding("rp-filter", "node1: eth0", "all 1, eth0 0", "leads through br9", "rp_filter=2")
 
 

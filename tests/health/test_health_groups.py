@@ -33,7 +33,7 @@ def test_names_are_told_up_to_a_few() -> None:
 
 def test_what_is_wrong_on_many_nodes_is_one_finding() -> None:
     def finding(subject: str, found: str = "x is 0", severity: Severity = Severity.ERROR) -> Finding:
-        return Finding("forwarding", severity, subject, found, "why", "mend")
+        return Finding("forwarding", severity, subject, found, "why", "advice")
 
     found = merged(
         [

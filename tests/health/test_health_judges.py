@@ -63,7 +63,7 @@ def test_healthy_facts_have_no_problem(node_facts: Facts) -> None:
 def test_a_kernel_that_lacks_something(node_facts: Facts) -> None:
     lacking = "the kernel has no veth devices\n  hint: load veth (CONFIG_VETH)"
     (problem,) = kernel(node_facts(settings=Settings(unsupported=lacking)))
-    assert (problem.found, problem.mend) == ("the kernel has no veth devices", "load veth (CONFIG_VETH)")
+    assert (problem.found, problem.advice) == ("the kernel has no veth devices", "load veth (CONFIG_VETH)")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_reflectors_that_are_too_few_or_lost() -> None:
     assert (problem.severity, "only 1 route reflector left (a)" in problem.found) == (Severity.WARNING, True)
     (problem,) = reflectors(reflecting(one, two, gone))
     assert (problem.subject, "4 of 4 nodes have lost" in problem.found) == ("c", True)
-    assert "podway delete node c" in problem.mend
+    assert "podway delete node c" in problem.advice
     told = list(reflectors(reflecting(gone)))
     assert [problem.severity for problem in told] == [Severity.WARNING, Severity.ERROR]
     (problem,) = reflectors(reflecting(one, Reflector("b", "r2", ("e",)), racks=2))

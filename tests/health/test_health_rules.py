@@ -7,7 +7,7 @@ import pytest
 
 from podway.health.ruleset import Ruleset, from_iptables
 from podway.health.sources.firewall import list_here
-from podway.health.walk import Packet, drop_of
+from podway.health.traversal import Packet, drop_of
 from podway.kernel import netns
 
 POD, OTHER = ip_address("10.244.1.5"), ip_address("10.244.2.5")

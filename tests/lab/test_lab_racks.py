@@ -14,7 +14,7 @@ from podway.api.kinds.pod import Pod
 from podway.errors import InvalidArgument
 from podway.lab import cluster, facts, names, pods, processes, state, topology
 from podway.lab.fabric import Tor
-from podway.lab.facts import PoolForm
+from podway.lab.facts import PoolSettings
 from podway.lab.paths import lab_dir
 from tests.patience import ONCE, PATIENCE
 
@@ -34,7 +34,7 @@ def build(lab_name: str) -> Callable[..., str]:
         tor: Tor = "none",
         pools: Sequence[str] = DUAL,
         node_families: Sequence[Family] = (),
-        form: PoolForm = cluster.DEFAULT_FORM,
+        pool_settings: PoolSettings = cluster.DEFAULT_POOL_SETTINGS,
     ) -> str:
         cluster.up(
             lab_name,
@@ -46,7 +46,7 @@ def build(lab_name: str) -> Callable[..., str]:
             racks=racks,
             tor=tor,
             node_families=node_families,
-            form=form,
+            pool_settings=pool_settings,
         )
         return lab_name
 
@@ -150,15 +150,15 @@ def test_pods_cross_racks_as_they_are_once_nodes_peer_with_the_routers(
 
 
 def test_encapsulated_pod_packets_cross_routers_that_know_nothing_of_pods(build: Callable[..., str]) -> None:
-    lab = build(nodes=2, form=PoolForm(encapsulation="vxlan", when="cross-subnet"))
+    lab = build(nodes=2, pool_settings=PoolSettings(encapsulation="vxlan", when="cross-subnet"))
     for pod, node in (("a", "node1"), ("b", "node2")):
         pods.run(lab, pod, node=node)
     assert _ttls(lab, "a", "b") == ["62", "62"], "the routers see the outer packet's TTL only"
 
 
 def test_pods_have_a_family_that_their_nodes_lack(build: Callable[..., str]) -> None:
-    form = PoolForm(encapsulation="vxlan", distribution="store")
-    lab = build(nodes=2, racks=1, pools=DUAL[:1], node_families=(Family.IPV6,), form=form)
+    pool_settings = PoolSettings(encapsulation="vxlan", distribution="store")
+    lab = build(nodes=2, racks=1, pools=DUAL[:1], node_families=(Family.IPV6,), pool_settings=pool_settings)
     assert [address.version for address in state.load(lab).addresses("node1")] == [6]
     for pod, node in (("a", "node1"), ("b", "node2")):
         pods.run(lab, pod, node=node)

@@ -65,7 +65,7 @@ def _pod(number: int, version: int) -> End:
 
 
 def _shape(hops: tuple[PlannedHop, ...]) -> list[tuple[str, str, str, str, str, str]]:
-    return [(hop.node, hop.pod, hop.entry, hop.exit, hop.fate, hop.owner) for hop in hops]
+    return [(hop.node, hop.pod, hop.entry, hop.exit, hop.disposition, hop.owner) for hop in hops]
 
 
 def test_across_nodes_in_both_families() -> None:
@@ -127,7 +127,7 @@ def test_routes_that_the_store_tells_are_ours() -> None:
             "n2",
             "",
         )
-        assert (hops[-1].node, hops[-1].fate) == ("n2", "delivered")
+        assert (hops[-1].node, hops[-1].disposition) == ("n2", "delivered")
 
 
 def test_pods_of_a_bridge_come_and_go_by_their_ports() -> None:
@@ -186,7 +186,7 @@ def test_nodes_and_the_pod_itself() -> None:
 
 def test_out_of_the_cluster_and_back() -> None:
     beyond = End(ip_address("192.0.2.1"))
-    assert [hop.fate for hop in plan_path(VIEW, SITES, _pod(1, 4), beyond)] == ["forwarded", "outside"]
+    assert [hop.disposition for hop in plan_path(VIEW, SITES, _pod(1, 4), beyond)] == ["forwarded", "outside"]
     assert _shape(plan_path(VIEW, SITES, beyond, _pod(1, 4))) == [
         ("n1", "", "eth9", A1.link, "forwarded", "podway"),
         ("n1", "default/p1", "eth0", "", "delivered", "kernel"),
@@ -196,12 +196,12 @@ def test_out_of_the_cluster_and_back() -> None:
 def test_an_address_that_no_pod_has_ends_at_the_blocks_owner() -> None:
     free = End(ip_address("10.244.2.99"), "n2")
     last = plan_path(VIEW, SITES, _pod(1, 4), free)[-1]
-    assert (last.node, last.fate, last.route and last.route.type) == ("n2", "discarded", "blackhole")
+    assert (last.node, last.disposition, last.route and last.route.type) == ("n2", "discarded", "blackhole")
 
 
 def test_without_a_nodes_agent_the_way_has_gaps_but_an_end() -> None:
     hops = plan_path(VIEW, {"n1": SITES["n1"]}, _pod(1, 4), _pod(2, 4))
-    assert [(hop.node, hop.pod, hop.fate) for hop in hops] == [
+    assert [(hop.node, hop.pod, hop.disposition) for hop in hops] == [
         ("n1", "default/p1", "forwarded"),
         ("n1", "", "forwarded"),
         ("n2", "", "forwarded"),

@@ -16,7 +16,7 @@ from podway.cli.options import GlobalOptions
 from podway.cli.verify import world_of
 from podway.kernel import netns
 from podway.lab import cluster, facts, names, pods
-from podway.lab.facts import PoolForm
+from podway.lab.facts import PoolSettings
 from podway.prove.report import Report
 from podway.prove.verify import verify
 from tests.patience import PATIENCE
@@ -41,9 +41,18 @@ def racks() -> Iterator[str]:
 def narrow() -> Iterator[str]:
     """A dual-stack lab of two racks with two nodes each, VXLAN between them, and a spine of 1400 bytes."""
     name = f"pwr{os.getpid()}x{secrets.token_hex(2)}"
-    form = PoolForm(encapsulation="vxlan", when="cross-subnet")
+    pool_settings = PoolSettings(encapsulation="vxlan", when="cross-subnet")
     pools = ("10.244.0.0/16", "fd00:244::/56")
-    cluster.up(name, nodes=4, racks=2, pools=pools, block_sizes=(), asn=64512, report=lambda _: None, form=form)
+    cluster.up(
+        name,
+        nodes=4,
+        racks=2,
+        pools=pools,
+        block_sizes=(),
+        asn=64512,
+        report=lambda _: None,
+        pool_settings=pool_settings,
+    )
     try:
         for number in range(1, 5):
             pods.run(name, f"p{number}", node=f"node{number}")
@@ -89,7 +98,7 @@ def test_a_narrow_path_between_racks_is_one_cause_told_once(narrow: str, silent:
     [finding] = json.loads(doctor.stdout)["findings"]
     assert (finding["check"], finding["subject"]) == ("path-mtu", "node1, node2 - node3, node4")
     assert "packets of up to 1400 bytes pass (IPv4, IPv6)" in finding["found"]
-    assert "podway set config mtu=1350" in finding["mend"]
+    assert "podway set config mtu=1350" in finding["advice"]
     if silent:
         assert "nobody says so" in finding["found"]
         do = [sys.executable, "-m", "podway", "--lab", narrow, "set", "config", "mtu=1350", "--wait"]
@@ -115,12 +124,14 @@ def test_routers_that_know_no_pods_are_named_and_crossed_encapsulated(racks: str
     spec = msgspec.structs.replace(pool.spec, encapsulation="vxlan", when="cross-subnet")
     facts.ask(racks, lambda store: store.update(msgspec.structs.replace(pool, spec=spec)))
     deadline = time.monotonic() + PATIENCE
-    # A proof during the change may see both forms of one pair.
-    while not (report := prove(racks)).holds or any(len(one.forms) > 1 for one in report.crossings):
+    # A proof during the change may see both encapsulations of one pair.
+    while not (report := prove(racks)).holds or any(len(one.observed) > 1 for one in report.encapsulations):
         assert time.monotonic() < deadline, report.findings
     rack = {"node1": 1, "node2": 1, "node3": 2}
-    assert {(one.sender, one.receiver) for one in report.crossings} == {
+    assert {(one.sender, one.receiver) for one in report.encapsulations} == {
         (one, other) for one in rack for other in rack if one != other
     }
-    for one in report.crossings:
-        assert one.forms == one.asked == (("none",) if rack[one.sender] == rack[one.receiver] else ("vxlan",))
+    for one in report.encapsulations:
+        assert (
+            one.observed == one.expected == (("none",) if rack[one.sender] == rack[one.receiver] else ("vxlan",))
+        )

@@ -19,7 +19,7 @@ from podway.cli.options import GlobalOptions
 from podway.cli.verify import world_of
 from podway.kernel import netns
 from podway.lab import cluster, names, pods
-from podway.lab.facts import PoolForm
+from podway.lab.facts import PoolSettings
 from podway.prove.report import Finding, Report
 from podway.prove.verify import verify
 
@@ -39,10 +39,18 @@ def sh(namespace: str, script: str) -> str:
 class Lab:
     """Two nodes with a pod on each, and a default route out of each node."""
 
-    def __init__(self, form: PoolForm) -> None:
+    def __init__(self, pool_settings: PoolSettings) -> None:
         self.name = f"pwm{os.getpid()}x{secrets.token_hex(2)}"
         pools = ("10.244.0.0/16", "fd00:244::/56")
-        cluster.up(self.name, nodes=2, pools=pools, block_sizes=(), asn=64512, report=lambda _: None, form=form)
+        cluster.up(
+            self.name,
+            nodes=2,
+            pools=pools,
+            block_sizes=(),
+            asn=64512,
+            report=lambda _: None,
+            pool_settings=pool_settings,
+        )
         for number in (1, 2):
             pods.run(self.name, f"p{number}", node=f"node{number}")
 
@@ -72,12 +80,12 @@ class Lab:
 
 @pytest.fixture(scope="module", params=["routed", "bridge", "vxlan"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    forms = {
-        "routed": PoolForm(),
-        "bridge": PoolForm(attach="bridge"),
-        "vxlan": PoolForm(encapsulation="vxlan"),
+    encapsulations = {
+        "routed": PoolSettings(),
+        "bridge": PoolSettings(attach="bridge"),
+        "vxlan": PoolSettings(encapsulation="vxlan"),
     }
-    made = Lab(forms[request.param])
+    made = Lab(encapsulations[request.param])
     try:
         yield made
     finally:
@@ -94,7 +102,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_advised_mends_and_breaks_nothing(lab: Lab, fault: str) -> None:
+def test_what_is_advised_repairs_and_breaks_nothing(lab: Lab, fault: str) -> None:
     script, device = FAULTS[fault]
     lab.wait_well()
     if device:

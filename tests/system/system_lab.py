@@ -23,7 +23,7 @@ from podway.cni.conflist import render_conflist
 from podway.errors import AgentError
 from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, processes, topology
-from podway.lab.facts import PoolForm
+from podway.lab.facts import PoolSettings
 from podway.lab.paths import lab_store
 from podway.lab.state import node_dir
 from podway.store.base import Store
@@ -159,13 +159,19 @@ class SystemLab:
         nodes: int,
         pools: Sequence[str] = ("10.244.0.0/16", "fd00:244::/56"),
         sizes: Sequence[int] = (),
-        form: PoolForm = cluster.DEFAULT_FORM,
+        pool_settings: PoolSettings = cluster.DEFAULT_POOL_SETTINGS,
     ) -> "SystemLab":
         cluster.up(
-            self.name, nodes=nodes, pools=pools, block_sizes=sizes, asn=64512, report=lambda _: None, form=form
+            self.name,
+            nodes=nodes,
+            pools=pools,
+            block_sizes=sizes,
+            asn=64512,
+            report=lambda _: None,
+            pool_settings=pool_settings,
         )
         self.nodes = tuple(f"node{number}" for number in range(1, nodes + 1))
-        self.again = partial(self.up, nodes, pools, sizes, form)
+        self.again = partial(self.up, nodes, pools, sizes, pool_settings)
         return self
 
     def down(self) -> None:

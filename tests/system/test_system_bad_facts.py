@@ -79,7 +79,7 @@ CASES: dict[str, tuple[str, str, tuple[str | int, ...], Any]] = {
 
 @pytest.fixture
 def seeing(lab: SystemLab) -> SystemLab:
-    """Other agents of node2 do not mend what a test does to its object: it is stopped."""
+    """Other agents of node2 do not repair what a test does to its object: it is stopped."""
     lab.kill_agent("node2")
     return lab
 

@@ -7,26 +7,26 @@ from collections.abc import Iterator
 import pytest
 
 from podway.api.kinds.node import Node
-from podway.lab.facts import PoolForm
+from podway.lab.facts import PoolSettings
 from tests.system.system_lab import SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 
 POOLS = {
-    "bgp": PoolForm(),
-    "store": PoolForm(distribution="store"),
-    "vxlan by bgp": PoolForm(encapsulation="vxlan"),
-    "vxlan by store": PoolForm(distribution="store", encapsulation="vxlan"),
-    "ipip by bgp": PoolForm(encapsulation="ipip"),
+    "bgp": PoolSettings(),
+    "store": PoolSettings(distribution="store"),
+    "vxlan by bgp": PoolSettings(encapsulation="vxlan"),
+    "vxlan by store": PoolSettings(distribution="store", encapsulation="vxlan"),
+    "ipip by bgp": PoolSettings(encapsulation="ipip"),
 }
 
 
 class Pair:
     """A lab of two nodes with a pod each."""
 
-    def __init__(self, form: PoolForm) -> None:
+    def __init__(self, pool_settings: PoolSettings) -> None:
         self.lab = SystemLab()
-        self.lab.up(2, form=form)
+        self.lab.up(2, pool_settings=pool_settings)
         self.near, self.far = self.lab.add("node1"), self.lab.add("node2")
         eventually(self.talk)
 
@@ -91,7 +91,7 @@ ADDRESSES = [V4, V6]
 
 
 def test_an_agent_that_starts_finds_the_uplink_where_it_went(pair: Pair) -> None:
-    """BIRD runs on without an agent; what it then has lost, an agent that starts mends."""
+    """BIRD runs on without an agent; what it then has lost, an agent that starts repairs."""
     for was, name in (("eth0", "ens5"), ("ens5", "eth0")):
         pair.lab.kill_agent("node1")
         pair.sh(f"ip link set {was} name {name}; ip address add fd70:6f64:7761:7900::a/64 dev {name} nodad")

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kernel
 BOTH = (Family.IPV4, Family.IPV6)
 
 
-def ways(direction: Direction) -> list[str]:
+def visited(direction: Direction) -> list[str]:
     return [hop.label for hop in direction.hops]
 
 
@@ -51,11 +51,11 @@ def test_pods_of_two_nodes(lab: TraceLab, protocol: str, port: int) -> None:
     assert [family.family for family in report.families] == ["IPv4", "IPv6"]
     for family in report.families:
         there, back = family.there, family.back
-        assert ways(there) == ["pod default/a", "node node1", "node node2", "pod default/b"]
-        assert ways(back) == list(reversed(ways(there)))
+        assert visited(there) == ["pod default/a", "node node1", "node node2", "pod default/b"]
+        assert visited(back) == list(reversed(visited(there)))
         assert limits(there) == [64, 64, 63, 63, 62, 62]
         assert len(limits(back)) == 6
-        assert all(hop.on_plan for way in (there, back) for hop in way.hops)
+        assert all(hop.on_plan for direction in (there, back) for hop in direction.hops)
         assert (there.verdict.basis, back.verdict.basis) == ("probe", "answer")
         for verdict in (there.verdict, back.verdict):
             assert (verdict.source_kept, verdict.encapsulated, verdict.problem) == (True, False, "")
@@ -91,10 +91,10 @@ def test_every_kind_of_way(lab: TraceLab, source: str, target: str, hops: list[s
     report = lab.trace(source, target, families=BOTH)
     assert report.delivered
     for family in report.families:
-        assert ways(family.there) == hops
-        assert ways(family.back) == hops[::-1]
-        for way in (family.there, family.back):
-            assert all(hop.seen and hop.on_plan for hop in way.hops)
+        assert visited(family.there) == hops
+        assert visited(family.back) == hops[::-1]
+        for direction in (family.there, family.back):
+            assert all(hop.seen and hop.on_plan for hop in direction.hops)
 
 
 def test_who_answered_is_told(lab: TraceLab) -> None:
@@ -210,7 +210,7 @@ def test_a_detour_arrives_and_is_told(lab: TraceLab) -> None:
         report = lab.trace("a", "b")
     there = report.families[0].there
     assert report.delivered
-    assert ways(there) == ["pod default/a", "node node1", "node node3", "node node2", "pod default/b"]
+    assert visited(there) == ["pod default/a", "node node1", "node node3", "node node2", "pod default/b"]
     assert limits(there) == [64, 64, 63, 63, 62, 62, 61, 61]
     assert there.hops[2].planned is None
     assert (there.verdict.code, there.verdict.hop) == ("detour", 2)
@@ -298,7 +298,7 @@ def test_an_address_outside_the_cluster(lab: TraceLab) -> None:
             lab.trace(beyond, "a"),
         )
     assert good.delivered
-    assert ways(good.families[0].there) == ["pod default/a", "node node1"]
+    assert visited(good.families[0].there) == ["pod default/a", "node node1"]
     assert [seen.interface for seen in good.families[0].there.hops[1].seen][1] == "eth0"
     verdict = silent.families[0].there.verdict
     assert (verdict.outcome, verdict.code) == ("unknown", "beyond")
@@ -399,7 +399,7 @@ def test_an_agent_that_does_not_answer_leaves_a_gap(lab: TraceLab) -> None:
     assert [silent.node for silent in report.silent] == ["node2"]
     there = report.families[0].there
     assert report.delivered, "the answer came back, so both ways are good"
-    assert ways(there) == ["pod default/a", "node node1", "node node2", "pod default/b"]
+    assert visited(there) == ["pod default/a", "node node1", "node node2", "pod default/b"]
     assert [len(hop.seen) for hop in there.hops] == [1, 2, 0, 0]
     assert there.hops[2].problem == "the agent of node2 does not answer"
     assert dry.families[0].there.verdict.outcome == "unknown"

@@ -29,12 +29,12 @@ PODS = {1: "10.244.0.2", 2: "10.244.1.2"}
 GATEWAY, GATEWAY_MAC, POD_MAC = "169.254.1.1", "02:70:77:61:79:01", "02:0e:be:ea:f1:37"
 
 
-def seen(interface: str, way: str, ends: tuple[str, str], limit: int, since: int) -> Seen:
-    return Seen(interface, way, ends[0], 40112, ends[1], 80, limit, 40, since)  # type: ignore[arg-type]
+def seen(interface: str, direction: str, ends: tuple[str, str], limit: int, since: int) -> Seen:
+    return Seen(interface, direction, ends[0], 40112, ends[1], 80, limit, 40, since)  # type: ignore[arg-type]
 
 
-def unicast(route: str, device: str, owner: str, near: Neighbour, teller: str = "") -> Kernel:
-    return Kernel("unicast", route, "", device, "veth", 1500, "", "main", owner, teller, near)
+def unicast(route: str, device: str, owner: str, near: Neighbour, learned_from: str = "") -> Kernel:
+    return Kernel("unicast", route, "", device, "veth", 1500, "", "main", owner, learned_from, near)
 
 
 def hops(one: int, other: int) -> tuple[Hop, ...]:
@@ -168,8 +168,8 @@ def test_a_hop_whose_probe_says_more_is_told_in_full() -> None:
     changed = msgspec.structs.replace(second.seen[1], source="172.30.0.1")
     second = msgspec.structs.replace(second, seen=(second.seen[0], changed))
     verdict = msgspec.structs.replace(GOOD, source_kept=False, hop=2, code="address-translated", problem="NAT")
-    way = Direction("pod shop/p1", "pod shop/p2", (first, second, *rest), verdict)
-    page = to_text(report(way, good().families[0].back), width=100)
+    direction = Direction("pod shop/p1", "pod shop/p2", (first, second, *rest), verdict)
+    page = to_text(report(direction, good().families[0].back), width=100)
     assert "out eth0: 172.30.0.1:40112 → 10.244.1.2:80" in page
     assert "4  pod shop/p2 on node2: in by eth0\n" in page
 

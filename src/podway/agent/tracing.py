@@ -6,7 +6,7 @@ named by its link, the node's own by an empty text. What a trace holds open ends
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -22,8 +22,16 @@ from podway.channel.admin import Method
 from podway.errors import AgentError, InvalidInput, RoutingError
 from podway.kernel.network import RTPROT_BIRD, Lookup, RouteRecord
 from podway.probe.build import MARK_BYTES, Protocol
-from podway.probe.facts import ECHO_SECONDS, Way, ask_rejecting, ask_setting, ask_way, connection, survey
-from podway.probe.plain import plain, plain_ground, plain_way
+from podway.probe.facts import (
+    ECHO_SECONDS,
+    RouteLookup,
+    ask_rejecting,
+    ask_route,
+    ask_setting,
+    connection,
+    dump_kernel_state,
+)
+from podway.probe.plain import plain, plain_kernel_state, plain_lookup
 from podway.probe.session import Session
 
 log = structlog.get_logger(__name__)
@@ -53,20 +61,21 @@ class Tracing:
     @property
     def methods(self) -> Mapping[str, Method]:
         """The methods by name."""
-        calls = (
-            self.site,
-            self.ground,
-            self.way,
-            self.rejecting,
-            self.setting,
-            self.path_mtu,
-            self.prepare,
-            self.capture,
-            self.send,
-            self.collect,
-            self.end,
-        )
-        return {f"trace.{call.__name__}": Method(call, remote=True) for call in calls}
+        calls: Mapping[str, Callable[..., Awaitable[Any]]] = {
+            "site": self.site,
+            "ground": self.kernel_state,
+            "way": self.lookup,
+            "rejecting": self.rejecting,
+            "setting": self.setting,
+            "path_mtu": self.path_mtu,
+            "prepare": self.prepare,
+            "capture": self.capture,
+            "send": self.send,
+            "collect": self.collect,
+            "end": self.end,
+        }
+        # These names are what agents of other versions ask for: they stay, whatever the functions are called.
+        return {f"trace.{name}": Method(call, remote=True) for name, call in calls.items()}
 
     async def site(self, addresses: Iterable[str] = (), links: Iterable[str] = ()) -> dict[str, Any]:
         """Return the node's name, kernel and uplink, and the leases that hold these addresses or links."""
@@ -90,16 +99,16 @@ class Tracing:
             ],
         }
 
-    async def ground(self, link: str = "") -> dict[str, Any]:
+    async def kernel_state(self, link: str = "") -> dict[str, Any]:
         """Return the devices, addresses and neighbours of a namespace."""
-        return await asyncio.to_thread(_ground, self._path(link))
+        return await asyncio.to_thread(_kernel_state, self._path(link))
 
-    async def way(self, destination: str, source: str = "", iif: str = "", link: str = "") -> dict[str, Any]:
+    async def lookup(self, destination: str, source: str = "", iif: str = "", link: str = "") -> dict[str, Any]:
         """Return which way a packet would go, and which of BIRD's sessions told the route."""
         origin = _address(source) if source else None
-        way = await asyncio.to_thread(_way, self._path(link), _address(destination), origin, iif)
-        session = "" if link or not isinstance(way, Lookup) else await self._session_of(way)
-        return {"way": plain_way(way), "session": session}
+        lookup = await asyncio.to_thread(_lookup, self._path(link), _address(destination), origin, iif)
+        session = "" if link or not isinstance(lookup, Lookup) else await self._session_of(lookup)
+        return {"way": plain_lookup(lookup), "session": session}
 
     async def rejecting(self, destination: str, link: str = "") -> dict[str, Any] | None:
         """Return the narrowest route to an address if it is one that leads nowhere."""
@@ -203,14 +212,14 @@ class Tracing:
                 return lease
         raise AgentError(f"no pod of node {self._state.node} has the link {link}", hint="is the pod still there?")
 
-    async def _session_of(self, way: Lookup) -> str:
-        if way.protocol != RTPROT_BIRD:
+    async def _session_of(self, lookup: Lookup) -> str:
+        if lookup.protocol != RTPROT_BIRD:
             return ""
         try:
             routes = await self._speaker.routes()
         except RoutingError:
             return ""  # the route stands, whoever told it; `status` says what BIRD's trouble is
-        return next((route.protocol for route in routes if route.best and route.network == way.matched), "")
+        return next((route.protocol for route in routes if route.best and route.network == lookup.matched), "")
 
 
 def _address(text: str) -> Address:
@@ -226,14 +235,14 @@ def _protocol(text: str) -> Protocol:
     return Protocol(text)
 
 
-def _ground(path: str) -> dict[str, Any]:
+def _kernel_state(path: str) -> dict[str, Any]:
     with connection(path) as there:
-        return plain_ground(survey(there))
+        return plain_kernel_state(dump_kernel_state(there))
 
 
-def _way(path: str, destination: Address, source: Address | None, iif: str) -> Way:
+def _lookup(path: str, destination: Address, source: Address | None, iif: str) -> RouteLookup:
     with connection(path) as there:
-        return ask_way(there, destination, source, iif)
+        return ask_route(there, destination, source, iif)
 
 
 def _rejecting(path: str, destination: Address) -> RouteRecord | None:

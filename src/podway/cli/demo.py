@@ -18,7 +18,7 @@ from podway.cli.options import GlobalOptions
 from podway.cli.output import format_table
 from podway.cli.verify import page_width, paint, world_of
 from podway.lab import cluster, facts, pods, state
-from podway.prove.journey import Hop
+from podway.prove.path import Hop
 from podway.prove.report import Report, Verdict
 from podway.prove.verify import path_of, verify
 

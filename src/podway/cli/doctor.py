@@ -1,4 +1,4 @@
-"""`podway doctor`: what is wrong on the nodes, why it matters, and what mends it."""
+"""`podway doctor`: what is wrong on the nodes, why it matters, and what to do about it."""
 
 import json
 import textwrap
@@ -42,7 +42,7 @@ def doctor(
 ) -> None:
     """Find what is wrong on the nodes: settings, firewalls, routes, sessions, tables that run full.
 
-    Each finding says what was found, why it matters, and what mends it. Nothing is changed.
+    Each finding says what was found, why it matters, and what to do about it. Nothing is changed.
 
     Exit status 0: no errors (there may be warnings). 1: errors, or no agent at all.
     """
@@ -82,7 +82,7 @@ def _lines(diagnosis: "Diagnosis") -> Iterator[str]:
 def _told(finding: "Finding") -> Iterator[str]:
     severity = click.style(finding.severity.value, fg=COLOURS[finding.severity.value], bold=True)
     yield f"{severity} {click.style(finding.subject or 'cluster', bold=True)} ({finding.check})"
-    for label, text in (("found", finding.found), ("why", finding.why), ("mend", finding.mend)):
+    for label, text in (("found", finding.found), ("why", finding.why), ("do", finding.advice)):
         yield from _paragraph(label, text)
 
 

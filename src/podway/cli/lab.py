@@ -137,14 +137,14 @@ def up(
     racks: int,
     tor: Tor,
     node_family: str | None,
-    **form: str | None,
+    **pool_settings: str | None,
 ) -> None:
     """Build a cluster."""
     import msgspec
 
     from podway.api.addresses import Family
     from podway.lab import cluster, names
-    from podway.lab.facts import PoolForm
+    from podway.lab.facts import PoolSettings
 
     with in_arguments():
         cluster.up(
@@ -157,7 +157,9 @@ def up(
             racks=racks,
             tor=tor,
             node_families=tuple(family for family in Family if node_family in {family.label.lower(), "dual"}),
-            form=msgspec.convert({key: value for key, value in form.items() if value}, PoolForm),
+            pool_settings=msgspec.convert(
+                {key: value for key, value in pool_settings.items() if value}, PoolSettings
+            ),
         )
     again = names.option(options.lab)
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80{again}; podway get nodes{again}")

@@ -11,7 +11,7 @@ import msgspec
 from podway.api.resource import Key, subject
 from podway.plan.changes import Change, words_of
 from podway.plan.objects import Device, ForwardingEntry, Link, Sysctl
-from podway.preview.paths import Group, PathChange, PathChanges, Way
+from podway.preview.paths import Group, PathChange, PathChanges, PlannedPath
 from podway.preview.preview import Comparison, NodeChange
 
 VERSION = 1
@@ -23,7 +23,7 @@ OBJECTS = 5
 """How many objects of each node, and pairs of groups of pods, are shown without --all."""
 
 SIGN = {"add": "+", "replace": "~", "remove": "-"}
-DEED = {"add": "added", "replace": "changed", "remove": "removed"}
+ACTION_WORDS = {"add": "added", "replace": "changed", "remove": "removed"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def lines(answer: Answer, *, everything: bool) -> Iterator[str]:
     for change in answer.nodes:
         changed += 1
         restarting += change.restarting
-        total.update(DEED[one.action] for one in change.changes)
+        total.update(ACTION_WORDS[one.action] for one in change.changes)
         if everything or shown < NODES:
             shown += 1
             yield ""
@@ -70,7 +70,9 @@ def lines(answer: Answer, *, everything: bool) -> Iterator[str]:
 def _verdict(changed: int, total: Counter[str], paths: PathChanges) -> str:
     if not changed and not paths.changes:
         return "No node would change. Nothing was done."
-    objects = ", ".join(f"{total[deed]} {deed}" for deed in DEED.values() if total[deed]) or "no object changed"
+    objects = (
+        ", ".join(f"{total[deed]} {deed}" for deed in ACTION_WORDS.values() if total[deed]) or "no object changed"
+    )
     nodes = f"{_count(changed, 'node')} would change ({objects})"
     least = "" if paths.complete else "at least "
     pairs = f"{least}{_count(paths.pairs, 'pair')} of pod addresses with another way"
@@ -99,7 +101,7 @@ def _some(texts: list[str], everything: bool) -> Iterator[str]:
 
 
 def _counts(changes: tuple[Change, ...]) -> str:
-    counted = Counter(DEED[change.action] for change in changes)
+    counted = Counter(ACTION_WORDS[change.action] for change in changes)
     return ", ".join(f"{count} {deed}" for deed, count in counted.items())
 
 
@@ -208,8 +210,8 @@ def _path_json(change: PathChange) -> dict[str, Any]:
         "source": _group_json(change.source),
         "target": _group_json(change.target),
         "pairs": change.pairs,
-        "before": _way_json(change.before),
-        "after": _way_json(change.after),
+        "before": _path_hops_json(change.before),
+        "after": _path_hops_json(change.after),
     }
 
 
@@ -217,16 +219,16 @@ def _group_json(group: Group) -> dict[str, Any]:
     return {"node": group.node, "block": group.block, "pods": group.pods, "pod": group.first.pod}
 
 
-def _way_json(way: Way) -> dict[str, Any]:
+def _path_hops_json(planned_path: PlannedPath) -> dict[str, Any]:
     hops = [
         {
             "node": hop.node,
             "pod": hop.pod,
             "entry": hop.entry,
             "exit": hop.exit,
-            "fate": hop.fate,
+            "disposition": hop.disposition,
             "route": str(hop.route) if hop.route else "",
         }
-        for hop in way.hops
+        for hop in planned_path.hops
     ]
-    return {"hops": hops, "mtu": min(way.mtus), "arrives": way.arrives}
+    return {"hops": hops, "mtu": min(planned_path.mtus), "arrives": planned_path.arrives}

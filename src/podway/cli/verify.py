@@ -38,7 +38,7 @@ from podway.prove.world import NodePlace, PodPlace, World, build_world
 @cluster_options
 @click.pass_obj
 def verify(options: GlobalOptions, output: Literal["text", "json"], sample: int | None, timeout: float) -> None:
-    """Prove by packets that pods and nodes reach each other, without NAT, in their pools' forms. Needs root.
+    """Prove by packets that pods and nodes reach each other, encapsulated as their pools ask. Needs root.
 
     Exit status 0: all three rules are proved. 1: not all, and the report says what is wrong and where.
     """

@@ -1,4 +1,4 @@
-"""What goes wrong on nodes: found, explained, and told with what mends it.
+"""What goes wrong on nodes: found, explained, and told with what to do about it.
 
 facts       typed facts of one node, and of all nodes together
 sources/    where facts come from: one module for each source; all the looking is done there

@@ -69,7 +69,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
     """
     groups: dict[tuple[str, str, str, str], list[Finding]] = {}
     for one in findings:
-        groups.setdefault((one.check, one.severity, one.found, one.mend), []).append(one)
+        groups.setdefault((one.check, one.severity, one.found, one.advice), []).append(one)
     return [
         msgspec.structs.replace(group[0], subject=_together([one.subject for one in group]))
         if len(group) > 1

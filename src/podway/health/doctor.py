@@ -24,7 +24,7 @@ from podway.cluster.view import ClusterView
 from podway.errors import NotFound, ObjectDamaged, PodwayError, RoutingError, StoreError
 from podway.health import checks
 from podway.health.checks.addresses import pool_fill
-from podway.health.checks.crossing import bare_far
+from podway.health.checks.encapsulation import bare_far
 from podway.health.facts import (
     Files,
     Firewall,

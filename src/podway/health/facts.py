@@ -132,7 +132,7 @@ class KernelRoute(msgspec.Struct, frozen=True):
     table: int
 
 
-class Way(msgspec.Struct, frozen=True):
+class BlockRoute(msgspec.Struct, frozen=True):
     """Which way the kernel sends packets to another node's block, beside the way that BIRD told it.
 
     `matched` is the destination of the route that decides, None if the kernel did not tell.
@@ -161,7 +161,7 @@ class KernelNetwork(msgspec.Struct, frozen=True):
 
     devices: tuple[Device, ...] = ()
     routes: tuple[KernelRoute, ...] = ()
-    ways: tuple[Way, ...] = ()
+    block_routes: tuple[BlockRoute, ...] = ()
     neighbours: tuple[NeighbourTable, ...] = ()
 
 

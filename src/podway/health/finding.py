@@ -22,20 +22,20 @@ class Problem(msgspec.Struct, frozen=True):
     """What a judge returns. `subject` is the object below the node, empty for the node itself."""
 
     found: str
-    mend: str
+    advice: str
     subject: str = ""
     severity: Severity = Severity.ERROR
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One fault: what it concerns, what was found, why that matters, and the command or setting that mends it."""
+    """One fault: what it concerns, what was found, why that matters, and what repairs it."""
 
     check: str
     severity: Severity
     subject: str
     found: str
     why: str
-    mend: str
+    advice: str
 
 
 class Check(msgspec.Struct, Generic[Facts], frozen=True):
@@ -54,7 +54,7 @@ class Check(msgspec.Struct, Generic[Facts], frozen=True):
         """Yield what is wrong; subjects begin with the node's name, if given."""
         for problem in self.judge(facts):
             subject = ": ".join(part for part in (node, problem.subject) if part)
-            yield Finding(self.name, problem.severity, subject, problem.found, self.why, problem.mend)
+            yield Finding(self.name, problem.severity, subject, problem.found, self.why, problem.advice)
 
 
 NODE_CHECKS: dict[str, Check[NodeFacts]] = {}

@@ -21,11 +21,11 @@ from podway.kernel.support import require_all
 from podway.lab import agents, facts, names, pods, processes, routers, speakers, state, topology
 from podway.lab.agents import Report
 from podway.lab.fabric import Fabric, Tor, most_nodes, plan_fabric
-from podway.lab.facts import PoolForm
+from podway.lab.facts import PoolSettings
 from podway.lab.paths import lab_dir
 from podway.lab.state import LabNode, LabState
 
-DEFAULT_FORM = PoolForm()
+DEFAULT_POOL_SETTINGS = PoolSettings()
 
 GRACE_SECONDS = 5.0
 """How long an agent and its BIRD may take to end when they are asked to."""
@@ -42,7 +42,7 @@ def up(
     racks: int = 1,
     tor: Tor = "none",
     node_families: Sequence[Family] = (),
-    form: PoolForm = DEFAULT_FORM,
+    pool_settings: PoolSettings = DEFAULT_POOL_SETTINGS,
 ) -> LabState:
     """Build a lab of `nodes` nodes with these pools (CIDRs) and return its state.
 
@@ -55,7 +55,7 @@ def up(
     require_all()
     networks = tuple(_network(pool) for pool in pools)
     fabric = plan_fabric(networks, nodes=nodes, racks=racks, families=node_families)
-    _require_sense(networks, fabric, tor, form)
+    _require_sense(networks, fabric, tor, pool_settings)
     speakers.require(tor)
     built = LabState(lab, tuple(map(str, fabric.estate)), racks, tor)
     places = {f"node{index}": LabNode(index, rack=fabric.rack_of(index, nodes)) for index in range(1, nodes + 1)}
@@ -65,7 +65,7 @@ def up(
             nodes=nodes,
             block_sizes=block_sizes,
             asn=asn,
-            form=form,
+            pool_settings=pool_settings,
             tor=tor,
             families=len(fabric.estate),
         ),
@@ -199,11 +199,11 @@ def _network(text: str) -> Network:
         raise InvalidArgument(f"--pool {text}: {error}", hint="state a network such as 10.244.0.0/16") from None
 
 
-def _require_sense(pools: Sequence[Network], fabric: Fabric, tor: Tor, form: PoolForm) -> None:
+def _require_sense(pools: Sequence[Network], fabric: Fabric, tor: Tor, pool_settings: PoolSettings) -> None:
     """Raise InvalidArgument for settings that each may be stated, but not together."""
     if tor != "none" and not fabric.routed:
         raise InvalidArgument(f"--tor {tor}: a flat segment has no routers", hint="state --racks 2 or more")
-    if form.encapsulation == "ipip" and not all(_has_ipv4(found) for found in (pools, fabric.estate)):
+    if pool_settings.encapsulation == "ipip" and not all(_has_ipv4(found) for found in (pools, fabric.estate)):
         raise InvalidArgument(
             "--encapsulation ipip: IPIP carries IPv4 packets between IPv4 nodes",
             hint="choose vxlan, or state an IPv4 --pool and --node-family ipv4 or dual",

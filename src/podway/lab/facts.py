@@ -35,7 +35,7 @@ BFD_PACKETS_PER_SECOND = 2000
 """What a lab may spend on BFD: 10 nodes at the usual interval, 50 at 1.2 s."""
 
 
-class PoolForm(msgspec.Struct, frozen=True, kw_only=True):
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the pools of a new lab have in common: how routes are told, packets cross and pods are attached."""
 
     distribution: Distribution = "bgp"
@@ -43,8 +43,8 @@ class PoolForm(msgspec.Struct, frozen=True, kw_only=True):
     when: When = "always"
     attach: Attach = "routed"
 
-    def of(self, family: Family) -> "PoolForm":
-        """Return the form of the pools of one family: IPIP is for IPv4 packets, IPv6 ones cross as they are."""
+    def of(self, family: Family) -> "PoolSettings":
+        """Return the settings of the pools of one family: IPIP carries IPv4 only, IPv6 goes bare."""
         if self.encapsulation == "ipip" and family is not Family.IPV4:
             return msgspec.structs.replace(self, encapsulation="none", when="always")
         return self
@@ -69,7 +69,7 @@ def first_objects(
     nodes: int,
     block_sizes: Sequence[int],
     asn: int,
-    form: PoolForm,
+    pool_settings: PoolSettings,
     tor: Tor,
     families: int,
 ) -> tuple[Resource, ...]:
@@ -95,7 +95,9 @@ def first_objects(
             IPPool(
                 metadata=Metadata(name=f"{family.label.lower()}{f'-{number}' if number > 1 else ''}"),
                 spec=IPPoolSpec(
-                    cidr=str(pool), block_size=sizes.get(family), **msgspec.structs.asdict(form.of(family))
+                    cidr=str(pool),
+                    block_size=sizes.get(family),
+                    **msgspec.structs.asdict(pool_settings.of(family)),
                 ),
             )
             for family, found in numbered.items()

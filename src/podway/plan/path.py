@@ -22,7 +22,7 @@ from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE, Neighbour, Route
 from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
 
-Fate: TypeAlias = Literal["forwarded", "delivered", "discarded", "outside"]
+Disposition: TypeAlias = Literal["forwarded", "delivered", "discarded", "outside"]
 Owner: TypeAlias = Literal["podway", "bird", "kernel", "host"]
 
 _UNKNOWN = Uplink("", 0, ())
@@ -66,7 +66,7 @@ class PlannedHop(msgspec.Struct, frozen=True):
     pod: str
     entry: str
     exit: str
-    fate: Fate
+    disposition: Disposition
     owner: Owner
     route: Route | None = None
     learned_from: str = ""
@@ -98,7 +98,7 @@ def plan_path(view: ClusterView, sites: Mapping[str, Site], source: End, target:
     while node and node not in {hop.node for hop in hops if not hop.pod}:
         hop = _through_node(view, sites, node, entry, target)
         hops.append(msgspec.structs.replace(hop, wire_entry=below))
-        if hops[-1].fate != "forwarded":
+        if hops[-1].disposition != "forwarded":
             break
         if target.pod and target.node == node:
             inside = _lease(sites, target)
@@ -150,12 +150,12 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
     block = view.block_at(address)
     told = remote_route(view, node, uplink, block) if block is not None and announced(view, block) else None
     if own is not None and (own.type != "unreachable" or told is None):
-        fate: Fate = "discarded" if own.type != "unicast" else "forwarded"
+        disposition: Disposition = "discarded" if own.type != "unicast" else "forwarded"
         known = _neighbour(plan.neighbours, own, address)
         if own.type != "unicast" and target.pod and target.node == node and not site.leases:
             # The pod's own route is narrower than its block's, but not known while its node is silent.
             return PlannedHop(node, "", entry, "", "forwarded", "podway")
-        hop = PlannedHop(node, "", entry, own.device, fate, "podway", own, neighbour=known)
+        hop = PlannedHop(node, "", entry, own.device, disposition, "podway", own, neighbour=known)
         remote = block is not None and block.spec.node != node and own.destination == block.network
         return _to_a_node(hop, block, uplink) if block and remote else hop
     if block is not None and announced(view, block):
@@ -163,8 +163,8 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
             told = Route(block.network, device=uplink.device)
         told = msgspec.structs.replace(told, source=None)
         known = _neighbour(plan.neighbours, told, address)
-        teller = _teller(view, node, block)
-        hop = PlannedHop(node, "", entry, told.device, "forwarded", "bird", told, teller, known)
+        learned_from = _learned_from(view, node, block)
+        hop = PlannedHop(node, "", entry, told.device, "forwarded", "bird", told, learned_from, known)
         return _to_a_node(hop, block, uplink)
     if not target.node:
         return PlannedHop(node, "", entry, "", "outside", "host")
@@ -175,7 +175,7 @@ def _through_node(view: ClusterView, sites: Mapping[str, Site], node: str, entry
     return PlannedHop(node, "", entry, uplink.device, "forwarded", "kernel", connected)
 
 
-def _teller(view: ClusterView, node: str, block: AddressBlock) -> str:
+def _learned_from(view: ClusterView, node: str, block: AddressBlock) -> str:
     """Return who tells a node the way to a block: its owner, else reflectors or peers outside the cluster."""
     if node not in view.nodes:
         return ""

@@ -20,7 +20,7 @@ MOST = 2_000
 """How many pairs of groups are looked at."""
 
 
-class Way(msgspec.Struct, frozen=True):
+class PlannedPath(msgspec.Struct, frozen=True):
     """How a packet goes: the hops, and the MTU of the two pods' links in bytes."""
 
     hops: tuple[PlannedHop, ...]
@@ -29,13 +29,21 @@ class Way(msgspec.Struct, frozen=True):
     @property
     def arrives(self) -> bool:
         """Whether it gets there."""
-        return bool(self.hops) and self.hops[-1].fate == "delivered"
+        return bool(self.hops) and self.hops[-1].disposition == "delivered"
 
     @property
     def shape(self) -> tuple[object, ...]:
         """What makes it another way for packets, whoever tells the routes."""
         hops = tuple(
-            (hop.node, hop.pod, hop.entry, hop.exit, hop.fate, hop.encapsulation, hop.route and hop.route.gateway)
+            (
+                hop.node,
+                hop.pod,
+                hop.entry,
+                hop.exit,
+                hop.disposition,
+                hop.encapsulation,
+                hop.route and hop.route.gateway,
+            )
             for hop in self.hops
         )
         return (hops, self.mtus)
@@ -48,7 +56,11 @@ class Way(msgspec.Struct, frozen=True):
             f"{hop.pod or hop.node}{f' [{hop.encapsulation}]' if hop.encapsulation != 'none' else ''}"
             for hop in self.hops
         ]
-        end = "" if self.arrives else f" > {'discarded there' if self.hops[-1].fate == 'discarded' else 'lost'}"
+        end = (
+            ""
+            if self.arrives
+            else f" > {'discarded there' if self.hops[-1].disposition == 'discarded' else 'lost'}"
+        )
         return f"{' > '.join(places)}{end} (MTU {min(self.mtus)})"
 
 
@@ -69,8 +81,8 @@ class PathChange(msgspec.Struct, frozen=True):
     source: Group
     target: Group
     pairs: int
-    before: Way
-    after: Way
+    before: PlannedPath
+    after: PlannedPath
 
 
 class PathChanges(msgspec.Struct, frozen=True):
@@ -85,7 +97,7 @@ class PathChanges(msgspec.Struct, frozen=True):
         return sum(change.pairs for change in self.changes)
 
 
-def way(view: ClusterView, comparison: Comparison, source: End, target: End) -> Way:
+def planned_path(view: ClusterView, comparison: Comparison, source: End, target: End) -> PlannedPath:
     """Return the way of packets from one pod to another, in one of the two views; no hop from a node not in it."""
     ends = {(end.node, end.pod, end.address) for end in (source, target)}
     sites = {
@@ -95,7 +107,7 @@ def way(view: ClusterView, comparison: Comparison, source: End, target: End) -> 
     mtus = tuple(
         pod_mtu(view, comparison.uplink(end.node), _addresses(sites[end.node], end)) for end in (source, target)
     )
-    return Way(plan_path(view, sites, source, target) if source.node in view.nodes else (), mtus)
+    return PlannedPath(plan_path(view, sites, source, target) if source.node in view.nodes else (), mtus)
 
 
 def changed_paths(comparison: Comparison) -> PathChanges:
@@ -107,7 +119,9 @@ def changed_paths(comparison: Comparison) -> PathChanges:
         to = target.first if source != target else target.second
         if to is None or source.first.address.version != to.address.version:
             continue
-        before, after = (way(view, comparison, source.first, to) for view in (comparison.before, comparison.after))
+        before, after = (
+            planned_path(view, comparison, source.first, to) for view in (comparison.before, comparison.after)
+        )
         if before.shape != after.shape:
             pairs = source.pods * (target.pods - (source == target))
             found.append(PathChange(source, target, pairs, before, after))

@@ -32,7 +32,7 @@ _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (include/uapi/linux/neighbour.h)."""
 
 
-class Ground(msgspec.Struct, frozen=True):
+class KernelState(msgspec.Struct, frozen=True):
     """The devices of one namespace, their addresses and neighbours, and what makes tunnels of them."""
 
     links: dict[str, LinkRecord]
@@ -101,10 +101,10 @@ def ask_path_mtu(path: str, address: Address, largest: int) -> PathMtu | None:
         return netns.run(descriptor, lambda: asyncio.run(path_mtu(address, largest=largest, window=ECHO_SECONDS)))
 
 
-Way: TypeAlias = Lookup | SpoofRefused
+RouteLookup: TypeAlias = Lookup | SpoofRefused
 
 
-def ask_way(connection: Connection, destination: Address, source: Address | None, iif: str) -> Way:
+def ask_route(connection: Connection, destination: Address, source: Address | None, iif: str) -> RouteLookup:
     """Ask which way a packet would go: one sent there, or with `iif` one that comes in by that device.
 
     Raises KernelError.
@@ -136,7 +136,7 @@ def ask_rejecting(connection: Connection, destination: Address) -> RouteRecord |
     return narrowest if narrowest and narrowest.type != "unicast" else None
 
 
-def survey(connection: Connection) -> Ground:
+def dump_kernel_state(connection: Connection) -> KernelState:
     """Return what stands in a namespace. Raises KernelError."""
     found = {link.index: link for link in dump_links(connection)}
 
@@ -146,7 +146,7 @@ def survey(connection: Connection) -> Ground:
     known = {(name(record.index), record.address): record for record in dump_neighbours(connection)}
     numbers = {link.name: link.index for link in found.values()}
     has_ipip = IPIP_DEVICE in numbers
-    return Ground(
+    return KernelState(
         {link.name: link for link in found.values()},
         tuple(
             (name(record.index), record.address)

@@ -11,7 +11,7 @@ import msgspec
 from podway.api.addresses import Address
 from podway.kernel.network import LinkRecord, Lookup, NextHop, RouteRecord
 from podway.probe.capture import Frame
-from podway.probe.facts import Ground, SpoofRefused, Way
+from podway.probe.facts import KernelState, RouteLookup, SpoofRefused
 
 
 def plain(record: msgspec.Struct) -> dict[str, Any]:
@@ -20,28 +20,30 @@ def plain(record: msgspec.Struct) -> dict[str, Any]:
     return values
 
 
-def plain_way(way: Way) -> dict[str, Any]:
+def plain_lookup(lookup: RouteLookup) -> dict[str, Any]:
     """Return a way as JSON values; `{}` is the refusal of a source."""
-    return {} if isinstance(way, SpoofRefused) else plain(way)
+    return {} if isinstance(lookup, SpoofRefused) else plain(lookup)
 
 
-def plain_ground(ground: Ground) -> dict[str, Any]:
+def plain_kernel_state(kernel_state: KernelState) -> dict[str, Any]:
     """Return a ground as JSON values."""
     return {
-        "links": [plain(link) for link in ground.links.values()],
-        "addresses": [[device, str(address)] for device, address in ground.addresses],
+        "links": [plain(link) for link in kernel_state.links.values()],
+        "addresses": [[device, str(address)] for device, address in kernel_state.addresses],
         "neighbours": [
-            [device, str(address), mac, (device, address) in ground.permanent]
-            for (device, address), mac in ground.neighbours.items()
+            [device, str(address), mac, (device, address) in kernel_state.permanent]
+            for (device, address), mac in kernel_state.neighbours.items()
         ],
-        "forwarding": [[device, mac, str(endpoint)] for (device, mac), endpoint in ground.forwarding.items()],
-        "programs": sorted(ground.programs),
-        "tunnel_sources": [str(address) for address in ground.tunnel_sources],
+        "forwarding": [
+            [device, mac, str(endpoint)] for (device, mac), endpoint in kernel_state.forwarding.items()
+        ],
+        "programs": sorted(kernel_state.programs),
+        "tunnel_sources": [str(address) for address in kernel_state.tunnel_sources],
     }
 
 
-def read_way(values: dict[str, Any]) -> Way:
-    """Return the way that `plain_way` told."""
+def read_lookup(values: dict[str, Any]) -> RouteLookup:
+    """Return the way that `plain_lookup` told."""
     if not values:
         return SpoofRefused()
     matched = values["matched"]
@@ -69,11 +71,11 @@ def read_route(values: dict[str, Any]) -> RouteRecord:
     )
 
 
-def read_ground(values: dict[str, Any]) -> Ground:
-    """Return the ground that `plain_ground` told."""
+def read_kernel_state(values: dict[str, Any]) -> KernelState:
+    """Return the ground that `plain_kernel_state` told."""
     links = msgspec.convert(values["links"], list[LinkRecord])
     rows = [(device, ip_address(address), mac, fixed) for device, address, mac, fixed in values["neighbours"]]
-    return Ground(
+    return KernelState(
         {link.name: link for link in links},
         tuple((device, ip_interface(address)) for device, address in values["addresses"]),
         {(device, address): mac for device, address, mac, _ in rows},

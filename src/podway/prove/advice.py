@@ -13,16 +13,16 @@ from podway.kernel.network import RTPROT_BIRD
 from podway.plan.fabric import DEVICES
 from podway.plan.objects import BRIDGE_DEVICE, MAIN_TABLE, ROUTE_PROTOCOL
 from podway.prove.cause import command
-from podway.prove.witness import Witness
+from podway.prove.inspector import Inspector
 from podway.prove.world import Point, World
 
 OURS = frozenset({ROUTE_PROTOCOL, RTPROT_BIRD})
 """rtm_protocol of the routes that the agent and its BIRD keep."""
 RTPROT_KERNEL = 2
-MENDED = "the agent puts this back within a second: if it stays so, see `podway doctor` and the agent's log"
+REPAIRED = "the agent puts this back within a second: if it stays so, see `podway doctor` and the agent's log"
 
 
-class Astray(msgspec.Struct, frozen=True):
+class ConflictingRoute(msgspec.Struct, frozen=True):
     """A route that sends packets where they should not go; `protocol` is rtm_protocol, 0 for what nobody told."""
 
     destination: Network
@@ -49,12 +49,12 @@ def is_ours(device: str) -> bool:
     return device.startswith(LINK_PREFIX) or device in (*DEVICES.values(), BRIDGE_DEVICE)
 
 
-def against_route(world: World, at: Point, route: Astray, wanted: Network) -> str:
+def against_route(world: World, at: Point, route: ConflictingRoute, wanted: Network) -> str:
     """Return what to do about a route by which packets for `wanted` (a block, a pod) go astray."""
     node = at.node
     if route.protocol in OURS:
         return (
-            f"leave that route, it is Podway's own: see `podway status {node}` for what the agent cannot mend, "
+            f"leave that route, it is Podway's own: see `podway status {node}` for what the agent cannot repair, "
             f"and `podway get routes {node}`"
         )
     if not is_within(route.destination, wanted):
@@ -67,16 +67,16 @@ def against_route(world: World, at: Point, route: Astray, wanted: Network) -> st
     return command(world, at.label, f"ip route del {route}")
 
 
-def prefer_source(world: World, at: Point, route: Astray, source: Address) -> str:
+def prefer_source(world: World, at: Point, route: ConflictingRoute, source: Address) -> str:
     """Return what to do about a route that makes a node send from an address that is not its own."""
     if route.protocol in OURS:
-        return f"leave that route, it is Podway's own; {MENDED}"
+        return f"leave that route, it is Podway's own; {REPAIRED}"
     return command(world, at.label, f"ip route change {route} src {source}")
 
 
-def setting(world: World, witness: Witness, at: Point, path: str, value: str, *, otherwise: str) -> str:
+def setting(world: World, inspector: Inspector, at: Point, path: str, value: str, *, otherwise: str) -> str:
     """Return the command that sets a kernel setting; `otherwise` if it has the value already."""
-    if witness.setting(at, path) == value:
+    if inspector.setting(at, path) == value:
         return otherwise
     return command(world, at.label, f"sysctl -w {path.replace('/', '.')}={value}")
 
@@ -84,23 +84,23 @@ def setting(world: World, witness: Witness, at: Point, path: str, value: str, *,
 def bring_up(world: World, label: str, device: str) -> str:
     """Return what to do about a device that is down."""
     up = command(world, label, f"ip link set {device} up")
-    return f"{up}; {MENDED}" if is_ours(device) else up
+    return f"{up}; {REPAIRED}" if is_ours(device) else up
 
 
-def forget_neighbour(world: World, witness: Witness, at: Point, device: str, address: Address) -> str:
+def forget_neighbour(world: World, inspector: Inspector, at: Point, device: str, address: Address) -> str:
     """Return what to do about a neighbour entry with a wrong hardware address."""
-    if (device, address) not in witness.ground(at).permanent:
+    if (device, address) not in inspector.kernel_state(at).permanent:
         flush = command(world, at.label, f"ip neighbour flush to {address} dev {device}")
         return f"{flush}; if it comes back, two devices have the same address"
     if is_ours(device):
-        return MENDED
+        return REPAIRED
     return command(world, at.label, f"ip neighbour del {address} dev {device}") + ", which somebody wrote by hand"
 
 
-def remove_address(world: World, witness: Witness, at: Point, address: Address) -> str:
+def remove_address(world: World, inspector: Inspector, at: Point, address: Address) -> str:
     """Return what to do about an address that a node takes for its own, and that is another's."""
-    held = [(device, one) for device, one in witness.ground(at).addresses if one.ip == address]
+    held = [(device, one) for device, one in inspector.kernel_state(at).addresses if one.ip == address]
     foreign = [(device, one) for device, one in held if not is_ours(device)]
     if not foreign:
-        return command(world, at.label, f"ip address show to {address}") + f"; if it is Podway's, {MENDED}"
+        return command(world, at.label, f"ip address show to {address}") + f"; if it is Podway's, {REPAIRED}"
     return "; ".join(command(world, at.label, f"ip address del {one} dev {device}") for device, one in foreign)

@@ -6,37 +6,37 @@ from podway.errors import PodwayError
 from podway.kernel.network import Lookup
 from podway.prove.advice import prefer_source, remove_address
 from podway.prove.cause import Cause, command, place
+from podway.prove.inspector import Inspector
 from podway.prove.judge import Code, Fault, Flow
-from podway.prove.loss import astray, explain_loss
-from podway.prove.witness import Witness
+from podway.prove.loss import conflicting_route, explain_loss
 from podway.prove.world import PodPoint, World
 
 
-def diagnose(world: World, fault: Fault, witness: Witness) -> Cause:
+def diagnose(world: World, fault: Fault, inspector: Inspector) -> Cause:
     """Return why. Raises InvalidInput or KernelError if a kernel cannot be asked."""
-    if (claimed := _claimed(world, fault, witness)) is not None:
+    if (claimed := _claimed(world, fault, inspector)) is not None:
         return claimed
     match fault.code:
         case Code.NAT:
-            return _translated(world, fault, witness)
-        case Code.TUNNEL | Code.FORM | Code.OFF_WIRE:
-            return _in_a_wrong_form(world, fault, witness)
+            return _translated(world, fault, inspector)
+        case Code.TUNNEL | Code.ENCAPSULATION | Code.OFF_WIRE:
+            return _wrong_encapsulation(world, fault, inspector)
         case Code.LOST | Code.NOT_SENT | Code.NOT_TAKEN:
-            cause = explain_loss(world, fault, witness)
+            cause = explain_loss(world, fault, inspector)
             refusal = _refusal(world, fault)
             return msgspec.structs.replace(cause, detail=refusal) if refusal else cause
         case _:
-            return _misshapen(world, fault)
+            return _altered(world, fault)
 
 
-def _claimed(world: World, fault: Fault, witness: Witness) -> Cause | None:
+def _claimed(world: World, fault: Fault, inspector: Inspector) -> Cause | None:
     """Tell if a node takes a pod's address for its own: whatever shows of that, here or there, follows from it."""
     for name in dict.fromkeys((fault.origin.node, fault.target.node)):
         node = world.node(name)
         if node is None:
             continue
         try:
-            held = {interface.ip for _, interface in witness.ground(node).addresses}
+            held = {interface.ip for _, interface in inspector.kernel_state(node).addresses}
         except PodwayError:
             continue  # nobody can be asked there
         for end in (fault.origin, fault.target):
@@ -44,7 +44,7 @@ def _claimed(world: World, fault: Fault, witness: Witness) -> Cause | None:
             if address in held and isinstance(end, PodPoint):
                 return Cause(
                     f"{node.label} takes {address} for an address of its own",
-                    remove_address(world, witness, node, address),
+                    remove_address(world, inspector, node, address),
                 )
     return None
 
@@ -62,17 +62,17 @@ def _refusal(world: World, fault: Fault) -> str:
     )
 
 
-def _translated(world: World, fault: Fault, witness: Witness) -> Cause:
+def _translated(world: World, fault: Fault, inspector: Inspector) -> Cause:
     before, after = fault.before, fault.after
     if before is None or after is None:
         raise ValueError("a translation has two sides")
     if fault.here is not None and fault.last is None:
-        way = witness.way(fault.origin, before.destination, None, "")
-        if isinstance(way, Lookup) and way.source == after.source != before.source:
+        lookup = inspector.lookup(fault.origin, before.destination, None, "")
+        if isinstance(lookup, Lookup) and lookup.source == after.source != before.source:
             return Cause(
                 f"{fault.origin.label} sends from {after.source}, which is not its own address: "
-                f"its route to {way.matched} prefers it",
-                prefer_source(world, fault.origin, astray(way), before.source),
+                f"its route to {lookup.matched} prefers it",
+                prefer_source(world, fault.origin, conflicting_route(lookup), before.source),
             )
     if fault.here is None:
         where = fault.target.label
@@ -98,37 +98,37 @@ def _change(before: Flow, after: Flow) -> str:
     return f"translates {'source' if before.source_port != after.source_port else 'destination'} ports (NAT)"
 
 
-def _in_a_wrong_form(world: World, fault: Fault, witness: Witness) -> Cause:
+def _wrong_encapsulation(world: World, fault: Fault, inspector: Inspector) -> Cause:
     sender = world.node(fault.origin.node)
     destination = fault.target.address(fault.probe.family)
     if sender is None or destination is None:
         raise ValueError("a probe was judged between points that it cannot have been sent between")
-    way = witness.way(sender, destination, None, "")
+    lookup = inspector.lookup(sender, destination, None, "")
     device = ""
-    if isinstance(way, Lookup) and way.device and way.device != sender.uplink:
-        kind = witness.ground(sender).links[way.device].kind
-        device = f": the route there leads into {way.device}" + (f" ({kind})" if kind else "")
+    if isinstance(lookup, Lookup) and lookup.device and lookup.device != sender.uplink:
+        kind = inspector.kernel_state(sender).links[lookup.device].kind
+        device = f": the route there leads into {lookup.device}" + (f" ({kind})" if kind else "")
     what = f"packets from {sender.label} to {place(world, destination, fault.target, sender)}"
     advice = "route pods' addresses through the other node's own address, without a tunnel device"
     if fault.here is not None:
         tunnels = fault.here.packet.tunnels
-        form = f"wrapped in {' in '.join(map(str, tunnels))}" if tunnels else "bare"
+        encapsulation = f"wrapped in {' in '.join(map(str, tunnels))}" if tunnels else "bare"
         asked = ""
-        if fault.asked.name != "none":
-            asked = f", but the pool asks for {fault.asked}"
-            advice = _why_another_form(world, fault)
-        cross = f"{what} cross {fault.here.interface} of {fault.here.point} {form}"
+        if fault.expected.name != "none":
+            asked = f", but the pool asks for {fault.expected}"
+            advice = _why_another_encapsulation(world, fault)
+        cross = f"{what} cross {fault.here.interface} of {fault.here.point} {encapsulation}"
         return Cause(f"{cross}{asked}{device}", advice)
     where = fault.next.words if fault.next else "on the wire"
     return Cause(f"{what} arrive, but are not seen as they are when {where}{device}", advice)
 
 
-def _why_another_form(world: World, fault: Fault) -> str:
-    """Say what keeps a node from sending in the form that is asked for."""
+def _why_another_encapsulation(world: World, fault: Fault) -> str:
+    """Say what keeps a node from sending in the encapsulation that is asked for."""
     there = world.view.nodes.get(fault.target.node)
-    if there is not None and fault.asked.name not in there.accepts:
+    if there is not None and fault.expected.name not in there.accepts:
         return (
-            f"node {fault.target.node} does not say that it takes {fault.asked.name} off: see `podway doctor`, "
+            f"node {fault.target.node} does not say that it takes {fault.expected.name} off: see `podway doctor`, "
             "and whether its agent runs"
         )
     return (
@@ -137,7 +137,7 @@ def _why_another_form(world: World, fault: Fault) -> str:
     )
 
 
-def _misshapen(world: World, fault: Fault) -> Cause:
+def _altered(world: World, fault: Fault) -> Cause:
     here = fault.here
     where = f"when {here.words}" if here else f"on arrival at {fault.target.label}"
     rules = command(world, here.point if here else fault.target.label, "nft list ruleset")

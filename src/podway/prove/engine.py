@@ -20,8 +20,8 @@ from podway.api.addresses import Family
 from podway.probe.build import Protocol
 from podway.probe.capture import Capture, Frame, Sighting, sighting
 from podway.probe.packet import ECHO_REQUEST, IP_HEADER, internet_checksum
+from podway.prove.endpoint import Ends, ProbeEndpoint
 from podway.prove.probe import TAG_BYTES, Probe, Result, Step, Tag, payload, read_tag
-from podway.prove.station import Ends, Station
 
 _IN_FLIGHT = 128
 _LARGEST = 65535
@@ -34,7 +34,7 @@ class _Stream(msgspec.Struct):
     """One end of a TCP connection and what it has received."""
 
     sock: socket.socket
-    station: Station
+    endpoint: ProbeEndpoint
     received: bytearray = msgspec.field(default_factory=bytearray)
 
 
@@ -47,12 +47,12 @@ class _Call(msgspec.Struct):
 
 
 class Engine:
-    """Holds conversations between stations. `timeout` is how long an answer may take, in seconds."""
+    """Holds conversations between endpoints. `timeout` is how long an answer may take, in seconds."""
 
     def __init__(
-        self, stations: Mapping[str, Station], *, magic: bytes, port: int, echo_id: int, timeout: float
+        self, endpoints: Mapping[str, ProbeEndpoint], *, magic: bytes, port: int, echo_id: int, timeout: float
     ) -> None:
-        self._stations = stations
+        self._endpoints = endpoints
         self._magic = magic
         self._port = port
         self._echo_id = echo_id
@@ -60,12 +60,12 @@ class Engine:
         self._selector = selectors.DefaultSelector()
         self._calls: dict[int, _Call] = {}
         self._served: set[socket.socket] = set()
-        self._frames: list[tuple[Station, Frame]] = []
-        for station in stations.values():
-            self._serve(station)
+        self._frames: list[tuple[ProbeEndpoint, Frame]] = []
+        for endpoint in endpoints.values():
+            self._serve(endpoint)
 
     def close(self) -> None:
-        """Stop serving; the stations stay open."""
+        """Stop serving; the endpoints stay open."""
         for sock in tuple(self._served):
             self._end(sock)
         self._selector.close()
@@ -82,9 +82,9 @@ class Engine:
         self._turn(0)
         for sock in tuple(self._served):
             self._end(sock)
-        for station in self._stations.values():
-            self._capture(station)
-        seen = [one for station, frame in self._frames if (one := sighting(frame, station.point.label))]
+        for endpoint in self._endpoints.values():
+            self._capture(endpoint)
+        seen = [one for endpoint, frame in self._frames if (one := sighting(frame, endpoint.point.label))]
         self._frames.clear()
         seen.sort(key=lambda one: one.time)
         return results, seen
@@ -100,22 +100,22 @@ class Engine:
             if call.deadline < now:
                 self._finish(number)
 
-    def _serve(self, station: Station) -> None:
-        self._on(station.capture, partial(self._capture, station))
-        for family, ends in station.ends.items():
-            self._on(ends.server, partial(self._answer, ends, station))
+    def _serve(self, endpoint: ProbeEndpoint) -> None:
+        self._on(endpoint.capture, partial(self._capture, endpoint))
+        for family, ends in endpoint.ends.items():
+            self._on(ends.server, partial(self._answer, ends, endpoint))
             self._on(ends.client, partial(self._hear, ends.client, 0))
             header = 8 + (IP_HEADER[family] if family is Family.IPV4 else 0)
             self._on(ends.echo, partial(self._hear, ends.echo, header))
-            self._on(ends.listener, partial(self._accept, ends, station))
+            self._on(ends.listener, partial(self._accept, ends, endpoint))
 
     def _on(
         self, sock: socket.socket | Capture, serve: Callable[[], None], events: int = selectors.EVENT_READ
     ) -> None:
         self._selector.register(sock, events, serve)
 
-    def _capture(self, station: Station) -> None:
-        self._frames.extend((station, frame) for frame in station.capture.frames(_LARGEST))
+    def _capture(self, endpoint: ProbeEndpoint) -> None:
+        self._frames.extend((endpoint, frame) for frame in endpoint.capture.frames(_LARGEST))
 
     def _finish(self, number: int) -> None:
         call = self._calls.pop(number)
@@ -140,15 +140,15 @@ class Engine:
                 key = probe.sender.label, probe.family
                 counts[key] = counts.get(key, 0) + 1
         return {
-            (label, family): self._stations[label].tcp_sockets(family, count)
+            (label, family): self._endpoints[label].tcp_sockets(family, count)
             for (label, family), count in counts.items()
         }
 
     def _start(self, result: Result, sockets: Mapping[tuple[str, Family], list[socket.socket]]) -> None:
         probe = result.probe
-        station = self._stations[probe.sender.label]
+        endpoint = self._endpoints[probe.sender.label]
         call = self._calls[probe.number] = _Call(result, time.monotonic() + self._timeout)
-        ends = station.ends[probe.family]
+        ends = endpoint.ends[probe.family]
         data = payload(self._magic, Tag(probe.number, Step.REQUEST, probe.payload_size))
         try:
             match probe.protocol:
@@ -158,7 +158,7 @@ class Engine:
                 case Protocol.ICMP:
                     ends.echo.sendto(self._echo(probe, data), (str(probe.destination), 0))
                 case Protocol.TCP:
-                    stream = _Stream(sockets[probe.sender.label, probe.family].pop(), station)
+                    stream = _Stream(sockets[probe.sender.label, probe.family].pop(), endpoint)
                     self._connect(stream, call)
         except OSError as error:
             self._fail(result, error)
@@ -226,10 +226,10 @@ class Engine:
 
     # The receiver's side.
 
-    def _answer(self, ends: Ends, station: Station) -> None:
+    def _answer(self, ends: Ends, endpoint: ProbeEndpoint) -> None:
         for data, peer in _datagrams(ends.server):
             tag = read_tag(self._magic, data)
-            call = self._requested(tag, station, data, peer)
+            call = self._requested(tag, endpoint, data, peer)
             if call is None or tag is None:
                 continue
             try:
@@ -237,10 +237,12 @@ class Engine:
             except OSError as error:
                 self._fail(call.result, error)
 
-    def _requested(self, tag: Tag | None, station: Station, data: bytes, peer: tuple[str, int]) -> _Call | None:
+    def _requested(
+        self, tag: Tag | None, endpoint: ProbeEndpoint, data: bytes, peer: tuple[str, int]
+    ) -> _Call | None:
         """Note that a request was taken; return its call if it is to be answered."""
         call = self._calls.get(tag.number) if tag and tag.step is Step.REQUEST else None
-        if call is None or tag is None or call.result.probe.receiver.label != station.point.label:
+        if call is None or tag is None or call.result.probe.receiver.label != endpoint.point.label:
             return None
         call.result.peer = ip_address(peer[0]), peer[1]
         if data != payload(self._magic, tag):
@@ -249,7 +251,7 @@ class Engine:
         call.result.reached.add(Step.REQUEST)
         return call
 
-    def _accept(self, ends: Ends, station: Station) -> None:
+    def _accept(self, ends: Ends, endpoint: ProbeEndpoint) -> None:
         while True:
             try:
                 sock, peer = ends.listener.accept()
@@ -258,7 +260,7 @@ class Engine:
             except ConnectionError:
                 continue  # reset before it was accepted
             sock.setblocking(False)
-            stream = _Stream(sock, station)
+            stream = _Stream(sock, endpoint)
             self._served.add(sock)
             self._on(sock, partial(self._read_request, stream, peer[:2]))
 
@@ -270,7 +272,7 @@ class Engine:
             return
         if tag is None:
             return
-        call = self._requested(tag, stream.station, bytes(stream.received), peer)
+        call = self._requested(tag, stream.endpoint, bytes(stream.received), peer)
         stream.received.clear()
         if call is not None:
             try:

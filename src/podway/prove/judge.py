@@ -13,8 +13,8 @@ from podway.api.addresses import Address
 from podway.probe.build import Protocol
 from podway.probe.capture import Sighting
 from podway.probe.packet import Packet, Tcp, Udp
-from podway.prove.forms import Form, asked_of
-from podway.prove.journey import Leg, Refusal, Stage, planned_path
+from podway.prove.encapsulation import ExpectedEncapsulation, expected_of
+from podway.prove.path import Leg, Refusal, Stage, planned_path
 from podway.prove.probe import STEPS, Probe, Result, Step
 from podway.prove.world import NodePoint, Point, World
 
@@ -27,7 +27,7 @@ class Code(enum.StrEnum):
     NOT_TAKEN = "not-taken"
     NAT = "address-translated"
     TUNNEL = "encapsulated"
-    FORM = "wrong-form"
+    ENCAPSULATION = "wrong-encapsulation"
     OFF_WIRE = "not-on-wire"
     FRAGMENTED = "fragmented"
     MAY_FRAGMENT = "dont-fragment-cleared"
@@ -58,7 +58,7 @@ class Fault(msgspec.Struct, frozen=True):
 
     `last` is where its packet was last seen (with a fault other than a loss: last seen in order), `here`
     where it was first seen wrong, `next` where it should have been seen next. `before` and `after` are the
-    two sides of a translation, `asked` is the form in which the packet should cross.
+    two sides of a translation, `expected` is the encapsulation in which the packet should cross.
     """
 
     code: Code
@@ -71,7 +71,7 @@ class Fault(msgspec.Struct, frozen=True):
     refusal: Refusal | None = None
     before: Flow | None = None
     after: Flow | None = None
-    asked: Form = Form()
+    expected: ExpectedEncapsulation = ExpectedEncapsulation()
 
     @property
     def origin(self) -> Point:
@@ -89,15 +89,15 @@ def judge(world: World, result: Result, legs: Mapping[Step, Leg]) -> Fault | Non
     probe = result.probe
     for step in STEPS[probe.protocol]:
         ends = (probe.sender, probe.receiver) if step.forward else (probe.receiver, probe.sender)
-        asked = asked_of(world, probe, step)
-        path = planned_path(world, *ends, overlay=asked.seen_above)
+        expected = expected_of(world, probe, step)
+        path = planned_path(world, *ends, overlay=expected.seen_above)
         leg = without_flooding(legs.get(step, Leg()), path)
         fault = translation(result, step, leg)
         if fault is None and not _reached(result, step, legs):
             fault = loss(result, step, leg, path)
-        fault = fault or _misshapen(result, step, leg, path, asked)
+        fault = fault or _altered(result, step, leg, path, expected)
         if fault is not None:
-            return msgspec.structs.replace(fault, asked=asked)
+            return msgspec.structs.replace(fault, expected=expected)
     return Fault(Code.DAMAGED, probe, Step.REPLY) if result.damaged else None
 
 
@@ -185,20 +185,22 @@ def _original(result: Result, step: Step, first: Flow) -> Flow:
     return Flow(source, source_port, destination, destination_port)
 
 
-def off_the_way(result: Result, step: Step, leg: Leg, path: Sequence[Stage], asked: Form) -> Fault | None:
-    """Look at a packet that arrived: was it in the form that is asked for, and seen wherever it should pass?"""
+def off_the_way(
+    result: Result, step: Step, leg: Leg, path: Sequence[Stage], expected: ExpectedEncapsulation
+) -> Fault | None:
+    """Look at a packet that arrived: was it encapsulated as expected, and seen wherever it should pass?"""
     probe = result.probe
     wires = {(stage.point, stage.interface) for stage in path if stage.role == "uplink"}
 
     def fault(code: Code, here: Sighting | None, stage: Stage | None = None) -> Fault:
-        return Fault(code, probe, step, last=_before(leg, here), here=here, next=stage, asked=asked)
+        return Fault(code, probe, step, last=_before(leg, here), here=here, next=stage, expected=expected)
 
     for sighting in leg.sightings:
         tunnels = sighting.packet.tunnels
         # Above the wire, on an overlay device, nothing is wrapped yet.
         judged = tunnels or (sighting.point, sighting.interface) in wires
-        if judged and not asked.matches(tunnels):
-            return fault(Code.TUNNEL if asked.name == "none" else Code.FORM, sighting)
+        if judged and not expected.matches(tunnels):
+            return fault(Code.TUNNEL if expected.name == "none" else Code.ENCAPSULATION, sighting)
     for stage in path:
         # Devices inside a node are not part of any rule: a faster path may pass them by.
         inside = stage.role in {"host link", "overlay"}
@@ -207,14 +209,16 @@ def off_the_way(result: Result, step: Step, leg: Leg, path: Sequence[Stage], ask
     return None
 
 
-def _misshapen(result: Result, step: Step, leg: Leg, path: Sequence[Stage], asked: Form) -> Fault | None:
+def _altered(
+    result: Result, step: Step, leg: Leg, path: Sequence[Stage], expected: ExpectedEncapsulation
+) -> Fault | None:
     """Look at a packet that arrived: was it as asked for, whole and unchanged all the way?"""
     probe = result.probe
 
     def fault(code: Code, here: Sighting) -> Fault:
         return Fault(code, probe, step, last=_before(leg, here), here=here)
 
-    if (seen := off_the_way(result, step, leg, path, asked)) is not None:
+    if (seen := off_the_way(result, step, leg, path, expected)) is not None:
         return seen
     whole = step in (Step.REQUEST, Step.REPLY) and probe.protocol is not Protocol.TCP
     length = probe.size if whole else leg.sightings[0].packet.length

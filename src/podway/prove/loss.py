@@ -8,38 +8,39 @@ from podway.kernel.network import Lookup
 from podway.plan.fabric import DEVICES
 from podway.plan.overlays import RP_FILTER
 from podway.probe.capture import Sighting
-from podway.probe.facts import Ground, SpoofRefused
+from podway.probe.facts import KernelState, SpoofRefused
 from podway.prove import advice
-from podway.prove.advice import Astray
+from podway.prove.advice import ConflictingRoute
 from podway.prove.cause import Cause, command, place, too_small
-from podway.prove.journey import Stage, planned_path
+from podway.prove.inspector import Inspector
 from podway.prove.judge import Code, Fault
-from podway.prove.narrow import explain_size
 from podway.prove.overlay import explain_overlay, outer_length
+from podway.prove.path import Stage, planned_path
+from podway.prove.path_mtu import explain_size
 from podway.prove.probe import Step
-from podway.prove.witness import Witness
 from podway.prove.world import NodePoint, PodPoint, Point, World
 
 
-def explain_loss(world: World, fault: Fault, witness: Witness) -> Cause:
+def explain_loss(world: World, fault: Fault, inspector: Inspector) -> Cause:
     """Return why a packet did not come through. Raises InvalidInput or KernelError."""
     last, stage = fault.last, fault.next
-    if last is not None and last.packet.tunnels and not fault.asked.matches(last.packet.tunnels):
+    if last is not None and last.packet.tunnels and not fault.expected.matches(last.packet.tunnels):
         return Cause(
             f"packets wrapped in {last.packet.tunnels[0]} are lost after they were seen {last.words}",
-            f"let pods' packets cross as their pool asks for ({fault.asked}), or mend the other end of the tunnel",
+            "let pods' packets be encapsulated as their pool asks for "
+            f"({fault.expected}), or repair the tunnel's other end",
         )
-    if (cause := explain_size(world, fault, witness)) is not None:
+    if (cause := explain_size(world, fault, inspector)) is not None:
         return cause
     if last is not None and last.outgoing and stage is not None and stage.point != last.point:
-        return _between(world, fault, last, stage, witness)
-    return explain_overlay(world, fault, witness) or _Inside(world, fault, witness).explain()
+        return _between(world, fault, last, stage, inspector)
+    return explain_overlay(world, fault, inspector) or _Inside(world, fault, inspector).explain()
 
 
-def _between(world: World, fault: Fault, last: Sighting, stage: Stage, witness: Witness) -> Cause:
+def _between(world: World, fault: Fault, last: Sighting, stage: Stage, inspector: Inspector) -> Cause:
     """A loss on a link: the packet left one device and did not come into the next."""
-    ground = witness.ground(world.points[last.point])
-    link = witness.ground(world.points[stage.point]).links.get(stage.interface)
+    kernel_state = inspector.kernel_state(world.points[last.point])
+    link = inspector.kernel_state(world.points[stage.point]).links.get(stage.interface)
     target = f"{stage.interface} of {stage.point}"
     if link is None:
         return Cause(f"{stage.point} has no device {stage.interface}", "start the pod or node anew")
@@ -50,18 +51,18 @@ def _between(world: World, fault: Fault, last: Sighting, stage: Stage, witness: 
         return too_small(link.mtu, target, length)
     tunnels = last.packet.tunnels
     destination = tunnels[0].destination if tunnels else last.packet.destination
-    way = witness.way(world.points[last.point], destination, None, "")
-    hop = way.gateway or destination if isinstance(way, Lookup) else destination
+    lookup = inspector.lookup(world.points[last.point], destination, None, "")
+    hop = lookup.gateway or destination if isinstance(lookup, Lookup) else destination
     if stage.role == "uplink" and world.holder(hop) is None and hop != destination:
-        inside = _Inside(world, fault, witness)
-        if isinstance(way, Lookup) and not tunnels and inside.lacks_route(way):
-            return inside.without_route(way)
+        inside = _Inside(world, fault, inspector)
+        if isinstance(lookup, Lookup) and not tunnels and inside.lacks_route(lookup):
+            return inside.without_route(lookup)
         return _behind_a_router(world, last, stage, hop)
-    known = ground.neighbours.get((last.interface, hop))
+    known = kernel_state.neighbours.get((last.interface, hop))
     if known and link.mac and known != link.mac:
         return Cause(
             f"{last.point} sends packets for {hop} to hardware address {known}, but {target} has {link.mac}",
-            advice.forget_neighbour(world, witness, world.points[last.point], last.interface, hop),
+            advice.forget_neighbour(world, inspector, world.points[last.point], last.interface, hop),
         )
     return Cause(
         f"packets are lost between {last.interface} of {last.point} and {target}",
@@ -100,18 +101,18 @@ class _Inside:
     The packet came in by `iif` (empty: it was sent there) and was to leave by `oif` (empty: to be taken).
     """
 
-    def __init__(self, world: World, fault: Fault, witness: Witness) -> None:
+    def __init__(self, world: World, fault: Fault, inspector: Inspector) -> None:
         self._world = world
         self._fault = fault
-        self._witness = witness
+        self._inspector = inspector
         last, stage, target = fault.last, fault.next, fault.target.address(fault.probe.family)
         if target is None:
             raise ValueError("a probe was judged for a point that has no address of its family")
         self._point: Point = world.points[last.point] if last else fault.origin
         self._iif = last.interface if last and not last.outgoing else ""
         self._oif = stage.interface if stage and stage.point == self._point.label else ""
-        if stage and stage.role == "uplink" and stage.outgoing and fault.asked.device:
-            self._oif = fault.asked.device if self._oif else ""
+        if stage and stage.role == "uplink" and stage.outgoing and fault.expected.device:
+            self._oif = fault.expected.device if self._oif else ""
         self._destination = last.packet.destination if last else target
         origin = fault.origin.address(fault.probe.family) if isinstance(fault.origin, PodPoint) else None
         self._source: Address | None = last.packet.source if last else origin
@@ -121,7 +122,7 @@ class _Inside:
         self._what = place(world, self._destination, fault.target, self._point)
 
     def explain(self) -> Cause:
-        ground = self._witness.ground(self._point)
+        kernel_state = self._inspector.kernel_state(self._point)
         if not self._oif and self._label != self._fault.target.label:
             return Cause(
                 f"packets for {self._what} go to {self._label}, where they end",
@@ -131,28 +132,28 @@ class _Inside:
             return cause
         if self._iif and self._oif and (cause := self._not_forwarding()):
             return cause
-        iif = self._iif if self._iif in ground.links else ""
-        way = self._witness.way(self._point, self._destination, self._source, iif)
-        if isinstance(way, SpoofRefused):
+        iif = self._iif if self._iif in kernel_state.links else ""
+        lookup = self._inspector.lookup(self._point, self._destination, self._source, iif)
+        if isinstance(lookup, SpoofRefused):
             return self._spoofed()
         if not self._oif:
-            return self._not_taken(way)
-        if way.type != "unicast":
-            return self._no_way(way)
-        if self.lacks_route(way):
-            return self.without_route(way)
-        if not self._leads_out_of(way, ground):
-            return self._elsewhere(way, ground)
-        return self._not_leaving(way, ground)
+            return self._not_taken(lookup)
+        if lookup.type != "unicast":
+            return self._no_route(lookup)
+        if self.lacks_route(lookup):
+            return self.without_route(lookup)
+        if not self._leads_out_of(lookup, kernel_state):
+            return self._elsewhere(lookup, kernel_state)
+        return self._not_leaving(lookup, kernel_state)
 
-    def _leads_out_of(self, way: Lookup, ground: Ground) -> bool:
+    def _leads_out_of(self, lookup: Lookup, kernel_state: KernelState) -> bool:
         """Tell whether a way leads by the device that it should, or by the bridge whose port that is."""
-        port, device = ground.links.get(self._oif), ground.links.get(way.device)
-        return way.device == self._oif or bool(port and device and port.master == device.index)
+        port, device = kernel_state.links.get(self._oif), kernel_state.links.get(lookup.device)
+        return lookup.device == self._oif or bool(port and device and port.master == device.index)
 
     def _dead(self, point: Point, device: str) -> Cause | None:
         """Tell of a device that cannot carry anything, whatever the routes say (they go with it)."""
-        link = self._witness.ground(point).links.get(device)
+        link = self._inspector.kernel_state(point).links.get(device)
         if link is None:
             return Cause(f"{point.label} has no device {device or 'for the pod'}", "start the pod or node anew")
         if not link.up:
@@ -166,7 +167,7 @@ class _Inside:
         if self._family is Family.IPV6:
             names = ["net/ipv6/conf/all/forwarding", f"net/ipv6/conf/{self._iif}/forwarding"]
         for name in names:
-            if self._witness.setting(self._point, name) == "0":
+            if self._inspector.setting(self._point, name) == "0":
                 return Cause(
                     f"{self._label} does not forward {self._family.label}: {name} is 0",
                     self._command(f"sysctl -w {name}=1"),
@@ -177,7 +178,7 @@ class _Inside:
         source = str(self._source)
         if self._source in self._fault.origin.addresses and self._source is not None:
             source = place(self._world, self._source, self._fault.origin, self._point)
-        filters = [self._witness.setting(self._point, RP_FILTER.format(device=on)) for on in ("all", self._iif)]
+        filters = [self._inspector.setting(self._point, RP_FILTER.format(device=on)) for on in ("all", self._iif)]
         if self._family is Family.IPV4 and not any(value in ("1", "2") for value in filters):
             return Cause(
                 f"{self._label} refuses {source} as the source of packets that enter by {self._iif}: it is no "
@@ -191,22 +192,22 @@ class _Inside:
         if self._iif in DEVICES.values():
             # What a node itself sends to another's pod is answered bare.
             path = RP_FILTER.format(device=self._iif)
-            lacks = f"see that {self._iif} has its IPv4 address, without which loose is strict; {advice.MENDED}"
+            lacks = f"see that {self._iif} has its IPv4 address, without which loose is strict; {advice.REPAIRED}"
             return Cause(
-                problem, advice.setting(self._world, self._witness, self._point, path, "2", otherwise=lacks)
+                problem, advice.setting(self._world, self._inspector, self._point, path, "2", otherwise=lacks)
             )
         return Cause(
             problem,
             f"give {source} a route by {self._iif}; or, if the address is not the sender's own, stop the spoofing",
         )
 
-    def _no_way(self, way: Lookup) -> Cause:
-        if way.type == "local":
+    def _no_route(self, lookup: Lookup) -> Cause:
+        if lookup.type == "local":
             return Cause(
                 f"{self._label} takes {self._destination} for an address of its own",
-                advice.remove_address(self._world, self._witness, self._point, self._destination),
+                advice.remove_address(self._world, self._inspector, self._point, self._destination),
             )
-        route = self._witness.rejecting(self._point, self._destination)
+        route = self._inspector.rejecting(self._point, self._destination)
         if route is None:
             return self.without_route()
         block = self._world.block_of(self._destination)
@@ -219,20 +220,24 @@ class _Inside:
         return Cause(
             f"{self._label} throws packets for {self._what} away: "
             f"its route to {route.destination} is of type {route.type}",
-            self._against(Astray(route.destination, route.type, protocol=route.protocol, metric=route.metric)),
+            self._against(
+                ConflictingRoute(route.destination, route.type, protocol=route.protocol, metric=route.metric)
+            ),
         )
 
-    def _elsewhere(self, way: Lookup, ground: Ground) -> Cause:
-        link = ground.links.get(way.device)
+    def _elsewhere(self, lookup: Lookup, kernel_state: KernelState) -> Cause:
+        link = kernel_state.links.get(lookup.device)
         kind = f" ({link.kind})" if link and link.kind else ""
-        gateway = f" through {way.gateway}" if way.gateway else ""
+        gateway = f" through {lookup.gateway}" if lookup.gateway else ""
         return Cause(
-            f"{self._label} routes packets for {self._what} out of {way.device}{kind}{gateway} "
+            f"{self._label} routes packets for {self._what} out of {lookup.device}{kind}{gateway} "
             f"instead of {self._oif}",
-            self._against(astray(way)) if way.matched else "see `ip rule` and `ip route show table all` there",
+            self._against(conflicting_route(lookup))
+            if lookup.matched
+            else "see `ip rule` and `ip route show table all` there",
         )
 
-    def _against(self, route: Astray) -> str:
+    def _against(self, route: ConflictingRoute) -> str:
         return advice.against_route(self._world, self._point, route, self._wanted)
 
     @property
@@ -243,19 +248,19 @@ class _Inside:
             return host_network(self._destination)
         return block.network
 
-    def lacks_route(self, way: Lookup) -> bool:
+    def lacks_route(self, lookup: Lookup) -> bool:
         """Tell whether a route to another node's block is missing, so that a wider one, or none, decides."""
         block = self._world.block_of(self._destination)
         if block is None or not isinstance(self._point, NodePoint) or block.node == self._point.node:
             return False
-        wider = way.matched is not None and way.matched.prefixlen < block.network.prefixlen
-        return way.type == "unicast" and wider
+        wider = lookup.matched is not None and lookup.matched.prefixlen < block.network.prefixlen
+        return lookup.type == "unicast" and wider
 
-    def without_route(self, way: Lookup | None = None) -> Cause:
+    def without_route(self, lookup: Lookup | None = None) -> Cause:
         """Tell that a route to a block is missing, and whether its owner lives: with it, its routes go."""
         problem, instead = f"{self._label} has no route to {self._what}", ""
-        if way is not None:
-            instead = f"packets follow the route to {_words(way.matched)} out of {way.device} instead"
+        if lookup is not None:
+            instead = f"packets follow the route to {_words(lookup.matched)} out of {lookup.device} instead"
         block = self._world.block_of(self._destination)
         owner = self._world.node(block.node) if block else None
         if block is not None and block.node not in self._world.view.nodes and self._world.view.nodes:
@@ -284,12 +289,12 @@ class _Inside:
 
     def _answers(self, address: Address) -> bool:
         smallest = SMALLEST[Family.of(address)]
-        return self._witness.path_mtu(self._point, address, smallest) is not None
+        return self._inspector.path_mtu(self._point, address, smallest) is not None
 
-    def _not_leaving(self, way: Lookup, ground: Ground) -> Cause:
+    def _not_leaving(self, lookup: Lookup, kernel_state: KernelState) -> Cause:
         """The route is right: is it the device, the neighbour, the size? Else something filters."""
-        link, hop = ground.links[way.device], way.gateway or self._destination
-        known = ground.neighbours.get((link.name, hop))
+        link, hop = kernel_state.links[lookup.device], lookup.gateway or self._destination
+        known = kernel_state.neighbours.get((link.name, hop))
         if known == "":
             return self._unanswered(hop, link.name)
         if link.mtu < self._length:
@@ -300,7 +305,7 @@ class _Inside:
                 f"{self._what} (path MTU discovery), but packets of {self._length} must pass",
                 "find the device behind it that has this MTU, and raise it",
             )
-        if known is None and self._witness.overflowed:
+        if known is None and self._inspector.overflowed:
             return Cause(
                 "this machine's neighbour tables, which all its namespaces share, were full: packets to new "
                 "neighbours vanished",
@@ -332,16 +337,16 @@ class _Inside:
         origin = "of its own" if not self._iif else "from other nodes" if self._iif in outside else "from its pods"
         return f"packets {origin} to {'other nodes' if self._oif in outside else 'its pods'}"
 
-    def _not_taken(self, way: Lookup) -> Cause:
+    def _not_taken(self, lookup: Lookup) -> Cause:
         last = self._fault.last
         if last is not None and last.checksum_fault:
             return Cause(
                 f"packets enter by {self._iif} of {self._label} with a wrong {last.checksum_fault} checksum",
                 "switch checksum offload off on the devices before it (`ethtool -K DEVICE tx off`), and see",
             )
-        if (cause := self._no_way_back()) is not None:
+        if (cause := self._no_route_back()) is not None:
             return cause
-        if way.type != "local":
+        if lookup.type != "local":
             return Cause(
                 f"packets for {self._destination} arrive at {self._label}, which has no such address",
                 "start the pod anew",
@@ -351,33 +356,33 @@ class _Inside:
             self._command("nft list ruleset") + ", and look for drop and reject",
         )
 
-    def _no_way_back(self) -> Cause | None:
+    def _no_route_back(self) -> Cause | None:
         """Tell why the kernel cannot answer: that it took a SYN or an echo request shows in nothing else."""
         fault = self._fault
         if fault.step not in (Step.SYN, Step.REQUEST) or self._source is None:
             return None
-        way = self._witness.way(self._point, self._source, None, "")
-        if isinstance(way, SpoofRefused) or way.type == "unicast":
+        lookup = self._inspector.lookup(self._point, self._source, None, "")
+        if isinstance(lookup, SpoofRefused) or lookup.type == "unicast":
             return None
         answer = Step.SYN_ACK if fault.step is Step.SYN else Step.REPLY
         path = planned_path(self._world, fault.target, fault.origin)
         back = Fault(Code.NOT_SENT, fault.probe, answer, next=path[0])
-        return _Inside(self._world, back, self._witness).explain()
+        return _Inside(self._world, back, self._inspector).explain()
 
     def _command(self, text: str) -> str:
         return command(self._world, self._label, text)
 
 
-def astray(way: Lookup) -> Astray:
+def conflicting_route(lookup: Lookup) -> ConflictingRoute:
     """Return the route of a way as advice is given about it."""
-    assert way.matched is not None
-    return Astray(
-        way.matched,
-        device=way.device,
-        gateway=way.gateway,
-        protocol=way.protocol,
-        table=way.table,
-        metric=way.metric,
+    assert lookup.matched is not None
+    return ConflictingRoute(
+        lookup.matched,
+        device=lookup.device,
+        gateway=lookup.gateway,
+        protocol=lookup.protocol,
+        table=lookup.table,
+        metric=lookup.metric,
     )
 
 

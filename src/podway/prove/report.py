@@ -12,7 +12,7 @@ from podway.prove.world import Absent
 
 RULES: dict[int, str] = {
     1: "every pod has its own address, unique, inside one of its node's blocks",
-    2: "every pod reaches every other by TCP, UDP and ICMP, without NAT, in its pool's form, unfragmented",
+    2: "every pod reaches every other by TCP, UDP and ICMP, without NAT, encapsulated as asked, unfragmented",
     3: "every node reaches every pod, and every pod every node",
 }
 
@@ -56,17 +56,17 @@ class FailedPair(_Record, frozen=True):
         return f"{self.sender} to {self.receiver} ({self.family} {', '.join(self.protocols)})"
 
 
-class Crossing(_Record, frozen=True):
-    """In which forms pods' packets crossed from one node to another, and in which their pools ask for.
+class NodePairEncapsulation(_Record, frozen=True):
+    """In which encapsulations pods' packets crossed from one node to another, and in which their pools ask for.
 
-    A form is `none`, `vxlan`, `ipip`, or the name of a foreign encapsulation.
+    An encapsulation is `none`, `vxlan`, `ipip`, or the name of a foreign encapsulation.
     """
 
     sender: str
     receiver: str
     family: str
-    forms: tuple[str, ...]
-    asked: tuple[str, ...]
+    observed: tuple[str, ...]
+    expected: tuple[str, ...]
 
 
 class Finding(_Record, frozen=True):
@@ -94,8 +94,8 @@ class Report(_Record, frozen=True):
 
     `unproved` lists what should be there and could not be looked at. `retried` counts probes that were
     answered only at the second try. `packets` is how many packets were captured, `packets_missed` how many a
-    capture lost. `crossings` tells how packets crossed between nodes, as it was seen on the wire. `duration` is
-    in seconds.
+    capture lost. `encapsulations` tells how packets crossed between nodes, as it was seen on the wire. `duration`
+    is in seconds.
     """
 
     nodes: int
@@ -110,7 +110,7 @@ class Report(_Record, frozen=True):
     packets: int
     packets_missed: int
     duration: float
-    crossings: tuple[Crossing, ...] = ()
+    encapsulations: tuple[NodePairEncapsulation, ...] = ()
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["VerifyReport"] = "VerifyReport"
 
@@ -180,8 +180,12 @@ def _lines(report: Report) -> list[str]:
         lines.append(f"{'':13}{_count(rule)}")
     if report.sample and any(rule.tried < rule.total for rule in report.rules):
         lines.append(f"{'':13}pairs sampled with seed {report.sample.seed}")
-    if any(form != "none" for crossing in report.crossings for form in (*crossing.forms, *crossing.asked)):
-        lines += ["", "Between nodes:", *_crossings(report.crossings)]
+    if any(
+        encapsulation != "none"
+        for pair in report.encapsulations
+        for encapsulation in (*pair.observed, *pair.expected)
+    ):
+        lines += ["", "Between nodes:", *_encapsulations(report.encapsulations)]
     for number, finding in enumerate(report.findings, 1):
         lines += ["", *_paragraph(number, finding)]
     if report.unproved:
@@ -196,26 +200,29 @@ def _lines(report: Report) -> list[str]:
     return lines
 
 
-_CROSSINGS_SHOWN = 12
-"""Up to how many pairs of nodes are told one by one; of more, how many crossed in which form."""
+_PAIRS_SHOWN = 12
+"""Up to how many pairs of nodes are told one by one; of more, how many crossed in which encapsulation."""
 
 
-def _crossings(crossings: Sequence[Crossing]) -> list[str]:
+def _encapsulations(encapsulations: Sequence[NodePairEncapsulation]) -> list[str]:
     families: dict[tuple[str, str, str], list[str]] = {}
-    for one in crossings:
-        form = " and ".join(one.forms)
-        if set(one.forms) != set(one.asked):
-            form += f" (asked for: {' and '.join(one.asked)})"
-        families.setdefault((one.sender, one.receiver, form), []).append(one.family)
-    if len(families) <= _CROSSINGS_SHOWN:
+    for one in encapsulations:
+        encapsulation = " and ".join(one.observed)
+        if set(one.observed) != set(one.expected):
+            encapsulation += f" (asked for: {' and '.join(one.expected)})"
+        families.setdefault((one.sender, one.receiver, encapsulation), []).append(one.family)
+    if len(families) <= _PAIRS_SHOWN:
         return [
-            f"  {sender} -> {receiver}: {form} ({', '.join(of)})"
-            for (sender, receiver, form), of in families.items()
+            f"  {sender} -> {receiver}: {encapsulation} ({', '.join(of)})"
+            for (sender, receiver, encapsulation), of in families.items()
         ]
     count: dict[tuple[str, str], int] = {}
-    for (_, _, form), of in families.items():
-        count[form, ", ".join(of)] = count.get((form, ", ".join(of)), 0) + 1
-    return [f"  {form} ({of}): {_number(pairs, 'pair', 'pairs')} of nodes" for (form, of), pairs in count.items()]
+    for (_, _, encapsulation), of in families.items():
+        count[encapsulation, ", ".join(of)] = count.get((encapsulation, ", ".join(of)), 0) + 1
+    return [
+        f"  {encapsulation} ({of}): {_number(pairs, 'pair', 'pairs')} of nodes"
+        for (encapsulation, of), pairs in count.items()
+    ]
 
 
 def _summary(report: Report) -> str:

@@ -16,14 +16,23 @@ from podway.probe.build import Protocol
 from podway.prove.addressing import AddressFault, address_faults
 from podway.prove.cause import Cause
 from podway.prove.diagnose import diagnose
-from podway.prove.field import Field, Trial, enter, link_mtus
-from podway.prove.forms import Crossed
-from podway.prove.journey import Hop, hops
+from podway.prove.encapsulation import ObservedEncapsulation
+from podway.prove.inspector import LocalInspector, neighbour_overflows
 from podway.prove.judge import Code, Fault
-from podway.prove.narrow import passage_of
+from podway.prove.path import Hop, hops
+from podway.prove.path_mtu import node_path_of
 from podway.prove.probe import Pair, Probe, Step, node_pairs, plan_probes, pod_pairs, sample
-from podway.prove.report import RULES, Crossing, FailedPair, Finding, Report, RuleReport, Sample, Verdict
-from podway.prove.witness import LocalWitness, neighbour_overflows
+from podway.prove.prober import Prober, Trial, enter, link_mtus
+from podway.prove.report import (
+    RULES,
+    FailedPair,
+    Finding,
+    NodePairEncapsulation,
+    Report,
+    RuleReport,
+    Sample,
+    Verdict,
+)
 from podway.prove.world import Point, World
 
 ALL_PAIRS_UP_TO = 2000
@@ -44,7 +53,7 @@ class _Outcome(msgspec.Struct):
     faults: list[Fault] = msgspec.field(default_factory=list)
     probes: int = 0
     retried: int = 0
-    crossed: set[Crossed] = msgspec.field(default_factory=set)
+    observed: set[ObservedEncapsulation] = msgspec.field(default_factory=set)
 
 
 def verify(
@@ -65,8 +74,10 @@ def verify(
     started = time.monotonic()
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     limit = ALL_PAIRS_UP_TO if sample_size is None else sample_size
-    world, grounds = enter(world, LocalWitness())
-    wrong = address_faults(world, {pod.label: grounds[pod.label].addresses_of(pod.ifname) for pod in world.pods})
+    world, kernel_states = enter(world, LocalInspector())
+    wrong = address_faults(
+        world, {pod.label: kernel_states[pod.label].addresses_of(pod.ifname) for pod in world.pods}
+    )
     every = {
         (rule, family): pairs(world, family)
         for family in world.families
@@ -75,17 +86,17 @@ def verify(
     overflows = neighbour_overflows()
     chosen: list[Pair] = []
     unusable: list[Pair] = []
-    with Field(world, timeout) as field:
+    with Prober(world, timeout) as prober:
         for pairs in every.values():
-            usable = [pair for pair in pairs if field.usable(pair)]
-            unusable += [pair for pair in pairs if not field.usable(pair)]
+            usable = [pair for pair in pairs if prober.usable(pair)]
+            unusable += [pair for pair in pairs if not prober.usable(pair)]
             chosen += sample(usable, limit or len(usable), seed)
-        planned = plan_probes(chosen, link_mtus(world, grounds))
-        outcome = _hold_all(field, planned, progress)
-        # The kernel is asked while the stations still stand: nothing has been tidied up yet.
+        planned = plan_probes(chosen, link_mtus(world, kernel_states))
+        outcome = _hold_all(prober, planned, progress)
+        # The kernel is asked while the endpoints still stand: nothing has been tidied up yet.
         causes = _causes(world, outcome.faults, overflowed=neighbour_overflows() > overflows)
-        absent = world.absent + field.unusable
-        packets, missed = field.packets, field.missed
+        absent = world.absent + prober.unusable
+        packets, missed = prober.packets, prober.missed
     return Report(
         nodes=len(world.nodes),
         pods=len(world.pods),
@@ -112,7 +123,7 @@ def verify(
         packets=packets,
         packets_missed=missed,
         duration=round(time.monotonic() - started, 3),
-        crossings=_crossings(outcome.crossed),
+        encapsulations=_encapsulations(outcome.observed),
     )
 
 
@@ -122,15 +133,15 @@ def path_of(world: World, sender: str, receiver: str, family: Family, *, timeout
     `sender` and `receiver` are labels of points: `pod NAMESPACE/NAME` or `node NAME`. Where the packet is
     lost, the path ends. Raises InvalidInput if there is no such point or it has no such address.
     """
-    world, grounds = enter(world, LocalWitness())
+    world, kernel_states = enter(world, LocalInspector())
     ends = [_end(world, label, family) for label in (sender, receiver)]
     pods = tuple(pod for pod in world.pods if pod in ends)
     world = msgspec.structs.replace(world, pods=pods)
     pair = Pair(ends[0], ends[1], family)
-    with Field(world, timeout) as field:
-        if not field.usable(pair):
-            raise InvalidInput(f"{field.unusable[0].subject}: {field.unusable[0].reason}")
-        [trial] = field.hold(plan_probes([pair], link_mtus(world, grounds), (Protocol.UDP,)))
+    with Prober(world, timeout) as prober:
+        if not prober.usable(pair):
+            raise InvalidInput(f"{prober.unusable[0].subject}: {prober.unusable[0].reason}")
+        [trial] = prober.hold(plan_probes([pair], link_mtus(world, kernel_states), (Protocol.UDP,)))
     request = trial.legs.get(Step.REQUEST)
     return hops(world, request.sightings if request else ())
 
@@ -144,20 +155,20 @@ def _end(world: World, label: str, family: Family) -> Point:
     return point
 
 
-def _hold_all(field: Field, probes: Sequence[Probe], progress: Progress) -> _Outcome:
+def _hold_all(prober: Prober, probes: Sequence[Probe], progress: Progress) -> _Outcome:
     outcome = _Outcome(probes=len(probes))
     number = len(probes)
     for start in range(0, len(probes), _WAVE):
         wave = probes[start : start + _WAVE]
         again: dict[int, Fault] = {}
-        for fault in (trial.fault for trial in _held(field, wave, outcome)):
+        for fault in (trial.fault for trial in _held(prober, wave, outcome)):
             if fault is not None and fault.code in _AGAIN:
                 number += 1
                 again[number] = fault
             elif fault is not None:
                 outcome.faults.append(fault)
         retries = [msgspec.structs.replace(fault.probe, number=new, attempt=2) for new, fault in again.items()]
-        for trial in _held(field, retries, outcome):
+        for trial in _held(prober, retries, outcome):
             if trial.fault is None:
                 outcome.retried += 1
             else:
@@ -168,35 +179,35 @@ def _hold_all(field: Field, probes: Sequence[Probe], progress: Progress) -> _Out
     return outcome
 
 
-def _held(field: Field, probes: Sequence[Probe], outcome: _Outcome) -> list[Trial]:
-    trials = field.hold(probes)
+def _held(prober: Prober, probes: Sequence[Probe], outcome: _Outcome) -> list[Trial]:
+    trials = prober.hold(probes)
     for trial in trials:
-        outcome.crossed |= trial.crossed
+        outcome.observed |= trial.observed
     return trials
 
 
-def _crossings(crossed: Iterable[Crossed]) -> tuple[Crossing, ...]:
-    found: dict[tuple[str, str, Family], list[Crossed]] = {}
-    for one in sorted(crossed):
+def _encapsulations(observed: Iterable[ObservedEncapsulation]) -> tuple[NodePairEncapsulation, ...]:
+    found: dict[tuple[str, str, Family], list[ObservedEncapsulation]] = {}
+    for one in sorted(observed):
         found.setdefault((one.sender, one.receiver, one.family), []).append(one)
     return tuple(
-        Crossing(
+        NodePairEncapsulation(
             sender,
             receiver,
             family.label,
-            tuple(dict.fromkeys(one.form for one in ways)),
-            tuple(dict.fromkeys(one.asked for one in ways)),
+            tuple(dict.fromkeys(one.encapsulation for one in observations)),
+            tuple(dict.fromkeys(one.expected for one in observations)),
         )
-        for (sender, receiver, family), ways in found.items()
+        for (sender, receiver, family), observations in found.items()
     )
 
 
 def _causes(world: World, faults: Iterable[Fault], *, overflowed: bool) -> list[tuple[Fault, Cause]]:
-    witness = LocalWitness(overflowed=overflowed)
+    inspector = LocalInspector(overflowed=overflowed)
     faults = tuple(faults)
-    passages = (passage_of(world, fault) for fault in faults)
-    witness.measure({(each.here, each.address, each.length) for each in passages if each})
-    return [(fault, diagnose(world, fault, witness)) for fault in faults]
+    node_paths = (node_path_of(world, fault) for fault in faults)
+    inspector.measure({(each.here, each.address, each.length) for each in node_paths if each})
+    return [(fault, diagnose(world, fault, inspector)) for fault in faults]
 
 
 def _findings(causes: Iterable[tuple[Fault, Cause]]) -> list[Finding]:

@@ -66,7 +66,7 @@ class PodPoint(msgspec.Struct, frozen=True):
         return _of_family(self.addresses, family)
 
 
-class Stranger(msgspec.Struct, frozen=True):
+class ExternalPoint(msgspec.Struct, frozen=True):
     """An address that is no node's and no pod's: nothing can be asked there, and nothing seen."""
 
     label: str
@@ -82,7 +82,7 @@ class Stranger(msgspec.Struct, frozen=True):
 Place: TypeAlias = NodePoint | PodPoint
 """Somebody of the cluster: a namespace that can be entered where it is."""
 
-Point: TypeAlias = Place | Stranger
+Point: TypeAlias = Place | ExternalPoint
 
 
 class Block(msgspec.Struct, frozen=True):

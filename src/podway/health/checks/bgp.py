@@ -23,7 +23,7 @@ class Reason(msgspec.Struct, frozen=True):
 
     rank: int
     words: str
-    mend: str
+    advice: str
     at: str = ""
     root: str = ""
 
@@ -55,10 +55,10 @@ def bgp_session(facts: ClusterFacts) -> Iterator[Problem]:
         if len(pairs) > 1:
             others = [one if other == reason.at else other for one, other in pairs]
             lost = f"{reason.root}; its sessions with {names(others)} are down ({families})"
-            yield Problem(lost, reason.mend, reason.at)
+            yield Problem(lost, reason.advice, reason.at)
         else:
             states = ", ".join(f"on {name} {_state(session)}" for name, session in down[keys[0]])
-            yield Problem(f"{states}: {reason.words}", reason.mend, f"{' - '.join(pairs[0])} {families}")
+            yield Problem(f"{states}: {reason.words}", reason.advice, f"{' - '.join(pairs[0])} {families}")
 
 
 def _reasons(ends: Iterable[tuple[str, Session]], facts: ClusterFacts) -> list[Reason]:

@@ -12,7 +12,7 @@ from podway.cluster.view import ClusterView
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.health.ruleset import Chain, Ruleset
-from podway.health.walk import Drop, Packet, drop_of, translation_of
+from podway.health.traversal import Drop, Packet, drop_of, translation_of
 from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE
 from podway.plan.remote import remote_route
 
@@ -76,7 +76,7 @@ def firewall(facts: NodeFacts) -> Iterator[Problem]:
         where = f"rule `{drop.rule}`" if drop.rule else "the policy"
         yield Problem(
             f"{where} {'drops' if drop.certain else 'may drop'} {lost.words}",
-            _mend(facts, lost),
+            _advice(facts, lost),
             str(drop.chain),
             Severity.ERROR if drop.certain else Severity.WARNING,
         )
@@ -230,7 +230,7 @@ def _addresses(networks: Sequence[Network], family: Family) -> list[Address]:
     ]
 
 
-def _mend(facts: NodeFacts, lost: Lost) -> str:
+def _advice(facts: NodeFacts, lost: Lost) -> str:
     """Return the command that lets the packets pass, in the words of the tool that made the rules."""
     chain = lost.drop.chain
     pools = [pool.spec.cidr for pool in facts.memory.view.pools.values()]

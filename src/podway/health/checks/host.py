@@ -66,14 +66,18 @@ def rp_filter(facts: NodeFacts) -> Iterator[Problem]:
     """Strict is harmless as long as all ways lead through the uplink."""
     uplink = facts.memory.uplink.device
     values = [facts.settings.number(RP_FILTER.format(device=device)) or 0 for device in ("all", uplink)]
-    elsewhere = [way for way in facts.network.ways if way.device not in {"", uplink} and way.block.version == 4]
+    elsewhere = [
+        route
+        for route in facts.network.block_routes
+        if route.device not in {"", uplink} and route.block.version == 4
+    ]
     dropped = facts.settings.grown("TcpExt.IPReversePathFilter")
     if max(values) == STRICT and elsewhere:
-        way = elsewhere[0]
+        route = elsewhere[0]
         counted = f"; {dropped} packets dropped by it since the last look" if dropped else ""
         yield Problem(
-            f"rp_filter is {STRICT}, strict (all {values[0]}, {uplink} {values[1]}), and the way to {way.block} "
-            f"leads through {way.device}{counted}",
-            f"lead {way.block} through {uplink} again, or: sysctl -w net.ipv4.conf.{uplink}.rp_filter=2",
+            f"rp_filter is {STRICT}, strict (all {values[0]}, {uplink} {values[1]}), and the way to {route.block} "
+            f"leads through {route.device}{counted}",
+            f"lead {route.block} through {uplink} again, or: sysctl -w net.ipv4.conf.{uplink}.rp_filter=2",
             uplink,
         )

@@ -17,7 +17,7 @@ FIGHT_SECONDS = 600.0
     why="an object that is not as planned is a pod or a range that is not reached",
 )
 def drift(facts: NodeFacts) -> Iterator[Problem]:
-    """The agent mends differences within a second, so what stays cannot be mended."""
+    """The agent repairs differences within a second, so what stays cannot be repaired."""
     for difference in facts.drift:
         yield Problem(
             f"{difference}, and stays so",

@@ -51,17 +51,21 @@ def route_owner(facts: NodeFacts) -> Iterator[Problem]:
                 f"ip route del {_words(route)}, and find who writes it",
                 f"route {route.destination}",
             )
-    for way in facts.network.ways:
-        if way.matched in told or any(
-            net.version == way.block.version and net.overlaps(way.block) for net in told
+    for actual in facts.network.block_routes:
+        if actual.matched in told or any(
+            net.version == actual.block.version and net.overlaps(actual.block) for net in told
         ):
             continue
-        table = f" in table {way.table}" if way.table not in {0, MAIN_TABLE} else ""
-        goes = f"goes via {way.gateway or 'no gateway'} dev {way.device}" if way.device else f"is {way.type}"
+        table = f" in table {actual.table}" if actual.table not in {0, MAIN_TABLE} else ""
+        goes = (
+            f"goes via {actual.gateway or 'no gateway'} dev {actual.device}"
+            if actual.device
+            else f"is {actual.type}"
+        )
         yield Problem(
-            f"BIRD has {way.wanted}, but a packet {goes} (by the route to {way.matched or 'nowhere'}{table})",
+            f"BIRD has {actual.wanted}, but a packet {goes} (by the route to {actual.matched or 'none'}{table})",
             "look at `ip rule` and `ip route show table all`: somebody else's rule or route comes first",
-            f"route {way.block}",
+            f"route {actual.block}",
         )
 
 

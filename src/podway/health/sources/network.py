@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from podway.api.addresses import Address, Family, Network, is_within
 from podway.api.lease import LINK_PREFIX
 from podway.bgp.status import BirdRoute
-from podway.health.facts import Device, KernelNetwork, KernelRoute, NeighbourTable, Way
+from podway.health.facts import BlockRoute, Device, KernelNetwork, KernelRoute, NeighbourTable
 from podway.ipam.blocks import free_blocks
 from podway.kernel.network import (
     RTPROT_BIRD,
@@ -24,7 +24,7 @@ from podway.plan.objects import DEVICE_GROUP, ROUTE_PROTOCOL
 
 RT_TABLE_LOCAL = 255
 
-WAYS = 256
+MAX_BLOCK_ROUTES = 256
 """How many routes to others' blocks are asked for: two netlink questions each."""
 
 
@@ -52,7 +52,7 @@ def read(connection: Connection, learned: Sequence[BirdRoute], pools: Collection
             for link in records
         ),
         routes=tuple(_others_routes(connection, names, {route.network for route in learned})),
-        ways=tuple(_ways(connection, learned, pools)),
+        block_routes=tuple(_block_routes(connection, learned, pools)),
         neighbours=_neighbour_tables(connection),
     )
 
@@ -81,13 +81,15 @@ def _expected(record: RouteRecord, learned: Collection[Network]) -> bool:
     return record.protocol in {ROUTE_PROTOCOL, RTPROT_KERNEL}
 
 
-def _ways(connection: Connection, learned: Iterable[BirdRoute], pools: Collection[Network]) -> Iterable[Way]:
+def _block_routes(
+    connection: Connection, learned: Iterable[BirdRoute], pools: Collection[Network]
+) -> Iterable[BlockRoute]:
     remote = [route for route in learned if route.best and route.next_hops]
     routed = [record.destination for family in Family for record in dump_routes(connection, family)]
     inside = [net for net in routed if any(is_within(net, pool) for pool in pools)]
     # What a peer told besides (a default route, a wider range) the host may send where it likes.
     blocks = [route for route in remote if any(is_within(route.network, pool) for pool in pools)]
-    for route in blocks[:WAYS]:
+    for route in blocks[:MAX_BLOCK_ROUTES]:
         address = _an_address(route.network, inside)
         if address is None:
             continue  # narrower routes lead to all of it
@@ -98,7 +100,7 @@ def _ways(connection: Connection, learned: Iterable[BirdRoute], pools: Collectio
         hop = next((hop for hop in route.next_hops if hop.gateway == found.gateway), route.next_hops[0])
         if found.gateway in gateways and found.device == hop.device and found.matched in {route.network, None}:
             continue
-        yield Way(
+        yield BlockRoute(
             route.network,
             " or ".join(f"via {hop.gateway} dev {hop.device}" for hop in route.next_hops),
             found.device,

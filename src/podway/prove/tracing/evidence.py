@@ -16,8 +16,8 @@ from podway.probe.build import MARK_BYTES, Protocol, sequence_of
 from podway.probe.capture import Sighting, sighting
 from podway.probe.packet import TCP_ACK, TCP_RST, TCP_SYN, Echo, IcmpError, Packet, Tcp, Udp
 from podway.probe.plain import read_frames
-from podway.prove.journey import Leg, Refusal
-from podway.prove.tracing.fleet import Fleet
+from podway.prove.path import Leg, Refusal
+from podway.prove.tracing.agents import Agents
 from podway.prove.world import Place, PodPoint
 
 _LOOK_EVERY = 0.03
@@ -57,7 +57,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 def send(
-    fleet: Fleet,
+    agents: Agents,
     places: Iterable[Place],
     sender: Place,
     target: End,
@@ -72,7 +72,7 @@ def send(
     Agents that do not answer, and places that cannot be captured, are left out.
     """
     mark = os.urandom(MARK_BYTES)
-    trial = _Trial(fleet, mark, sender, target.address, protocol)
+    trial = _Trial(agents, mark, sender, target.address, protocol)
     places = tuple(places)
     try:
         sent = trial.prepare(port)
@@ -89,8 +89,10 @@ def send(
 class _Trial:
     """One probe in the making."""
 
-    def __init__(self, fleet: Fleet, mark: bytes, sender: Place, destination: Address, protocol: Protocol) -> None:
-        self._fleet = fleet
+    def __init__(
+        self, agents: Agents, mark: bytes, sender: Place, destination: Address, protocol: Protocol
+    ) -> None:
+        self._agents = agents
         self._mark = mark
         self._sender = sender
         self._destination = destination
@@ -102,7 +104,7 @@ class _Trial:
 
     def prepare(self, port: int) -> Sent:
         try:
-            told = self._fleet.call(
+            told = self._agents.call(
                 self._sender.node,
                 "trace.prepare",
                 trace=self._name,
@@ -122,14 +124,14 @@ class _Trial:
     def capture(self, node: str, points: Sequence[Place], port: int) -> None:
         for point in points:
             with contextlib.suppress(PodwayError):  # a place without captures: the trace shows it as not seen
-                self._fleet.call(
+                self._agents.call(
                     node, "trace.capture", trace=self._name, mark=self._mark.hex(), port=port, links=[_link(point)]
                 )
                 self._points.setdefault(node, {})[_link(point)] = point
 
     def hold(self, sent: Sent, timeout: float) -> Evidence:
         try:
-            told = self._fleet.call(self._sender.node, "trace.send", trace=self._name, size=sent.size)
+            told = self._agents.call(self._sender.node, "trace.send", trace=self._name, size=sent.size)
         except PodwayError as error:
             return Evidence(msgspec.structs.replace(sent, problem=error.message), Leg(), Leg())
         if told["errno"]:
@@ -148,11 +150,11 @@ class _Trial:
     def end(self) -> None:
         for node in self._points:
             with contextlib.suppress(PodwayError):  # it ends by itself, a little later
-                self._fleet.call(node, "trace.end", trace=self._name)
+                self._agents.call(node, "trace.end", trace=self._name)
 
     def _collect(self, node: str) -> None:
         try:
-            told = self._fleet.call(node, "trace.collect", trace=self._name)
+            told = self._agents.call(node, "trace.collect", trace=self._name)
         except PodwayError:
             return  # what this node saw is not known: the trace shows it as not seen
         for link, frames in told.items():

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 
 from podway.prove.tracing.report import (
-    Below,
     Direction,
     FamilyTrace,
     Hop,
@@ -15,6 +14,7 @@ from podway.prove.tracing.report import (
     Planned,
     Seen,
     TraceReport,
+    Underlay,
     Verdict,
 )
 
@@ -108,7 +108,7 @@ def _family(page: _Page, report: TraceReport, family: FamilyTrace, *, full: bool
     _verdict(page, "There", family.there)
     _verdict(page, "Back", family.back)
     page.blank()
-    _way(page, family.there, dry_run=report.dry_run, full=full)
+    _direction(page, family.there, dry_run=report.dry_run, full=full)
     if family.back.hops and _smooth(family.back):
         page.blank()
         page.row("back", _in_one_line(family.back))
@@ -116,18 +116,18 @@ def _family(page: _Page, report: TraceReport, family: FamilyTrace, *, full: bool
         page.blank()
         page.text(f"The way back: {family.back.sender} → {family.back.receiver}", "title")
         page.blank()
-        _way(page, family.back, dry_run=report.dry_run or family.back.verdict.basis == "kernel", full=full)
+        _direction(page, family.back, dry_run=report.dry_run or family.back.verdict.basis == "kernel", full=full)
 
 
-def _smooth(way: Direction) -> bool:
+def _smooth(direction: Direction) -> bool:
     """Tell whether nothing on a way deserves more than a line."""
-    verdict = way.verdict
-    return verdict.outcome == "delivered" and not verdict.problem and all(hop.on_plan for hop in way.hops)
+    verdict = direction.verdict
+    return verdict.outcome == "delivered" and not verdict.problem and all(hop.on_plan for hop in direction.hops)
 
 
-def _in_one_line(way: Direction) -> str:
+def _in_one_line(direction: Direction) -> str:
     places = []
-    for hop in way.hops:
+    for hop in direction.hops:
         devices = ", ".join(device for device in (hop.entry, hop.exit) if device)
         places.append(f"{_whose(hop)} ({devices})" if devices else _whose(hop))
     return " → ".join(places) + ": as planned"
@@ -137,15 +137,15 @@ def _whose(hop: Hop) -> str:
     return f"pod {hop.pod}" if hop.pod else hop.node
 
 
-def _way(page: _Page, way: Direction, *, dry_run: bool, full: bool) -> None:
+def _direction(page: _Page, direction: Direction, *, dry_run: bool, full: bool) -> None:
     before: Hop | None = None
-    for hop in way.hops:
+    for hop in direction.hops:
         inside = before is not None and (before.pod or hop.pod)
         if before is not None and (full or not inside):
             page.text(_link(before, hop), "link", first=" " * _INDENT + "↓ ", rest=" " * (_INDENT + 2))
-        lost = way.verdict.outcome == "lost" and way.verdict.hop == hop.number
+        lost = direction.verdict.outcome == "lost" and direction.verdict.hop == hop.number
         on = f" on {hop.node}" if hop.pod else ""
-        told = bool(way.verdict.problem) and way.verdict.hop == hop.number
+        told = bool(direction.verdict.problem) and direction.verdict.hop == hop.number
         brief = "" if full or told else _briefly(hop, dry_run=dry_run)
         page.text(
             f"{_whose(hop)}{on}: {brief or _step(hop)}" + ("  ✗ LOST HERE" if lost else ""),
@@ -169,19 +169,19 @@ def _agrees(hop: Hop, *, dry_run: bool) -> bool:
 
 def _briefly(hop: Hop, *, dry_run: bool) -> str:
     """Return a hop in one line if that says all: where all agree, or the packet did not come. Empty if not."""
-    ways = _through(hop)
+    visited = _through(hop)
     if hop.problem:
-        return f"{ways}; {hop.problem}" if ways else hop.problem
+        return f"{visited}; {hop.problem}" if visited else hop.problem
     if hop.kernel is None or (not dry_run and not hop.seen):
         alike = hop.kernel is None or hop.on_plan
-        return f"{ways}; the packet does not come here" if alike and hop.number > 1 else ""
+        return f"{visited}; the packet does not come here" if alike and hop.number > 1 else ""
     planned = hop.planned
     if planned is None or not _agrees(hop, dry_run=dry_run):
         return ""
-    if planned.fate != "forwarded" or not planned.route:
-        return ways
-    told = f" (told by {planned.learned_from})" if planned.learned_from else ""
-    return f"{ways}, {planned.route.partition(' dev ')[0]}{told}"
+    if planned.disposition != "forwarded" or not planned.route:
+        return visited
+    told = f" (learned from {planned.learned_from})" if planned.learned_from else ""
+    return f"{visited}, {planned.route.partition(' dev ')[0]}{told}"
 
 
 def _through(hop: Hop) -> str:
@@ -228,22 +228,22 @@ def _link(before: Hop, hop: Hop) -> str:
 def _router(kernel: Kernel | None) -> str:
     if kernel is None:
         return ""
-    return kernel.below.router if kernel.below else kernel.router
+    return kernel.underlay.router if kernel.underlay else kernel.router
 
 
 def _plan_words(planned: Planned | None) -> Iterator[str]:
     if planned is None:
         yield "nothing: this packet should not come here"
-    elif planned.fate == "delivered":
+    elif planned.disposition == "delivered":
         yield "the packet is at home here"
-    elif planned.fate == "discarded":
+    elif planned.disposition == "discarded":
         yield f"{planned.route}: no pod has this address, so it ends here"
-    elif planned.fate == "outside":
+    elif planned.disposition == "outside":
         yield "out of the cluster, by the host's own routes"
     elif not planned.route:
         yield "by the host's own routes" if planned.owner == "host" else "not known without its agent"
     else:
-        told = f", told by {planned.learned_from} by BGP" if planned.learned_from else ""
+        told = f", learned from {planned.learned_from} by BGP" if planned.learned_from else ""
         own = ", which the kernel knows itself" if planned.owner == "kernel" else ""
         yield f"{planned.route}{told}{own}"
         if planned.neighbour:
@@ -259,7 +259,7 @@ def _kernel_words(hop: Hop) -> Iterator[str]:
         return
     match kernel.type:
         case "unicast":
-            told = f", told by {kernel.learned_from}" if kernel.learned_from else ""
+            told = f", learned from {kernel.learned_from}" if kernel.learned_from else ""
             table = f", table {kernel.table}" if kernel.table not in ("", "main") else ""
             yield f"{kernel.route or f'dev {kernel.device}'} (proto {kernel.owner}{told}{table})"
             if kernel.next_hops:
@@ -267,8 +267,8 @@ def _kernel_words(hop: Hop) -> Iterator[str]:
             yield from _neighbour_words(kernel)
             kind = f"{kernel.kind}, " if kernel.kind else ""
             yield f"{kernel.device}: {kind}MTU {kernel.mtu}"
-            if kernel.below:
-                yield from _below_words(kernel.below)
+            if kernel.underlay:
+                yield from _underlay_words(kernel.underlay)
         case "local":
             yield "local: taken here"
         case "source refused":
@@ -278,23 +278,23 @@ def _kernel_words(hop: Hop) -> Iterator[str]:
             yield f"{kernel.route or kind}{owner}: goes nowhere"
 
 
-def _below_words(below: Below) -> Iterator[str]:
+def _underlay_words(underlay: Underlay) -> Iterator[str]:
     """Tell how a packet gets from an overlay device to the wire."""
-    match below.missing:
+    match underlay.missing:
         case "neighbour":
             return
         case "forwarding":
-            yield f"{below.mac}: no forwarding entry says which node has it"
+            yield f"{underlay.mac}: no forwarding entry says which node has it"
             return
         case "program":
             yield "the program that puts the outer header on is not attached"
-    by = "forwarding entry" if below.form == "vxlan" else "as the address itself says"
-    yield f"{below.mac} is behind {below.endpoint} ({by})"
-    if below.missing == "route":
-        yield f"to {below.endpoint}: no route"
-    elif below.device:
-        yield f"outer packet: {below.route or f'dev {below.device}'} (proto {below.owner})"
-        yield f"{below.device}: MTU {below.mtu}"
+    by = "forwarding entry" if underlay.encapsulation == "vxlan" else "as the address itself says"
+    yield f"{underlay.mac} is behind {underlay.endpoint} ({by})"
+    if underlay.missing == "route":
+        yield f"to {underlay.endpoint}: no route"
+    elif underlay.device:
+        yield f"outer packet: {underlay.route or f'dev {underlay.device}'} (proto {underlay.owner})"
+        yield f"{underlay.device}: MTU {underlay.mtu}"
 
 
 def _neighbour_words(kernel: Kernel) -> Iterator[str]:
@@ -332,10 +332,10 @@ def _seen_words(seen: Seen, ends: str) -> str:
     )
 
 
-def _verdict(page: _Page, name: str, way: Direction) -> None:
-    verdict = way.verdict
+def _verdict(page: _Page, name: str, direction: Direction) -> None:
+    verdict = direction.verdict
     good = verdict.outcome == "delivered" and not verdict.problem
-    page.row(name, _summary(way), "good" if good else "bad")
+    page.row(name, _summary(direction), "good" if good else "bad")
     if verdict.problem:
         page.row("", f"why: {verdict.problem}")
     if verdict.detail:
@@ -343,15 +343,15 @@ def _verdict(page: _Page, name: str, way: Direction) -> None:
     if verdict.last_seen and verdict.outcome != "delivered":
         page.row("", f"last seen: {verdict.last_seen}")
     if verdict.advice:
-        where = f", on {way.hops[verdict.hop - 1].node}" if verdict.hop else ""
+        where = f", on {direction.hops[verdict.hop - 1].node}" if verdict.hop else ""
         page.row("", f"do{where}: {verdict.advice}")
 
 
-def _summary(way: Direction) -> str:
-    verdict = way.verdict
+def _summary(direction: Direction) -> str:
+    verdict = direction.verdict
     match verdict.outcome:
         case "lost":
-            where = f" at hop {verdict.hop}, {_whose(way.hops[verdict.hop - 1])}" if verdict.hop else ""
+            where = f" at hop {verdict.hop}, {_whose(direction.hops[verdict.hop - 1])}" if verdict.hop else ""
             return f"NOT DELIVERED{where}{_BASIS[verdict.basis]}"
         case "unknown":
             return "NOT KNOWN"
@@ -360,7 +360,7 @@ def _summary(way: Direction) -> str:
     if verdict.answered_by:
         parts.append(verdict.answered_by)
     parts += _facts(verdict)
-    own = way.hops[0].kernel.mtu if way.hops and way.hops[0].kernel else 0
+    own = direction.hops[0].kernel.mtu if direction.hops and direction.hops[0].kernel else 0
     if 0 < verdict.largest < own:
         parts.append(f"but packets over {verdict.largest} bytes do not pass, and the sender's own MTU is {own}")
     elif verdict.largest:
@@ -372,7 +372,7 @@ def _facts(verdict: Verdict) -> Iterator[str]:
     if verdict.source_kept is not None:
         yield "original source kept (no NAT)" if verdict.source_kept else "original source NOT kept (NAT)"
     if verdict.encapsulated is not None:
-        yield f"crossed in {verdict.form}" if verdict.encapsulated else "not encapsulated"
+        yield f"encapsulated in {verdict.encapsulation}" if verdict.encapsulated else "not encapsulated"
     if verdict.took is not None:
         yield f"took {_microseconds(verdict.took)}"
 

@@ -17,11 +17,11 @@ class Planned(_Record, frozen=True):
     """What Podway planned at a hop. `route` and `neighbour` are in words, empty where there is none of ours.
 
     `owner` keeps the route: `podway`, `bird` (it was told by the node `learnedFrom`), `kernel` or `host`
-    (whoever set up the node's own network). `fate` is forwarded, delivered, discarded or outside.
-    `encapsulation` is the form in which the packet leaves for another node.
+    (whoever set up the node's own network). `disposition` is forwarded, delivered, discarded or outside.
+    `encapsulation` is the encapsulation in which the packet leaves for another node.
     """
 
-    fate: str
+    disposition: str
     owner: str
     route: str = ""
     learned_from: str = ""
@@ -37,7 +37,7 @@ class Neighbour(_Record, frozen=True):
     state: str
 
 
-class Below(_Record, frozen=True):
+class Underlay(_Record, frozen=True):
     """What follows an overlay device: the entries that lead from its gateway to the outer packet's way out.
 
     `mac` is the gateway's by the neighbour table, `endpoint` the node's address that it stands for: by the
@@ -46,7 +46,7 @@ class Below(_Record, frozen=True):
     `program` or `route`.
     """
 
-    form: str
+    encapsulation: str
     mac: str
     endpoint: str
     route: str = ""
@@ -63,7 +63,7 @@ class Kernel(_Record, frozen=True):
     `type` is iproute2's, or `no route`, or `source refused` (rp_filter). `owner` is the route's protocol by
     iproute2's name, `learnedFrom` the node that told it by BGP. `mtu` is that of the device in bytes. `router`
     is the gateway if no node has its address. `nextHops` are all the ways of a route that has several; the one
-    that is taken for this packet is in `gateway` and `device`. `below` is null but for overlay devices.
+    that is taken for this packet is in `gateway` and `device`. `underlay` is null but for overlay devices.
     """
 
     type: str
@@ -79,7 +79,7 @@ class Kernel(_Record, frozen=True):
     neighbour: Neighbour | None = None
     router: str = ""
     next_hops: tuple[str, ...] = ()
-    below: Below | None = None
+    underlay: Underlay | None = None
 
 
 class Seen(_Record, frozen=True):
@@ -125,7 +125,7 @@ class Hop(_Record, frozen=True):
 
 
 class Verdict(_Record, frozen=True):
-    """How it ended. `sourceKept` and `encapsulated` are null if nothing was seen; `form` is how it crossed.
+    """How it ended. `sourceKept` and `encapsulated` are null if nothing was seen; `encapsulation` is the one seen.
 
     `hop` is the number of the one where it failed. `largest` is the largest packet, in bytes, that all
     devices on the way take; `took` the time from the first sight to the last in nanoseconds.
@@ -144,7 +144,7 @@ class Verdict(_Record, frozen=True):
     advice: str = ""
     detail: str = ""
     last_seen: str = ""
-    form: str = ""
+    encapsulation: str = ""
 
 
 class Direction(_Record, frozen=True):
@@ -192,7 +192,9 @@ class TraceReport(_Record, frozen=True):
     def delivered(self) -> bool:
         """Whether packets were delivered both ways in every family; without probes, whether kernels say so."""
         return all(
-            way.verdict.outcome == "delivered" for family in self.families for way in (family.there, family.back)
+            direction.verdict.outcome == "delivered"
+            for family in self.families
+            for direction in (family.there, family.back)
         )
 
 

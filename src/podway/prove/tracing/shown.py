@@ -11,9 +11,9 @@ from podway.plan.outside import PREFIX
 from podway.plan.path import PlannedHop
 from podway.probe.capture import Sighting
 from podway.probe.packet import Tcp, Udp
-from podway.prove.tracing.report import Below, Hop, Kernel, Neighbour, Planned, Seen
+from podway.prove.tracing.forwarding import ForwardingHop
+from podway.prove.tracing.report import Hop, Kernel, Neighbour, Planned, Seen, Underlay
 from podway.prove.tracing.verdict import as_planned
-from podway.prove.tracing.walk import WalkedHop
 
 _TABLES = {MAIN_TABLE: "main", 255: "local", 253: "default"}
 _OWNERS = {
@@ -32,7 +32,7 @@ _OWNERS = {
 
 
 def show(
-    view: ClusterView, hops: Sequence[WalkedHop], seen: Sequence[Sighting], clocks: Mapping[str, str]
+    view: ClusterView, hops: Sequence[ForwardingHop], seen: Sequence[Sighting], clocks: Mapping[str, str]
 ) -> tuple[Hop, ...]:
     """Return the hops of one direction with what was seen there.
 
@@ -57,7 +57,7 @@ def show(
             _kernel(view, hop),
             tuple(by_label.get(hop.label, ())),
             hop.problem,
-            hop.planned is not None and (hop.way is None or as_planned(hop)),
+            hop.planned is not None and (hop.lookup is None or as_planned(hop)),
             hop.wire_entry,
             hop.wire_exit,
         )
@@ -68,34 +68,34 @@ def show(
 def _planned(hop: PlannedHop) -> Planned:
     route = str(hop.route).removeprefix("route ") if hop.route else ""
     neighbour = f"{hop.neighbour.address} at {hop.neighbour.mac}" if hop.neighbour else ""
-    return Planned(hop.fate, hop.owner, route, hop.learned_from, neighbour, hop.encapsulation)
+    return Planned(hop.disposition, hop.owner, route, hop.learned_from, neighbour, hop.encapsulation)
 
 
-def _kernel(view: ClusterView, hop: WalkedHop) -> Kernel | None:
-    way = hop.way
-    if way is None:
+def _kernel(view: ClusterView, hop: ForwardingHop) -> Kernel | None:
+    lookup = hop.lookup
+    if lookup is None:
         return None
-    if not isinstance(way, Lookup):
+    if not isinstance(lookup, Lookup):
         return Kernel("source refused")
     if hop.rejecting:
         route = f"{hop.rejecting.type} {_destination(hop.rejecting.destination)}"
-        return Kernel(way.type, route, table=_table(hop.rejecting.table), owner=_owner(hop.rejecting.protocol))
-    link = hop.ground.links.get(way.device) if hop.ground else None
+        return Kernel(lookup.type, route, table=_table(hop.rejecting.table), owner=_owner(hop.rejecting.protocol))
+    link = hop.kernel_state.links.get(lookup.device) if hop.kernel_state else None
     return Kernel(
-        way.type,
-        _route_words(way),
-        str(way.gateway or ""),
-        way.device,
+        lookup.type,
+        _route_words(lookup),
+        str(lookup.gateway or ""),
+        lookup.device,
         link.kind if link else "",
         link.mtu if link else 0,
-        str(way.source or ""),
-        _table(way.table),
-        _owner(way.protocol) if way.matched is not None else "",
-        _teller(view, hop),
-        _neighbour(hop, way) if way.type == "unicast" else None,
-        _router(view, way.gateway) if not hop.pod and hop.below is None else "",
-        tuple(_next_hop(hop, one) for one in way.next_hops),
-        _below(view, hop) if hop.below else None,
+        str(lookup.source or ""),
+        _table(lookup.table),
+        _owner(lookup.protocol) if lookup.matched is not None else "",
+        _learned_from(view, hop),
+        _neighbour(hop, lookup) if lookup.type == "unicast" else None,
+        _router(view, lookup.gateway) if not hop.pod and hop.underlay is None else "",
+        tuple(_next_hop(hop, one) for one in lookup.next_hops),
+        _underlay(view, hop) if hop.underlay else None,
     )
 
 
@@ -107,22 +107,22 @@ def _router(view: ClusterView, gateway: Address | None) -> str:
     return "" if ours else str(gateway)
 
 
-def _next_hop(hop: WalkedHop, one: NextHop) -> str:
-    link = hop.ground.link_by_index(one.index) if hop.ground else None
+def _next_hop(hop: ForwardingHop, one: NextHop) -> str:
+    link = hop.kernel_state.link_by_index(one.index) if hop.kernel_state else None
     via = f"via {one.gateway} " if one.gateway else ""
     return f"{via}dev {link.name if link else one.index} weight {one.weight}"
 
 
-def _below(view: ClusterView, hop: WalkedHop) -> Below:
-    assert hop.below is not None
-    found, way = hop.below, hop.below.way
-    link = hop.ground.links.get(found.wire) if hop.ground else None
-    return Below(
-        found.form,
+def _underlay(view: ClusterView, hop: ForwardingHop) -> Underlay:
+    assert hop.underlay is not None
+    found, lookup = hop.underlay, hop.underlay.lookup
+    link = hop.kernel_state.links.get(found.wire) if hop.kernel_state else None
+    return Underlay(
+        found.encapsulation,
         found.mac,
         str(found.endpoint or ""),
-        _route_words(way) if isinstance(way, Lookup) else "",
-        _owner(way.protocol) if isinstance(way, Lookup) and way.matched is not None else "",
+        _route_words(lookup) if isinstance(lookup, Lookup) else "",
+        _owner(lookup.protocol) if isinstance(lookup, Lookup) and lookup.matched is not None else "",
         found.wire,
         link.mtu if link else 0,
         _router(view, found.router),
@@ -138,14 +138,14 @@ def _owner(protocol: int) -> str:
     return _OWNERS.get(protocol, str(protocol))
 
 
-def _route_words(way: Lookup) -> str:
-    if way.matched is None:
+def _route_words(lookup: Lookup) -> str:
+    if lookup.matched is None:
         return ""
-    parts = [] if way.type == "unicast" else [way.type]
-    parts.append(_destination(way.matched))
-    if way.type == "unicast":
-        parts += [f"via {way.gateway}"] if way.gateway else []
-        parts.append(f"dev {way.device}")
+    parts = [] if lookup.type == "unicast" else [lookup.type]
+    parts.append(_destination(lookup.matched))
+    if lookup.type == "unicast":
+        parts += [f"via {lookup.gateway}"] if lookup.gateway else []
+        parts.append(f"dev {lookup.device}")
     return " ".join(parts)
 
 
@@ -155,7 +155,7 @@ def _destination(network: Network) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def _teller(view: ClusterView, hop: WalkedHop) -> str:
+def _learned_from(view: ClusterView, hop: ForwardingHop) -> str:
     """Return the node at the other end of the BGP session that told the route."""
     if not hop.session or hop.node not in view.nodes:
         return hop.session
@@ -163,15 +163,15 @@ def _teller(view: ClusterView, hop: WalkedHop) -> str:
     return next((peer.node for peer in plan.peers if peer.name == hop.session), hop.session.removeprefix(PREFIX))
 
 
-def _neighbour(hop: WalkedHop, way: Lookup) -> Neighbour | None:
-    address: Address | None = way.gateway or (way.matched and _only(way.matched)) or None
-    if hop.ground is None or address is None:
+def _neighbour(hop: ForwardingHop, lookup: Lookup) -> Neighbour | None:
+    address: Address | None = lookup.gateway or (lookup.matched and _only(lookup.matched)) or None
+    if hop.kernel_state is None or address is None:
         return None
-    key = way.device, address
-    mac = hop.ground.neighbours.get(key)
+    key = lookup.device, address
+    mac = hop.kernel_state.neighbours.get(key)
     if mac is None:
         return Neighbour(str(address), "", "absent")
-    state = "permanent" if key in hop.ground.permanent else "learned" if mac else "unresolved"
+    state = "permanent" if key in hop.kernel_state.permanent else "learned" if mac else "unresolved"
     return Neighbour(str(address), mac, state)
 
 

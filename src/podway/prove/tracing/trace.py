@@ -13,17 +13,17 @@ from podway.errors import InvalidInput
 from podway.plan.path import End, plan_path
 from podway.probe.build import Protocol
 from podway.probe.capture import Sighting
-from podway.prove.forms import Form, asked_form
-from podway.prove.journey import Leg
-from podway.prove.tracing.atlas import Atlas
+from podway.prove.encapsulation import ExpectedEncapsulation, expected_encapsulation
+from podway.prove.path import Leg
+from podway.prove.tracing.agents import Agents, Ask, RemoteInspector
 from podway.prove.tracing.evidence import Evidence, Sent, send
-from podway.prove.tracing.fleet import Ask, Fleet, RemoteWitness
+from podway.prove.tracing.forwarding import ForwardingHop, forwarding_path, stages_of
 from podway.prove.tracing.names import Subject
+from podway.prove.tracing.points import PointIndex
 from podway.prove.tracing.report import Direction, FamilyTrace, Silent, TraceReport
 from podway.prove.tracing.shown import show
 from podway.prove.tracing.verdict import Case, judge, predict, translation_of
-from podway.prove.tracing.walk import WalkedHop, stages_of, walk
-from podway.prove.world import NodePoint, Place, PodPoint, Point, Stranger
+from podway.prove.world import ExternalPoint, NodePoint, Place, PodPoint, Point
 
 AGAIN = 0.3
 """Seconds to wait for an answer where a smaller packet's came at once."""
@@ -58,14 +58,14 @@ def trace(
     if not common:
         wanted = " or ".join(family.label for family in families or tuple(Family))
         raise InvalidInput(f"{source.label} and {target.label} have no {wanted} addresses in common")
-    fleet = Fleet(ask)
-    atlas = Atlas(resources, fleet)
+    agents = Agents(ask)
+    points = PointIndex(resources, agents)
     for subject in (source, target):
-        fleet.learn(subject.node, addresses=(*source.addresses, *target.addresses))
-    conversations = [_Conversation(atlas, source, target, family, protocol, port, timeout) for family in common]
+        agents.learn(subject.node, addresses=(*source.addresses, *target.addresses))
+    conversations = [_Conversation(points, source, target, family, protocol, port, timeout) for family in common]
     with ThreadPoolExecutor(len(conversations)) as threads:
         traces = tuple(threads.map(lambda one: one.hold(dry_run=dry_run), conversations))
-    silent = tuple(Silent(node, reason) for node, reason in fleet.silent.items())
+    silent = tuple(Silent(node, reason) for node, reason in agents.silent.items())
     return TraceReport(
         source.label,
         target.label,
@@ -82,7 +82,7 @@ class _Conversation:
 
     def __init__(
         self,
-        atlas: Atlas,
+        points: PointIndex,
         source: Subject,
         target: Subject,
         family: Family,
@@ -90,7 +90,7 @@ class _Conversation:
         port: int,
         timeout: float,
     ) -> None:
-        self._atlas = atlas
+        self._points = points
         self._family = family
         self._protocol = protocol
         self._port = port
@@ -100,15 +100,15 @@ class _Conversation:
         self._free = target.free
 
     def hold(self, *, dry_run: bool) -> FamilyTrace:
-        there, back = self._walks(RemoteWitness(self._atlas.fleet))
+        there, back = self._forwarding_paths(RemoteInspector(self._points.agents))
         evidence = echo = None
         if not dry_run:
             evidence = self._probe(self._sender, self._receiver, self._target, self._protocol, there + back)
             if evidence is None or not evidence.answer.sightings:
                 echo = self._probe(self._receiver, self._sender, self._source, Protocol.ICMP, there + back)
         # Asked once more: what the kernels have learned by now, say of neighbours, is part of the answer.
-        witness = RemoteWitness(self._atlas.fleet)
-        there, back = self._walks(witness) if evidence or echo else (there, back)
+        inspector = RemoteInspector(self._points.agents)
+        there, back = self._forwarding_paths(inspector) if evidence or echo else (there, back)
         ways = self._there(there, evidence, echo), self._back(back, evidence, echo)
         sent = evidence.sent if evidence else Sent(self._protocol, port=self._port)
         return FamilyTrace(
@@ -117,11 +117,11 @@ class _Conversation:
             str(self._target.address),
             0 if self._protocol is Protocol.ICMP else sent.source_port,
             sent.port,
-            *(self._direction(case, witness, sure=sure) for case, sure in ways),
+            *(self._direction(case, inspector, sure=sure) for case, sure in ways),
         )
 
     def _there(
-        self, hops: tuple[WalkedHop, ...], evidence: Evidence | None, echo: Evidence | None
+        self, hops: tuple[ForwardingHop, ...], evidence: Evidence | None, echo: Evidence | None
     ) -> tuple[Case, bool]:
         """Return the case of the way there, and whether a packet was sent on it."""
         if evidence is None and echo and echo.answer.sightings:
@@ -135,7 +135,7 @@ class _Conversation:
         return case, evidence is not None and not found.sent.problem
 
     def _back(
-        self, hops: tuple[WalkedHop, ...], evidence: Evidence | None, echo: Evidence | None
+        self, hops: tuple[ForwardingHop, ...], evidence: Evidence | None, echo: Evidence | None
     ) -> tuple[Case, bool]:
         """Return the case of the way back, and whether a packet was sent on it."""
         if evidence and evidence.answer.sightings:
@@ -149,12 +149,12 @@ class _Conversation:
             return self._case(hops, echo, echo.request, taken=taken, turned=True), True
         return self._case(hops, self._unsent(hops), Leg(), answer=True), False
 
-    def _unsent(self, hops: Sequence[WalkedHop]) -> Evidence:
+    def _unsent(self, hops: Sequence[ForwardingHop]) -> Evidence:
         return Evidence(Sent(self._protocol), Leg(), Leg(), watched=frozenset(hop.label for hop in hops))
 
     def _case(
         self,
-        hops: tuple[WalkedHop, ...],
+        hops: tuple[ForwardingHop, ...],
         evidence: Evidence,
         leg: Leg,
         *,
@@ -167,7 +167,7 @@ class _Conversation:
         ends = (self._receiver, self._sender) if turned else (self._sender, self._receiver)
         watched = evidence.watched
         unwatched = [hop for hop in hops if hop.planned and hop.label not in watched]
-        clocks = {self._atlas.fleet.kernels.get(hop.node) for hop in hops if hop.label in watched}
+        clocks = {self._points.agents.kernels.get(hop.node) for hop in hops if hop.label in watched}
         if len(clocks) > 1:
             leg = _in_order(leg, hops)
         return Case(
@@ -185,49 +185,51 @@ class _Conversation:
             len(clocks) < 2,
             evidence.small_pass,
             answered_by,
-            self._asked(to_sender=answer != turned),
+            self._expected(to_sender=answer != turned),
         )
 
-    def _asked(self, *, to_sender: bool) -> Form:
-        """Return the form in which packets should cross to one of the two ends."""
+    def _expected(self, *, to_sender: bool) -> ExpectedEncapsulation:
+        """Return the encapsulation in which packets should cross to one of the two ends."""
         ends = self._source, self._target
         origin, target = reversed(ends) if to_sender else ends
-        return asked_form(self._atlas.view, origin.node, target.node, target.address)
+        return expected_encapsulation(self._points.view, origin.node, target.node, target.address)
 
-    def _direction(self, case: Case, witness: RemoteWitness, *, sure: bool) -> Direction:
-        verdict = (judge if sure else predict)(case, self._atlas.world(), witness)
+    def _direction(self, case: Case, inspector: RemoteInspector, *, sure: bool) -> Direction:
+        verdict = (judge if sure else predict)(case, self._points.world(), inspector)
         origin, target = case.sender, case.receiver
         if case.answer:
             origin, target = target, origin
-        hops = show(self._atlas.view, case.hops, case.leg.sightings, self._atlas.fleet.kernels)
+        hops = show(self._points.view, case.hops, case.leg.sightings, self._points.agents.kernels)
         return Direction(origin.label, target.label, hops, verdict)
 
-    def _walks(self, witness: RemoteWitness) -> tuple[tuple[WalkedHop, ...], tuple[WalkedHop, ...]]:
-        there = self._walk(witness, self._source, self._target)
-        back = () if self._free else self._walk(witness, self._target, self._source)
+    def _forwarding_paths(
+        self, inspector: RemoteInspector
+    ) -> tuple[tuple[ForwardingHop, ...], tuple[ForwardingHop, ...]]:
+        there = self._forwarding_path(inspector, self._source, self._target)
+        back = () if self._free else self._forwarding_path(inspector, self._target, self._source)
         return there, back
 
-    def _walk(self, witness: RemoteWitness, source: End, target: End) -> tuple[WalkedHop, ...]:
-        planned = plan_path(self._atlas.view, self._atlas.fleet.sites, source, target)
-        return walk(self._atlas, witness, source, target, planned)
+    def _forwarding_path(self, inspector: RemoteInspector, source: End, target: End) -> tuple[ForwardingHop, ...]:
+        planned = plan_path(self._points.view, self._points.agents.sites, source, target)
+        return forwarding_path(self._points, inspector, source, target, planned)
 
     def _probe(
-        self, sender: Point, receiver: Point, target: End, protocol: Protocol, hops: Sequence[WalkedHop]
+        self, sender: Point, receiver: Point, target: End, protocol: Protocol, hops: Sequence[ForwardingHop]
     ) -> Evidence | None:
         """Send a probe; None if it would have to come from outside.
 
         One packet may be lost anywhere: if nothing comes of it, another one is sent, first a small one.
         """
-        if isinstance(sender, Stranger):
+        if isinstance(sender, ExternalPoint):
             return None
-        places = [hop.point for hop in hops if hop.point and self._atlas.fleet.answers(hop.node)]
+        places = [hop.point for hop in hops if hop.point and self._points.agents.answers(hop.node)]
         port = self._port if receiver is self._receiver else 0
         ends = sender, receiver
-        size = 0 if port or isinstance(receiver, Stranger) else min(self._mtu(end, hops) for end in ends)
+        size = 0 if port or isinstance(receiver, ExternalPoint) else min(self._mtu(end, hops) for end in ends)
 
         def once(size: int, timeout: float = self._timeout) -> Evidence:
             return send(
-                self._atlas.fleet,
+                self._points.agents,
                 places,
                 sender,
                 target,
@@ -250,24 +252,24 @@ class _Conversation:
             return again if _settled(again) else msgspec.structs.replace(again, small_pass=True)
         return evidence if size else once(size)
 
-    def _mtu(self, point: Point, hops: Sequence[WalkedHop]) -> int:
+    def _mtu(self, point: Point, hops: Sequence[ForwardingHop]) -> int:
         """Return the MTU of one end, in bytes; 0 if it is not known.
 
         A pod's is the planned one, or what its link has in the kernel where that is less: while a pool's
         encapsulation changes, pods get their new MTU one after the other, and the kernels tell each other.
         """
         if isinstance(point, PodPoint):
-            links = [hop.ground.links for hop in hops if hop.ground and hop.node == point.node]
+            links = [hop.kernel_state.links for hop in hops if hop.kernel_state and hop.node == point.node]
             names = (point.ifname, point.host_link)
             held = [found.mtu for one in links for name in names if (found := one.get(name)) is not None]
             return min([point.mtu, *held])
-        site = self._atlas.fleet.sites.get(point.node)
+        site = self._points.agents.sites.get(point.node)
         return site.uplink.mtu if site and site.uplink else 0
 
     def _point(self, subject: Subject) -> Point:
         if not subject.ours:
-            return Stranger(subject.label, subject.addresses)
-        known: Place | None = self._atlas.point(subject.node, subject.pod)
+            return ExternalPoint(subject.label, subject.addresses)
+        known: Place | None = self._points.point(subject.node, subject.pod)
         if known is not None:
             return known
         if subject.pod:
@@ -294,7 +296,7 @@ def _answered_by(evidence: Evidence) -> str:
     return "a server answered (SYN-ACK)" if evidence.sent.protocol is Protocol.TCP else "a server answered"
 
 
-def _in_order(leg: Leg, hops: Sequence[WalkedHop]) -> Leg:
+def _in_order(leg: Leg, hops: Sequence[ForwardingHop]) -> Leg:
     """Return what was seen in the order of the way: the clocks of several machines tell none."""
     order = {hop.label: number for number, hop in enumerate(hops)}
     return Leg(sorted(leg.sightings, key=lambda one: (order.get(one.point, len(order)), one.time)), leg.refusal)

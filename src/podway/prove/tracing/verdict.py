@@ -10,18 +10,18 @@ from podway.kernel.network import Lookup
 from podway.probe.build import HOP_LIMIT, Protocol
 from podway.probe.capture import Sighting
 from podway.probe.packet import Packet, Udp
-from podway.prove.advice import Astray, against_route
+from podway.prove.advice import ConflictingRoute, against_route
 from podway.prove.cause import Cause
 from podway.prove.diagnose import diagnose
-from podway.prove.forms import Form, seen_form
-from podway.prove.journey import Leg, Stage
+from podway.prove.encapsulation import ExpectedEncapsulation, observed_encapsulation
+from podway.prove.inspector import Inspector
 from podway.prove.judge import Code, Fault, loss, off_the_way, translation
+from podway.prove.path import Leg, Stage
 from podway.prove.probe import Probe, Result, Step
 from podway.prove.tracing.evidence import Sent
+from podway.prove.tracing.forwarding import ForwardingHop
 from podway.prove.tracing.report import Basis, Outcome, Verdict
-from podway.prove.tracing.walk import WalkedHop
-from podway.prove.witness import Witness
-from podway.prove.world import Point, Stranger, World
+from podway.prove.world import ExternalPoint, Point, World
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class Case(msgspec.Struct, frozen=True):
     sender: Point
     receiver: Point
     family: Family
-    hops: tuple[WalkedHop, ...]
+    hops: tuple[ForwardingHop, ...]
     stages: tuple[Stage, ...]
     leg: Leg
     sent: Sent
@@ -49,8 +49,8 @@ class Case(msgspec.Struct, frozen=True):
     small_pass: bool = False
     """A smaller packet than this one was answered."""
     answered_by: str = ""
-    asked: Form = Form()
-    """The form in which the packet should cross."""
+    expected: ExpectedEncapsulation = ExpectedEncapsulation()
+    """The encapsulation in which the packet should cross."""
 
     @property
     def step(self) -> Step:
@@ -73,37 +73,37 @@ class Case(msgspec.Struct, frozen=True):
         return self.sender if self.answer else self.receiver
 
 
-def judge(case: Case, world: World, witness: Witness) -> Verdict:
+def judge(case: Case, world: World, inspector: Inspector) -> Verdict:
     """Return how a packet fared that was sent, or that was to be sent."""
-    return _arrived(case, world, witness) if case.taken else _not_arrived(case, world, witness)
+    return _arrived(case, world, inspector) if case.taken else _not_arrived(case, world, inspector)
 
 
-def _arrived(case: Case, world: World, witness: Witness) -> Verdict:
+def _arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
     fault = translation_of(case)
     if fault is None and case.leg.sightings:
-        fault = off_the_way(case.result, case.step, case.leg, case.stages, case.asked)
+        fault = off_the_way(case.result, case.step, case.leg, case.stages, case.expected)
     if fault is None:
         return _detour(case, world) or _bare_verdict(case, "delivered", case.basis)
-    return _described(case, "delivered", fault, _cause(world, fault, witness))
+    return _described(case, "delivered", fault, _cause(world, fault, inspector))
 
 
-def _not_arrived(case: Case, world: World, witness: Witness) -> Verdict:
+def _not_arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
     if not case.answer and (discarding := _discarding(case)):
         return _nobody(case, discarding)
     fault = translation_of(case) or loss(case.result, case.step, case.leg, case.stages)
     seen = fault.last
     if fault.code is Code.NOT_TAKEN and fault.last is not None and fault.last.point != case.target.label:
-        if isinstance(case.target, Stranger) and fault.last.outgoing:
+        if isinstance(case.target, ExternalPoint) and fault.last.outgoing:
             return _left_the_cluster(case, fault.last)
-        if case.blind and (told := _astray_before(case, fault.last)) is not None:
+        if case.blind and (told := _conflict_before(case, fault.last)) is not None:
             fault = told
         elif case.blind and fault.last is not None:
             problem = f"the packet was seen last {fault.last.words}; what follows cannot be watched: {case.blind}"
             return _bare_verdict(case, "unknown", case.basis, problem=problem)
     if fault.code is Code.LOST:
         fault = _by_the_kernel(case, fault)
-    fault = msgspec.structs.replace(fault, asked=case.asked)
-    cause = _cause(world, fault, witness)
+    fault = msgspec.structs.replace(fault, expected=case.expected)
+    cause = _cause(world, fault, inspector)
     if case.small_pass and not cause.root:
         cause = Cause(
             f"packets of {case.sent.size} bytes get lost, small ones do not: {cause.problem}",
@@ -120,35 +120,35 @@ def translation_of(case: Case) -> Fault | None:
 
     Beyond the cluster addresses are commonly translated, and nothing is wrong with it.
     """
-    if case.translated or any(isinstance(end, Stranger) for end in (case.sender, case.receiver)):
+    if case.translated or any(isinstance(end, ExternalPoint) for end in (case.sender, case.receiver)):
         return None
     return translation(case.result, case.step, case.leg)
 
 
-def predict(case: Case, world: World, witness: Witness) -> Verdict:
+def predict(case: Case, world: World, inspector: Inspector) -> Verdict:
     """Return how a packet would fare by what the kernels say, where none was sent."""
     if not case.hops:
         return _bare_verdict(case, "unknown", "none", problem="there is nobody to answer")
     for hop in case.hops:
         if hop.planned is None:
             continue
-        if hop.planned.fate == "discarded":
+        if hop.planned.disposition == "discarded":
             return _nobody(case, hop)
         if hop.problem:
             return _bare_verdict(case, "unknown", "none", problem=hop.problem)
-        if hop.way is None:
+        if hop.lookup is None:
             break
         if as_planned(hop) or _goes_on(hop, case):
             continue
-        fault = msgspec.structs.replace(_predicted_fault(case, hop), asked=case.asked)
-        described = _described(case, "lost", fault, _cause(world, fault, witness))
+        fault = msgspec.structs.replace(_predicted_fault(case, hop), expected=case.expected)
+        described = _described(case, "lost", fault, _cause(world, fault, inspector))
         return msgspec.structs.replace(described, basis="kernel", last_seen="", took=None)
     if detour := _detour(case, world):
         return msgspec.structs.replace(detour, basis="kernel")
     return _bare_verdict(case, "delivered", "kernel")
 
 
-def _nobody(case: Case, hop: WalkedHop) -> Verdict:
+def _nobody(case: Case, hop: ForwardingHop) -> Verdict:
     """Return the verdict on a packet for an address of a block that no pod has."""
     address = case.receiver.address(case.family)
     return msgspec.structs.replace(
@@ -161,14 +161,14 @@ def _nobody(case: Case, hop: WalkedHop) -> Verdict:
     )
 
 
-def _largest(hops: Sequence[WalkedHop]) -> int:
+def _largest(hops: Sequence[ForwardingHop]) -> int:
     """Return the largest MTU that all devices on the way allow, in bytes; 0 if it is not known."""
     mtus = [
         link.mtu
         for hop in hops
-        if hop.ground is not None
+        if hop.kernel_state is not None
         for device in (hop.entry, hop.exit)
-        if (link := hop.ground.links.get(device)) is not None
+        if (link := hop.kernel_state.links.get(device)) is not None
     ]
     return min(mtus, default=0)
 
@@ -176,22 +176,22 @@ def _largest(hops: Sequence[WalkedHop]) -> int:
 def _by_the_kernel(case: Case, fault: Fault) -> Fault:
     """Where a kernel sends a packet astray, what it does instead tells more than where the stray was seen."""
     hop = next((hop for hop in case.hops if fault.last and hop.label == fault.last.point), None)
-    if hop is None or hop.planned is None or hop.way is None or as_planned(hop):
+    if hop is None or hop.planned is None or hop.lookup is None or as_planned(hop):
         return fault
-    astray = _predicted_fault(case, hop)
-    return msgspec.structs.replace(astray, errno=fault.errno, refusal=fault.refusal)
+    conflicting_route = _predicted_fault(case, hop)
+    return msgspec.structs.replace(conflicting_route, errno=fault.errno, refusal=fault.refusal)
 
 
-def _astray_before(case: Case, last: Sighting) -> Fault | None:
+def _conflict_before(case: Case, last: Sighting) -> Fault | None:
     """Return the fault of the hop where a packet was seen last if its kernel sends it another way than planned."""
     hop = next((hop for hop in case.hops if hop.label == last.point), None)
-    if hop is None or hop.planned is None or hop.way is None or as_planned(hop):
+    if hop is None or hop.planned is None or hop.lookup is None or as_planned(hop):
         return None
     return _predicted_fault(case, hop)
 
 
-def _discarding(case: Case) -> WalkedHop | None:
-    return next((hop for hop in case.hops if hop.planned and hop.planned.fate == "discarded"), None)
+def _discarding(case: Case) -> ForwardingHop | None:
+    return next((hop for hop in case.hops if hop.planned and hop.planned.disposition == "discarded"), None)
 
 
 def _left_the_cluster(case: Case, last: Sighting) -> Verdict:
@@ -207,9 +207,9 @@ def _left_the_cluster(case: Case, last: Sighting) -> Verdict:
     )
 
 
-def _cause(world: World, fault: Fault, witness: Witness) -> Cause:
+def _cause(world: World, fault: Fault, inspector: Inspector) -> Cause:
     try:
-        return diagnose(world, fault, witness)
+        return diagnose(world, fault, inspector)
     except PodwayError as error:
         return Cause(f"the cause cannot be told: {error.message}", "see that the node's agent runs, and try again")
 
@@ -234,7 +234,9 @@ def _bare_verdict(case: Case, outcome: Outcome, basis: Basis, *, problem: str = 
         basis,
         source_kept=len({one.packet.source for one in seen}) == 1 if seen else None,
         encapsulated=any(one.packet.tunnels for one in seen) if seen else None,
-        form=next((seen_form(one.packet) for one in seen if one.packet.tunnels), "none") if seen else "",
+        encapsulation=next((observed_encapsulation(one.packet) for one in seen if one.packet.tunnels), "none")
+        if seen
+        else "",
         largest=_largest(case.hops),
         took=seen[-1].time - seen[0].time if len(seen) > 1 and case.one_clock else None,
         answered_by=case.answered_by,
@@ -243,63 +245,75 @@ def _bare_verdict(case: Case, outcome: Outcome, basis: Basis, *, problem: str = 
     )
 
 
-def as_planned(hop: WalkedHop) -> bool:
+def as_planned(hop: ForwardingHop) -> bool:
     """Tell whether the kernel of a planned hop sends the packet the way that was planned."""
-    if hop.planned is None or not isinstance(hop.way, Lookup):
+    if hop.planned is None or not isinstance(hop.lookup, Lookup):
         return False
-    match hop.planned.fate:
+    match hop.planned.disposition:
         case "delivered":
-            return hop.way.type == "local"
+            return hop.lookup.type == "local"
         case "outside":
-            return hop.way.type == "unicast"
+            return hop.lookup.type == "unicast"
         case _:
-            route, way = hop.planned.route, hop.way
-            same_gateway = route is None or route.gateway is None or route.gateway == way.gateway
+            route, lookup = hop.planned.route, hop.lookup
+            same_gateway = route is None or route.gateway is None or route.gateway == lookup.gateway
             wider = (
                 route is not None
-                and way.matched is not None
-                and way.matched.prefixlen < route.destination.prefixlen
+                and lookup.matched is not None
+                and lookup.matched.prefixlen < route.destination.prefixlen
             )
-            leaves = hop.below is None or not hop.below.broken
+            leaves = hop.underlay is None or not hop.underlay.broken
             return (
-                way.type == "unicast"
-                and hop.planned.exit in {"", way.device}
+                lookup.type == "unicast"
+                and hop.planned.exit in {"", lookup.device}
                 and same_gateway
                 and leaves
                 and not wider
             )
 
 
-def _goes_on(hop: WalkedHop, case: Case) -> bool:
+def _goes_on(hop: ForwardingHop, case: Case) -> bool:
     """Tell whether a hop sends the packet another way than planned, but one on which it arrives."""
     arrives = any(
-        one.planned and one.planned.fate == "delivered" and isinstance(one.way, Lookup) and one.way.type == "local"
+        one.planned
+        and one.planned.disposition == "delivered"
+        and isinstance(one.lookup, Lookup)
+        and one.lookup.type == "local"
         for one in case.hops
     )
-    return arrives and isinstance(hop.way, Lookup) and hop.way.type == "unicast"
+    return arrives and isinstance(hop.lookup, Lookup) and hop.lookup.type == "unicast"
 
 
 def _detour(case: Case, world: World) -> Verdict | None:
     """Judge a packet that arrived, though a kernel sent it another way than planned."""
     for hop in case.hops:
-        if hop.planned is None or hop.planned.route is None or as_planned(hop) or not isinstance(hop.way, Lookup):
+        if (
+            hop.planned is None
+            or hop.planned.route is None
+            or as_planned(hop)
+            or not isinstance(hop.lookup, Lookup)
+        ):
             continue
-        route, matched = hop.planned.route, hop.way.matched
-        way = f"via {hop.way.gateway} dev {hop.way.device}" if hop.way.gateway else f"dev {hop.way.device}"
-        wrong = Astray(
+        route, matched = hop.planned.route, hop.lookup.matched
+        leads = (
+            f"via {hop.lookup.gateway} dev {hop.lookup.device}"
+            if hop.lookup.gateway
+            else f"dev {hop.lookup.device}"
+        )
+        wrong = ConflictingRoute(
             matched or route.destination,
-            device=hop.way.device,
-            gateway=hop.way.gateway,
-            protocol=hop.way.protocol,
-            table=hop.way.table,
-            metric=hop.way.metric,
+            device=hop.lookup.device,
+            gateway=hop.lookup.gateway,
+            protocol=hop.lookup.protocol,
+            table=hop.lookup.table,
+            metric=hop.lookup.metric,
         )
         by = "the default route" if matched and not matched.prefixlen else f"the route to {matched}"
         return msgspec.structs.replace(
             _bare_verdict(case, "delivered", case.basis),
             hop=_number(case, hop.label),
             code="detour",
-            problem=f"{hop.label} sends it {way} by {by}; planned is: {str(route).removeprefix('route ')}",
+            problem=f"{hop.label} sends it {leads} by {by}; planned is: {str(route).removeprefix('route ')}",
             advice=against_route(world, hop.point, wrong, route.destination)
             if hop.point
             else f"see `podway get routes {hop.node}`",
@@ -307,7 +321,7 @@ def _detour(case: Case, world: World) -> Verdict | None:
     return None
 
 
-def _predicted_fault(case: Case, hop: WalkedHop) -> Fault:
+def _predicted_fault(case: Case, hop: ForwardingHop) -> Fault:
     """Make up the fault of a packet that comes as far as this hop, and is not sent on as planned."""
     probe = case.result.probe
     after = next((stage for stage in case.stages if stage.point == hop.label and stage.outgoing), None)

@@ -9,14 +9,14 @@ from podway.api.addresses import Address
 from podway.bgp.probe import PathMtu
 from podway.kernel.network import RouteRecord
 from podway.probe.facts import (
-    Ground,
-    Way,
+    KernelState,
+    RouteLookup,
     ask_path_mtu,
     ask_rejecting,
+    ask_route,
     ask_setting,
-    ask_way,
     connection,
-    survey,
+    dump_kernel_state,
 )
 from podway.prove.world import Point
 
@@ -24,7 +24,7 @@ AT_ONCE = 16
 """How many paths are measured at the same time."""
 
 
-class Witness(Protocol):
+class Inspector(Protocol):
     """Answers for the kernels of points, wherever they are.
 
     `overflowed` tells whether a machine's neighbour tables were too full while probes were sent. All methods
@@ -33,10 +33,10 @@ class Witness(Protocol):
 
     overflowed: bool
 
-    def ground(self, point: Point) -> Ground:
+    def kernel_state(self, point: Point) -> KernelState:
         """Return what stands at a point."""
 
-    def way(self, point: Point, destination: Address, source: Address | None, iif: str) -> Way:
+    def lookup(self, point: Point, destination: Address, source: Address | None, iif: str) -> RouteLookup:
         """Tell which way a packet would go: one sent there, or with `iif` one that comes in by that device."""
 
     def rejecting(self, point: Point, destination: Address) -> RouteRecord | None:
@@ -49,50 +49,50 @@ class Witness(Protocol):
         """Measure how large packets pass from a node to an address, up to a size; None if it answers none."""
 
 
-class LocalWitness:
+class LocalInspector:
     """Asks the kernel of this machine, by the paths of the points' namespaces; each question once."""
 
     def __init__(self, *, overflowed: bool = False) -> None:
         self.overflowed = overflowed
-        self._grounds: dict[str, Ground] = {}
-        self._ways: dict[tuple[str, Address, Address | None, str], Way] = {}
+        self._kernel_states: dict[str, KernelState] = {}
+        self._lookups: dict[tuple[str, Address, Address | None, str], RouteLookup] = {}
         self._mtus: dict[tuple[str, Address, int], PathMtu | None] = {}
 
-    def ground(self, point: Point) -> Ground:
-        """See Witness."""
-        if point.netns not in self._grounds:
+    def kernel_state(self, point: Point) -> KernelState:
+        """See Inspector."""
+        if point.netns not in self._kernel_states:
             with connection(point.netns) as there:
-                self._grounds[point.netns] = survey(there)
-        return self._grounds[point.netns]
+                self._kernel_states[point.netns] = dump_kernel_state(there)
+        return self._kernel_states[point.netns]
 
-    def way(self, point: Point, destination: Address, source: Address | None, iif: str) -> Way:
-        """See Witness."""
+    def lookup(self, point: Point, destination: Address, source: Address | None, iif: str) -> RouteLookup:
+        """See Inspector."""
         key = point.netns, destination, source, iif
-        if key not in self._ways:
+        if key not in self._lookups:
             with connection(point.netns) as there:
-                self._ways[key] = ask_way(there, destination, source, iif)
-        return self._ways[key]
+                self._lookups[key] = ask_route(there, destination, source, iif)
+        return self._lookups[key]
 
     def rejecting(self, point: Point, destination: Address) -> RouteRecord | None:
-        """See Witness."""
+        """See Inspector."""
         with connection(point.netns) as there:
             return ask_rejecting(there, destination)
 
     def setting(self, point: Point, name: str) -> str | None:
-        """See Witness."""
+        """See Inspector."""
         return ask_setting(point.netns, name)
 
     def path_mtu(self, point: Point, address: Address, largest: int) -> PathMtu | None:
-        """See Witness."""
+        """See Inspector."""
         key = point.netns, address, largest
         if key not in self._mtus:
             self._mtus[key] = ask_path_mtu(point.netns, address, largest)
         return self._mtus[key]
 
-    def measure(self, passages: Iterable[tuple[Point, Address, int]]) -> None:
+    def measure(self, node_paths: Iterable[tuple[Point, Address, int]]) -> None:
         """Measure many paths at once, so that each is known when it is asked for."""
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(lambda passage: self.path_mtu(*passage), passages))
+            list(threads.map(lambda node_path: self.path_mtu(*node_path), node_paths))
 
 
 def neighbour_overflows() -> int:

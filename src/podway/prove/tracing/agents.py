@@ -11,8 +11,8 @@ from podway.errors import AgentError
 from podway.kernel.network import RouteRecord
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.probe.facts import Ground, Way
-from podway.probe.plain import read_ground, read_route, read_way
+from podway.probe.facts import KernelState, RouteLookup
+from podway.probe.plain import read_kernel_state, read_lookup, read_route
 from podway.prove.world import PodPoint, Point
 
 
@@ -23,7 +23,7 @@ class Ask(Protocol):
         """Call a method of a node's agent, return its result. Raises AgentError."""
 
 
-class Fleet:
+class Agents:
     """All agents. `silent` says of those that did not answer why."""
 
     def __init__(self, ask: Ask) -> None:
@@ -62,56 +62,56 @@ class Fleet:
         )
 
 
-class RemoteWitness:
-    """The kernels of points, by way of their nodes' agents; see podway.prove.witness. Each question once."""
+class RemoteInspector:
+    """The kernels of points, by way of their nodes' agents; see podway.prove.inspector. Each question once."""
 
     overflowed = False
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self._grounds: dict[str, Ground] = {}
-        self._ways: dict[tuple[str, Address, Address | None, str], tuple[Way, str]] = {}
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self._kernel_states: dict[str, KernelState] = {}
+        self._lookups: dict[tuple[str, Address, Address | None, str], tuple[RouteLookup, str]] = {}
 
-    def ground(self, point: Point) -> Ground:
-        """See Witness. Raises AgentError."""
-        if point.label not in self._grounds:
-            self._grounds[point.label] = read_ground(self._call(point, "trace.ground"))
-        return self._grounds[point.label]
+    def kernel_state(self, point: Point) -> KernelState:
+        """See Inspector. Raises AgentError."""
+        if point.label not in self._kernel_states:
+            self._kernel_states[point.label] = read_kernel_state(self._call(point, "trace.ground"))
+        return self._kernel_states[point.label]
 
-    def way(self, point: Point, destination: Address, source: Address | None, iif: str) -> Way:
-        """See Witness. Raises AgentError."""
-        return self.way_and_session(point, destination, source, iif)[0]
+    def lookup(self, point: Point, destination: Address, source: Address | None, iif: str) -> RouteLookup:
+        """See Inspector. Raises AgentError."""
+        return self.lookup_and_session(point, destination, source, iif)[0]
 
-    def way_and_session(
+    def lookup_and_session(
         self, point: Point, destination: Address, source: Address | None, iif: str
-    ) -> tuple[Way, str]:
+    ) -> tuple[RouteLookup, str]:
         """Return the way, and the name of the BIRD session that told its route, if one did."""
         key = point.label, destination, source, iif
-        if key not in self._ways:
+        if key not in self._lookups:
             told = self._call(
                 point, "trace.way", destination=str(destination), source=str(source) if source else "", iif=iif
             )
-            self._ways[key] = read_way(told["way"]), told["session"]
-        return self._ways[key]
+            self._lookups[key] = read_lookup(told["way"]), told["session"]
+        return self._lookups[key]
 
     def rejecting(self, point: Point, destination: Address) -> RouteRecord | None:
-        """See Witness. Raises AgentError."""
+        """See Inspector. Raises AgentError."""
         told = self._call(point, "trace.rejecting", destination=str(destination))
         return read_route(told) if told else None
 
     def setting(self, point: Point, name: str) -> str | None:
-        """See Witness. Raises AgentError."""
+        """See Inspector. Raises AgentError."""
         told: str | None = self._call(point, "trace.setting", name=name)
         return told
 
     def path_mtu(self, point: Point, address: Address, largest: int) -> PathMtu | None:
-        """See Witness. Raises AgentError."""
+        """See Inspector. Raises AgentError."""
         told = self._call(point, "trace.path_mtu", address=str(address), largest=largest)
         return PathMtu(told["fits"], told["told"]) if told else None
 
     def _call(self, point: Point, method: str, **params: Any) -> Any:
         link = point.host_link if isinstance(point, PodPoint) else ""
-        return self._fleet.call(point.node, method, link=link, **params)
+        return self._agents.call(point.node, method, link=link, **params)
 
 
 def _lease(told: dict[str, Any]) -> Lease:

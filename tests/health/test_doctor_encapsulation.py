@@ -1,4 +1,4 @@
-"""What stands in the way of encapsulated packets: caused in a lab, named, and gone when it is mended."""
+"""What stands in the way of encapsulated packets: caused in a lab, named, and gone when it is repaired."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
-from podway.health.checks.crossing import bare_far, fabric, small_mtu, switch
+from podway.health.checks.encapsulation import bare_far, fabric, small_mtu, switch
 from podway.health.facts import ClusterFacts, Heard, NodeFacts, NodeSummary
 from podway.lab import names
 from podway.plan.uplink import Uplink
@@ -139,7 +139,7 @@ def test_routers_that_nobody_tells_of_pods() -> None:
     assert problem.severity == "warning"
     [problem] = fabric(ClusterFacts({"a": told("a", "store")}))
     assert problem.severity == "error"
-    assert "distribution=bgp" in problem.mend
+    assert "distribution=bgp" in problem.advice
 
 
 def test_too_small_an_mtu_for_ipv6(node_facts: Callable[..., NodeFacts]) -> None:
@@ -149,7 +149,7 @@ def test_too_small_an_mtu_for_ipv6(node_facts: Callable[..., NodeFacts]) -> None
         facts = node_facts(uplink=uplink, memory={"view": ClusterView.of([pool])})
         found = list(small_mtu(facts))
         assert [problem.found for problem in found] == words
-        assert all("to 1330" in problem.mend for problem in found)
+        assert all("to 1330" in problem.advice for problem in found)
 
 
 def test_whom_a_switch_waits_for_is_looked_up() -> None:
@@ -157,4 +157,4 @@ def test_whom_a_switch_waits_for_is_looked_up() -> None:
     summary = NodeSummary(node="a", version="1", at=0.0, pod_mtu=1500, pending=(words,))
     [problem] = switch(ClusterFacts({"a": Heard(summary, 0.0)}, silent={"c": "no answer"}))
     assert problem.found == f"{words}; the agent of c does not answer"
-    assert "start the agent of c" in problem.mend
+    assert "start the agent of c" in problem.advice

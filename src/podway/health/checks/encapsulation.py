@@ -66,7 +66,7 @@ def small_mtu(facts: NodeFacts) -> Iterator[Problem]:
 
 @node_check(
     "pod-mtu",
-    looks_at="the MTU inside every pod beside what its pool's form leaves",
+    looks_at="the MTU inside every pod beside what its pool's encapsulation leaves",
     why="what a pod sends must fit with the outer header: larger packets are dropped or come back as ICMP errors",
 )
 def pod_mtu(facts: NodeFacts) -> Iterator[Problem]:
@@ -134,8 +134,8 @@ def _by_router(pool: IPPool, here: Node, there: Node) -> bool:
 
 @cluster_check(
     "switch",
-    looks_at="nodes that do not yet send in the form that a pool asks for, and whom they wait for",
-    why="until they go over, packets cross in the former form, and pods keep the smaller of the two MTUs",
+    looks_at="nodes that do not yet send with the encapsulation that a pool asks for, and whom they wait for",
+    why="until they switch, packets keep the former encapsulation, and pods keep the smaller of the two MTUs",
 )
 def switch(facts: ClusterFacts) -> Iterator[Problem]:
     """A switch takes a second or two: each agent looked twice."""

@@ -10,23 +10,23 @@ from podway.kernel.network import Lookup, RouteRecord
 from podway.plan.fabric import DEVICES
 from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import End, PlannedHop
-from podway.probe.facts import Ground, Way
-from podway.prove.journey import Stage
-from podway.prove.tracing.atlas import Atlas
-from podway.prove.tracing.fleet import RemoteWitness
-from podway.prove.tracing.overlaid import Overlaid, below
+from podway.probe.facts import KernelState, RouteLookup
+from podway.prove.path import Stage
+from podway.prove.tracing.agents import RemoteInspector
+from podway.prove.tracing.points import PointIndex
+from podway.prove.tracing.underlay import UnderlayPath, underlay_path
 from podway.prove.world import Place, PodPoint
 
 _LOOPBACK = "lo"
 
 
-class WalkedHop(msgspec.Struct, frozen=True):
+class ForwardingHop(msgspec.Struct, frozen=True):
     """One namespace, planned or where the kernels send the packet, or both.
 
-    `planned` is None off the planned path. `way`, with the BIRD session that told its route, and `ground` are
-    None where the kernel could not be asked (`problem` says why) or where the packet does not come. `entry` and
-    `exit` are the devices that routing sees; `wire_entry` and `wire_exit` those below them, where they are
-    overlay devices, and `below` says how the packet gets from one to the other.
+    `planned` is None off the planned path. `lookup`, with the BIRD session that told its route, and `kernel_state`
+    are None where the kernel could not be asked (`problem` says why) or where the packet does not come. `entry`
+    and `exit` are the devices that routing sees; `wire_entry` and `wire_exit` those below them, where they are
+    overlay devices, and `underlay` says how the packet gets from one to the other.
     """
 
     node: str
@@ -35,15 +35,15 @@ class WalkedHop(msgspec.Struct, frozen=True):
     exit: str
     point: Place | None = None
     planned: PlannedHop | None = None
-    way: Way | None = None
+    lookup: RouteLookup | None = None
     session: str = ""
     rejecting: RouteRecord | None = None
-    """The route that leads nowhere, if one decides: `way` does not tell it."""
-    ground: Ground | None = None
+    """The route that leads nowhere, if one decides: `lookup` does not tell it."""
+    kernel_state: KernelState | None = None
     problem: str = ""
     wire_entry: str = ""
     wire_exit: str = ""
-    below: Overlaid | None = None
+    underlay: UnderlayPath | None = None
 
     @property
     def label(self) -> str:
@@ -51,29 +51,29 @@ class WalkedHop(msgspec.Struct, frozen=True):
         return f"pod {self.pod}" if self.pod else f"node {self.node}"
 
 
-def walk(
-    atlas: Atlas, witness: RemoteWitness, source: End, target: End, planned: Sequence[PlannedHop]
-) -> tuple[WalkedHop, ...]:
+def forwarding_path(
+    points: PointIndex, inspector: RemoteInspector, source: End, target: End, planned: Sequence[PlannedHop]
+) -> tuple[ForwardingHop, ...]:
     """Follow a packet from `source` to `target` through the kernels' answers.
 
     Where a node's agent does not answer, the planned way is followed. Planned hops that the kernels do not
-    lead to come last, with no `way`.
+    lead to come last, with no `lookup`.
     """
     expected = {(hop.node, hop.pod): hop for hop in planned}
-    hops: dict[tuple[str, str], WalkedHop] = {}
+    hops: dict[tuple[str, str], ForwardingHop] = {}
     coming = _Coming(planned[0].node, planned[0].pod, planned[0].entry) if planned else None
     while coming is not None and coming.place not in hops:
-        hop = _look(atlas, witness, source, target, coming, expected.get(coming.place))
+        hop = _look(points, inspector, source, target, coming, expected.get(coming.place))
         hops[coming.place] = hop
-        coming = _next(atlas, hop, target, planned)
+        coming = _next(points, hop, target, planned)
     for missed in planned:
         if (missed.node, missed.pod) not in hops:
-            hops[missed.node, missed.pod] = WalkedHop(
+            hops[missed.node, missed.pod] = ForwardingHop(
                 missed.node,
                 missed.pod,
                 missed.entry,
                 missed.exit,
-                atlas.point(missed.node, missed.pod),
+                points.point(missed.node, missed.pod),
                 missed,
                 wire_entry=missed.wire_entry,
                 wire_exit=missed.wire_exit,
@@ -94,7 +94,7 @@ class _Coming(msgspec.Struct, frozen=True):
         return (self.node, self.pod)
 
 
-def stages_of(hops: Sequence[WalkedHop], watched: Container[str]) -> tuple[Stage, ...]:
+def stages_of(hops: Sequence[ForwardingHop], watched: Container[str]) -> tuple[Stage, ...]:
     """Return the devices that a packet should pass at the points of these labels."""
     planned = [(hop, hop.planned) for hop in hops if hop.planned]
     stages: list[Stage] = []
@@ -102,7 +102,7 @@ def stages_of(hops: Sequence[WalkedHop], watched: Container[str]) -> tuple[Stage
         if hop.point is None or hop.label not in watched:
             continue
         way_out = plan.exit
-        if plan.fate == "outside" and not isinstance(hop.point, PodPoint):
+        if plan.disposition == "outside" and not isinstance(hop.point, PodPoint):
             way_out = hop.exit or hop.point.uplink  # the host's own affair: whatever its kernel says
         above_in, above_out = hop.entry, way_out
         if plan.encapsulation == "ipip":
@@ -125,80 +125,86 @@ def _stage(point: Place, device: str, outgoing: bool) -> Stage:
 
 
 def _look(
-    atlas: Atlas,
-    witness: RemoteWitness,
+    points: PointIndex,
+    inspector: RemoteInspector,
     source: End,
     target: End,
     coming: _Coming,
     planned: PlannedHop | None,
-) -> WalkedHop:
+) -> ForwardingHop:
     node, pod = coming.place
-    point = atlas.point(node, pod)
-    hop = WalkedHop(
+    point = points.point(node, pod)
+    hop = ForwardingHop(
         node, pod, coming.entry, planned.exit if planned else "", point, planned, wire_entry=coming.wire
     )
-    if point is None or node in atlas.fleet.silent:
+    if point is None or node in points.agents.silent:
         gone = f"node {node} knows no {hop.label}: it is gone" if pod else f"there is no {hop.label}"
         silent = f"the agent of {node} does not answer"
-        return msgspec.structs.replace(hop, problem=silent if node in atlas.fleet.silent else gone)
+        return msgspec.structs.replace(hop, problem=silent if node in points.agents.silent else gone)
     try:
-        way, session = witness.way_and_session(point, target.address, source.address, coming.entry)
-        ground = witness.ground(point)
-        leads = not isinstance(way, Lookup) or way.type in ("unicast", "local")
-        rejecting = None if leads else witness.rejecting(point, target.address)
-        leaves = way.device if isinstance(way, Lookup) and way.type == "unicast" else ""
+        lookup, session = inspector.lookup_and_session(point, target.address, source.address, coming.entry)
+        kernel_state = inspector.kernel_state(point)
+        leads = not isinstance(lookup, Lookup) or lookup.type in ("unicast", "local")
+        rejecting = None if leads else inspector.rejecting(point, target.address)
+        leaves = lookup.device if isinstance(lookup, Lookup) and lookup.type == "unicast" else ""
         under = planned.wire_exit if planned and leaves == planned.exit else ""
-        overlaid = below(witness, point, ground, way) if isinstance(way, Lookup) and leaves and not pod else None
+        overlaid = (
+            underlay_path(inspector, point, kernel_state, lookup)
+            if isinstance(lookup, Lookup) and leaves and not pod
+            else None
+        )
     except PodwayError as error:
         return msgspec.structs.replace(hop, problem=error.message)
     return msgspec.structs.replace(
         hop,
         exit=leaves,
-        way=way,
+        lookup=lookup,
         session=session,
         rejecting=rejecting,
-        ground=ground,
+        kernel_state=kernel_state,
         wire_exit=overlaid.wire if overlaid else under,
-        below=overlaid,
+        underlay=overlaid,
     )
 
 
-def _next(atlas: Atlas, hop: WalkedHop, target: End, planned: Sequence[PlannedHop]) -> _Coming | None:
+def _next(points: PointIndex, hop: ForwardingHop, target: End, planned: Sequence[PlannedHop]) -> _Coming | None:
     """Return where the packet goes from a hop; None if that is nowhere we know of."""
-    if hop.way is None:
+    if hop.lookup is None:
         return _planned_next(hop, planned)
-    if not isinstance(hop.way, Lookup) or hop.way.type != "unicast":
+    if not isinstance(hop.lookup, Lookup) or hop.lookup.type != "unicast":
         return None
     if isinstance(hop.point, PodPoint):
-        if hop.way.device != hop.point.ifname:
+        if hop.lookup.device != hop.point.ifname:
             return None
         bridge, link = hop.point.bridge, hop.point.host_link
         return _Coming(hop.node, "", bridge, link) if bridge else _Coming(hop.node, "", link)
-    behind = None if hop.below else atlas.pod_behind(hop.node, hop.way.device, target.address)
+    behind = None if hop.underlay else points.pod_behind(hop.node, hop.lookup.device, target.address)
     if behind is not None:
         return _Coming(hop.node, behind.name, behind.ifname)
-    following = _node_after(atlas, hop, hop.way, target)
+    following = _node_after(points, hop, hop.lookup, target)
     if not following or following == hop.node:
         return None
-    atlas.fleet.learn(following, addresses=(target.address,))
-    there = atlas.node(following)
+    points.agents.learn(following, addresses=(target.address,))
+    there = points.node(following)
     uplink = there.uplink if there else ""
-    if hop.below is not None and hop.below.form == "vxlan":
-        return _Coming(following, "", hop.way.device, uplink)
+    if hop.underlay is not None and hop.underlay.encapsulation == "vxlan":
+        return _Coming(following, "", hop.lookup.device, uplink)
     return _Coming(following, "", uplink)
 
 
-def _node_after(atlas: Atlas, hop: WalkedHop, way: Lookup, target: End) -> str:
+def _node_after(points: PointIndex, hop: ForwardingHop, lookup: Lookup, target: End) -> str:
     """Return the node that a packet comes to after this one; empty if it comes to none."""
-    if hop.below is not None:
-        return "" if hop.below.broken or hop.below.endpoint is None else atlas.node_with(hop.below.endpoint)
-    following = atlas.node_with(way.gateway or target.address)
-    if not following and way.gateway and hop.planned is not None:
+    if hop.underlay is not None:
+        return (
+            "" if hop.underlay.broken or hop.underlay.endpoint is None else points.node_with(hop.underlay.endpoint)
+        )
+    following = points.node_with(lookup.gateway or target.address)
+    if not following and lookup.gateway and hop.planned is not None:
         return hop.planned.leads_to or target.node  # a router's, which should know the way on
     return following
 
 
-def _planned_next(hop: WalkedHop, planned: Sequence[PlannedHop]) -> _Coming | None:
+def _planned_next(hop: ForwardingHop, planned: Sequence[PlannedHop]) -> _Coming | None:
     for this, after in pairwise(planned):
         if (this.node, this.pod) == (hop.node, hop.pod):
             return _Coming(after.node, after.pod, after.entry, after.wire_entry)

@@ -49,7 +49,7 @@ def _write(lab: TraceLab, spec: object, *, meanwhile: Callable[[], object] = lam
 
 
 class _Settled(NamedTuple):
-    form: str
+    encapsulation: str
     told_by: str
     mtu: int
 
@@ -57,17 +57,17 @@ class _Settled(NamedTuple):
 def _settled(lab: TraceLab) -> _Settled | tuple[_Settled, _Settled]:
     """Return how packets cross, who told the way and the pods' MTU, if both directions agree; else both."""
     family = lab.trace("a", "b", dry_run=True).families[0]
-    there, back = (_crossing(way) for way in (family.there, family.back))
+    there, back = (_crossing(direction) for direction in (family.there, family.back))
     return there if there == back else (there, back)
 
 
-def _crossing(way: Direction) -> _Settled:
-    pod, sent, taken = (hop.kernel for hop in way.hops[:3])
+def _crossing(direction: Direction) -> _Settled:
+    pod, sent, taken = (hop.kernel for hop in direction.hops[:3])
     if not (pod and sent and taken):
         return _Settled("", "", 0)
     told_by = {"bird": "bgp", "podway": "store"}.get(sent.owner, sent.owner)
     # Both ends of both pods' links: they change one after the other.
-    return _Settled(sent.below.form if sent.below else "none", told_by, min(pod.mtu, taken.mtu))
+    return _Settled(sent.underlay.encapsulation if sent.underlay else "none", told_by, min(pod.mtu, taken.mtu))
 
 
 def _there(report: TraceReport) -> Direction:
@@ -80,7 +80,7 @@ def test_vxlan_with_all_entries_that_lead_through_it(lab: TraceLab) -> None:
         report = lab.trace("a", "b")
         there = _there(report)
         assert all(hop.on_plan for hop in there.hops)
-        assert (there.verdict.form, there.verdict.problem, there.verdict.largest) == ("vxlan", "", 1450)
+        assert (there.verdict.encapsulation, there.verdict.problem, there.verdict.largest) == ("vxlan", "", 1450)
         sent, taken = there.hops[1], there.hops[2]
         assert (sent.exit, sent.wire_exit, taken.entry, taken.wire_entry) == (
             *("podway-vxlan", "eth0"),
@@ -88,11 +88,16 @@ def test_vxlan_with_all_entries_that_lead_through_it(lab: TraceLab) -> None:
         )
         assert sent.planned is not None
         assert sent.kernel is not None
-        below = sent.kernel.below
-        assert (sent.planned.encapsulation, below and below.form) == ("vxlan", "vxlan")
-        assert below is not None
-        assert (below.endpoint, below.device, below.mtu, below.missing) == ("172.30.0.2", "eth0", 1500, "")
-        assert below.mac == "02:70:ac:1e:00:02"
+        underlay = sent.kernel.underlay
+        assert (sent.planned.encapsulation, underlay and underlay.encapsulation) == ("vxlan", "vxlan")
+        assert underlay is not None
+        assert (underlay.endpoint, underlay.device, underlay.mtu, underlay.missing) == (
+            "172.30.0.2",
+            "eth0",
+            1500,
+            "",
+        )
+        assert underlay.mac == "02:70:ac:1e:00:02"
         # Bare above the wire, wrapped on it; the inner TTL counts only the nodes.
         assert [(seen.interface, bool(seen.tunnels), seen.hop_limit) for seen in (*sent.seen, *taken.seen)] == [
             (sent.entry, False, 64),
@@ -105,14 +110,14 @@ def test_vxlan_with_all_entries_that_lead_through_it(lab: TraceLab) -> None:
         text = to_text(report, width=110, full=True)
         assert "02:70:ac:1e:00:02 is behind 172.30.0.2 (forwarding entry)" in text
         assert "the wire to node2, VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.0.2" in text
-        assert "crossed in vxlan" in text
+        assert "encapsulated in vxlan" in text
 
 
 def test_ipip_and_routes_of_the_store(lab: TraceLab) -> None:
     with pools_with(lab, encapsulation="ipip", distribution="store"):
         there = _there(lab.trace("a", "b"))
         assert all(hop.on_plan for hop in there.hops)
-        assert (there.verdict.form, there.verdict.largest) == ("ipip", 1480)
+        assert (there.verdict.encapsulation, there.verdict.largest) == ("ipip", 1480)
         sent, taken = there.hops[1], there.hops[2]
         assert sent.planned is not None
         assert (sent.planned.owner, sent.planned.learned_from, sent.exit) == ("podway", "", "podway-ipip")
@@ -139,8 +144,8 @@ def test_a_filter_in_the_way_of_an_overlay(lab: TraceLab) -> None:
 def test_several_ways_to_one_block_are_all_told(lab: TraceLab) -> None:
     """Somebody's route over two gateways comes first: the trace shows both, and the one that is taken."""
     block = lab.block("node2")
-    ways = "nexthop via 172.30.0.2 dev eth0 nexthop via 172.30.0.3 dev eth0"
-    with lab.changed("node1", f"ip route add {block} metric 5 {ways}", f"ip route del {block} metric 5"):
+    visited = "nexthop via 172.30.0.2 dev eth0 nexthop via 172.30.0.3 dev eth0"
+    with lab.changed("node1", f"ip route add {block} metric 5 {visited}", f"ip route del {block} metric 5"):
         kernel = lab.trace("a", "b", dry_run=True).families[0].there.hops[1].kernel
         assert kernel is not None
         assert kernel.next_hops == ("via 172.30.0.2 dev eth0 weight 1", "via 172.30.0.3 dev eth0 weight 1")

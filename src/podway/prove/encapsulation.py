@@ -1,7 +1,6 @@
-"""In which form packets cross from node to node: what the pool asks for, and what was seen on the wire. Pure.
+"""The encapsulation of packets between nodes: what the pool asks for, and what was seen on the wire. Pure.
 
-It is the pool of the address that a packet goes to that says how it crosses; what goes to a node itself
-crosses as it is.
+The pool of a packet's destination address decides; what goes to a node itself is not encapsulated.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +13,17 @@ from podway.api.kinds.network_config import VxlanSettings
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import DEVICES, endpoint, form_wanted, pool_of
 from podway.probe.packet import Packet, Tunnel, TunnelKind
-from podway.prove.journey import Leg
+from podway.prove.path import Leg
 from podway.prove.probe import Probe, Step
 from podway.prove.world import PodPoint, World
 
 KINDS: Mapping[Encapsulation, TunnelKind] = {"vxlan": "VXLAN", "ipip": "IP in IP"}
-BARE = "none"
-"""The form of a packet that nothing is wrapped around."""
+UNENCAPSULATED = "none"
+"""The encapsulation of a packet without outer header."""
 
 
-class Form(msgspec.Struct, frozen=True):
-    """The form in which a packet should cross; the outer header's addresses are those of the two nodes."""
+class ExpectedEncapsulation(msgspec.Struct, frozen=True):
+    """The encapsulation that a packet should have; its outer addresses are those of the two nodes."""
 
     name: Encapsulation = "none"
     source: Address | None = None
@@ -33,7 +32,7 @@ class Form(msgspec.Struct, frozen=True):
 
     @property
     def device(self) -> str:
-        """The overlay device by which a node sends in this form; empty if it needs none."""
+        """The overlay device by which a node sends in this encapsulation; empty if it needs none."""
         return DEVICES.get(self.name, "")
 
     @property
@@ -42,7 +41,7 @@ class Form(msgspec.Struct, frozen=True):
         return self.device if self.name == "vxlan" else ""
 
     def matches(self, tunnels: Sequence[Tunnel]) -> bool:
-        """Tell whether a packet with this around it is in this form."""
+        """Tell whether a packet with this around it is in this encapsulation."""
         if self.name == "none" or len(tunnels) != 1:
             return self.name == "none" and not tunnels
         [tunnel] = tunnels
@@ -58,53 +57,63 @@ class Form(msgspec.Struct, frozen=True):
         return str(Tunnel(KINDS[self.name], self.source, self.destination, *number))
 
 
-def asked_form(view: ClusterView, here: str, there: str, destination: Address) -> Form:
-    """Return the form that is asked for packets from one node to another that go to this address."""
+def expected_encapsulation(
+    view: ClusterView, here: str, there: str, destination: Address
+) -> ExpectedEncapsulation:
+    """Return the encapsulation that is asked for packets from one node to another that go to this address."""
     one, other = view.nodes.get(here), view.nodes.get(there)
     block = view.block_at(destination)
     pool = pool_of(view, block) if block else None
     if one is None or other is None or one is other or pool is None:
-        return Form()
-    form = form_wanted(pool, one, other)
-    if form == "none":
-        return Form()
+        return ExpectedEncapsulation()
+    encapsulation = form_wanted(pool, one, other)
+    if encapsulation == "none":
+        return ExpectedEncapsulation()
     ends = endpoint(one.internal_addresses), endpoint(other.internal_addresses)
-    return Form(form, *ends, view.config.vxlan)
+    return ExpectedEncapsulation(encapsulation, *ends, view.config.vxlan)
 
 
-def asked_of(world: World, probe: Probe, step: Step) -> Form:
-    """Return the form that is asked for the packet of a probe's step."""
+def expected_of(world: World, probe: Probe, step: Step) -> ExpectedEncapsulation:
+    """Return the encapsulation that is asked for the packet of a probe's step."""
     origin, target = (probe.sender, probe.receiver) if step.forward else (probe.receiver, probe.sender)
     destination = target.address(probe.family)
-    return asked_form(world.view, origin.node, target.node, destination) if destination else Form()
+    return (
+        expected_encapsulation(world.view, origin.node, target.node, destination)
+        if destination
+        else ExpectedEncapsulation()
+    )
 
 
-def seen_form(packet: Packet) -> str:
-    """Return the name of the form in which a packet was seen; of a foreign encapsulation, its kind."""
+def observed_encapsulation(packet: Packet) -> str:
+    """Return the name of the encapsulation in which a packet was seen; of a foreign encapsulation, its kind."""
     if not packet.tunnels:
-        return BARE
+        return UNENCAPSULATED
     kinds = {kind: name for name, kind in KINDS.items()}
     return "+".join(str(kinds.get(tunnel.kind, tunnel.kind)) for tunnel in packet.tunnels)
 
 
-class Crossed(msgspec.Struct, frozen=True, order=True):
-    """That packets of pods crossed from one node to another in a form, as it was asked for or not."""
+class ObservedEncapsulation(msgspec.Struct, frozen=True, order=True):
+    """That packets of pods crossed from one node to another in an encapsulation, as it was asked for or not."""
 
     sender: str
     receiver: str
     family: Family
-    form: str
-    asked: str
+    encapsulation: str
+    expected: str
 
 
-def crossed(world: World, probe: Probe, legs: Mapping[Step, Leg]) -> Iterable[Crossed]:
-    """Yield how the packets of one conversation that went to a pod left the uplink of the node before."""
+def observed_encapsulations(
+    world: World, probe: Probe, legs: Mapping[Step, Leg]
+) -> Iterable[ObservedEncapsulation]:
+    """Yield in which encapsulation one conversation's packets to pods left the uplink of the node before."""
     for step, leg in legs.items():
         origin, target = (probe.sender, probe.receiver) if step.forward else (probe.receiver, probe.sender)
         node = world.node(origin.node)
         if node is None or origin.node == target.node or not isinstance(target, PodPoint):
             continue
-        asked = asked_of(world, probe, step).name
+        expected = expected_of(world, probe, step).name
         for seen in leg.sightings:
             if seen.outgoing and (seen.point, seen.interface) == (node.label, node.uplink):
-                yield Crossed(origin.node, target.node, probe.family, seen_form(seen.packet), asked)
+                yield ObservedEncapsulation(
+                    origin.node, target.node, probe.family, observed_encapsulation(seen.packet), expected
+                )

@@ -37,7 +37,7 @@ class Drop(msgspec.Struct, frozen=True):
     certain: bool
 
 
-class _Passage(msgspec.Struct, frozen=True):
+class _Traversal(msgspec.Struct, frozen=True):
     """What a chain did: `dropped`, `accepted`, or neither; `sure` unless a doubtful accept may have come first."""
 
     dropped: Drop | None = None
@@ -49,22 +49,22 @@ def drop_of(rules: Ruleset, packet: Packet) -> Drop | None:
     """Return where the packet ends, a certain place rather than a possible one; None if it passes."""
     possible: list[Drop] = []
     for chain in _base(rules, packet, translates=False):
-        passage = _pass(rules, chain, packet, True, possible, 0)
-        if passage.dropped is None and not passage.accepted and chain.policy == "drop":
-            passage = _Passage(Drop(chain, None, passage.sure))
-        if passage.dropped and passage.dropped.certain:
-            return passage.dropped
-        if passage.dropped:
-            possible.append(passage.dropped)
+        traversal = _traverse(rules, chain, packet, True, possible, 0)
+        if traversal.dropped is None and not traversal.accepted and chain.policy == "drop":
+            traversal = _Traversal(Drop(chain, None, traversal.sure))
+        if traversal.dropped and traversal.dropped.certain:
+            return traversal.dropped
+        if traversal.dropped:
+            possible.append(traversal.dropped)
     return possible[0] if possible else None
 
 
 def translation_of(rules: Ruleset, packet: Packet) -> Drop | None:
     """Return the rule that surely translates the packet's addresses, None if none does."""
     for chain in _base(rules, packet, translates=True):
-        passage = _pass(rules, chain, packet, True, [], 0, ends=TRANSLATIONS)
-        if passage.dropped and passage.dropped.certain:
-            return passage.dropped
+        traversal = _traverse(rules, chain, packet, True, [], 0, ends=TRANSLATIONS)
+        if traversal.dropped and traversal.dropped.certain:
+            return traversal.dropped
     return None
 
 
@@ -81,7 +81,7 @@ def _base(rules: Ruleset, packet: Packet, *, translates: bool) -> list[Chain]:
 _DROPS = frozenset({"drop", "reject"})
 
 
-def _pass(
+def _traverse(
     rules: Ruleset,
     chain: Chain,
     packet: Packet,
@@ -90,7 +90,7 @@ def _pass(
     depth: int,
     *,
     ends: frozenset[str] = _DROPS,
-) -> _Passage:
+) -> _Traversal:
     """Walk a chain; `ends` are the verdicts that are looked for."""
     for rule in chain.rules:
         applies = _applies(rule, packet)
@@ -99,26 +99,26 @@ def _pass(
         certainly = applies is True
         match rule.verdict:
             case verdict if verdict in ends and certainly:
-                return _Passage(Drop(chain, rule, sure))
+                return _Traversal(Drop(chain, rule, sure))
             case verdict if verdict in ends and _means_us(rule):
                 possible.append(Drop(chain, rule, False))
             case "accept" if certainly:
-                return _Passage(accepted=True, sure=sure)
+                return _Traversal(accepted=True, sure=sure)
             case "return" if certainly:
-                return _Passage(sure=sure)
+                return _Traversal(sure=sure)
             case "accept" | "return":
                 sure = False
             case "jump" | "goto":
                 target = rules.sibling(chain, rule.target)
                 if target is None or depth > _DEPTH:
                     continue
-                passage = _pass(rules, target, packet, sure and certainly, possible, depth + 1, ends=ends)
-                if certainly and (passage.dropped or passage.accepted or rule.verdict == "goto"):
-                    return passage
-                if passage.dropped and _means_us(rule):
-                    possible.append(passage.dropped)
-                sure = passage.sure if certainly else sure and passage.sure and not passage.accepted
-    return _Passage(sure=sure)
+                traversal = _traverse(rules, target, packet, sure and certainly, possible, depth + 1, ends=ends)
+                if certainly and (traversal.dropped or traversal.accepted or rule.verdict == "goto"):
+                    return traversal
+                if traversal.dropped and _means_us(rule):
+                    possible.append(traversal.dropped)
+                sure = traversal.sure if certainly else sure and traversal.sure and not traversal.accepted
+    return _Traversal(sure=sure)
 
 
 def _sees(chain: Chain, packet: Packet) -> bool:

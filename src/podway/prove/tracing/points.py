@@ -11,19 +11,19 @@ from podway.plan.node import pod_mtu
 from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.prove.tracing.fleet import Fleet
+from podway.prove.tracing.agents import Agents
 from podway.prove.world import Block, NodePoint, Place, PodPoint, World
 
 _UNKNOWN = Uplink("", 0, ())
 
 
-class Atlas:
-    """The places of one cluster. It grows as the fleet learns of more nodes."""
+class PointIndex:
+    """The places of one cluster. It grows as the agents learns of more nodes."""
 
-    def __init__(self, resources: Iterable[Resource], fleet: Fleet) -> None:
+    def __init__(self, resources: Iterable[Resource], agents: Agents) -> None:
         self.resources = tuple(resources)
         self.view = ClusterView.of(self.resources)
-        self.fleet = fleet
+        self.agents = agents
 
     def node(self, name: str) -> NodePoint | None:
         """Return a node, None if there is none of this name."""
@@ -32,7 +32,7 @@ class Atlas:
 
     def pod(self, node: str, name: str) -> PodPoint | None:
         """Return a pod whose lease the node's agent told, None if it did not."""
-        for lease in self.fleet.sites.get(node, Site()).leases:
+        for lease in self.agents.sites.get(node, Site()).leases:
             if lease.pod == name:
                 return PodPoint(
                     name,
@@ -56,13 +56,13 @@ class Atlas:
         The agent may be asked.
         """
         if link == BRIDGE_DEVICE:
-            self.fleet.learn(node, addresses=(address,))
-            leases = self.fleet.sites.get(node, Site()).leases
+            self.agents.learn(node, addresses=(address,))
+            leases = self.agents.sites.get(node, Site()).leases
             port = next((one for one in leases if one.attach == "bridge" and address in one.addresses), None)
             return self.pod(node, port.pod) if port else None
-        if not any(lease.attachment.link == link for lease in self.fleet.sites.get(node, Site()).leases):
-            self.fleet.learn(node, links=(link,))
-        leases = self.fleet.sites.get(node, Site()).leases
+        if not any(lease.attachment.link == link for lease in self.agents.sites.get(node, Site()).leases):
+            self.agents.learn(node, links=(link,))
+        leases = self.agents.sites.get(node, Site()).leases
         found = next((lease for lease in leases if lease.attachment.link == link), None)
         return self.pod(node, found.pod) if found else None
 
@@ -82,4 +82,4 @@ class Atlas:
         return World(tuple(node for node in nodes if node), tuple(pods), blocks, view=self.view)
 
     def _uplink(self, node: str) -> Uplink:
-        return self.fleet.sites.get(node, Site()).uplink or _UNKNOWN
+        return self.agents.sites.get(node, Site()).uplink or _UNKNOWN

@@ -1,7 +1,7 @@
-"""A station: the sockets that verify holds open inside one namespace while it proves.
+"""A probe endpoint: the sockets that verify holds open inside one namespace while it proves.
 
 A socket stays in the namespace in which it was opened (man 7 network_namespaces), so one process can hold
-stations in all nodes and pods and serve them from one loop. One packet socket sees every device of the
+endpoints in all nodes and pods and serve them from one loop. One packet socket sees every device of the
 namespace, both ways.
 """
 
@@ -56,7 +56,7 @@ class Ends(msgspec.Struct):
             sock.close()
 
 
-class Station:
+class ProbeEndpoint:
     """Sockets in one namespace.
 
     `ends` holds the families of which the point has an address that can be bound; `unusable` says of the

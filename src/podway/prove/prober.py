@@ -1,4 +1,4 @@
-"""The field: stations in every node and pod, and conversations held between them."""
+"""The prober: endpoints in every node and pod, and conversations held between them."""
 
 import os
 import random
@@ -11,14 +11,14 @@ from typing import Self
 import msgspec
 
 from podway.errors import InvalidInput
-from podway.probe.facts import Ground
+from podway.probe.facts import KernelState
+from podway.prove.encapsulation import ObservedEncapsulation, observed_encapsulations
+from podway.prove.endpoint import PortTaken, ProbeEndpoint
 from podway.prove.engine import Engine
-from podway.prove.forms import Crossed, crossed
-from podway.prove.journey import Leg, legs_of
+from podway.prove.inspector import Inspector
 from podway.prove.judge import Fault, judge
+from podway.prove.path import Leg, legs_of
 from podway.prove.probe import Pair, Probe, Step
-from podway.prove.station import PortTaken, Station
-from podway.prove.witness import Witness
 from podway.prove.world import Absent, PodPoint, World
 
 _PORTS = range(61000, 65000)
@@ -34,11 +34,11 @@ class Trial(msgspec.Struct, frozen=True):
     probe: Probe
     fault: Fault | None
     legs: dict[Step, Leg]
-    crossed: frozenset[Crossed] = frozenset()
+    observed: frozenset[ObservedEncapsulation] = frozenset()
 
 
-class Field:
-    """Open stations in all points of an entered world; `timeout` is that of one conversation, in seconds.
+class Prober:
+    """Open endpoints in all points of an entered world; `timeout` is that of one conversation, in seconds.
 
     Raises InvalidInput if a namespace has gone since, PortTaken if no port is free in all of them, OSError.
     """
@@ -50,7 +50,7 @@ class Field:
         self._magic = os.urandom(8)
         _raise_file_limit()
         port, echo_id = self._open(world)
-        self._engine = Engine(self._stations, magic=self._magic, port=port, echo_id=echo_id, timeout=timeout)
+        self._engine = Engine(self._endpoints, magic=self._magic, port=port, echo_id=echo_id, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -66,26 +66,26 @@ class Field:
         """Points that have no socket in a family, and why."""
         return tuple(
             Absent(label, reason)
-            for label, station in self._stations.items()
-            for reason in station.unusable.values()
+            for label, endpoint in self._endpoints.items()
+            for reason in endpoint.unusable.values()
         )
 
     def usable(self, pair: Pair) -> bool:
         """Tell whether both ends of a pair have sockets."""
-        return all(pair.family in self._stations[end.label].ends for end in (pair.sender, pair.receiver))
+        return all(pair.family in self._endpoints[end.label].ends for end in (pair.sender, pair.receiver))
 
     def hold(self, probes: Iterable[Probe]) -> list[Trial]:
         """Hold conversations and judge them. Raises OSError."""
         results, seen = self._engine.hold(probes)
         self.packets += len(seen)
-        self.missed += sum(station.capture.dropped() for station in self._stations.values())
+        self.missed += sum(endpoint.capture.dropped() for endpoint in self._endpoints.values())
         legs = legs_of(self._magic, results, seen)
         return [
             Trial(
                 result.probe,
                 judge(self.world, result, legs[result.probe.number]),
                 legs[result.probe.number],
-                frozenset(crossed(self.world, result.probe, legs[result.probe.number])),
+                frozenset(observed_encapsulations(self.world, result.probe, legs[result.probe.number])),
             )
             for result in results
         ]
@@ -93,10 +93,10 @@ class Field:
     def _open(self, world: World) -> tuple[int, int]:
         for attempt in range(_PORT_TRIES):
             port, echo_id = random.choice(_PORTS), random.randrange(1, 2**16)
-            self._stations: dict[str, Station] = {}
+            self._endpoints: dict[str, ProbeEndpoint] = {}
             try:
                 for point in world.points.values():
-                    self._stations[point.label] = Station(point, port, echo_id, self._magic)
+                    self._endpoints[point.label] = ProbeEndpoint(point, port, echo_id, self._magic)
             except PortTaken:
                 self._close()
                 if attempt == _PORT_TRIES - 1:
@@ -111,44 +111,44 @@ class Field:
     def _close(self) -> None:
         # Closing a packet socket waits for an RCU grace period: many at once wait for the same ones.
         with ThreadPoolExecutor(_CLOSERS) as closers:
-            for station in self._stations.values():
-                closers.submit(station.close)
+            for endpoint in self._endpoints.values():
+                closers.submit(endpoint.close)
 
 
-def enter(world: World, witness: Witness) -> tuple[World, dict[str, Ground]]:
+def enter(world: World, inspector: Inspector) -> tuple[World, dict[str, KernelState]]:
     """Look into every namespace; return the world with what was not known filled in, and what stands there.
 
     What cannot be entered becomes absent. Raises KernelError.
     """
-    grounds: dict[str, Ground] = {}
+    kernel_states: dict[str, KernelState] = {}
     absent = list(world.absent)
     for point in world.points.values():
         try:
-            grounds[point.label] = witness.ground(point)
+            kernel_states[point.label] = inspector.kernel_state(point)
         except InvalidInput as error:
             absent.append(Absent(point.label, f"cannot be entered: {error.message}"))
-    nodes = tuple(node for node in world.nodes if node.label in grounds)
-    inside = {node.name: grounds[node.label] for node in nodes}
+    nodes = tuple(node for node in world.nodes if node.label in kernel_states)
+    inside = {node.name: kernel_states[node.label] for node in nodes}
     pods: list[PodPoint] = []
     for pod in world.pods:
-        if pod.label in grounds and pod.node in inside:
-            pods.append(_completed(pod, grounds[pod.label], inside[pod.node]))
-        elif pod.label in grounds:
+        if pod.label in kernel_states and pod.node in inside:
+            pods.append(_completed(pod, kernel_states[pod.label], inside[pod.node]))
+        elif pod.label in kernel_states:
             absent.append(Absent(pod.label, f"its node {pod.node} cannot be entered"))
     entered = msgspec.structs.replace(world, nodes=nodes, pods=tuple(pods), absent=tuple(absent))
-    return entered, grounds
+    return entered, kernel_states
 
 
-def link_mtus(world: World, grounds: dict[str, Ground]) -> dict[str, int]:
+def link_mtus(world: World, kernel_states: dict[str, KernelState]) -> dict[str, int]:
     """Return the MTU of every point's link, by label."""
     mtus = {pod.label: pod.mtu for pod in world.pods}
     for node in world.nodes:
-        link = grounds[node.label].links.get(node.uplink)
+        link = kernel_states[node.label].links.get(node.uplink)
         mtus[node.label] = link.mtu if link else _DEFAULT_MTU
     return mtus
 
 
-def _completed(pod: PodPoint, inside: Ground, node: Ground) -> PodPoint:
+def _completed(pod: PodPoint, inside: KernelState, node: KernelState) -> PodPoint:
     link = inside.links.get(pod.ifname)
     peer = node.link_by_index(link.peer) if link else None
     return msgspec.structs.replace(

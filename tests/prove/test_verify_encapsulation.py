@@ -1,4 +1,4 @@
-"""In which form packets cross: verify proves the one that the pool asks for, and says what is wrong with it."""
+"""Verify proves the encapsulation that the pool asks for, and says what is wrong with another."""
 
 from ipaddress import ip_address, ip_network
 
@@ -17,7 +17,7 @@ from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import compare
 from podway.plan.fabric import overlay
 from podway.plan.objects import IpipTunnel, NodePlan, TunnelEndpoint
-from podway.prove.forms import Form, asked_form
+from podway.prove.encapsulation import ExpectedEncapsulation, expected_encapsulation
 from podway.prove.report import Report, to_text
 from podway.prove.verify import verify
 from podway.prove.world import World
@@ -42,16 +42,16 @@ def block_object(number: int, pool: str, cidr: str) -> AddressBlock:
     return AddressBlock(metadata=Metadata(name=block_name(ip_network(spec.cidr))), spec=spec)
 
 
-def view_of(form: str, when: str = "always") -> ClusterView:
-    """Return what the store says of the cluster made by hand, whose IPv4 pool asks for this form."""
-    forms = {"four": form, "six": "none" if form == "ipip" else form}
+def view_of(encapsulation: str, when: str = "always") -> ClusterView:
+    """Return what the store says of the cluster made by hand, whose IPv4 pool asks for this encapsulation."""
+    encapsulations = {"four": encapsulation, "six": "none" if encapsulation == "ipip" else encapsulation}
     return ClusterView.of(
         [
             *map(node_object, NODES),
             *(
                 IPPool(
                     metadata=Metadata(name=name),
-                    spec=IPPoolSpec(cidr=cidr, block_size=size, encapsulation=forms[name], when=when),
+                    spec=IPPoolSpec(cidr=cidr, block_size=size, encapsulation=encapsulations[name], when=when),
                 )
                 for name, (cidr, size) in POOLS.items()
             ),
@@ -68,14 +68,14 @@ def set_mtu(cluster: Cluster, mtu: int) -> None:
             cluster.on(cluster.pod(node, number), f"ip link set eth0 mtu {mtu}")
 
 
-def lead(cluster: Cluster, node: int, other: int, form: str) -> None:
+def lead(cluster: Cluster, node: int, other: int, encapsulation: str) -> None:
     """Lead a node's packets for the other one's pods into the overlay device, which stands already."""
-    device, here = f"podway-{form}", overlay(ip_address(f"172.30.0.{node}"))
+    device, here = f"podway-{encapsulation}", overlay(ip_address(f"172.30.0.{node}"))
     there = overlay(ip_address(f"172.30.0.{other}"))
     for line in (
         f"ip address add {here.gateway}/64 dev {device} nodad",
         f"ip address add 169.254.1.1/32 dev {device} scope link",
-        f"ip link set {device} mtu {MTU[form]} up",
+        f"ip link set {device} mtu {MTU[encapsulation]} up",
         f"sysctl -qw net.ipv4.conf.{device}.rp_filter=2 net.ipv4.conf.eth0.rp_filter=2",
         f"ip neighbour add {there.gateway} lladdr {there.mac} dev {device} nud permanent",
         f"ip route replace 10.77.{other}.0/24 via inet6 {there.gateway} dev {device} src 172.30.0.{node}",
@@ -144,7 +144,9 @@ def test_vxlan_is_proved_in_both_families(vxlan: World) -> None:
     report = prove(vxlan)
     assert problems(report) == []
     assert report.holds
-    assert {(one.sender, one.receiver, one.family, one.forms, one.asked) for one in report.crossings} == {
+    assert {
+        (one.sender, one.receiver, one.family, one.observed, one.expected) for one in report.encapsulations
+    } == {
         (*nodes, family, ("vxlan",), ("vxlan",))
         for nodes in (("n1", "n2"), ("n2", "n1"))
         for family in ("IPv4", "IPv6")
@@ -155,7 +157,10 @@ def test_vxlan_is_proved_in_both_families(vxlan: World) -> None:
 def test_ipip_is_proved_beside_bare_ipv6(ipip: World) -> None:
     report = prove(ipip)
     assert problems(report) == []
-    assert {(one.family, one.forms) for one in report.crossings} == {("IPv4", ("ipip",)), ("IPv6", ("none",))}
+    assert {(one.family, one.observed) for one in report.encapsulations} == {
+        ("IPv4", ("ipip",)),
+        ("IPv6", ("none",)),
+    }
 
 
 def test_within_a_subnet_cross_subnet_means_bare(vxlan: World) -> None:
@@ -168,7 +173,7 @@ def test_within_a_subnet_cross_subnet_means_bare(vxlan: World) -> None:
 
 def test_bare_packets_are_not_what_the_pool_asks_for(cluster: Cluster) -> None:
     report = prove(msgspec.structs.replace(cluster.world(), view=view_of("vxlan")))
-    assert {finding.code for finding in report.findings} == {"wrong-form"}
+    assert {finding.code for finding in report.findings} == {"wrong-encapsulation"}
     assert {
         "packets from node n1 to n2's block 10.77.2.0/24 cross eth0 of node n1 bare, but the pool asks for "
         "VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.0.2"
@@ -249,16 +254,19 @@ def test_what_breaks_ipip_is_named(cluster: Cluster, ipip: World) -> None:
 
 def test_the_form_asked_for_follows_pool_subnets_and_destination() -> None:
     view, target = view_of("vxlan"), ip_address("10.77.2.5")
-    asked = asked_form(view, "n1", "n2", target)
+    asked = expected_encapsulation(view, "n1", "n2", target)
     assert str(asked) == "VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.0.2"
     bare = [
-        asked_form(view, "n1", "n1", target),
-        asked_form(view, "n1", "n2", ip_address("172.30.0.2")),
-        asked_form(view, "n1", "n2", ip_address("192.0.2.1")),
-        asked_form(view_of("vxlan", "cross-subnet"), "n1", "n2", target),
-        asked_form(view_of("none"), "n1", "n2", target),
+        expected_encapsulation(view, "n1", "n1", target),
+        expected_encapsulation(view, "n1", "n2", ip_address("172.30.0.2")),
+        expected_encapsulation(view, "n1", "n2", ip_address("192.0.2.1")),
+        expected_encapsulation(view_of("vxlan", "cross-subnet"), "n1", "n2", target),
+        expected_encapsulation(view_of("none"), "n1", "n2", target),
     ]
-    assert bare == [Form()] * 5
+    assert bare == [ExpectedEncapsulation()] * 5
     across = view_of("vxlan", "cross-subnet")
     far = msgspec.structs.replace(across, nodes={"n1": node_object(1), "n2": node_object(2, rack=1)})
-    assert str(asked_form(far, "n1", "n2", target)) == "VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.1.2"
+    assert (
+        str(expected_encapsulation(far, "n1", "n2", target))
+        == "VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.1.2"
+    )
