@@ -14,6 +14,7 @@ from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.bgp import plan_bgp
+from podway.plan.topology import Standing
 
 BGP = BgpSettings()
 
@@ -69,6 +70,18 @@ def test_a_family_is_told_only_with_an_address_and_a_pool() -> None:
     assert [peer.family for peer in plan.peers] == [Family.IPV6]
     assert {pool.network for pool in plan.pools} == {V6.network}
     assert int(plan.router_id) != 0
+
+
+def test_a_router_id_stays_until_it_is_another_nodes_address() -> None:
+    """BIRD would begin all sessions anew."""
+    both, six, other = node(1), node(1, (Family.IPV6,)), node(2)
+    known = plan_bgp(view_of([both, other, V6]), "node-1").router_id
+    standing = Standing(router_id=known)
+    assert plan_bgp(view_of([six, other, V6]), "node-1").router_id != known
+    assert plan_bgp(view_of([six, other, V6]), "node-1", standing).router_id == known
+    assert plan_bgp(view_of([both, other, V6]), "node-1", standing).router_id == known
+    taken = Standing(router_id=plan_bgp(view_of([other]), "node-2").router_id)
+    assert plan_bgp(view_of([both, other, V6]), "node-1", taken).router_id == known
 
 
 def test_a_disabled_pool_stays_routed() -> None:

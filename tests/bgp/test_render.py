@@ -126,6 +126,7 @@ def test_what_bird_does_is_read_back(plan: BgpPlan) -> None:
     assert found.nodes == {peer.node for peer in plan.peers}
     assert found.reflects == plan.reflects
     assert found.pools == {pool.network for pool in plan.pools}
+    assert found.router_id == plan.router_id
 
 
 def test_a_password_is_in_the_running_configuration_only() -> None:

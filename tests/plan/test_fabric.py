@@ -24,7 +24,7 @@ from podway.plan.fabric import (
     overlay,
 )
 from podway.plan.node import plan_node, pod_mtu
-from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE, Route
+from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE, Route
 from podway.plan.remote import LAST_METRIC
 from podway.plan.switching import impossible
 from podway.plan.uplink import Uplink
@@ -177,9 +177,9 @@ def test_less_than_ipv6_needs_is_no_way_for_ipv6_and_told_to_ipv4(mtu: int, six:
     assert way.gateway == (gateway if six else None)
 
 
-def test_endpoints_of_two_families_do_not_meet_and_nothing_crosses_otherwise() -> None:
-    here = node("one", "10.0.0.1/24", "fd01::1/64", accepts="vxlan", sends="vxlan")
-    there = node("two", "fd01::2/64", accepts="vxlan", sends="vxlan")
+def test_nodes_without_a_family_in_common_do_not_meet_and_nothing_crosses_otherwise() -> None:
+    here = node("one", "10.0.0.1/24", accepts="vxlan", sends="vxlan")
+    there = node("two", "fd01::2/64", accepts="vxlan6", sends="vxlan6")
     for one, other in ((here, there), (there, here)):
         for told in (pool(encapsulation="vxlan"), pool("fd00::/56", encapsulation="vxlan")):
             way = crossing(told, one, other)
@@ -187,7 +187,54 @@ def test_endpoints_of_two_families_do_not_meet_and_nothing_crosses_otherwise() -
             assert way.gateway is None
     cluster = view(here, there, pool(encapsulation="vxlan"))
     (said,) = impossible(cluster, Uplink("eth0", 1500, here.interface_addresses))
-    assert said.startswith("two: vxlan does not reach it: it is carried by IPv6 there and by IPv4 here")
+    assert said.startswith("two: vxlan does not reach it: it has only IPv6, and this node only IPv4;")
+
+
+def test_each_pair_of_nodes_crosses_by_outer_headers_of_a_family_that_both_have() -> None:
+    words = {"accepts": "vxlan,vxlan6", "sends": "vxlan,vxlan6"}
+    both, other = (
+        node("both", "10.0.0.1/24", "fd01::1/64", **words),
+        node("other", "10.0.0.3/24", "fd01::3/64", **words),
+    )
+    six = node("six", "fd01::2/64", accepts="vxlan6", sends="vxlan6")
+    ways = {}
+    for told in (pool(encapsulation="vxlan"), pool("fd00::/56", encapsulation="vxlan")):
+        for here, there in ((both, other), (both, six), (six, both), (other, both)):
+            way = crossing(told, here, there, 1500)
+            assert way is not None
+            ways[here.metadata.name, there.metadata.name] = (way.device, way.gateway)
+    assert ways == {
+        ("both", "other"): (VXLAN_DEVICE, overlay(ip_address("10.0.0.3")).gateway),
+        ("other", "both"): (VXLAN_DEVICE, overlay(ip_address("10.0.0.1")).gateway),
+        ("both", "six"): (VXLAN6_DEVICE, overlay(ip_address("fd01::2")).gateway),
+        ("six", "both"): (VXLAN6_DEVICE, overlay(ip_address("fd01::1")).gateway),
+    }
+
+
+def test_a_node_holds_a_device_for_each_family_that_some_pair_needs() -> None:
+    told = pool(encapsulation="vxlan")
+    both, four = node("both", "10.0.0.1/24", "fd01::1/64"), node("four", "10.0.0.2/24")
+    six = node("six", "fd01::3/64")
+    uplinks = {one.metadata.name: Uplink("eth0", 1500, one.interface_addresses) for one in (both, four, six)}
+
+    def devices(*nodes: Node) -> dict[str, dict[str, str]]:
+        cluster = view(*nodes, told)
+        names = [one.metadata.name for one in nodes]
+        plans = {name: plan_node(cluster, name, uplinks[name], ()) for name in names}
+        return {
+            name: {one.name: str(one.vxlan.local) for one in plan.devices if one.vxlan}
+            for name, plan in plans.items()
+        }
+
+    assert devices(both, four) == {"both": {VXLAN_DEVICE: "10.0.0.1"}, "four": {VXLAN_DEVICE: "10.0.0.2"}}
+    assert devices(six) == {"six": {VXLAN6_DEVICE: "fd01::3"}}
+    assert devices(both, four, six) == {
+        "both": {VXLAN_DEVICE: "10.0.0.1", VXLAN6_DEVICE: "fd01::1"},
+        "four": {VXLAN_DEVICE: "10.0.0.2"},
+        "six": {VXLAN6_DEVICE: "fd01::3"},
+    }
+    assert pod_mtu(view(both, four, told), uplinks["both"]) == 1450
+    assert pod_mtu(view(both, four, six, told), uplinks["four"]) == 1430, "the longer headers fit on every path"
 
 
 def test_a_device_of_ours_never_loses_ipv6() -> None:

@@ -9,12 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
 from podway.plan.changes import between
-from podway.plan.fabric import form_to, forms_accepted, forms_held
+from podway.plan.fabric import (
+    Form,
+    form_to,
+    form_wanted,
+    forms_accepted,
+    forms_asked,
+    forms_held,
+    forms_possible,
+    meet,
+)
 from podway.plan.node import plan_node
 from podway.plan.objects import NodePlan
 from podway.plan.switching import (
@@ -68,13 +76,23 @@ def test_what_the_kernels_routes_lead_to_is_still_sent() -> None:
 
 def test_a_form_is_not_accepted_while_the_kernel_lacks_a_part() -> None:
     plan = plan_node(cluster(encapsulation="vxlan"), "here", UPLINK, ())
-    assert lacking(plan, ()) == {"ipip"}
-    assert lacking(NodePlan(), ()) == {"vxlan", "ipip"}
+    assert lacking(plan, ()) == {"vxlan6", "ipip"}
+    assert lacking(NodePlan(), ()) == {"vxlan", "vxlan6", "ipip"}
     for kind in ("devices", "sysctls"):
         short = msgspec.structs.replace(plan, **{kind: ()})
         missing = [change for change in between(short, plan) if "podway-vxlan" in str(change)]
-        assert lacking(plan, missing) == {"vxlan", "ipip"}
-    assert lacking(plan, between(plan, NodePlan())) == {"ipip"}, "what is too much is no lack"
+        assert lacking(plan, missing) == {"vxlan", "vxlan6", "ipip"}
+    assert lacking(plan, between(plan, NodePlan())) == {"vxlan6", "ipip"}, "what is too much is no lack"
+
+
+def test_each_vxlan_device_has_parts_of_its_own() -> None:
+    nodes = (node("here", "172.30.1.1/24", "fd00::1/64"), node("there", "fd00::2/64"))
+    uplink = Uplink("eth0", 1500, nodes[0].interface_addresses)
+    plan = plan_node(view(*nodes, pool(encapsulation="vxlan")), "here", uplink, ())
+    assert lacking(plan, ()) == {"ipip"}
+    short = msgspec.structs.replace(plan, tables=tuple(one for one in plan.tables if one.family != "ip6"))
+    missing = [one for one in between(short, plan) if "podway-vxlan" in str(one)]
+    assert lacking(plan, missing) == {"vxlan6", "ipip"}
 
 
 def test_routes_that_the_store_tells_are_missed() -> None:
@@ -107,12 +125,14 @@ def test_what_an_uplink_cannot_give_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "form"), [("podway-vxlan", "vxlan"), ("podway-ipip", "ipip"), ("eth0", "none")]
+    ("device", "form"),
+    [("podway-vxlan", "vxlan"), ("podway-vxlan6", "vxlan6"), ("podway-ipip", "ipip"), ("eth0", "none")],
 )
 def test_a_form_is_known_by_its_device(device: str, form: str) -> None:
     assert form_by(device) == form
 
 
+INTERFACES = {"a": ("10.0.0.1/24", "fd01::1/64"), "b": ("10.0.0.2/24", "fd01::2/64")}
 KINDS = {"pool": "pools", "a": "nodes", "b": "nodes"}
 
 
@@ -122,11 +142,11 @@ class Simulated:
     def __init__(self) -> None:
         self.history: dict[str, list[dict[str, Any]]] = {
             "pools": [{"pool": pool()}],
-            "nodes": [{"a": node("a", "10.0.0.1/24"), "b": node("b", "10.0.0.2/24")}],
+            "nodes": [{name: node(name, *interfaces) for name, interfaces in INTERFACES.items()}],
         }
         self.heard = {name: dict.fromkeys(self.history, 0) for name in ("a", "b")}
         self.devices: dict[str, set[str]] = {"a": set(), "b": set()}
-        self.used: dict[str, Encapsulation] = {"a": "none", "b": "none"}
+        self.used: dict[str, Form] = {"a": "none", "b": "none"}
         self.written = {"a": 0, "b": 0}
         """The place in the order of nodes at which each wrote its last words."""
 
@@ -135,24 +155,29 @@ class Simulated:
         history.append({**history[-1], name: obj})
 
     def nodes(self, name: str) -> dict[str, Any]:
-        return self.history["nodes"][self.heard[name]["nodes"]]
+        """Return what a node has heard of nodes; its own addresses it knows at once."""
+        heard, latest = self.history["nodes"][self.heard[name]["nodes"]], self.history["nodes"][-1][name]
+        return {**heard, name: msgspec.structs.replace(heard[name], status=latest.status)}
 
     def seen(self, name: str, **mine: Any) -> ClusterView:
         pools = self.history["pools"][self.heard[name]["pools"]]
         return view(*{**pools, **self.nodes(name), **mine}.values())
 
     def hear(self, name: str, kind: str, *, relist: bool = False) -> None:
-        """One node hears of one more change of a kind, or lists it anew, and brings its kernel to it.
-
-        Devices come first, then routes, then removals.
-        """
+        """One node hears of one more change of a kind, or lists it anew, and brings its kernel to it."""
         newest = len(self.history[kind]) - 1
         self.heard[name][kind] = newest if relist else min(self.heard[name][kind] + 1, newest)
+        self.bring_to_plan(name)
+
+    def bring_to_plan(self, name: str) -> None:
+        """Bring a node's kernel to what it has heard: devices, then routes, then removals."""
         seen, other = self.as_said(name), "b" if name == "a" else "a"
-        held = set(forms_held(seen, name))
+        held = forms_held(seen, name) & forms_possible(seen.nodes[name].internal_addresses)
         self.devices[name] |= held
         (one,) = seen.pools.values()
-        self.used[name] = form_to(one, seen.nodes[name], seen.nodes[other])
+        form = form_to(one, seen.nodes[name], seen.nodes[other])
+        # What cannot cross is not sent at all.
+        self.used[name] = form if form == "none" or meet(form, seen.nodes[name], seen.nodes[other]) else "none"
         self.devices[name] &= held
 
     def waits(self, name: str) -> bool:
@@ -193,8 +218,19 @@ class Simulated:
     def undeliverable(self) -> Iterator[str]:
         for name, other in (("a", "b"), ("b", "a")):
             form = self.used[name]
-            if form != "none" and form not in self.devices[other]:
+            if form == "none" or form not in forms_possible(self.history["nodes"][-1][other].internal_addresses):
+                continue  # what goes to an address that is gone arrives in no form
+            if form not in self.devices[other]:
                 yield f"{name} sends {form}, which {other} cannot take off"
+
+    def move(self, name: str, *interfaces: str) -> None:
+        """One node gets and loses addresses, acts on it and writes it; it says the same of forms as before."""
+        stored: Node = self.history["nodes"][-1][name]
+        fresh = node(name, *interfaces)
+        words = {each: stored.metadata.annotations.get(each, "") for each in (ACCEPTS, SENDS)}
+        metadata = msgspec.structs.replace(stored.metadata, annotations={**fresh.metadata.annotations, **words})
+        self.write(name, msgspec.structs.replace(fresh, metadata=metadata))
+        self.bring_to_plan(name)
 
     def come_to_rest(self) -> None:
         for _ in range(10):
@@ -214,19 +250,26 @@ MOVES = st.lists(
 )
 
 
+FAMILIES = st.sampled_from([(0, 2), (0, 1), (1, 2)])
+"""Which of its addresses a node has, from and to: both, or those of one family."""
+
+
 @settings(max_examples=500, deadline=None)
 @given(
     st.sampled_from(["none", "vxlan"]),
-    st.lists(st.tuples(st.sampled_from(["none", "vxlan", "ipip"]), MOVES), max_size=4),
+    st.lists(st.tuples(st.sampled_from(["none", "vxlan", "ipip"]) | FAMILIES, MOVES), max_size=4),
 )
 def test_in_no_order_of_events_is_a_form_sent_that_is_not_taken_off(
-    first: str, changes: list[tuple[str, list[tuple[str, str]]]]
+    first: str, changes: list[tuple[str | tuple[int, int], list[tuple[str, str]]]]
 ) -> None:
     world = Simulated()
     world.write("pool", pool(encapsulation=first))
     world.come_to_rest()
-    for form, moves in changes:
-        world.write("pool", pool(encapsulation=form))
+    for change, moves in changes:
+        if isinstance(change, str):
+            world.write("pool", pool(encapsulation=change))
+        else:
+            world.move("b", *INTERFACES["b"][slice(*change)])
         for what, who in moves:
             for kind in world.history:
                 if kind in what:
@@ -235,6 +278,10 @@ def test_in_no_order_of_events_is_a_form_sent_that_is_not_taken_off(
                 world.say(who)
             assert list(world.undeliverable()) == []
     world.come_to_rest()
-    asked = world.history["pools"][-1]["pool"].spec.encapsulation
-    assert set(world.used.values()) == {asked}
-    assert all(devices == {asked} - {"none"} for devices in world.devices.values())
+    told, nodes = world.history["pools"][-1]["pool"], world.history["nodes"][-1]
+    wanted = form_wanted(told, nodes["a"], nodes["b"])
+    possible = wanted == "none" or meet(wanted, nodes["a"], nodes["b"])
+    assert set(world.used.values()) == {wanted if possible else "none"}
+    asked = forms_asked(world.seen("a"))
+    for name, one in nodes.items():
+        assert world.devices[name] == asked & forms_possible(one.internal_addresses)

@@ -1,6 +1,7 @@
 """Goes over from one form of crossing to another on a running node: the doing of podway.plan.switching."""
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -12,15 +13,14 @@ import structlog
 from podway.agent.membership import Membership
 from podway.agent.state import NodeState
 from podway.agent.steps import rest
-from podway.api.addresses import Family, Network
-from podway.api.kinds.ip_pool import Encapsulation
+from podway.api.addresses import Address, Family, Network
 from podway.api.kinds.node import ACCEPTS, ANNOUNCEMENT, SENDS, Node
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError
 from podway.kernel.network import RTPROT_BIRD, dump_links, dump_routes
 from podway.kernel.node import Kernel
-from podway.plan.fabric import forms_accepted, forms_asked, forms_held
+from podway.plan.fabric import TUNNELS, Form, endpoint, forms_accepted, forms_asked, forms_held
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.switching import (
     CARRIERS,
@@ -57,6 +57,10 @@ that is to lead its routes there, and has not heard of it, takes them out until 
 
 ON_THE_WAY = 0.5
 """Seconds that a packet may be on its way between two nodes: so long a form stays said after its last route."""
+
+
+HEARD = 1.0
+"""Seconds after which all nodes have heard of a new address of this one, and take tunnelled packets from it."""
 
 
 class Said(NamedTuple):
@@ -100,8 +104,12 @@ class Crossing:
         """By what the node knows those words when it reads them."""
         self._written = False
         """Whether they are known to be in the store."""
-        self._lacking: dict[Encapsulation, float] = {}
+        self._lacking: dict[Form, float] = {}
         """Forms that the node has said though the kernel lacks a part, and since when."""
+        self._addresses: dict[Address, float] = dict.fromkeys(state.uplink.node_addresses, -math.inf)
+        """The node's own addresses, and since when it has them; those that it began with for ever."""
+        self._new: frozenset[Form] = frozenset()
+        """Forms that are not said yet because outer headers would carry an address that is too new."""
 
     def refresh(self, *, force: bool = False) -> bool:
         """Take over from the kernel what the node may still send, and which blocks need a route of ours.
@@ -148,7 +156,7 @@ class Crossing:
         """Say what is true when asked, and look again while something changes, for ever."""
         pause = FIRST_LOOK
         while True:
-            changing = self._ended or self._lacking or self._unfinished()
+            changing = self._ended or self._lacking or self._new or self._unfinished()
             try:
                 async with asyncio.timeout(pause if changing else LOOK_ANYWAY):
                     await self._wanted.wait()
@@ -177,12 +185,12 @@ class Crossing:
         here = view.nodes.get(node)
         if here is None or (self._said is not None and self._written):
             return  # the last words first have to come back
-        missing = self._missing(here) if forms_held(view, node) else frozenset[Encapsulation]()
+        missing = self._missing(here) if forms_held(view, node) else frozenset[Form]()
         # What pools ask for is not taken back: the others would send bare what was to be encapsulated.
         missing -= here.accepts & forms_asked(view)
         words = {
             ACCEPTS: ",".join(sorted(forms_accepted(view, node) - missing)),
-            SENDS: ",".join(sorted(self._sends(here) - missing)),
+            SENDS: ",".join(sorted(self._sends(here) - missing - self._too_new(here))),
         }
         told = {name: here.metadata.annotations.get(name, "") for name in words}
         if told != words or self._said is not None:
@@ -231,6 +239,19 @@ class Crossing:
         self._ended = {form: self._ended.get(form, now) for form in here.sends - sends}
         return sends | {form for form, at in self._ended.items() if now - at < ON_THE_WAY}
 
+    def _too_new(self, here: Node) -> frozenset[Form]:
+        """Return the forms whose outer headers would carry an address that others may not have heard of yet.
+
+        They would take it for a stranger's (podway.plan.senders). A node that sends in no form yet does not wait:
+        until it does, its packets cross bare.
+        """
+        now, own = time.monotonic(), self._state.uplink.node_addresses
+        self._addresses = {address: self._addresses.get(address, now) for address in own}
+        carried = {form: endpoint(form, own) for form in TUNNELS if here.sends and form not in here.sends}
+        young = {address for address, since in self._addresses.items() if now - since < HEARD}
+        self._new = frozenset(form for form, address in carried.items() if address in young)
+        return self._new
+
     def _bridged(self, ways: Ways) -> frozenset[Network]:
         """Return the blocks that need a route of ours now.
 
@@ -265,7 +286,7 @@ class Crossing:
         names = {link.index: link.name for link in dump_links(self._kernel.connection)}
         view = self._state.view
         blocks = view.block_lengths | {(pool.network.version, pool.block_prefix) for pool in view.pools.values()}
-        found: dict[int, dict[Network, Encapsulation]] = {RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
+        found: dict[int, dict[Network, Form]] = {RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
         for protocol, forms in found.items():
             for family in Family:
                 lengths = {length for version, length in blocks if version == family}

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import Any
 
+import msgspec
 import structlog
 
 from podway.errors import KernelError
 from podway.kernel.node import Kernel
 from podway.kernel.offload import ProbeSocket, Work
-from podway.plan.objects import VXLAN_DEVICE, Device, NodePlan, Vxlan
+from podway.plan.objects import Device, NodePlan, Vxlan
 from podway.probe.offload import Path, Question, tcp_question, udp_question
 
 log = structlog.get_logger(__name__)
@@ -41,23 +42,28 @@ RETRY = 10.0
 """Seconds until the test is tried again that nobody answered, or the plan is looked at again."""
 
 
+class _Found(msgspec.Struct, frozen=True):
+    """What a test of one overlay device found."""
+
+    tunnel: Vxlan
+    turned_off: tuple[str, ...]
+    problem: str
+
+
 class OffloadTest:
-    """Tests the overlay device once, as soon as another node answers there."""
+    """Tests each VXLAN device once, as soon as another node answers there."""
 
     def __init__(self, kernel: Kernel, plan: Callable[[], NodePlan]) -> None:
         self._kernel = kernel
         self._plan = plan
-        self._tested: Vxlan | None = None
-        self._turned_off: tuple[str, ...] = ()
-        self._problem = ""
+        self._found: dict[str, _Found] = {}
+        """By the device's name."""
 
-    def status(self) -> dict[str, Any]:
-        """Return whether the test is done, what it turned off and why; plain JSON values."""
+    def status(self) -> dict[str, dict[str, Any]]:
+        """Return for each device that was tested what that turned off, and why; plain JSON values."""
         return {
-            "tested": self._tested is not None,
-            "turned_off": list(self._turned_off),
-            "device": VXLAN_DEVICE,
-            "problem": self._problem,
+            device: {"turned_off": list(found.turned_off), "problem": found.problem}
+            for device, found in self._found.items()
         }
 
     async def run(self) -> None:
@@ -72,36 +78,40 @@ class OffloadTest:
     async def look(self) -> None:
         """Test, unless there is nothing to test or that is done. Raises KernelError."""
         plan = self._plan()
-        device = next((device for device in plan.devices if device.name == VXLAN_DEVICE), None)
-        if device is None or device.vxlan is None or device.vxlan == self._tested:
-            return
-        if not self._kernel.has_link(device.name):
-            return
+        for device in plan.devices:
+            found = self._found.get(device.name)
+            if device.vxlan is None or (found is not None and found.tunnel == device.vxlan):
+                continue
+            if self._kernel.has_link(device.name):
+                await self._test(plan, device, device.vxlan)
+
+    async def _test(self, plan: NodePlan, device: Device, tunnel: Vxlan) -> None:
         for path in _paths(plan, device)[:ENOUGH]:
             with self._kernel.probe_socket(device.name) as sock:
                 spoiled = await _spoiled(sock, path)
             if spoiled is not None:
-                self._conclude(device.vxlan, spoiled)
+                self._conclude(device.name, tunnel, spoiled)
                 return
 
-    def _conclude(self, tunnel: Vxlan, spoiled: Work) -> None:
-        self._tested, uplink = tunnel, tunnel.uplink
-        active = self._kernel.offloads(VXLAN_DEVICE)
+    def _conclude(self, device: str, tunnel: Vxlan, spoiled: Work) -> None:
+        uplink, turned_off, problem = tunnel.uplink, tuple[str, ...](), ""
+        active = self._kernel.offloads(device)
         match spoiled:
             case "none":
                 # What is off, by us before a restart or by a person, was not tested, and stays so.
                 off = CHECKSUM if not active[CHECKSUM] else SEGMENTATION[0]
-                self._turned_off, why = () if active[off] else (off,), "it was off already"
+                turned_off, why = () if active[off] else (off,), "it was off already"
             case "checksum":
-                self._turned_off = (CHECKSUM,)
+                turned_off = (CHECKSUM,)
                 why = f"{uplink} corrupts or drops packets whose inner checksum it is to finish"
             case "segmentation":
-                self._turned_off = tuple(name for name in SEGMENTATION if active.get(name))
+                turned_off = tuple(name for name in SEGMENTATION if active.get(name))
                 why = f"{uplink} corrupts or drops packets that it is to cut into segments behind an outer header"
-        if self._turned_off:
-            self._kernel.turn_off(VXLAN_DEVICE, self._turned_off)
-            self._problem = f"{', '.join(self._turned_off)} of {VXLAN_DEVICE} turned off: {why}"
-            log.warning("offload turned off", problem=self._problem)
+        if turned_off:
+            self._kernel.turn_off(device, turned_off)
+            problem = f"{', '.join(turned_off)} of {device} turned off: {why}"
+            log.warning("offload turned off", problem=problem)
+        self._found[device] = _Found(tunnel, turned_off, problem)
 
 
 def _paths(plan: NodePlan, device: Device) -> list[Path]:

@@ -11,11 +11,12 @@ import msgspec
 from podway.api.lease import LINK_PREFIX
 from podway.errors import AgentError
 from podway.kernel.node import Kernel
-from podway.plan.objects import BRIDGE_DEVICE, IPIP_DEVICE, VXLAN_DEVICE, NodePlan, Sysctl
+from podway.plan.fabric import DEVICES
+from podway.plan.objects import BRIDGE_DEVICE, NodePlan, Sysctl
 
 FILE = "original-sysctls.json"
 
-_DEVICES = {VXLAN_DEVICE, IPIP_DEVICE, BRIDGE_DEVICE}
+_DEVICES = {*DEVICES.values(), BRIDGE_DEVICE}
 
 
 def remember(run_dir: Path, kernel: Kernel, plan: NodePlan) -> None:

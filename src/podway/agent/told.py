@@ -13,6 +13,7 @@ from podway.api.kinds.ip_pool import Encapsulation
 from podway.bgp.status import BirdRoute
 from podway.cluster.view import ClusterView
 from podway.kernel.network import RTPROT_BIRD, RouteRecord
+from podway.plan.fabric import encapsulation_of
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
 from podway.plan.switching import form_by
 
@@ -95,7 +96,7 @@ def _route(
         node=node,
         pool=pool,
         told_by=by,
-        form=form_by(ways[0].device) if ways else "none",
+        form=encapsulation_of(form_by(ways[0].device)) if ways else "none",
         next_hops=ways,
         in_kernel=record is not None,
         session=session if by == "bgp" else "",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from string import Template
 
@@ -234,10 +234,12 @@ def standing(configuration: str) -> Standing:
         frozenset(_NODE.findall(configuration)),
         _REFLECTS in configuration,
         frozenset(ip_network(part.partition(" of ")[2]) for part in pools),
+        next(map(IPv4Address, _ROUTER_ID.findall(configuration)), None),
     )
 
 
 _NODE = re.compile(r'^protocol bgp \S+ from nodes_ipv\d \{\n\tdescription "([^"]+)";$', re.MULTILINE)
+_ROUTER_ID = re.compile(r"^router id (\S+);$", re.MULTILINE)
 _POOLS = re.compile(r"^# The prefixes that are blocks of pod addresses: (.*)\.$", re.MULTILINE)
 
 

@@ -152,7 +152,7 @@ def _show(answer: dict[str, Any]) -> None:
         *((f"  {peer['name']}", _peer(peer)) for peer in peers if _full(peer)),
         *((f"  peer:{name}", f"left out: {why}") for name, why in answer["routing"].get("left_out", {}).items()),
         *((("  reflectors", _reflectors(answer["routing"])),) if answer["routing"].get("lost") else ()),
-        *((("offload", answer["offloads"]["problem"]),) if answer["offloads"]["problem"] else ()),
+        *(("offload", one["problem"]) for one in answer["offloads"].values() if one["problem"]),
         *_crossing(answer["crossing"]),
         ("channel", channel["problem"] or _channel(channel)),
         *((("  refused", f"{channel['refused']}, last {channel['last_refusal']}"),) if channel["refused"] else ()),

@@ -201,9 +201,9 @@ class ClusterView(msgspec.Struct, frozen=True):
         )
         return next((self.blocks[name] for name in names if name in self.blocks), None)
 
-    def others_send(self, node: str, encapsulation: str) -> bool:
-        """Tell whether any node but this one may still put on an encapsulation."""
-        return self.nodes.has("sends", encapsulation, but=node)
+    def others_send(self, node: str, form: str) -> bool:
+        """Tell whether any node but this one may still put on a form of encapsulation."""
+        return self.nodes.has("sends", form, but=node)
 
     def labels_of_node(self, node: str) -> Mapping[str, str]:
         """Return a node's labels, none if it is not registered."""

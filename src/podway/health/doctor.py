@@ -45,8 +45,7 @@ from podway.health.finding import Check, Finding, Severity
 from podway.health.sources import files, firewall, network, pods, routing, settings
 from podway.kernel.network import Connection
 from podway.kernel.node import Kernel
-from podway.plan.fabric import overhead
-from podway.plan.node import pool_mtu
+from podway.plan.node import pool_mtu, pool_overhead
 from podway.plan.reflectors import lost_by
 from podway.plan.topology import topology
 from podway.store.base import Store
@@ -287,10 +286,7 @@ async def _routing(memory: Memory, peers: tuple[PeerStatus, ...], problem: str, 
 def _largest(memory: Memory) -> int:
     """Return the size of pods' largest packets as they cross between nodes, outer headers and all, in bytes."""
     view, uplink = memory.view, memory.uplink
-    sizes = [
-        pool_mtu(view, uplink, pool) + overhead(pool.spec.encapsulation, uplink.underlay)
-        for pool in view.pools.values()
-    ]
+    sizes = [pool_mtu(view, uplink, pool) + pool_overhead(view, uplink, pool) for pool in view.pools.values()]
     return max(sizes, default=memory.pod_mtu)
 
 
@@ -302,7 +298,7 @@ def _narrow(path: Path) -> NarrowPath:
 def _headers(memory: Memory) -> int:
     """Return how many bytes encapsulation adds at most."""
     pools = memory.view.pools.values()
-    return max((overhead(pool.spec.encapsulation, memory.uplink.underlay) for pool in pools), default=0)
+    return max((pool_overhead(memory.view, memory.uplink, pool) for pool in pools), default=0)
 
 
 def _summary(facts: NodeFacts) -> NodeSummary:

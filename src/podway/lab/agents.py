@@ -19,7 +19,7 @@ from podway.lab import facts, names, processes, topology
 from podway.lab.paths import lab_store
 from podway.lab.processes import Spawned
 from podway.lab.state import LabState, node_dir
-from podway.plan.fabric import DEVICES, form_wanted, pool_of
+from podway.plan.fabric import DEVICES, encapsulation_of, form_wanted, meet, pool_of
 from podway.store.base import list_all
 
 Report = Callable[[str], None]
@@ -186,8 +186,11 @@ def _device(state: LabState, pool: IPPool, here: Node, there: Node) -> str | Non
     nothing of them; routers that were told nothing of pods drop what is not encapsulated.
     """
     form = form_wanted(pool, here, there)
+    if form != "none" and not meet(form, here, there):
+        return None
     if there.internal_address(pool.family) is None:
-        return DEVICES[form] if form == "vxlan" and pool.spec.distribution == "store" else None
+        vxlan = encapsulation_of(form) == "vxlan"
+        return DEVICES[form] if vxlan and pool.spec.distribution == "store" else None
     if form != "none":
         return DEVICES[form]
     racks = {state.node(node.metadata.name).rack for node in (here, there)}

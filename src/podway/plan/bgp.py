@@ -117,6 +117,7 @@ def plan_bgp(
             f"Node/{node}", "", "is not in the cluster", hint="The agent registers its node when it starts."
         )
     target = target or topology(view)
+    known_by = standing.router_id if standing else None
     waits_for = tuple(sorted(unready(view, target))) if standing else ()
     if standing is None or not waits_for:
         standing = Standing()
@@ -131,7 +132,7 @@ def plan_bgp(
     peers = tuple(_sessions(view, own, others, target, standing, told))
     return BgpPlan(
         node=node,
-        router_id=_router_id(own),
+        router_id=_router_id(view, own, known_by),
         asn=asn_of(view, own),
         port=bgp.port,
         addresses=tuple(addresses),
@@ -197,8 +198,14 @@ def _sessions(
                 yield BgpPeer(session, name, address, asn_of(view, node), direct, not wanted, name in own.lost)
 
 
-def _router_id(node: Node) -> IPv4Address:
-    """RFC 6286: any number that is unique in the AS and not 0; the IPv4 address where there is one."""
+def _router_id(view: ClusterView, node: Node, known_by: IPv4Address | None) -> IPv4Address:
+    """RFC 6286: any number that is unique in the AS and not 0; the IPv4 address where there is one.
+
+    BIRD begins all sessions anew when it changes, so what BIRD has stays though the node got or lost its IPv4
+    address, for as long as that is no other node's.
+    """
+    if known_by is not None and view.nodes.names("address", str(known_by)) <= {node.metadata.name}:
+        return known_by
     address = node.internal_address(Family.IPV4)
     if isinstance(address, IPv4Address):
         return address

@@ -2,16 +2,21 @@
 
 Every encapsulation is a gateway on a device. The route to a block of another node leads through
 
-=======  ================================================  ==============
-form     gateway                                           device
-=======  ================================================  ==============
-`none`   the node's own address                            the uplink
-`vxlan`  the link-local address of its overlay device      `podway-vxlan`
-`ipip`   the same                                          `podway-ipip`
-=======  ================================================  ==============
+========  ================================================  ===============
+form      gateway                                           device
+========  ================================================  ===============
+`none`    the node's own address                            the uplink
+`vxlan`   the link-local address of its overlay device      `podway-vxlan`
+`vxlan6`  the same                                          `podway-vxlan6`
+`ipip`    the same                                          `podway-ipip`
+========  ================================================  ===============
 
 and permanent entries say where such a gateway is. So it is the kernel's routing that decides, whoever writes
 the route: MTU, ICMP errors and the withdrawal of a dead node are the same in every form.
+
+A pool asks for an encapsulation; which form that is, each pair of nodes decides by the addresses that both have.
+VXLAN's outer headers are IPv4's wherever two nodes can (`vxlan`), else IPv6's (`vxlan6`): a VXLAN device of the
+kernel sends from one address, so each has a device of its own, with the same number and port. IPIP's are IPv4's.
 
 A node puts a form on only after it has said that it may (`Node.sends`), and only for a node that says it takes
 it off (`Node.accepts`); it takes off a form for as long as any may put it on. Each acts on its own words once it
@@ -23,6 +28,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -31,15 +37,34 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Encapsulation, IPPool
 from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
-from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE
+from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE
 
-DEVICES: Mapping[Encapsulation, str] = {"vxlan": VXLAN_DEVICE, "ipip": IPIP_DEVICE}
+Form: TypeAlias = Literal["none", "vxlan", "vxlan6", "ipip"]
+"""How packets cross from one node to another: an encapsulation, by outer headers of one family."""
+
+
+class Tunnel(msgspec.Struct, frozen=True):
+    """What a form adds to packets. `overhead` is the length of its outer headers in bytes."""
+
+    encapsulation: Encapsulation
+    device: str
+    underlay: Family
+    overhead: int
+
 
 _VXLAN_HEADERS = 8 + 8 + 14
 """UDP, VXLAN and the inner Ethernet header, in bytes (RFC 7348, section 5)."""
 
 _IP_HEADER = {Family.IPV4: 20, Family.IPV6: 40}
 
+TUNNELS: Mapping[Form, Tunnel] = {
+    "vxlan": Tunnel("vxlan", VXLAN_DEVICE, Family.IPV4, _VXLAN_HEADERS + _IP_HEADER[Family.IPV4]),
+    "vxlan6": Tunnel("vxlan", VXLAN6_DEVICE, Family.IPV6, _VXLAN_HEADERS + _IP_HEADER[Family.IPV6]),
+    "ipip": Tunnel("ipip", IPIP_DEVICE, Family.IPV4, _IP_HEADER[Family.IPV4]),
+}
+"""The forms that encapsulate; of two of one encapsulation the first is preferred."""
+
+DEVICES: Mapping[Form, str] = {form: tunnel.device for form, tunnel in TUNNELS.items()}
 
 SMALLEST_IPV6_MTU = 1280
 """RFC 8200, section 5. The kernel takes IPv6 away from a device with less (addrconf_notify)."""
@@ -49,8 +74,8 @@ class Crossing(msgspec.Struct, frozen=True):
     """An encapsulated way to a node.
 
     `mtu` is how many bytes it carries where that is less than the device's MTU, else 0. Without a gateway there is
-    no way: IPv6 where it has not the bytes that it needs, or nodes whose endpoints are of two families. Packets
-    do not cross in another form then.
+    no way: IPv6 where it has not the bytes that it needs, or nodes without addresses of one family. Packets do not
+    cross in another form then.
     """
 
     device: str
@@ -85,20 +110,26 @@ def overlay(endpoint: Address) -> Overlay:
     return Overlay(endpoint, mac.hex(":"), IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
 
 
-def endpoint(addresses: Iterable[Address]) -> Address | None:
-    """Return which of a node's addresses outer headers carry: its IPv4 address, else its IPv6 address."""
-    return min(addresses, key=lambda address: address.version, default=None)
+def overhead(form: Form) -> int:
+    """Return by how many bytes a form makes a packet longer."""
+    return 0 if form == "none" else TUNNELS[form].overhead
 
 
-def overhead(form: Encapsulation, underlay: Family) -> int:
-    """Return by how many bytes a form makes a packet longer, in outer headers of a family."""
-    match form:
-        case "vxlan":
-            return _VXLAN_HEADERS + _IP_HEADER[underlay]
-        case "ipip":
-            return _IP_HEADER[Family.IPV4]
-        case "none":
-            return 0
+def encapsulation_of(form: Form) -> Encapsulation:
+    """Return the encapsulation that a form is one of."""
+    return "none" if form == "none" else TUNNELS[form].encapsulation
+
+
+def tunnel_of(encapsulation: Encapsulation, underlay: Family) -> Tunnel | None:
+    """Return the form of an encapsulation with outer headers of this family, None if there is none."""
+    every = TUNNELS.values()
+    return next((one for one in every if (one.encapsulation, one.underlay) == (encapsulation, underlay)), None)
+
+
+def endpoint(form: Form, addresses: Iterable[Address]) -> Address | None:
+    """Return which of a node's addresses the outer headers of a form carry, None if none of them can."""
+    underlay = TUNNELS[form].underlay
+    return next((address for address in addresses if address.version == underlay), None)
 
 
 def share_subnet(here: Node, there: Node, family: Family) -> bool:
@@ -109,49 +140,84 @@ def share_subnet(here: Node, there: Node, family: Family) -> bool:
     )
 
 
-def form_wanted(pool: IPPool, here: Node, there: Node) -> Encapsulation:
-    """Return the form in which a pool asks for packets from one node to another."""
-    form = pool.spec.encapsulation
-    if form == "none" or pool.spec.when == "always":
-        return form
-    family = pool.family if there.internal_address(pool.family) else Family.IPV4
-    return "none" if share_subnet(here, there, family) else form
+def form_wanted(pool: IPPool, here: Node, there: Node) -> Form:
+    """Return the form in which a pool asks for packets from one node to another.
+
+    Where no form of its encapsulation can carry them, it is one of those: they do not cross in another one.
+    """
+    asked = pool.spec.encapsulation
+    if asked == "none":
+        return asked
+    if pool.spec.when == "cross-subnet":
+        family = pool.family if there.internal_address(pool.family) else Family.IPV4
+        if share_subnet(here, there, family):
+            return "none"
+    if asked == "ipip":
+        return asked
+    return "vxlan6" if not meet("vxlan", here, there) and meet("vxlan6", here, there) else "vxlan"
 
 
-def form_to(pool: IPPool, here: Node, there: Node) -> Encapsulation:
+def form_to(pool: IPPool, here: Node, there: Node) -> Form:
     """Return the form in which a node sends to another one: the wanted form, once one says so and one takes it.
 
     Until then it is the encapsulation that they last agreed on, since they have not switched yet, or none.
     """
     wanted = form_wanted(pool, here, there)
-    if wanted == "none":
+    if wanted == "none" or not meet(wanted, here, there):
         return wanted
-    usable: tuple[Encapsulation, ...] = ("vxlan", "ipip") if pool.family is Family.IPV4 else ("vxlan",)
-    agreed = (form for form in (wanted, *usable) if form in there.accepts and form in here.sends)
-    return next(agreed, "none")
+    usable = (form for form in TUNNELS if form != "ipip" or pool.family is Family.IPV4)
+    return next((form for form in (wanted, *usable) if _agreed(form, here, there)), "none")
 
 
-def forms_asked(view: ClusterView) -> frozenset[Encapsulation]:
-    """Return the encapsulations that pools ask for."""
-    return frozenset({pool.spec.encapsulation for pool in view.pools.values()} - {"none"})
+def _agreed(form: Form, here: Node, there: Node) -> bool:
+    return form in there.accepts and form in here.sends and meet(form, here, there)
 
 
-def forms_accepted(view: ClusterView, node: str) -> frozenset[Encapsulation]:
-    """Return the encapsulations that a node is to accept: those of any pool, and those that others may send."""
-    return forms_asked(view) | {form for form in DEVICES if view.others_send(node, form)}
+def meet(form: Form, here: Node, there: Node) -> bool:
+    """Tell whether both nodes have an address of the family of a form's outer headers."""
+    underlay = TUNNELS[form].underlay
+    return here.internal_address(underlay) is not None and there.internal_address(underlay) is not None
 
 
-def forms_held(view: ClusterView, node: str) -> frozenset[Encapsulation]:
-    """Return the encapsulations whose devices a node must hold.
+def forms_asked(view: ClusterView, encapsulation: Encapsulation | None = None) -> frozenset[Form]:
+    """Return the forms that pools ask for between any two nodes: of one encapsulation, or of all."""
+    asked = {pool.spec.encapsulation for pool in view.pools.values()} if encapsulation is None else {encapsulation}
+    found: set[Form] = {"ipip"} if "ipip" in asked else set()
+    if "vxlan" in asked:
+        families = view.nodes.indexed("families")
+        lone = frozenset({Family.IPV6})
+        if families != {lone}:
+            found.add("vxlan")
+        if lone in families:
+            # Who has IPv4 besides needs it, too: to reach those that have IPv6 only.
+            found.add("vxlan6")
+    return frozenset(found)
+
+
+def forms_accepted(view: ClusterView, node: str) -> frozenset[Form]:
+    """Return the forms that a node is to accept: those that pools ask for, and those that others may send."""
+    wanted = forms_asked(view) | {form for form in TUNNELS if view.others_send(node, form)}
+    here = view.nodes.get(node)
+    return wanted if here is None else wanted & forms_possible(here.internal_addresses)
+
+
+def forms_possible(addresses: Collection[Address]) -> frozenset[Form]:
+    """Return the forms whose outer headers can carry one of a node's addresses."""
+    versions = {address.version for address in addresses}
+    return frozenset(form for form, tunnel in TUNNELS.items() if tunnel.underlay in versions)
+
+
+def forms_held(view: ClusterView, node: str) -> frozenset[Form]:
+    """Return the forms whose devices a node must hold.
 
     Besides those that it is to accept, those that others may think it does, and those that it may send.
     """
     here = view.nodes.get(node)
     said = here.accepts | here.sends if here else frozenset[str]()
-    return forms_accepted(view, node) | {form for form in DEVICES if form in said}
+    return forms_accepted(view, node) | {form for form in TUNNELS if form in said}
 
 
-def forms_sent(view: ClusterView, node: str) -> Mapping[str, frozenset[Encapsulation]]:
+def forms_sent(view: ClusterView, node: str) -> Mapping[str, frozenset[Form]]:
     """Return in which forms a node sends to the other nodes, by pool; nothing if there are none."""
     here = view.nodes.get(node)
     others = [other for name, other in view.nodes.items() if name != node]
@@ -174,25 +240,19 @@ def device_mtu(carried: int) -> int:
     return max(carried, SMALLEST_IPV6_MTU)
 
 
-def meet(form: Encapsulation, one: Address | None, other: Address | None) -> bool:
-    """Tell whether outer headers of a form can carry these two endpoints: one family, and IPv4's for IPIP."""
-    versions = {address.version for address in (one, other) if address is not None}
-    return one is not None and other is not None and len(versions) == 1 and (form != "ipip" or versions == {4})
-
-
 def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | None:
     """Return the encapsulated way from one node to another for a pool's packets; None if they cross bare.
 
     `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
     """
     form = form_to(pool, here, there)
-    target = endpoint(there.internal_addresses)
-    if form == "none" or target is None:
+    if form == "none":
         return None
+    target = endpoint(form, there.internal_addresses)
+    if target is None or not meet(form, here, there):
+        return Crossing(DEVICES[form], None)
     way = Crossing(DEVICES[form], overlay(target).gateway)
-    if not meet(form, endpoint(here.internal_addresses), target):
-        return msgspec.structs.replace(way, gateway=None)
-    carried = mtu - overhead(form, Family.of(target)) if mtu else SMALLEST_IPV6_MTU
+    carried = mtu - overhead(form) if mtu else SMALLEST_IPV6_MTU
     if carried >= SMALLEST_IPV6_MTU:
         return way
     gateway = None if pool.family is Family.IPV6 else way.gateway

@@ -9,7 +9,7 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.api.lease import Lease
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import lan_of, plan_bridge
-from podway.plan.fabric import device_mtu, overhead
+from podway.plan.fabric import device_mtu, forms_asked, forms_possible, overhead
 from podway.plan.guard import plan_pod_guard
 from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
 from podway.plan.others import plan_others
@@ -83,9 +83,16 @@ def pool_mtu(view: ClusterView, uplink: Uplink, pool: IPPool, sent: Sent = NOTHI
     `sent` are the forms in which this node may still send, by pool: while one that makes packets longer is
     among them, the MTU stays low.
     """
-    forms = {pool.spec.encapsulation, *sent.get(pool.metadata.name, ())}
-    carried = uplink.mtu - max(overhead(form, uplink.underlay) for form in forms)
+    carried = uplink.mtu - pool_overhead(view, uplink, pool, sent)
     return min(view.config.mtu, carried) if view.config.mtu else carried
+
+
+def pool_overhead(view: ClusterView, uplink: Uplink, pool: IPPool, sent: Sent = NOTHING_SENT) -> int:
+    """Return by how many bytes a pool's packets may become longer on their way, between any two nodes."""
+    forms = {*forms_asked(view, pool.spec.encapsulation), *sent.get(pool.metadata.name, ())}
+    if "vxlan" in forms and "vxlan" not in forms_possible(uplink.node_addresses):
+        forms.add("vxlan6")  # this node may not be registered yet
+    return max(map(overhead, forms), default=0)
 
 
 def pod_mtu(

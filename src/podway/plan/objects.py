@@ -28,7 +28,9 @@ NFT_VXLAN_TABLE = "podway-vxlan"
 DEVICE_GROUP = 0x70776164
 """IFLA_GROUP of every other device of ours ('pwad'): the overlay devices and the bridge."""
 
-VXLAN_DEVICE, IPIP_DEVICE, BRIDGE_DEVICE = "podway-vxlan", "podway-ipip", "cni0"
+VXLAN_DEVICE, VXLAN6_DEVICE = "podway-vxlan", "podway-vxlan6"
+VXLAN_DEVICES = (VXLAN_DEVICE, VXLAN6_DEVICE)
+IPIP_DEVICE, BRIDGE_DEVICE = "podway-ipip", "cni0"
 """The devices of a node that are ours besides pod links; each is there only while a plan needs it."""
 
 MAIN_TABLE = 254

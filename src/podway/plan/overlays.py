@@ -1,12 +1,21 @@
 """The overlay devices of a node, and what stands on them: the ways to all other nodes."""
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import ip_interface
 
-from podway.api.addresses import Address, Family
-from podway.api.kinds.ip_pool import Encapsulation
+from podway.api.addresses import Family
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import DEVICES, Overlay, device_mtu, endpoint, forms_held, overhead, overlay
+from podway.plan.fabric import (
+    DEVICES,
+    TUNNELS,
+    Form,
+    Overlay,
+    device_mtu,
+    endpoint,
+    forms_held,
+    overhead,
+    overlay,
+)
 from podway.plan.objects import (
     Device,
     ForwardingEntry,
@@ -40,62 +49,69 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
     that look costs each packet a little) unless the node as a whole does: if that is `strict`, they are loose.
     A form that the node's addresses do not allow (IPIP without IPv4) is left out.
     """
-    own = endpoint(uplink.node_addresses)
-    held = _held(view, node, own)
-    if own is None or not held:
-        return NodePlan()
-    me = overlay(own)
-    devices = [DEVICES[form] for form in held]
-    made = tuple(_device(view, uplink, me, form) for form in held)
+    held = _held(view, node, uplink)
+    made = tuple(_device(view, uplink, me, form) for form, me in held.items())
     guards = [vxlan_guard(view, node, device.vxlan) for device in made if device.vxlan]
+    ipip = held.get("ipip")
     return NodePlan(
         devices=made,
         addresses=tuple(
-            LinkAddress(device, address, "link")
-            for device in devices
+            LinkAddress(DEVICES[form], address, "link")
+            for form, me in held.items()
             # On a device without IPv4 address the kernel takes loose rp_filter for strict (fib_validate_source),
             # and would drop what another node itself sends to pods, since it is answered by the uplink.
             for address in (ip_interface(f"{me.gateway}/64"), gateway_interface(Family.IPV4))
         ),
-        tunnels=(IpipTunnel(DEVICES["ipip"], uplink.device, own),) if "ipip" in held else (),
-        sources=ipip_sources(view, node, own) if "ipip" in held and isinstance(own, IPv4Address) else (),
+        tunnels=(IpipTunnel(DEVICES["ipip"], uplink.device, ipip.endpoint),) if ipip else (),
+        sources=ipip_sources(view, node, ipip.endpoint) if ipip else (),
         tables=tuple(table for guard in guards for table in guard.tables),
         elements=tuple(element for guard in guards for element in guard.elements),
         sysctls=tuple(
-            Sysctl(path.format(device=device), value)
-            for device in devices
+            Sysctl(path.format(device=device.name), value)
+            for device in made
             for path, value in {**DEVICE_SYSCTLS, RP_FILTER: "2" if strict else "0"}.items()
         ),
     )
 
 
 def overlay_entries(view: ClusterView, node: str, uplink: Uplink, others: Iterable[str]) -> NodePlan:
-    """Return the ways to other nodes that stand on a node's overlay devices."""
-    own = endpoint(uplink.node_addresses)
-    held = _held(view, node, own)
-    if own is None or not held:
+    """Return the ways to other nodes that stand on a node's overlay devices.
+
+    A device has those to all nodes that it can reach: which of them are reached in its form changes, and a route
+    must find its entry there.
+    """
+    held = _held(view, node, uplink)
+    if not held:
         return NodePlan()
     names = [name for name in others if name != node]
-    known = map(view.nodes.get, names)
-    addresses = (endpoint(other.internal_addresses) for other in known if other is not None)
-    ends = [overlay(address) for address in addresses if address is not None and address.version == own.version]
-    vxlan, ipip = "vxlan" in held, "ipip" in held
+    known = [other for other in map(view.nodes.get, names) if other is not None]
+    ends: dict[Form, list[Overlay]] = {}
+    for form in held:
+        addresses = (endpoint(form, other.internal_addresses) for other in known)
+        ends[form] = [overlay(address) for address in addresses if address is not None]
+    vxlan = [form for form in held if TUNNELS[form].encapsulation == "vxlan"]
     return NodePlan(
-        neighbours=tuple(Neighbour(DEVICES[form], end.gateway, end.mac) for form in held for end in ends),
-        forwarding=tuple(ForwardingEntry(DEVICES["vxlan"], end.mac, end.endpoint) for end in ends if vxlan),
-        endpoints=tuple(TunnelEndpoint(end.endpoint) for end in ends if ipip),
-        sources=ipip_senders(view, own, names) if ipip and isinstance(own, IPv4Address) else (),
-        elements=vxlan_senders(view, node, Family.of(own), names) if vxlan else (),
+        neighbours=tuple(Neighbour(DEVICES[form], end.gateway, end.mac) for form in held for end in ends[form]),
+        forwarding=tuple(
+            ForwardingEntry(DEVICES[form], end.mac, end.endpoint) for form in vxlan for end in ends[form]
+        ),
+        endpoints=tuple(TunnelEndpoint(end.endpoint) for end in ends.get("ipip", ())),
+        sources=ipip_senders(view, held["ipip"].endpoint, names) if "ipip" in held else (),
+        elements=tuple(
+            element for form in vxlan for element in vxlan_senders(view, node, TUNNELS[form].underlay, names)
+        ),
     )
 
 
-def _held(view: ClusterView, node: str, own: Address | None) -> list[Encapsulation]:
-    """Return the forms that a node holds, as far as its own address allows them."""
-    return [form for form in sorted(forms_held(view, node)) if form != "ipip" or isinstance(own, IPv4Address)]
+def _held(view: ClusterView, node: str, uplink: Uplink) -> dict[Form, Overlay]:
+    """Return the forms that a node holds, as far as its own addresses allow them, and what it is in each."""
+    own = uplink.node_addresses
+    found = {form: endpoint(form, own) for form in sorted(forms_held(view, node))}
+    return {form: overlay(address) for form, address in found.items() if address is not None}
 
 
-def _device(view: ClusterView, uplink: Uplink, me: Overlay, form: Encapsulation) -> Device:
-    name, carried = DEVICES[form], uplink.mtu - overhead(form, uplink.underlay)
+def _device(view: ClusterView, uplink: Uplink, me: Overlay, form: Form) -> Device:
+    name, carried = DEVICES[form], uplink.mtu - overhead(form)
     mtu = device_mtu(carried)
     if form == "ipip":
         return Device(name, "ipip", me.mac, mtu)

@@ -15,10 +15,10 @@ from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.lease import Lease
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import plan_bgp
-from podway.plan.fabric import DEVICES
+from podway.plan.fabric import TUNNELS
 from podway.plan.learned import announced
 from podway.plan.node import plan_node, plan_wiring
-from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE, Neighbour, Route
+from podway.plan.objects import BRIDGE_DEVICE, Neighbour, Route
 from podway.plan.remote import remote_route
 from podway.plan.uplink import Uplink
 
@@ -111,7 +111,7 @@ def plan_path(view: ClusterView, sites: Mapping[str, Site], source: End, target:
         entry, below = _uplink(sites, node).device, ""
         if hop.encapsulation == "vxlan":
             # IPIP is taken off on the uplink itself: there the packet comes in by it.
-            entry, below = VXLAN_DEVICE, entry
+            entry, below = hop.exit, entry
     return tuple(hops)
 
 
@@ -190,7 +190,9 @@ def _learned_from(view: ClusterView, node: str, block: AddressBlock) -> str:
 
 def _to_a_node(hop: PlannedHop, block: AddressBlock, uplink: Uplink) -> PlannedHop:
     """Add to a hop on the way to a block of another node which that is, and how the packet crosses."""
-    form: Encapsulation = next((form for form, device in DEVICES.items() if device == hop.exit), "none")
+    form: Encapsulation = next(
+        (tunnel.encapsulation for tunnel in TUNNELS.values() if tunnel.device == hop.exit), "none"
+    )
     return msgspec.structs.replace(
         hop,
         leads_to=block.spec.node,

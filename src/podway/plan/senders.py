@@ -10,12 +10,11 @@ is still taken off.
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Literal
 
 from podway.api.addresses import Address, Family, Network, host_network
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import endpoint
 from podway.plan.guard import NFT_FAMILY, NODES
 from podway.plan.objects import NFT_VXLAN_TABLE, NftElement, NftTable, NodePlan, TunnelSource, Vxlan
 
@@ -122,7 +121,7 @@ def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterabl
     return tuple(found)
 
 
-def ipip_sources(view: ClusterView, node: str, own: IPv4Address) -> tuple[TunnelSource, ...]:
+def ipip_sources(view: ClusterView, node: str, own: Address) -> tuple[TunnelSource, ...]:
     """Return which inner IPv4 sources are a node's own, any node's, and nobody's: the rest of the world, at last.
 
     `own` is this node's address: what is its own comes from no other.
@@ -135,7 +134,7 @@ def ipip_sources(view: ClusterView, node: str, own: IPv4Address) -> tuple[Tunnel
     return tuple(TunnelSource(network, sender) for network, sender in found.items())
 
 
-def ipip_senders(view: ClusterView, own: IPv4Address, names: Iterable[str]) -> tuple[TunnelSource, ...]:
+def ipip_senders(view: ClusterView, own: Address, names: Iterable[str]) -> tuple[TunnelSource, ...]:
     """Return which inner IPv4 sources belong to other nodes. Of one that sends no IPIP nothing is taken."""
     found: dict[Network, Address] = {}
     for name in names:
@@ -147,8 +146,7 @@ def ipip_senders(view: ClusterView, own: IPv4Address, names: Iterable[str]) -> t
 def _sender(view: ClusterView, name: str, underlay: Family) -> Address | None:
     """Return the address from which a node sends outer headers of a family, None if it sends none."""
     known = view.nodes.get(name)
-    address = endpoint(known.internal_addresses) if known else None
-    return address if address is not None and address.version == underlay else None
+    return known.internal_address(underlay) if known else None
 
 
 def _sources(view: ClusterView, name: str) -> Iterator[Network]:

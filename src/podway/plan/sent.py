@@ -4,9 +4,9 @@ from collections.abc import Mapping, Set
 from types import MappingProxyType
 from typing import TypeAlias
 
-from podway.api.kinds.ip_pool import Encapsulation
+from podway.plan.fabric import Form
 
-Sent: TypeAlias = Mapping[str, Set[Encapsulation]]
+Sent: TypeAlias = Mapping[str, Set[Form]]
 """The forms in which a node sends to other nodes, by pool."""
 
 NOTHING_SENT: Sent = MappingProxyType({})

@@ -25,16 +25,17 @@ from typing import TypeAlias
 import msgspec
 
 from podway.api.addresses import Family, Network
-from podway.api.kinds.ip_pool import Encapsulation, IPPool
+from podway.api.kinds.ip_pool import IPPool
 from podway.cluster.view import ClusterView
 from podway.plan.changes import Change
 from podway.plan.fabric import (
     DEVICES,
     SMALLEST_IPV6_MTU,
-    endpoint,
+    Form,
     form_to,
     form_wanted,
     forms_asked,
+    forms_possible,
     forms_sent,
     pool_of,
 )
@@ -60,9 +61,9 @@ CARRIERS = frozenset(
 )
 """The kinds of kernel objects by which a node takes off encapsulations."""
 
-FormByBlock: TypeAlias = Mapping[Network, Encapsulation]
+FormByBlock: TypeAlias = Mapping[Network, Form]
 
-_FORMS: Mapping[str, Encapsulation] = {device: form for form, device in DEVICES.items()}
+_FORMS: Mapping[str, Form] = {device: form for form, device in DEVICES.items()}
 
 
 class Ways(msgspec.Struct, frozen=True):
@@ -72,7 +73,7 @@ class Ways(msgspec.Struct, frozen=True):
     told: FormByBlock = {}
 
 
-def form_by(device: str) -> Encapsulation:
+def form_by(device: str) -> Form:
     """Return the form that packets get which leave by a device."""
     return _FORMS.get(device, "none")
 
@@ -108,9 +109,7 @@ def unsettled(view: ClusterView, node: str, ways: Ways) -> frozenset[Network]:
 
 def still_sent(view: ClusterView, node: str, ways: Ways) -> Sent:
     """Return the encapsulations that a node may put on, by pool: as planned, and as its kernel's routes lead."""
-    sent: dict[str, set[Encapsulation]] = {
-        name: set(forms - {"none"}) for name, forms in forms_sent(view, node).items()
-    }
+    sent: dict[str, set[Form]] = {name: set(forms - {"none"}) for name, forms in forms_sent(view, node).items()}
     for forms in (ways.learned, ways.told):
         for network, form in forms.items():
             if form != "none":
@@ -119,12 +118,12 @@ def still_sent(view: ClusterView, node: str, ways: Ways) -> Sent:
     return {name: frozenset(forms) for name, forms in sent.items() if forms}
 
 
-def to_send(view: ClusterView, sent: Sent) -> frozenset[Encapsulation]:
+def to_send(view: ClusterView, sent: Sent) -> frozenset[Form]:
     """Return what a node is to say that it sends: what pools ask for, and what it still may send."""
     return forms_asked(view).union(*sent.values())
 
 
-def lacking(plan: NodePlan, differences: Iterable[Change]) -> frozenset[Encapsulation]:
+def lacking(plan: NodePlan, differences: Iterable[Change]) -> frozenset[Form]:
     """Return the forms that a node cannot take off: they are not in its plan, or its kernel lacks a part.
 
     `differences` are those of the kernel from the plan.
@@ -165,7 +164,7 @@ def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
     """Say in words what pools ask for that a node's uplink cannot give."""
     yield from _out_of_reach(view, uplink)
     for name, pool in sorted(view.pools.items()):
-        if pool.spec.encapsulation == "ipip" and uplink.underlay is not Family.IPV4:
+        if pool.spec.encapsulation == "ipip" and not forms_possible(uplink.node_addresses) >= {"ipip"}:
             yield f"IPPool/{name}: this node has no IPv4 address, and so neither sends nor accepts ipip"
         mtu = pool_mtu(view, uplink, pool)
         if pool.family is Family.IPV6 and mtu < SMALLEST_IPV6_MTU:
@@ -177,16 +176,20 @@ def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
 
 
 def _out_of_reach(view: ClusterView, uplink: Uplink) -> Iterator[str]:
-    own = endpoint(uplink.node_addresses)
-    if own is None or "vxlan" not in forms_asked(view):
+    own = {Family.of(address) for address in uplink.node_addresses}
+    if not own or "vxlan" not in {pool.spec.encapsulation for pool in view.pools.values()}:
         return
     for name, other in sorted(view.nodes.items()):
-        theirs = endpoint(other.internal_addresses)
-        if theirs is not None and theirs.version != own.version:
+        theirs = {Family.of(address) for address in other.internal_addresses}
+        if theirs and not own & theirs:
             yield (
-                f"{name}: vxlan does not reach it: it is carried by {Family.of(theirs).label} there and by "
-                f"{Family.of(own).label} here; give each node an address of one same family (IPv4 is preferred)"
+                f"{name}: vxlan does not reach it: it has only {_labels(theirs)}, and this node only "
+                f"{_labels(own)}; give each node an address of one same family (IPv4 is preferred)"
             )
+
+
+def _labels(families: Iterable[Family]) -> str:
+    return " and ".join(family.label for family in sorted(families))
 
 
 def _covering(pools: Mapping[str, IPPool], network: Network) -> Iterator[str]:
@@ -195,7 +198,7 @@ def _covering(pools: Mapping[str, IPPool], network: Network) -> Iterator[str]:
             yield name
 
 
-def _part_of(obj: object) -> set[Encapsulation]:
+def _part_of(obj: object) -> set[Form]:
     """Return the form that an object of a plan is needed for to take it off; nothing for other objects."""
     match obj:
         case Device(name=device) | LinkAddress(device=device) | IpipTunnel(device=device):
@@ -204,8 +207,8 @@ def _part_of(obj: object) -> set[Encapsulation]:
             device = next((part for part in path.split("/") if part in _FORMS), "")
         case TunnelEndpoint() | TunnelSource():
             return {"ipip"}
-        case NftTable(name=name) | NftElement(table=name) if name == NFT_VXLAN_TABLE:
-            return {"vxlan"}
+        case NftTable(family=family, name=name) | NftElement(family=family, table=name) if name == NFT_VXLAN_TABLE:
+            return {"vxlan6" if family == "ip6" else "vxlan"}
         case _:
             return set()
     return {_FORMS[device]} if device in _FORMS else set()

@@ -14,6 +14,7 @@ more sessions than needed, never fewer.
 
 import hashlib
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -49,11 +50,15 @@ class Topology(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What a node's BIRD does already: nodes it has sessions with, whether it reflects, and the pools it tells."""
+    """What a node's BIRD does already: nodes it has sessions with, whether it reflects, and the pools it tells.
+
+    `router_id` is the number by which it is known in its sessions, None without a BIRD.
+    """
 
     nodes: frozenset[str] = frozenset()
     reflects: bool = False
     pools: frozenset[Network] = frozenset()
+    router_id: IPv4Address | None = None
 
 
 def topology(view: ClusterView) -> Topology:

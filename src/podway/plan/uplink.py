@@ -7,7 +7,6 @@ import msgspec
 from podway.api.addresses import Address, Family, Interface, Network
 from podway.api.kinds.ip_pool import IPPool
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import endpoint
 
 
 class Uplink(msgspec.Struct, frozen=True):
@@ -35,12 +34,6 @@ class Uplink(msgspec.Struct, frozen=True):
         """The subnets that the node reaches by the device without a router; an address of full length has none."""
         networks = (interface.network for interface in self.addresses)
         return tuple(network for network in networks if network.prefixlen < Family.of(network).bits)
-
-    @property
-    def underlay(self) -> Family:
-        """The family of the outer headers that the node sends."""
-        own = endpoint(self.node_addresses)
-        return Family.of(own) if own else Family.IPV4
 
 
 def without_address(

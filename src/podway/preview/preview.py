@@ -20,7 +20,7 @@ from podway.bgp.render import render
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import Change, between, compare
-from podway.plan.fabric import forms_sent, pool_of
+from podway.plan.fabric import encapsulation_of, forms_sent, pool_of
 from podway.plan.learned import learned_route
 from podway.plan.node import plan_node, pool_mtu
 from podway.plan.objects import NodePlan, Route
@@ -227,7 +227,8 @@ def _way(view: ClusterView, name: str) -> tuple[object, ...] | None:
 def _forms(view: ClusterView, node: str, pool: str) -> str:
     """Return in words the forms in which a node sends a pool's packets to the others."""
     forms = forms_sent(view, node).get(pool, frozenset({"none"}))
-    return " or ".join("as they are" if form == "none" else f"in {form}" for form in sorted(forms))
+    names = sorted({encapsulation_of(form) for form in forms})
+    return " or ".join("as they are" if name == "none" else f"in {name}" for name in names)
 
 
 def _families(view: ClusterView) -> frozenset[int]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from podway.api.addresses import Family, Network
+from podway.api.addresses import Network
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import ACCEPTS, SENDS, Node
@@ -20,7 +20,7 @@ from podway.cluster.view import ClusterView
 from podway.ipam.addresses import BlockUse
 from podway.ipam.blocks import FreeBlocks, capacity
 from podway.ipam.selection import pools_for_node, wants_another
-from podway.plan.fabric import forms_asked
+from podway.plan.fabric import forms_asked, forms_possible
 from podway.plan.path import Site
 
 
@@ -64,10 +64,9 @@ def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
 def agreed(view: ClusterView) -> ClusterView:
     """Return a view in which all nodes send and accept the encapsulations that pools ask for, and no others."""
     asked = forms_asked(view)
-    without_ipv4 = asked - {"ipip"}
     changes: list[Change[Node]] = []
     for node in view.nodes.values():
-        forms = asked if node.internal_address(Family.IPV4) else without_ipv4
+        forms = asked & forms_possible(node.internal_addresses)
         if node.accepts != forms or node.sends != forms:
             words = ",".join(sorted(forms))
             annotations = {**node.metadata.annotations, ACCEPTS: words, SENDS: words}

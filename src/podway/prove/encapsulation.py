@@ -11,7 +11,8 @@ from podway.api.addresses import Address, Family
 from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.kinds.network_config import VxlanSettings
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import DEVICES, endpoint, form_wanted, pool_of
+from podway.plan import fabric
+from podway.plan.fabric import encapsulation_of, endpoint, form_wanted, pool_of
 from podway.probe.packet import Packet, Tunnel, TunnelKind
 from podway.prove.path import Leg
 from podway.prove.probe import Probe, Step
@@ -33,7 +34,16 @@ class ExpectedEncapsulation(msgspec.Struct, frozen=True):
     @property
     def device(self) -> str:
         """The overlay device by which a node sends in this encapsulation; empty if it needs none."""
-        return DEVICES.get(self.name, "")
+        return self._tunnel.device if self._tunnel else ""
+
+    @property
+    def overhead(self) -> int:
+        """The length of the outer headers in bytes."""
+        return self._tunnel.overhead if self._tunnel else 0
+
+    @property
+    def _tunnel(self) -> fabric.Tunnel | None:
+        return fabric.tunnel_of(self.name, Family.of(self.source)) if self.source else None
 
     @property
     def seen_above(self) -> str:
@@ -66,11 +76,11 @@ def expected_encapsulation(
     pool = pool_of(view, block) if block else None
     if one is None or other is None or one is other or pool is None:
         return ExpectedEncapsulation()
-    encapsulation = form_wanted(pool, one, other)
-    if encapsulation == "none":
+    form = form_wanted(pool, one, other)
+    if form == "none":
         return ExpectedEncapsulation()
-    ends = endpoint(one.internal_addresses), endpoint(other.internal_addresses)
-    return ExpectedEncapsulation(encapsulation, *ends, view.config.vxlan)
+    ends = endpoint(form, one.internal_addresses), endpoint(form, other.internal_addresses)
+    return ExpectedEncapsulation(encapsulation_of(form), *ends, view.config.vxlan)
 
 
 def expected_of(world: World, probe: Probe, step: Step) -> ExpectedEncapsulation:

@@ -2,7 +2,7 @@
 
 from podway.api.addresses import Address, Family
 from podway.kernel.network import Lookup
-from podway.plan.fabric import overhead, overlay
+from podway.plan.fabric import overlay, tunnel_of
 from podway.probe.facts import KernelState
 from podway.probe.packet import IP_HEADER, Packet
 from podway.prove.advice import REPAIRED, bring_up
@@ -19,7 +19,8 @@ def outer_length(packet: Packet) -> int:
     for tunnel in reversed(packet.tunnels):
         underlay = Family.of(tunnel.source)
         encapsulation = {kind: encapsulation for encapsulation, kind in KINDS.items()}.get(tunnel.kind)
-        length += overhead(encapsulation, underlay) if encapsulation else IP_HEADER[underlay]
+        known = tunnel_of(encapsulation, underlay) if encapsulation else None
+        length += known.overhead if known else IP_HEADER[underlay]
     return length
 
 
@@ -58,7 +59,7 @@ def _sending(world: World, fault: Fault, here: NodePoint, there: NodePoint, insp
             f"where {expected.name} packets go",
             command(world, here.label, f"ip route get {expected.destination}"),
         )
-    length = fault.probe.size + overhead(expected.name, Family.of(expected.destination))
+    length = fault.probe.size + expected.overhead
     link = kernel_state.links.get(outer.device)
     if link is not None and link.mtu < length:
         return too_small(link.mtu, f"{link.name} of {here.label}", length)

@@ -5,7 +5,6 @@ import msgspec
 from podway.api.addresses import Address, Family
 from podway.bgp.probe import SMALLEST
 from podway.errors import PodwayError
-from podway.plan.fabric import overhead
 from podway.prove.cause import Cause
 from podway.prove.inspector import Inspector
 from podway.prove.judge import Code, Fault
@@ -34,7 +33,7 @@ def node_path_of(world: World, fault: Fault) -> NodePath | None:
     address = fault.expected.destination or there.address(fault.probe.family)
     if address is None:
         return None
-    length = inner + overhead(fault.expected.name, Family.of(address))
+    length = inner + fault.expected.overhead
     return NodePath(here, there, address, length) if length > SMALLEST[Family.of(address)] else None
 
 
@@ -52,8 +51,7 @@ def explain_size(world: World, fault: Fault, inspector: Inspector) -> Cause | No
     if found is None or found.fits >= node_path.length:
         return None
     here, there, length = node_path.here, node_path.there, node_path.length
-    headers = overhead(fault.expected.name, Family.of(node_path.address))
-    less = found.fits - headers
+    less = found.fits - fault.expected.overhead
     smallest = SMALLEST[max(Family.of(node_path.address), fault.probe.family)]
     spare = f", or have pods send less: `podway set config mtu={less}`" if less >= smallest else ""
     most = f"packets of more than {found.fits} bytes do not pass between"

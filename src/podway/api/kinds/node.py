@@ -112,6 +112,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     INDICES: ClassVar = {
         "sends": _sends,
         "address": lambda node: (entry.address for entry in node.status.addresses),
+        "families": lambda node: (frozenset(map(Family.of, node.internal_addresses)),),
     }
     SETTABLE: ClassVar = {"asn": ("annotations", ASN), "rack": ("labels", RACK)}
 

@@ -38,11 +38,15 @@ def _modes(pool: IPPool) -> tuple[object, ...]:
     return (pool.network, spec.distribution, spec.encapsulation, spec.when)
 
 
+_VXLAN = frozenset({"vxlan", "vxlan6"})
+"""What nodes say of it: by outer headers of IPv4, of IPv6."""
+
+
 def _user_of_vxlan(others: Sequence[Resource]) -> Resource | None:
     for other in others:
         if isinstance(other, IPPool) and other.spec.encapsulation == "vxlan":
             return other
-        if isinstance(other, Node) and "vxlan" in other.accepts | other.sends:
+        if isinstance(other, Node) and not _VXLAN.isdisjoint(other.accepts | other.sends):
             return other
     return None
 

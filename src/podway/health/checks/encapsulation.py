@@ -10,7 +10,6 @@ from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import Problem, Severity, cluster_check, node_check
 from podway.plan.fabric import SMALLEST_IPV6_MTU, form_wanted, share_subnet
 from podway.plan.node import pool_mtu
-from podway.plan.objects import VXLAN_DEVICE
 from podway.plan.outside import outside_peers
 
 NAMED = 3
@@ -25,7 +24,7 @@ NAMED = 3
 )
 def vxlan_taken(facts: NodeFacts) -> Iterator[Problem]:
     """Only where the node needs the device."""
-    if not any(device.name == VXLAN_DEVICE for device in facts.memory.plan.devices):
+    if not any(device.vxlan for device in facts.memory.plan.devices):
         return
     wanted = facts.memory.view.config.vxlan
     for device in facts.network.devices:

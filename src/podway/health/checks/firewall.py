@@ -13,7 +13,7 @@ from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.health.ruleset import Chain, Ruleset
 from podway.health.traversal import Drop, Packet, drop_of, translation_of
-from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICE
+from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICES
 from podway.plan.remote import remote_route
 
 BFD_CONTROL, BFD_ECHO = 3784, 3785
@@ -143,7 +143,7 @@ def _pods_packets(facts: NodeFacts) -> Iterator[Imagined]:
         others = [(_addresses([block.network], family)[0], _device_to(facts, block)) for block in some]
         for here, (there, device) in product(own[:1], others):
             yield from _forwarded("packets from pods to other nodes' pods", here, there, pods[here], device)
-            came = device if device == VXLAN_DEVICE else uplink.device
+            came = device if device in VXLAN_DEVICES else uplink.device
             yield from _forwarded("packets from other nodes' pods to pods here", there, here, came, pods[here])
         for one in own[:1]:
             yield from _forwarded("packets between pods of this node", one, one + 1, pods[one], pods[one])
@@ -196,11 +196,10 @@ class Spoken(msgspec.Struct, frozen=True):
 
 
 def _spoken(facts: NodeFacts, family: Family) -> Iterator[Spoken]:
-    view, underlay = facts.memory.view, facts.memory.uplink.underlay
+    view = facts.memory.view
     yield Spoken("BGP", "tcp", view.config.bgp.port)
     yield Spoken("BFD", "udp", BFD_CONTROL)
-    forms = {device.kind for device in facts.memory.plan.devices} if family is underlay else set[str]()
-    if "vxlan" in forms:
+    if any(device.vxlan and Family.of(device.vxlan.local) is family for device in facts.memory.plan.devices):
         yield Spoken("VXLAN", "udp", view.config.vxlan.port)
     # IPIP is put on behind the last rule and taken off before the first (tcx or clsact): none of them sees it.
 
