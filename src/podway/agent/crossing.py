@@ -198,6 +198,9 @@ class Crossing:
             self._said = Said(former.accepts | _words(words[ACCEPTS]), former.sends & _words(words[SENDS]))
             self._announcement, self._written = uuid.uuid4().hex[:12], False
             self._state.view = self.as_said(view)
+            if forms_held(self._state.view, node) != forms_held(view, node):
+                # When the words come back they change nothing any more, and nobody would look.
+                self._bring_to_plan()
             await self._membership.announce({**words, ANNOUNCEMENT: self._announcement})
             self._written = True
 
