@@ -8,7 +8,7 @@ import pytest
 
 from podway.api.addresses import Address
 from podway.lab import names
-from podway.lab.facts import PoolForm
+from podway.lab.facts import PoolSettings
 from podway.plan.objects import VXLAN6_DEVICE, VXLAN_DEVICE
 from tests.system.switch_traffic import Packets
 from tests.system.system_lab import PodUnderTest, SystemLab, eventually
@@ -28,9 +28,9 @@ V6 = {node: f"fd70:6f64:7761:7900::{number}/64" for number, node in enumerate(V4
 class Cluster:
     """Four nodes with a pod each."""
 
-    def __init__(self, pools: list[str], form: PoolForm) -> None:
+    def __init__(self, pools: list[str], settings: PoolSettings) -> None:
         self.lab = SystemLab()
-        self.lab.up(4, pools=pools, form=form)
+        self.lab.up(4, pools=pools, pool_settings=settings)
         self.pods = [self.lab.add(node) for node in V4]
 
     def lose(self, node: str, address: str) -> None:
@@ -92,7 +92,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     BGP tells of a family only between nodes that have it.
     """
     pools = ["fd00:244::/56"] if request.param == "bgp" else ["10.244.0.0/16", "fd00:244::/56"]
-    found = Cluster(pools, PoolForm(distribution=request.param, encapsulation="vxlan"))
+    found = Cluster(pools, PoolSettings(distribution=request.param, encapsulation="vxlan"))
     try:
         eventually(found.whole, within=BACK)
         yield found
