@@ -15,6 +15,7 @@ BENCHMARKS = (
     "attach",
     "burst",
     "roundtrip",
+    "datapath",
     "racks",
     "restart",
     "withdrawal",

@@ -55,9 +55,8 @@ def round_trips(paths: Sequence[Path], rounds: int) -> Mapping[str, list[float]]
     """Return the median round trips in seconds of each path, one a round, after a round to warm up."""
     with contextlib.ExitStack() as servers:
         for path in {path.target: path for path in paths}.values():
-            command = ["taskset", "-c", str(CORE), "sockperf", "server", "--tcp", "-i", path.address]
-            servers.enter_context(_server(path, PORT, [*command, "-p", str(PORT)]))
-        return _in_turn(paths, rounds, _ping_pong, warm_up=1)
+            servers.enter_context(ponger(path))
+        return in_turn(paths, rounds, ping_pong, warm_up=1)
 
 
 def streams(paths: Sequence[Path], rounds: int) -> Mapping[str, list[float]]:
@@ -65,8 +64,14 @@ def streams(paths: Sequence[Path], rounds: int) -> Mapping[str, list[float]]:
     with contextlib.ExitStack() as servers:
         for path in {path.target: path for path in paths}.values():
             command = ["iperf3", "--server", "--bind", path.address, "--port", str(STREAM_PORT)]
-            servers.enter_context(_server(path, STREAM_PORT, command))
-        return _in_turn(paths, rounds, _stream)
+            servers.enter_context(server(path, STREAM_PORT, command))
+        return in_turn(paths, rounds, _stream)
+
+
+def ponger(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Have a server of sockperf at a path's end while the block runs."""
+    command = ["taskset", "-c", str(CORE), "sockperf", "server", "--tcp", "-i", path.address]
+    return server(path, PORT, [*command, "-p", str(PORT)])
 
 
 def how(rounds: int, stream_rounds: int) -> str:
@@ -102,9 +107,10 @@ def ratio_of(name: str, samples: Mapping[str, list[float]], base: str) -> float:
     return median(samples[name]) / median(samples[base])
 
 
-def _in_turn(
+def in_turn(
     paths: Sequence[Path], rounds: int, measure: Callable[[Path], float], *, warm_up: int = 0
 ) -> Mapping[str, list[float]]:
+    """Measure each path once a round, in an order that changes; return the samples by the paths' names."""
     samples: dict[str, list[float]] = defaultdict(list)
     for number in range(-warm_up, rounds):
         turn = number % len(paths)
@@ -116,17 +122,18 @@ def _in_turn(
 
 
 @contextlib.contextmanager
-def _server(path: Path, port: int, command: list[str]) -> Iterator[None]:
-    server = inside(
+def server(path: Path, port: int, command: list[str]) -> Iterator[None]:
+    """Have a command listen at a path's end while the block runs. Raises LabError."""
+    process = inside(
         path.target,
         lambda: subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
     )
     try:
-        _wait_listening(path, port, server)
+        _wait_listening(path, port, process)
         yield
     finally:
-        server.kill()
-        server.wait()
+        process.kill()
+        process.wait()
 
 
 def _wait_listening(path: Path, port: int, server: "subprocess.Popen[bytes]") -> None:
@@ -142,9 +149,10 @@ def _wait_listening(path: Path, port: int, server: "subprocess.Popen[bytes]") ->
         time.sleep(0.02)
 
 
-def _ping_pong(path: Path) -> float:
+def ping_pong(path: Path) -> float:
+    """Return the median round trip in seconds, to a server of sockperf."""
     command = ["taskset", "-c", str(CORE), "sockperf", "ping-pong", "--tcp", "--full-rtt"]
-    output = _client(path, [*command, "-i", path.address, "-p", str(PORT), "-t", str(SECONDS)])
+    output = client(path, [*command, "-i", path.address, "-p", str(PORT), "-t", str(SECONDS)])
     found = _MEDIAN.search(output)
     if not found:
         raise LabError(f"sockperf {path.name}: no result: {output}")
@@ -153,11 +161,12 @@ def _ping_pong(path: Path) -> float:
 
 def _stream(path: Path) -> float:
     command = ["iperf3", "--client", path.address, "--port", str(STREAM_PORT), "--json"]
-    output = _client(path, [*command, "--time", str(STREAM_SECONDS)])
+    output = client(path, [*command, "--time", str(STREAM_SECONDS)])
     return msgspec.json.decode(output, type=StreamResult).end.sum_received.bits_per_second
 
 
-def _client(path: Path, command: list[str]) -> str:
+def client(path: Path, command: list[str]) -> str:
+    """Run a command at a path's beginning; return what it printed. Raises LabError."""
     done = inside(path.source, lambda: subprocess.run(command, capture_output=True, text=True, check=False))
     if done.returncode != 0:
         raise LabError(f"{' '.join(command)} ended with status {done.returncode}: {done.stdout}{done.stderr}")

@@ -128,6 +128,11 @@ class Bench:
         now = self.maps.counters()
         return {name: now[name] - self._base[name] for name in now if now[name] != self._base[name]}
 
+    @property
+    def woken(self) -> int:
+        """A descriptor that is readable when whoever reads events is woken."""
+        return self._events.fd
+
     def events(self) -> list[Event]:
         """What was told since the last call."""
         return self._events.read()

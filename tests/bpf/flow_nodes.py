@@ -5,12 +5,13 @@ pa, pb ── node 1 ── wire ── node 2 ── pc
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from podway.errors import KernelError
-from podway.kernel import netns
+from podway.kernel import engine, ipip, netns
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_events import Events
@@ -18,7 +19,9 @@ from podway.kernel.bpf.flow_layout import Counter, Endpoint, Event, Hook, Reason
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Place
 from podway.kernel.rtnl.netlink import Connection
-from tests.patience import PATIENCE
+from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
+from tests.kernel.ipip_lab import overlay_mac
+from tests.patience import ANSWERED, PATIENCE
 
 POOLS = ("10.0.0.0/8", "fd00::/16")
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -154,15 +157,59 @@ class Node:
         return self.events.read()
 
 
-class Lab:
-    """Both nodes, routed to each other."""
+class Echo:
+    """A TCP server in a pod that says again what it hears, on one connection after another."""
 
-    def __init__(self, stack: contextlib.ExitStack, make: Callable[[], Any], *, mtu: int = 1500) -> None:
+    def __init__(self, pod: Pod, family: int, port: int) -> None:
+        self.socket = open_socket(pod, family)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind((pod.addresses[family], port))
+        self.socket.listen()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                while heard := connection.recv(65536):
+                    connection.sendall(heard)
+
+    def __enter__(self) -> "Echo":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self.thread.join(PATIENCE)
+
+
+def said(connection: socket.socket, words: bytes) -> bytes:
+    """Send words, return as many bytes of answer."""
+    connection.sendall(words)
+    heard = b""
+    while len(heard) < len(words):
+        piece = connection.recv(65536)
+        assert piece, "the connection ended"
+        heard += piece
+    return heard
+
+
+HEADERS = {"none": 0, "vxlan": 50, "ipip": 20}
+
+
+class Lab:
+    """Both nodes, routed to each other: bare, by VXLAN (over IPv4), or IPv4 alone by IPIP."""
+
+    def __init__(self, stack: contextlib.ExitStack, make: Callable[[], Any], form: str = "none") -> None:
         self.a = Pod(make(), "pa", ("10.1.0.1", "fd00:1::1"))
         self.b = Pod(make(), "pb", ("10.1.0.2", "fd00:1::2"))
         self.c = Pod(make(), "pc", ("10.2.0.1", "fd00:2::1"))
         first, second = make(), make()
-        first.sh(f"ip link add wire mtu {mtu} type veth peer name wire mtu {mtu} netns {second.name}")
+        first.sh(f"ip link add wire type veth peer name wire netns {second.name}")
         self.one, self.two = Node(1, first, [self.a, self.b]), Node(2, second, [self.c])
         for node, other in ((self.one, self.two), (self.two, self.one)):
             stack.callback(node.connection.close)
@@ -171,9 +218,53 @@ class Lab:
                 ip link set wire up
                 ip address add {node.addresses[0]}/24 dev wire
                 ip address add {node.addresses[1]}/64 dev wire nodad
-                ip route add 10.{other.number}.0.0/16 via {other.addresses[0]}
-                ip route add fd00:{other.number}::/32 via {other.addresses[1]}
             """)
+            for pod in node.pods.values():
+                node.netns.sh(f"ip link set {pod.link} mtu {1500 - HEADERS[form]}")
+                pod.netns.sh(f"ip link set eth0 mtu {1500 - HEADERS[form]}")
+            getattr(self, f"_{form}")(node, other)
+
+    def _none(self, node: Node, other: Node) -> None:
+        node.netns.sh(f"""
+            ip route add 10.{other.number}.0.0/16 via {other.addresses[0]}
+            ip route add fd00:{other.number}::/32 via {other.addresses[1]}
+        """)
+
+    def _overlay(self, node: Node, other: Node, device: str) -> None:
+        node.netns.sh(f"""
+            ip link set {device} up
+            ip neighbour add fe80::77 lladdr {overlay_mac(other.addresses[0])} dev {device} nud permanent
+            ip route add 10.{other.number}.0.0/16 via inet6 fe80::77 dev {device}
+            ip route add fd00:{other.number}::/32 via fe80::77 dev {device}
+        """)
+        node.wires.append(device)
+
+    def _vxlan(self, node: Node, other: Node) -> None:
+        device = VXLAN_DEVICE
+        node.netns.sh(f"""
+            ip link add {device} address {overlay_mac(node.addresses[0])} type vxlan \\
+                id 4096 dstport 4789 local {node.addresses[0]} dev wire nolearning
+            bridge fdb add {overlay_mac(other.addresses[0])} dev {device} dst {other.addresses[0]} self permanent
+        """)
+        self._overlay(node, other, device)
+
+    def _ipip(self, node: Node, other: Node) -> None:
+        device, mtu = IPIP_DEVICE, 1500 - HEADERS["ipip"]
+        node.netns.sh(f"""
+            ip link add {device} mtu {mtu} type veth peer name {device}0 mtu {mtu}
+            ip link set {device}0 up
+        """)
+        self._overlay(node, other, device)
+
+        def numbers() -> dict[str, int]:
+            return {name: node.device(name) for name in ("wire", device)}
+
+        plan = NodePlan(
+            tunnels=(IpipTunnel(device, "wire", ip_address(node.addresses[0])),),
+            endpoints=(TunnelEndpoint(ip_address(other.addresses[0])),),
+        )
+        kinds = (ipip.IpipTunnels(node.connection, numbers), ipip.TunnelEndpoints(node.connection, numbers))
+        assert engine.apply(kinds, plan).failures == ()
 
     def reset(self) -> None:
         """No policy, no flow, nothing to tell."""
@@ -183,6 +274,9 @@ class Lab:
             node.forget()
 
     def start(self) -> None:
-        """Have both engines work."""
+        """Have both engines work, once the nodes reach each other: duplicate-address detection takes its time."""
+        for node, other in ((self.one, self.two), (self.two, self.one)):
+            for address in other.addresses:
+                node.netns.run(*ANSWERED, address)
         for node in (self.one, self.two):
             node.start()

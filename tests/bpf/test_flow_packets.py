@@ -1,5 +1,6 @@
 """One packet at a time: what becomes of it, what the tables and counters hold then."""
 
+import select
 import struct
 from ipaddress import ip_network
 from typing import Any
@@ -591,3 +592,25 @@ def test_lost_events_are_counted(bench: Bench) -> None:
     assert counted[Reason.DENIED_EGRESS] == 20000
     assert 0 < told < 20000
     assert told + counted[Counter.EVENTS_LOST] == 20000
+
+
+def test_agent_is_woken_when_much_waits(bench: Bench) -> None:
+    """Not by each event: that would cost more than all the rest."""
+    isolate(bench, 1)
+    bench.endpoint("pa", egress=1)
+    packet = frame(ip(A[0], B[0], TCP, tcp(1, 2)))
+    bench.events()
+
+    def is_awake() -> bool:
+        return bool(select.select([bench.woken], [], [], 0)[0])
+
+    def send(packets: int) -> None:
+        bench.inside(lambda: bench.bare(Hook.FROM_POD, "pa", packet, repeat=packets))
+
+    assert not is_awake()  # epoll looks again only when asked
+    send(2000)
+    assert not is_awake()
+    send(1000)
+    assert is_awake()
+    assert len(bench.events()) == 3000
+    assert not is_awake()

@@ -2,14 +2,13 @@
 
 import contextlib
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from podway.kernel.bpf.flow_layout import Counter, EventKind, Reason, RuleKey, Way
-from tests.bpf.flow_nodes import Lab, Pod, open_socket
+from tests.bpf.flow_nodes import Echo, Lab, open_socket, said
 from tests.patience import ANSWERED, PATIENCE, eventually
 
 pytestmark = pytest.mark.kernel
@@ -32,47 +31,6 @@ def lab(shared_lab: Lab) -> Lab:
     """Two nodes whose pods have no policy, and that have nothing to tell yet."""
     shared_lab.reset()
     return shared_lab
-
-
-class Echo:
-    """A TCP server in a pod that says again what it hears, on one connection after another."""
-
-    def __init__(self, pod: Pod, family: int, port: int) -> None:
-        self.socket = open_socket(pod, family)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind((pod.addresses[family], port))
-        self.socket.listen()
-        self.thread = threading.Thread(target=self._serve, daemon=True)
-        self.thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self.socket.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(OSError):
-                while heard := connection.recv(65536):
-                    connection.sendall(heard)
-
-    def __enter__(self) -> "Echo":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
-        self.thread.join(PATIENCE)
-
-
-def said(connection: socket.socket, words: bytes) -> bytes:
-    """Send words, return as many bytes of answer."""
-    connection.sendall(words)
-    heard = b""
-    while len(heard) < len(words):
-        piece = connection.recv(65536)
-        assert piece, "the connection ended"
-        heard += piece
-    return heard
 
 
 @families

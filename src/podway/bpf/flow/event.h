@@ -36,13 +36,16 @@ const struct {
 	enum hook hook;
 } described SEC(".described") = {};
 
-#define WAKE_AT (1 << 18) // bytes that wait; the agent looks now and then without being woken
+// The agent looks now and then without being woken; so many bytes that wait wake it. Once, and not at each event
+// from then on, which would cost more than all the rest; the window is for processors that go past it together.
+#define WAKE_AT (1 << 18)
+#define WAKE_WINDOW (16 * sizeof(struct event))
 
 static __always_inline void tell(const struct __sk_buff *skb, const struct packet *packet, const struct flow *flow,
 				 __u8 kind, __u8 reason)
 {
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	bool many;
+	__u64 waiting;
 
 	if (!event) {
 		count(EVENTS_LOST);
@@ -61,6 +64,6 @@ static __always_inline void tell(const struct __sk_buff *skb, const struct packe
 	event->reason = reason;
 	event->hook = packet->hook;
 	event->flags = flow ? flow->flags : 0;
-	many = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= WAKE_AT;
-	bpf_ringbuf_submit(event, many ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+	bpf_ringbuf_submit(event, waiting - WAKE_AT < WAKE_WINDOW ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }

@@ -157,7 +157,10 @@ class Engine:
     def attach(self, connection: Connection, place: Place) -> None:
         """Hang the program of a hook on a device. Raises KernelError."""
         program = self.programs[place.hook]
-        connection.inside(lambda: tcx.put(place.device, place.direction, program, None, label=place))
+        # On the uplink behind IPIP's, which takes outer headers off. On pods' links ahead of all: what another's
+        # program lets pass there would pass us by.
+        last = place.hook is Hook.FROM_WIRE
+        connection.inside(lambda: tcx.put(place.device, place.direction, program, None, label=place, last=last))
 
 
 def detach(connection: Connection, found: Attached) -> None:

@@ -18,7 +18,7 @@ from podway.kernel.rtnl.tc import Direction
 
 _ATTACH_TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47}
 """BPF_TCX_INGRESS and BPF_TCX_EGRESS (linux/bpf.h), which older headers do not have."""
-_F_REPLACE, _F_BEFORE = 1 << 2, 1 << 3
+_F_REPLACE, _F_BEFORE, _F_AFTER = 1 << 2, 1 << 3, 1 << 4
 _MOST = 64
 """bpf_mprog_max(): so many programs are on one hook at most."""
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EPERM}
@@ -60,14 +60,18 @@ def programs(index: int, direction: Direction) -> list[int]:
     return found[: count.value]
 
 
-def put(index: int, direction: Direction, program: int, former: int | None, *, label: object) -> None:
-    """Attach a program (a descriptor) ahead of all others there, or in the place of a `former` one (an id).
+def put(
+    index: int, direction: Direction, program: int, former: int | None, *, label: object, last: bool = False
+) -> None:
+    """Attach a program (a descriptor) ahead of all others, behind them (`last`), or in a `former` one's place.
+
+    `former` is an id.
 
     In replacing, no packet sees neither or both: the kernel swaps them in one step. `label` is what errors name
     it. Raises KernelError.
     """
     with contextlib.ExitStack() as stack:
-        options = _AttachOptions(size=ctypes.sizeof(_AttachOptions), flags=_F_BEFORE)
+        options = _AttachOptions(size=ctypes.sizeof(_AttachOptions), flags=_F_AFTER if last else _F_BEFORE)
         if former is not None:
             options.flags, options.replaced = _F_REPLACE, stack.enter_context(bpf.opened(former)).fd
         said = bpf.library().bpf_prog_attach_opts(program, index, _ATTACH_TYPES[direction], ctypes.byref(options))

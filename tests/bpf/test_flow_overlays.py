@@ -1,0 +1,84 @@
+"""The flow engine on nodes that reach each other by VXLAN or IPIP: carried into the tunnel and out of it."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from podway.kernel.bpf.flow_layout import Counter, EventKind, FlowKey, Reason, Way
+from tests.bpf.flow_nodes import Echo, Lab, open_socket, said
+from tests.patience import ANSWERED
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("vxlan", 0), ("vxlan", 1), ("ipip", 0)],
+    ids=["IPv4 in VXLAN", "IPv6 in VXLAN", "IPv4 in IPIP"],
+)
+def shared_lab(request: Any, new_netns_of_file: Callable[[], Any]) -> Iterator[tuple[Lab, int]]:
+    form, family = request.param
+    with contextlib.ExitStack() as stack:
+        lab = Lab(stack, new_netns_of_file, form)
+        lab.start()
+        yield lab, family
+
+
+@pytest.fixture
+def tunnel(shared_lab: tuple[Lab, int]) -> tuple[Lab, int]:
+    """Two nodes in a form, without policy, and a family that is carried."""
+    shared_lab[0].reset()
+    return shared_lab
+
+
+def test_a_stream_takes_no_stack(tunnel: tuple[Lab, int]) -> None:
+    """Both ways and on both nodes; what is longer than the tunnel's MTU is none of the packets."""
+    lab, family = tunnel
+    lab.one.netns.run(*ANSWERED, lab.two.addresses[0])
+    before = [node.counted().get(Counter.TO_STACK, 0) for node in (lab.one, lab.two)]
+    with Echo(lab.c, family, 7000), open_socket(lab.a, family) as client:
+        client.connect((lab.c.addresses[family], 7000))
+        block = bytes(range(256)) * 1024
+        for _ in range(4):
+            assert said(client, block) == block
+    assert [node.counted().get(Counter.TO_STACK, 0) for node in (lab.one, lab.two)] == before
+    [event] = [one for one in lab.two.told() if one.kind is EventKind.FLOW_NEW and one.key.protocol == 6]
+    flow, back = lab.two.maps.flow(event.key), lab.two.maps.flow(event.key.reversed())
+    assert flow
+    assert back
+    assert (flow.way, back.way) == (Way.PEER, Way.WIRE)
+    assert back.ifindex == lab.two.device(lab.two.wires[1])
+
+
+def test_policy_holds_behind_a_tunnel(tunnel: tuple[Lab, int]) -> None:
+    lab, family = tunnel
+    lab.two.isolate(lab.c, {"protocol": 6, "port": 7000, "port_length": 16})
+    lab.one.isolate(lab.a)
+    with Echo(lab.c, family, 7000), Echo(lab.c, family, 7001):
+        with open_socket(lab.a, family) as client:
+            client.connect((lab.c.addresses[family], 7000))
+            assert said(client, b"hello") == b"hello"
+        with open_socket(lab.a, family) as client:
+            client.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                client.connect((lab.c.addresses[family], 7001))
+    assert lab.two.counted()[Reason.DENIED_INGRESS] >= 1
+
+
+def test_long_packets_and_errors(tunnel: tuple[Lab, int]) -> None:
+    """Fragments of a ping, and "too big" for what may not be fragmented; a closed port is reported."""
+    lab, family = tunnel
+    target = lab.c.addresses[family]
+    lab.a.netns.run(*ANSWERED, "-s", "4000", target)
+    with open_socket(lab.a, family, socket.SOCK_DGRAM) as client:
+        client.connect((target, 9))
+        client.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(10)
+        port = client.getsockname()[1]
+    key = FlowKey(ip_address(lab.a.addresses[family]), ip_address(target), 17, port, 9)
+    assert lab.one.maps.flow(key) is not None
