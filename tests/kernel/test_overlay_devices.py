@@ -235,6 +235,17 @@ CONFLICTS = {
 }
 
 
+def test_a_conflict_is_with_the_device_of_the_same_outer_family(pair, outer):
+    """The kernel lets devices of one VNI and port stand side by side that differ in family."""
+    node, kernel = pair.namespaces[0], pair.kernels[0]
+    for name, local in (("four", "192.0.2.1"), ("six", "2001:db8::1")):
+        node.sh(f"ip link add {name} type vxlan id 4096 dstport 4789 dev eth0 local {local}")
+    (failure,) = kernel.apply(NodePlan(devices=overlay_plan(0, outer).devices)).failures
+    assert f"device {'four' if outer is Family.IPV4 else 'six'} has VNI 4096" in failure.message
+    node.sh("ip link del " + ("four" if outer is Family.IPV4 else "six"))
+    assert kernel.apply(NodePlan(devices=overlay_plan(0, outer).devices)).failures == ()
+
+
 @pytest.mark.parametrize("command", CONFLICTS)
 def test_what_others_have_is_refused_and_left_as_it_is(pair, command):
     node, kernel = pair.namespaces[0], pair.kernels[0]

@@ -108,7 +108,7 @@ class Settings(msgspec.Struct, frozen=True):
 class Device(msgspec.Struct, frozen=True):
     """A link with its addresses; `ours` are pods' links, overlay devices and the bridge.
 
-    `vxlan` are a VXLAN device's VNI and port.
+    `vxlan` are a VXLAN device's VNI and port, and `underlay` the family of its outer headers.
     """
 
     name: str
@@ -118,6 +118,7 @@ class Device(msgspec.Struct, frozen=True):
     addresses: tuple[Interface, ...] = ()
     ours: bool = False
     vxlan: tuple[int, int] | None = None
+    underlay: Family = Family.IPV4
 
 
 class KernelRoute(msgspec.Struct, frozen=True):

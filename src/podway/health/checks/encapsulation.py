@@ -24,11 +24,12 @@ NAMED = 3
 )
 def vxlan_taken(facts: NodeFacts) -> Iterator[Problem]:
     """Only where the node needs the device."""
-    if not any(device.vxlan for device in facts.memory.plan.devices):
+    underlays = {Family.of(device.vxlan.local) for device in facts.memory.plan.devices if device.vxlan}
+    if not underlays:
         return
     wanted = facts.memory.view.config.vxlan
     for device in facts.network.devices:
-        if device.vxlan == (wanted.vni, wanted.port) and not device.ours:
+        if device.vxlan == (wanted.vni, wanted.port) and device.underlay in underlays and not device.ours:
             yield Problem(
                 f"it has VNI {wanted.vni} and port {wanted.port}, those of the cluster",
                 f"ip link delete {device.name}; or give the cluster others: spec.vxlan of NetworkConfig/default",

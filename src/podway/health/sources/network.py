@@ -48,6 +48,7 @@ def read(connection: Connection, learned: Sequence[BirdRoute], pools: Collection
                 tuple(found.address for found in by_index.get(link.index, ())),
                 link.name.startswith(LINK_PREFIX) or link.group == DEVICE_GROUP,
                 (link.vxlan.vni, link.vxlan.port) if link.vxlan else None,
+                link.vxlan.underlay if link.vxlan else Family.IPV4,
             )
             for link in records
         ),

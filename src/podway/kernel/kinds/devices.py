@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel import offload
 from podway.kernel.kinds.inventory import Inventory
@@ -210,8 +211,11 @@ class Devices:
         return error
 
     def _with_vni(self, settings: Vxlan) -> str:
+        """Return the device beside which the kernel makes no other of these settings (vxlan_config_validate)."""
+        wanted = (settings.vni, settings.port, Family.of(settings.local))
         for record in self._inventory.look():
-            if record.vxlan and (record.vxlan.vni, record.vxlan.port) == (settings.vni, settings.port):
+            there = record.vxlan
+            if there and (there.vni, there.port, there.underlay) == wanted:
                 return record.name
         return ""
 

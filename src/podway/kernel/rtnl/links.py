@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel.rtnl.netlink import Connection, Message, Request
 from podway.kernel.rtnl.netlink import constants as c
@@ -44,6 +45,11 @@ class VxlanRecord(msgspec.Struct, frozen=True):
     """Where frames for unknown hardware addresses go, a group or one host; empty: nowhere."""
     inherits: bool
     """Outer headers take over the DF bit and the DSCP of the inner ones."""
+
+    @property
+    def underlay(self) -> Family:
+        """The family of the outer headers; without any address the kernel takes IPv4 (vxlan_config_validate)."""
+        return Family.IPV6 if ":" in self.local or ":" in self.remote else Family.IPV4
 
 
 class LinkRecord(msgspec.Struct, frozen=True):
