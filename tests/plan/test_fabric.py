@@ -261,3 +261,36 @@ def test_a_bridged_block_has_a_route_of_ours_beside_birds() -> None:
     assert route.device == IPIP_DEVICE
     assert route.metric is not None
     assert route.metric < 32
+
+
+def test_what_was_encapsulated_is_not_sent_bare_while_a_lost_underlay_is_replaced() -> None:
+    told = pool("fd00::/56", encapsulation="vxlan")
+    here = node("one", "10.0.0.1/24", "fd01::1/64", accepts="vxlan", sends="vxlan")
+    lost_ipv4 = node("two", "fd01::2/64", accepts="vxlan", sends="vxlan")
+    for one, other in ((here, lost_ipv4), (lost_ipv4, here)):
+        way = crossing(told, one, other)
+        assert way is not None, "it does not cross bare"
+        assert way.gateway is None
+    assert crossing(told, here, node("new", "fd01::3/64")) is None, (
+        "it gets what it got before: nothing was put on"
+    )
+
+
+@pytest.mark.parametrize("cidr", ["10.244.0.0/16", "fd00::/56"])
+def test_a_subnet_is_shared_in_the_pools_own_family_or_not_at_all(cidr: str) -> None:
+    """Bare packets need an address of their own family at the other end."""
+    cross = pool(cidr, encapsulation="vxlan", when="cross-subnet")
+    dual = node("dual", "10.0.0.1/24", "fd01::1/64", accepts="vxlan,vxlan6", sends="vxlan,vxlan6")
+    four = node("four", "10.0.0.2/24", accepts="vxlan", sends="vxlan")
+    six = node("six", "fd01::2/64", accepts="vxlan6", sends="vxlan6")
+    assert form_to(cross, dual, four) == ("none" if cross.network.version == 4 else "vxlan")
+    assert form_to(cross, dual, six) == ("none" if cross.network.version == 6 else "vxlan6")
+
+
+@pytest.mark.parametrize("encapsulation", ["vxlan", "ipip"])
+def test_a_node_that_an_encapsulation_does_not_reach_is_named(encapsulation: Any) -> None:
+    asked = pool(encapsulation=encapsulation)
+    four, six = node("four", "10.0.0.1/24"), node("six", "fd01::2/64")
+    here = Uplink("eth0", 1500, four.interface_addresses)
+    (said,) = impossible(view(four, six, asked), here)
+    assert said.startswith(f"six: {encapsulation} does not reach it: it has only IPv6, and this node only IPv4")

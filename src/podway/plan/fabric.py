@@ -148,10 +148,8 @@ def form_wanted(pool: IPPool, here: Node, there: Node) -> Form:
     asked = pool.spec.encapsulation
     if asked == "none":
         return asked
-    if pool.spec.when == "cross-subnet":
-        family = pool.family if there.internal_address(pool.family) else Family.IPV4
-        if share_subnet(here, there, family):
-            return "none"
+    if pool.spec.when == "cross-subnet" and share_subnet(here, there, pool.family):
+        return "none"
     if asked == "ipip":
         return asked
     return "vxlan6" if not meet("vxlan", here, there) and meet("vxlan6", here, there) else "vxlan"
@@ -247,7 +245,8 @@ def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | 
     """
     form = form_to(pool, here, there)
     if form == "none":
-        return None
+        wanted = form_wanted(pool, here, there)
+        return Crossing(DEVICES[wanted], None) if _lost(encapsulation_of(wanted), here, there) else None
     target = endpoint(form, there.internal_addresses)
     if target is None or not meet(form, here, there):
         return Crossing(DEVICES[form], None)
@@ -257,6 +256,18 @@ def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | 
         return way
     gateway = None if pool.family is Family.IPV6 else way.gateway
     return msgspec.structs.replace(way, gateway=gateway, mtu=carried)
+
+
+def _lost(encapsulation: Encapsulation, here: Node, there: Node) -> bool:
+    """Tell whether two nodes have agreed on a form of an encapsulation that their addresses do not allow any more.
+
+    Then they wait for each other's words on another one, rather than send bare what was encapsulated.
+    """
+    return any(
+        form in here.sends and form in there.accepts and not meet(form, here, there)
+        for form, tunnel in TUNNELS.items()
+        if tunnel.encapsulation == encapsulation
+    )
 
 
 def crossings(

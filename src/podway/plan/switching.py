@@ -177,14 +177,15 @@ def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
 
 def _out_of_reach(view: ClusterView, uplink: Uplink) -> Iterator[str]:
     own = {Family.of(address) for address in uplink.node_addresses}
-    if not own or "vxlan" not in {pool.spec.encapsulation for pool in view.pools.values()}:
+    asked = sorted({pool.spec.encapsulation for pool in view.pools.values()} - {"none"})
+    if not own or not asked:
         return
     for name, other in sorted(view.nodes.items()):
         theirs = {Family.of(address) for address in other.internal_addresses}
         if theirs and not own & theirs:
             yield (
-                f"{name}: vxlan does not reach it: it has only {_labels(theirs)}, and this node only "
-                f"{_labels(own)}; give each node an address of one same family (IPv4 is preferred)"
+                f"{name}: {' or '.join(asked)} does not reach it: it has only {_labels(theirs)}, and this node "
+                f"only {_labels(own)}; give each node an address of one same family (IPv4 is preferred)"
             )
 
 
