@@ -96,7 +96,7 @@ class HealthLab:
         while True:
             found = self.doctor()["findings"]
             for finding in found:
-                told = f"{finding['found']} {finding['repair']}"
+                told = f"{finding['found']} {finding['advice']}"
                 if (finding["check"], finding["subject"]) == (check, subject) and all(w in told for w in words):
                     assert finding["why"]
                     assert finding["advice"]
