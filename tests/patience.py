@@ -14,7 +14,7 @@ ONCE = ("ping", "-n", "-c1", f"-W{PATIENCE:g}")
 
 
 def eventually(
-    condition: Callable[[], object], what: str, *, within: float = PATIENCE, every: float = 0.02
+    condition: Callable[..., object], what: str, *, within: float = PATIENCE, every: float = 0.02
 ) -> float:
     """Wait until a condition holds; return after how many seconds it did. Fails with `what` if it never does."""
     begun = time.monotonic()

@@ -1,10 +1,12 @@
 """The check that no test leaves anything behind would see it."""
 
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
 from tests import leftovers
+from tests.namespaces import TestNamespace
 
 
 def test_a_process_is_seen_whoever_adopted_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +20,7 @@ def test_a_process_is_seen_whoever_adopted_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.kernel
-def test_a_namespace_is_seen(new_netns, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_namespace_is_seen(new_netns: Callable[[], TestNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "ENDING_SECONDS", 0)
     before = leftovers.things(of_labs=False)
     name = new_netns().name

@@ -163,7 +163,7 @@ def spoil(value: Any, path: tuple[str | int, ...], bad: Any) -> Any:
 SHAPES = {key(obj): shape(obj) for obj in CLUSTER}
 PLACES = [(known, path) for known, value in SHAPES.items() for path in places(value)]
 
-NASTY = (
+NASTY: tuple[Any, ...] = (
     *("", " ", ",", "/", "x", "\0", "²", "٣", "-1", "0", "9" * 5000, "1e9", "none", "true", "\U0001f600"),
     *(
         "0.0.0.0/0",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from podway.agent.state import NodeState
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool, IPPoolSpec
 from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
 from podway.api.resource import Resource
@@ -61,7 +61,7 @@ def contents(plan: NodePlan) -> dict[str, dict[Any, Any]]:
     return {field: {obj.key: obj for obj in getattr(plan, field)} for field in KINDS.values()}
 
 
-def start(encapsulation: str, distribution: str) -> NodeState:
+def start(encapsulation: Encapsulation, distribution: Distribution) -> NodeState:
     forms = "" if encapsulation == "none" else encapsulation
     objects = [node("here", 1, forms), *pools(encapsulation, distribution), block(1, "here")]
     objects += [
@@ -95,7 +95,9 @@ OBJECTS = st.one_of(
     st.sampled_from([("vxlan", "store"), ("none", "store"), ("none", "bgp")]),
     st.lists(st.lists(st.tuples(OBJECTS, st.booleans()), min_size=1, max_size=3), max_size=8),
 )
-def test_a_delta_leads_to_what_planning_anew_does(kind: tuple[str, str], steps: list[list[Any]]) -> None:
+def test_a_delta_leads_to_what_planning_anew_does(
+    kind: tuple[Encapsulation, Distribution], steps: list[list[Any]]
+) -> None:
     state = start(*kind)
     kernel = state.plan()
     for changed in steps:

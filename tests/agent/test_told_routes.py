@@ -2,10 +2,11 @@
 
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from podway.agent.told import Via, told_routes
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.ip_pool import Distribution, IPPool, IPPoolSpec
 from podway.api.meta import Metadata
 from podway.bgp.status import BirdRoute, NextHop
 from podway.cluster.view import ClusterView
@@ -17,9 +18,17 @@ NAMES = {2: "eth0", 7: "podway-vxlan"}
 
 
 def record(
-    cidr: str, gateway: str, index: int, *, metric: int = 32, protocol: int = 12, **given: object
+    cidr: str, gateway: str, index: int, *, metric: int = 32, protocol: int = 12, **given: Any
 ) -> RouteRecord:
-    known = {"type": "unicast", "source": None, "scope": "global", "table": 254, "tos": 0, "plain": True, **given}
+    known: dict[str, Any] = {
+        "type": "unicast",
+        "source": None,
+        "scope": "global",
+        "table": 254,
+        "tos": 0,
+        "plain": True,
+        **given,
+    }
     via = ip_address(gateway) if gateway else None
     return RouteRecord(ip_network(cidr), index=index, gateway=via, metric=metric, protocol=protocol, **known)
 
@@ -29,7 +38,7 @@ def learned(cidr: str, session: str) -> BirdRoute:
     return BirdRoute(ip_network(cidr), "unicast", session, NOW, best=True, next_hops=hops)
 
 
-def view(*owners: str, distribution: str = "bgp") -> ClusterView:
+def view(*owners: str, distribution: Distribution = "bgp") -> ClusterView:
     pool = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/16", distribution=distribution))
     blocks = [
         AddressBlock(
@@ -58,8 +67,8 @@ def test_the_route_that_the_kernel_takes_first_decides_who_told_it() -> None:
 
 
 def test_what_the_kernel_lacks_is_told_as_it_should_be() -> None:
-    told = list(told_routes(view("n2", "n3"), "n1", [], NAMES, [learned("10.0.0.0/24", "n2.ipv4")]))
-    assert [(one.in_kernel, one.told_by, one.session) for one in told] == [
+    both = told_routes(view("n2", "n3"), "n1", [], NAMES, [learned("10.0.0.0/24", "n2.ipv4")])
+    assert [(one.in_kernel, one.told_by, one.session) for one in both] == [
         (False, "bgp", "n2.ipv4"),
         (False, "bgp", ""),
     ]

@@ -1,4 +1,5 @@
 from ipaddress import ip_network
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,15 +11,16 @@ from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
 from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import LabelSelector, Metadata
+from podway.api.resource import Resource
 from podway.api.rules import check_change, check_deletion
 from podway.errors import InvalidObject
 
 
-def pool(name, cidr, **spec):
+def pool(name: str, cidr: str, **spec: Any) -> IPPool:
     return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))
 
 
-def node(name, interfaces):
+def node(name: str, interfaces: str) -> Node:
     addresses = (interface.split("/")[0] for interface in interfaces.split(","))
     return Node(
         metadata=Metadata(name=name, annotations={INTERFACE_ADDRESSES: interfaces}),
@@ -26,14 +28,14 @@ def node(name, interfaces):
     )
 
 
-def block(cidr, pool="p", node="n1"):
+def block(cidr: str, pool: str = "p", node: str = "n1") -> AddressBlock:
     return AddressBlock(
         metadata=Metadata(name=block_name(ip_network(cidr))),
         spec=AddressBlockSpec(cidr=cidr, pool=pool, node=node),
     )
 
 
-def pod(name, node="n1", ip=""):
+def pod(name: str, node: str = "n1", ip: str = "") -> Pod:
     return Pod(
         metadata=Metadata(name=name, namespace="x"),
         spec=PodSpec(node_name=node),
@@ -41,7 +43,7 @@ def pod(name, node="n1", ip=""):
     )
 
 
-def config(mtu):
+def config(mtu: int) -> NetworkConfig:
     return NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(mtu=mtu))
 
 
@@ -67,7 +69,7 @@ CLUSTER = (NODE, POOL, POOL6, BLOCK, pod("web", ip="10.244.1.5"))
         (pod("web"), pod("web", node="")),
     ],
 )
-def test_changes_that_fit(new, old):
+def test_changes_that_fit(new: Resource, old: Resource | None) -> None:
     check_change(new, CLUSTER, old=old)
 
 
@@ -90,7 +92,7 @@ def test_changes_that_fit(new, old):
         (pod("web", node="n2"), pod("web", node="n1"), "spec.nodeName", ["Node/n1"]),
     ],
 )
-def test_changes_that_do_not_fit(new, old, field, words):
+def test_changes_that_do_not_fit(new: Resource, old: Resource | None, field: str, words: list[str]) -> None:
     with pytest.raises(InvalidObject) as caught:
         check_change(new, CLUSTER, old=old)
     assert caught.value.field == field
@@ -99,7 +101,7 @@ def test_changes_that_do_not_fit(new, old, field, words):
         assert word in str(caught.value)
 
 
-def test_ipv6_pool_beside_a_small_mtu():
+def test_ipv6_pool_beside_a_small_mtu() -> None:
     with pytest.raises(InvalidObject, match=r"spec\.cidr.*1280.*NetworkConfig/default"):
         check_change(POOL6, [config(1000)])
     check_change(POOL, [config(1000)])
@@ -114,7 +116,7 @@ def test_ipv6_pool_beside_a_small_mtu():
         (Namespace(metadata=Metadata(name="x")), ["Pod/x/web"]),
     ],
 )
-def test_deletions_of_what_is_needed(obj, words):
+def test_deletions_of_what_is_needed(obj: Resource, words: list[str]) -> None:
     with pytest.raises(InvalidObject) as caught:
         check_deletion(obj, CLUSTER)
     assert caught.value.hint
@@ -122,7 +124,7 @@ def test_deletions_of_what_is_needed(obj, words):
         assert word in str(caught.value)
 
 
-def test_deletions_of_what_nothing_needs():
+def test_deletions_of_what_nothing_needs() -> None:
     check_deletion(POOL6, CLUSTER)
     check_deletion(BLOCK, [POOL])
     check_deletion(NODE, [POOL, BLOCK])
@@ -131,7 +133,7 @@ def test_deletions_of_what_nothing_needs():
     check_deletion(config(0), CLUSTER)
 
 
-def test_every_pair_of_overlapping_pools_is_found_both_ways():
+def test_every_pair_of_overlapping_pools_is_found_both_ways() -> None:
     small = msgspec.structs.replace(POOL, metadata=Metadata(name="small"), spec=IPPoolSpec(cidr="10.244.3.0/24"))
     for one, other in ((POOL, small), (small, POOL)):
         with pytest.raises(InvalidObject, match=f"IPPool/{other.metadata.name}"):
@@ -152,7 +154,7 @@ PARTED = LabelSelector(match_labels={"team": "a"})
     ],
     ids=["the other family", "of one mind", "the same family", "disabled", "other pods"],
 )
-def test_pools_of_the_same_pods_have_one_attach(other, refused):
+def test_pools_of_the_same_pods_have_one_attach(other: dict[str, Any], refused: bool) -> None:
     bridged, beside = pool("p", "10.0.0.0/16", attach="bridge"), pool("q", **other)
     for new, rest in ((bridged, beside), (beside, bridged)):
         if not refused:

@@ -1,4 +1,5 @@
 import contextlib
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,9 @@ from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
-from podway.api.kinds.pod import Pod
+from podway.api.kinds.pod import Pod, PodSpec
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
+from podway.api.resource import Resource
 from podway.errors import InvalidInput, InvalidObject
 
 POOL = """\
@@ -25,17 +27,20 @@ spec:
 """
 
 
-def read(text):
+def read(text: str) -> list[Resource]:
     return [manifest.resource for manifest in decode(text, source="m.yaml")]
 
 
-def refused(text, kind=InvalidObject):
+E = TypeVar("E", bound=InvalidInput)
+
+
+def refused(text: str, kind: type[E]) -> E:
     with pytest.raises(kind) as caught:
         decode(text, source="m.yaml")
     return caught.value
 
 
-def test_documents_lists_and_json():
+def test_documents_lists_and_json() -> None:
     json_pod = '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}}'
     listed = """
 apiVersion: v1
@@ -55,7 +60,7 @@ items:
     ]
 
 
-def test_null_is_as_if_not_written_and_kubernetes_other_fields_are_passed_over():
+def test_null_is_as_if_not_written_and_kubernetes_other_fields_are_passed_over() -> None:
     (pod,) = read(
         """
 apiVersion: v1
@@ -65,10 +70,10 @@ spec: {containers: [{name: c, image: nginx, env: null}], nodeName: n1}
 status: null
 """
     )
-    assert pod == Pod(metadata=Metadata(name="web"), spec=type(pod.spec)(node_name="n1"))
+    assert pod == Pod(metadata=Metadata(name="web"), spec=PodSpec(node_name="n1"))
 
 
-def test_yaml_1_2_scalars():
+def test_yaml_1_2_scalars() -> None:
     (pool,) = read(POOL.replace("{team: a}", "{a: no, b: on, c: 010, d: 12:30:45, e: 2026-11-23, f: =}"))
     assert pool.metadata.labels == {
         "a": "no",
@@ -80,7 +85,7 @@ def test_yaml_1_2_scalars():
     }
 
 
-def test_where_a_field_stands():
+def test_where_a_field_stands() -> None:
     listed = "kind: List\napiVersion: v1\nitems:\n- kind: Namespace\n  apiVersion: v1\n  metadata: {name: a}\n"
     pool, namespace = decode(f"{POOL}---\n{listed}", source="m.yaml")
     assert pool.where() == "m.yaml, document 1, line 1"
@@ -120,8 +125,10 @@ def test_where_a_field_stands():
         ("kind: List\nitems: {a: b}\n", 2, "List", "items", ["not a list"]),
     ],
 )
-def test_mistakes_name_line_object_field_and_cure(text, line, subject, field, words):
-    error = refused(f"\n---\n{text}")
+def test_mistakes_name_line_object_field_and_cure(
+    text: str, line: int, subject: str, field: str, words: list[str]
+) -> None:
+    error = refused(f"\n---\n{text}", InvalidObject)
     assert error.origin == f"m.yaml, document 1, line {line + 2}"
     assert (error.subject, error.field) == (subject, field)
     for word in words:
@@ -148,14 +155,14 @@ def test_mistakes_name_line_object_field_and_cure(text, line, subject, field, wo
         ("a: *nowhere", ["line 1", "alias"]),
     ],
 )
-def test_text_that_is_no_manifest(text, words):
+def test_text_that_is_no_manifest(text: str, words: list[str]) -> None:
     message = str(refused(text, InvalidInput))
     for word in ["m.yaml", *words]:
         assert word in message
 
 
 @given(st.text())
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(InvalidInput):
         decode(text, source="m.yaml")
 
@@ -187,13 +194,13 @@ RESOURCES = st.one_of(
 
 
 @given(st.lists(RESOURCES))
-def test_what_is_written_is_read_back(resources):
+def test_what_is_written_is_read_back(resources: list[Resource]) -> None:
     shape = to_list([to_builtins(resource) for resource in resources])
     assert read(to_yaml(shape)) == resources
     assert read(to_json(shape)) == resources
 
 
-def test_written_form_leaves_out_what_is_empty():
+def test_written_form_leaves_out_what_is_empty() -> None:
     pool = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/8"))
     assert to_yaml(to_builtins(pool)) == (
         "apiVersion: podway.io/v1\nkind: IPPool\nmetadata:\n  name: p\nspec:\n  cidr: 10.0.0.0/8\n"

@@ -1,4 +1,5 @@
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,33 +13,34 @@ from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkC
 from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.kinds.pod import Pod, PodAddress, PodStatus
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
+from podway.api.resource import Resource
 from podway.api.validate import problems, validate
 from podway.errors import InvalidObject
 
 
-def pool(cidr="10.244.0.0/16", **spec):
+def pool(cidr: str = "10.244.0.0/16", **spec: Any) -> IPPool:
     return IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr=cidr, **spec))
 
 
-def config(name="default", mtu=0, **bgp):
+def config(name: str = "default", mtu: int = 0, **bgp: Any) -> NetworkConfig:
     return NetworkConfig(metadata=Metadata(name=name), spec=NetworkConfigSpec(bgp=BgpSettings(**bgp), mtu=mtu))
 
 
-def node(*addresses, interfaces=""):
+def node(*addresses: str, interfaces: str = "") -> Node:
     return Node(
         metadata=Metadata(name="n", annotations={INTERFACE_ADDRESSES: interfaces}),
         status=NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=a) for a in addresses)),
     )
 
 
-def block(cidr, name=None):
+def block(cidr: str, name: str | None = None) -> AddressBlock:
     return AddressBlock(
         metadata=Metadata(name=name or block_name(ip_network(cidr))),
         spec=AddressBlockSpec(cidr=cidr, pool="p", node="n"),
     )
 
 
-def selecting(**selector):
+def selecting(**selector: Any) -> IPPool:
     return pool(node_selector=LabelSelector(**selector))
 
 
@@ -65,7 +67,7 @@ def selecting(**selector):
         Pod(metadata=Metadata(name="web.0-a", namespace="x")),
     ],
 )
-def test_right_objects(obj):
+def test_right_objects(obj: Resource) -> None:
     validate(obj)
 
 
@@ -144,22 +146,24 @@ def test_right_objects(obj):
         ),
     ],
 )
-def test_wrong_objects(obj, field, words):
+def test_wrong_objects(obj: Resource, field: str, words: str) -> None:
     with pytest.raises(InvalidObject) as caught:
         validate(obj)
-    assert caught.value.subject.startswith(f"{obj.kind}/")
+    assert caught.value.subject.startswith(f"{obj.KIND}/")
     assert caught.value.field == field
     assert words in str(caught.value)
     assert caught.value.hint
 
 
-def test_all_problems_are_told():
+def test_all_problems_are_told() -> None:
     found = [problem.field for problem in problems(pool("10.0.0.1/8", cooldown_seconds=-5))]
     assert found == ["spec.cooldownSeconds", "spec.cidr"]
 
 
 @given(st.sampled_from(Family), st.data())
-def test_a_pool_passes_if_and_only_if_it_can_be_cut_into_blocks_of_four(family, data):
+def test_a_pool_passes_if_and_only_if_it_can_be_cut_into_blocks_of_four(
+    family: Family, data: st.DataObject
+) -> None:
     within = family.network(*{Family.IPV4: (10 << 24, 8), Family.IPV6: (0xFD << 120, 8)}[family])
     prefix = data.draw(st.integers(8, family.bits))
     host = family.bits - prefix

@@ -3,8 +3,9 @@
 import ctypes
 import socket
 import struct
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from podway.kernel import netns
 from podway.kernel.bpf import flow_programs
@@ -23,6 +24,7 @@ PODS = {"pa": ("10.1.0.1", "fd00:1::1"), "pb": ("10.1.0.2", "fd00:1::2")}
 REMOTE = ("10.2.0.1", "fd00:2::1")
 OUTSIDE = ("192.0.2.9", "2001:db8::9")
 NODE = ("172.31.0.1", "fd31::1")
+T = TypeVar("T")
 
 
 class _Options(ctypes.Structure):
@@ -63,7 +65,6 @@ class Bench:
 
     def __init__(self, node: Any, pods: Any) -> None:
         self.node = node
-        self.engine = None
         node.sh(f"""
             echo 1 > /proc/sys/net/ipv4/ip_forward
             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
@@ -167,7 +168,7 @@ class Bench:
         bpf.checked("run a program", said)
         return Outcome(options.retval, out.raw[: options.data_size_out], options.duration)
 
-    def inside(self, function: Any) -> Any:
+    def inside(self, function: Callable[[], T]) -> T:
         return netns.run(self.node.fd, function)
 
     def from_pod(self, name: str, frame: bytes, **more: Any) -> int:
@@ -183,7 +184,9 @@ class Bench:
         """Have both directions of a connection begin, and be seen last, so much earlier."""
         key = FlowKey(ip_address(source), ip_address(destination), protocol, *ports)
         for one in (key, key.reversed()):
-            value = bytearray(bpf.lookup(self.engine.maps["flows"], one.pack()))
+            held = bpf.lookup(self.engine.maps["flows"], one.pack())
+            assert held is not None
+            value = bytearray(held)
             for at in (FLOW.offsets["seen"], FLOW.offsets["made"]):
                 (time,) = struct.unpack_from("=Q", value, at)
                 struct.pack_into("=Q", value, at, time - int(seconds * 1e9))

@@ -22,6 +22,7 @@ from podway.channel.admin import Method
 from podway.channel.remote import call_node, operator_credentials
 from podway.channel.server import Channel
 from podway.cluster.view import ClusterView
+from podway.identity import tls
 from podway.store.sqlite import SqliteStore
 
 HERE = ip_address("127.0.0.1")
@@ -142,7 +143,7 @@ def test_a_request_that_does_not_end_is_given_up_as_a_whole(
 
     async def act(scene: Scene) -> None:
         authority = await scene._store.get(ClusterAuthority, AUTHORITY)
-        context = channel.tls.client_context(operator_credentials(authority.spec, ChannelSettings()))
+        context = tls.client_context(operator_credentials(authority.spec, ChannelSettings()))
 
         def trickle() -> bytes:
             with scene.connect() as plain, context.wrap_socket(plain) as secure:

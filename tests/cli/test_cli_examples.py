@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -17,19 +19,23 @@ from podway.errors import LabError
 from podway.lab import cluster
 
 
-def commands(command=root.main, words=("podway",)):
+def commands(
+    command: click.Command = root.main, words: tuple[str, ...] = ("podway",)
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Yield every command that can be run, with the words that name it."""
     if isinstance(command, click.Group):
         context = command.make_context(words[-1], [], resilient_parsing=True)
         for name in command.list_commands(context):
-            yield from commands(command.get_command(context, name), (*words, name))
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, (*words, name))
     yield words, command
 
 
 COMMANDS = dict(commands())
 
 
-def examples(command):
+def examples(command: click.Command) -> list[str]:
     _, found, text = (command.epilog or "").partition("Examples:")
     return [line.strip() for line in text.splitlines() if line.strip()] if found else []
 
@@ -37,7 +43,7 @@ def examples(command):
 EXAMPLES = [(words, line) for words, command in COMMANDS.items() for line in examples(command)]
 
 
-def lines_of(example):
+def lines_of(example: str) -> list[str]:
     """Return the command lines of Podway's in an example: without its comment, redirection and other programs."""
     line = bare(example)
     inner = re.findall(r"\$\((podway [^)]*)\)|<\((podway [^)]*)\)", line)
@@ -150,11 +156,11 @@ source <(podway completion bash)
 """All examples in an order in which each finds what it names; lines with a plus only prepare the others."""
 
 
-def bare(example):
+def bare(example: str) -> str:
     return re.sub(r"\s+#.*$", "", example)
 
 
-def test_every_example_is_run_or_it_is_said_why_not():
+def test_every_example_is_run_or_it_is_said_why_not() -> None:
     told = [line for line in STORY.splitlines() if not line.startswith("+ ")]
     assert {bare(line) for _, line in EXAMPLES} == {*told, *NOT_RUN}
     assert not NOT_RUN.keys() & set(told)
@@ -163,7 +169,7 @@ def test_every_example_is_run_or_it_is_said_why_not():
 @pytest.mark.kernel
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_examples_do_what_they_say(tmp_path):
+def test_the_examples_do_what_they_say(tmp_path: Path) -> None:
     name = f"e{os.getpid()}x"
     labs = (f"{name}a", f"{name}b")
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -184,11 +190,11 @@ def test_the_examples_do_what_they_say(tmp_path):
 
 
 @pytest.fixture
-def ran(monkeypatch):
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Keep commands from doing anything; give the list of those that were about to."""
-    names = []
+    names: list[tuple[str, ...]] = []
 
-    def invoke(self, ctx):
+    def invoke(self: click.Command, ctx: click.Context) -> None:
         names.append(tuple(ctx.command_path.replace("main", "podway", 1).split()))
 
     for command in (*COMMANDS.values(), lab._on_node):
@@ -198,7 +204,13 @@ def ran(monkeypatch):
 
 
 @pytest.mark.parametrize(("words", "example"), EXAMPLES, ids=[line for _, line in EXAMPLES])
-def test_an_example_is_a_command_line_that_is_taken(words, example, ran, tmp_path, monkeypatch):
+def test_an_example_is_a_command_line_that_is_taken(
+    words: tuple[str, ...],
+    example: str,
+    ran: list[tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     lines = lines_of(example)
     assert lines or example.startswith("systemctl ")
@@ -208,7 +220,7 @@ def test_an_example_is_a_command_line_that_is_taken(words, example, ran, tmp_pat
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if len(words) > 1], ids=" ".join)
-def test_every_command_shows_itself_in_an_example(words, ran):
+def test_every_command_shows_itself_in_an_example(words: tuple[str, ...], ran: list[tuple[str, ...]]) -> None:
     command = COMMANDS[words]
     for line in (line for example in examples(command) for line in lines_of(example)):
         CliRunner().invoke(root.main, shlex.split(line)[1:])
@@ -216,7 +228,7 @@ def test_every_command_shows_itself_in_an_example(words, ran):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_option_and_command_is_explained(words):
+def test_every_option_and_command_is_explained(words: tuple[str, ...]) -> None:
     command = COMMANDS[words]
     assert (command.help or "").strip()
     for param in command.params:
@@ -224,7 +236,7 @@ def test_every_option_and_command_is_explained(words):
             assert param.help, param.opts
 
 
-def test_every_line_of_help_fits_a_terminal():
+def test_every_line_of_help_fits_a_terminal() -> None:
     for words in COMMANDS:
         result = CliRunner().invoke(root.main, [*words[1:], "--help"], terminal_width=80)
         assert result.exit_code == 0

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -12,12 +13,13 @@ from click.testing import CliRunner
 from podway.cli import main as root
 from podway.cli.kinds import KUBERNETES_OWN, MEANT
 from podway.cli.mistakes import ELSEWHERE
-from podway.cli.views import VIEW_BY_NAME, VIEWS
+from podway.cli.views import VIEW_BY_NAME, VIEWS, View
+from tests.cli.conftest import Podway
 
 STYLE = re.compile(r"podway: [^\n]+\n  hint: [^\n]+\n\Z")
 
 
-def mistake(*words, env=None):
+def mistake(*words: str, env: dict[str, str] | None = None) -> str:
     """Run a wrong command line; return what was said on standard error."""
     result = CliRunner().invoke(root.main, list(words), env=env)
     assert result.exit_code == 2, result.output
@@ -79,28 +81,29 @@ def mistake(*words, env=None):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_command_line_is_told_in_one_style(words, told):
+def test_a_wrong_command_line_is_told_in_one_style(words: list[str], told: str) -> None:
     assert told in mistake(*words, env={"PODWAY_LAB": "", "PODWAY_STORE": ""})
 
 
-def test_every_word_that_is_meant_otherwise_is_none_of_ours():
+def test_every_word_that_is_meant_otherwise_is_none_of_ours() -> None:
     assert not (set(MEANT) | KUBERNETES_OWN) & set(VIEW_BY_NAME)
     assert not set(ELSEWHERE) & set(root.COMMANDS)
 
 
 @pytest.mark.parametrize("meant", sorted(set(MEANT.values())))
-def test_what_is_suggested_is_a_kind(meant):
+def test_what_is_suggested_is_a_kind(meant: str) -> None:
     assert {words.split()[0] for words in re.findall("`podway get (.*?)`", meant)} <= set(VIEW_BY_NAME)
 
 
 @pytest.mark.parametrize("view", [view for view in VIEWS if view.kind], ids=lambda view: view.names[0])
-def test_a_manifests_kind_is_a_name_of_the_kind(view):
+def test_a_manifests_kind_is_a_name_of_the_kind(view: View) -> None:
+    assert view.kind is not None
     assert VIEW_BY_NAME[view.kind.KIND.lower()] is view
     assert VIEW_BY_NAME[f"{view.kind.KIND.lower()}s".replace("authoritys", "authorities")] is view
 
 
-def test_the_cluster_may_be_named_behind_the_command_too(podway):
-    def names(*words):
+def test_the_cluster_may_be_named_behind_the_command_too(podway: Podway) -> None:
+    def names(*words: str) -> str:
         result = CliRunner().invoke(root.main, words)
         assert result.exit_code == 0, result.output
         return result.stdout
@@ -112,7 +115,7 @@ def test_the_cluster_may_be_named_behind_the_command_too(podway):
     assert names("--store", "sqlite:///nowhere/x.db", "get", "ns", f"--store={podway.url}", "-o", "name") == before
 
 
-def test_an_interrupt_is_no_traceback(podway, monkeypatch):
+def test_an_interrupt_is_no_traceback(podway: Podway, monkeypatch: pytest.MonkeyPatch) -> None:
     podway("apply", "-f", "-", stdin='{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}')
     # Tests that run in the background ignore interrupts, and so would what they start.
     interruptible = ["env", "--default-signal=INT", sys.executable, "-m", "podway"]
@@ -123,6 +126,7 @@ def test_an_interrupt_is_no_traceback(podway, monkeypatch):
         text=True,
     ) as watching:
         try:
+            assert watching.stdout is not None
             assert watching.stdout.readline().split() == ["NAME", "AGE"]
             assert watching.stdout.readline().split()[0] == "shop"
             watching.send_signal(2)
@@ -133,8 +137,8 @@ def test_an_interrupt_is_no_traceback(podway, monkeypatch):
     assert watching.returncode == 130
 
 
-def test_what_is_watched_comes_changes_and_goes(podway):
-    def node(name, **labels):
+def test_what_is_watched_comes_changes_and_goes(podway: Podway) -> None:
+    def node(name: str, **labels: Any) -> str:
         return json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}})
 
     podway("apply", "-f", "-", stdin=node("one"))
@@ -145,6 +149,7 @@ def test_what_is_watched_comes_changes_and_goes(podway):
         env={**os.environ, "COLUMNS": "20"},
     ) as watching:
         try:
+            assert watching.stdout is not None
             line = watching.stdout.readline
             assert line().split()[0] == "NAME"
             assert line().split()[0] == "one"

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +20,8 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.cli import main as root
 from podway.cli import views
 from podway.cli.output import format_table
+from podway.cli.views import View
+from tests.cli.conftest import Podway
 
 CLUSTER = """\
 apiVersion: v1
@@ -68,16 +72,16 @@ items:
 
 
 @pytest.fixture
-def cluster(podway):
+def cluster(podway: Podway) -> Podway:
     podway("apply", "-f", "-", stdin=CLUSTER)
     return podway
 
 
-def pool(name="default", **spec):
+def pool(name: str = "default", **spec: Any) -> str:
     return json.dumps({"apiVersion": "podway.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec})
 
 
-def test_tables(cluster):
+def test_tables(cluster: Podway) -> None:
     assert cluster.lines("get", "pods") == [
         ["NAMESPACE", "NAME", "NODE", "IPS", "PHASE", "AGE"],
         ["default", "web", "n1", "10.244.1.5,fd00:244::5", "Running", "0s"],
@@ -92,13 +96,13 @@ def test_tables(cluster):
 
 
 @pytest.mark.parametrize("view", [view for view in views.VIEWS if view.kind], ids=lambda view: view.names[0])
-def test_every_name_of_a_kind_shows_the_same(cluster, view):
+def test_every_name_of_a_kind_shows_the_same(cluster: Podway, view: View) -> None:
     first, *others = [cluster.lines("get", name, "-A", "-o", "wide") for name in view.names]
     assert len(first) > 1
     assert all(other == first for other in others)
 
 
-def test_columns_are_aligned(cluster):
+def test_columns_are_aligned(cluster: Podway) -> None:
     header, *rows = cluster("get", "pods", "-A", "-o", "wide").splitlines()
     starts = [header.index(word) for word in header.split()]
     assert len(rows) == 2
@@ -110,15 +114,15 @@ def test_columns_are_aligned(cluster):
 
 
 @pytest.mark.parametrize(("silence", "words"), [(0, "alive"), (60, "silent for 60s"), (None, "never seen")])
-def test_whether_an_agent_lives(cluster, silence, words):
+def test_whether_an_agent_lives(cluster: Podway, silence: int | None, words: str) -> None:
     notes = {} if silence is None else {"podway.io/agent-seen": f"{time.time() - silence:.0f}"}
     manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2", "annotations": notes}}
     cluster("apply", "-f", "-", stdin=json.dumps(manifest))
     assert words.split()[:2] == cluster.lines("get", "nodes", "n2")[1][3:-1][:2]
 
 
-def test_which_pods(cluster):
-    def names(*args):
+def test_which_pods(cluster: Podway) -> None:
+    def names(*args: str) -> list[str]:
         return [line[1] for line in cluster.lines("get", "pods", *args)[1:]]
 
     assert names() == ["web"]
@@ -150,7 +154,9 @@ def test_which_pods(cluster):
         (["config/"], ["networkconfig/default"]),
     ],
 )
-def test_names_are_taken_as_people_write_them_and_printed_as_they_are_taken(cluster, words, expected):
+def test_names_are_taken_as_people_write_them_and_printed_as_they_are_taken(
+    cluster: Podway, words: list[str], expected: list[str]
+) -> None:
     printed = cluster("get", *words, "-o", "name").split()
     assert printed == expected
     if "-n" not in words:
@@ -159,14 +165,14 @@ def test_names_are_taken_as_people_write_them_and_printed_as_they_are_taken(clus
         ]
 
 
-def test_several_kinds_are_several_tables_and_one_list(cluster):
+def test_several_kinds_are_several_tables_and_one_list(cluster: Podway) -> None:
     tables = cluster("get", "pods,nodes").split("\n\n")
     assert [table.split()[0] for table in tables] == ["NAMESPACE", "NAME"]
     listed = json.loads(cluster("get", "pod/web", "node/n1", "-o", "json"))
     assert [item["kind"] for item in listed["items"]] == ["Pod", "Node"]
 
 
-def test_deleting_by_printed_names(cluster):
+def test_deleting_by_printed_names(cluster: Podway) -> None:
     assert cluster("delete", "pod/web", "pod/other/db") == "Pod/default/web deleted\nPod/other/db deleted\n"
 
 
@@ -182,7 +188,9 @@ def test_deleting_by_printed_names(cluster):
         (["pod/other/db"], ["other/db", "blocks: none"]),
     ],
 )
-def test_describe_tells_the_fields_and_what_belongs_to_an_object(cluster, words, expected):
+def test_describe_tells_the_fields_and_what_belongs_to_an_object(
+    cluster: Podway, words: list[str], expected: list[str]
+) -> None:
     page = cluster("describe", *words)
     for words_there in expected:
         assert words_there in page
@@ -190,11 +198,11 @@ def test_describe_tells_the_fields_and_what_belongs_to_an_object(cluster, words,
     assert "SECRET" not in cluster("describe", "authority")
 
 
-def test_describe_of_what_is_not_there(cluster):
+def test_describe_of_what_is_not_there(cluster: Podway) -> None:
     assert "did you mean n1?" in cluster("describe", "node", "n2", status=1)
 
 
-def test_output_can_be_applied_again(cluster):
+def test_output_can_be_applied_again(cluster: Podway) -> None:
     shown = cluster("get", "pool", "default", "-o", "yaml")
     (manifest,) = decode(shown, source="shown")
     assert isinstance(manifest.resource, IPPool)
@@ -206,7 +214,7 @@ def test_output_can_be_applied_again(cluster):
     assert json.loads(cluster("get", "pods", "-n", "none", "-o", "json"))["items"] == []
 
 
-def test_apply_says_what_became_of_each(cluster, tmp_path):
+def test_apply_says_what_became_of_each(cluster: Podway, tmp_path: Path) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.yaml"
     first.write_text(pool(cidr="10.244.0.0/16", excluded=["10.244.0.9"]))
     second.write_text(pool("more", cidr="10.245.0.0/16"))
@@ -215,7 +223,7 @@ def test_apply_says_what_became_of_each(cluster, tmp_path):
     assert cluster("apply", *files) == "IPPool/default unchanged\nIPPool/more unchanged\n"
 
 
-def test_apply_leaves_what_agents_wrote(cluster):
+def test_apply_leaves_what_agents_wrote(cluster: Podway) -> None:
     before = json.loads(cluster("get", "node", "n1", "-o", "json"))
     manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"rack": "b"}}}
     assert cluster("apply", "-f", "-", stdin=json.dumps(manifest)) == "Node/n1 configured\n"
@@ -226,7 +234,7 @@ def test_apply_leaves_what_agents_wrote(cluster):
     assert after["status"] == before["status"]
 
 
-def test_apply_with_an_old_version_is_refused(cluster):
+def test_apply_with_an_old_version_is_refused(cluster: Podway) -> None:
     shown = cluster("get", "pool", "default", "-o", "yaml")
     cluster("apply", "-f", "-", stdin=pool(cidr="10.244.0.0/16", disabled=True))
     message = cluster("apply", "-f", "-", stdin=f"{pool('new', cidr='10.9.0.0/16')}\n---\n{shown}", status=1)
@@ -246,7 +254,7 @@ def test_apply_with_an_old_version_is_refused(cluster):
         ("}", ["standard input, line 3", "not YAML or JSON"]),
     ],
 )
-def test_nothing_is_written_if_anything_is_wrong(cluster, wrong, words):
+def test_nothing_is_written_if_anything_is_wrong(cluster: Podway, wrong: str, words: list[str]) -> None:
     before = cluster("get", "pools")
     manifests = f"{pool('good', cidr='10.250.0.0/16')}\n---\n{wrong}\n"
     message = cluster("apply", "-f", "-", stdin=manifests, status=1)
@@ -256,12 +264,12 @@ def test_nothing_is_written_if_anything_is_wrong(cluster, wrong, words):
     assert cluster("get", "pools") == before
 
 
-def test_every_wrong_field_is_told_at_once(podway):
+def test_every_wrong_field_is_told_at_once(podway: Podway) -> None:
     message = podway("apply", "-f", "-", stdin=pool(cidr="x", cooldownSeconds=-1), status=1)
     assert message.count("podway: standard input") == 2
 
 
-def test_manifests_that_cannot_be_read(podway, tmp_path):
+def test_manifests_that_cannot_be_read(podway: Podway, tmp_path: Path) -> None:
     assert "No such file" in podway("apply", "-f", "/nowhere/x.yaml", status=2)
     assert "Is a directory" in podway("apply", "-f", str(tmp_path), status=2)
     assert "holds no object" in podway("apply", "-f", "-", stdin="# nothing\n", status=1)
@@ -271,14 +279,14 @@ def test_manifests_that_cannot_be_read(podway, tmp_path):
     assert not (tmp_path / "store.db").exists()
 
 
-def test_the_namespace_of_the_command_line(podway):
+def test_the_namespace_of_the_command_line(podway: Podway) -> None:
     stdin = '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}}'
     assert podway("apply", "-n", "x", "-f", "-", stdin=stdin) == "Pod/x/web created\n"
     clash = stdin.replace('"web"', '"web", "namespace": "y"')
     assert "metadata.namespace: is not 'x'" in podway("apply", "-n", "x", "-f", "-", stdin=clash, status=1)
 
 
-def test_delete(cluster):
+def test_delete(cluster: Podway) -> None:
     assert "Pod/default/web is in them" in cluster("delete", "pool", "default", status=1)
     assert "Node/n1" in cluster("delete", "block", "10-244-1-0-24", status=1)
     assert "Pod/default/no does not exist" in cluster("delete", "pod", "web", "no", status=1)
@@ -296,7 +304,7 @@ def test_delete(cluster):
     assert "delete which pods?" in cluster("delete", "pod", status=2)
 
 
-def test_rows_that_are_not_in_the_store(podway, monkeypatch):
+def test_rows_that_are_not_in_the_store(podway: Podway, monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
 
     class Row(msgspec.Struct):
@@ -319,7 +327,7 @@ def test_rows_that_are_not_in_the_store(podway, monkeypatch):
     assert "cannot be changed or deleted" in podway("delete", "things", "a", status=2)
 
 
-def run(*args, **environment):
+def run(*args: str, **environment: Any) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PODWAY_")}
     code = "from podway.cli.main import main; main()"
     return subprocess.run(
@@ -331,7 +339,7 @@ def run(*args, **environment):
     )
 
 
-def test_as_a_process(tmp_path):
+def test_as_a_process(tmp_path: Path) -> None:
     assert run("--version").stdout == f"podway {__version__}\n"
     manifest = tmp_path / "pool.json"
     manifest.write_text(pool(cidr="10.244.0.0/16"))
@@ -344,7 +352,7 @@ def test_as_a_process(tmp_path):
     assert failed.stdout == ""
 
 
-def test_without_a_store_or_a_lab():
+def test_without_a_store_or_a_lab() -> None:
     missing = run("--lab", "nosuchlab0", "get", "pods")
     assert missing.returncode == 1
     assert missing.stderr.startswith("podway: no lab 'nosuchlab0'\n")
@@ -355,7 +363,7 @@ def test_without_a_store_or_a_lab():
     assert "not a lab's name" in run("get", "pods", PODWAY_LAB="../etc").stderr
 
 
-def test_help_imports_no_command_and_nothing_slow():
+def test_help_imports_no_command_and_nothing_slow() -> None:
     code = textwrap.dedent(
         """
         import sys
@@ -373,7 +381,7 @@ def test_help_imports_no_command_and_nothing_slow():
         assert f"\n  {command} " in result.stdout
 
 
-def test_a_terminal_too_narrow_for_the_table(cluster):
+def test_a_terminal_too_narrow_for_the_table(cluster: Podway) -> None:
     controller, terminal = pty.openpty()
     command = [sys.executable, "-c", "from podway.cli.main import main; main()"]
     done = subprocess.run(
@@ -390,13 +398,13 @@ def test_a_terminal_too_narrow_for_the_table(cluster):
 
 
 @pytest.mark.parametrize("command", list(root.COMMANDS))
-def test_every_command_explains_itself(command):
+def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(root.main, [command, "--help"])
     assert result.exit_code == 0
     assert "Usage: main" in result.output
 
 
-def test_stacked_only_when_needed():
+def test_stacked_only_when_needed() -> None:
     rows = [["a", "b" * 30], ["c", ""]]
     assert format_table(["X", "LONG"], rows, width=34).splitlines()[0].split() == ["X", "LONG"]
     assert format_table(["X", "LONG"], rows, width=33) == f"X     a\nLONG  {'b' * 30}\n\nX     c\nLONG  <none>"
@@ -415,10 +423,10 @@ def test_stacked_only_when_needed():
         (2 * 86400, "2d"),
     ],
 )
-def test_ages(seconds, text):
+def test_ages(seconds: int, text: str) -> None:
     assert age(seconds) == text
 
 
-def test_age_of_a_time_stamp():
+def test_age_of_a_time_stamp() -> None:
     assert age_of("1970-01-01T00:01:00Z", now=100) == "40s"
     assert age_of("", now=100) == ""

@@ -1,11 +1,13 @@
 """`podway set` on a real store."""
 
 import json
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from podway.cli import main
+from tests.cli.conftest import Podway
 
 CONFIG = {"apiVersion": "podway.io/v1", "kind": "NetworkConfig", "metadata": {"name": "default"}, "spec": {}}
 NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}
@@ -24,16 +26,16 @@ POOL = {
 
 
 @pytest.fixture
-def pool(podway):
+def pool(podway: Podway) -> Podway:
     podway("apply", "-f", "-", stdin=json.dumps(POOL))
     return podway
 
 
-def spec_of(podway):
+def spec_of(podway: Podway) -> Any:
     return json.loads(podway("get", "pool", "p", "-o", "json"))["spec"]
 
 
-def test_several_fields_change_at_once_and_the_rest_stays(pool):
+def test_several_fields_change_at_once_and_the_rest_stays(pool: Podway) -> None:
     before = spec_of(pool)
     said = pool("set", "pool/p", "encapsulation=vxlan", "when=cross-subnet")
     assert said == "IPPool/p: encapsulation none → vxlan, when always → cross-subnet\n"
@@ -51,7 +53,9 @@ def test_several_fields_change_at_once_and_the_rest_stays(pool):
         (["blockSize=many"], ["spec.blockSize"]),
     ],
 )
-def test_what_cannot_be_right_is_refused_and_nothing_is_changed(pool, assignments, words):
+def test_what_cannot_be_right_is_refused_and_nothing_is_changed(
+    pool: Podway, assignments: list[str], words: list[str]
+) -> None:
     before = spec_of(pool)
     said = pool("set", "pool/p", *assignments, status=2)
     assert said.startswith("podway: IPPool/p: ")
@@ -60,7 +64,7 @@ def test_what_cannot_be_right_is_refused_and_nothing_is_changed(pool, assignment
     assert spec_of(pool) == before
 
 
-def test_an_object_that_is_not_there(pool):
+def test_an_object_that_is_not_there(pool: Podway) -> None:
     assert "IPPool/q does not exist" in pool("set", "pool/q", "encapsulation=vxlan", status=1)
     assert "did you mean pool?" in pool("set", "pol/p", "encapsulation=vxlan", status=2)
     assert "write pool/NAME" in pool("set", "pool", "encapsulation=vxlan", status=2)
@@ -68,7 +72,7 @@ def test_an_object_that_is_not_there(pool):
     assert "what of pool/p?" in pool("set", "pool", "p", status=2)
 
 
-def test_kind_and_name_may_be_two_words(pool):
+def test_kind_and_name_may_be_two_words(pool: Podway) -> None:
     assert pool("set", "pool", "p", "encapsulation=vxlan") == "IPPool/p: encapsulation none → vxlan\n"
 
 
@@ -84,7 +88,7 @@ def test_kind_and_name_may_be_two_words(pool):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_changed_without_a_break_is_said(pool, command, words):
+def test_what_cannot_be_changed_without_a_break_is_said(pool: Podway, command: list[str], words: str) -> None:
     """Both ends of a session must agree on AS numbers and ports. What is changed all the same is changed."""
     for manifest in (CONFIG, NODE, PEER):
         pool("apply", "-f", "-", stdin=json.dumps(manifest))

@@ -19,7 +19,8 @@ def shim() -> Path:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.compile_shim()
+    shim: Path = module.compile_shim()
+    return shim
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,7 +130,7 @@ def test_delete_after_the_namespace_vanished(
     assert runtime.run("DEL", CNI_NETNS=None).status == 0
 
 
-BAD_INPUT = {
+BAD_INPUT: dict[str, tuple[Any, dict[str, Any], int, str]] = {
     "not JSON": (b"{", {}, 6, "not JSON"),
     "no UTF-8": (b'{"name": "\xff"}', {}, 6, "not JSON"),
     "nothing": (b"", {}, 6, "not JSON"),

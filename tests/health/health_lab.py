@@ -20,6 +20,7 @@ from podway.kernel import netns
 from podway.lab import agents, cluster, facts, names, pods, processes
 from podway.lab.paths import lab_dir, lab_store
 from podway.lab.state import node_dir
+from podway.store.base import Listing
 from tests.patience import PATIENCE
 
 POOLS = ("10.244.0.0/16", "fd00:244::/56")
@@ -73,7 +74,7 @@ class HealthLab:
 
     def block(self, node: str) -> str:
         """Return a node's IPv4 block."""
-        listing = self.store(lambda store: store.list(AddressBlock))
+        listing: Listing[AddressBlock] = self.store(lambda store: store.list(AddressBlock))
         return next(b.spec.cidr for b in listing.items if b.spec.node == node and b.network.version == 4)
 
     # The doctor.
@@ -94,7 +95,7 @@ class HealthLab:
         """Wait until the doctor has a finding on this subject that says these words; return it."""
         deadline = time.monotonic() + within
         while True:
-            found = self.doctor()["findings"]
+            found: list[dict[str, str]] = self.doctor()["findings"]
             for finding in found:
                 told = f"{finding['found']} {finding['advice']}"
                 if (finding["check"], finding["subject"]) == (check, subject) and all(w in told for w in words):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_interface
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from podway.health.checks.encapsulation import bare_far, fabric, small_mtu, swit
 from podway.health.facts import ClusterFacts, Heard, NodeFacts, NodeSummary
 from podway.lab import names
 from podway.plan.uplink import Uplink
+from podway.store.base import Listing
 from tests.health.health_lab import HealthLab, sh
 from tests.patience import PATIENCE
 
@@ -45,7 +47,8 @@ def vxlan(lab: HealthLab, *, wait: bool = True) -> Iterator[None]:
 
 
 def _pool(lab: HealthLab) -> IPPool:
-    return next(pool for pool in lab.store(lambda store: store.list(IPPool)).items if pool.family is Family.IPV4)
+    listing: Listing[IPPool] = lab.store(lambda store: store.list(IPPool))
+    return next(pool for pool in listing.items if pool.family is Family.IPV4)
 
 
 def _write(lab: HealthLab, spec: IPPoolSpec) -> None:
@@ -115,7 +118,7 @@ def _node(name: str, address: str) -> Node:
     )
 
 
-def _view(peers: tuple[BGPPeer, ...] = (), **pool: str) -> ClusterView:
+def _view(peers: tuple[BGPPeer, ...] = (), **pool: Any) -> ClusterView:
     nodes = (_node("a", "192.0.2.1/25"), _node("b", "192.0.2.2/25"), _node("c", "192.0.2.129/25"))
     told = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/8", **pool))
     return ClusterView.of([*nodes, told, *peers])

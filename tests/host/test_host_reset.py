@@ -17,6 +17,7 @@ from podway.channel.client import call
 from podway.errors import AgentError
 from podway.kernel import netns
 from podway.kernel.bpf import tcx
+from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
@@ -93,7 +94,7 @@ def programs_of(host: Host) -> object:
 
 
 @pytest.fixture
-def hosts(new_netns: Callable[[], Any], tmp_path: Path) -> Iterator[list[Host]]:
+def hosts(new_netns: Callable[[], TestNamespace], tmp_path: Path) -> Iterator[list[Host]]:
     first, second = new_netns(), new_netns()
     first.sh(f"ip link add eth0 type veth peer name eth0 netns {second.name}")
     for number, namespace in enumerate((first, second), 1):

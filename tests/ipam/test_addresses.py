@@ -6,6 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from podway.api.addresses import Address
 from podway.errors import AddressUnavailable
 from podway.ipam.addresses import AddressBook
 
@@ -40,8 +41,8 @@ class BookMachine(RuleBasedStateMachine):
         super().__init__()
         self.book = book()
         self.now = 0.0
-        self.held: dict[IPv4Address, str] = {}
-        self.freed: dict[IPv4Address, float] = {}
+        self.held: dict[Address, str] = {}
+        self.freed: dict[Address, float] = {}
         self.count = 0
 
     def owner(self) -> str:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podway.ipam.blocks import FreeBlocks, capacity, count_blocks, first_choice, free_blocks, gateway, is_reserved
+from podway.api.addresses import Network, gateway_of
+from podway.ipam.blocks import FreeBlocks, capacity, count_blocks, first_choice, free_blocks, is_reserved
 
 POOL = IPv4Network("10.244.0.0/20")
 SUBNETS = list(POOL.subnets(new_prefix=24))
@@ -28,7 +29,7 @@ def test_a_free_block_overlaps_nothing_taken_whatever_its_size(taken: set[IPv4Ne
 
 
 def test_blocks_of_the_other_family_and_other_pools_do_not_count() -> None:
-    taken = [IPv6Network("fd00::/122"), IPv4Network("10.0.0.0/24"), IPv4Network("11.0.0.0/24")]
+    taken: list[Network] = [IPv6Network("fd00::/122"), IPv4Network("10.0.0.0/24"), IPv4Network("11.0.0.0/24")]
     assert list(free_blocks(POOL, 24, taken)) == SUBNETS
 
 
@@ -77,7 +78,7 @@ def test_reserved_addresses() -> None:
     assert reserved == ["10.244.1.0", "10.244.1.1", "10.244.1.255"]
     six = ip_network("fd00::/122")
     assert [str(a) for a in six if is_reserved(a, six)] == ["fd00::", "fd00::1"]
-    assert gateway(six) == ip_address("fd00::1")
+    assert gateway_of(six) == ip_address("fd00::1")
 
 
 @given(

@@ -8,25 +8,25 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from types import MappingProxyType
-from typing import Any
 
-from podway.api.addresses import Address, Family
+from podway.api.addresses import Address, Family, Interface, link_local
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
 from podway.api.kinds.ip_pool import Attach, IPPool, IPPoolSpec
 from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
+from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.kernel import netns
 from podway.kernel.node import Kernel
-from podway.kernel.wiring import link_local
 from podway.plan.node import HostFacts, plan_node, plan_wiring
 from podway.plan.objects import NodePlan, PodWiring
 from podway.plan.uplink import Uplink
 from podway.probe.packet import ICMP, internet_checksum
+from tests.namespaces import TestNamespace
 
 HERE = {Family.IPV4: ip_interface("192.0.2.1/24"), Family.IPV6: ip_interface("2001:db8::1/64")}
 THERE = {Family.IPV4: ip_interface("192.0.2.2/24"), Family.IPV6: ip_interface("2001:db8::2/64")}
@@ -43,7 +43,7 @@ REDIRECT = {Family.IPV4: (5, 1), Family.IPV6: (137, 0)}
 NARROW = 1290
 
 
-def node_object(name: str, addresses: dict[Family, Any], forms: str = "") -> Node:
+def node_object(name: str, addresses: dict[Family, Interface], forms: str = "") -> Node:
     notes = {INTERFACE_ADDRESSES: ",".join(map(str, addresses.values())), ACCEPTS: forms, SENDS: forms}
     return Node(
         metadata=Metadata(name=name, annotations=notes),
@@ -57,7 +57,7 @@ def cluster(
     attach: Attach = "routed",
     forms: str = "",
     underlay: Iterable[Family] = tuple(Family),
-    more: Sequence[dict[Family, Any]] = (),
+    more: Sequence[dict[Family, Interface]] = (),
     blocks: Mapping[str, str] = MappingProxyType({}),
 ) -> ClusterView:
     """Two nodes, `here` and `there`, with a block each of two pools, one a family; they send and take `forms`.
@@ -65,7 +65,7 @@ def cluster(
     `underlay` are the families of the nodes' addresses, `more` the addresses of further nodes, `more0` and
     so on, and `blocks` what these own besides.
     """
-    objects: list[Any] = [
+    objects: list[Resource] = [
         node_object("here", {family: HERE[family] for family in underlay}, forms),
         node_object("there", {family: THERE[family] for family in underlay}, forms),
         *(node_object(f"more{number}", addresses, forms) for number, addresses in enumerate(more)),
@@ -87,7 +87,7 @@ def cluster(
 class Pod:
     """A pod: its namespace, lease and wiring."""
 
-    def __init__(self, namespace: Any, lease: Lease, wiring: PodWiring) -> None:
+    def __init__(self, namespace: TestNamespace, lease: Lease, wiring: PodWiring) -> None:
         self.netns, self.lease, self.wiring = namespace, lease, wiring
         self.address = {Family.of(address): address for address in lease.addresses}
         self.mac = lease.attachment.mac
@@ -101,13 +101,15 @@ class Pod:
 class GuardLab:
     """The node under test and the fabric."""
 
-    def __init__(self, node: Any, fabric: Any, kernel: Kernel, view: ClusterView, facts: HostFacts) -> None:
+    def __init__(
+        self, node: TestNamespace, fabric: TestNamespace, kernel: Kernel, view: ClusterView, facts: HostFacts
+    ) -> None:
         self.node, self.fabric, self.kernel, self.view, self.facts = node, fabric, kernel, view, facts
         self.pods: list[Pod] = []
         own = next(node for node in view.nodes.values() if node.metadata.name == "here")
         self.uplink = Uplink("eth0", 1500, own.interface_addresses)
 
-    def run_pod(self, namespace: Any, number: int, attach: Attach = "routed") -> Pod:
+    def run_pod(self, namespace: TestNamespace, number: int, attach: Attach = "routed") -> Pod:
         addresses = tuple(ip_network(BLOCKS[family][0]).network_address + number for family in Family)
         lease = Lease(Attachment(f"c{number}", "eth0"), f"default/{number}", "podway", "/run/x", addresses, attach)
         leases = [pod.lease for pod in self.pods]
@@ -139,7 +141,9 @@ class GuardLab:
 
 
 @contextlib.contextmanager
-def guard_lab(new_netns: Any, view: ClusterView, facts: HostFacts | None = None) -> Iterator[GuardLab]:
+def guard_lab(
+    new_netns: Callable[[], TestNamespace], view: ClusterView, facts: HostFacts | None = None
+) -> Iterator[GuardLab]:
     node, fabric = new_netns(), new_netns()
     node.sh(f"ip link add eth0 type veth peer name eth0 netns {fabric.name}")
     for namespace, sites in ((node, [HERE]), (fabric, [THERE, ROUTER])):
@@ -165,11 +169,13 @@ def guard_lab(new_netns: Any, view: ClusterView, facts: HostFacts | None = None)
         yield lab
 
 
-def ip_packet(source: Any, destination: Any, protocol: int, body: bytes, hop_limit: int = 64) -> bytes:
+def ip_packet(
+    source: Address | str, destination: Address | str, protocol: int, body: bytes, hop_limit: int = 64
+) -> bytes:
     """Return an IP packet; the checksums of ICMPv6, UDP (0 in IPv4) are in it."""
-    source, destination = ip_address(str(source)), ip_address(str(destination))
-    ends = source.packed + destination.packed
-    if source.version == 6:
+    one, other = ip_address(str(source)), ip_address(str(destination))
+    ends = one.packed + other.packed
+    if one.version == 6:
         pseudo = ends + struct.pack("!II", len(body), protocol)
         at = {58: 2, 17: 6}.get(protocol)
         if at is not None:
@@ -188,7 +194,12 @@ def icmp(family: Family, kind: tuple[int, int], rest: bytes, payload: bytes = b"
 
 
 def icmp_error(
-    family: Family, source: Any, destination: Any, quoted: bytes, kind: Any = None, mtu: int = NARROW
+    family: Family,
+    source: Address,
+    destination: Address,
+    quoted: bytes,
+    kind: tuple[int, int] | None = None,
+    mtu: int = NARROW,
 ) -> bytes:
     """Return an ICMP error from an address to another, about a packet: it must be cut, to `mtu` bytes."""
     rest = struct.pack("!HH", 0, mtu) if family is Family.IPV4 else struct.pack("!I", mtu)
@@ -205,7 +216,7 @@ def ethernet(target: str, source: str, kind: int, payload: bytes) -> bytes:
 
 
 def send_frame(
-    namespace: Any, packet: bytes, target: str, source: str, kind: int = 0, device: str = "eth0"
+    namespace: TestNamespace, packet: bytes, target: str, source: str, kind: int = 0, device: str = "eth0"
 ) -> None:
     kind = kind or (0x0800 if packet[0] >> 4 == 4 else 0x86DD)
     with netns.run(namespace.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as sock:
@@ -214,7 +225,7 @@ def send_frame(
 
 
 @contextlib.contextmanager
-def listening(namespace: Any, device: str = "eth0") -> Iterator["Heard"]:
+def listening(namespace: TestNamespace, device: str = "eth0") -> Iterator["Heard"]:
     """Collect the frames that arrive at a device of a namespace while the block runs."""
     with netns.run(namespace.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300)) as sock:
         sock.bind((device, 3))
@@ -242,5 +253,5 @@ class Heard:
         return False
 
 
-def mac_of(namespace: Any, device: str = "eth0") -> str:
+def mac_of(namespace: TestNamespace, device: str = "eth0") -> str:
     return str(json.loads(namespace.sh(f"ip -j link show {device}"))[0]["address"])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
-from typing import Any, Self
+from typing import Self
 
 from podway.kernel import engine, ipip, netns
 from podway.kernel.rtnl import links
@@ -20,6 +20,7 @@ from podway.kernel.rtnl.netlink import Connection
 from podway.kernel.rtnl.netlink.connection import SO_RCVBUFFORCE
 from podway.kernel.rtnl.netlink.constants import ETH_P_ALL
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
+from tests.namespaces import TestNamespace
 
 MTU = 1500
 TUNNEL_MTU = MTU - 20
@@ -31,7 +32,7 @@ ETHTOOL_STXCSUM, ETHTOOL_SGRO = 0x17, 0x2C
 class Node:
     """A node: its namespace, its pod's, and the two kinds of kernel object under test."""
 
-    def __init__(self, node: Any, pod: Any, number: int, other: int) -> None:
+    def __init__(self, node: TestNamespace, pod: TestNamespace, number: int, other: int) -> None:
         self.netns, self.pod = node, pod
         self.address, self.pod_address = f"172.31.{number}.1", f"10.77.{number}.2"
         self.other = f"172.31.{other}.1"
@@ -88,7 +89,7 @@ class Node:
 class Lab:
     """Node `a` and node `b`, not yet tunnelled, and the router between them."""
 
-    def __init__(self, new_netns: Callable[[], Any]) -> None:
+    def __init__(self, new_netns: Callable[[], TestNamespace]) -> None:
         self.router = new_netns()
         namespaces = [new_netns() for _ in range(4)]
         for number, node in ((1, namespaces[0]), (2, namespaces[2])):
@@ -132,14 +133,14 @@ def udp(port: int, payload: bytes) -> bytes:
 
 def checksum(data: bytes) -> int:
     """Return the Internet checksum of an even number of bytes (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
 
 
 @contextlib.contextmanager
-def raw_socket(namespace: Any) -> Iterator[socket.socket]:
+def raw_socket(namespace: TestNamespace) -> Iterator[socket.socket]:
     """Give a socket that sends whole IPv4 packets, from whatever source they name."""
     with netns.run(
         namespace.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -162,7 +163,7 @@ print(sent)
 
 
 @contextlib.contextmanager
-def stream(source: Any, target: Any, address: str, rate: int) -> Iterator[None]:
+def stream(source: TestNamespace, target: TestNamespace, address: str, rate: int) -> Iterator[None]:
     """Send numbered packets, so many per second, while the block runs; see that all have come, and in order."""
     with target.udp(address) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
@@ -187,7 +188,7 @@ def stream(source: Any, target: Any, address: str, rate: int) -> Iterator[None]:
 class Capture:
     """All frames that a device sends and receives while the block runs."""
 
-    def __init__(self, namespace: Any, device: str) -> None:
+    def __init__(self, namespace: TestNamespace, device: str) -> None:
         self._socket = netns.run(
             namespace.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         )
@@ -221,7 +222,7 @@ def pcap(frames: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def set_offload(namespace: Any, device: str, command: int, value: int) -> None:
+def set_offload(namespace: TestNamespace, device: str, command: int, value: int) -> None:
     """Switch an offload of a device on or off, as `ethtool -K` does (linux/ethtool.h)."""
     request = ctypes.create_string_buffer(struct.pack("=II", command, value))
     packed = struct.pack("16sQ16x", device.encode(), ctypes.addressof(request))

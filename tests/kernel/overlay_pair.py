@@ -4,7 +4,6 @@ import contextlib
 import socket
 import time
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any
 
 import msgspec
 
@@ -22,6 +21,7 @@ from podway.plan.objects import (
     Sysctl,
     Vxlan,
 )
+from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE
 
 OUTER_MTU = 1500
@@ -61,7 +61,7 @@ def overlay_plan(here: int, outer: Family, **changes: object) -> NodePlan:
 class Pair:
     """Two nodes on one wire, each with its kernel opened."""
 
-    def __init__(self, namespaces: tuple[Any, Any], kernels: tuple[Kernel, Kernel]) -> None:
+    def __init__(self, namespaces: tuple[TestNamespace, TestNamespace], kernels: tuple[Kernel, Kernel]) -> None:
         """Give both their addresses; each has its `eth0` already."""
         self.namespaces = namespaces
         self.kernels = kernels

@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 
 import msgspec
 import pytest
 
+from podway.api.addresses import Address
+from podway.api.kinds.ip_pool import Attach
 from podway.api.lease import Attachment, Lease
 from podway.errors import KernelError
 from podway.kernel import netns
@@ -18,6 +20,7 @@ from podway.kernel.rtnl import addresses, links
 from podway.plan.bridge import plan_bridge
 from podway.plan.objects import BRIDGE_DEVICE, LinkAddress, NodePlan, PodWiring, Route
 from podway.plan.wiring import wire
+from tests.namespaces import TestNamespace, die
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
@@ -30,7 +33,7 @@ OTHER4, OTHER6 = ip_address("10.244.1.8"), ip_address("fd00:10:244::48")
 STAGES = ["created", "host", "pod", "committed"]
 
 
-def lease_of(*held, container: str = "c0ffee", attach: str = "bridge") -> Lease:
+def lease_of(*held: Address, container: str = "c0ffee", attach: Attach = "bridge") -> Lease:
     return Lease(Attachment(container, "eth0"), "default/web", "podway", "/run/netns/x", held, attach)
 
 
@@ -57,7 +60,7 @@ def node_plan(*wirings: PodWiring, mtu: int = 1500) -> NodePlan:
 
 
 @pytest.fixture
-def kernel(node) -> Iterator[Kernel]:
+def kernel(node: TestNamespace) -> Iterator[Kernel]:
     node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
     with Kernel.open(node.fd) as kernel:
         kernel.connection.transact(
@@ -67,7 +70,13 @@ def kernel(node) -> Iterator[Kernel]:
         yield kernel
 
 
-def talk(left, left_address, right, right_address, within: float = PATIENCE) -> None:
+def talk(
+    left: TestNamespace,
+    left_address: Address,
+    right: TestNamespace,
+    right_address: Address,
+    within: float = PATIENCE,
+) -> None:
     """Send one datagram each way; the receiver must see the sender's own address and port."""
     with left.udp(left_address, within) as one, right.udp(right_address, within) as other:
         one.sendto(b"x", other.getsockname())
@@ -77,7 +86,7 @@ def talk(left, left_address, right, right_address, within: float = PATIENCE) -> 
         assert one.recv(16) == b"y"
 
 
-def silent(sender, source, receiver, target) -> bool:
+def silent(sender: TestNamespace, source: Address, receiver: TestNamespace, target: Address) -> bool:
     """Tell whether a datagram does not arrive."""
     with sender.udp(source) as one, receiver.udp(target, timeout=0.3) as other:
         one.sendto(b"x", other.getsockname())
@@ -88,26 +97,28 @@ def silent(sender, source, receiver, target) -> bool:
     return False
 
 
-def frame_arrives(sender, source: str, receiver, target: str, within: float = PATIENCE) -> bool:
+def frame_arrives(
+    sender: TestNamespace, source: str, receiver: TestNamespace, target: str, within: float = PATIENCE
+) -> bool:
     """Tell whether an Ethernet frame with these hardware addresses arrives within so many seconds."""
     frame = bytes.fromhex(f"{target}{source}88b5".replace(":", "")) + b"podway".ljust(46, b"\0")
     with packet_socket(sender) as one, packet_socket(receiver) as other:
         other.settimeout(within)
         one.send(frame)
         try:
-            return other.recvfrom(100)[1][2] == socket.PACKET_HOST
+            return bool(other.recvfrom(100)[1][2] == socket.PACKET_HOST)
         except TimeoutError:
             return False
 
 
-def packet_socket(namespace) -> socket.socket:
+def packet_socket(namespace: TestNamespace) -> socket.socket:
     """Open a packet socket on a pod's eth0 for the protocol number of local experiments (IEEE 802, 88b5)."""
     sock = netns.run(namespace.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)))
     sock.bind(("eth0", 0x88B5))
     return sock
 
 
-def hops(namespace, address) -> int:
+def hops(namespace: TestNamespace, address: Address) -> int:
     """Return how many routers a packet to an address passes."""
     flag = "-6" if address.version == 6 else "-4"
     for ttl in (1, 2, 3):
@@ -119,11 +130,13 @@ def hops(namespace, address) -> int:
 
 
 @pytest.fixture
-def other(new_netns):
+def other(new_netns: Callable[[], TestNamespace]) -> TestNamespace:
     return new_netns()
 
 
-def test_packets_pass_both_ways_at_once(kernel, node, pod, other):
+def test_packets_pass_both_ways_at_once(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, other: TestNamespace
+) -> None:
     """The first datagram, sent when `wire` has returned, arrives, pod to node and pod to pod, without a router."""
     kernel.wire(plan_of(lease_of(V4, V6)), pod.fd)
     talk(pod, V6, node, NODE[1])
@@ -135,7 +148,7 @@ def test_packets_pass_both_ways_at_once(kernel, node, pod, other):
     assert (hops(pod, OTHER4), hops(pod, OTHER6)) == (0, 0)
 
 
-def test_both_ends_stand_as_planned(kernel, node, pod):
+def test_both_ends_stand_as_planned(kernel: Kernel, node: TestNamespace, pod: TestNamespace) -> None:
     lease = lease_of(V4, V6)
     plan = plan_of(lease)
     kernel.wire(plan, pod.fd)
@@ -154,7 +167,9 @@ def test_both_ends_stand_as_planned(kernel, node, pod):
     assert "tentative" not in pod.sh("ip addr") + node.sh("ip addr")
 
 
-def test_a_routed_and_a_bridged_pod_of_one_block_reach_each_other(kernel, node, pod, other):
+def test_a_routed_and_a_bridged_pod_of_one_block_reach_each_other(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, other: TestNamespace
+) -> None:
     """The bridged one asks on its LAN for the routed one, and the node answers, without any delay."""
     bridged, routed = plan_of(lease_of(V4, V6)), plan_of(lease_of(OTHER4, OTHER6, container="r", attach="routed"))
     kernel.wire(bridged, pod.fd)
@@ -171,14 +186,16 @@ def test_a_routed_and_a_bridged_pod_of_one_block_reach_each_other(kernel, node, 
     assert (hops(pod, OTHER4), hops(other, V4)) == (1, 1)
 
 
-def test_the_node_does_not_answer_for_addresses_that_no_pod_has(kernel, pod):
+def test_the_node_does_not_answer_for_addresses_that_no_pod_has(kernel: Kernel, pod: TestNamespace) -> None:
     kernel.wire(plan_of(lease_of(V4)), pod.fd)
     pod.run("ping", "-n", "-c", "1", "-W", "0.2", "10.244.1.99", check=False)
     assert "lladdr" not in pod.sh("ip neigh show 10.244.1.99")
 
 
 @pytest.mark.parametrize(("source", "arrives"), [("own", True), ("other", False), ("unknown", False)])
-def test_only_frames_from_the_pods_own_hardware_address_pass(kernel, pod, other, source, arrives):
+def test_only_frames_from_the_pods_own_hardware_address_pass(
+    kernel: Kernel, pod: TestNamespace, other: TestNamespace, source: str, arrives: bool
+) -> None:
     mine, victim = plan_of(lease_of(V4)), plan_of(lease_of(OTHER4, container="other"))
     kernel.wire(mine, pod.fd)
     kernel.wire(victim, other.fd)
@@ -188,22 +205,24 @@ def test_only_frames_from_the_pods_own_hardware_address_pass(kernel, pod, other,
     talk(other, OTHER4, pod, V4)  # nothing was drawn to the wrong port
 
 
-def test_a_source_that_is_not_on_the_bridge_is_dropped(kernel, node, pod):
+def test_a_source_that_is_not_on_the_bridge_is_dropped(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace
+) -> None:
     kernel.wire(plan_of(lease_of(V4)), pod.fd)
     talk(pod, V4, node, NODE[0])
     pod.sh("ip addr add 10.244.1.99/32 dev eth0; ip addr add 203.0.113.9/32 dev eth0")
-    assert silent(pod, "10.244.1.99", node, NODE[0])
-    assert silent(pod, "203.0.113.9", node, NODE[0])
+    assert silent(pod, ip_address("10.244.1.99"), node, NODE[0])
+    assert silent(pod, ip_address("203.0.113.9"), node, NODE[0])
 
 
-def test_what_a_pod_sends_to_itself_by_the_bridge_comes_back(kernel, pod):
+def test_what_a_pod_sends_to_itself_by_the_bridge_comes_back(kernel: Kernel, pod: TestNamespace) -> None:
     """As it does by a Service of which the pod is the only endpoint."""
     wiring = plan_of(lease_of(V4))
     kernel.wire(wiring, pod.fd)
     assert frame_arrives(pod, wiring.pod.mac, pod, wiring.pod.mac)
 
 
-def test_release_takes_what_stands_on_the_bridge(kernel, node, pod):
+def test_release_takes_what_stands_on_the_bridge(kernel: Kernel, node: TestNamespace, pod: TestNamespace) -> None:
     wiring = plan_of(lease_of(V4, V6))
     kernel.wire(wiring, pod.fd)
     kernel.release(wiring)
@@ -229,7 +248,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN)
-def test_a_failure_leaves_nothing_behind(kernel, node, pod, spoil):
+def test_a_failure_leaves_nothing_behind(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, spoil: Callable[[PodWiring], PodWiring]
+) -> None:
     with pytest.raises(KernelError):
         kernel.wire(spoil(plan_of(lease_of(V4, V6))), pod.fd)
     assert "eth0" not in pod.sh("ip link")
@@ -237,7 +258,7 @@ def test_a_failure_leaves_nothing_behind(kernel, node, pod, spoil):
     assert kernel.diff(node_plan()) == []
 
 
-def test_a_bridge_that_is_not_ours_gets_no_pod(kernel, node, pod):
+def test_a_bridge_that_is_not_ours_gets_no_pod(kernel: Kernel, node: TestNamespace, pod: TestNamespace) -> None:
     node.sh("ip link del cni0; ip link add cni0 type bridge")
     with pytest.raises(KernelError, match="cni0: it is a device that is not Podway's"):
         kernel.wire(plan_of(lease_of(V4)), pod.fd)
@@ -245,14 +266,14 @@ def test_a_bridge_that_is_not_ours_gets_no_pod(kernel, node, pod):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(kernel, node, pod, stage):
+def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, stage: str
+) -> None:
     lease = lease_of(V4, V6)
     child = os.fork()
     if child == 0:
         with Kernel.open(node.fd) as own:
-            own.wire(
-                plan_of(lease), pod.fd, on_stage=lambda at: at == stage and os.kill(os.getpid(), signal.SIGKILL)
-            )
+            own.wire(plan_of(lease), pod.fd, on_stage=lambda at: die() if at == stage else None)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     if stage == "committed":
@@ -264,7 +285,9 @@ def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(kernel, node, pod, st
     assert kernel.diff(node_plan()) == []
 
 
-def test_the_lease_is_known_without_the_bridge_and_vanishes_with_the_pods_namespace(kernel, node, pod):
+def test_the_lease_is_known_without_the_bridge_and_vanishes_with_the_pods_namespace(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace
+) -> None:
     lease = lease_of(V4, V6)
     kernel.wire(plan_of(lease), pod.fd)
     node.sh("ip link del cni0")
@@ -302,7 +325,9 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("command", TAMPERINGS)
-def test_tampering_is_told_and_put_right(kernel, node, pod, other, command):
+def test_tampering_is_told_and_put_right(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, other: TestNamespace, command: str
+) -> None:
     bridged, routed = plan_of(lease_of(V4, V6)), plan_of(lease_of(OTHER4, OTHER6, container="r", attach="routed"))
     kernel.wire(bridged, pod.fd)
     kernel.wire(routed, other.fd)

@@ -1,6 +1,6 @@
 """Tampering with each kind of object, and putting it right; what is not ours stays as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
 
 import msgspec
@@ -14,6 +14,7 @@ from podway.kernel.rtnl import addresses, links
 from podway.plan.changes import compare
 from podway.plan.objects import LinkAddress, Neighbour, NftTable, NodePlan, Route, Sysctl
 from podway.plan.wiring import wire
+from tests.namespaces import TestNamespace
 
 V4, V6 = ip_address("10.244.1.7"), ip_address("fd00:10:244::7")
 NODE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
@@ -38,7 +39,7 @@ TABLE = NftTable(
 
 
 @given(st.dictionaries(st.integers(), st.integers()), st.dictionaries(st.integers(), st.integers()))
-def test_carrying_out_all_changes_makes_the_one_into_the_other(have, want):
+def test_carrying_out_all_changes_makes_the_one_into_the_other(have: dict[int, int], want: dict[int, int]) -> None:
     result = dict(have)
     for change in compare("number", have, want):
         assert change.have != change.want
@@ -51,13 +52,13 @@ def test_carrying_out_all_changes_makes_the_one_into_the_other(have, want):
 
 
 @given(st.dictionaries(st.integers(), st.integers()), st.dictionaries(st.integers(), st.integers()))
-def test_a_kind_that_is_only_mended_is_never_made_or_removed(have, want):
+def test_a_kind_that_is_only_mended_is_never_made_or_removed(have: dict[int, int], want: dict[int, int]) -> None:
     changes = list(compare("number", have, want, mends_only=True))
     assert {change.action for change in changes} <= {"replace"}
 
 
 @pytest.fixture
-def kernel(node) -> Iterator[Kernel]:
+def kernel(node: TestNamespace) -> Iterator[Kernel]:
     with Kernel.open(node.fd) as kernel:
         kernel.connection.transact(
             [addresses.add(LinkAddress("lo", ip_interface(address)), links.LOOPBACK) for address in NODE]
@@ -66,7 +67,7 @@ def kernel(node) -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def plan(kernel, pod) -> NodePlan:
+def plan(kernel: Kernel, pod: TestNamespace) -> NodePlan:
     """A node with one pod, blackholes for its blocks, settings and a table: applied."""
     wiring = wire(LEASE, mtu=1500, node_addresses=NODE)
     kernel.wire(wiring, pod.fd)
@@ -88,7 +89,9 @@ def plan(kernel, pod) -> NodePlan:
 
 
 @pytest.mark.kernel
-def test_a_correct_node_costs_no_write_not_even_for_a_new_agent(kernel, node, plan):
+def test_a_correct_node_costs_no_write_not_even_for_a_new_agent(
+    kernel: Kernel, node: TestNamespace, plan: NodePlan
+) -> None:
     before = kernel.writes
     assert kernel.diff(plan) == []
     assert kernel.apply(plan).changes == ()
@@ -143,7 +146,9 @@ TAMPERINGS = {
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("command", TAMPERINGS)
-def test_tampering_is_found_told_and_put_right(kernel, node, plan, command):
+def test_tampering_is_found_told_and_put_right(
+    kernel: Kernel, node: TestNamespace, plan: NodePlan, command: str
+) -> None:
     node.sh(command)
     before = kernel.writes
     assert TAMPERINGS[command] in "\n".join(map(str, kernel.diff(plan)))
@@ -180,7 +185,7 @@ LOOK = """
 
 
 @pytest.mark.kernel
-def test_what_lacks_our_mark_is_never_touched(kernel, node, plan):
+def test_what_lacks_our_mark_is_never_touched(kernel: Kernel, node: TestNamespace, plan: NodePlan) -> None:
     node.sh(FOREIGN)
     before = node.sh(LOOK)
     assert kernel.diff(plan) == []
@@ -193,7 +198,9 @@ def test_what_lacks_our_mark_is_never_touched(kernel, node, plan):
 
 
 @pytest.mark.kernel
-def test_a_pod_wired_after_the_plan_was_made_is_left_alone(kernel, plan, new_netns):
+def test_a_pod_wired_after_the_plan_was_made_is_left_alone(
+    kernel: Kernel, plan: NodePlan, new_netns: Callable[[], TestNamespace]
+) -> None:
     later = Lease(
         Attachment("beef", "eth0"), "default/late", "podway", "/run/netns/y", (ip_address("10.244.1.8"),)
     )
@@ -212,7 +219,7 @@ def test_a_pod_wired_after_the_plan_was_made_is_left_alone(kernel, plan, new_net
 
 
 @pytest.mark.kernel
-def test_a_foreign_route_in_our_place_is_a_failure_and_stays(kernel, node):
+def test_a_foreign_route_in_our_place_is_a_failure_and_stays(kernel: Kernel, node: TestNamespace) -> None:
     node.sh("ip route add 10.244.1.0/24 dev lo proto static")
     plan = NodePlan(
         routes=(Route(ip_network("10.244.1.0/24"), "blackhole"), Route(ip_network("10.244.2.0/24"), "blackhole"))
@@ -225,7 +232,7 @@ def test_a_foreign_route_in_our_place_is_a_failure_and_stays(kernel, node):
 
 
 @pytest.mark.kernel
-def test_one_failure_does_not_stop_the_rest(kernel, plan):
+def test_one_failure_does_not_stop_the_rest(kernel: Kernel, plan: NodePlan) -> None:
     spoiled = msgspec.structs.replace(
         plan,
         addresses=(*plan.addresses, LinkAddress("nosuch", ip_interface("10.1.1.1/32"))),
@@ -252,7 +259,7 @@ def test_one_failure_does_not_stop_the_rest(kernel, plan):
 
 
 @pytest.mark.kernel
-def test_a_refused_table_leaves_the_old_one_in_place(kernel, node, plan):
+def test_a_refused_table_leaves_the_old_one_in_place(kernel: Kernel, node: TestNamespace, plan: NodePlan) -> None:
     before = node.sh("nft list table inet podway")
     broken = msgspec.structs.replace(TABLE, body="chain c { jump nowhere\n }")
     assert kernel.apply(msgspec.structs.replace(plan, tables=(broken,))).failures
@@ -260,14 +267,14 @@ def test_a_refused_table_leaves_the_old_one_in_place(kernel, node, plan):
 
 
 @pytest.mark.kernel
-def test_packets_that_pass_are_no_drift(kernel, node, plan):
+def test_packets_that_pass_are_no_drift(kernel: Kernel, node: TestNamespace, plan: NodePlan) -> None:
     """Counters count and dynamic sets fill: neither was altered by anybody."""
     node.sh("nft add element inet podway seen '{ 10.0.0.9 }'")
     assert kernel.diff(plan) == []
 
 
 @pytest.mark.kernel
-def test_ten_thousand_routes_are_compared_and_mended(kernel, node):
+def test_ten_thousand_routes_are_compared_and_mended(kernel: Kernel, node: TestNamespace) -> None:
     plan = NodePlan(
         routes=tuple(Route(IPv4Network((0x0B000000 + (i << 8), 24)), "blackhole") for i in range(10_000))
     )

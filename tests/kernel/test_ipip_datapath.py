@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +25,7 @@ from tests.kernel.ipip_lab import (
     set_offload,
     udp,
 )
+from tests.namespaces import TestNamespace
 from tests.patience import ONCE
 
 pytestmark = pytest.mark.kernel
@@ -36,7 +37,7 @@ IP_RECVTOS = 13
 
 
 @pytest.fixture
-def lab(new_netns: Callable[[], Any]) -> Iterator[Lab]:
+def lab(new_netns: Callable[[], TestNamespace]) -> Iterator[Lab]:
     lab = Lab(new_netns)
     lab.tunnel()
     yield lab
@@ -53,7 +54,7 @@ def exchange(sender: socket.socket, receiver: socket.socket, payload: bytes = b"
     assert receiver.recv(2000) == payload
 
 
-def test_tshark_reads_plain_ipip(lab, tmp_path):
+def test_tshark_reads_plain_ipip(lab: Lab, tmp_path: Path) -> None:
     with (
         Capture(lab.router, "r1") as wire,
         lab.a.pod.udp(lab.a.pod_address) as here,
@@ -63,7 +64,7 @@ def test_tshark_reads_plain_ipip(lab, tmp_path):
         exchange(there, here)
         capture = tmp_path / "wire.pcap"
         capture.write_bytes(pcap(wire.frames()))
-    fields = [
+    fields: list[str] = [
         "frame.protocols",
         "ip.src",
         "ip.dst",
@@ -74,7 +75,7 @@ def test_tshark_reads_plain_ipip(lab, tmp_path):
         "ip.ttl",
     ]
     shown = subprocess.run(
-        ["tshark", "-r", capture, "-Y", "udp", "-o", "ip.check_checksum:TRUE", "-T", "fields"]
+        ["tshark", "-r", str(capture), "-Y", "udp", "-o", "ip.check_checksum:TRUE", "-T", "fields"]
         + [argument for field in fields for argument in ("-e", field)],
         check=True,
         capture_output=True,
@@ -88,7 +89,7 @@ def test_tshark_reads_plain_ipip(lab, tmp_path):
 
 
 @pytest.mark.parametrize("inner_df", [True, False])
-def test_the_outer_header_tells_the_truth_about_the_inner_one(lab, inner_df):
+def test_the_outer_header_tells_the_truth_about_the_inner_one(lab: Lab, inner_df: bool) -> None:
     with (
         Capture(lab.router, "r1") as wire,
         lab.a.pod.udp(lab.a.pod_address) as here,
@@ -110,7 +111,7 @@ def test_the_outer_header_tells_the_truth_about_the_inner_one(lab, inner_df):
             assert inner[6:8] == (b"\x40\x00" if inner_df else b"\x00\x00")
 
 
-def test_the_nodes_own_packets_keep_their_ttl(lab):
+def test_the_nodes_own_packets_keep_their_ttl(lab: Lab) -> None:
     lab.a.route("10.77.2.0/24", f"src {lab.a.address}")
     with (
         Capture(lab.router, "r1") as wire,
@@ -126,7 +127,7 @@ def test_the_nodes_own_packets_keep_their_ttl(lab):
 
 def expected_ecn(inner: int, outer: int) -> int | None:
     """Figure 4 of RFC 6040; None: dropped."""
-    rows = {
+    rows: dict[int, dict[int, int | None]] = {
         NOT_ECT: {NOT_ECT: NOT_ECT, ECT_0: NOT_ECT, ECT_1: NOT_ECT, CE: None},
         ECT_0: {NOT_ECT: ECT_0, ECT_0: ECT_0, ECT_1: ECT_1, CE: CE},
         ECT_1: {NOT_ECT: ECT_1, ECT_0: ECT_1, ECT_1: ECT_1, CE: CE},
@@ -135,7 +136,7 @@ def expected_ecn(inner: int, outer: int) -> int | None:
     return rows[inner][outer]
 
 
-def test_congestion_marks_come_out_as_rfc_6040_says(lab):
+def test_congestion_marks_come_out_as_rfc_6040_says(lab: Lab) -> None:
     with raw_socket(lab.router) as sender, lab.b.pod.udp(lab.b.pod_address) as receiver:
         receiver.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
         port = receiver.getsockname()[1]
@@ -152,7 +153,7 @@ def test_congestion_marks_come_out_as_rfc_6040_says(lab):
                 assert (data, [value[0] for _, _, value in ancillary]) == (b"ecn?", [dscp | want])
 
 
-def test_only_good_packets_from_known_nodes_are_taken(lab):
+def test_only_good_packets_from_known_nodes_are_taken(lab: Lab) -> None:
     a, b = lab.a, lab.b
     with raw_socket(lab.router) as sender, b.pod.udp(b.pod_address) as receiver:
         good = ipv4(a.pod_address, b.pod_address, 17, udp(receiver.getsockname()[1], b"in"))
@@ -176,7 +177,9 @@ def test_only_good_packets_from_known_nodes_are_taken(lab):
             receiver.recv(10)
 
 
-def transfer(source: Any, source_address: str, target: Any, target_address: str, size: int) -> None:
+def transfer(
+    source: TestNamespace, source_address: str, target: TestNamespace, target_address: str, size: int
+) -> None:
     """Send random bytes over TCP and compare what arrives."""
     data = os.urandom(1 << 20)
     digest = hashlib.sha256()
@@ -201,7 +204,7 @@ def transfer(source: Any, source_address: str, target: Any, target_address: str,
     assert digest.hexdigest() == hashlib.sha256(data * (size >> 20)).hexdigest()
 
 
-def test_tcp_crosses_in_segments_that_nobody_had_to_cut(lab):
+def test_tcp_crosses_in_segments_that_nobody_had_to_cut(lab: Lab) -> None:
     with Capture(lab.router, "r1") as wire:
         transfer(lab.a.pod, lab.a.pod_address, lab.b.pod, lab.b.pod_address, 16 << 20)
         transfer(lab.b.pod, lab.b.pod_address, lab.a.pod, lab.a.pod_address, 16 << 20)
@@ -210,7 +213,7 @@ def test_tcp_crosses_in_segments_that_nobody_had_to_cut(lab):
     assert sum(length > MTU for length in lengths) > len(lengths) / 4
 
 
-def test_tcp_survives_segmentation_in_software_and_merging_at_the_other_end(lab):
+def test_tcp_survives_segmentation_in_software_and_merging_at_the_other_end(lab: Lab) -> None:
     """A NIC without offloads: cut and summed before the wire, put together again (GRO) ahead of the program."""
     set_offload(lab.a.netns, "eth0", ETHTOOL_STXCSUM, 0)
     set_offload(lab.router, "r2", ETHTOOL_STXCSUM, 0)  # veth merges only what comes from an end without TSO
@@ -225,12 +228,12 @@ def test_tcp_survives_segmentation_in_software_and_merging_at_the_other_end(lab)
     assert difference(before, lab.b.counters)["decapsulated"] < len(sent), "ahead of the program"
 
 
-def say_size(node: Any, target: str, size: int) -> str:
+def say_size(node: TestNamespace, target: str, size: int) -> str:
     """Send one echo request of `size` bytes, with DF; return what ping says."""
     return node.run(*ONCE, "-M", "do", "-s", str(size - 28), target, check=False).stdout
 
 
-def test_a_full_packet_passes_and_one_byte_more_is_told_so(lab):
+def test_a_full_packet_passes_and_one_byte_more_is_told_so(lab: Lab) -> None:
     lab.a.netns.sh("ip link set pod mtu 1500")
     lab.a.pod.sh("ip link set eth0 mtu 1500")
     assert "1 received" in say_size(lab.a.pod, lab.b.pod_address, MTU - 20)
@@ -239,7 +242,7 @@ def test_a_full_packet_passes_and_one_byte_more_is_told_so(lab):
     )
 
 
-def test_a_narrow_link_between_the_nodes_is_told_to_the_pod(lab):
+def test_a_narrow_link_between_the_nodes_is_told_to_the_pod(lab: Lab) -> None:
     lab.router.sh("ip link set r2 mtu 1400")
     lab.b.netns.sh("ip link set eth0 mtu 1400")
     lab.router.sh("sysctl -qw net.ipv4.icmp_ratelimit=0")
@@ -254,7 +257,7 @@ def test_a_narrow_link_between_the_nodes_is_told_to_the_pod(lab):
     assert "mtu = 1380" in say_size(lab.a.netns, lab.b.pod_address, 1480)
 
 
-def test_errors_about_other_packets_stay_as_they_are(lab):
+def test_errors_about_other_packets_stay_as_they_are(lab: Lab) -> None:
     """The relay reads only what quotes our own outer header, to a node we know."""
     quoted = ipv4(lab.a.address, lab.b.address, 4, ipv4(lab.a.pod_address, lab.b.pod_address, 17, bytes(8)))
     others = ipv4(lab.a.address, "172.31.2.99", 4, ipv4(lab.a.pod_address, lab.b.pod_address, 17, bytes(8)))
@@ -275,7 +278,7 @@ def test_errors_about_other_packets_stay_as_they_are(lab):
             assert difference(before, lab.a.counters) == moved, (kind, code, mtu, len(quotation))
 
 
-def test_other_protocols_do_not_leave(lab):
+def test_other_protocols_do_not_leave(lab: Lab) -> None:
     lab.a.netns.sh("ip -6 route add 2001:db8:77::/64 via fe80::77 dev podway-ipip")
     before = lab.a.counters["dropped-not-ipv4"]
     with Capture(lab.router, "r1") as wire:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from podway.kernel.rtnl.netlink import Connection
 from podway.kernel.rtnl.tc import Direction
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, Sysctl, TunnelEndpoint
 from tests.kernel.ipip_lab import Lab, Node, stream
+from tests.namespaces import TestNamespace
 from tests.patience import ONCE, PATIENCE
 
 pytestmark = pytest.mark.kernel
@@ -67,11 +67,12 @@ def hook(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "tcx" and not tcx.is_supported():
         pytest.skip("this kernel has no tcx")
     monkeypatch.setattr(tcx, "is_supported", lambda: request.param == "tcx")
-    return request.param
+    param: str = request.param
+    return param
 
 
 @pytest.fixture
-def lab(hook: str, new_netns: Callable[[], Any]) -> Iterator[Lab]:
+def lab(hook: str, new_netns: Callable[[], TestNamespace]) -> Iterator[Lab]:
     lab = Lab(new_netns)
     yield lab
     lab.close()
@@ -116,7 +117,7 @@ def builds(node: Node) -> set[str]:
     return {found.config.build for found in ipip_programs.find(node.connection, node.numbers())}
 
 
-def test_a_new_agent_finds_all_and_writes_nothing(lab, hook):
+def test_a_new_agent_finds_all_and_writes_nothing(lab: Lab, hook: str) -> None:
     report = lab.a.apply()
     assert sorted(str(change) for change in report.changes) == [
         f"IPIP decap program on eth0 ({hook}) was missing: added",
@@ -132,7 +133,7 @@ def test_a_new_agent_finds_all_and_writes_nothing(lab, hook):
     assert attached(lab.a) == before
 
 
-def test_an_upgrade_replaces_the_programs_and_loses_no_packet(lab, monkeypatch):
+def test_an_upgrade_replaces_the_programs_and_loses_no_packet(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.tunnel()
     with stream(lab.a.pod, lab.b.pod, lab.b.pod_address, 3000):
         for number in range(10):
@@ -145,7 +146,7 @@ def test_an_upgrade_replaces_the_programs_and_loses_no_packet(lab, monkeypatch):
 
 
 @on("tcx")
-def test_the_uplink_loses_nothing_when_programs_come_and_go(lab):
+def test_the_uplink_loses_nothing_when_programs_come_and_go(lab: Lab) -> None:
     with stream(lab.a.netns, lab.b.netns, lab.b.address, 15000):
         for _ in range(10):
             lab.tunnel()
@@ -155,7 +156,7 @@ def test_the_uplink_loses_nothing_when_programs_come_and_go(lab):
 
 
 @on("clsact")
-def test_filters_give_way_to_tcx_without_loss(lab, monkeypatch):
+def test_filters_give_way_to_tcx_without_loss(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     if not TCX:
         pytest.skip("this kernel has no tcx")
     lab.tunnel()
@@ -170,7 +171,7 @@ def test_filters_give_way_to_tcx_without_loss(lab, monkeypatch):
     assert lab.a.apply().changes == ()
 
 
-def test_where_bpf_is_not_allowed_there_is_nothing_of_ours(node):
+def test_where_bpf_is_not_allowed_there_is_nothing_of_ours(node: TestNamespace) -> None:
     """As in a container that is root of its own user namespace only: an agent without tunnels runs there."""
     unshare = ("unshare", "--user", "--map-root-user", "--net")
     if node.run(*unshare, "true", check=False).returncode:
@@ -180,7 +181,7 @@ def test_where_bpf_is_not_allowed_there_is_nothing_of_ours(node):
 
 
 @on("tcx")
-def test_programs_outlive_who_attached_them_and_go_with_the_device(lab):
+def test_programs_outlive_who_attached_them_and_go_with_the_device(lab: Lab) -> None:
     lab.a.netns.run(sys.executable, "-c", ATTACH, str(lab.a.numbers()["eth0"]))
     [program] = on_tcx(lab.a, "eth0", "ingress")
     with bpf.opened(program) as opened:
@@ -193,7 +194,7 @@ def test_programs_outlive_who_attached_them_and_go_with_the_device(lab):
 
 
 @on("tcx")
-def test_programs_of_others_on_tcx_stay_and_see_what_ours_leave(lab):
+def test_programs_of_others_on_tcx_stay_and_see_what_ours_leave(lab: Lab) -> None:
     """One that accepts every packet would end the search ahead of ours."""
     fd = bpf.checked("load", bpf.library().bpf_prog_load(SCHED_CLS, b"foreign", b"", ACCEPT, 2, None))
     try:
@@ -210,7 +211,7 @@ def test_programs_of_others_on_tcx_stay_and_see_what_ours_leave(lab):
 
 
 @on("clsact")
-def test_the_last_filter_idles_until_all_is_taken_away(lab):
+def test_the_last_filter_idles_until_all_is_taken_away(lab: Lab) -> None:
     before = attached(lab.b)
     lab.tunnel()
     lab.b.apply(REST)
@@ -226,7 +227,7 @@ def test_the_last_filter_idles_until_all_is_taken_away(lab):
     assert attached(lab.b) == before
 
 
-def test_a_changed_address_is_seen_and_put_right(lab, hook):
+def test_a_changed_address_is_seen_and_put_right(lab: Lab, hook: str) -> None:
     lab.a.apply()
     plan = NodePlan(
         tunnels=(IpipTunnel(IPIP_DEVICE, "eth0", ip_address("172.31.1.7")),), endpoints=lab.a.plan.endpoints
@@ -237,7 +238,7 @@ def test_a_changed_address_is_seen_and_put_right(lab, hook):
     assert lab.a.apply(plan).changes == ()
 
 
-def test_removal_leaves_the_node_as_it_was(lab):
+def test_removal_leaves_the_node_as_it_was(lab: Lab) -> None:
     before = attached(lab.a)
     lab.a.apply()
     report = lab.a.apply(NodePlan())
@@ -246,7 +247,7 @@ def test_removal_leaves_the_node_as_it_was(lab):
     assert lab.a.counters == {}
 
 
-def test_filters_and_hooks_of_others_stay(lab):
+def test_filters_and_hooks_of_others_stay(lab: Lab) -> None:
     lab.a.netns.sh(f"tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress {FOREIGN}")
     before = attached(lab.a)
     lab.a.apply()
@@ -256,7 +257,7 @@ def test_filters_and_hooks_of_others_stay(lab):
     assert attached(lab.a) == before
 
 
-def test_empty_hooks_of_others_stay(lab):
+def test_empty_hooks_of_others_stay(lab: Lab) -> None:
     lab.a.netns.sh("tc qdisc add dev eth0 clsact")
     before = attached(lab.a)
     lab.a.apply()
@@ -265,7 +266,7 @@ def test_empty_hooks_of_others_stay(lab):
 
 
 @on("clsact")
-def test_our_hooks_stay_as_long_as_others_use_them(lab, monkeypatch):
+def test_our_hooks_stay_as_long_as_others_use_them(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.a.apply()
     newer(monkeypatch, "5" * 12)
     lab.a.apply()
@@ -278,7 +279,7 @@ def test_our_hooks_stay_as_long_as_others_use_them(lab, monkeypatch):
     assert "podway_decap" not in rest
 
 
-def test_what_somebody_takes_away_comes_back(lab, hook):
+def test_what_somebody_takes_away_comes_back(lab: Lab, hook: str) -> None:
     lab.tunnel()
     if hook == "tcx":
         index, [program] = lab.a.numbers()["eth0"], on_tcx(lab.a, "eth0", "ingress")
@@ -291,29 +292,30 @@ def test_what_somebody_takes_away_comes_back(lab, hook):
 
 
 @on("clsact")
-def test_a_place_that_others_took_is_left_to_them(lab):
+def test_a_place_that_others_took_is_left_to_them(lab: Lab) -> None:
     lab.a.netns.sh("tc qdisc add dev eth0 clsact")
     lab.a.netns.sh("tc filter add dev eth0 ingress protocol all pref 112 handle 1 bpf bytecode '1,6 0 0 0'")
     before = attached(lab.a)
     report = engine.apply(lab.a.kinds, lab.a.plan)
     taken, unattached = report.failures
+    assert isinstance(taken, KernelError)
     assert (taken.errno, taken.kernel_says) == (errno.EEXIST, "Filter already exists")
     assert "no IPIP program is attached" in unattached.message
     assert set(before.splitlines()) <= set(attached(lab.a).splitlines())
 
 
-def test_a_missing_device_is_named(lab, hook):
+def test_a_missing_device_is_named(lab: Lab, hook: str) -> None:
     plan = NodePlan(
         tunnels=(IpipTunnel(IPIP_DEVICE, "eth7", ip_address("172.31.1.1")),), endpoints=lab.a.plan.endpoints
     )
     report = engine.apply(lab.a.kinds, plan)
-    assert {failure.errno for failure in report.failures} == {errno.ENODEV}
+    assert {getattr(failure, "errno", None) for failure in report.failures} == {errno.ENODEV}
     assert f"attach IPIP decap program on eth7 ({hook}): device eth7: No such device" in report.failures[1].message
     assert "no IPIP program is attached" in report.failures[-1].message
     assert "clsact" not in attached(lab.a)
 
 
-def test_many_endpoints_are_kept_and_only_differences_written(lab):
+def test_many_endpoints_are_kept_and_only_differences_written(lab: Lab) -> None:
     lab.a.apply()
     many = tuple(TunnelEndpoint(ip_address("10.9.0.0") + number) for number in range(5000))
     plan = NodePlan(tunnels=lab.a.plan.tunnels, endpoints=many)
@@ -325,7 +327,7 @@ def test_many_endpoints_are_kept_and_only_differences_written(lab):
     assert lab.a.apply(fewer).changes == ()
 
 
-def test_a_program_that_the_kernel_refuses_is_explained(lab, monkeypatch):
+def test_a_program_that_the_kernel_refuses_is_explained(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = ipip_programs.compiled().image.replace(
         b"\x95\x00\x00\x00\x00\x00\x00\x00", b"\x05\x00\x00\x00\x00\x00\x00\x00"
     )

@@ -4,7 +4,8 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
 
 import msgspec
@@ -20,6 +21,7 @@ from podway.kernel.rtnl.netlink import Connection
 from podway.kernel.rtnl.netlink import constants as c
 from podway.plan.objects import LinkAddress, NftTable, NodePlan, Route
 from podway.plan.wiring import wire
+from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
@@ -44,7 +46,7 @@ PLAN = NodePlan(
 
 
 @pytest.fixture
-def kernel(node, pod) -> Iterator[Kernel]:
+def kernel(node: TestNamespace, pod: TestNamespace) -> Iterator[Kernel]:
     """A node with a pod, a block, a table and a link of somebody else."""
     with Kernel.open(node.fd) as kernel:
         kernel.wire(WIRING, pod.fd)
@@ -54,7 +56,7 @@ def kernel(node, pod) -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def watcher(node, kernel) -> Iterator[Watcher]:
+def watcher(node: TestNamespace, kernel: Kernel) -> Iterator[Watcher]:
     time.sleep(0.1)  # what the kernel still has to say about the fixture
     with Watcher(node.fd, kernel.ports) as watcher:
         yield watcher
@@ -87,7 +89,7 @@ OURS = {
 
 
 @pytest.mark.parametrize("command", OURS)
-def test_a_change_of_ours_by_others_is_told(node, watcher, command):
+def test_a_change_of_ours_by_others_is_told(node: TestNamespace, watcher: Watcher, command: str) -> None:
     if "forwarding" in command:
         node.sh(f"echo 1 > /proc/sys/net/ipv4/conf/{POD}/forwarding")
         node.sh(f"echo 0 > /proc/sys/net/ipv6/conf/{POD}/forwarding")
@@ -111,14 +113,16 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("command", FOREIGN)
-def test_a_change_of_what_is_not_ours_is_told_as_such(node, watcher, command):
+def test_a_change_of_what_is_not_ours_is_told_as_such(node: TestNamespace, watcher: Watcher, command: str) -> None:
     node.sh(command)
     told = [e for e in wait(watcher) if isinstance(e, Event)]
     assert FOREIGN[command] in {e.kind for e in told}
     assert not any(e.ours for e in told if e.kind != "sysctl")
 
 
-def test_our_own_changes_are_not_told(kernel, watcher, new_netns):
+def test_our_own_changes_are_not_told(
+    kernel: Kernel, watcher: Watcher, new_netns: Callable[[], TestNamespace]
+) -> None:
     other = Lease(Attachment("beef", "eth0"), "", "podway", "/run/netns/y", (ip_address("10.244.1.8"),))
     wiring = wire(other, mtu=1500, node_addresses=())
     kernel.wire(wiring, new_netns().fd)
@@ -137,7 +141,9 @@ def test_our_own_changes_are_not_told(kernel, watcher, new_netns):
     assert not [e for e in told if e.removed]
 
 
-def test_a_neighbour_that_ages_is_nothing_of_ours(node, watcher, pod):
+def test_a_neighbour_that_ages_is_nothing_of_ours(
+    node: TestNamespace, watcher: Watcher, pod: TestNamespace
+) -> None:
     """The kernel learns the pod's link-local address, and tells each step."""
     for namespace in (pod, node):
         namespace.sh("ip -6 neigh flush all nud permanent; ip -6 neigh flush all")
@@ -151,7 +157,7 @@ def test_a_neighbour_that_ages_is_nothing_of_ours(node, watcher, pod):
     assert not [e for e in told if e.ours]
 
 
-def test_a_flood_ends_in_a_resync(node, watcher):
+def test_a_flood_ends_in_a_resync(node: TestNamespace, watcher: Watcher) -> None:
     """Nobody reads while 60,000 changes happen: they cannot all be kept."""
     batch = [routes.add(Route(IPv4Network((0x0B000000 + (i << 8), 24)), "blackhole"), 0) for i in range(15_000)]
     gone = [routes.remove(Route(IPv4Network((0x0B000000 + (i << 8), 24)), "blackhole"), 0) for i in range(15_000)]
@@ -165,26 +171,28 @@ def test_a_flood_ends_in_a_resync(node, watcher):
     assert "link" in {e.kind for e in wait(watcher) if isinstance(e, Event)}
 
 
-def test_a_watcher_sees_only_its_namespace(watcher, pod):
+def test_a_watcher_sees_only_its_namespace(watcher: Watcher, pod: TestNamespace) -> None:
     with Connection(pod.fd) as inside:
         inside.transact([addresses.add(LinkAddress("lo", ip_interface("10.1.1.1/32")), links.LOOPBACK)])
     told = [event for event in wait(watcher, 0.2) if isinstance(event, Event)]
     assert "address" not in {event.kind for event in told}
 
 
-def test_only_birds_routes_to_blocks_matter(node, kernel, watcher) -> None:
+def test_only_birds_routes_to_blocks_matter(node: TestNamespace, kernel: Kernel, watcher: Watcher) -> None:
     """Of others a peer may tell tens of thousands; they are neither news nor read where only blocks are wanted."""
     watcher.blocks = ((ip_network("10.244.0.0/16"), 24), (ip_network("fd00:10:244::/112"), 122))
     via = "dev foreign proto bird metric 32"
     for word in ("add", "del"):
         for network in ("10.244.9.0/24", "10.245.9.0/24", "10.244.9.0/25", "fd00:10:244::40/122", "fd00:1::/122"):
-            netns.run(node.fd, lambda word=word, network=network: _ip(f"route {word} {network} {via}"))
+            netns.run(node.fd, partial(_ip, f"route {word} {network} {via}"))
     found = [event for event in wait(watcher) if isinstance(event, Event) and event.kind == "route"]
     assert [event.subject for event in found if event.learned] == ["10.244.9.0/24", "fd00:10:244::40/122"]
     assert {event.subject for event in found} == {"10.244.9.0/24", "fd00:10:244::40/122"}
     netns.run(node.fd, lambda: _ip(f"route add default {via}"))
     assert [event.subject for event in wait(watcher) if isinstance(event, Event) and event.uplink] == ["0.0.0.0/0"]
-    netns.run(node.fd, lambda: [_ip(f"route add {net} {via}") for net in ("10.244.9.0/24", "10.244.9.0/25")])
+    netns.run(
+        node.fd, lambda: list(map(_ip, (f"route add {net} {via}" for net in ("10.244.9.0/24", "10.244.9.0/25"))))
+    )
     lengths = [
         route.destination.prefixlen
         for route in routes.dump(kernel.connection, Family.IPV4, protocol=c.RTPROT_BIRD, lengths={24})

@@ -8,6 +8,7 @@ import pytest
 from podway.kernel.removal import LinkRemover
 from podway.kernel.rtnl import links
 from podway.kernel.rtnl.netlink import Connection
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
@@ -17,7 +18,7 @@ def _make(connection: Connection, pod_fd: int, *names: str) -> None:
         connection.transact([links.new_veth(name, links.Peer(f"eth{number}", pod_fd)), links.set_up(name)])
 
 
-def test_a_removed_link_has_left_both_namespaces_when_told(node: Any, pod: Any) -> None:
+def test_a_removed_link_has_left_both_namespaces_when_told(node: TestNamespace, pod: Any) -> None:
     async def scenario() -> None:
         remover = LinkRemover(node.fd)
         try:
@@ -33,7 +34,7 @@ def test_a_removed_link_has_left_both_namespaces_when_told(node: Any, pod: Any) 
     asyncio.run(scenario())
 
 
-def test_many_at_once_and_twice(node: Any, pod: Any) -> None:
+def test_many_at_once_and_twice(node: TestNamespace, pod: Any) -> None:
     names = [f"pway{number}" for number in range(40)]
 
     async def scenario() -> list[bool]:
@@ -50,7 +51,7 @@ def test_many_at_once_and_twice(node: Any, pod: Any) -> None:
     assert asyncio.run(scenario()) == [True] * 40 + [False]
 
 
-def test_who_waits_is_told_before_the_kernel_has_tidied_up(node: Any, pod: Any) -> None:
+def test_who_waits_is_told_before_the_kernel_has_tidied_up(node: TestNamespace, pod: Any) -> None:
     """The announcement, not the kernel's answer, ends the wait: the request's thread is still at work then."""
 
     async def scenario() -> int:

@@ -6,17 +6,20 @@ import secrets
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from podway.errors import InvalidInput, KernelError
+from podway.errors import InvalidInput, KernelError, UnsupportedSystem
 from podway.kernel import netns, support
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def name():
+def name() -> Iterator[str]:
     name = f"pwt-{os.getpid()}-{secrets.token_hex(3)}"
     yield name
     netns.delete(name)
@@ -26,7 +29,7 @@ def ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, text=True, capture_output=True).stdout
 
 
-def test_iproute2_sees_ours_and_we_see_its(name):
+def test_iproute2_sees_ours_and_we_see_its(name: str) -> None:
     path = netns.create(name)
     assert name in ip("netns", "list").split()
     assert ip("-n", name, "-o", "link").count("\n") == 1
@@ -42,7 +45,7 @@ def test_iproute2_sees_ours_and_we_see_its(name):
     assert name not in ip("netns", "list").split()
 
 
-def test_a_taken_name_is_told(name):
+def test_a_taken_name_is_told(name: str) -> None:
     netns.create(name)
     with pytest.raises(KernelError) as caught:
         netns.create(name)
@@ -50,13 +53,13 @@ def test_a_taken_name_is_told(name):
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "x" * 256, "a\0b"])
-def test_what_is_no_name_is_refused(bad):
+def test_what_is_no_name_is_refused(bad: str) -> None:
     for function in (netns.create, netns.delete, netns.path_of):
         with pytest.raises(InvalidInput, match="is not a name"):
             function(bad)
 
 
-def test_a_deleted_namespace_is_gone_for_good(name, pod):
+def test_a_deleted_namespace_is_gone_for_good(name: str, pod: TestNamespace) -> None:
     """No mount namespace keeps a copy, so its links vanish: here the far end of a pair."""
     path = netns.create(name)
     pod.sh(f"ip link add left0 type veth peer name right0 netns {path.name}")
@@ -79,19 +82,19 @@ def test_a_deleted_namespace_is_gone_for_good(name, pod):
         ("/run/a\0b", "null "),
     ],
 )
-def test_what_is_no_network_namespace_is_told(path, words):
+def test_what_is_no_network_namespace_is_told(path: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as caught:
         netns.open_path(path)
     assert caught.value.hint
 
 
-def test_a_fifo_does_not_hang(tmp_path):
+def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(InvalidInput, match="is not a namespace"):
         netns.open_path(tmp_path / "fifo")
 
 
-def test_a_function_runs_inside_and_nobody_stays_there(pod):
+def test_a_function_runs_inside_and_nobody_stays_there(pod: TestNamespace) -> None:
     here = netns.identity()
     assert netns.run(pod.fd, netns.identity) == netns.identity(pod.fd)
     assert netns.identity() == here
@@ -99,28 +102,28 @@ def test_a_function_runs_inside_and_nobody_stays_there(pod):
         netns.run(pod.fd, lambda: 1 // 0)
     with netns.run(pod.fd, lambda: socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        assert netns.run(pod.fd, lambda: socket.create_connection(("127.0.0.1", port))).close() is None
+        netns.run(pod.fd, lambda: socket.create_connection(("127.0.0.1", port))).close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
 
 
-def test_a_descriptor_that_is_no_namespace_cannot_be_entered():
+def test_a_descriptor_that_is_no_namespace_cannot_be_entered() -> None:
     with open("/dev/null") as file, pytest.raises(KernelError, match="enter a network namespace"):
         netns.run(file.fileno(), lambda: None)
 
 
-def test_a_namespace_without_a_name_lives_as_long_as_its_descriptor(pod):
+def test_a_namespace_without_a_name_lives_as_long_as_its_descriptor(pod: TestNamespace) -> None:
     fd = netns.new()
     identity = netns.identity(fd)
     assert identity not in {netns.identity(), netns.identity(pod.fd)}
     os.close(fd)
 
 
-def test_this_system_is_supported():
+def test_this_system_is_supported() -> None:
     support.require_all()
 
 
-def test_too_little_privilege_names_what_lacks():
+def test_too_little_privilege_names_what_lacks() -> None:
     """As a process without CAP_NET_ADMIN would see it, and one without any."""
     with open("/proc/self/status") as file:
         status = file.read()
@@ -132,7 +135,7 @@ def test_too_little_privilege_names_what_lacks():
     assert support.missing_capabilities("CapEff:\t0") == ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]
 
 
-def test_an_unprivileged_process_is_told_what_it_lacks():
+def test_an_unprivileged_process_is_told_what_it_lacks() -> None:
     code = "from podway.kernel import support; support.require_privileges()"
     done = subprocess.run(
         ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=65534", "--clear-groups", *_python(), code],
@@ -152,9 +155,9 @@ def _python() -> list[str]:
 
 
 @pytest.mark.parametrize(("release", "fine"), [("5.9.16", False), ("4.19.0-27-amd64", False), ("5.10.0", True)])
-def test_old_kernels_are_refused(release, fine):
+def test_old_kernels_are_refused(release: str, fine: bool) -> None:
     if fine:
         support.require_kernel(release)
         return
-    with pytest.raises(support.UnsupportedSystem, match=f"kernel {release} is too old"):
+    with pytest.raises(UnsupportedSystem, match=f"kernel {release} is too old"):
         support.require_kernel(release)

@@ -2,15 +2,30 @@
 
 import socket
 import struct
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 
 import pytest
 
 from podway.api.addresses import Family
+from podway.api.kinds.ip_pool import Attach
 from podway.kernel import netns
 from podway.plan.node import HostFacts
 from podway.plan.wiring import GATEWAY_MAC
-from tests.kernel.guard_lab import HERE, ROUTER, THERE, cluster, ethernet, guard_lab, icmp, ip_packet, udp
+from tests.kernel.guard_lab import (
+    HERE,
+    ROUTER,
+    THERE,
+    GuardLab,
+    Pod,
+    cluster,
+    ethernet,
+    guard_lab,
+    icmp,
+    ip_packet,
+    udp,
+)
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
@@ -20,31 +35,34 @@ GATEWAY = ip_address("fe80::1")
 
 
 @pytest.fixture(params=["routed", "bridge"])
-def attach(request):
-    return request.param
+def attach(request: pytest.FixtureRequest) -> Attach:
+    param: Attach = request.param
+    return param
 
 
 @pytest.fixture(params=["0", "2"], ids=["strict", "loose"])
-def lab(request, new_netns, attach):
+def lab(
+    request: pytest.FixtureRequest, new_netns: Callable[[], TestNamespace], attach: Attach
+) -> Iterator[GuardLab]:
     with guard_lab(new_netns, cluster(attach), HostFacts(all_rp_filter=request.param)) as lab:
         lab.run_pod(new_netns(), 7, attach)
         yield lab
 
 
-def flood(pod, kind: int, packets, to: str = GATEWAY_MAC) -> None:
+def flood(pod: Pod, kind: int, packets: Iterable[bytes], to: str = GATEWAY_MAC) -> None:
     with netns.run(pod.netns.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as sock:
         sock.bind(("eth0", 0))
         for packet in packets:
             sock.send(ethernet(to, pod.mac, kind, packet))
 
 
-def neighbours(lab, family) -> set[str]:
+def neighbours(lab: GuardLab, family: Family) -> set[str]:
     """Return whom the node has asked for or heard of; not those that are permanent, nor multicast."""
     lines = lab.node.sh(f"ip -{family.value} neigh show nud all").splitlines()
     return {line.split()[0] for line in lines if "PERMANENT" not in line and "NOARP" not in line}
 
 
-def test_invented_sources_make_no_neighbours(lab):
+def test_invented_sources_make_no_neighbours(lab: GuardLab) -> None:
     (pod,) = lab.pods
     before = {family: neighbours(lab, family) for family in Family}
     invented = [ip_address("fe80::5:0") + number for number in range(MANY)]
@@ -65,7 +83,7 @@ def test_invented_sources_make_no_neighbours(lab):
 
 
 @pytest.mark.parametrize("family", list(Family), ids=lambda family: family.label)
-def test_invented_destinations_make_few_neighbours(lab, family):
+def test_invented_destinations_make_few_neighbours(lab: GuardLab, family: Family) -> None:
     (pod,) = lab.pods
     kind = 0x0800 if family is Family.IPV4 else 0x86DD
     before = neighbours(lab, family)
@@ -85,7 +103,7 @@ def test_invented_destinations_make_few_neighbours(lab, family):
 
 
 @pytest.mark.parametrize("family", list(Family), ids=lambda family: family.label)
-def test_whom_a_pod_speaks_with_it_reaches_also_while_it_scans(lab, family):
+def test_whom_a_pod_speaks_with_it_reaches_also_while_it_scans(lab: GuardLab, family: Family) -> None:
     (pod,) = lab.pods
     for site in (THERE, ROUTER):
         pod.netns.sh(f"ping -n -c 1 -W 5 {site[family].ip}")
@@ -95,7 +113,7 @@ def test_whom_a_pod_speaks_with_it_reaches_also_while_it_scans(lab, family):
         pod.netns.sh(f"ping -n -c 1 -W 5 {site[family].ip}")
 
 
-def test_a_gateway_that_an_older_agent_made_wider_is_put_right(new_netns):
+def test_a_gateway_that_an_older_agent_made_wider_is_put_right(new_netns: Callable[[], TestNamespace]) -> None:
     with guard_lab(new_netns, cluster()) as lab:
         link = lab.run_pod(new_netns(), 7).wiring.link.name
         lab.node.sh(f"ip -6 addr del fe80::1/128 dev {link}; ip -6 addr add fe80::1/64 dev {link} nodad")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from typing import Literal
 
 import pytest
 from pyroute2 import NetNS
@@ -16,6 +17,7 @@ from podway.errors import KernelError
 from podway.kernel.rtnl import addresses, links, neighbours, routes
 from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import LinkAddress, Neighbour, Route
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
@@ -23,13 +25,13 @@ MAC = "02:00:00:00:00:01"
 
 
 @pytest.fixture
-def connection(node) -> Iterator[Connection]:
+def connection(node: TestNamespace) -> Iterator[Connection]:
     with Connection(node.fd) as connection:
         yield connection
 
 
 @pytest.fixture
-def veth(node, connection) -> links.LinkRecord:
+def veth(node: TestNamespace, connection: Connection) -> links.LinkRecord:
     """One end of a pair, up, as is its peer `peer0` in the same namespace."""
     connection.transact(
         [
@@ -41,7 +43,9 @@ def veth(node, connection) -> links.LinkRecord:
     return links.find(connection, "left0")
 
 
-def test_veth_lands_in_the_other_namespace_as_asked(node, pod, connection):
+def test_veth_lands_in_the_other_namespace_as_asked(
+    node: TestNamespace, pod: TestNamespace, connection: Connection
+) -> None:
     peer = links.Peer("eth0", pod.fd, "02:00:00:00:00:02", 1300)
     connection.transact([links.new_veth("left0", peer, mac=MAC, mtu=1300, group=7)])
     connection.transact(
@@ -59,7 +63,7 @@ def test_veth_lands_in_the_other_namespace_as_asked(node, pod, connection):
     assert not left.running
 
 
-def test_bridge_port_rename_and_removal(node, connection):
+def test_bridge_port_rename_and_removal(node: TestNamespace, connection: Connection) -> None:
     connection.transact([links.new_bridge("br0", mac=MAC), links.new_veth("a0", links.Peer("b0"))])
     bridge = links.find(connection, "br0")
     connection.transact([links.change("a0", master=bridge.index)])
@@ -74,13 +78,15 @@ def test_bridge_port_rename_and_removal(node, connection):
     assert "look up link port0" in str(caught.value)
 
 
-def test_link_moves_to_another_namespace(node, pod, connection):
+def test_link_moves_to_another_namespace(node: TestNamespace, pod: TestNamespace, connection: Connection) -> None:
     connection.transact([links.new_veth("a0", links.Peer("b0")), links.change("b0", netns_fd=pod.fd)])
     assert "b0" in pod.sh("ip -o link show b0")
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/24", "10.0.0.1/32", "fd00::1/64", "fd00::1/128"])
-def test_address_is_usable_at_once_and_can_be_removed(node, connection, veth, text):
+def test_address_is_usable_at_once_and_can_be_removed(
+    node: TestNamespace, connection: Connection, veth: links.LinkRecord, text: str
+) -> None:
     address = LinkAddress("left0", ip_interface(text))
     connection.transact([addresses.add(address, veth.index)])
     (found,) = [a for a in addresses.dump(connection) if a.address == address.address]
@@ -90,7 +96,7 @@ def test_address_is_usable_at_once_and_can_be_removed(node, connection, veth, te
 
 
 @pytest.mark.parametrize("text", ["10.0.0.9", "fd00::9"])
-def test_neighbour(node, connection, veth, text):
+def test_neighbour(node: TestNamespace, connection: Connection, veth: links.LinkRecord, text: str) -> None:
     neighbour = Neighbour("left0", ip_address(text), MAC)
     connection.transact([neighbours.add(neighbour, veth.index)])
     (found,) = [n for n in neighbours.dump(connection) if str(n.address) == text]
@@ -117,7 +123,9 @@ ROUTES = [
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=str)
-def test_route_comes_back_as_written(node, connection, veth, route):
+def test_route_comes_back_as_written(
+    node: TestNamespace, connection: Connection, veth: links.LinkRecord, route: Route
+) -> None:
     connection.transact(
         [
             addresses.add(LinkAddress("left0", ip_interface(text)), veth.index)
@@ -149,7 +157,9 @@ def test_route_comes_back_as_written(node, connection, veth, route):
     assert routes.dump(connection, route.family, protocol=112, table=route.table) == []
 
 
-def test_a_dump_shows_only_the_protocol_and_table_asked_for(node, connection, veth):
+def test_a_dump_shows_only_the_protocol_and_table_asked_for(
+    node: TestNamespace, connection: Connection, veth: links.LinkRecord
+) -> None:
     node.sh("ip route add 10.9.0.0/16 dev left0 proto bird; ip route add 10.8.0.0/16 dev left0 table 5")
     connection.transact([routes.add(Route(ip_network("10.7.0.0/16"), "blackhole"), 0)])
     seen = {
@@ -167,7 +177,9 @@ def test_a_dump_shows_only_the_protocol_and_table_asked_for(node, connection, ve
     }
 
 
-def test_what_a_plan_cannot_express_is_not_taken_for_it(node, connection, veth):
+def test_what_a_plan_cannot_express_is_not_taken_for_it(
+    node: TestNamespace, connection: Connection, veth: links.LinkRecord
+) -> None:
     node.sh("ip addr add 10.0.0.1/24 dev left0; ip route add 10.1.0.0/24 dev left0 proto 112 mtu 1000 advmss 900")
     node.sh("ip route add 10.2.0.0/24 proto 112 nexthop via 10.0.0.2 nexthop via 10.0.0.3")
     assert [r.planned("left0") for r in routes.dump(connection, Family.IPV4, protocol=112)] == [None, None]
@@ -180,7 +192,9 @@ def test_what_a_plan_cannot_express_is_not_taken_for_it(node, connection, veth):
         ("fd00::1/64", "fd00::2", "fd09::/64", "fd09::1"),
     ],
 )
-def test_lookup_tells_the_way_and_whose_route_it_is(connection, veth, case):
+def test_lookup_tells_the_way_and_whose_route_it_is(
+    connection: Connection, veth: links.LinkRecord, case: tuple[str, ...]
+) -> None:
     own, gateway, net, far = case
     here = ip_interface(own)
     connection.transact([addresses.add(LinkAddress("left0", here), veth.index)])
@@ -203,7 +217,9 @@ def test_lookup_tells_the_way_and_whose_route_it_is(connection, veth, case):
 
 @pytest.mark.parametrize("family", list(Family))
 @pytest.mark.parametrize("kind", ["blackhole", "unreachable"])
-def test_lookup_of_what_goes_nowhere_is_an_answer(node, connection, family, kind):
+def test_lookup_of_what_goes_nowhere_is_an_answer(
+    node: TestNamespace, connection: Connection, family: Family, kind: Literal["blackhole", "unreachable"]
+) -> None:
     net = IPv4Network("10.9.0.0/16") if family is Family.IPV4 else IPv6Network("fd09::/64")
     assert routes.lookup(connection, net[1]).type == "no route"
     connection.transact([routes.add(Route(net, kind), 0)])
@@ -212,14 +228,18 @@ def test_lookup_of_what_goes_nowhere_is_an_answer(node, connection, family, kind
     assert found.errno
 
 
-def test_lookup_for_a_packet_that_comes_in(node, connection, veth):
+def test_lookup_for_a_packet_that_comes_in(
+    node: TestNamespace, connection: Connection, veth: links.LinkRecord
+) -> None:
     connection.transact([addresses.add(LinkAddress("left0", ip_interface("10.0.0.1/24")), veth.index)])
     node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward")
     found = routes.lookup(connection, ip_address("10.0.0.7"), source=ip_address("10.0.0.8"), iif="left0", mark=3)
     assert (found.type, found.device) == ("unicast", "left0")
 
 
-def test_a_batch_says_which_message_failed_and_in_the_kernels_words(connection, veth):
+def test_a_batch_says_which_message_failed_and_in_the_kernels_words(
+    connection: Connection, veth: links.LinkRecord
+) -> None:
     batch = [
         routes.add(Route(ip_network("10.1.0.0/24"), "blackhole"), 0),
         routes.add(Route(ip_network("10.2.0.0/24"), device="left0", gateway=ip_address("10.99.0.1")), veth.index),
@@ -234,7 +254,7 @@ def test_a_batch_says_which_message_failed_and_in_the_kernels_words(connection, 
     assert len(routes.dump(connection, Family.IPV4, protocol=112)) == 2
 
 
-def test_only_writes_are_counted(connection, veth):
+def test_only_writes_are_counted(connection: Connection, veth: links.LinkRecord) -> None:
     before = connection.writes
     links.dump(connection), addresses.dump(connection), neighbours.dump(connection)
     routes.lookup(connection, ip_address("127.0.0.1"))
@@ -243,7 +263,7 @@ def test_only_writes_are_counted(connection, veth):
     assert connection.writes == before + 2
 
 
-def test_ten_thousand_routes(connection):
+def test_ten_thousand_routes(connection: Connection) -> None:
     batch = [routes.add(Route(IPv4Network((0x0B000000 + (i << 8), 24)), "blackhole"), 0) for i in range(10_000)]
     connection.transact(batch)
     assert len(routes.dump(connection, Family.IPV4, protocol=112)) == 10_000
@@ -252,7 +272,7 @@ def test_ten_thousand_routes(connection):
     assert {error.errno for error in failures.values()} == {errno.EEXIST}
 
 
-def test_threads_share_a_connection(connection):
+def test_threads_share_a_connection(connection: Connection) -> None:
     """Each thread adds, lists and removes its own routes; nobody gets another's answer."""
     errors: list[Exception] = []
 
@@ -276,7 +296,7 @@ def test_threads_share_a_connection(connection):
     assert errors == []
 
 
-def test_a_dump_survives_changes_made_meanwhile(node, connection):
+def test_a_dump_survives_changes_made_meanwhile(node: TestNamespace, connection: Connection) -> None:
     """Another connection adds and removes routes while we list: the kernel flags it, we list again."""
     base = [
         routes.add(Route(IPv6Network((i << 64, 64)), "blackhole"), 0)

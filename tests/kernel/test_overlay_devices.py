@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface
 
 import msgspec
@@ -37,12 +37,13 @@ from tests.kernel.overlay_pair import (
     forbid_fragments,
     overlay_plan,
 )
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def pair(new_netns) -> Iterator[Pair]:
+def pair(new_netns: Callable[[], TestNamespace]) -> Iterator[Pair]:
     first, second = new_netns(), new_netns()
     with Kernel.open(first.fd) as one, Kernel.open(second.fd) as two:
         one.connection.transact([links.new_veth("eth0", links.Peer("eth0", second.fd))])
@@ -50,11 +51,12 @@ def pair(new_netns) -> Iterator[Pair]:
 
 
 @pytest.fixture(params=list(Family), ids=lambda family: f"over {family.label}")
-def outer(request) -> Family:
-    return request.param
+def outer(request: pytest.FixtureRequest) -> Family:
+    param: Family = request.param
+    return param
 
 
-def test_both_families_cross_over_either_and_nothing_floods(pair, outer):
+def test_both_families_cross_over_either_and_nothing_floods(pair: Pair, outer: Family) -> None:
     pair.apply(outer)
     capture = netns.run(pair.namespaces[0].fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300))
     with capture:
@@ -80,7 +82,7 @@ def test_both_families_cross_over_either_and_nothing_floods(pair, outer):
     assert {frame[:6].hex(":") for frame in inner} == set(MACS)
 
 
-def test_a_full_packet_passes_and_one_byte_more_is_answered(pair, outer):
+def test_a_full_packet_passes_and_one_byte_more_is_answered(pair: Pair, outer: Family) -> None:
     pair.apply(outer)
     room = OUTER_MTU - HEADERS[outer]
     for family in Family:
@@ -90,7 +92,9 @@ def test_a_full_packet_passes_and_one_byte_more_is_answered(pair, outer):
 
 
 @pytest.mark.parametrize("family", list(Family), ids=lambda family: family.label)
-def test_a_pod_that_sends_one_byte_too_many_is_told_the_mtu(pair, pod, outer, family):
+def test_a_pod_that_sends_one_byte_too_many_is_told_the_mtu(
+    pair: Pair, pod: TestNamespace, outer: Family, family: Family
+) -> None:
     """Its own link is larger: the node answers "fragmentation needed" (RFC 1191), "packet too big" (RFC 8201)."""
     plan, _ = pair.apply(outer)
     room = OUTER_MTU - HEADERS[outer]
@@ -127,7 +131,7 @@ def test_a_pod_that_sends_one_byte_too_many_is_told_the_mtu(pair, pod, outer, fa
     assert kernel.diff(plan) == []
 
 
-def test_a_correct_node_costs_no_write(pair, outer):
+def test_a_correct_node_costs_no_write(pair: Pair, outer: Family) -> None:
     plan, _ = pair.apply(outer)
     before = pair.kernels[0].writes
     assert pair.kernels[0].diff(plan) == []
@@ -165,7 +169,7 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("command", TAMPERINGS)
-def test_tampering_is_heard_told_and_put_right(pair, command):
+def test_tampering_is_heard_told_and_put_right(pair: Pair, command: str) -> None:
     plan, _ = pair.apply(Family.IPV4)
     node, kernel = pair.namespaces[0], pair.kernels[0]
     time.sleep(0.02)
@@ -181,7 +185,7 @@ def test_tampering_is_heard_told_and_put_right(pair, command):
         assert pair.reaches(family)
 
 
-def test_what_takes_birds_routes_along_is_told_whoever_did_it(pair):
+def test_what_takes_birds_routes_along_is_told_whoever_did_it(pair: Pair) -> None:
     """The kernel drops IPv4 routes without a word when their device, or its last IPv4 address, goes."""
     plan, _ = pair.apply(Family.IPV4)
     node, kernel = pair.namespaces[0], pair.kernels[0]
@@ -209,7 +213,7 @@ def test_what_takes_birds_routes_along_is_told_whoever_did_it(pair):
             kernel.apply(plan)
 
 
-def test_everything_goes_with_an_empty_plan_even_what_others_hung_on_it(pair):
+def test_everything_goes_with_an_empty_plan_even_what_others_hung_on_it(pair: Pair) -> None:
     pair.apply(Family.IPV4)
     node, kernel = pair.namespaces[0], pair.kernels[0]
     node.sh(f"ip route add 10.77.0.0/16 via inet6 {OTHER_GATEWAY} dev {DEV}")
@@ -247,7 +251,7 @@ def test_a_conflict_is_with_the_device_of_the_same_outer_family(pair, outer):
 
 
 @pytest.mark.parametrize("command", CONFLICTS)
-def test_what_others_have_is_refused_and_left_as_it_is(pair, command):
+def test_what_others_have_is_refused_and_left_as_it_is(pair: Pair, command: str) -> None:
     node, kernel = pair.namespaces[0], pair.kernels[0]
     node.sh(command)
     look = f"ip -d link; ip -o addr show {DEV} || true; ip route; bridge fdb"
@@ -266,7 +270,7 @@ def test_what_others_have_is_refused_and_left_as_it_is(pair, command):
     assert node.sh(look) == before
 
 
-def test_a_taken_port_is_told_and_leaves_no_device(pair):
+def test_a_taken_port_is_told_and_leaves_no_device(pair: Pair) -> None:
     node, kernel = pair.namespaces[0], pair.kernels[0]
     taken = netns.run(node.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with taken:
@@ -277,7 +281,7 @@ def test_a_taken_port_is_told_and_leaves_no_device(pair):
     assert kernel.apply(overlay_plan(0, Family.IPV4)).failures == ()
 
 
-def test_a_new_vni_makes_the_device_anew_with_all_that_stands_on_it(pair):
+def test_a_new_vni_makes_the_device_anew_with_all_that_stands_on_it(pair: Pair) -> None:
     pair.apply(Family.IPV4)
     own = Vxlan(4097, 8472, NODES[Family.IPV4][0].ip, "eth0")
     other = Vxlan(4097, 8472, NODES[Family.IPV4][1].ip, "eth0")
@@ -290,7 +294,7 @@ def test_a_new_vni_makes_the_device_anew_with_all_that_stands_on_it(pair):
 
 
 @pytest.mark.parametrize("family", list(Family), ids=lambda family: family.label)
-def test_a_device_that_goes_takes_no_packet_along(pair, family):
+def test_a_device_that_goes_takes_no_packet_along(pair: Pair, family: Family) -> None:
     """Under traffic the routes move from the overlay to the wire and back, in one plan each."""
     overlay = overlay_plan(0, Family.IPV4), overlay_plan(1, Family.IPV4)
     plain = tuple(
@@ -336,7 +340,7 @@ def test_a_device_that_goes_takes_no_packet_along(pair, family):
             stop.set()
             thread.join()
         server.settimeout(5)
-        got = set()
+        got: set[int] = set()
         try:
             while len(got) < sent:
                 got.add(int.from_bytes(server.recv(100), "big"))
@@ -346,7 +350,7 @@ def test_a_device_that_goes_takes_no_packet_along(pair, family):
     assert sent > 100
 
 
-def test_the_ipip_pair_has_a_carrier_and_is_mended(node):
+def test_the_ipip_pair_has_a_carrier_and_is_mended(node: TestNamespace) -> None:
     plan = NodePlan(devices=(Device(IPIP_DEVICE, "ipip", MACS[0], 1480),))
     with Kernel.open(node.fd) as kernel:
         assert kernel.apply(plan).failures == ()
@@ -359,7 +363,7 @@ def test_the_ipip_pair_has_a_carrier_and_is_mended(node):
         assert set(kernel.mtus()) == {"lo"}
 
 
-def test_the_bridge_keeps_its_mtu_whatever_its_ports_have(node):
+def test_the_bridge_keeps_its_mtu_whatever_its_ports_have(node: TestNamespace) -> None:
     plan = NodePlan(devices=(Device(BRIDGE_DEVICE, "bridge", MACS[0], 1400),))
     with Kernel.open(node.fd) as kernel:
         assert kernel.apply(plan).failures == ()
@@ -369,7 +373,7 @@ def test_the_bridge_keeps_its_mtu_whatever_its_ports_have(node):
         assert (seen["mtu"], seen["address"]) == (1400, MACS[0])
 
 
-def test_another_plugins_bridge_is_refused(node):
+def test_another_plugins_bridge_is_refused(node: TestNamespace) -> None:
     node.sh(f"ip link add {BRIDGE_DEVICE} type bridge; ip addr add 10.244.0.1/24 dev {BRIDGE_DEVICE}")
     plan = NodePlan(
         devices=(Device(BRIDGE_DEVICE, "bridge", MACS[0], 1500),),
@@ -384,7 +388,7 @@ def test_another_plugins_bridge_is_refused(node):
         assert kernel.apply(NodePlan()).changes == ()
 
 
-def test_routes_over_several_ways_are_read_whole(pair):
+def test_routes_over_several_ways_are_read_whole(pair: Pair) -> None:
     node, connection = pair.namespaces[0], pair.kernels[0].connection
     pair.apply(Family.IPV4)
     eth0, overlay = (links.find(connection, name).index for name in ("eth0", DEV))

@@ -2,13 +2,16 @@
 
 import secrets
 import struct
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 
 import pytest
 
 from podway.api.addresses import Family
+from podway.api.kinds.ip_pool import Attach
 from podway.kernel.node import Kernel
 from podway.plan.objects import NodePlan
+from podway.plan.wiring import GATEWAY_MAC
 from podway.probe.packet import internet_checksum
 from tests.kernel.guard_lab import (
     BLOCKS,
@@ -16,6 +19,7 @@ from tests.kernel.guard_lab import (
     REDIRECT,
     ROUTER,
     THERE,
+    GuardLab,
     cluster,
     guard_lab,
     icmp_error,
@@ -25,6 +29,7 @@ from tests.kernel.guard_lab import (
     send_frame,
     udp,
 )
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
@@ -32,24 +37,28 @@ BFD = 3784
 
 
 @pytest.fixture(params=["routed", "bridge"])
-def attach(request):
-    return request.param
+def attach(request: pytest.FixtureRequest) -> Attach:
+    param: Attach = request.param
+    return param
 
 
 @pytest.fixture(params=list(Family), ids=lambda family: family.label)
-def family(request):
-    return request.param
+def family(request: pytest.FixtureRequest) -> Family:
+    param: Family = request.param
+    return param
 
 
 @pytest.fixture
-def lab(new_netns, attach):
+def lab(new_netns: Callable[[], TestNamespace], attach: Attach) -> Iterator[GuardLab]:
     with guard_lab(new_netns, cluster(attach)) as lab:
         for number in (7, 8):
             lab.run_pod(new_netns(), number, attach)
         yield lab
 
 
-def test_a_pods_error_about_what_the_node_sent_to_another_node_changes_no_path_mtu(lab, family):
+def test_a_pods_error_about_what_the_node_sent_to_another_node_changes_no_path_mtu(
+    lab: GuardLab, family: Family
+) -> None:
     pod, other = lab.pods[0], THERE[family].ip
     with lab.node.udp(HERE[family].ip) as sock:
         port = sock.getsockname()[1]
@@ -63,7 +72,7 @@ def test_a_pods_error_about_what_the_node_sent_to_another_node_changes_no_path_m
         assert lab.narrowed(other)
 
 
-def test_a_pods_error_about_what_was_sent_to_it_is_believed(lab, family):
+def test_a_pods_error_about_what_was_sent_to_it_is_believed(lab: GuardLab, family: Family) -> None:
     pod = lab.pods[0]
     with lab.node.udp(HERE[family].ip) as sock:
         port, own = sock.getsockname()[1], pod.address[family]
@@ -77,22 +86,25 @@ def test_a_pods_error_about_what_was_sent_to_it_is_believed(lab, family):
 
 
 @pytest.mark.parametrize("victim", ["another pod of the node", "a pod of another node"])
-def test_a_pods_error_about_what_others_exchange_reaches_nobody(lab, family, victim):
+def test_a_pods_error_about_what_others_exchange_reaches_nobody(
+    lab: GuardLab, family: Family, victim: str
+) -> None:
     pod, near = lab.pods
     far = ip_network(BLOCKS[family][1]).network_address + 7
     target, where = (near.address[family], near.netns) if victim.startswith("another") else (far, lab.fabric)
     mark = secrets.token_bytes(8)
     forged = ip_packet(target, THERE[family].ip, 17, udp(1, 2, mark))
     lawful = ip_packet(target, pod.address[family], 17, udp(1, 2, mark))
-    way = {"to": near.mac} if near.lease.attach == "bridge" and where is near.netns else {}
+    bridged = near.lease.attach == "bridge" and where is near.netns
+    to = near.mac if bridged else GATEWAY_MAC
     with listening(where) as heard:
-        pod.send(icmp_error(family, pod.address[family], target, forged), **way)
+        pod.send(icmp_error(family, pod.address[family], target, forged), to)
         assert not heard.has(mark, 0.3)
-        pod.send(icmp_error(family, pod.address[family], target, lawful), **way)
+        pod.send(icmp_error(family, pod.address[family], target, lawful), to)
         assert heard.has(mark, 5)
 
 
-def test_an_error_in_fragments_is_no_way_round(lab):
+def test_an_error_in_fragments_is_no_way_round(lab: GuardLab) -> None:
     """The first fragment tells that it is an error, and quotes nothing."""
     pod, family = lab.pods[0], Family.IPV4
     with lab.node.udp(HERE[family].ip) as sock:
@@ -108,7 +120,9 @@ def test_an_error_in_fragments_is_no_way_round(lab):
 
 
 @pytest.mark.parametrize("form", ["vxlan", "ipip"])
-def test_a_pods_packets_in_the_form_of_a_tunnel_reach_no_node(new_netns, attach, family, form):
+def test_a_pods_packets_in_the_form_of_a_tunnel_reach_no_node(
+    new_netns: Callable[[], TestNamespace], attach: Attach, family: Family, form: str
+) -> None:
     """Also where the sending node only takes the form off any more."""
     with guard_lab(new_netns, cluster(attach, forms=form)) as lab:
         pod, far = lab.run_pod(new_netns(), 7, attach), ip_network(BLOCKS[family][1]).network_address + 7
@@ -131,7 +145,9 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("command", TAMPERINGS)
-def test_rules_that_somebody_changes_are_told_and_put_right(new_netns, command):
+def test_rules_that_somebody_changes_are_told_and_put_right(
+    new_netns: Callable[[], TestNamespace], command: str
+) -> None:
     with guard_lab(new_netns, cluster(forms="vxlan")) as lab:
         lab.run_pod(new_netns(), 7)
         lab.node.sh(command)
@@ -145,7 +161,7 @@ def test_rules_that_somebody_changes_are_told_and_put_right(new_netns, command):
         assert "podway" not in lab.node.sh("nft list tables")
 
 
-def test_nodes_come_and_go_without_a_table_loaded_anew(new_netns):
+def test_nodes_come_and_go_without_a_table_loaded_anew(new_netns: Callable[[], TestNamespace]) -> None:
     """Counters that go on tell so."""
     with guard_lab(new_netns, cluster(forms="vxlan")) as lab:
         pod = lab.run_pod(new_netns(), 7)

@@ -5,21 +5,22 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface
 
 import msgspec
 import pytest
 
+from podway.api.addresses import Address, link_local
 from podway.api.lease import Attachment, Lease
 from podway.errors import InvalidInput, KernelError
 from podway.kernel import sysctls
 from podway.kernel.node import Kernel
 from podway.kernel.rtnl import addresses, links
 from podway.kernel.rtnl.netlink import Connection
-from podway.kernel.wiring import link_local
 from podway.plan.objects import LinkAddress, PodWiring, Route, Sysctl
 from podway.plan.wiring import wire
+from tests.namespaces import TestNamespace, die
 
 pytestmark = pytest.mark.kernel
 
@@ -29,7 +30,9 @@ IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
 STAGES = ["created", "host", "pod", "committed"]
 
 
-def lease_of(*held, container: str = "c0ffee", ifname: str = "eth0", netns: str = "/run/netns/x") -> Lease:
+def lease_of(
+    *held: Address, container: str = "c0ffee", ifname: str = "eth0", netns: str = "/run/netns/x"
+) -> Lease:
     return Lease(Attachment(container, ifname), "default/web", "podway", netns, held)
 
 
@@ -38,7 +41,7 @@ def plan_of(lease: Lease, mtu: int = 1500) -> PodWiring:
 
 
 @pytest.fixture
-def kernel(node) -> Iterator[Kernel]:
+def kernel(node: TestNamespace) -> Iterator[Kernel]:
     node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
     with Kernel.open(node.fd) as kernel:
         kernel.connection.transact(
@@ -47,7 +50,9 @@ def kernel(node) -> Iterator[Kernel]:
         yield kernel
 
 
-def talk(left, left_address, right, right_address, size: int = 8) -> None:
+def talk(
+    left: TestNamespace, left_address: Address, right: TestNamespace, right_address: Address, size: int = 8
+) -> None:
     """Send one datagram each way; the receiver must see the sender's own address and port."""
     with left.udp(left_address) as one, right.udp(right_address) as other:
         if left_address.version == 4:
@@ -59,7 +64,7 @@ def talk(left, left_address, right, right_address, size: int = 8) -> None:
         assert one.recv(16) == b"y"
 
 
-def test_packets_pass_both_ways_at_once(kernel, node, pod):
+def test_packets_pass_both_ways_at_once(kernel: Kernel, node: TestNamespace, pod: TestNamespace) -> None:
     """The first datagram, sent when `wire` has returned, arrives: nobody waits for a neighbour or for DAD."""
     kernel.wire(plan_of(lease_of(V4, V6), mtu=1400), pod.fd)
     talk(pod, V6, node, NODE[1])
@@ -69,7 +74,9 @@ def test_packets_pass_both_ways_at_once(kernel, node, pod):
         talk(node, NODE[0], pod, V4, size=1400 - 27)
 
 
-def test_a_pod_that_flushed_its_neighbours_still_reaches_its_gateway(kernel, node, pod):
+def test_a_pod_that_flushed_its_neighbours_still_reaches_its_gateway(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace
+) -> None:
     kernel.wire(plan_of(lease_of(V4, V6)), pod.fd)
     for namespace in (pod, node):
         namespace.sh("ip neigh flush all nud permanent; ip -6 neigh flush all nud permanent")
@@ -78,7 +85,7 @@ def test_a_pod_that_flushed_its_neighbours_still_reaches_its_gateway(kernel, nod
     talk(pod, V6, node, NODE[1])
 
 
-def test_both_ends_stand_as_planned(kernel, node, pod):
+def test_both_ends_stand_as_planned(kernel: Kernel, node: TestNamespace, pod: TestNamespace) -> None:
     lease = lease_of(V4, V6)
     plan = plan_of(lease, mtu=1400)
     kernel.wire(plan, pod.fd)
@@ -95,12 +102,14 @@ def test_both_ends_stand_as_planned(kernel, node, pod):
     assert "tentative" not in pod.sh("ip addr") + node.sh("ip addr")
 
 
-def test_a_pod_of_one_family_has_nothing_of_the_other(kernel, pod):
+def test_a_pod_of_one_family_has_nothing_of_the_other(kernel: Kernel, pod: TestNamespace) -> None:
     kernel.wire(plan_of(lease_of(V4)), pod.fd)
     assert pod.sh("ip -6 addr show eth0") == ""
 
 
-def test_a_spoofed_source_is_dropped(kernel, node, pod, new_netns):
+def test_a_spoofed_source_is_dropped(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, new_netns: Callable[[], TestNamespace]
+) -> None:
     other, target = new_netns(), ip_address("10.244.1.8")
     kernel.wire(plan_of(lease_of(V4)), pod.fd)
     kernel.wire(plan_of(lease_of(target, container="other")), other.fd)
@@ -112,7 +121,9 @@ def test_a_spoofed_source_is_dropped(kernel, node, pod, new_netns):
             victim.recv(16)
 
 
-def test_unwire_takes_everything_and_says_if_it_was_there(kernel, node, pod):
+def test_unwire_takes_everything_and_says_if_it_was_there(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace
+) -> None:
     lease = lease_of(V4, V6)
     kernel.wire(plan_of(lease), pod.fd)
     assert kernel.unwire(lease.attachment.link) is True
@@ -122,14 +133,16 @@ def test_unwire_takes_everything_and_says_if_it_was_there(kernel, node, pod):
     assert "169.254" not in node.sh("ip addr")
 
 
-def test_unwire_refuses_what_is_not_ours(kernel, node):
+def test_unwire_refuses_what_is_not_ours(kernel: Kernel, node: TestNamespace) -> None:
     node.sh("ip link add uplink type veth peer name far")
     with pytest.raises(InvalidInput):
         kernel.unwire("uplink")
     assert "uplink" in node.sh("ip link")
 
 
-def test_a_taken_interface_name_is_told_and_left_alone(kernel, node, pod):
+def test_a_taken_interface_name_is_told_and_left_alone(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace
+) -> None:
     pod.sh("ip link add eth0 type veth peer name other")
     with pytest.raises(KernelError, match="interface eth0 in the pod's network namespace") as caught:
         kernel.wire(plan_of(lease_of(V4)), pod.fd)
@@ -138,7 +151,9 @@ def test_a_taken_interface_name_is_told_and_left_alone(kernel, node, pod):
     assert "pway" not in node.sh("ip link")
 
 
-def test_wiring_an_attachment_twice_leaves_the_first_as_it_was(kernel, pod, new_netns):
+def test_wiring_an_attachment_twice_leaves_the_first_as_it_was(
+    kernel: Kernel, pod: TestNamespace, new_netns: Callable[[], TestNamespace]
+) -> None:
     first = lease_of(V4)
     kernel.wire(plan_of(first), pod.fd)
     again = lease_of(ip_address("10.244.1.9"), netns="/run/netns/y")
@@ -166,7 +181,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN)
-def test_a_failure_leaves_nothing_behind(kernel, node, pod, spoil):
+def test_a_failure_leaves_nothing_behind(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, spoil: Callable[[PodWiring], PodWiring]
+) -> None:
     with pytest.raises(KernelError):
         kernel.wire(spoil(plan_of(lease_of(V4))), pod.fd)
     assert "eth0" not in pod.sh("ip link")
@@ -174,14 +191,14 @@ def test_a_failure_leaves_nothing_behind(kernel, node, pod, spoil):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(kernel, node, pod, stage):
+def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, stage: str
+) -> None:
     lease = lease_of(V4, V6)
     child = os.fork()
     if child == 0:
         with Kernel.open(node.fd) as own:
-            own.wire(
-                plan_of(lease), pod.fd, on_stage=lambda at: at == stage and os.kill(os.getpid(), signal.SIGKILL)
-            )
+            own.wire(plan_of(lease), pod.fd, on_stage=lambda at: die() if at == stage else None)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     if stage == "committed":
@@ -190,7 +207,9 @@ def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(kernel, node, pod, st
         assert (kernel.leases(), kernel.orphans()) == ([], [lease.attachment.link])
 
 
-def test_a_committed_lease_survives_the_loss_of_its_routes(kernel, node, pod):
+def test_a_committed_lease_survives_the_loss_of_its_routes(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace
+) -> None:
     """The kernel itself drops routes with the preferred source they name: no pod may be lost by that."""
     lease = lease_of(V4)
     kernel.wire(plan_of(lease), pod.fd)
@@ -199,7 +218,7 @@ def test_a_committed_lease_survives_the_loss_of_its_routes(kernel, node, pod):
     assert kernel.leases() == [lease]
 
 
-def test_the_lease_vanishes_with_the_pods_namespace(kernel, pod):
+def test_the_lease_vanishes_with_the_pods_namespace(kernel: Kernel, pod: TestNamespace) -> None:
     kernel.wire(plan_of(lease_of(V4)), pod.fd)
     pod.remove()
     for _ in range(200):
@@ -227,14 +246,14 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("command", TAMPERINGS)
-def test_tampering_in_the_pod_is_told_in_words(kernel, pod, command):
+def test_tampering_in_the_pod_is_told_in_words(kernel: Kernel, pod: TestNamespace, command: str) -> None:
     plan = plan_of(lease_of(V4, V6))
     kernel.wire(plan, pod.fd)
     pod.sh(command)
     assert TAMPERINGS[command] in "\n".join(kernel.check_pod(pod.fd, plan.pod))
 
 
-def test_what_others_add_to_a_pod_is_theirs(kernel, pod):
+def test_what_others_add_to_a_pod_is_theirs(kernel: Kernel, pod: TestNamespace) -> None:
     plan = plan_of(lease_of(V4))
     kernel.wire(plan, pod.fd)
     pod.sh("ip addr add 10.9.9.9/32 dev eth0; ip route add 10.9.0.0/16 dev eth0")
@@ -242,7 +261,7 @@ def test_what_others_add_to_a_pod_is_theirs(kernel, pod):
     assert kernel.check_pod(pod.fd, plan.pod) == []
 
 
-def test_two_interfaces_of_one_container(kernel, pod):
+def test_two_interfaces_of_one_container(kernel: Kernel, pod: TestNamespace) -> None:
     first, second = lease_of(V4), lease_of(ip_address("10.244.1.8"), ifname="net1")
     kernel.wire(plan_of(first), pod.fd)
     plan = plan_of(second)
@@ -253,7 +272,7 @@ def test_two_interfaces_of_one_container(kernel, pod):
         assert {link.name for link in links.dump(inside)} == {"lo", "eth0", "net1"}
 
 
-def test_settings_are_read_from_the_nodes_namespace(kernel, node):
+def test_settings_are_read_from_the_nodes_namespace(kernel: Kernel, node: TestNamespace) -> None:
     paths = ["net/ipv4/ip_forward", "net/ipv4/tcp_rmem", "net/ipv4/nosuch"]
     found = kernel.sysctls(paths)
     assert found["net/ipv4/ip_forward"] == "1"

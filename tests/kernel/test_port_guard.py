@@ -2,11 +2,25 @@
 
 import secrets
 import struct
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from podway.api.addresses import Family
-from tests.kernel.guard_lab import HERE, THERE, cluster, guard_lab, icmp, icmp_error, ip_packet, listening, udp
+from podway.api.addresses import Address, Family
+from tests.kernel.guard_lab import (
+    HERE,
+    THERE,
+    GuardLab,
+    cluster,
+    guard_lab,
+    icmp,
+    icmp_error,
+    ip_packet,
+    listening,
+    udp,
+)
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
@@ -24,7 +38,7 @@ SOURCE_LINK_LAYER, TARGET_LINK_LAYER = 1, 2
 
 
 @pytest.fixture
-def lab(new_netns):
+def lab(new_netns: Callable[[], TestNamespace]) -> Iterator[GuardLab]:
     with guard_lab(new_netns, cluster("bridge")) as lab:
         lab.node.sh("for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done")
         for number in (7, 8, 9):
@@ -33,11 +47,14 @@ def lab(new_netns):
 
 
 @pytest.fixture(params=list(Family), ids=lambda family: family.label)
-def family(request):
-    return request.param
+def family(request: pytest.FixtureRequest) -> Family:
+    param: Family = request.param
+    return param
 
 
-def arrives(lab, packet: bytes, part: bytes, *, to: str = "", kind: int = 0, wait: float = 0.0, **how) -> bool:
+def arrives(
+    lab: GuardLab, packet: bytes, part: bytes, *, to: str = "", kind: int = 0, wait: float = 0.0, **how: Any
+) -> bool:
     """Tell whether what the first pod sends to a hardware address, the second pod's by default, arrives there."""
     pod, other = lab.pods[:2]
     with listening(other.netns) as heard:
@@ -45,19 +62,21 @@ def arrives(lab, packet: bytes, part: bytes, *, to: str = "", kind: int = 0, wai
         return heard.has(part, wait or 0.3)
 
 
-def arp(operation: int, mac: str, source, target) -> bytes:
+def arp(operation: int, mac: str, source: Address, target: Address) -> bytes:
     head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
     return head + bytes.fromhex(mac.replace(":", "")) + source.packed + bytes(6) + target.packed
 
 
-def discovery(kind: int, source, target, *options: tuple[int, str], destination: str = ALL_NODES[0]) -> bytes:
+def discovery(
+    kind: int, source: Address, target: Address, *options: tuple[int, str], destination: str = ALL_NODES[0]
+) -> bytes:
     """A message of neighbour discovery about a target, with link-layer address options."""
     rest = b"".join(bytes([number, 1]) + bytes.fromhex(mac.replace(":", "")) for number, mac in options)
     body = icmp(Family.IPV6, (kind, 0), bytes(4), target.packed + rest)
     return ip_packet(source, destination, 58, body, hop_limit=255)
 
 
-def test_pods_of_the_bridge_find_each_other(lab, family):
+def test_pods_of_the_bridge_find_each_other(lab: GuardLab, family: Family) -> None:
     """By ARP and neighbour discovery of their own kernels, also after they forgot all."""
     first, second, _ = lab.pods
     for pod in (first, second):
@@ -76,7 +95,7 @@ def test_pods_of_the_bridge_find_each_other(lab, family):
 
 
 @pytest.mark.parametrize("source", ["own", "another pod's", "nobody's", "another node's"])
-def test_a_source_that_is_not_the_pods_reaches_no_other_pod(lab, family, source):
+def test_a_source_that_is_not_the_pods_reaches_no_other_pod(lab: GuardLab, family: Family, source: str) -> None:
     pod, other, third = lab.pods
     sources = {
         "own": pod.address[family],
@@ -89,7 +108,7 @@ def test_a_source_that_is_not_the_pods_reaches_no_other_pod(lab, family, source)
     assert arrives(lab, packet, mark, wait=5 if source == "own" else 0.3) is (source == "own")
 
 
-def test_the_answers_of_a_dhcp_server_are_not_a_pods_to_give(lab, family):
+def test_the_answers_of_a_dhcp_server_are_not_a_pods_to_give(lab: GuardLab, family: Family) -> None:
     pod, other, _ = lab.pods
     ports = {Family.IPV4: (67, 68), Family.IPV6: (547, 546)}[family]
     for source_port, lawful in ((ports[0], False), (ports[1], True)):
@@ -98,7 +117,7 @@ def test_the_answers_of_a_dhcp_server_are_not_a_pods_to_give(lab, family):
         assert arrives(lab, packet, mark, wait=5 if lawful else 0.3) is lawful
 
 
-def test_an_error_about_what_others_exchange_does_not_cross_the_bridge(lab, family):
+def test_an_error_about_what_others_exchange_does_not_cross_the_bridge(lab: GuardLab, family: Family) -> None:
     pod, other, third = lab.pods
     for destination, lawful in ((third, False), (pod, True)):
         mark = secrets.token_bytes(8)
@@ -107,7 +126,7 @@ def test_an_error_about_what_others_exchange_does_not_cross_the_bridge(lab, fami
         assert arrives(lab, error, mark, wait=5 if lawful else 0.3) is lawful
 
 
-def test_arp_speaks_only_of_the_pod_itself(lab):
+def test_arp_speaks_only_of_the_pod_itself(lab: GuardLab) -> None:
     pod, other, third = lab.pods
     own, foreign = pod.address[Family.IPV4], third.address[Family.IPV4]
     gateway, asked, nobody = pod.address[Family.IPV4] - 6, other.address[Family.IPV4], type(own)(0)
@@ -133,7 +152,7 @@ def test_arp_speaks_only_of_the_pod_itself(lab):
             assert found is (what in lawful), what
 
 
-def test_neighbour_discovery_speaks_only_of_the_pod_itself(lab):
+def test_neighbour_discovery_speaks_only_of_the_pod_itself(lab: GuardLab) -> None:
     pod, other, third = lab.pods
     own, asked, foreign = (each.address[Family.IPV6] for each in lab.pods)
     nobody = type(own)(0)
@@ -167,7 +186,7 @@ def test_neighbour_discovery_speaks_only_of_the_pod_itself(lab):
             assert found is (what in lawful), what
 
 
-def test_a_router_advertisement_changes_no_neighbour(lab):
+def test_a_router_advertisement_changes_no_neighbour(lab: GuardLab) -> None:
     """As it did: default route, MTU and a prefix of the attacker's choice."""
     pod, other, _ = lab.pods
     other.netns.sh("echo 2 > /proc/sys/net/ipv6/conf/eth0/accept_ra")
@@ -180,7 +199,7 @@ def test_a_router_advertisement_changes_no_neighbour(lab):
     assert other.netns.sh("ip -6 route; ip -6 addr show dev eth0") == before
 
 
-def test_what_is_neither_ip_nor_arp_stays_in_the_port(lab):
+def test_what_is_neither_ip_nor_arp_stays_in_the_port(lab: GuardLab) -> None:
     _, other, third = lab.pods
     mark = secrets.token_bytes(8)
     forged = ip_packet(third.address[Family.IPV4], other.address[Family.IPV4], 17, udp(5, 6, mark))
@@ -189,7 +208,7 @@ def test_what_is_neither_ip_nor_arp_stays_in_the_port(lab):
         assert not arrives(lab, packet, mark, kind=kind)
 
 
-def test_a_pod_that_leaves_leaves_no_word_of_it(lab):
+def test_a_pod_that_leaves_leaves_no_word_of_it(lab: GuardLab) -> None:
     pod = lab.pods.pop(0)
     assert hex(int(pod.address[Family.IPV4])) in lab.node.sh("nft list set bridge podway pods4")
     lab.kernel.release(pod.wiring)

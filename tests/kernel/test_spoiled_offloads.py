@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,6 +21,7 @@ from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import VXLAN_DEVICE, NodePlan
 from podway.probe.packet import internet_checksum
 from tests.kernel.overlay_pair import PODS, Pair
+from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
@@ -70,8 +71,11 @@ def wire(namespace: int, finish: bool) -> Iterator[None]:
     other = {left: right, right: left}
 
     def carry() -> None:
-        while stop not in (ready := select.select([stop, left, right], [], [])[0]):
-            for sock in filter(other.__contains__, ready):
+        while True:
+            ready, _, _ = select.select([stop, left.fileno(), right.fileno()], [], [])
+            if stop in ready:
+                return
+            for sock in (one for one in other if one.fileno() in ready):
                 frame, sender = sock.recvfrom(1 << 17)
                 sent = None if sender[2] == socket.PACKET_OUTGOING else forward(frame, finish=finish)
                 if sent is not None:
@@ -90,7 +94,7 @@ def wire(namespace: int, finish: bool) -> Iterator[None]:
 
 
 @pytest.fixture
-def apart(new_netns) -> Iterator[tuple[Pair, int]]:
+def apart(new_netns: Callable[[], TestNamespace]) -> Iterator[tuple[Pair, int]]:
     """Two nodes whose wires end in a third namespace, where a test can join them."""
     first, between, second = new_netns(), new_netns(), new_netns()
     with Connection(between.fd) as connection:
@@ -162,7 +166,7 @@ def state(kernel: Kernel) -> tuple[bool, bool]:
     return active[CHECKSUM], active[SEGMENTATION[0]]
 
 
-def test_a_good_wire_keeps_all_offloads(new_netns):
+def test_a_good_wire_keeps_all_offloads(new_netns: Callable[[], TestNamespace]) -> None:
     first, second = new_netns(), new_netns()
     with Kernel.open(first.fd) as one, Kernel.open(second.fd) as two:
         one.connection.transact([links.new_veth("eth0", links.Peer("eth0", second.fd))])
@@ -175,7 +179,7 @@ def test_a_good_wire_keeps_all_offloads(new_netns):
         assert state(one) == state(two) == (True, True)
 
 
-def test_a_spoiled_checksum_costs_that_offload_only_and_traffic_flows(apart):
+def test_a_spoiled_checksum_costs_that_offload_only_and_traffic_flows(apart: tuple[Pair, int]) -> None:
     pair, between = apart
     plans = pair.apply(Family.IPV4)
     with wire(between, finish=False):
@@ -196,7 +200,7 @@ def test_a_spoiled_checksum_costs_that_offload_only_and_traffic_flows(apart):
     assert nic[CHECKSUM], "the NIC's own offloads are nobody's business"
 
 
-def test_spoiled_segments_cost_segmentation_only(apart):
+def test_spoiled_segments_cost_segmentation_only(apart: tuple[Pair, int]) -> None:
     pair, between = apart
     plans = pair.apply(Family.IPV4)
     with wire(between, finish=True):
@@ -207,7 +211,9 @@ def test_spoiled_segments_cost_segmentation_only(apart):
         assert all(transfers(pair, family) for family in Family)
 
 
-def test_where_nobody_answers_nothing_is_decided_and_an_agent_started_again_tells_what_is_off(apart):
+def test_where_nobody_answers_nothing_is_decided_and_an_agent_started_again_tells_what_is_off(
+    apart: tuple[Pair, int],
+) -> None:
     pair, between = apart
     plans = pair.apply(Family.IPV4)
     for test in examine(pair, plans, rounds=1):
@@ -221,7 +227,7 @@ def test_where_nobody_answers_nothing_is_decided_and_an_agent_started_again_tell
     assert pair.kernels[0].writes == before
 
 
-def test_features_are_those_that_ethtool_shows(node):
+def test_features_are_those_that_ethtool_shows(node: TestNamespace) -> None:
     with Connection(node.fd) as connection:
         connection.transact([links.new_veth("eth0", links.Peer("far"))])
     offload.set_features("eth0", {"tx-tcp-segmentation": False, "no such feature": True}, node.fd)

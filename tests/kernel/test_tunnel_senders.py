@@ -2,12 +2,15 @@
 
 import secrets
 import struct
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import TypeAlias
 
 import msgspec
 import pytest
 
-from podway.api.addresses import Family
+from podway.api.addresses import Address, Family
+from podway.api.kinds.ip_pool import Encapsulation
 from podway.cluster.view import ClusterView
 from podway.kernel.node import Kernel
 from podway.plan.fabric import overlay
@@ -17,6 +20,7 @@ from tests.kernel.guard_lab import (
     HERE,
     ROUTER,
     THERE,
+    GuardLab,
     cluster,
     ethernet,
     guard_lab,
@@ -27,6 +31,7 @@ from tests.kernel.guard_lab import (
     send_frame,
     udp,
 )
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
@@ -34,7 +39,9 @@ THIRD = {Family.IPV4: ip_interface("192.0.2.3/24"), Family.IPV6: ip_interface("2
 THIRDS_BLOCK = {Family.IPV4: "10.244.3.0/24", Family.IPV6: "fd00:10:244:3::40/122"}
 UNKNOWN_BLOCK = {Family.IPV4: "10.244.77.0/24", Family.IPV6: "fd00:10:244:77::40/122"}
 VNI, PORT = 4096, 4789
-WAYS = [
+Way: TypeAlias = tuple[Encapsulation, Family, Family]
+
+WAYS: list[Way] = [
     ("vxlan", Family.IPV4, Family.IPV4),
     ("vxlan", Family.IPV4, Family.IPV6),
     ("vxlan", Family.IPV6, Family.IPV4),
@@ -44,11 +51,12 @@ WAYS = [
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: f"{way[2].label} by {way[0]} over {way[1].label}")
-def way(request):
-    return request.param
+def way(request: pytest.FixtureRequest) -> Way:
+    param: Way = request.param
+    return param
 
 
-def view_of(form, outer, inner):
+def view_of(form: Encapsulation, outer: Family, inner: Family) -> ClusterView:
     """Nobody asks for the form: it is one that is on its way out, and still taken off."""
     underlay = [outer] if outer is Family.IPV6 else list(Family)
     third = {family: THIRD[family] for family in underlay}
@@ -56,13 +64,13 @@ def view_of(form, outer, inner):
 
 
 @pytest.fixture
-def lab(new_netns, way):
+def lab(new_netns: Callable[[], TestNamespace], way: Way) -> Iterator[GuardLab]:
     with guard_lab(new_netns, view_of(*way)) as lab:
         lab.run_pod(new_netns(), 7)
         yield lab
 
 
-def tunnelled(form, packet, source, destination, vni=VNI):
+def tunnelled(form: Encapsulation, packet: bytes, source: Address, destination: Address, vni: int = VNI) -> bytes:
     """Put outer headers on a packet."""
     if form == "ipip":
         return ip_packet(source, destination, 4, packet)
@@ -71,11 +79,20 @@ def tunnelled(form, packet, source, destination, vni=VNI):
     return ip_packet(source, destination, 17, udp(40000, PORT, struct.pack("!II", 8 << 24, vni << 8) + frame))
 
 
-def pod_in(cidr):
+def pod_in(cidr: str) -> Address:
     return ip_network(cidr).network_address + 7
 
 
-def taken(lab, form, outer_source, inner_source, wait, *, from_pod=False, destination=None) -> bool:
+def taken(
+    lab: GuardLab,
+    form: Encapsulation,
+    outer_source: Address,
+    inner_source: Address,
+    wait: float,
+    *,
+    from_pod: bool = False,
+    destination: Address | None = None,
+) -> bool:
     """Tell whether a packet from the fabric reaches the pod."""
     pod, outer = lab.pods[0], Family(outer_source.version)
     mark = secrets.token_bytes(8)
@@ -89,7 +106,7 @@ def taken(lab, form, outer_source, inner_source, wait, *, from_pod=False, destin
         return heard.has(mark, wait)
 
 
-def test_a_node_sends_from_its_pods_and_itself_and_from_nobody_else(lab, way):
+def test_a_node_sends_from_its_pods_and_itself_and_from_nobody_else(lab: GuardLab, way: Way) -> None:
     form, outer, inner = way
     node = THERE[outer].ip
     lawful = {
@@ -115,20 +132,20 @@ def test_a_node_sends_from_its_pods_and_itself_and_from_nobody_else(lab, way):
         assert not taken(lab, form, node, source, 0.2), what
 
 
-def test_a_host_of_the_fabric_that_is_no_node_sends_nothing(lab, way):
+def test_a_host_of_the_fabric_that_is_no_node_sends_nothing(lab: GuardLab, way: Way) -> None:
     form, outer, inner = way
     for source in (pod_in(BLOCKS[inner][1]), ROUTER[inner].ip, pod_in(THIRDS_BLOCK[inner])):
         assert not taken(lab, form, ROUTER[outer].ip, source, 0.2)
     assert taken(lab, form, THERE[outer].ip, pod_in(BLOCKS[inner][1]), 5)
 
 
-def test_a_pod_of_the_node_sends_nothing(lab, way):
+def test_a_pod_of_the_node_sends_nothing(lab: GuardLab, way: Way) -> None:
     form, outer, inner = way
     for source in (lab.pods[0].address[outer], THERE[outer].ip):
         assert not taken(lab, form, source, pod_in(BLOCKS[inner][1]), 0.2, from_pod=True)
 
 
-def test_a_block_that_changes_hands_is_taken_from_its_new_owner(lab, way):
+def test_a_block_that_changes_hands_is_taken_from_its_new_owner(lab: GuardLab, way: Way) -> None:
     form, outer, inner = way
     source = pod_in(THIRDS_BLOCK[inner])
     assert taken(lab, form, THIRD[outer].ip, source, 5)
@@ -143,7 +160,7 @@ def test_a_block_that_changes_hands_is_taken_from_its_new_owner(lab, way):
     assert lab.kernel.diff(lab.plan()) == []
 
 
-def test_a_correct_node_costs_no_write_and_nothing_stays(lab):
+def test_a_correct_node_costs_no_write_and_nothing_stays(lab: GuardLab) -> None:
     with Kernel.open(lab.node.fd) as again:
         assert again.diff(lab.plan()) == []
         assert (again.apply(lab.plan()).changes, again.writes) == ((), 0)
@@ -161,8 +178,8 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("command", TAMPERINGS)
-def test_what_somebody_changes_is_told_and_put_right(new_netns, command):
-    way = ("vxlan", Family.IPV4, Family.IPV4)
+def test_what_somebody_changes_is_told_and_put_right(new_netns: Callable[[], TestNamespace], command: str) -> None:
+    way: Way = ("vxlan", Family.IPV4, Family.IPV4)
     with guard_lab(new_netns, view_of(*way)) as lab:
         lab.run_pod(new_netns(), 7)
         lab.node.sh(command)
@@ -173,7 +190,9 @@ def test_what_somebody_changes_is_told_and_put_right(new_netns, command):
         assert not taken(lab, "vxlan", THERE[Family.IPV4].ip, pod_in(THIRDS_BLOCK[Family.IPV4]), 0.2)
 
 
-def test_another_networks_vxlan_packets_are_none_of_the_guards_business(new_netns):
+def test_another_networks_vxlan_packets_are_none_of_the_guards_business(
+    new_netns: Callable[[], TestNamespace],
+) -> None:
     """Several VXLAN devices share a port; each has its own VNI."""
     outer = Family.IPV4
     with guard_lab(new_netns, view_of("vxlan", outer, outer)) as lab:
@@ -186,7 +205,7 @@ def test_another_networks_vxlan_packets_are_none_of_the_guards_business(new_netn
             assert heard.has(mark, 5)
 
 
-def test_an_error_is_relayed_only_to_whom_this_node_sends_for(new_netns):
+def test_an_error_is_relayed_only_to_whom_this_node_sends_for(new_netns: Callable[[], TestNamespace]) -> None:
     """A router's error about an outer packet comes home to a pod of this node, and to nobody else's (RFC 2003)."""
     family = Family.IPV4
     with guard_lab(new_netns, view_of("ipip", family, family)) as lab:

@@ -2,23 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podway.errors import LabError
 from podway.lab.chain import Container, PluginChain
+from tests.namespaces import TestNamespace
 from tests.patience import ANSWERED
 
 pytestmark = pytest.mark.kernel
 
-PTP = {
+PTP: dict[str, Any] = {
     "type": "ptp",
     "ipam": {"type": "host-local", "subnet": "10.99.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]},
 }
-TUNING = {"type": "tuning", "capabilities": {"mac": True}}
+TUNING: dict[str, Any] = {"type": "tuning", "capabilities": {"mac": True}}
 
 
-def _chain(node, folder: Path, *plugins: dict[str, object]) -> PluginChain:
+def _chain(node: TestNamespace, folder: Path, *plugins: dict[str, Any]) -> PluginChain:
     path = folder / "10-test.conflist"
     leases = {"dataDir": str(folder / "leases")}
     filled = [{**p, "ipam": {**p["ipam"], **leases}} if "ipam" in p else p for p in plugins]
@@ -26,7 +28,9 @@ def _chain(node, folder: Path, *plugins: dict[str, object]) -> PluginChain:
     return PluginChain(path, node=node.name, search=[Path("/usr/lib/cni")], cache=folder / "cache", environment={})
 
 
-def test_a_chain_adds_checks_and_deletes_in_the_nodes_namespace(node, pod, tmp_path: Path) -> None:
+def test_a_chain_adds_checks_and_deletes_in_the_nodes_namespace(
+    node: TestNamespace, pod: TestNamespace, tmp_path: Path
+) -> None:
     chain = _chain(node, tmp_path, PTP, TUNING)
     mac = "02:00:00:00:00:77"
     container = Container(id="c1", netns=str(pod.path), capabilities={"mac": mac, "ips": ["10.99.0.9/24"]})
@@ -44,7 +48,9 @@ def test_a_chain_adds_checks_and_deletes_in_the_nodes_namespace(node, pod, tmp_p
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_a_failed_add_made_is_deleted_and_the_plugins_words_are_told(node, pod, tmp_path: Path) -> None:
+def test_what_a_failed_add_made_is_deleted_and_the_plugins_words_are_told(
+    node: TestNamespace, pod: TestNamespace, tmp_path: Path
+) -> None:
     chain = _chain(node, tmp_path, PTP, {**TUNING, "sysctl": {"net.no.such": "1"}})
     with pytest.raises(LabError, match=r"CNI plugin tuning: ADD: .*net/no/such.*\(CNI error"):
         chain.add(Container(id="c2", netns=str(pod.path)))
@@ -52,7 +58,9 @@ def test_what_a_failed_add_made_is_deleted_and_the_plugins_words_are_told(node, 
     assert "eth0" not in pod.sh("ip link")
 
 
-def test_a_missing_plugin_and_a_broken_list_are_told(node, pod, tmp_path: Path) -> None:
+def test_a_missing_plugin_and_a_broken_list_are_told(
+    node: TestNamespace, pod: TestNamespace, tmp_path: Path
+) -> None:
     with pytest.raises(LabError, match="'nosuch' is in none of /usr/lib/cni"):
         _chain(node, tmp_path, {"type": "nosuch"}).add(Container(id="c3", netns=str(pod.path)))
     (tmp_path / "10-test.conflist").write_text("{")

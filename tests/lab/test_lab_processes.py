@@ -7,6 +7,7 @@ import pytest
 
 from podway.errors import LabError
 from podway.lab import processes
+from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE, eventually
 
 pytestmark = pytest.mark.kernel
@@ -24,7 +25,7 @@ def _unmarked(_: str) -> bool:
     return False
 
 
-def test_every_process_of_a_namespace_ends_whoever_started_it(node, tmp_path: Path) -> None:
+def test_every_process_of_a_namespace_ends_whoever_started_it(node: TestNamespace, tmp_path: Path) -> None:
     said, command = tmp_path / "said", [sys.executable, "-c", FORKING]
     ours = processes.spawn(command, namespace=node.name, mark="x/y", log=said)
     with said.open("ab") as output:
@@ -42,7 +43,7 @@ def test_every_process_of_a_namespace_ends_whoever_started_it(node, tmp_path: Pa
 
 
 def test_marked_processes_are_found_without_their_namespaces_name(
-    new_netns: Callable[[], object], tmp_path: Path
+    new_netns: Callable[[], TestNamespace], tmp_path: Path
 ) -> None:
     home = new_netns()
     sleeper = ["sleep", "1000"]
@@ -56,7 +57,7 @@ def test_marked_processes_are_found_without_their_namespaces_name(
     assert process.ended() == -9
 
 
-def test_who_asks_is_never_among_the_ended(node) -> None:
+def test_who_asks_is_never_among_the_ended(node: TestNamespace) -> None:
     script = (
         "import os; from podway.lab import processes\n"
         f"members = processes.Members([{node.name!r}], marked=lambda _: False)\n"
@@ -70,7 +71,7 @@ def test_who_asks_is_never_among_the_ended(node) -> None:
     assert done.stdout == "alive\nshell\n", done.stderr
 
 
-def test_a_command_runs_inside_and_its_status_comes_back(node) -> None:
+def test_a_command_runs_inside_and_its_status_comes_back(node: TestNamespace) -> None:
     shell = ["sh", "-c", f"test $(readlink /proc/self/ns/net) = 'net:[{node.path.stat().st_ino}]' && exit 7"]
     assert processes.run(shell, namespace=node.name) == 7
     assert processes.run(["sh", "-c", "kill -9 $$"], namespace=node.name) == 128 + 9

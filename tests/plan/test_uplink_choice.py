@@ -1,7 +1,9 @@
 """Which device and addresses a node is known by: a choice that others' devices and addresses do not move."""
 
 import random
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -23,6 +25,8 @@ from podway.plan.uplink_choice import (
 )
 
 LO = (Link(1, "lo"), [LinkAddress(1, ip_interface("127.0.0.1/8")), LinkAddress(1, ip_interface("::1/128"))])
+
+T = TypeVar("T")
 
 
 def dev(
@@ -267,7 +271,7 @@ def test_the_order_in_which_the_kernel_tells_is_of_no_account(
 ) -> None:
     registered = [ip_interface(text) for text in texts]
 
-    def mixed(things):  # type: ignore[no-untyped-def]
+    def mixed(things: Sequence[T]) -> tuple[T, ...]:
         return tuple(shuffled.sample(things, len(things)))
 
     again = Surroundings(mixed(machine.links), mixed(machine.addresses), mixed(machine.defaults))

@@ -1,17 +1,28 @@
 """Clusters that exist nowhere, and their snapshots."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import Metadata
 from podway.api.resource import Resource
+from podway.cluster.view import ClusterView
+from podway.plan.node import plan_node
+from podway.plan.objects import NodePlan
+from podway.plan.path import Site
 from podway.preview.simulate import World
 from podway.preview.snapshot import Snapshot
 
 
-def pool(name: str, cidr: str, **spec: object) -> IPPool:
+def pool(name: str, cidr: str, **spec: Any) -> IPPool:
     return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))
+
+
+def plan_of(view: ClusterView, node: str, site: Site) -> NodePlan:
+    """Plan a node that has an uplink."""
+    assert site.uplink is not None
+    return plan_node(view, node, site.uplink, site.leases)
 
 
 def snapshot_of(world: World, more: Iterable[Resource] = ()) -> Snapshot:

@@ -1,18 +1,22 @@
 """`podway plan`: what it says of a change, and that it is what happens."""
 
 import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 
+from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.plan.changes import between
-from podway.plan.node import plan_node
 from podway.plan.path import Site
 from podway.preview import snapshot
-from podway.preview.simulate import build
-from podway.store.base import list_all
+from podway.preview.simulate import World, build
+from podway.store.base import Everything, list_all
 from podway.store.open import open_store
-from tests.preview.paper_cluster import pool, snapshot_of
+from tests.preview.paper_cluster import plan_of, pool, snapshot_of
 
 MTU = "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {mtu: 1400}}"
 ASN = "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {bgp: {asn: 64999}}}"
@@ -24,22 +28,24 @@ BLOCK = (
 
 
 @pytest.fixture
-def plan(podway, file):
-    def run(change, *words, status=0):
+def plan(podway: Callable[..., Result], file: Path) -> Callable[..., Result]:
+    def run(change: str, *words: object, status: int = 0) -> Result:
         return podway("plan", "--snapshot", file, "-f", "-", *words, stdin=change, status=status)
 
     return run
 
 
-def document(result):
+def document(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def by_node(answer, part):
+def by_node(answer: Any, part: str) -> dict[str, list[tuple[str, str]]]:
     return {node["node"]: [(one["action"], one["object"]) for one in node[part]] for node in answer["nodes"]}
 
 
-def test_a_smaller_mtu_changes_every_pods_link_and_every_way_and_nothing_else(plan, world):
+def test_a_smaller_mtu_changes_every_pods_link_and_every_way_and_nothing_else(
+    plan: Callable[..., Result], world: World
+) -> None:
     answer = document(plan(MTU, "-o", "json"))
     pods = {node: len(site.leases) for node, site in world.sites.items()}
     for node in answer["nodes"]:
@@ -53,7 +59,7 @@ def test_a_smaller_mtu_changes_every_pods_link_and_every_way_and_nothing_else(pl
     assert all(change["before"]["hops"] == change["after"]["hops"] for change in answer["paths"]["changes"])
 
 
-def test_a_block_more_is_a_blackhole_at_home_and_a_route_elsewhere(plan):
+def test_a_block_more_is_a_blackhole_at_home_and_a_route_elsewhere(plan: Callable[..., Result]) -> None:
     answer = document(plan(BLOCK, "-o", "json"))
     assert by_node(answer, "kernel") == {
         "node-000000": [],
@@ -70,7 +76,7 @@ def test_a_block_more_is_a_blackhole_at_home_and_a_route_elsewhere(plan):
     assert answer["claimed"] == []  # somebody claims it, not the agent
 
 
-def test_a_new_pool_shows_what_the_agents_do_with_it_until_it_is_full(plan):
+def test_a_new_pool_shows_what_the_agents_do_with_it_until_it_is_full(plan: Callable[..., Result]) -> None:
     answer = document(plan(POOL, "-o", "json"))
     assert [(block["cidr"], block["node"]) for block in answer["claimed"]] == [
         ("10.99.0.0/24", "node-000000"),
@@ -81,7 +87,7 @@ def test_a_new_pool_shows_what_the_agents_do_with_it_until_it_is_full(plan):
     assert all(any("10.99.0.0/23{24,24}" in line for line in node["bird"]) for node in answer["nodes"])
 
 
-def test_a_pool_that_is_disabled_gets_its_empty_blocks_back(podway, tmp_path):
+def test_a_pool_that_is_disabled_gets_its_empty_blocks_back(podway: Callable[..., Result], tmp_path: Path) -> None:
     world = build(3, 1, [pool("four", "10.244.0.0/16")])
     path = tmp_path / "cluster.json"
     path.write_bytes(snapshot.encode(snapshot_of(world)))
@@ -94,7 +100,7 @@ def test_a_pool_that_is_disabled_gets_its_empty_blocks_back(podway, tmp_path):
     assert world.sites[keeper].leases
 
 
-def test_another_asn_restarts_every_session(plan):
+def test_another_asn_restarts_every_session(plan: Callable[..., Result]) -> None:
     answer = document(plan(ASN, "-o", "json"))
     for node in answer["nodes"]:
         assert node["restartingSessions"] == len(node["sessions"]) == 4  # two peers, two families
@@ -102,7 +108,9 @@ def test_another_asn_restarts_every_session(plan):
     assert "12 ends of BGP sessions start anew" in plan(ASN).stdout
 
 
-def test_a_node_that_leaves_takes_its_routes_along_from_all_others(podway, world, tmp_path):
+def test_a_node_that_leaves_takes_its_routes_along_from_all_others(
+    podway: Callable[..., Result], world: World, tmp_path: Path
+) -> None:
     node = "node-000001"
     sites = {**world.sites, node: Site(world.sites[node].uplink)}
     path = tmp_path / "nopods.json"
@@ -118,13 +126,15 @@ def test_a_node_that_leaves_takes_its_routes_along_from_all_others(podway, world
     assert {block["cidr"] for block in answer["returned"]} == set(left)
 
 
-def test_nothing_is_said_of_what_is_so_already(podway, plan, file, tmp_path):
+def test_nothing_is_said_of_what_is_so_already(
+    podway: Callable[..., Result], plan: Callable[..., Result], file: Path, tmp_path: Path
+) -> None:
     pools = podway("--store", f"snapshot:{file}", "get", "pools", "-o", "yaml").stdout
     assert plan(pools, "--exit-code").stdout.startswith("Nothing would change")
     assert plan(MTU, "--exit-code", status=3).stdout.endswith("Nothing was done.\n")
 
 
-def test_the_page_shows_the_first_few_and_all_if_asked(plan):
+def test_the_page_shows_the_first_few_and_all_if_asked(plan: Callable[..., Result]) -> None:
     short, whole = plan(MTU).stdout, plan(MTU, "--all").stdout
     assert "more such groups" in short
     assert "more such groups" not in whole
@@ -134,7 +144,9 @@ def test_the_page_shows_the_first_few_and_all_if_asked(plan):
     assert "40 pairs of pod addresses with another way" in whole
 
 
-def test_a_silent_node_is_planned_without_its_pods_and_that_is_said(podway, world, tmp_path):
+def test_a_silent_node_is_planned_without_its_pods_and_that_is_said(
+    podway: Callable[..., Result], world: World, tmp_path: Path
+) -> None:
     sites = dict(world.sites)
     del sites["node-000001"]
     objects = (*world.view.nodes.values(), *world.view.pools.values(), *world.view.blocks.values())
@@ -147,7 +159,9 @@ def test_a_silent_node_is_planned_without_its_pods_and_that_is_said(podway, worl
 
 
 @pytest.mark.parametrize("change", [MTU, ASN, BLOCK, MTU + "\n---\n" + BLOCK])
-def test_what_is_planned_is_what_applying_brings(podway, file, plan, tmp_path, change):
+def test_what_is_planned_is_what_applying_brings(
+    podway: Callable[..., Result], file: Path, plan: Callable[..., Result], tmp_path: Path, change: str
+) -> None:
     store = f"sqlite://{tmp_path}/store.db"
     taken = snapshot.read(file)
     _put(store, taken.objects)
@@ -157,13 +171,13 @@ def test_what_is_planned_is_what_applying_brings(podway, file, plan, tmp_path, c
     after = _view(store)
     told = by_node(answer, "kernel")
     for node, site in taken.sites.items():
-        changes = between(_plan(before, node, site), _plan(after, node, site))
+        changes = between(plan_of(before, node, site), plan_of(after, node, site))
         assert told.get(node, []) == [(one.action, str(one.want or one.have)) for one in changes]
     now = podway("--store", store, "plan", "-f", "-", "-o", "json", stdin=change)
     assert document(now)["nodes"] == []
 
 
-def test_plan_writes_nothing(podway, file, tmp_path):
+def test_plan_writes_nothing(podway: Callable[..., Result], file: Path, tmp_path: Path) -> None:
     store = f"sqlite://{tmp_path}/store.db"
     _put(store, snapshot.read(file).objects)
     before = _view(store)
@@ -182,7 +196,9 @@ def test_plan_writes_nothing(podway, file, tmp_path):
         (["--delete", "pool/four"], None, "3 of its blocks belong to nodes"),
     ],
 )
-def test_a_change_that_cannot_be_right_is_told_with_its_place(podway, file, words, stdin, told):
+def test_a_change_that_cannot_be_right_is_told_with_its_place(
+    podway: Callable[..., Result], file: Path, words: list[str], stdin: str, told: str
+) -> None:
     assert told in podway("plan", "--snapshot", file, *words, stdin=stdin, status=1).stderr
 
 
@@ -196,11 +212,13 @@ def test_a_change_that_cannot_be_right_is_told_with_its_place(podway, file, word
         ([], "name a change"),
     ],
 )
-def test_an_argument_that_cannot_be_right(podway, file, words, told):
+def test_an_argument_that_cannot_be_right(
+    podway: Callable[..., Result], file: Path, words: list[str], told: str
+) -> None:
     assert told in podway("plan", "--snapshot", file, *words, status=2).stderr
 
 
-def test_a_name_that_does_not_exist_is_told_with_the_nearest(podway, file):
+def test_a_name_that_does_not_exist_is_told_with_the_nearest(podway: Callable[..., Result], file: Path) -> None:
     store = f"snapshot:{file}"
     assert "did you mean pod-0" in podway("--store", store, "get", "pod", "pod0", status=1).stderr
     other = podway("--store", store, "get", "pod", "pod-0", "-n", "shop", status=1).stderr
@@ -208,10 +226,10 @@ def test_a_name_that_does_not_exist_is_told_with_the_nearest(podway, file):
     assert "there are node-000000" in podway("--store", store, "get", "node", "x", status=1).stderr
 
 
-def _put(url, objects):
+def _put(url: str, objects: Iterable[Resource]) -> None:
     import asyncio
 
-    async def work():
+    async def work() -> None:
         store = open_store(url)
         try:
             for obj in objects:
@@ -222,10 +240,10 @@ def _put(url, objects):
     asyncio.run(work())
 
 
-def _view(url):
+def _view(url: str) -> ClusterView:
     import asyncio
 
-    async def work():
+    async def work() -> Everything:
         store = open_store(url)
         try:
             return await list_all(store)
@@ -234,7 +252,3 @@ def _view(url):
 
     listing = asyncio.run(work())
     return ClusterView.of(listing.items)
-
-
-def _plan(view, node, site: Site):
-    return plan_node(view, node, site.uplink, site.leases)

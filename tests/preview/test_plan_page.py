@@ -1,9 +1,11 @@
 """The page of `podway plan`, word for word. After a wanted change: PODWAY_UPDATE_GOLDEN=1 pytest, and a diff."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -20,7 +22,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_page(podway, file, name):
+def test_the_page(podway: Callable[..., Result], file: Path, name: str) -> None:
     page = podway("plan", "--snapshot", file, "-f", "-", stdin=CHANGES[name]).stdout
     golden = GOLDEN / f"plan-{name}.txt"
     if "PODWAY_UPDATE_GOLDEN" in os.environ:

@@ -2,32 +2,37 @@
 
 import json
 import sys
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
+from types import FrameType
 
 import pytest
+from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from podway.api.addresses import Address
 from podway.cluster.change import Change
 from podway.errors import InvalidObject, PoolExhausted
 from podway.ipam.blocks import is_reserved
 from podway.plan.changes import between
-from podway.plan.node import plan_node
 from podway.preview.measure import death_of, follow, measure, plan_all, routes_of, state_of
 from podway.preview.preview import Comparison
 from podway.preview.settle import settle
 from podway.preview.simulate import build
-from tests.preview.paper_cluster import pool
+from tests.preview.paper_cluster import plan_of, pool
 
 POOLS = [pool("four", "10.0.0.0/16", block_size=28), pool("six", "fd10::/48")]
 
 
 @settings(max_examples=20, deadline=None)
 @given(nodes=st.integers(2, 12), pods=st.integers(0, 120), seed=st.integers(0, 9))
-def test_every_pod_has_an_address_of_each_family_that_is_its_own_and_its_nodes(nodes, pods, seed):
+def test_every_pod_has_an_address_of_each_family_that_is_its_own_and_its_nodes(
+    nodes: int, pods: int, seed: int
+) -> None:
     world = build(nodes, pods, POOLS, seed=seed)
-    seen = set()
+    seen: set[Address] = set()
     for node, site in world.sites.items():
         blocks = [block.network for block in world.view.blocks_of(node)]
         for lease in site.leases:
@@ -41,12 +46,12 @@ def test_every_pod_has_an_address_of_each_family_that_is_its_own_and_its_nodes(n
     assert not any(one.overlaps(other) for one, other in pairwise(networks) if one.version == other.version)
 
 
-def test_the_same_seed_gives_the_same_cluster():
+def test_the_same_seed_gives_the_same_cluster() -> None:
     assert build(4, 30, POOLS, seed=1) == build(4, 30, POOLS, seed=1)
     assert build(4, 30, POOLS, seed=1).sites != build(4, 30, POOLS, seed=2).sites
 
 
-def test_excluded_addresses_are_given_to_nobody():
+def test_excluded_addresses_are_given_to_nobody() -> None:
     kept = "10.0.0.0/25"
     world = build(2, 60, [pool("p", "10.0.0.0/16", excluded=(kept,))], seed=0)
     leased = [address for site in world.sites.values() for lease in site.leases for address in lease.addresses]
@@ -54,12 +59,12 @@ def test_excluded_addresses_are_given_to_nobody():
     assert not [address for address in leased if address in ip_network(kept)]
 
 
-def test_a_simulated_cluster_is_at_rest():
+def test_a_simulated_cluster_is_at_rest() -> None:
     world = build(5, 80, POOLS)
     assert settle(world.view, world.sites).view == world.view
 
 
-def test_a_nodes_death_touches_its_own_routes_only():
+def test_a_nodes_death_touches_its_own_routes_only() -> None:
     world = build(6, 60, POOLS, seed=4)
     dead = "node-000003"
     its = {block.network for block in world.view.blocks_of(dead)}
@@ -75,7 +80,7 @@ def test_a_nodes_death_touches_its_own_routes_only():
     assert death.pods == len(world.sites[dead].leases)
 
 
-def test_every_node_has_a_way_to_every_block():
+def test_every_node_has_a_way_to_every_block() -> None:
     world = build(7, 50, POOLS)
     for node, site in world.sites.items():
         own, pods, store, learned = routes_of(world, node)
@@ -84,22 +89,22 @@ def test_every_node_has_a_way_to_every_block():
         assert pods == 2 * len(site.leases)
 
 
-def test_pods_that_do_not_fit_are_told_with_what_to_do():
+def test_pods_that_do_not_fit_are_told_with_what_to_do() -> None:
     with pytest.raises(PoolExhausted, match=r"10\.9\.0\.0/28 had no free block when pod") as told:
         build(2, 40, [pool("p", "10.9.0.0/28", block_size=28)])
     assert "--pool" in told.value.hint
 
 
-def test_a_pool_where_the_nodes_are_is_refused():
+def test_a_pool_where_the_nodes_are_is_refused() -> None:
     with pytest.raises(InvalidObject, match="overlaps"):
         build(2, 0, [pool("p", "172.16.0.0/16")])
 
 
-def _calls(work) -> int:
+def _calls(work: Callable[[], object]) -> int:
     """Count the function calls, of Python and of C, that some work takes."""
     count = 0
 
-    def hook(frame, event, argument):
+    def hook(frame: FrameType, event: str, argument: object) -> None:
         nonlocal count
         count += event in ("call", "c_call")
 
@@ -111,8 +116,8 @@ def _calls(work) -> int:
     return count
 
 
-def test_planning_one_node_takes_work_in_proportion_to_the_nodes():
-    def work(nodes):
+def test_planning_one_node_takes_work_in_proportion_to_the_nodes() -> None:
+    def work(nodes: int) -> int:
         world = build(nodes, 0, POOLS[1:])
         state = state_of(world.view, world.sites["node-000001"], "node-000001")
         return _calls(lambda: plan_all(state))
@@ -121,8 +126,8 @@ def test_planning_one_node_takes_work_in_proportion_to_the_nodes():
     assert large - middle == pytest.approx(middle - small, rel=0.05)
 
 
-def test_the_news_of_another_node_takes_no_more_work_in_a_larger_cluster():
-    def work(nodes):
+def test_the_news_of_another_node_takes_no_more_work_in_a_larger_cluster() -> None:
+    def work(nodes: int) -> int:
         world = build(nodes, 0, POOLS[1:])
         heard = Change.of(world.view.blocks_of("node-000003")[0], None)
         state = state_of(world.view, world.sites["node-000001"], "node-000001")
@@ -133,7 +138,7 @@ def test_the_news_of_another_node_takes_no_more_work_in_a_larger_cluster():
     assert work(300) <= work(30) + 20  # no look at any other node
 
 
-def test_what_is_followed_is_what_a_listing_says():
+def test_what_is_followed_is_what_a_listing_says() -> None:
     world = build(5, 40, POOLS)
     block = world.view.blocks_of("node-000002")[0]
     state = state_of(world.view, world.sites["node-000001"], "node-000001")
@@ -143,11 +148,11 @@ def test_what_is_followed_is_what_a_listing_says():
     listed = type(world.view).of([*world.view.nodes.values(), *world.view.pools.values(), *rest])
     assert after == listed
     site = world.sites["node-000002"]
-    changes = between(*(plan_node(view, "node-000002", site.uplink, site.leases) for view in (world.view, after)))
+    changes = between(*(plan_of(view, "node-000002", site) for view in (world.view, after)))
     assert [str(change.have) for change in changes] == [f"route {block.network} blackhole"]
 
 
-def test_the_table_and_the_document(podway):
+def test_the_table_and_the_document(podway: Callable[..., Result]) -> None:
     table = podway("simulate", "--nodes", 20, "--pods", 100).stdout
     assert "10 times the nodes: first plan" in table
     assert table.splitlines()[0].split() == ["2", "4", "8", "20"]
@@ -157,7 +162,7 @@ def test_the_table_and_the_document(podway):
     assert podway("simulate", "--pool", "10.0.0.1/8", status=2).stderr.count("did you mean 10.0.0.0/8?")
 
 
-def test_measuring_leaves_no_trace():
+def test_measuring_leaves_no_trace() -> None:
     world = build(3, 9, POOLS)
     before = world.view
     found = measure(world)
@@ -167,7 +172,7 @@ def test_measuring_leaves_no_trace():
 
 
 @pytest.mark.parametrize("encapsulation", ["vxlan", "ipip"])
-def test_overlays_told_by_the_store_are_simulated_too(podway, encapsulation):
+def test_overlays_told_by_the_store_are_simulated_too(podway: Callable[..., Result], encapsulation: str) -> None:
     options = ("--encapsulation", encapsulation, "--distribution", "store", "--only", "-o", "json")
     document = json.loads(podway("simulate", "--nodes", 20, "--pods", 100, *options).stdout)
     (one,) = document["sizes"]

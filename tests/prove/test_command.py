@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from podway.api.kinds.node import Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
@@ -18,12 +18,12 @@ from tests.prove.hand_cluster import Cluster
 pytestmark = pytest.mark.kernel
 
 
-def invoke(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *arguments: str):
+def invoke(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
     monkeypatch.setattr(command, "world_of", lambda options: cluster.world())
     return CliRunner().invoke(command.verify, arguments, obj=GlobalOptions(None, "lab"))
 
 
-def test_exit_status_tells_whether_all_was_proved(cluster, monkeypatch):
+def test_exit_status_tells_whether_all_was_proved(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     good = invoke(cluster, monkeypatch)
     assert good.exit_code == 0, good.output
     assert "All three rules hold." in good.output
@@ -37,7 +37,7 @@ def test_exit_status_tells_whether_all_was_proved(cluster, monkeypatch):
     assert json.loads(sampled.output)["sample"]["pairs"] == 3
 
 
-def test_a_plain_host_knows_its_node_and_pods_from_its_kernel(cluster):
+def test_a_plain_host_knows_its_node_and_pods_from_its_kernel(cluster: Cluster) -> None:
     name = cluster.node(1)
     cluster.on(name, "ip link property add dev veth2 altname pod.c1:net1")
     cluster.on(name, "ip link set veth2 alias 'default/p12 podnet /run/netns/there'")

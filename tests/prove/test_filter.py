@@ -125,7 +125,7 @@ def packet_socket() -> socket.socket:
     return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 
 
-def test_probes_pass_and_nothing_else(wire):
+def test_probes_pass_and_nothing_else(wire: str) -> None:
     with netns.opened(wire) as descriptor:
         sender, capture = (netns.run(descriptor, packet_socket) for _ in range(2))
     with sender, capture:
@@ -146,9 +146,9 @@ def test_probes_pass_and_nothing_else(wire):
         assert wrong == {}
 
 
-def test_echo_filter_passes_replies_with_the_id(wire):
+def test_echo_filter_passes_replies_with_the_id(wire: str) -> None:
     with netns.opened(wire) as descriptor:
-        run(f"ip netns exec {wire.split('/')[-1]} ip link set lo up")
+        run(f"ip netns exec {wire.rpartition('/')[2]} ip link set lo up")
         raw = netns.run(descriptor, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
     with raw:
         attach(raw, echo_filter(Family.IPV4, 0x1234))

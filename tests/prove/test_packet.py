@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from podway.api.addresses import Address
 from podway.probe.packet import (
     Echo,
     IcmpError,
@@ -33,7 +34,9 @@ v6 = st.integers(0, 2**128 - 1).map(IPv6Address)
 pairs = st.one_of(st.tuples(v4, v4), st.tuples(v6, v6))
 
 
-def ip(source, destination, protocol: int, body: bytes, *, ttl: int = 64, df: bool = True) -> bytes:
+def ip(
+    source: Address, destination: Address, protocol: int, body: bytes, *, ttl: int = 64, df: bool = True
+) -> bytes:
     if source.version == 6:
         return struct.pack("!IHBB", 6 << 28, len(body), protocol, ttl) + source.packed + destination.packed + body
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0x4000 * df, ttl, protocol, 0)
@@ -52,7 +55,9 @@ def ethernet(packet: bytes) -> bytes:
 
 @patiently
 @given(pairs, ordinary, ordinary, st.binary(max_size=7), st.integers(1, 255), st.booleans())
-def test_udp_is_read_as_it_was_written(addresses, sport, dport, payload, ttl, df):
+def test_udp_is_read_as_it_was_written(
+    addresses: tuple[Address, Address], sport: int, dport: int, payload: bytes, ttl: int, df: bool
+) -> None:
     data = ip(*addresses, socket.IPPROTO_UDP, udp(sport, dport, payload), ttl=ttl, df=df)
     packet = parse_ethernet(ethernet(data))
     assert packet is not None
@@ -66,7 +71,7 @@ def test_udp_is_read_as_it_was_written(addresses, sport, dport, payload, ttl, df
 
 @patiently
 @given(st.binary(max_size=400))
-def test_garbage_is_no_packet_and_no_error(data):
+def test_garbage_is_no_packet_and_no_error(data: bytes) -> None:
     parse_ethernet(data)
     parse_ip(data)
     checksum_fault(data)
@@ -74,11 +79,13 @@ def test_garbage_is_no_packet_and_no_error(data):
 
 @patiently
 @given(st.binary(max_size=200), st.sampled_from((1, 4, 6, 17, 41, 47, 58)), pairs)
-def test_garbage_inside_a_good_header_is_no_error(body, protocol, addresses):
+def test_garbage_inside_a_good_header_is_no_error(
+    body: bytes, protocol: int, addresses: tuple[Address, Address]
+) -> None:
     parse_ip(ip(*addresses, protocol, body))
 
 
-def test_errors_about_errors_end():
+def test_errors_about_errors_end() -> None:
     packet = PING
     for _ in range(1500):
         packet = ip(IPv4Address(1), IPv4Address(2), 1, struct.pack("!BBHI", 3, 1, 0, 0) + packet)[:65000]
@@ -86,7 +93,7 @@ def test_errors_about_errors_end():
 
 
 @pytest.mark.parametrize("depth", [1, 3, 40])
-def test_packets_in_packets_end(depth):
+def test_packets_in_packets_end(depth: int) -> None:
     packet = PING
     for _ in range(depth):
         packet = ip(IPv4Address(1), IPv4Address(2), socket.IPPROTO_IPIP, packet)
@@ -96,7 +103,9 @@ def test_packets_in_packets_end(depth):
 
 @patiently
 @given(pairs, pairs, st.sampled_from(("IP in IP", "VXLAN", "Geneve", "GRE")), st.binary(max_size=7))
-def test_what_is_wrapped_is_found(outer, inner, kind, payload):
+def test_what_is_wrapped_is_found(
+    outer: tuple[Address, Address], inner: tuple[Address, Address], kind: str, payload: bytes
+) -> None:
     packet = ip(*inner, socket.IPPROTO_UDP, udp(1000, 2000, payload))
     frame = ethernet(packet)
     ethertype = frame[12:14]
@@ -113,7 +122,7 @@ def test_what_is_wrapped_is_found(outer, inner, kind, payload):
     assert (tunnel.kind, tunnel.source, tunnel.destination) == (kind, *outer)
 
 
-def test_vxlan_is_known_on_an_unusual_port():
+def test_vxlan_is_known_on_an_unusual_port() -> None:
     inner = ip(IPv4Address(3), IPv4Address(4), socket.IPPROTO_UDP, udp(1, 2, b"x"))
     body = udp(5, 9999, b"\x08\0\0\0\0\0\x07\0" + ethernet(inner))
     found = parse_ip(ip(IPv4Address(1), IPv4Address(2), socket.IPPROTO_UDP, body))
@@ -121,7 +130,7 @@ def test_vxlan_is_known_on_an_unusual_port():
     assert [tunnel.kind for tunnel in found.tunnels] == ["VXLAN"]
 
 
-def test_tcp_and_echo():
+def test_tcp_and_echo() -> None:
     segment = struct.pack("!HHIIBBHHH", 10, 20, 7, 8, 0x60, 0x18, 0, 0, 0) + b"opts" + b"data"
     packet = parse_ip(ip(IPv4Address(1), IPv4Address(2), socket.IPPROTO_TCP, segment))
     assert packet is not None
@@ -138,7 +147,7 @@ def test_tcp_and_echo():
         (IPv6Address("fd00::1"), 58, struct.pack("!BBHI", 2, 0, 0, 1400), "packet too big"),
     ],
 )
-def test_too_big_tells_mtu_and_packet(source, protocol, head, meaning):
+def test_too_big_tells_mtu_and_packet(source: Address, protocol: int, head: bytes, meaning: str) -> None:
     quoted = ip(source, source + 1, socket.IPPROTO_UDP, udp(10, 20, bytes(1472)))
     packet = parse_ip(ip(source, source, protocol, head + quoted[:100]))
     assert packet is not None
@@ -149,7 +158,7 @@ def test_too_big_tells_mtu_and_packet(source, protocol, head, meaning):
     assert (error.quoted.transport, error.quoted.length) == (Udp(10, 20), len(quoted))
 
 
-def test_first_fragments_are_told_later_ones_passed_over():
+def test_first_fragments_are_told_later_ones_passed_over() -> None:
     first = bytearray(ip(IPv4Address(1), IPv4Address(2), socket.IPPROTO_UDP, udp(1, 2, b"abc"), df=False))
     first[6] |= 0x20
     packet = parse_ip(bytes(first))
@@ -166,7 +175,7 @@ def test_first_fragments_are_told_later_ones_passed_over():
 
 @patiently
 @given(st.binary(min_size=2, max_size=60))
-def test_checksum_is_that_of_rfc_1071(data):
+def test_checksum_is_that_of_rfc_1071(data: bytes) -> None:
     """Against the sum written out as the RFC defines it."""
     padded = data + b"\0" * (len(data) % 2)
     total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
@@ -176,7 +185,7 @@ def test_checksum_is_that_of_rfc_1071(data):
 
 
 @pytest.mark.parametrize("packet", [PING, PING6])
-def test_wrong_checksums_are_found(packet):
+def test_wrong_checksums_are_found(packet: bytes) -> None:
     assert checksum_fault(packet) is None
     for place in (-1, -10, 27 if packet is PING6 else 13):
         spoiled = bytearray(packet)

@@ -44,7 +44,7 @@ def pods_between(one: int, other: int, *families: str) -> set[tuple[str, str, st
     }
 
 
-def test_a_healthy_cluster_is_proved(cluster):
+def test_a_healthy_cluster_is_proved(cluster: Cluster) -> None:
     report = prove(cluster)
     assert report.findings == ()
     assert [(rule.proved, rule.tried, rule.total) for rule in report.rules] == [(8, 8, 8), (24,) * 3, (32,) * 3]
@@ -57,13 +57,13 @@ def test_a_healthy_cluster_is_proved(cluster):
     assert "All three rules hold." in to_text(report)
 
 
-def test_nothing_is_left_in_the_pods(cluster):
+def test_nothing_is_left_in_the_pods(cluster: Cluster) -> None:
     prove(cluster)
     for pod in (cluster.pod(1, 2), cluster.node(1)):
         assert cluster.on(pod, "ss -Hanutw") == ""
 
 
-def test_a_large_mtu_is_proved_at_full_size(cluster):
+def test_a_large_mtu_is_proved_at_full_size(cluster: Cluster) -> None:
     for node in (1, 2):
         run(f"ip -n {cluster.prefix}-fab link set port{node} mtu 9000")
         cluster.on_node(node, "ip link set eth0 mtu 9000")
@@ -76,7 +76,7 @@ def test_a_large_mtu_is_proved_at_full_size(cluster):
 
 
 @pytest.mark.parametrize("family", list(Family))
-def test_the_path_of_one_packet(cluster, family):
+def test_the_path_of_one_packet(cluster: Cluster, family: Family) -> None:
     path = path_of(cluster.world(), "pod default/p12", "pod default/p23", family)
     assert [(hop.point, hop.interface, hop.direction, hop.hop_limit) for hop in path] == [
         ("pod default/p12", "eth0", "out", 64),
@@ -91,7 +91,7 @@ def test_the_path_of_one_packet(cluster, family):
     assert all(hop.since_last >= 0 for hop in path)
 
 
-def test_the_path_ends_where_the_packet_is_lost(cluster):
+def test_the_path_ends_where_the_packet_is_lost(cluster: Cluster) -> None:
     cluster.on_node(1, "ip route del 10.77.2.0/24")
     path = path_of(cluster.world(), "pod default/p12", "pod default/p23", Family.IPV4, timeout=TIMEOUT)
     assert [hop.point for hop in path] == ["pod default/p12", "node n1"]
@@ -99,7 +99,7 @@ def test_the_path_ends_where_the_packet_is_lost(cluster):
         path_of(cluster.world(), "pod default/none", "pod default/p23", Family.IPV4)
 
 
-def test_masquerade_is_nat(cluster):
+def test_masquerade_is_nat(cluster: Cluster) -> None:
     rules = 'table ip t { chain c { type nat hook postrouting priority 100; oifname "eth0" masquerade; }; }'
     cluster.nft(cluster.node(1), rules)
     report = prove(cluster)
@@ -114,7 +114,7 @@ def test_masquerade_is_nat(cluster):
     assert [rule.verdict for rule in report.rules] == [Verdict.PROVED, Verdict.FAILED, Verdict.FAILED]
 
 
-def test_nat_inside_the_receiver_is_found(cluster):
+def test_nat_inside_the_receiver_is_found(cluster: Cluster) -> None:
     """Source NAT on input shows to nobody but the socket that is spoken to."""
     rules = "table ip t { chain c { type nat hook input priority 100; ip saddr 10.77.1.2 snat to 10.9.9.9; }; }"
     cluster.nft(cluster.pod(2, 3), rules)
@@ -124,7 +124,7 @@ def test_nat_inside_the_receiver_is_found(cluster):
     assert report.findings[0].pairs[0].protocols == ("TCP", "UDP")
 
 
-def test_destination_nat_is_found(cluster):
+def test_destination_nat_is_found(cluster: Cluster) -> None:
     rules = (
         "table ip t { chain c { type nat hook prerouting priority -100; ip daddr 10.77.2.3 dnat to 10.77.2.2; }; }"
     )
@@ -134,14 +134,14 @@ def test_destination_nat_is_found(cluster):
     assert hit(report) == {(f"pod default/p1{i}", "pod default/p23", "IPv4") for i in (2, 3)}
 
 
-def test_a_source_that_the_route_prefers_is_not_the_nodes_own(cluster):
+def test_a_source_that_the_route_prefers_is_not_the_nodes_own(cluster: Cluster) -> None:
     cluster.on_node(1, "ip route replace 10.77.1.2 dev veth2 src 169.254.1.1")
     report = prove(cluster)
     assert "node n1 sends from 169.254.1.1, which is not its own address" in problems(report)[0]
     assert hit(report) == {("node n1", "pod default/p12", "IPv4")}
 
 
-def test_vxlan_is_encapsulation(cluster):
+def test_vxlan_is_encapsulation(cluster: Cluster) -> None:
     for node, other in ((1, 2), (2, 1)):
         run(f"ip -n {cluster.prefix}-fab link set port{node} mtu 1600")
         cluster.on_node(node, "ip link set eth0 mtu 1600")
@@ -171,7 +171,7 @@ def test_vxlan_is_encapsulation(cluster):
     ("command", "device"),
     [("ip link set veth3 mtu 1400", "veth3 of node n2"), ("ip link set eth0 mtu 1400", "eth0 of node n2")],
 )
-def test_a_small_mtu_is_found(cluster, command, device):
+def test_a_small_mtu_is_found(cluster: Cluster, command: str, device: str) -> None:
     cluster.on_node(2, command)
     report = prove(cluster)
     assert problems(report)[0] == f"the MTU of {device} is 1400, but packets of 1500 bytes must pass"
@@ -179,7 +179,7 @@ def test_a_small_mtu_is_found(cluster, command, device):
     assert all("UDP" in pair.protocols and "ICMP" in pair.protocols for pair in report.findings[0].pairs)
 
 
-def test_a_cleared_dont_fragment_flag_is_found(cluster):
+def test_a_cleared_dont_fragment_flag_is_found(cluster: Cluster) -> None:
     rules = (
         "table ip t { chain c { type filter hook prerouting priority -200; "
         "ip saddr 10.77.1.2 ip frag-off set ip frag-off & 0xbfff; }; }"
@@ -191,7 +191,7 @@ def test_a_cleared_dont_fragment_flag_is_found(cluster):
     assert all("pod default/p12" in pair[:2] for f in range(len(report.findings)) for pair in hit(report, f))
 
 
-def test_a_missing_route_is_found(cluster):
+def test_a_missing_route_is_found(cluster: Cluster) -> None:
     cluster.on_node(1, "ip -6 route del fd77:0:0:2::/64")
     report = prove(cluster)
     assert problems(report) == ["node n1 has no route to n2's block fd77:0:0:2::/64"]
@@ -199,7 +199,7 @@ def test_a_missing_route_is_found(cluster):
     assert all(family == "IPv6" for _, _, family in hit(report))
 
 
-def test_a_missing_pod_route_is_told_from_a_missing_block_route(cluster):
+def test_a_missing_pod_route_is_told_from_a_missing_block_route(cluster: Cluster) -> None:
     cluster.on_node(2, "ip route del 10.77.2.3")
     report = prove(cluster)
     problem = (
@@ -211,7 +211,7 @@ def test_a_missing_pod_route_is_told_from_a_missing_block_route(cluster):
     assert all("pod default/p23" in pair[:2] for f in range(len(report.findings)) for pair in hit(report, f))
 
 
-def test_a_blackhole_is_found(cluster):
+def test_a_blackhole_is_found(cluster: Cluster) -> None:
     cluster.on_node(1, "ip route replace blackhole 10.77.2.0/24")
     report = prove(cluster)
     problem = (
@@ -221,14 +221,14 @@ def test_a_blackhole_is_found(cluster):
     assert hit(report, problems(report).index(problem)) >= pods_between(1, 2, "IPv4")
 
 
-def test_a_route_into_the_wrong_device_is_found(cluster):
+def test_a_route_into_the_wrong_device_is_found(cluster: Cluster) -> None:
     cluster.on_node(1, "ip route replace 10.77.2.0/24 dev veth2")
     report = prove(cluster)
     problem = "node n1 routes packets for n2's block 10.77.2.0/24 out of veth2 (veth) instead of eth0"
     assert problem in problems(report)
 
 
-def test_a_firewall_drop_is_located(cluster):
+def test_a_firewall_drop_is_located(cluster: Cluster) -> None:
     rules = 'table inet t { chain c { type filter hook forward priority 0; iifname "eth0" udp dport > 0 drop; }; }'
     cluster.nft(cluster.node(2), rules)
     report = prove(cluster)
@@ -242,7 +242,7 @@ def test_a_firewall_drop_is_located(cluster):
     assert hit(report) >= pods_between(1, 2, "IPv4", "IPv6")
 
 
-def test_who_rejects_is_told(cluster):
+def test_who_rejects_is_told(cluster: Cluster) -> None:
     rules = (
         "table inet t { chain c { type filter hook forward priority 0; "
         'iifname "eth0" ip daddr 10.77.2.3 reject with icmpx admin-prohibited; }; }'
@@ -254,7 +254,7 @@ def test_who_rejects_is_told(cluster):
     )
 
 
-def test_a_firewall_inside_a_pod_is_located(cluster):
+def test_a_firewall_inside_a_pod_is_located(cluster: Cluster) -> None:
     rules = "table inet t { chain c { type filter hook input priority 0; ip6 nexthdr tcp drop; }; }"
     cluster.nft(cluster.pod(2, 3), rules)
     report = prove(cluster)
@@ -264,7 +264,7 @@ def test_a_firewall_inside_a_pod_is_located(cluster):
     assert {(pair.family, pair.protocols) for pair in report.findings[0].pairs} == {("IPv6", ("TCP",))}
 
 
-def test_a_firewall_on_the_way_out_of_a_pod_is_located(cluster):
+def test_a_firewall_on_the_way_out_of_a_pod_is_located(cluster: Cluster) -> None:
     rules = "table inet t { chain c { type filter hook output priority 0; ip daddr 10.77.1.2 drop; }; }"
     cluster.nft(cluster.pod(2, 3), rules)
     report = prove(cluster)
@@ -281,7 +281,7 @@ def test_a_firewall_on_the_way_out_of_a_pod_is_located(cluster):
     }
 
 
-def test_an_address_that_two_pods_have_is_found(cluster):
+def test_an_address_that_two_pods_have_is_found(cluster: Cluster) -> None:
     """The store gives two pods of one node the same address, and both have it."""
     twin = cluster.pod(1, 3)
     cluster.on(twin, "ip addr add 10.77.1.2/32 dev eth0")
@@ -302,7 +302,7 @@ def test_an_address_that_two_pods_have_is_found(cluster):
     assert all("pod default/p13" in (pair.sender, pair.receiver) for f in report.findings for pair in f.pairs)
 
 
-def test_an_address_that_is_not_the_stores_is_found(cluster):
+def test_an_address_that_is_not_the_stores_is_found(cluster: Cluster) -> None:
     cluster.on(cluster.pod(1, 3), "ip addr del 10.77.1.3/32 dev eth0")
     report = prove(cluster)
     assert report.findings[0].code == "address-differs"
@@ -313,7 +313,7 @@ def test_an_address_that_is_not_the_stores_is_found(cluster):
     assert [rule.verdict for rule in report.rules] == [Verdict.FAILED, Verdict.UNPROVED, Verdict.UNPROVED]
 
 
-def test_a_pod_outside_its_nodes_block_is_found(cluster):
+def test_a_pod_outside_its_nodes_block_is_found(cluster: Cluster) -> None:
     world = cluster.world()
     swapped = tuple(
         msgspec.structs.replace(block, node="n1") if str(block.network) == "10.77.2.0/24" else block
@@ -336,18 +336,18 @@ def test_a_pod_outside_its_nodes_block_is_found(cluster):
         ("fab", "ip link set port2 down", "eth0 of node n2 has no carrier"),
     ],
 )
-def test_a_link_that_is_down_is_found(cluster, namespace, command, problem):
+def test_a_link_that_is_down_is_found(cluster: Cluster, namespace: str, command: str, problem: str) -> None:
     cluster.on(f"{cluster.prefix}-{namespace}", command)
     assert problem in problems(prove(cluster))
 
 
-def test_a_node_that_does_not_forward_is_found(cluster):
+def test_a_node_that_does_not_forward_is_found(cluster: Cluster) -> None:
     cluster.on_node(1, "sysctl -qw net.ipv4.conf.veth2.forwarding=0")
     report = prove(cluster)
     assert problems(report) == ["node n1 does not forward IPv4: net/ipv4/conf/veth2/forwarding is 0"]
 
 
-def test_a_wrong_neighbour_is_found(cluster):
+def test_a_wrong_neighbour_is_found(cluster: Cluster) -> None:
     cluster.on_node(1, "ip neigh replace 172.30.0.2 lladdr 02:00:00:00:99:99 dev eth0")
     report = prove(cluster)
     assert problems(report) == [
@@ -356,7 +356,7 @@ def test_a_wrong_neighbour_is_found(cluster):
     ]
 
 
-def test_a_spoof_filter_that_is_in_the_way_is_found(cluster):
+def test_a_spoof_filter_that_is_in_the_way_is_found(cluster: Cluster) -> None:
     cluster.on_node(2, "ip route replace 10.77.1.2 dev veth2")
     report = prove(cluster)
     problem = (
@@ -367,20 +367,20 @@ def test_a_spoof_filter_that_is_in_the_way_is_found(cluster):
     assert hit(report, problems(report).index(problem)) >= {("pod default/p12", "pod default/p22", "IPv4")}
 
 
-def test_one_pod_alone_has_no_other_to_reach(cluster):
+def test_one_pod_alone_has_no_other_to_reach(cluster: Cluster) -> None:
     world = cluster.world()
     report = verify(msgspec.structs.replace(world, pods=world.pods[:1]), timeout=TIMEOUT)
     assert [rule.verdict for rule in report.rules] == [Verdict.PROVED, Verdict.VACUOUS, Verdict.PROVED]
     assert report.holds
 
 
-def test_no_pods_prove_nothing(cluster):
+def test_no_pods_prove_nothing(cluster: Cluster) -> None:
     report = verify(msgspec.structs.replace(cluster.world(), pods=()), timeout=TIMEOUT)
     assert {rule.verdict for rule in report.rules} == {Verdict.UNPROVED}
     assert not report.holds
 
 
-def test_a_pod_or_node_that_is_gone_leaves_the_proof_open(cluster):
+def test_a_pod_or_node_that_is_gone_leaves_the_proof_open(cluster: Cluster) -> None:
     run(f"ip netns del {cluster.pod(2, 3)}")
     report = prove(cluster)
     assert not report.holds
@@ -395,7 +395,7 @@ def test_a_pod_or_node_that_is_gone_leaves_the_proof_open(cluster):
     assert not report.holds
 
 
-def test_a_sample_says_how_much_was_tried(cluster):
+def test_a_sample_says_how_much_was_tried(cluster: Cluster) -> None:
     report = verify(cluster.world(), sample_size=5, timeout=TIMEOUT, seed=7)
     assert [(rule.tried, rule.total) for rule in report.rules[1:]] == [(10, 24), (10, 32)]
     assert report.sample is not None
@@ -404,7 +404,7 @@ def test_a_sample_says_how_much_was_tried(cluster):
     assert "10 of 10 pairs tried, of 24" in to_text(report)
 
 
-def test_other_traffic_is_not_captured(cluster):
+def test_other_traffic_is_not_captured(cluster: Cluster) -> None:
     """A flood of somebody else's packets beside the probes: the captures let none of it through."""
     target = cluster.on(cluster.pod(2, 3), "ip -4 -br addr show dev eth0").split()[2].split("/")[0]
     with subprocess.Popen(

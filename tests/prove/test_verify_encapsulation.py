@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.ip_pool import Encapsulation, IPPool, IPPoolSpec, When
 from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
@@ -42,9 +42,10 @@ def block_object(number: int, pool: str, cidr: str) -> AddressBlock:
     return AddressBlock(metadata=Metadata(name=block_name(ip_network(spec.cidr))), spec=spec)
 
 
-def view_of(encapsulation: str, when: str = "always") -> ClusterView:
+def view_of(encapsulation: Encapsulation, when: When = "always") -> ClusterView:
     """Return what the store says of the cluster made by hand, whose IPv4 pool asks for this encapsulation."""
-    encapsulations = {"four": encapsulation, "six": "none" if encapsulation == "ipip" else encapsulation}
+    six: Encapsulation = "none" if encapsulation == "ipip" else encapsulation
+    encapsulations: dict[str, Encapsulation] = {"four": encapsulation, "six": six}
     return ClusterView.of(
         [
             *map(node_object, NODES),

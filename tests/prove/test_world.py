@@ -54,7 +54,7 @@ def block(network: str, on: str) -> Block:
     return Block(ip_network(network), on)
 
 
-def test_what_cannot_be_proved_is_named_and_what_has_no_network_left_out():
+def test_what_cannot_be_proved_is_named_and_what_has_no_network_left_out() -> None:
     world = build_world(
         [
             node("a", "192.0.2.1"),
@@ -91,11 +91,11 @@ def faults(world: World, **real: tuple[str, ...]) -> list[tuple[str, tuple[str, 
     return [(fault.code, fault.subjects) for fault in address_faults(world, stand)]
 
 
-def test_good_addresses_have_no_fault():
+def test_good_addresses_have_no_fault() -> None:
     assert faults(make_world(point("x", "a", "10.0.1.2"), point("y", "b", "10.0.2.2"))) == []
 
 
-def test_every_wrong_address_is_found():
+def test_every_wrong_address_is_found() -> None:
     x, y = point("x", "a", "10.0.1.2"), point("y", "a", "10.0.1.3")
     assert faults(make_world(x, y), y=("10.0.1.4",)) == [("address-differs", ("pod y",))]
     assert faults(make_world(x, y), y=()) == [("address-differs", ("pod y",))]
@@ -112,7 +112,7 @@ def test_every_wrong_address_is_found():
     assert ("blocks-overlap", ("node a", "node b")) in faults(make_world(x, blocks=overlapping))
 
 
-def test_pairs_are_per_family():
+def test_pairs_are_per_family() -> None:
     world = make_world(point("x", "a", "10.0.1.2", "fd00::2"), point("y", "b", "10.0.2.2"))
     assert [(p.sender.node, p.receiver.node) for p in pod_pairs(world, Family.IPV4)] == [("a", "b"), ("b", "a")]
     assert pod_pairs(world, Family.IPV6) == []
@@ -121,7 +121,7 @@ def test_pairs_are_per_family():
 
 @patiently
 @given(st.integers(2, 12), st.integers(0, 150), st.integers())
-def test_a_sample_is_stable_and_meets_everyone_if_it_can(pods, count, seed):
+def test_a_sample_is_stable_and_meets_everyone_if_it_can(pods: int, count: int, seed: int) -> None:
     world = make_world(*(point(f"p{i}", "a", f"10.0.1.{i + 2}") for i in range(pods)))
     pairs = pod_pairs(world, Family.IPV4)
     chosen = sample(pairs, count, seed)
@@ -132,7 +132,7 @@ def test_a_sample_is_stable_and_meets_everyone_if_it_can(pods, count, seed):
         assert {p.sender for p in chosen} == {p.receiver for p in chosen} == set(world.pods)
 
 
-def test_a_probe_is_as_large_as_both_ends_allow():
+def test_a_probe_is_as_large_as_both_ends_allow() -> None:
     world = make_world(point("x", "a", "10.0.1.2", "fd00::2"), point("y", "b", "10.0.2.2", "fd00::3"))
     mtus = {"pod x": 1500, "pod y": 1400}
     for family, header in ((Family.IPV4, 20), (Family.IPV6, 40)):
@@ -145,7 +145,7 @@ def test_a_probe_is_as_large_as_both_ends_allow():
 
 @patiently
 @given(st.integers(0, 2**32 - 1), st.sampled_from((Step.REQUEST, Step.REPLY)), st.integers(TAG_BYTES, 9000))
-def test_a_tag_is_read_back_from_its_payload_and_from_no_other_run(number, step, size):
+def test_a_tag_is_read_back_from_its_payload_and_from_no_other_run(number: int, step: Step, size: int) -> None:
     tag = Tag(number, step, size)
     data = payload(b"magic678", tag)
     assert len(data) == size
@@ -155,5 +155,5 @@ def test_a_tag_is_read_back_from_its_payload_and_from_no_other_run(number, step,
 
 @patiently
 @given(st.binary(max_size=40))
-def test_garbage_has_no_tag(data):
+def test_garbage_has_no_tag(data: bytes) -> None:
     assert read_tag(b"magic678", b"magic678" + data) is None or len(data) >= TAG_BYTES - 8

@@ -1,19 +1,21 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from podway.store.base import Store
+from podway.api.checked import SetAside
+from podway.api.resource import Resource
+from podway.store.base import Bookmark, Event, Store
 from podway.store.memory import MemoryCluster, MemoryStore
 from podway.store.sqlite import SqliteStore
 
 
 @asynccontextmanager
-async def opened(path: Path):
+async def opened(path: Path) -> AsyncIterator[Store]:
     store = SqliteStore(path)
     try:
         yield store
@@ -22,7 +24,7 @@ async def opened(path: Path):
 
 
 @asynccontextmanager
-async def opened_in_memory(cluster: MemoryCluster):
+async def opened_in_memory(cluster: MemoryCluster) -> AsyncIterator[Store]:
     store = MemoryStore(cluster)
     try:
         yield store
@@ -39,11 +41,11 @@ class Sqlite:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "store.db"
 
-    def open(self):
+    def open(self) -> AbstractAsyncContextManager[Store]:
         """Open another handle on it."""
         return opened(self._path)
 
-    def forget(self, kind) -> None:
+    def forget(self, kind: type[Resource]) -> None:
         """Keep no history of a kind but its newest change, as pruning does."""
         with contextlib.closing(sqlite3.connect(self._path, timeout=10)) as connection, connection:
             connection.execute(
@@ -61,17 +63,24 @@ class Memory:
     def __init__(self, directory: Path) -> None:
         self.cluster = MemoryCluster()
 
-    def open(self):
+    def open(self) -> AbstractAsyncContextManager[Store]:
         """Open another handle on it."""
         return opened_in_memory(self.cluster)
 
-    def forget(self, kind) -> None:
+    def forget(self, kind: type[Resource]) -> None:
         """Keep no history of a kind."""
         self.cluster.forget(kind)
 
 
 # Every implementation of Store runs through test_conformance.py and test_following.py.
-IMPLEMENTATIONS = {"sqlite": Sqlite, "memory": Memory}
+IMPLEMENTATIONS: dict[str, type[Sqlite] | type[Memory]] = {"sqlite": Sqlite, "memory": Memory}
+
+
+def fact(event: Event | Bookmark) -> Resource:
+    """Return the object of an event that is about a fact."""
+    assert isinstance(event, Event)
+    assert not isinstance(event.object, SetAside)
+    return event.object
 
 
 class Scene:

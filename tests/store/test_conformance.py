@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import random
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,25 +14,27 @@ from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.meta import Metadata
+from podway.api.resource import R, Resource
 from podway.errors import AlreadyExists, Conflict, NotFound, VersionExpired
-from podway.store.base import Bookmark, Event, list_all
+from podway.store.base import Bookmark, Event, Store, list_all
 from podway.store.bell import SLOW_POLL
+from tests.store.conftest import Scene, fact
 
 
-def namespace(name, **labels):
+def namespace(name: str, **labels: Any) -> Namespace:
     return Namespace(metadata=Metadata(name=name, labels=labels))
 
 
-def pod(name, namespace="default"):
+def pod(name: str, namespace: str = "default") -> Pod:
     return Pod(metadata=Metadata(name=name, namespace=namespace))
 
 
-def labelled(obj, **labels):
+def labelled(obj: R, **labels: Any) -> R:
     return msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, labels=labels))
 
 
-async def take(watch, count):
-    events = []
+async def take(watch: AsyncGenerator[Event | Bookmark, None], count: int) -> list[Event]:
+    events: list[Event] = []
     async with contextlib.aclosing(watch), asyncio.timeout(10):
         async for event in watch:
             if isinstance(event, Event):
@@ -40,8 +44,8 @@ async def take(watch, count):
     return events
 
 
-def test_create_fills_in_identity_and_get_returns_the_same(scene):
-    async def scenario(store):
+def test_create_fills_in_identity_and_get_returns_the_same(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         pool = IPPool(metadata=Metadata(name="p", annotations={"a": "ü\n"}), spec=IPPoolSpec(cidr="fd00::/64"))
         created = await store.create(pool)
         meta = created.metadata
@@ -56,8 +60,8 @@ def test_create_fills_in_identity_and_get_returns_the_same(scene):
     scene.run(scenario)
 
 
-def test_a_name_can_be_created_once_in_each_namespace(scene):
-    async def scenario(store):
+def test_a_name_can_be_created_once_in_each_namespace(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         await store.create(pod("web", "a"))
         await store.create(pod("web", "b"))
         with pytest.raises(AlreadyExists, match="Pod/a/web"):
@@ -66,8 +70,8 @@ def test_a_name_can_be_created_once_in_each_namespace(scene):
     scene.run(scenario)
 
 
-def test_lists_are_ordered_and_filtered(scene):
-    async def scenario(store):
+def test_lists_are_ordered_and_filtered(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         for name, space in (("b", "y"), ("a", "y"), ("c", "x")):
             await store.create(pod(name, space))
         await store.create(namespace("x"))
@@ -84,8 +88,8 @@ def test_lists_are_ordered_and_filtered(scene):
     scene.run(scenario)
 
 
-def test_update_needs_the_stored_version(scene):
-    async def scenario(one, two):
+def test_update_needs_the_stored_version(scene: Scene) -> None:
+    async def scenario(one: Store, two: Store) -> None:
         first = await one.create(namespace("n"))
         seen = await two.get(Namespace, "n")
         second = await one.update(labelled(first, team="a"))
@@ -99,8 +103,8 @@ def test_update_needs_the_stored_version(scene):
     scene.run(scenario, handles=2)
 
 
-def test_update_keeps_identity_and_an_equal_one_keeps_the_version(scene):
-    async def scenario(store):
+def test_update_keeps_identity_and_an_equal_one_keeps_the_version(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         first = await store.create(namespace("n", a="b"))
         version = (await store.list(Namespace)).version
         bare = Metadata(name="n", labels={"a": "b"}, resource_version=first.metadata.resource_version)
@@ -113,8 +117,8 @@ def test_update_keeps_identity_and_an_equal_one_keeps_the_version(scene):
     scene.run(scenario)
 
 
-def test_what_does_not_exist_is_not_found(scene):
-    async def scenario(store):
+def test_what_does_not_exist_is_not_found(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         with pytest.raises(NotFound, match="Node/n"):
             await store.get(Node, "n")
         with pytest.raises(NotFound):
@@ -125,8 +129,8 @@ def test_what_does_not_exist_is_not_found(scene):
     scene.run(scenario)
 
 
-def test_delete_and_delete_if_unchanged(scene):
-    async def scenario(store):
+def test_delete_and_delete_if_unchanged(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         first = await store.create(namespace("n"))
         second = await store.update(labelled(first, a="b"))
         with pytest.raises(Conflict):
@@ -142,8 +146,8 @@ def test_delete_and_delete_if_unchanged(scene):
     scene.run(scenario)
 
 
-def test_watch_tells_what_was_and_what_comes(scene):
-    async def scenario(one, two):
+def test_watch_tells_what_was_and_what_comes(scene: Scene) -> None:
+    async def scenario(one: Store, two: Store) -> None:
         start = (await one.list(Namespace)).version
         first = await one.create(namespace("n"))
         second = await one.update(labelled(first, a="b"))
@@ -160,8 +164,8 @@ def test_watch_tells_what_was_and_what_comes(scene):
     scene.run(scenario, handles=2)
 
 
-def test_a_change_reaches_a_waiting_watcher_long_before_any_poll(scene):
-    async def scenario(one, two):
+def test_a_change_reaches_a_waiting_watcher_long_before_any_poll(scene: Scene) -> None:
+    async def scenario(one: Store, two: Store) -> None:
         delays = []
         for number in range(20):
             start = (await two.list(Namespace)).version
@@ -176,15 +180,15 @@ def test_a_change_reaches_a_waiting_watcher_long_before_any_poll(scene):
     scene.run(scenario, handles=2)
 
 
-def test_a_watch_tells_first_that_it_stands_and_then_its_own_kind_alone(scene):
-    async def scenario(store):
+def test_a_watch_tells_first_that_it_stands_and_then_its_own_kind_alone(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         start = (await store.list(Namespace)).version
         watch = store.watch(Namespace, start)
         first = await anext(watch)
         assert isinstance(first, Bookmark)
         await store.create(pod("web"))
         made = await store.create(namespace("n"))
-        assert (await anext(watch)).object == made
+        assert fact(await anext(watch)) == made
         await watch.aclose()
         assert (await take(store.watch(Namespace, first.version), 1))[0].object == made
 
@@ -192,8 +196,8 @@ def test_a_watch_tells_first_that_it_stands_and_then_its_own_kind_alone(scene):
 
 
 @pytest.mark.parametrize("version", ["", "1", "-", "nonsense", "x-99999999999999999999999", "\N{SNOWMAN}-1"])
-def test_what_is_no_version_of_the_store_must_list_again(scene, version):
-    async def scenario(store):
+def test_what_is_no_version_of_the_store_must_list_again(scene: Scene, version: str) -> None:
+    async def scenario(store: Store) -> None:
         await store.create(namespace("n"))
         with pytest.raises(VersionExpired):
             await take(store.watch(Namespace, version), 1)
@@ -201,8 +205,8 @@ def test_what_is_no_version_of_the_store_must_list_again(scene, version):
     scene.run(scenario)
 
 
-def test_history_that_is_gone_is_told_of_its_own_kind_alone(scene):
-    async def scenario(store):
+def test_history_that_is_gone_is_told_of_its_own_kind_alone(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
         spaces, pods = (await store.list(Namespace)).version, (await store.list(Pod)).version
         for name in ("a", "b", "c"):
             await store.create(namespace(name))
@@ -210,7 +214,7 @@ def test_history_that_is_gone_is_told_of_its_own_kind_alone(scene):
         scene.cluster.forget(Namespace)
         with pytest.raises(VersionExpired, match="Namespace"):
             await take(store.watch(Namespace, spaces), 3)
-        assert [event.object.metadata.name for event in await take(store.watch(Pod, pods), 3)] == ["a", "b", "c"]
+        assert [fact(event).metadata.name for event in await take(store.watch(Pod, pods), 3)] == ["a", "b", "c"]
         listing = await store.list(Namespace)
         assert len(listing.items) == 3
         made = await store.create(namespace("d"))
@@ -220,31 +224,32 @@ def test_history_that_is_gone_is_told_of_its_own_kind_alone(scene):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_watches_have_no_gap_while_many_write(scene, seed):
+def test_watches_have_no_gap_while_many_write(scene: Scene, seed: int) -> None:
     """Whoever lists and then applies the events holds what the store holds."""
 
-    async def scenario(*stores):
+    async def scenario(*stores: Store) -> None:
         rng = random.Random(seed)
         watcher, *writers = stores
         await writers[0].create(namespace("before"))
         listing = await watcher.list(Namespace)
-        state = {obj.metadata.name: obj for obj in listing.items}
+        state: dict[str, Resource] = {obj.metadata.name: obj for obj in listing.items}
         versions = []
 
-        async def follow():
+        async def follow() -> None:
             async for event in watcher.watch(Namespace, listing.version):
                 if isinstance(event, Bookmark):
                     continue
                 versions.append(event.version)
+                obj = fact(event)
                 if event.type == "deleted":
-                    assert state.pop(event.object.metadata.name) == event.object
+                    assert state.pop(obj.metadata.name) == obj
                 else:
-                    assert (event.type == "added") == (event.object.metadata.name not in state)
-                    state[event.object.metadata.name] = event.object
-                if event.object.metadata.name == "last":
+                    assert (event.type == "added") == (obj.metadata.name not in state)
+                    state[obj.metadata.name] = obj
+                if obj.metadata.name == "last":
                     break
 
-        async def write(store):
+        async def write(store: Store) -> None:
             for _ in range(60):
                 name = f"n{rng.randrange(6)}"
                 with contextlib.suppress(AlreadyExists, Conflict, NotFound):

@@ -22,7 +22,7 @@ from podway.store.base import Bookmark, Event, Listing
 from podway.store.informer import Informer
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests.patience import PATIENCE
-from tests.store.conftest import IMPLEMENTATIONS
+from tests.store.conftest import IMPLEMENTATIONS, fact
 
 NAMES = st.sampled_from(["a", "b", "c"])
 SPACES = {Namespace: "", Pod: "default"}
@@ -46,11 +46,14 @@ class Known:
         if isinstance(one, Listing):
             self.objects = {obj.metadata.name: obj for obj in one.items}
             self.listings += 1
-        elif one.type == "deleted":
-            assert self.objects.pop(one.object.metadata.name) == one.object
+            self.told.set()
+            return
+        obj = fact(one)
+        if one.type == "deleted":
+            assert self.objects.pop(obj.metadata.name) == obj
         else:
-            assert (one.type == "added") == (one.object.metadata.name not in self.objects)
-            self.objects[one.object.metadata.name] = one.object
+            assert (one.type == "added") == (obj.metadata.name not in self.objects)
+            self.objects[obj.metadata.name] = obj
         self.told.set()
 
     def lose(self, error: StoreError) -> None:
@@ -151,7 +154,7 @@ class Machine(RuleBasedStateMachine):
                 for _ in range(min(most, self.unread[kind])):
                     event = await anext(watch)
                     assert isinstance(event, Event)
-                    name = event.object.metadata.name
+                    name = fact(event).metadata.name
                     if event.type == "deleted":
                         assert self.known[kind].pop(name) == event.object
                     else:

@@ -3,11 +3,15 @@
 import asyncio
 import contextlib
 import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
 
+from podway.api.checked import SetAside
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
@@ -15,14 +19,15 @@ from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
 from podway.errors import AlreadyExists, Conflict, ObjectDamaged, PoolExhausted, StoreError, VersionExpired
 from podway.ipam.claims import claim
-from podway.store.base import Bookmark, list_all
+from podway.store.base import Bookmark, Event, Store, list_all
 from podway.store.sqlite import SqliteStore
+from tests.store.conftest import fact
 
 NAMES = ("a", "b", "c")
 
 
-def in_store(path, work):
-    async def main():
+def in_store(path: Path, work: Callable[[Store], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
         store = SqliteStore(path)
         try:
             return await work(store)
@@ -32,18 +37,20 @@ def in_store(path, work):
     return asyncio.run(main())
 
 
-async def next_event(store, version):
+async def next_event(store: Store, version: str) -> Event:
     async with contextlib.aclosing(store.watch(Namespace, version)) as watch:
         assert isinstance(await anext(watch), Bookmark)
-        return await anext(watch)
+        event = await anext(watch)
+        assert isinstance(event, Event)
+        return event
 
 
-async def three(store):
+async def three(store: Store) -> None:
     for name in NAMES:
         await store.create(Namespace(metadata=Metadata(name=name)))
 
 
-def overwrite(path, name, body, table="objects"):
+def overwrite(path: Path, name: str, body: str | bytes, table: str = "objects") -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         where = "name = ?" if table == "objects" else "json_extract(body, '$.metadata.name') = ?"
         connection.execute(f"UPDATE {table} SET body = ? WHERE {where}", (body, name))
@@ -65,12 +72,12 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path, body):
+def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path: Path, body: str | bytes) -> None:
     path = tmp_path / "s.db"
     in_store(path, three)
     overwrite(path, "b", body)
 
-    async def look(store):
+    async def look(store: Store) -> None:
         listing = await store.list(Namespace)
         assert [obj.metadata.name for obj in listing.items] == ["a", "c"]
         assert [one.key for one in listing.aside] == [("Namespace", "", "b")]
@@ -92,26 +99,26 @@ def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path, body):
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_a_bad_object_can_be_deleted_and_a_watch_tells_it(tmp_path, body):
+def test_a_bad_object_can_be_deleted_and_a_watch_tells_it(tmp_path: Path, body: str | bytes) -> None:
     path = tmp_path / "s.db"
     in_store(path, three)
     overwrite(path, "b", body)
 
-    async def delete(store):
+    async def delete(store: Store) -> None:
         version = (await store.list(Namespace)).version
         await store.delete(Namespace, "b")
         event = await next_event(store, version)
-        name = event.object.metadata.name if isinstance(event.object, Namespace) else event.object.key[2]
+        name = event.object.key[2] if isinstance(event.object, SetAside) else event.object.metadata.name
         assert (event.type, name) == ("deleted", "b")
         assert (await store.list(Namespace)).aside == ()
 
     in_store(path, delete)
 
 
-def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_listing(tmp_path):
+def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_listing(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
 
-    async def filled(store):
+    async def filled(store: Store) -> str:
         start = (await store.list(Namespace)).version
         await three(store)
         return start
@@ -119,40 +126,42 @@ def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_list
     start = in_store(path, filled)
     overwrite(path, "b", b'{"metadata":{"name":"b","labels":5}}', "changes")
 
-    async def watch(store):
+    async def watch(store: Store) -> None:
         events = store.watch(Namespace, start)
-        assert [await anext(events), (await anext(events)).object.metadata.name] == [Bookmark(start), "a"]
+        assert [await anext(events), fact(await anext(events)).metadata.name] == [Bookmark(start), "a"]
         event = await anext(events)
+        assert isinstance(event, Event)
+        assert isinstance(event.object, SetAside)
         assert (event.type, event.object.key) == ("added", ("Namespace", "", "b"))
         assert "labels" in event.object.problem
 
-    async def watch_unreadable(store):
+    async def watch_unreadable(store: Store) -> None:
         with pytest.raises(VersionExpired, match="cannot be read"):
             await next_event(store, start)
         listing = await store.list(Namespace)
         assert len(listing.items) == 3
         await store.create(Namespace(metadata=Metadata(name="d")))
-        assert (await next_event(store, listing.version)).object.metadata.name == "d"
+        assert fact(await next_event(store, listing.version)).metadata.name == "d"
 
     in_store(path, watch)
     overwrite(path, "c", b"\xff", "changes")
     in_store(path, watch_unreadable)
 
 
-def test_a_kind_of_a_newer_podway_is_set_aside(tmp_path):
+def test_a_kind_of_a_newer_podway_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     in_store(path, three)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE objects SET kind = 'Firewall' WHERE name = 'b'")
 
-    async def look(store):
+    async def look(store: Store) -> None:
         (one,) = (await list_all(store)).aside
         assert "no kind that this Podway knows" in one.problem
 
     in_store(path, look)
 
 
-def test_a_claim_that_is_set_aside_is_nobody_elses(tmp_path):
+def test_a_claim_that_is_set_aside_is_nobody_elses(tmp_path: Path) -> None:
     """A pool of two blocks: of one the claim is damaged. The other is claimed, and then the pool is full."""
     path = tmp_path / "s.db"
     pool = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.9.0.0/25", block_size=26))
@@ -162,7 +171,7 @@ def test_a_claim_that_is_set_aside_is_nobody_elses(tmp_path):
     in_store(path, lambda store: store.create(first))
     overwrite(path, "10-9-0-0-26", b"\xff\xff")
 
-    async def claims(store):
+    async def claims(store: Store) -> None:
         assert str((await claim(store, pool, "n")).network) == "10.9.0.64/26"
         with pytest.raises(PoolExhausted):
             await claim(store, pool, "n")
@@ -172,13 +181,13 @@ def test_a_claim_that_is_set_aside_is_nobody_elses(tmp_path):
     in_store(path, claims)
 
 
-def test_text_that_is_not_utf8_in_the_key_itself(tmp_path):
+def test_text_that_is_not_utf8_in_the_key_itself(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     in_store(path, three)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE objects SET name = CAST(x'ff62' AS TEXT) WHERE name = 'b'")
 
-    async def look(store):
+    async def look(store: Store) -> None:
         listing = await store.list(Namespace)
         assert len(listing.items) == 2
         assert "it says of itself that it is Namespace/b" in listing.aside[0].problem
@@ -186,8 +195,8 @@ def test_text_that_is_not_utf8_in_the_key_itself(tmp_path):
     in_store(path, look)
 
 
-def test_what_is_checked_once_is_not_checked_again(tmp_path):
-    async def look(store):
+def test_what_is_checked_once_is_not_checked_again(tmp_path: Path) -> None:
+    async def look(store: Store) -> None:
         await three(store)
         one, other = await store.list(Namespace), await store.list(Namespace)
         assert all(a is b for a, b in zip(one.items, other.items, strict=True))
@@ -201,11 +210,11 @@ def test_what_is_checked_once_is_not_checked_again(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory):
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a store with a hundred objects."""
     path = tmp_path_factory.mktemp("healthy") / "s.db"
 
-    async def fill(store):
+    async def fill(store: Store) -> None:
         for number in range(50):
             await store.create(Node(metadata=Metadata(name=f"n{number}", annotations={"a": "b" * 40})))
             spec = AddressBlockSpec(cidr=f"10.9.{number}.0/24", pool="p", node=f"n{number}")
@@ -215,7 +224,7 @@ def healthy(tmp_path_factory):
     return path.read_bytes()
 
 
-async def watched(store, number):
+async def watched(store: Store, number: int) -> Event | Bookmark:
     """Read on from the change of a number, in the file that a listing tells."""
     file = (await store.list(Node)).version.rpartition("-")[0]
     async with contextlib.aclosing(store.watch(Node, f"{file}-{number}")) as watch:
@@ -224,7 +233,9 @@ async def watched(store, number):
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(tmp_path, healthy, seed):
+def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(
+    tmp_path: Path, healthy: bytes, seed: int
+) -> None:
     """Whatever is damaged: objects are set aside, or a StoreError says what is wrong; never another exception."""
     random = Random(seed)
     content = bytearray(healthy)
@@ -233,7 +244,7 @@ def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(tmp_path, he
     path = tmp_path / "s.db"
     path.write_bytes(content)
 
-    async def use(store):
+    async def use(store: Store) -> None:
         for work in (
             lambda: list_all(store),
             lambda: store.list(AddressBlock),

@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from podway import inotify
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.pod import Pod
 from podway.api.meta import Metadata
+from podway.api.resource import Resource
 from podway.errors import (
     InvalidInput,
     StoreDamaged,
@@ -24,13 +27,14 @@ from podway.errors import (
     VersionExpired,
 )
 from podway.store import bell, database, sqlite
-from podway.store.base import Bookmark, list_all
+from podway.store.base import Bookmark, Event, Store, list_all
 from podway.store.open import open_store
 from podway.store.sqlite import SqliteStore
+from tests.store.conftest import fact
 
 
-def in_store(path, work, **options):
-    async def main():
+def in_store(path: Path, work: Callable[[Store], Awaitable[Any]], **options: Any) -> Any:
+    async def main() -> Any:
         store = SqliteStore(path, **options)
         try:
             return await work(store)
@@ -40,49 +44,51 @@ def in_store(path, work, **options):
     return asyncio.run(main())
 
 
-async def look(store):
+async def look(store: Store) -> tuple[Resource, ...]:
     return (await list_all(store)).items
 
 
-async def now(store):
+async def now(store: Store) -> str:
     return (await store.list(Namespace)).version
 
 
-def next_of(watch):
+def next_of(watch: AsyncGenerator[Event | Bookmark, None]) -> asyncio.Task[Event]:
     """Return a task that waits for the next change, not only for the word that the watch stands."""
 
-    async def wait():
+    async def wait() -> Event:
         assert isinstance(await anext(watch), Bookmark)
-        return await anext(watch)
+        event = await anext(watch)
+        assert isinstance(event, Event)
+        return event
 
     return asyncio.ensure_future(wait())
 
 
-def fill(path, count=1, prefix="n"):
-    async def create(store):
+def fill(path: Path, count: int = 1, prefix: str = "n") -> None:
+    async def create(store: Store) -> None:
         for number in range(count):
             await store.create(Namespace(metadata=Metadata(name=f"{prefix}{number}", labels={"x": "y" * 60})))
 
     in_store(path, create)
 
 
-def change_header(path, pragma, value):
+def change_header(path: Path, pragma: str, value: int) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA {pragma}={value}")
 
 
 @pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///dir/", "etcd://h", "/plain/path", ""])
-def test_urls_that_name_no_store(url):
+def test_urls_that_name_no_store(url: str) -> None:
     with pytest.raises(InvalidInput, match="sqlite:///"):
         open_store(url)
 
 
-def test_url_opens_the_file(tmp_path):
+def test_url_opens_the_file(tmp_path: Path) -> None:
     asyncio.run(open_store(f"sqlite://{tmp_path}/a b%20?.db").close())
     assert [entry.name for entry in tmp_path.iterdir()] == ["a b%20?.db"]
 
 
-def test_missing_file_is_made_only_when_asked(tmp_path):
+def test_missing_file_is_made_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match=r"gone\.db does not exist"):
         SqliteStore(tmp_path / "gone.db", create=False)
     with pytest.raises(StoreUnavailable, match="has no directory"):
@@ -90,7 +96,7 @@ def test_missing_file_is_made_only_when_asked(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_newer_schema_names_both_versions(tmp_path):
+def test_newer_schema_names_both_versions(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     fill(path)
     change_header(path, "user_version", 7)
@@ -98,7 +104,7 @@ def test_newer_schema_names_both_versions(tmp_path):
         SqliteStore(path)
 
 
-def test_older_schema_is_migrated_and_keeps_its_objects(tmp_path, monkeypatch):
+def test_older_schema_is_migrated_and_keeps_its_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.db"
     fill(path)
     newer = (*database.MIGRATIONS, "ALTER TABLE changes ADD COLUMN writer TEXT; CREATE TABLE extra (x)")
@@ -109,7 +115,7 @@ def test_older_schema_is_migrated_and_keeps_its_objects(tmp_path, monkeypatch):
         connection.execute("SELECT x FROM extra")
 
 
-def test_a_file_of_the_first_schema_is_opened_and_watched_from_where_it_is(tmp_path):
+def test_a_file_of_the_first_schema_is_opened_and_watched_from_where_it_is(tmp_path: Path) -> None:
     """As Podway 0.1 wrote it: with a history that was pruned for all kinds together."""
     path = tmp_path / "s.db"
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
@@ -120,11 +126,11 @@ def test_a_file_of_the_first_schema_is_opened_and_watched_from_where_it_is(tmp_p
         connection.execute(f"PRAGMA application_id={database.APPLICATION_ID}")
         connection.execute("PRAGMA user_version=1")
 
-    async def work(store):
+    async def work(store: Store) -> None:
         listing = await store.list(Namespace)
         assert [obj.metadata.name for obj in listing.items] == ["old"]
         file = listing.version.rpartition("-")[0]
-        assert (await next_of(store.watch(Namespace, f"{file}-39"))).object.metadata.name == "old"
+        assert fact(await next_of(store.watch(Namespace, f"{file}-39"))).metadata.name == "old"
         with pytest.raises(VersionExpired):
             await anext(store.watch(Namespace, f"{file}-38"))
         made = await store.create(Namespace(metadata=Metadata(name="new")))
@@ -133,7 +139,7 @@ def test_a_file_of_the_first_schema_is_opened_and_watched_from_where_it_is(tmp_p
     in_store(path, work)
 
 
-def test_a_migration_that_fails_leaves_the_old_schema(tmp_path, monkeypatch):
+def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.db"
     fill(path)
     with monkeypatch.context() as patch:
@@ -144,7 +150,7 @@ def test_a_migration_that_fails_leaves_the_old_schema(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all " * 100, b"SQLite format 3\0" + b"\xff" * 4080])
-def test_files_that_are_no_store(tmp_path, content):
+def test_files_that_are_no_store(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "s.db"
     path.write_bytes(content)
     with pytest.raises(StoreDamaged, match=r"s\.db") as error:
@@ -153,7 +159,7 @@ def test_files_that_are_no_store(tmp_path, content):
     assert path.read_bytes() == content
 
 
-def test_another_programs_database_is_left_alone(tmp_path):
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
@@ -163,7 +169,7 @@ def test_another_programs_database_is_left_alone(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_damaged_pages_are_told(tmp_path):
+def test_damaged_pages_are_told(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     fill(path, 200)
     with path.open("r+b") as file:
@@ -174,7 +180,7 @@ def test_damaged_pages_are_told(tmp_path):
     assert ".recover" in error.value.hint
 
 
-def test_locked_for_too_long(tmp_path, monkeypatch):
+def test_locked_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.db"
     fill(path)
     monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.2)
@@ -185,10 +191,10 @@ def test_locked_for_too_long(tmp_path, monkeypatch):
         assert len(in_store(path, look)) == 1  # reading needs no lock
 
 
-def test_a_removed_or_replaced_file_is_noticed_at_once(tmp_path):
+def test_a_removed_or_replaced_file_is_noticed_at_once(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
 
-    async def watch(store):
+    async def watch(store: Store) -> None:
         watching = next_of(store.watch(Namespace, await now(store)))
         await asyncio.sleep(0.05)
         path.unlink()
@@ -203,12 +209,12 @@ def test_a_removed_or_replaced_file_is_noticed_at_once(tmp_path):
     in_store(path, watch)
 
 
-def test_a_file_that_took_the_place_of_the_one_in_use_is_used_from_then_on(tmp_path):
+def test_a_file_that_took_the_place_of_the_one_in_use_is_used_from_then_on(tmp_path: Path) -> None:
     path, fresh = tmp_path / "s.db", tmp_path / "fresh.db"
     fill(path, 3)
     fill(fresh, 5, prefix="m")
 
-    async def watch(store):
+    async def watch(store: Store) -> None:
         assert len(await look(store)) == 3
         before = await now(store)
         watching = next_of(store.watch(Namespace, before))
@@ -227,11 +233,11 @@ def test_a_file_that_took_the_place_of_the_one_in_use_is_used_from_then_on(tmp_p
     assert len(in_store(path, look)) == 6
 
 
-def test_a_store_that_is_opened_later_says_what_is_wrong_when_it_is_needed_and_recovers(tmp_path):
+def test_a_store_that_is_opened_later_says_what_is_wrong_when_it_is_needed_and_recovers(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     path.write_bytes(b"not a database " * 100)
 
-    async def work(store):
+    async def work(store: Store) -> None:
         with pytest.raises(StoreDamaged, match=r"s\.db") as error:
             await look(store)
         assert "last-known.json" in error.value.hint
@@ -244,26 +250,27 @@ def test_a_store_that_is_opened_later_says_what_is_wrong_when_it_is_needed_and_r
     in_store(path, work, later=True, create=False)
 
 
-def test_history_is_pruned_and_then_says_list_again(tmp_path, monkeypatch):
+def test_history_is_pruned_and_then_says_list_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "KEPT_CHANGES", 20)
     monkeypatch.setattr(sqlite, "PRUNE_EVERY", 5)
     path = tmp_path / "s.db"
 
-    async def watch(store):
-        pods, versions = (await store.list(Pod)).version, []
+    async def watch(store: Store) -> None:
+        versions: list[str] = []
+        pods = (await store.list(Pod)).version
         await store.create(Pod(metadata=Metadata(name="quiet", namespace="default")))
         for number in range(50):
             versions.append(await now(store))
             await store.create(Namespace(metadata=Metadata(name=f"n{number}")))
-        assert (await next_of(store.watch(Namespace, versions[30]))).object.metadata.name == "n30"
+        assert fact(await next_of(store.watch(Namespace, versions[30]))).metadata.name == "n30"
         with pytest.raises(VersionExpired, match="Namespace"):
             await anext(store.watch(Namespace, versions[20]))
-        assert (await next_of(store.watch(Pod, pods))).object.metadata.name == "quiet", "another kind's is kept"
+        assert fact(await next_of(store.watch(Pod, pods))).metadata.name == "quiet", "another kind's is kept"
 
     in_store(path, watch)
 
 
-def open_files():
+def open_files() -> list[str]:
     found = []
     for descriptor in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the one that listed
@@ -271,8 +278,8 @@ def open_files():
     return sorted(found)
 
 
-def test_watches_and_stores_leave_no_file_open(tmp_path):
-    async def main():
+def test_watches_and_stores_leave_no_file_open(tmp_path: Path) -> None:
+    async def main() -> Any:
         before = open_files()
         store = SqliteStore(tmp_path / "s.db")
         start = await now(store)
@@ -295,27 +302,29 @@ def test_watches_and_stores_leave_no_file_open(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.db"]
 
 
-def test_without_inotify_a_watch_polls(tmp_path, monkeypatch, caplog):
-    def refuse(path, events):
+def test_without_inotify_a_watch_polls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, events: int) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(inotify, "watch", refuse)
     path = tmp_path / "s.db"
 
-    async def watch(store):
+    async def watch(store: Store) -> None:
         watching = next_of(store.watch(Namespace, await now(store)))
         await asyncio.sleep(0.02)
         await asyncio.to_thread(fill, path)
-        assert (await asyncio.wait_for(watching, 10)).object.metadata.name == "n0"
+        assert fact(await asyncio.wait_for(watching, 10)).metadata.name == "n0"
 
     in_store(path, watch)
     assert "Too many open files" in caplog.text
 
 
-def in_mount_namespace(script, tmp_path):
+def in_mount_namespace(script: str, tmp_path: Path) -> str:
     """Run Python code as a process with `mount` at hand, in a mount namespace of its own."""
     code = "import subprocess\ndef mount(*args): subprocess.run(['mount', *args], check=True)\n" + script
-    program = [shutil.which("unshare"), "--mount", "--propagation", "private", sys.executable, "-c", code]
+    program = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", code]
     result = subprocess.run(
         program, cwd=tmp_path, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"}
     )
@@ -350,7 +359,7 @@ from podway.api.kinds.pod import Pod
 
 
 @pytest.mark.kernel
-def test_full_disk(tmp_path):
+def test_full_disk(tmp_path: Path) -> None:
     output = in_mount_namespace(
         CREATE
         + textwrap.dedent(
@@ -369,7 +378,7 @@ def test_full_disk(tmp_path):
 
 
 @pytest.mark.kernel
-def test_no_room_even_to_begin(tmp_path):
+def test_no_room_even_to_begin(tmp_path: Path) -> None:
     output = in_mount_namespace(
         CREATE
         + textwrap.dedent(
@@ -389,7 +398,7 @@ def test_no_room_even_to_begin(tmp_path):
 
 
 @pytest.mark.kernel
-def test_read_only_file_system(tmp_path):
+def test_read_only_file_system(tmp_path: Path) -> None:
     fill(tmp_path / "store.db")
     output = in_mount_namespace(
         CREATE
@@ -412,7 +421,7 @@ def test_read_only_file_system(tmp_path):
 
 
 @pytest.mark.kernel
-def test_a_user_who_may_not_write(tmp_path):
+def test_a_user_who_may_not_write(tmp_path: Path) -> None:
     path = Path("/tmp") / f"podway-test-{os.getpid()}" / "store.db"
     path.parent.mkdir(mode=0o755)
     try:

@@ -8,10 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from podway.api.kinds.namespace import Namespace
+from podway.api.resource import Resource
 from podway.store.base import list_all
 from podway.store.bell import SLOW_POLL
 from podway.store.sqlite import SqliteStore
@@ -41,13 +44,13 @@ asyncio.run(opened())
 """
 
 
-def program(body, *, wait=False):
+def program(body: str, *, wait: bool = False) -> str:
     indented = "\n".join(f"    {line}" for line in body.strip("\n").splitlines())
     return PROGRAM.replace("{body}", indented).replace("{wait}", str(wait))
 
 
 @contextlib.contextmanager
-def running(path, source, count):
+def running(path: Path, source: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", source, str(path), f"w{number}"],
@@ -66,19 +69,31 @@ def running(path, source, count):
             process.communicate()
 
 
-def run_all(path, source, count):
+def tell(process: subprocess.Popen[str], lines: int = 1) -> None:
+    """Send a process so many empty lines."""
+    assert process.stdin is not None
+    process.stdin.write("\n" * lines)
+    process.stdin.flush()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """Read a line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def run_all(path: Path, source: str, count: int) -> list[list[str]]:
     with running(path, source, count) as processes:
         time.sleep(0.5)
         for process in processes:
-            process.stdin.write("\n\n")
-            process.stdin.flush()
+            tell(process, 2)
         outputs = [process.communicate(timeout=60)[0].split() for process in processes]
         assert [process.returncode for process in processes] == [0] * count
         return outputs
 
 
-def everything(path):
-    async def look():
+def everything(path: Path) -> tuple[Resource, ...]:
+    async def look() -> tuple[Resource, ...]:
         store = SqliteStore(path)
         try:
             return (await list_all(store)).items
@@ -88,7 +103,7 @@ def everything(path):
     return asyncio.run(look())
 
 
-def test_each_name_is_claimed_by_exactly_one(tmp_path):
+def test_each_name_is_claimed_by_exactly_one(tmp_path: Path) -> None:
     """Also: all of them make the file at the same moment, and none finds half of one."""
     claims = program(
         """
@@ -108,7 +123,7 @@ for number in range(40):
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.db"]
 
 
-def test_no_update_is_lost(tmp_path):
+def test_no_update_is_lost(tmp_path: Path) -> None:
     counting = program(
         """
 for _ in range(50):
@@ -133,7 +148,7 @@ for _ in range(50):
     assert counter.metadata.labels == {"value": "200"}
 
 
-def test_a_change_by_another_process_is_told_not_found_by_a_poll(tmp_path):
+def test_a_change_by_another_process_is_told_not_found_by_a_poll(tmp_path: Path) -> None:
     writer = program(
         """
 for number in range(20):
@@ -143,33 +158,32 @@ for number in range(20):
 """
     )
 
-    async def follow(process):
+    async def follow(process: subprocess.Popen[str]) -> list[float]:
         store = SqliteStore(tmp_path / "s.db")
-        watch, delays = store.watch(Namespace, (await store.list(Namespace)).version), []
+        delays: list[float] = []
+        watch = store.watch(Namespace, (await store.list(Namespace)).version)
         await anext(watch)
         try:
             for _ in range(20):
                 waiting = asyncio.ensure_future(anext(watch))
                 await asyncio.sleep(0.02)
-                process.stdin.write("\n")
-                process.stdin.flush()
+                tell(process)
                 await asyncio.wait_for(waiting, PATIENCE)
                 arrived = asyncio.get_running_loop().time()  # CLOCK_MONOTONIC: the same in all processes
-                delays.append(arrived - float(await asyncio.to_thread(process.stdout.readline)))
+                delays.append(arrived - float(await asyncio.to_thread(line_of, process)))
         finally:
             await watch.aclose()
             await store.close()
         return delays
 
     with running(tmp_path / "s.db", writer, 1) as (process,):
-        process.stdin.write("\n")
-        process.stdin.flush()
+        tell(process)
         delays = asyncio.run(follow(process))
     assert sorted(delays)[10] < SLOW_POLL / 2, "told, not found by a poll"
 
 
 @pytest.mark.parametrize("round_number", range(4))
-def test_a_writer_killed_at_any_instant_damages_nothing(tmp_path, round_number):
+def test_a_writer_killed_at_any_instant_damages_nothing(tmp_path: Path, round_number: int) -> None:
     writing = program(
         """
 for number in range(100_000):
@@ -181,9 +195,8 @@ for number in range(100_000):
     for _ in range(3):
         with running(path, writing.replace("{me}-", f"{{me}}-{time.monotonic_ns()}-"), 2) as processes:
             for process in processes:
-                process.stdin.write("\n")
-                process.stdin.flush()
-            processes[0].stdout.readline()  # it writes
+                tell(process)
+            line_of(processes[0])  # it writes
             time.sleep(random.uniform(0.0, 0.15))
             for process in processes:
                 process.send_signal(signal.SIGKILL)

@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from podway.agent import agent, state
+import pytest
+
+from podway.agent import agent
 from podway.agent.logs import configure
 from podway.agent.options import AgentOptions
-from podway.bgp import speaker
+from podway.bgp.render import render
 from podway.kernel.node import Kernel
+from podway.plan.node import plan_node
 
 
 def main() -> None:
@@ -33,23 +36,19 @@ def main() -> None:
 
 
 def _spoil_configurations(path: Path) -> None:
-    render = speaker.render
-
     def spoilt(*arguments: Any) -> str:
         return render(*arguments) + ("nonsense;\n" if path.exists() else "")
 
-    speaker.render = spoilt
+    pytest.MonkeyPatch().setattr("podway.bgp.speaker.render", spoilt)
 
 
 def _fail_to_plan(path: Path) -> None:
-    plan = state.plan_node
-
     def failing(*arguments: Any, **keywords: Any) -> Any:
         if path.exists():
             raise KeyError("a mistake")
-        return plan(*arguments, **keywords)
+        return plan_node(*arguments, **keywords)
 
-    state.plan_node = failing
+    pytest.MonkeyPatch().setattr("podway.agent.state.plan_node", failing)
 
 
 def _die_at(stage: str) -> None:

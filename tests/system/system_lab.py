@@ -36,7 +36,7 @@ SHIM = pods.SHIM / "podway"
 AGENT = Path(__file__).parent / "agent_process.py"
 
 
-def eventually(holds: Callable[[], Any], *, within: float = PATIENCE, every: float = 0.02) -> float:
+def eventually(holds: Callable[..., Any], *, within: float = PATIENCE, every: float = 0.02) -> float:
     """Wait until something holds (is true, and raises no AssertionError); return the seconds that took."""
     begun = time.monotonic()
     while True:

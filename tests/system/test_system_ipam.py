@@ -180,7 +180,7 @@ def fill(lab: SystemLab, nodes: tuple[str, ...] = ("node1", "node2")) -> list[Po
     """Add pods on these nodes at once until each is refused; the pool is exhausted then."""
 
     def fill_one(node: str) -> list[PodUnderTest]:
-        added = []
+        added: list[PodUnderTest] = []
         while True:
             pod = lab.new_pod(node)
             answer = pod.cni("ADD")

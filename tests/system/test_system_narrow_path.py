@@ -27,7 +27,7 @@ POOLS = {"ipv4": "10.244.0.0/16", "ipv6": "fd00:244::/56"}
 
 
 @pytest.fixture(scope="module", params=HEADERS, ids=lambda form: f"{form[0]} over {form[1]}")
-def narrow(request) -> Iterator[tuple[SystemLab, int]]:
+def narrow(request: pytest.FixtureRequest) -> Iterator[tuple[SystemLab, int]]:
     """Two racks of a node each, with the narrow link between them; and the MTU that it leaves to pods."""
     form, underlay = request.param
     pools = [POOLS["ipv4"]] if form == "ipip" else POOLS.values()

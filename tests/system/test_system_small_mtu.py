@@ -29,7 +29,7 @@ WAYS = [
 
 
 @pytest.fixture(scope="module", params=WAYS, ids="-".join)
-def overlaid(request) -> Iterator[tuple[SystemLab, tuple[PodUnderTest, PodUnderTest]]]:
+def overlaid(request: pytest.FixtureRequest) -> Iterator[tuple[SystemLab, tuple[PodUnderTest, PodUnderTest]]]:
     """Two nodes whose IPv4 pods cross by this form, and IPv6 pods by VXLAN; a dual-stack pod on each."""
     form, distribution, attach = request.param
     lab = SystemLab()

@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from podway.api.addresses import Address, Family
 from podway.api.kinds.address_block import AddressBlock
@@ -50,7 +51,7 @@ class TraceLab:
         port: int = 0,
         families: Sequence[Family] = (Family.IPV4,),
         ask: Callable[..., object] | None = None,
-        **keywords: object,
+        **keywords: Any,
     ) -> TraceReport:
         found = self.resources()
         return trace(

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from podway.kernel import engine, ipip, netns
 from podway.kernel.rtnl import links
 from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
+from tests.namespaces import TestNamespace
 from tests.vm.machine import Kernel, Machine, booted
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
@@ -30,7 +30,7 @@ SIZE = 4 << 20
 
 
 @pytest.fixture
-def peer(kernel: Kernel, node: Any, pod: Any, tmp_path: Path) -> Iterator[Machine]:
+def peer(kernel: Kernel, node: TestNamespace, pod: TestNamespace, tmp_path: Path) -> Iterator[Machine]:
     """A machine with an `ipip` device, and at the other end of its wire a node of ours with a pod."""
     node.sh(f"""
         ip tuntap add eth0 mode tap
@@ -80,13 +80,13 @@ def peer(kernel: Kernel, node: Any, pod: Any, tmp_path: Path) -> Iterator[Machin
         yield machine
 
 
-def ping(namespace: Any, size: int) -> str:
+def ping(namespace: TestNamespace, size: int) -> str:
     """Send echo requests of so many bytes, with DF, from the pod; return what ping says."""
     command = ("ping", "-c2", "-W5", "-M", "do", "-s", str(size - 28), INNER)
     return namespace.run(*command, check=False).stdout
 
 
-def test_a_kernel_ipip_device_is_the_other_end(peer, node, pod):
+def test_a_kernel_ipip_device_is_the_other_end(peer: Machine, node: TestNamespace, pod: TestNamespace) -> None:
     assert "ipip" in peer.sh("cat /proc/modules")
     assert "2 received" in ping(pod, 84)
     assert "2 packets received" in peer.sh(f"ping -c2 -W5 {POD}")
@@ -112,7 +112,7 @@ def test_a_kernel_ipip_device_is_the_other_end(peer, node, pod):
     )
 
 
-def receive_in_machine(peer: Machine, pod: Any, data: bytes, digest: str) -> None:
+def receive_in_machine(peer: Machine, pod: TestNamespace, data: bytes, digest: str) -> None:
     peer.sh("nc -l -p 5000 > /tmp/data & sleep 1")
     with netns.run(pod.fd, lambda: socket.create_connection((INNER, 5000), 20)) as sender:
         sender.settimeout(60)
@@ -122,7 +122,7 @@ def receive_in_machine(peer: Machine, pod: Any, data: bytes, digest: str) -> Non
     assert peer.sh("while pidof nc > /dev/null; do sleep 0.1; done; sha256sum /tmp/data").split()[0] == digest
 
 
-def receive_in_pod(peer: Machine, pod: Any, data: bytes, digest: str) -> None:
+def receive_in_pod(peer: Machine, pod: TestNamespace, data: bytes, digest: str) -> None:
     received = hashlib.sha256()
     with netns.run(pod.fd, lambda: socket.create_server((POD, 5001))) as server:
         server.settimeout(60)
@@ -143,12 +143,12 @@ def receive_in_pod(peer: Machine, pod: Any, data: bytes, digest: str) -> None:
     assert received.hexdigest() == digest
 
 
-def ipip_counters(node: Any) -> dict[str, int]:
+def ipip_counters(node: TestNamespace) -> dict[str, int]:
     with Connection(node.fd) as connection:
         return ipip.counters(connection, {link.name: link.index for link in links.dump(connection)})
 
 
-def test_our_programs_do_the_same_on_that_kernel(kernel, node, tmp_path):
+def test_our_programs_do_the_same_on_that_kernel(kernel: Kernel, node: TestNamespace, tmp_path: Path) -> None:
     """Run the kernel room's IPIP tests in the machine, on this system's files (read only)."""
     share = ["-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"]
     modules = ["virtio_pci", "9pnet_virtio", "9p", "veth", "cls_bpf", "sch_ingress"]

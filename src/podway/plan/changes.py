@@ -4,7 +4,7 @@ The engine (podway.kernel.engine) compares a kernel with a plan, a preview (podw
 another.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -75,7 +75,7 @@ def words_of(value: Any) -> str:
 
 
 def compare(
-    kind: str, have: Mapping[Hashable, Any], want: Mapping[Hashable, Any], *, mends_only: bool = False
+    kind: str, have: Mapping[Any, Any], want: Mapping[Any, Any], *, mends_only: bool = False
 ) -> Iterable[Change]:
     """Yield the changes that make `have` into `want`.
 

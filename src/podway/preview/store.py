@@ -1,6 +1,6 @@
 """A snapshot as a store: for reading only."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import NoReturn
 
 from podway.api.checked import SetAside
@@ -48,7 +48,7 @@ class SnapshotStore:
         """Raise InvalidInput."""
         _refuse()
 
-    def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
+    def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
         """Raise InvalidInput: nothing ever happens in a snapshot."""
         _refuse()
 

@@ -9,7 +9,7 @@ It is asynchronous, as a client of an API server over HTTP is. Agents run in asy
 time, by a thin layer that runs one question to its end (podway.cli.options).
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -89,7 +89,7 @@ class Store(Protocol):
         """
         ...
 
-    def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
+    def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
         """Yield a bookmark once the watch stands, then every change of a kind after a version, in order.
 
         The version is a listing's of this kind, or one that a watch of it told. There is no gap. A watch may end

@@ -6,7 +6,7 @@ when asked: so whoever orders versions, or takes a watch for endless, is found o
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, NamedTuple, cast
 
 from podway.api.checked import SetAside, check
@@ -135,7 +135,7 @@ class MemoryStore:
         del self._cluster.bodies[unwanted]
         self._cluster.log(kind.KIND, "deleted", unwanted, last_state(unwanted, old))
 
-    async def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
+    async def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
         """See Store.watch."""
         ended = self._cluster.ended
         self._require_open()

@@ -11,7 +11,7 @@ do with them.
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
@@ -90,7 +90,7 @@ class SqliteStore:
         """See Store.delete."""
         await self._run(self._delete, (kind.KIND, namespace, name), resource_version)
 
-    async def watch(self, kind: type[Resource], version: str) -> AsyncIterator[Event | Bookmark]:
+    async def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
         """See Store.watch."""
         file, since = _read_version(version)
         with self._bell.listening() as rung:
