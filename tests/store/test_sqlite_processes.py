@@ -82,6 +82,12 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
+def rest_of(process: subprocess.Popen[str]) -> str:
+    """Read all else that a process prints. `communicate` would lose what was read along with a line before."""
+    assert process.stdout is not None
+    return process.stdout.read()
+
+
 def run_all(path: Path, source: str, count: int) -> list[list[str]]:
     with running(path, source, count) as processes:
         time.sleep(0.5)
@@ -200,7 +206,7 @@ for number in range(100_000):
             time.sleep(random.uniform(0.0, 0.15))
             for process in processes:
                 process.send_signal(signal.SIGKILL)
-            acknowledged = {name for process in processes for name in process.communicate()[0].split()}
+            acknowledged = {name for process in processes for name in rest_of(process).split()}
         with contextlib.closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             newest, count = connection.execute("SELECT max(revision), count(*) FROM changes").fetchone()
