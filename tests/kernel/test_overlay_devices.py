@@ -239,7 +239,7 @@ CONFLICTS = {
 }
 
 
-def test_a_conflict_is_with_the_device_of_the_same_outer_family(pair, outer):
+def test_a_conflict_is_with_the_device_of_the_same_outer_family(pair: Pair, outer: Family) -> None:
     """The kernel lets devices of one VNI and port stand side by side that differ in family."""
     node, kernel = pair.namespaces[0], pair.kernels[0]
     for name, local in (("four", "192.0.2.1"), ("six", "2001:db8::1")):
