@@ -17,8 +17,10 @@ from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.plan.changes import KINDS, between, patched
-from podway.plan.node import plan_node
+from podway.plan.node import plan_node, pod_mtu
 from podway.plan.objects import NodePlan
+from podway.plan.others import others_altered
+from podway.plan.sent import Sent
 from podway.plan.uplink import Uplink
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd30::1/64")))
@@ -169,3 +171,24 @@ def test_what_is_patched_is_what_differs() -> None:
     other = state.plan()
     assert contents(patched(one, between(one, other))) == contents(other)
     assert msgspec.structs.asdict(patched(one, ())) == msgspec.structs.asdict(one)
+
+
+def test_another_nodes_address_that_alters_the_mtu_of_pods_is_a_matter_of_the_whole_plan() -> None:
+    """A node of IPv4 alone holds nothing for one of IPv6 alone, but its pods' MTU is that of the whole cluster."""
+
+    def with_addresses(name: str, *interfaces: str) -> Node:
+        status = NodeStatus(
+            addresses=tuple(NodeAddress(type="InternalIP", address=text.split("/")[0]) for text in interfaces)
+        )
+        notes = {INTERFACE_ADDRESSES: ",".join(interfaces), ACCEPTS: "vxlan", SENDS: "vxlan"}
+        return Node(metadata=Metadata(name=name, annotations=notes), status=status)
+
+    here = with_addresses("here", "172.30.0.1/24")
+    both, six = with_addresses("n2", "172.30.0.2/24", "fd30::2/64"), with_addresses("n2", "fd30::2/64")
+    before = ClusterView.of([here, both, *pools("vxlan", "store")])
+    change = before.change(six)
+    after = before.after(change)
+    uplink = Uplink("eth0", 1500, here.interface_addresses)
+    assert (pod_mtu(before, uplink), pod_mtu(after, uplink)) == (1450, 1430)
+    sent: Sent = {"ipv4": {"vxlan"}, "ipv6": {"vxlan"}}
+    assert others_altered(before, after, "here", [change], sent) is None

@@ -88,6 +88,8 @@ def others_altered(
             return None
     if node in names or forms_held(before, node) != forms_held(after, node):
         return None
+    if forms_asked(before) != forms_asked(after):
+        return None  # pods' MTU is that of all forms that any two nodes need
     for name, pool in after.pools.items():
         usual = {"none", *sent.get(name, ())}
         if any(there and form_to(pool, here, there) not in usual for there in map(after.nodes.get, names)):
