@@ -2,7 +2,8 @@
 
 import select
 import struct
-from ipaddress import ip_network
+import time
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from podway.kernel.bpf.flow_layout import (
     Counter,
     EventKind,
     FlowFlag,
+    FlowKey,
     FlowState,
     Hook,
     Reason,
@@ -20,6 +22,7 @@ from podway.kernel.bpf.flow_layout import (
     Tier,
     Verdict,
     Way,
+    lifetime,
 )
 from tests.bpf.flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
 from tests.bpf.flow_packets import (
@@ -481,14 +484,15 @@ def test_lifetimes(bench: Bench, family: int) -> None:
         (ping, request, (5, kind), 30),
         (GRE, bytes(8), (0, 0), 600),
     ]
-    for protocol, upper, ports, lifetime in table:
+    for protocol, upper, ports, seconds in table:
+        assert lifetime(protocol, FlowState.HALF_OPEN) == seconds
         packet = frame(ip(*there, protocol, upper))
         bench.from_pod("pa", packet)
         made = bench.flow(*there, protocol, ports).made
-        bench.age(*there, protocol, ports, lifetime - 1)
+        bench.age(*there, protocol, ports, seconds - 1)
         bench.from_pod("pa", packet)
-        assert bench.flow(*there, protocol, ports).made == made - (lifetime - 1) * SECOND
-        bench.age(*there, protocol, ports, lifetime + 1)
+        assert bench.flow(*there, protocol, ports).made == made - (seconds - 1) * SECOND
+        bench.age(*there, protocol, ports, seconds + 1)
         bench.from_pod("pa", packet)
         assert bench.flow(*there, protocol, ports).made > made
 
@@ -505,6 +509,50 @@ def test_lifetimes(bench: Bench, family: int) -> None:
     bench.age(*there, UDP, (7, 8), 2)
     assert bench.from_pod("pb", frame(ip(*back, UDP, udp(8, 7)))) == REDIRECT
     assert bench.flow(*there, UDP, (7, 8)).state == FlowState.REPLIED
+
+
+@families
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "echo"])
+def test_entry_that_the_table_gave_up_comes_back(bench: Bench, family: int, protocol: str) -> None:
+    """Either alone: the connection goes on, though nobody may call the pod; a changed rule still cuts it."""
+    number, request, ports, answer, _ = requests(family)[protocol]
+    isolate(bench, 1)
+    bench.endpoint("pa", ingress=1)
+    there = FlowKey(ip_address(A[family]), ip_address(REMOTE[family]), number, *ports)
+    out, back = (
+        frame(ip(A[family], REMOTE[family], number, request)),
+        frame(ip(REMOTE[family], A[family], number, answer)),
+    )
+    if protocol == "tcp":
+        out = frame(ip(A[family], REMOTE[family], number, tcp(*ports, ACK)))
+    bench.from_pod("pa", frame(ip(A[family], REMOTE[family], number, request)))
+    assert bench.from_wire(back) == REDIRECT
+    for key in (there, there.reversed()):
+        bpf.delete(bench.engine.maps["flows"], key.pack())
+        assert (bench.from_pod("pa", out), bench.from_wire(back)) == (REDIRECT, REDIRECT)
+        forward, reply = bench.maps.flow(there), bench.maps.flow(there.reversed())
+        assert forward
+        assert reply
+        assert (forward.flags & FlowFlag.REPLY, reply.flags & FlowFlag.REPLY) == (0, FlowFlag.REPLY)
+        assert min(forward.packets, reply.packets) >= 1
+    assert bench.counted()[Counter.FLOWS_MADE] == 1
+    bpf.delete(bench.engine.maps["flows"], there.reversed().pack())
+    isolate(bench, 2)
+    bench.endpoint("pa", egress=2, ingress=1)
+    assert bench.from_wire(back) == SHOT
+    bpf.delete(bench.engine.maps["flows"], there.pack())
+    bpf.delete(bench.engine.maps["flows"], there.reversed().pack())
+    assert bench.from_wire(back) == SHOT
+
+
+@families
+def test_no_fragment_in_anothers_name(bench: Bench, family: int) -> None:
+    """A first fragment with a forged source leaves no ports for the later ones of who it names."""
+    first = ip(A[family], B[family], UDP, udp(1, 53, bytes(40)), fragment=(0, True))
+    later = ip(A[family], B[family], UDP, bytes(8), fragment=(48, False))
+    assert bench.from_pod("pb", frame(first)) == SHOT
+    assert bench.from_pod("pa", frame(later)) == SHOT
+    assert bench.counted() == {Reason.NOT_OWN_SOURCE: 1, Reason.FRAGMENT_WITHOUT_FIRST: 1}
 
 
 @families
@@ -544,6 +592,39 @@ def test_quota_of_open_connections(bench: Bench, family: int) -> None:
     assert bench.counted()[Reason.QUOTA_ESTABLISHED] == 2
     bench.from_pod("pa", frame(ip(A[family], B[family], TCP, tcp(1, 80, RST))))
     assert [connect(port) for port in (6, 7)] == [REDIRECT, SHOT]
+
+
+@families
+def test_sweep_takes_out_what_is_over(bench: Bench, family: int) -> None:
+    """Of every state; and connections that ended in silence leave their quota."""
+    there, back = (A[family], B[family]), (B[family], A[family])
+
+    def call(port: int, *answers: tuple[int, bool]) -> None:
+        bench.from_pod("pa", frame(ip(*there, TCP, tcp(port, 80))))
+        for flags, answer in answers:
+            one = ip(*back, TCP, tcp(80, port, flags)) if answer else ip(*there, TCP, tcp(port, 80, flags))
+            bench.from_pod("pb" if answer else "pa", frame(one))
+
+    opened = ((SYN | ACK, True), (ACK, False))
+    closing = (*opened, (FIN | ACK, False))
+    states = {1: (), 2: opened, 3: closing, 4: (*closing, (FIN | ACK, True)), 5: (*opened, (RST, True))}
+    for port, answers in states.items():
+        call(port, *answers)
+        now = time.monotonic_ns()
+        flow = bench.flow(*there, TCP, (port, 80))
+        seconds = lifetime(TCP, flow.state)
+        assert bench.maps.sweep(now + (seconds - 5) * SECOND) == []
+        [(key, one, other)] = bench.maps.sweep(now + (seconds + 5) * SECOND)
+        assert other
+        assert (key.source_port, one.state, other.state) == (port, flow.state, flow.state)
+        assert other.packets == sum(answer for _, answer in answers)
+        assert list(bench.maps.flows()) == []
+
+    bench.reset(established=1)
+    call(1, *opened)
+    assert bench.from_pod("pa", frame(ip(*there, TCP, tcp(2, 80)))) == SHOT
+    assert len(bench.maps.sweep(time.monotonic_ns() + (lifetime(TCP, FlowState.OPEN) + 1) * SECOND)) == 1
+    assert bench.from_pod("pa", frame(ip(*there, TCP, tcp(2, 80)))) == REDIRECT
 
 
 @families

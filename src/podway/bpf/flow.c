@@ -56,8 +56,13 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 	reason = parse_ip(skb, packet, ETH_HLEN, ipv6);
 	if (!reason && packet->fragment != LATER_FRAGMENT)
 		reason = parse_upper(skb, packet, false);
-	if (!reason && packet->fragment)
-		reason = reassociate(packet);
+	if (!reason && packet->fragment) { // whose ends are sound: no ports are remembered in another's name
+		reason = check_ends(skb, packet);
+		if (reason == NOT_OURS)
+			return TC_ACT_UNSPEC;
+		if (!reason)
+			reason = reassociate(packet);
+	}
 	if (reason)
 		return unreadable(skb, packet, reason);
 	if (packet->message > REPLY)
@@ -68,18 +73,25 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 		goto new;
 	if (flow->epoch != state->epoch && !judge_again(skb, packet, flow, state))
 		goto new;
+	goto known;
+
+new:
+	action = learn(skb, packet);
+	if (action != LEARNED && action != RESTORED)
+		return action;
+	flow = bpf_map_lookup_elem(&flows, &packet->key);
+	if (!flow)
+		return TC_ACT_SHOT;
+	if (action == LEARNED)
+		return go_on(skb, packet, flow);
+	if (flow->epoch != state->epoch && !judge_again(skb, packet, flow, state))
+		return TC_ACT_SHOT;
+known:
 	if (flow->reason)
 		return drop(skb, packet, flow, flow->reason);
 	if (is_counted(skb, packet, flow))
 		track(skb, packet, flow);
 	return go_on(skb, packet, flow);
-
-new:
-	action = learn(skb, packet);
-	if (action != LEARNED)
-		return action;
-	flow = bpf_map_lookup_elem(&flows, &packet->key);
-	return flow ? go_on(skb, packet, flow) : TC_ACT_SHOT;
 }
 
 SEC("tc")

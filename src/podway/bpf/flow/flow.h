@@ -56,6 +56,24 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+// An entry that is being made; on no stack, for the verifier's sake.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow);
+} draft SEC(".maps");
+
+static __always_inline struct flow *begin_flow(void)
+{
+	__u32 only_one = 0;
+	struct flow *flow = bpf_map_lookup_elem(&draft, &only_one);
+
+	if (flow)
+		__builtin_memset(flow, 0, sizeof(*flow));
+	return flow;
+}
+
 #define SECOND 1000000000ULL
 
 // For how long a connection is kept when nothing is sent: the defaults of the kernel's connection tracking

@@ -20,10 +20,11 @@ static __always_inline int go_on(struct __sk_buff *skb, const struct packet *pac
 	return carry(skb, packet, flow);
 }
 
-// Whether this node's own processes or kernel sent it, rather than forwarded it.
+// Whether this node's own processes or kernel sent it, rather than forwarded it: it came in by no device, and a
+// socket sent it. The first alone does not say so of fragments that IPv6 makes again (kernel: ip6_copy_metadata).
 static __always_inline bool is_from_node(const struct __sk_buff *skb, const struct packet *packet)
 {
-	return packet->hook == TO_POD && !skb->ingress_ifindex;
+	return packet->hook == TO_POD && !skb->ingress_ifindex && skb->sk;
 }
 
 static __always_inline bool is_multicast(const struct address *address)
@@ -120,78 +121,101 @@ static __always_inline void forget(const struct flow_key *key)
 	}
 }
 
-#define LEARNED (-2) // there is a flow now, and the packet goes on
+// Make the entry of one direction anew from the other's: the table may have given up either alone, as the one that
+// was not used for longer. Returns whether there is a connection that the packet belongs to.
+static __always_inline bool restore(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+{
+	struct flow_key back = reversed(&packet->key);
+	struct flow *other = bpf_map_lookup_elem(&flows, &back);
+
+	if (!other || !lives(&back, other, packet->now) || begins_anew(packet, other) ||
+	    (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return false;
+	*flow = *other;
+	flow->flags = (other->flags ^ FLOW_REPLY) & ~FLOW_SENT_FIN;
+	flow->packets = flow->bytes = 0;
+	flow->way_seen = 0;
+	flow->way = WAY_STACK;
+	flow->from = packet->hook == FROM_POD ? skb->ifindex : packet->hook == FROM_WIRE || !endpoint_at(&packet->key.source) ? 0 : ~0U;
+	flow->counted = packet->hook;
+	return !bpf_map_update_elem(&flows, &packet->key, flow, BPF_NOEXIST);
+}
+
+#define LEARNED (-2)  // there is a flow now, and the packet goes on
+#define RESTORED (-3) // there is one again, of which nothing was asked yet
 
 static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 {
 	const struct endpoint *source, *destination;
 	struct grounds grounds;
-	struct flow flow = {};
+	struct flow *flow = begin_flow();
 	const struct state *state;
 	struct flow_key back;
 	bool straight, reset;
 	int reason;
 
 	state = the_state();
-	if (!packet || !state)
+	if (!packet || !state || !flow)
 		return TC_ACT_SHOT;
 	reason = check_ends(skb, packet);
 	if (reason == NOT_OURS)
 		return TC_ACT_UNSPEC;
+	if (!reason && restore(skb, packet, flow))
+		return RESTORED;
 	if (!reason && (packet->message == REPLY ||
 			(packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK)))
 		reason = REPLY_WITHOUT_REQUEST;
 	if (reason)
 		return drop(skb, packet, NULL, reason);
 
-	flow.epoch = *(volatile const __u32 *)&state->epoch;
+	flow->epoch = *(volatile const __u32 *)&state->epoch;
 	source = endpoint_at(&packet->key.source);
 	destination = endpoint_at(&packet->key.destination);
 	if (is_from_node(skb, packet))
-		flow.flags |= FLOW_FROM_NODE;
+		flow->flags |= FLOW_FROM_NODE;
 	find_grounds(&grounds, &packet->key);
-	judge(&flow, &grounds, &packet->key);
-	if (flow.reason)
-		return drop(skb, packet, &flow, flow.reason);
+	judge(flow, &grounds, &packet->key);
+	if (flow->reason)
+		return drop(skb, packet, flow, flow->reason);
 
 	reset = packet->tcp_flags & TCP_RST; // of a connection that is not known: it begins none
 	straight = packet->hook != TO_POD && (source || is_pod(&packet->key.source)) &&
 		   (destination || is_pod(&packet->key.destination)) &&
 		   !(source && source->flags & ENDPOINT_BRIDGED) && !(destination && destination->flags & ENDPOINT_BRIDGED);
 	if (straight)
-		flow.flags |= FLOW_STRAIGHT;
+		flow->flags |= FLOW_STRAIGHT;
 	if (packet->hook == FROM_POD) {
-		flow.owner = skb->ifindex;
-	} else if (!(flow.flags & FLOW_FROM_NODE) && destination) {
-		flow.owner = destination->ifindex;
-		flow.flags |= FLOW_INCOMING;
+		flow->owner = skb->ifindex;
+	} else if (!(flow->flags & FLOW_FROM_NODE) && destination) {
+		flow->owner = destination->ifindex;
+		flow->flags |= FLOW_INCOMING;
 	}
 	if (reset)
 		return leave_to_stack(skb);
 	forget(&packet->key);
-	if (flow.owner) {
-		reason = charge(&flow, state, packet);
+	if (flow->owner) {
+		reason = charge(flow, state, packet);
 		if (reason)
-			return drop(skb, packet, &flow, reason);
+			return drop(skb, packet, flow, reason);
 	}
-	flow.made = flow.seen = packet->now;
+	flow->made = flow->seen = packet->now;
 
 	// The way back first: nobody can answer before the other entry is there.
 	back = reversed(&packet->key);
-	flow.flags |= FLOW_REPLY;
-	flow.from = destination ? destination->ifindex : 0;
-	flow.counted = destination ? FROM_POD : straight ? FROM_WIRE : TO_POD;
-	if (bpf_map_update_elem(&flows, &back, &flow, BPF_ANY))
-		return drop(skb, packet, &flow, TABLE_FULL);
-	flow.flags &= ~FLOW_REPLY;
+	flow->flags |= FLOW_REPLY;
+	flow->from = destination ? destination->ifindex : 0;
+	flow->counted = destination ? FROM_POD : straight ? FROM_WIRE : TO_POD;
+	if (bpf_map_update_elem(&flows, &back, flow, BPF_ANY))
+		return drop(skb, packet, flow, TABLE_FULL);
+	flow->flags &= ~FLOW_REPLY;
 	// One that the stack translated comes by no pod's link and from no wire.
-	flow.from = packet->hook == FROM_POD ? skb->ifindex : packet->hook == FROM_WIRE || !source ? 0 : ~0U;
-	flow.counted = packet->hook;
-	flow.packets = 1;
-	flow.bytes = skb->len - ETH_HLEN;
-	if (bpf_map_update_elem(&flows, &packet->key, &flow, BPF_ANY))
-		return drop(skb, packet, &flow, TABLE_FULL);
+	flow->from = packet->hook == FROM_POD ? skb->ifindex : packet->hook == FROM_WIRE || !source ? 0 : ~0U;
+	flow->counted = packet->hook;
+	flow->packets = 1;
+	flow->bytes = skb->len - ETH_HLEN;
+	if (bpf_map_update_elem(&flows, &packet->key, flow, BPF_ANY))
+		return drop(skb, packet, flow, TABLE_FULL);
 	count(FLOWS_MADE);
-	tell(skb, packet, &flow, FLOW_NEW, KEPT);
+	tell(skb, packet, flow, FLOW_NEW, KEPT);
 	return LEARNED;
 }

@@ -398,6 +398,25 @@ class Flow(NamedTuple):
 QUOTA_KEY = Layout("quota_key", ifindex="I", incoming="I")
 
 
+_TCP, _UDP, _UDPLITE, _SCTP, _ICMP, _ICMPV6 = 6, 17, 136, 132, 1, 58
+
+
+def lifetime(protocol: int, state: FlowState) -> int:
+    """Return for how many seconds a connection is kept when nothing is sent: `lifetime` in flow.h."""
+    if protocol == _TCP:
+        return {FlowState.OPEN: 432_000, FlowState.RESET: 10}.get(state, 120)
+    if protocol in {_UDP, _UDPLITE}:
+        return 120 if state is FlowState.ASSURED else 30
+    if protocol == _SCTP:
+        return 10 if state is FlowState.HALF_OPEN else 210
+    return 30 if protocol in {_ICMP, _ICMPV6} else 600
+
+
+def is_open(key: FlowKey, flow: Flow) -> bool:
+    """Tell whether a connection is one of those that its quota counts: TCP's open ones."""
+    return key.protocol == _TCP and flow.state in {FlowState.OPEN, FlowState.CLOSING}
+
+
 class QuotaKey(NamedTuple):
     """Whose quota: an endpoint's link, and whether it was called."""
 
