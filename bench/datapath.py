@@ -16,7 +16,7 @@ from bench import paths
 from bench.labs import Lab, lab
 from bench.paths import CORE, PORT, Path, in_turn, ping_pong, ponger, ratio_of, trip_row
 from bench.report import Row, Section
-from bench.roundtrip import BASE, FORMS, SAME, across, node_path
+from bench.roundtrip import BASE, ENCAPSULATIONS, SAME, across, node_path
 from podway.api.addresses import Family
 from podway.api.lease import LINK_PREFIX
 from podway.kernel.bpf import flow_programs
@@ -42,7 +42,7 @@ def measure() -> Section:
     with lab(nodes=2) as cluster, contextlib.ExitStack() as stack:
         base = node_path(cluster)
         near = [cluster.run_pod(f"near-{number}", cluster.nodes[0]) for number in range(2)]
-        kernel = [Path(SAME, near[0].netns, near[1].netns, near[1].address), *across(cluster, FORMS)]
+        kernel = [Path(SAME, near[0].netns, near[1].netns, near[1].address), *across(cluster, ENCAPSULATIONS)]
         engines = [stack.enter_context(engine_on(cluster, node)) for node in cluster.nodes]
         tool = stack.enter_context(connect_tool())
         with_engine = [Path(path.name + ENGINE, path.source, path.target, path.address) for path in kernel]

@@ -64,7 +64,8 @@ def measure() -> Section:
     ratio = percentile(busy, 99) / percentile(quiet, 99)
     return Section(
         f"The agent's loop among {NODES} nodes",
-        f"One real agent; {NODES} other nodes with a block each in its store, whose routes the store tells and "
+        f"One real agent; {NODES} other nodes with a block each in its store, whose routes the store distributes "
+        f"and "
         f"whose packets cross in VXLAN: some {3 * NODES} kernel objects. {RATE} changes a second for {SECONDS} s, "
         f"one in {LEAVES // 2} a node that leaves and comes back; {ADDS} ADDs before and beside them. A step is "
         "the time in which the agent's loop serves nobody else.",

@@ -1,4 +1,4 @@
-"""Round trips and throughput between pods in every form, as ratios to those between their nodes."""
+"""Round trips and throughput between pods in every encapsulation, as ratios to those between their nodes."""
 
 import contextlib
 import time
@@ -19,19 +19,19 @@ ROUNDS = 9
 STREAM_ROUNDS = 3
 LOOK = 0.05
 PATIENCE = 15.0
-"""Seconds that a form may take until nodes send in it."""
+"""Seconds that an encapsulation may take until nodes send in it."""
 
 BASE, SAME = "node to node", "pod to pod on one node"
 BY_HAND, BY_HAND_BRIDGED = "vxlan made by hand", "vxlan made by hand, pods on a bridge"
 
-FORMS: tuple[Encapsulation, ...] = ("none", "vxlan", "ipip")
-NONE, VXLAN, IPIP = (f"pod to pod across nodes, {form}" for form in FORMS)
+ENCAPSULATIONS: tuple[Encapsulation, ...] = ("none", "vxlan", "ipip")
+NONE, VXLAN, IPIP = (f"pod to pod across nodes, {encapsulation}" for encapsulation in ENCAPSULATIONS)
 TARGETS = {SAME: 1.15, NONE: 1.25, VXLAN: 1.45, IPIP: 1.3}
 
 
 def measure() -> Section:
     with lab(nodes=2) as cluster, contextlib.ExitStack() as stack:
-        paths = [node_path(cluster), *across(cluster, FORMS)]
+        paths = [node_path(cluster), *across(cluster, ENCAPSULATIONS)]
         paths.insert(1, _on_one_node(cluster))
         for name, shape in ((BY_HAND, handmade.ROUTED), (BY_HAND_BRIDGED, handmade.BRIDGED)):
             here, there = stack.enter_context(handmade.pods(cluster, shape))
@@ -40,7 +40,8 @@ def measure() -> Section:
         rates = streams(paths, STREAM_ROUNDS)
     return Section(
         "Round trip and throughput",
-        f"{how(ROUNDS, STREAM_ROUNDS)} Node to node is over the segment that joins the nodes; pods of all forms "
+        f"{how(ROUNDS, STREAM_ROUNDS)} Node to node is over the segment that joins the nodes; pods of all "
+        "encapsulations "
         "are on the same two nodes, of three pools. Beside them are two nodes without Podway on the same segment, "
         "with the kernel's vxlan device, neighbour, forwarding entry and routes written by hand, and the pod's "
         "veth routed as Podway's, or on a bridge as Flannel has it.",
@@ -59,26 +60,31 @@ def node_path(cluster: Lab) -> Path:
     return Path(BASE, names.node_netns(cluster.name, here), names.node_netns(cluster.name, there), str(address))
 
 
-def across(cluster: Lab, forms: tuple[Encapsulation, ...], when: When = "always") -> list[Path]:
-    """Run two pods of each form, on the first node and the last; return the ways between them.
+def across(cluster: Lab, encapsulations: tuple[Encapsulation, ...], when: When = "always") -> list[Path]:
+    """Run two pods of each encapsulation, on the first node and the last; return the ways between them.
 
-    Each form is a pool of its own, for a Kubernetes namespace that is named as the form.
+    Each encapsulation is a pool of its own, for a Kubernetes namespace that is named as the encapsulation.
     """
-    spaces = (Namespace(metadata=Metadata(name=form, labels={"form": form})) for form in forms)
-    cluster.apply(*spaces, *(_pool(number, form, when) for number, form in enumerate(forms)))
+    spaces = (
+        Namespace(metadata=Metadata(name=encapsulation, labels={"encapsulation": encapsulation}))
+        for encapsulation in encapsulations
+    )
+    cluster.apply(
+        *spaces, *(_pool(number, encapsulation, when) for number, encapsulation in enumerate(encapsulations))
+    )
     found = []
-    for form in forms:
+    for encapsulation in encapsulations:
         here, there = (
-            cluster.run_pod(f"{end}-{form}", node, namespace=form)
+            cluster.run_pod(f"{end}-{encapsulation}", node, namespace=encapsulation)
             for end, node in (("client", cluster.nodes[0]), ("server", cluster.nodes[-1]))
         )
         for node, pod in ((cluster.nodes[0], there), (cluster.nodes[-1], here)):
-            _wait_crossing(cluster, node, pod, DEVICES.get(form, topology.UPLINK))
-        found.append(Path(f"pod to pod across nodes, {form}", here.netns, there.netns, there.address))
+            _wait_encapsulation(cluster, node, pod, DEVICES.get(encapsulation, topology.UPLINK))
+        found.append(Path(f"pod to pod across nodes, {encapsulation}", here.netns, there.netns, there.address))
     return found
 
 
-def _wait_crossing(cluster: Lab, node: str, pod: RunningPod, device: str) -> None:
+def _wait_encapsulation(cluster: Lab, node: str, pod: RunningPod, device: str) -> None:
     """Wait until a node sends packets for a pod out of this device. Raises TimeoutError."""
     begun = time.monotonic()
     with topology.connection(names.node_netns(cluster.name, node)) as kernel:
@@ -93,14 +99,14 @@ def _beside_by_hand(ratio: float) -> Row:
     return Row(f"vxlan, Podway's beside {BY_HAND}", f"ratio {ratio:.2f}", f"not slower than {BY_HAND}", met)
 
 
-def _pool(number: int, form: Encapsulation, when: When) -> IPPool:
+def _pool(number: int, encapsulation: Encapsulation, when: When) -> IPPool:
     return IPPool(
-        metadata=Metadata(name=form),
+        metadata=Metadata(name=encapsulation),
         spec=IPPoolSpec(
             cidr=f"10.{100 + number}.0.0/16",
-            encapsulation=form,
-            when="always" if form == "none" else when,
-            namespace_selector=LabelSelector(match_labels={"form": form}),
+            encapsulation=encapsulation,
+            when="always" if encapsulation == "none" else when,
+            namespace_selector=LabelSelector(match_labels={"encapsulation": encapsulation}),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Settings changed under load: packets lost and connections broken while a cluster goes over to another form."""
+"""Settings changed under load: packets lost and connections broken while a cluster switches encapsulation."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""A node's power cut: how long the other nodes keep its routes, in every form and told in each way."""
+"""A node's power cut: how long the other nodes keep its routes, in every encapsulation and told in each way."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from podway.store.base import Event, Store
 
 NODES = 4
 ROUNDS = 3
-FORMS: tuple[Encapsulation, ...] = ("none", "vxlan", "ipip")
+ENCAPSULATIONS: tuple[Encapsulation, ...] = ("none", "vxlan", "ipip")
 TARGET = 1.0
 
 
@@ -36,21 +36,25 @@ def measure() -> Section:
     cut: dict[Encapsulation, list[float]] = {}
     with lab(nodes=NODES) as cluster:
         victims = (cluster.nodes[1:] * ROUNDS)[:ROUNDS]
-        for form in FORMS:
-            switch(cluster, Settings(encapsulation=form))
-            cut[form] = [_cut(cluster, victim) for victim in victims]
+        for encapsulation in ENCAPSULATIONS:
+            switch(cluster, Settings(encapsulation=encapsulation))
+            cut[encapsulation] = [_cut(cluster, victim) for victim in victims]
         switch(cluster, Settings(distribution="store"))
         deleted = [_delete(cluster, victim) for victim in cluster.nodes[1:]]
     return Section(
         "A node killed",
-        f"`podway lab node kill` in a lab of {NODES} nodes, {ROUNDS} times in each form: from the command's call, "
+        f"`podway lab node kill` in a lab of {NODES} nodes, {ROUNDS} times in each encapsulation: "
+        f"from the command's call, "
         "which then cuts the node's link and kills all its processes, until every other node's kernel has told "
         "that its route to the node's block is gone. With `store` nobody but the store can know: "
         f"{len(deleted)} nodes are killed and then deleted by `podway delete node`, as an operator or Kubernetes "
         "does; from the command until those who watch the store are told, and from there until the routes "
         "are gone.",
         (
-            *(_row(f"bgp, {form}: routes gone from every other node", times) for form, times in cut.items()),
+            *(
+                _row(f"bgp, {encapsulation}: routes gone from every other node", times)
+                for encapsulation, times in cut.items()
+            ),
             Row("store: until the store knows, by the command", _words([each.known for each in deleted])),
             Row("store: from there until routes are gone everywhere", _words([each.gone for each in deleted])),
         ),

@@ -9,7 +9,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 │   ├── AlreadyExists
 │   ├── Conflict            the object changed since it was read (compare-and-swap failed)
 │   ├── VersionExpired      a watch asked for history that is no longer kept: list that kind again
-│   ├── ObjectDamaged       a stored object cannot be read, or its fields cannot be right: it is set aside
+│   ├── ObjectDamaged       a stored object cannot be read, or its fields cannot be right: it is rejected
 │   ├── StoreUnavailable    cannot be reached, read or written now; trying again may help
 │   ├── StoreDamaged        the file is not a healthy database
 │   └── StoreTooNew         written by a newer Podway than this one

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from podway.agent.routes import node_routes
 from podway.agent.state import NodeState
-from podway.agent.told import told_routes
 from podway.api.addresses import Family
-from podway.api.checked import SetAside, check
+from podway.api.checked import RejectedObject, check
 from podway.api.columns import Cluster
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PasswordSource, PrefixRule, SecretKey
@@ -41,7 +41,7 @@ from podway.errors import InvalidObject
 from podway.health.checks.encapsulation import bare_far
 from podway.ipam.selection import wants_another
 from podway.plan.bgp import plan_bgp
-from podway.plan.switching import Ways, impossible, missing_routes, still_sent, unsettled, waiting
+from podway.plan.switching import InstalledModes, impossible, missing_routes, sent_modes, unconverged, waiting
 from podway.plan.uplink import Uplink
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd70::1/64")))
@@ -205,7 +205,7 @@ JSON = st.recursive(
 )
 
 
-def stored(known: tuple[str, str, str], value: Any) -> Resource | SetAside:
+def stored(known: tuple[str, str, str], value: Any) -> Resource | RejectedObject:
     """Return what the store makes of a value that stands under a key."""
     return check(known, json.dumps(value, ensure_ascii=False).encode())
 
@@ -222,13 +222,15 @@ def exercise(view: ClusterView) -> None:
         state.pod_pools(family, "default")
         for pool in state.pod_pools(family, "default"):
             state.book.lease(pool.metadata.name, Attachment("d", "eth0"), 1.0)
-    ways = Ways(learned={ip_network("10.244.2.0/24"): "vxlan"}, told={ip_network("fd00:244::40/122"): "none"})
-    unsettled(view, "n1", ways)
-    still_sent(view, "n1", ways)
-    list(missing_routes(view, "n1", UPLINK, ways))
+    installed = InstalledModes(
+        learned={ip_network("10.244.2.0/24"): "vxlan"}, own={ip_network("fd00:244::40/122"): "none"}
+    )
+    unconverged(view, "n1", installed)
+    sent_modes(view, "n1", installed)
+    list(missing_routes(view, "n1", UPLINK, installed))
     list(waiting(view, "n1"))
     list(impossible(view, UPLINK))
-    list(told_routes(view, "n1", (), {}, ()))
+    list(node_routes(view, "n1", (), {}, ()))
     bare_far(view, "n1")
     for name in view.nodes:
         speaker = plan_bgp(view, name)
@@ -240,9 +242,9 @@ def taken_into(view: ClusterView, known: tuple[str, str, str], value: Any) -> Cl
     return told(view, stored(known, value))
 
 
-def told(view: ClusterView, obj: Resource | SetAside) -> ClusterView:
+def told(view: ClusterView, obj: Resource | RejectedObject) -> ClusterView:
     """Return the view after a change, as an agent that hears of it makes it."""
-    if isinstance(obj, SetAside):
+    if isinstance(obj, RejectedObject):
         return view.without(obj)
     return view.after(view.change(obj))
 
@@ -265,42 +267,44 @@ def test_the_healthy_cluster_is_all_facts() -> None:
 @example([((("Node", "", "n2"), ("metadata", "annotations", "podway.io/asn")), "x")])
 @example([((("Node", "", "n1"), ("metadata", "annotations", "podway.io/agent-seen")), "yesterday")])
 @example([((("Node", "", "n2"), ("metadata", "annotations", "podway.io/interface-addresses")), "x/y,z")])
-def test_any_value_in_any_field_is_taken_or_set_aside_and_planning_goes_on(spoilt: list[tuple[Any, Any]]) -> None:
+def test_any_value_in_any_field_is_taken_or_rejected_and_planning_goes_on(spoilt: list[tuple[Any, Any]]) -> None:
     view = HEALTHY
     values = dict(SHAPES)
     for (known, path), bad in spoilt:
         values[known] = spoil(SHAPES[known], path, bad)
         view = taken_into(view, known, values[known])
     exercise(view)
-    for known, one in view.aside.items():
+    for known, one in view.rejected.items():
         assert view.find(known) == HEALTHY.find(known), "its last good state stays"
         assert str(one)
     # An agent that starts with this store and knows of no former state has itself in its view all the same.
     found = [stored(known, value) for known, value in values.items()]
-    aside = [one for one in found if isinstance(one, SetAside)]
-    fresh = ClusterView.of([one for one in found if not isinstance(one, SetAside)], aside=aside)
+    rejected = [one for one in found if isinstance(one, RejectedObject)]
+    fresh = ClusterView.of([one for one in found if not isinstance(one, RejectedObject)], rejected=rejected)
     exercise(fresh if "n1" in fresh.nodes else fresh.after(fresh.change(node(1))))
     # One that has known a better one keeps what it knew.
-    kept = ClusterView.of([one for one in found if not isinstance(one, SetAside)], aside=aside, former=HEALTHY)
+    kept = ClusterView.of(
+        [one for one in found if not isinstance(one, RejectedObject)], rejected=rejected, former=HEALTHY
+    )
     exercise(kept)
     assert not any(map(alters_plans, kept.changes_to(view)))
     # And when all is well again, nothing is left of it.
     for known in values:
         kept = taken_into(kept, known, SHAPES[known])
-    assert not kept.aside
+    assert not kept.rejected
     assert not any(map(alters_plans, kept.changes_to(HEALTHY)))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(SHAPES)), st.integers(min_value=0), st.integers(0, 7))
-def test_any_flipped_bit_is_taken_or_set_aside(known: tuple[str, str, str], position: int, bit: int) -> None:
+def test_any_flipped_bit_is_taken_or_rejected(known: tuple[str, str, str], position: int, bit: int) -> None:
     body = bytearray(json.dumps(SHAPES[known]).encode())
     body[position % len(body)] ^= 1 << bit
     exercise(told(HEALTHY, check(known, bytes(body))))
 
 
 @given(st.sampled_from(sorted(SHAPES)), st.binary(max_size=200))
-def test_any_bytes_are_taken_or_set_aside(known: tuple[str, str, str], body: bytes) -> None:
+def test_any_bytes_are_taken_or_rejected(known: tuple[str, str, str], body: bytes) -> None:
     check(known, body)
 
 
@@ -309,7 +313,7 @@ def test_any_bytes_are_taken_or_set_aside(known: tuple[str, str, str], body: byt
 def test_commands_show_and_judge_every_fact(place: tuple[Any, Any], bad: Any) -> None:
     known, path = place
     one = stored(known, spoil(SHAPES[known], path, bad))
-    if isinstance(one, SetAside):
+    if isinstance(one, RejectedObject):
         assert subject(known) in str(one.error)
         return
     former = next(obj for obj in CLUSTER if key(obj) == known)
@@ -325,13 +329,13 @@ def test_commands_show_and_judge_every_fact(place: tuple[Any, Any], bad: Any) ->
         check_deletion(one, objects)
 
 
-def test_a_deleted_object_that_was_set_aside_is_gone() -> None:
+def test_a_deleted_object_that_was_rejected_is_gone() -> None:
     known = ("AddressBlock", "", "10-244-2-0-24")
     view = taken_into(HEALTHY, known, spoil(SHAPES[known], ("spec", "cidr"), "x"))
-    assert known in view.aside
+    assert known in view.rejected
     assert view.blocks_of("n2")
-    gone = view.after(view.change(SetAside(known, "x"), deleted=True))
-    assert not gone.aside
+    gone = view.after(view.change(RejectedObject(known, "x"), deleted=True))
+    assert not gone.rejected
     assert [str(each.network) for each in gone.blocks_of("n2")] == ["fd00:244::40/122"]
 
 
@@ -345,11 +349,11 @@ def test_a_deleted_object_that_was_set_aside_is_gone() -> None:
         (("status", "addresses", 0, "address"), "fe80::1%eth0"),
     ],
 )
-def test_a_node_that_is_set_aside_is_named_by_its_field(path: tuple[str | int, ...], bad: str) -> None:
+def test_a_node_that_is_rejected_is_named_by_its_field(path: tuple[str | int, ...], bad: str) -> None:
     known = ("Node", "", "n2")
     one = stored(known, spoil(SHAPES[known], path, bad))
-    assert isinstance(one, SetAside)
-    assert str(one).startswith("Node/n2 is set aside: ")
+    assert isinstance(one, RejectedObject)
+    assert str(one).startswith("Node/n2 is rejected: ")
     assert bad in one.problem
 
 
@@ -391,8 +395,8 @@ def test_objects_that_are_right_by_themselves_and_wrong_beside_each_other(
         more.append(
             Node(metadata=notes, status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=first),)))
         )
-    for number, (cidr, form, attach) in enumerate(pools):
-        spec = IPPoolSpec(cidr=cidr, encapsulation=form, attach=attach)  # type: ignore[arg-type]
+    for number, (cidr, mode, attach) in enumerate(pools):
+        spec = IPPoolSpec(cidr=cidr, encapsulation=mode, attach=attach)  # type: ignore[arg-type]
         more.append(IPPool(metadata=meta(f"p{number}"), spec=spec))
     view = HEALTHY
     for obj in more:

@@ -20,18 +20,18 @@ from podway.plan.changes import KINDS, between, patched
 from podway.plan.node import plan_node, pod_mtu
 from podway.plan.objects import NodePlan
 from podway.plan.others import others_altered
-from podway.plan.sent import Sent
+from podway.plan.sent_modes import SentModes
 from podway.plan.uplink import Uplink
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd30::1/64")))
 
 
-def node(name: str, number: int, forms: str = "vxlan", seen: int = 0) -> Node:
+def node(name: str, number: int, modes: str = "vxlan", seen: int = 0) -> Node:
     addresses = (f"172.30.0.{number}", f"fd30::{number}")
     notes = {
         INTERFACE_ADDRESSES: f"{addresses[0]}/24,{addresses[1]}/64",
-        ACCEPTS: forms,
-        SENDS: forms,
+        ACCEPTS: modes,
+        SENDS: modes,
         AGENT_SEEN: str(seen),
     }
     status = NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=text) for text in addresses))
@@ -64,10 +64,10 @@ def contents(plan: NodePlan) -> dict[str, dict[Any, Any]]:
 
 
 def start(encapsulation: Encapsulation, distribution: Distribution) -> NodeState:
-    forms = "" if encapsulation == "none" else encapsulation
-    objects = [node("here", 1, forms), *pools(encapsulation, distribution), block(1, "here")]
+    modes = "" if encapsulation == "none" else encapsulation
+    objects = [node("here", 1, modes), *pools(encapsulation, distribution), block(1, "here")]
     objects += [
-        obj for n in (2, 3, 4) for obj in (node(f"n{n}", n, forms), block(n, f"n{n}"), block(n, f"n{n}", 6))
+        obj for n in (2, 3, 4) for obj in (node(f"n{n}", n, modes), block(n, f"n{n}"), block(n, f"n{n}", 6))
     ]
     state = NodeState("here", ClusterView.of(objects), UPLINK)
     state.sent = {} if encapsulation == "none" else {"ipv4": {encapsulation}, "ipv6": {encapsulation}}
@@ -158,7 +158,7 @@ def test_a_heartbeat_alters_nothing_and_plans_nothing() -> None:
     state = start("vxlan", "store")
     before = state.plan()
     change = state.view.change(node("n2", 2, seen=7))
-    state.pass_over(state.view.after(change))
+    state.advance(state.view.after(change))
     assert state.plan().neighbours is not None
     assert state.plan().forwarding is before.forwarding
     assert state.view.nodes["n2"].metadata.annotations[AGENT_SEEN] == "7"
@@ -190,5 +190,5 @@ def test_another_nodes_address_that_alters_the_mtu_of_pods_is_a_matter_of_the_wh
     after = before.after(change)
     uplink = Uplink("eth0", 1500, here.interface_addresses)
     assert (pod_mtu(before, uplink), pod_mtu(after, uplink)) == (1450, 1430)
-    sent: Sent = {"ipv4": {"vxlan"}, "ipv6": {"vxlan"}}
+    sent: SentModes = {"ipv4": {"vxlan"}, "ipv6": {"vxlan"}}
     assert others_altered(before, after, "here", [change], sent) is None

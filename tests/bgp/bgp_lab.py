@@ -373,7 +373,7 @@ class Segment:
         return ClusterView.of([*(each.resource for each in nodes), *pools, config, *self.objects])
 
     def plan(self, node: LabNode, nodes: Sequence[LabNode]) -> BgpPlan:
-        return plan_bgp(self.view(nodes), node.node, node.speaker.standing, uplink=node.uplink)
+        return plan_bgp(self.view(nodes), node.node, node.speaker.running, uplink=node.uplink)
 
     def start(self, count: int) -> list[LabNode]:
         """Add nodes, start their speakers and wait until all have each other's routes."""
@@ -385,7 +385,7 @@ class Segment:
         return nodes
 
     def go_over(self, *, within: float = PATIENCE) -> None:
-        """Have all agents go over to the topology of `bgp`, until each has ended what it needs no more."""
+        """Have all agents switch to the topology of `bgp`, until each has ended what it needs no more."""
 
         def done() -> bool:
             for node in self.nodes:
@@ -393,7 +393,7 @@ class Segment:
             view = self.view(self.nodes)
             targets = [plan_bgp(view, node.node) for node in self.nodes]
             wanted = [(frozenset(peer.node for peer in plan.peers), plan.reflects) for plan in targets]
-            return wanted == [(node.speaker.standing.nodes, node.speaker.standing.reflects) for node in self.nodes]
+            return wanted == [(node.speaker.running.nodes, node.speaker.running.reflects) for node in self.nodes]
 
         eventually(done, within=within, pause=0.2)
 

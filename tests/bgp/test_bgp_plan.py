@@ -14,7 +14,7 @@ from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.bgp import plan_bgp
-from podway.plan.topology import Standing
+from podway.plan.topology import RunningTopology
 
 BGP = BgpSettings()
 
@@ -76,11 +76,11 @@ def test_a_router_id_stays_until_it_is_another_nodes_address() -> None:
     """BIRD would begin all sessions anew."""
     both, six, other = node(1), node(1, (Family.IPV6,)), node(2)
     known = plan_bgp(view_of([both, other, V6]), "node-1").router_id
-    standing = Standing(router_id=known)
+    running = RunningTopology(router_id=known)
     assert plan_bgp(view_of([six, other, V6]), "node-1").router_id != known
-    assert plan_bgp(view_of([six, other, V6]), "node-1", standing).router_id == known
-    assert plan_bgp(view_of([both, other, V6]), "node-1", standing).router_id == known
-    taken = Standing(router_id=plan_bgp(view_of([other]), "node-2").router_id)
+    assert plan_bgp(view_of([six, other, V6]), "node-1", running).router_id == known
+    assert plan_bgp(view_of([both, other, V6]), "node-1", running).router_id == known
+    taken = RunningTopology(router_id=plan_bgp(view_of([other]), "node-2").router_id)
     assert plan_bgp(view_of([both, other, V6]), "node-1", taken).router_id == known
 
 

@@ -91,6 +91,6 @@ def test_a_pid_file_of_nonsense_names_nobody(tmp_path: Path, text: str) -> None:
         speaker.bird.pid_file.write_bytes(text.encode("latin-1"))
         speaker.bird.conf.write_bytes(b"\xff\xfe")
         assert speaker.bird._find() is None
-        assert not speaker.standing.nodes
+        assert not speaker.running.nodes
 
     asyncio.run(start())

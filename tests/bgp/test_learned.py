@@ -63,7 +63,7 @@ def test_a_route_over_several_ways(segment: Segment) -> None:
     eventually(lambda: ways(one, "10.244.9.0/24") == both)
     with keeper(one) as (learned, repaired):
         one.ip("route", "replace", "10.244.9.0/24", "via", tors[0].address, "metric", "32", "proto", "bird")
-        one.loop.call_soon_threadsafe(learned.soon)
+        one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: ways(one, "10.244.9.0/24") == both)
         eventually(lambda: repaired)
         assert "route 10.244.9.0/24 via 192.0.2.101 dev eth0 and via 192.0.2.102 dev eth0" in repaired[0]
@@ -92,12 +92,12 @@ def test_an_encapsulated_route(segment: Segment) -> None:
     with keeper(one) as (learned, repaired):
         assert ways(one, two.block4) == ways(one, two.block6) == set()
         overlay(one)
-        one.loop.call_soon_threadsafe(learned.soon)
+        one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6))
         eventually(lambda: len(repaired) == 2)
         one.ip("route", "replace", two.block4, "via", "192.0.2.2", "metric", "32", "proto", "bird")
         one.ip("-6", "route", "del", two.block6)
-        one.loop.call_soon_threadsafe(learned.soon)
+        one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6))
         eventually(lambda: len(repaired) == 4)
         assert learned.failures == ()
@@ -144,10 +144,10 @@ def test_a_subnet_that_bird_lost_is_found_again(segment: Segment) -> None:
     with keeper(one) as (learned, repaired):
         come_and_go(one, "2001:db8::201/64")
         eventually(lambda: two.block6 not in one.routes())
-        one.loop.call_soon_threadsafe(learned.soon)
+        one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: all_ways(one) == before)
         eventually(lambda: repaired)
-        assert f"route {two.block6}, told by node-2.ipv6: BIRD lost the way to its next hop" in repaired[0]
+        assert f"route {two.block6}, learned from node-2.ipv6: BIRD lost the way to its next hop" in repaired[0]
         assert learned.lost == ()
 
 
@@ -160,9 +160,9 @@ def test_a_route_without_any_way_to_its_next_hop_is_told(segment: Segment) -> No
     one.start([one])
     eventually(lambda: "10.244.9.0/24" in birdc(one, "show", "route"))
     with keeper(one) as (learned, repaired):
-        one.loop.call_soon_threadsafe(learned.soon)
+        one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: learned.lost)
-        assert "route 10.244.9.0/24, told by peer:tor-101" in learned.lost[0]
+        assert "route 10.244.9.0/24, learned from peer:tor-101" in learned.lost[0]
         one.ip("route", "add", "203.0.113.0/24", "via", "192.0.2.101")
         eventually(lambda: ways(one, "10.244.9.0/24") == {("eth0", "192.0.2.101")})
         eventually(lambda: learned.lost == ())

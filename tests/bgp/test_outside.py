@@ -254,7 +254,7 @@ def test_frr_as_a_peer(alone: Segment) -> None:
 
 
 def test_no_more_is_taken_of_a_peer_than_is_said(alone: Segment) -> None:
-    """What is too much is refused and told; when the peer tells less, or more may be taken, all is there."""
+    """What is too much is refused and told; when the peer advertises less, or more may be taken, all is there."""
     (one,) = alone.add(1)
     tor = alone.outside(101)
     every = [f"100.64.{number}.0/24" for number in range(10)]

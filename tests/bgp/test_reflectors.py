@@ -1,4 +1,4 @@
-"""Which nodes reflect, and that going over to reflectors and back, or losing one, costs no packet."""
+"""Which nodes reflect, and that switching to reflectors and back, or losing one, costs no packet."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from podway.api.kinds.node import ASN, BGP_READY, RACK, Node
 from podway.api.meta import LabelSelector, Metadata
 from podway.plan.bgp import plan_bgp
 from podway.plan.reflectors import reflectors
-from podway.plan.topology import Standing, topology
+from podway.plan.topology import RunningTopology, topology
 from tests.bgp.bgp_lab import LabNode, Segment, eventually
 from tests.bgp.test_bgp_plan import V4, node, view_of
 
@@ -85,12 +85,12 @@ def ready(nodes: list[Node], name: str) -> list[Node]:
 
 
 def test_what_stands_is_kept_until_all_are_ready() -> None:
-    """A session of the mesh, the reflecting of a former reflector, and a pool that BGP tells no more."""
+    """A session of the mesh, the reflecting of a former reflector, and a pool that BGP advertises no more."""
     view = view_of([*MANY, V4], SPREAD)
     target = topology(view)
     client = next(name for name in view.nodes if name not in target.reflectors)
     others = view.nodes.keys() - {client}
-    standing = Standing(frozenset(others), True, frozenset({ip_network("10.9.0.0/16")}))
+    running = RunningTopology(frozenset(others), True, frozenset({ip_network("10.9.0.0/16")}))
     gone = msgspec.structs.replace(V4, metadata=Metadata(name="gone"))
     gone = msgspec.structs.replace(
         gone, spec=msgspec.structs.replace(gone.spec, cidr="10.9.0.0/16", distribution="store")
@@ -98,7 +98,7 @@ def test_what_stands_is_kept_until_all_are_ready() -> None:
     view = view_of([*MANY, V4, gone], SPREAD)
 
     def outcome(nodes: list[Node]) -> tuple[set[str], set[str], bool, int]:
-        plan = plan_bgp(view_of([*nodes, V4, gone], SPREAD), client, standing)
+        plan = plan_bgp(view_of([*nodes, V4, gone], SPREAD), client, running)
         kept = {peer.node for peer in plan.peers if peer.kept}
         return {peer.node for peer in plan.peers}, kept, plan.reflects, len(plan.pools)
 
@@ -106,7 +106,7 @@ def test_what_stands_is_kept_until_all_are_ready() -> None:
     assert outcome([*ready(MANY[:-1], target.name), MANY[-1]]) == (others, others - target.reflectors, True, 2)
     assert outcome(ready(MANY, "mesh-of-old")) == (others, others - target.reflectors, True, 2)
     assert outcome(ready(MANY, target.name)) == (set(target.reflectors), set(), False, 1)
-    waiting = plan_bgp(view_of([*ready(MANY[:-1], target.name), MANY[-1], V4], SPREAD), client, standing)
+    waiting = plan_bgp(view_of([*ready(MANY[:-1], target.name), MANY[-1], V4], SPREAD), client, running)
     assert waiting.waits_for == ("node-7",)
 
 

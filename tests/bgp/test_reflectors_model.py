@@ -20,7 +20,7 @@ from podway.api.meta import LabelSelector
 from podway.bgp.speaker import SETTLE
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
-from podway.plan.topology import Standing, topology
+from podway.plan.topology import RunningTopology, topology
 from tests.bgp.test_bgp_plan import V4, V6, node, view_of
 
 CHOSEN = BgpSettings(topology="reflectors", reflectors=ReflectorSettings(count=2))
@@ -97,12 +97,12 @@ class Model:
         if not each.alive or name not in self.objects:
             return
         view, plan = self.view, each.plan
-        standing = Standing(
+        running = RunningTopology(
             frozenset(peer.node for peer in plan.peers) if plan else frozenset(),
             plan.reflects if plan else False,
             frozenset(pool.network for pool in plan.pools) if plan else frozenset(),
         )
-        each.plan = plan_bgp(view, name, standing)
+        each.plan = plan_bgp(view, name, running)
         if plan is None or (plan.topology, plan.reflects) != (each.plan.topology, each.plan.reflects):
             each.taken = self.now
         self.connect()

@@ -13,7 +13,7 @@ from podway.api.kinds.ip_pool import IPPool, When
 from podway.api.kinds.network_config import BgpSettings, ReflectorSettings
 from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import LabelSelector, Metadata
-from podway.bgp.render import render, standing
+from podway.bgp.render import render, running
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.uplink import Uplink
 from tests.bgp.test_bgp_plan import V4, V6, node, pool, view_of
@@ -122,7 +122,7 @@ def test_of_two_nodes_one_dials() -> None:
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_what_bird_does_is_read_back(plan: BgpPlan) -> None:
-    found = standing(render(plan, Path("bird.log"), {}))
+    found = running(render(plan, Path("bird.log"), {}))
     assert found.nodes == {peer.node for peer in plan.peers}
     assert found.reflects == plan.reflects
     assert found.pools == {pool.network for pool in plan.pools}

@@ -185,7 +185,7 @@ def test_routes_altered_by_hand_are_mended(segment: Segment) -> None:
     one, two = segment.start(2)
     one.ip("route", "del", two.block4)
     one.ip("-6", "route", "del", two.block6)
-    one.run(one.speaker.mend_kernel_routes())
+    one.run(one.speaker.repair_kernel_routes())
     eventually(lambda: segment.complete(one))
 
 

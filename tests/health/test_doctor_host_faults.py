@@ -52,12 +52,12 @@ def test_a_clock_that_is_ahead(lab: HealthLab) -> None:
 
 
 def test_a_store_that_is_away(lab: HealthLab) -> None:
-    file, aside = lab_dir(lab.name) / "store.db", lab_dir(lab.name) / "aside.db"
-    file.rename(aside)
+    file, rejected = lab_dir(lab.name) / "store.db", lab_dir(lab.name) / "aside.db"
+    file.rename(rejected)
     try:
         lab.finding("store", "node1, node2: store", "store.db")
     finally:
-        aside.rename(file)
+        rejected.rename(file)
 
 
 def test_a_channel_whose_port_is_taken(lab: HealthLab) -> None:
@@ -273,7 +273,7 @@ def test_conntrack_is_read_and_judged(node: Any, node_facts: Callable[..., Any])
 
 
 def test_what_a_peer_tells_besides_pods_ranges_is_the_hosts_to_decide(node: Any) -> None:
-    """A default route that a peer tells holds the node's own addresses; a block may hold a narrower route."""
+    """A default route that a peer advertises holds the node's own addresses; a block may hold a narrower route."""
     node.sh("ip link add eth0 type bridge; ip link set eth0 up; ip addr add 172.30.0.1/16 dev eth0; "
             "ip addr add fd30::1/64 dev eth0 nodad")  # fmt: skip
     told = {

@@ -43,8 +43,12 @@ REDIRECT = {Family.IPV4: (5, 1), Family.IPV6: (137, 0)}
 NARROW = 1290
 
 
-def node_object(name: str, addresses: dict[Family, Interface], forms: str = "") -> Node:
-    notes = {INTERFACE_ADDRESSES: ",".join(map(str, addresses.values())), ACCEPTS: forms, SENDS: forms}
+def node_object(name: str, addresses: dict[Family, Interface], encapsulations: str = "") -> Node:
+    notes = {
+        INTERFACE_ADDRESSES: ",".join(map(str, addresses.values())),
+        ACCEPTS: encapsulations,
+        SENDS: encapsulations,
+    }
     return Node(
         metadata=Metadata(name=name, annotations=notes),
         status=NodeStatus(
@@ -55,20 +59,20 @@ def node_object(name: str, addresses: dict[Family, Interface], forms: str = "") 
 
 def cluster(
     attach: Attach = "routed",
-    forms: str = "",
+    encapsulations: str = "",
     underlay: Iterable[Family] = tuple(Family),
     more: Sequence[dict[Family, Interface]] = (),
     blocks: Mapping[str, str] = MappingProxyType({}),
 ) -> ClusterView:
-    """Two nodes, `here` and `there`, with a block each of two pools, one a family; they send and take `forms`.
+    """Two nodes, `here` and `there`, a block each of two pools, one a family; they send and take `encapsulations`.
 
     `underlay` are the families of the nodes' addresses, `more` the addresses of further nodes, `more0` and
     so on, and `blocks` what these own besides.
     """
     objects: list[Resource] = [
-        node_object("here", {family: HERE[family] for family in underlay}, forms),
-        node_object("there", {family: THERE[family] for family in underlay}, forms),
-        *(node_object(f"more{number}", addresses, forms) for number, addresses in enumerate(more)),
+        node_object("here", {family: HERE[family] for family in underlay}, encapsulations),
+        node_object("there", {family: THERE[family] for family in underlay}, encapsulations),
+        *(node_object(f"more{number}", addresses, encapsulations) for number, addresses in enumerate(more)),
     ]
     for name, cidr in blocks.items():
         spec = AddressBlockSpec(cidr=cidr, pool=f"pool{Family.of(ip_network(cidr)).value}", node=name)

@@ -53,7 +53,7 @@ def test_carrying_out_all_changes_makes_the_one_into_the_other(have: dict[int, i
 
 @given(st.dictionaries(st.integers(), st.integers()), st.dictionaries(st.integers(), st.integers()))
 def test_a_kind_that_is_only_mended_is_never_made_or_removed(have: dict[int, int], want: dict[int, int]) -> None:
-    changes = list(compare("number", have, want, mends_only=True))
+    changes = list(compare("number", have, want, repairs_only=True))
     assert {change.action for change in changes} <= {"replace"}
 
 

@@ -1,4 +1,4 @@
-"""VXLAN devices and all that stands on them: made, mended, removed; real packets between two nodes."""
+"""VXLAN devices and all that stands on them: made, repaired, removed; real packets between two nodes."""
 
 import json
 import socket
@@ -314,7 +314,7 @@ def test_a_device_that_goes_takes_no_packet_along(pair: Pair, family: Family) ->
     )
     for kernel, plan in zip(pair.kernels, overlay, strict=True):
         assert kernel.apply(plan).failures == ()
-    # The receiver takes off either form throughout: only the sender switches.
+    # The receiver takes off either encapsulation throughout: only the sender switches.
     here, there = (str(net[1]) for net in PODS[family])
     sent = 0
     with pair.namespaces[0].udp(here) as client, pair.namespaces[1].udp(there) as server:

@@ -119,16 +119,16 @@ def test_an_error_in_fragments_is_no_way_round(lab: GuardLab) -> None:
         assert not lab.narrowed(THERE[family].ip)
 
 
-@pytest.mark.parametrize("form", ["vxlan", "ipip"])
+@pytest.mark.parametrize("encapsulation", ["vxlan", "ipip"])
 def test_a_pods_packets_in_the_form_of_a_tunnel_reach_no_node(
-    new_netns: Callable[[], TestNamespace], attach: Attach, family: Family, form: str
+    new_netns: Callable[[], TestNamespace], attach: Attach, family: Family, encapsulation: str
 ) -> None:
-    """Also where the sending node only takes the form off any more."""
-    with guard_lab(new_netns, cluster(attach, forms=form)) as lab:
+    """Also where the sending node only takes the encapsulation off any more."""
+    with guard_lab(new_netns, cluster(attach, encapsulations=encapsulation)) as lab:
         pod, far = lab.run_pod(new_netns(), 7, attach), ip_network(BLOCKS[family][1]).network_address + 7
         for target, arrives in ((THERE[family].ip, False), (ROUTER[family].ip, True), (far, True)):
             mark = secrets.token_bytes(8)
-            protocol, body = (17, udp(5, 4789, mark)) if form == "vxlan" else (4, b"E" * 40 + mark)
+            protocol, body = (17, udp(5, 4789, mark)) if encapsulation == "vxlan" else (4, b"E" * 40 + mark)
             with listening(lab.fabric) as heard:
                 pod.send(ip_packet(pod.address[family], target, protocol, body))
                 assert heard.has(mark, 5 if arrives else 0.3) is arrives
@@ -148,7 +148,7 @@ TAMPERINGS = {
 def test_rules_that_somebody_changes_are_told_and_put_right(
     new_netns: Callable[[], TestNamespace], command: str
 ) -> None:
-    with guard_lab(new_netns, cluster(forms="vxlan")) as lab:
+    with guard_lab(new_netns, cluster(encapsulations="vxlan")) as lab:
         lab.run_pod(new_netns(), 7)
         lab.node.sh(command)
         plan = lab.plan()
@@ -163,12 +163,12 @@ def test_rules_that_somebody_changes_are_told_and_put_right(
 
 def test_nodes_come_and_go_without_a_table_loaded_anew(new_netns: Callable[[], TestNamespace]) -> None:
     """Counters that go on tell so."""
-    with guard_lab(new_netns, cluster(forms="vxlan")) as lab:
+    with guard_lab(new_netns, cluster(encapsulations="vxlan")) as lab:
         pod = lab.run_pod(new_netns(), 7)
         for count in (1, 2):
             pod.send(ip_packet(pod.address[Family.IPV4], THERE[Family.IPV4].ip, 17, udp(5, 4789)))
             assert lab.dropped("ip podway", "pod") == count
-            lab.follow(cluster(forms="vxlan", more=[ROUTER]))
+            lab.follow(cluster(encapsulations="vxlan", more=[ROUTER]))
             assert str(ROUTER[Family.IPV6].ip) in lab.node.sh("nft list set ip6 podway nodes")
-            lab.follow(cluster(forms="vxlan"))
+            lab.follow(cluster(encapsulations="vxlan"))
             assert str(ROUTER[Family.IPV6].ip) not in lab.node.sh("nft list set ip6 podway nodes")

@@ -56,11 +56,13 @@ def way(request: pytest.FixtureRequest) -> Way:
     return param
 
 
-def view_of(form: Encapsulation, outer: Family, inner: Family) -> ClusterView:
-    """Nobody asks for the form: it is one that is on its way out, and still taken off."""
+def view_of(encapsulation: Encapsulation, outer: Family, inner: Family) -> ClusterView:
+    """Nobody asks for the encapsulation: it is one that is on its way out, and still taken off."""
     underlay = [outer] if outer is Family.IPV6 else list(Family)
     third = {family: THIRD[family] for family in underlay}
-    return cluster(forms=form, underlay=underlay, more=[third], blocks={"more0": THIRDS_BLOCK[inner]})
+    return cluster(
+        encapsulations=encapsulation, underlay=underlay, more=[third], blocks={"more0": THIRDS_BLOCK[inner]}
+    )
 
 
 @pytest.fixture
@@ -70,9 +72,11 @@ def lab(new_netns: Callable[[], TestNamespace], way: Way) -> Iterator[GuardLab]:
         yield lab
 
 
-def tunnelled(form: Encapsulation, packet: bytes, source: Address, destination: Address, vni: int = VNI) -> bytes:
+def tunnelled(
+    encapsulation: Encapsulation, packet: bytes, source: Address, destination: Address, vni: int = VNI
+) -> bytes:
     """Put outer headers on a packet."""
-    if form == "ipip":
+    if encapsulation == "ipip":
         return ip_packet(source, destination, 4, packet)
     kind = 0x0800 if packet[0] >> 4 == 4 else 0x86DD
     frame = ethernet(overlay(HERE[Family(destination.version)].ip).mac, overlay(source).mac, kind, packet)
@@ -85,7 +89,7 @@ def pod_in(cidr: str) -> Address:
 
 def taken(
     lab: GuardLab,
-    form: Encapsulation,
+    encapsulation: Encapsulation,
     outer_source: Address,
     inner_source: Address,
     wait: float,
@@ -97,7 +101,7 @@ def taken(
     pod, outer = lab.pods[0], Family(outer_source.version)
     mark = secrets.token_bytes(8)
     inner = ip_packet(inner_source, pod.address[Family(inner_source.version)], 17, udp(5, 6, mark))
-    packet = tunnelled(form, inner, outer_source, destination or HERE[outer].ip)
+    packet = tunnelled(encapsulation, inner, outer_source, destination or HERE[outer].ip)
     with listening(pod.netns) as heard:
         if from_pod:
             pod.send(packet)
@@ -107,7 +111,7 @@ def taken(
 
 
 def test_a_node_sends_from_its_pods_and_itself_and_from_nobody_else(lab: GuardLab, way: Way) -> None:
-    form, outer, inner = way
+    encapsulation, outer, inner = way
     node = THERE[outer].ip
     lawful = {
         "a pod of the node": pod_in(BLOCKS[inner][1]),
@@ -127,36 +131,36 @@ def test_a_node_sends_from_its_pods_and_itself_and_from_nobody_else(lab: GuardLa
         "the world outside": ip_address("203.0.113.9" if inner is Family.IPV4 else "2001:db8:9::9"),
     }
     for what, source in lawful.items():
-        assert taken(lab, form, node, source, 5), what
+        assert taken(lab, encapsulation, node, source, 5), what
     for what, source in forged.items():
-        assert not taken(lab, form, node, source, 0.2), what
+        assert not taken(lab, encapsulation, node, source, 0.2), what
 
 
 def test_a_host_of_the_fabric_that_is_no_node_sends_nothing(lab: GuardLab, way: Way) -> None:
-    form, outer, inner = way
+    encapsulation, outer, inner = way
     for source in (pod_in(BLOCKS[inner][1]), ROUTER[inner].ip, pod_in(THIRDS_BLOCK[inner])):
-        assert not taken(lab, form, ROUTER[outer].ip, source, 0.2)
-    assert taken(lab, form, THERE[outer].ip, pod_in(BLOCKS[inner][1]), 5)
+        assert not taken(lab, encapsulation, ROUTER[outer].ip, source, 0.2)
+    assert taken(lab, encapsulation, THERE[outer].ip, pod_in(BLOCKS[inner][1]), 5)
 
 
 def test_a_pod_of_the_node_sends_nothing(lab: GuardLab, way: Way) -> None:
-    form, outer, inner = way
+    encapsulation, outer, inner = way
     for source in (lab.pods[0].address[outer], THERE[outer].ip):
-        assert not taken(lab, form, source, pod_in(BLOCKS[inner][1]), 0.2, from_pod=True)
+        assert not taken(lab, encapsulation, source, pod_in(BLOCKS[inner][1]), 0.2, from_pod=True)
 
 
 def test_a_block_that_changes_hands_is_taken_from_its_new_owner(lab: GuardLab, way: Way) -> None:
-    form, outer, inner = way
+    encapsulation, outer, inner = way
     source = pod_in(THIRDS_BLOCK[inner])
-    assert taken(lab, form, THIRD[outer].ip, source, 5)
+    assert taken(lab, encapsulation, THIRD[outer].ip, source, 5)
     view = view_of(*way)
     blocks = {name: block for name, block in view.blocks.items() if block.spec.cidr == THIRDS_BLOCK[inner]}
     (old,) = blocks.values()
     new = msgspec.structs.replace(old, spec=msgspec.structs.replace(old.spec, node="there"))
     objects = [*view.nodes.values(), *view.pools.values(), *(b for b in view.blocks.values() if b is not old), new]
     lab.follow(ClusterView.of(objects))
-    assert not taken(lab, form, THIRD[outer].ip, source, 0.2)
-    assert taken(lab, form, THERE[outer].ip, source, 5)
+    assert not taken(lab, encapsulation, THIRD[outer].ip, source, 0.2)
+    assert taken(lab, encapsulation, THERE[outer].ip, source, 5)
     assert lab.kernel.diff(lab.plan()) == []
 
 

@@ -13,15 +13,15 @@ from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, Nod
 from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import (
-    Crossing,
-    crossing,
-    crossings,
-    form_to,
-    form_wanted,
-    forms_accepted,
-    forms_held,
-    forms_sent,
+    OverlayNextHop,
+    accepted_modes,
+    desired_mode,
+    mode_to,
     overlay,
+    overlay_next_hop,
+    overlay_next_hops,
+    planned_modes,
+    required_modes,
 )
 from podway.plan.node import plan_node, pod_mtu
 from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE, Route
@@ -73,43 +73,43 @@ def test_no_two_ipv4_nodes_share_an_overlay_address(addresses: set[Any]) -> None
 
 def test_cross_subnet_encapsulates_only_between_subnets() -> None:
     crossing_pool = pool(encapsulation="ipip", when="cross-subnet")
-    assert form_wanted(crossing_pool, ONE, NEAR) == "none"
-    assert form_wanted(crossing_pool, ONE, FAR) == "ipip"
-    assert form_wanted(pool(encapsulation="ipip"), ONE, NEAR) == "ipip"
+    assert desired_mode(crossing_pool, ONE, NEAR) == "none"
+    assert desired_mode(crossing_pool, ONE, FAR) == "ipip"
+    assert desired_mode(pool(encapsulation="ipip"), ONE, NEAR) == "ipip"
 
 
 def test_a_form_is_sent_only_to_who_accepts_it() -> None:
     silent = node("silent", "172.30.1.9/24")
     former = node("former", "172.30.1.8/24", accepts="vxlan")
     wanted = pool(encapsulation="ipip")
-    assert form_to(wanted, ONE, NEAR) == "ipip"
-    assert form_to(wanted, ONE, silent) == "none"
-    assert form_to(wanted, ONE, former) == "vxlan"  # it has not switched yet
-    assert form_to(pool(), ONE, former) == "none"  # bare packets are always taken
+    assert mode_to(wanted, ONE, NEAR) == "ipip"
+    assert mode_to(wanted, ONE, silent) == "none"
+    assert mode_to(wanted, ONE, former) == "vxlan"  # it has not switched yet
+    assert mode_to(pool(), ONE, former) == "none"  # bare packets are always taken
 
 
 def test_a_form_is_sent_only_by_who_has_said_so() -> None:
     quiet = node("quiet", "172.30.1.9/24", accepts="vxlan,ipip")
-    assert form_to(pool(encapsulation="vxlan"), quiet, NEAR) == "none"
-    assert form_to(pool(encapsulation="vxlan"), ONE, quiet) == "vxlan"
+    assert mode_to(pool(encapsulation="vxlan"), quiet, NEAR) == "none"
+    assert mode_to(pool(encapsulation="vxlan"), ONE, quiet) == "vxlan"
 
 
 def test_a_form_is_held_while_another_node_sends_it() -> None:
     plain = node("plain", "172.30.1.4/24")
-    assert forms_held(view(plain, NEAR, pool()), "plain") == frozenset()
+    assert required_modes(view(plain, NEAR, pool()), "plain") == frozenset()
     still = node("still", "172.30.1.3/24", sends="vxlan")
-    assert forms_accepted(view(plain, still, pool()), "plain") == {"vxlan"}
-    assert forms_held(view(plain, still, pool()), "plain") == {"vxlan"}
-    assert forms_held(view(plain, still, pool(encapsulation="ipip")), "plain") == {"vxlan", "ipip"}
+    assert accepted_modes(view(plain, still, pool()), "plain") == {"vxlan"}
+    assert required_modes(view(plain, still, pool()), "plain") == {"vxlan"}
+    assert required_modes(view(plain, still, pool(encapsulation="ipip")), "plain") == {"vxlan", "ipip"}
 
 
 def test_a_form_is_held_while_others_may_think_that_it_is_or_the_node_sends_it_itself() -> None:
     withdrawing = node("withdrawing", "172.30.1.5/24", accepts="vxlan")
     sending = node("sending", "172.30.1.6/24", sends="ipip")
-    assert forms_accepted(view(withdrawing, pool()), "withdrawing") == frozenset()
-    assert forms_held(view(withdrawing, pool()), "withdrawing") == {"vxlan"}
-    assert forms_accepted(view(sending, pool()), "sending") == frozenset()
-    assert forms_held(view(sending, pool()), "sending") == {"ipip"}
+    assert accepted_modes(view(withdrawing, pool()), "withdrawing") == frozenset()
+    assert required_modes(view(withdrawing, pool()), "withdrawing") == {"vxlan"}
+    assert accepted_modes(view(sending, pool()), "sending") == frozenset()
+    assert required_modes(view(sending, pool()), "sending") == {"ipip"}
 
 
 def test_what_is_sent_is_told_by_pool() -> None:
@@ -117,14 +117,14 @@ def test_what_is_sent_is_told_by_pool() -> None:
     cluster = view(
         ONE, NEAR, FAR, cross, bare, block("10.244.1.0/24", "near", cross), block("10.244.2.0/24", "far", cross)
     )
-    assert forms_sent(cluster, "one") == {cross.metadata.name: {"none", "vxlan"}, bare.metadata.name: {"none"}}
+    assert planned_modes(cluster, "one") == {cross.metadata.name: {"none", "vxlan"}, bare.metadata.name: {"none"}}
 
 
 def test_next_hops_have_their_ways_in_encapsulated_pools_only() -> None:
     vxlan, bare = pool(encapsulation="vxlan", when="cross-subnet"), pool("fd00:10:244::/56")
     seen = view(ONE, NEAR, FAR, vxlan, bare)
-    ways = crossings(seen, "one", seen.nodes, {vxlan.network, bare.network})
-    assert ways == {vxlan.network: {ip_address("172.30.2.1"): crossing(vxlan, ONE, FAR)}}
+    next_hops = overlay_next_hops(seen, "one", seen.nodes, {vxlan.network, bare.network})
+    assert next_hops == {vxlan.network: {ip_address("172.30.2.1"): overlay_next_hop(vxlan, ONE, FAR)}}
 
 
 def test_the_mtu_leaves_room_for_what_is_wanted_and_for_what_is_still_sent() -> None:
@@ -171,10 +171,12 @@ def test_less_than_ipv6_needs_is_no_way_for_ipv6_and_told_to_ipv4(mtu: int, six:
         for name, interfaces in (("one", ("10.0.0.1/24", "fd01::1/64")), ("two", ("10.0.0.2/24", "fd01::2/64")))
     )
     gateway = overlay(ip_address("10.0.0.2")).gateway
-    assert crossing(pool(encapsulation="vxlan"), here, there, mtu) == Crossing(VXLAN_DEVICE, gateway, room)
-    way = crossing(pool("fd00::/56", encapsulation="vxlan"), here, there, mtu)
-    assert way is not None
-    assert way.gateway == (gateway if six else None)
+    assert overlay_next_hop(pool(encapsulation="vxlan"), here, there, mtu) == OverlayNextHop(
+        VXLAN_DEVICE, gateway, room
+    )
+    next_hop = overlay_next_hop(pool("fd00::/56", encapsulation="vxlan"), here, there, mtu)
+    assert next_hop is not None
+    assert next_hop.gateway == (gateway if six else None)
 
 
 def test_nodes_without_a_family_in_common_do_not_meet_and_nothing_crosses_otherwise() -> None:
@@ -182,9 +184,9 @@ def test_nodes_without_a_family_in_common_do_not_meet_and_nothing_crosses_otherw
     there = node("two", "fd01::2/64", accepts="vxlan6", sends="vxlan6")
     for one, other in ((here, there), (there, here)):
         for told in (pool(encapsulation="vxlan"), pool("fd00::/56", encapsulation="vxlan")):
-            way = crossing(told, one, other)
-            assert way is not None, "it does not cross bare"
-            assert way.gateway is None
+            next_hop = overlay_next_hop(told, one, other)
+            assert next_hop is not None, "it does not cross bare"
+            assert next_hop.gateway is None
     cluster = view(here, there, pool(encapsulation="vxlan"))
     (said,) = impossible(cluster, Uplink("eth0", 1500, here.interface_addresses))
     assert said.startswith("two: vxlan does not reach it: it has only IPv6, and this node only IPv4;")
@@ -197,13 +199,13 @@ def test_each_pair_of_nodes_crosses_by_outer_headers_of_a_family_that_both_have(
         node("other", "10.0.0.3/24", "fd01::3/64", **words),
     )
     six = node("six", "fd01::2/64", accepts="vxlan6", sends="vxlan6")
-    ways = {}
+    next_hops = {}
     for told in (pool(encapsulation="vxlan"), pool("fd00::/56", encapsulation="vxlan")):
         for here, there in ((both, other), (both, six), (six, both), (other, both)):
-            way = crossing(told, here, there, 1500)
-            assert way is not None
-            ways[here.metadata.name, there.metadata.name] = (way.device, way.gateway)
-    assert ways == {
+            next_hop = overlay_next_hop(told, here, there, 1500)
+            assert next_hop is not None
+            next_hops[here.metadata.name, there.metadata.name] = (next_hop.device, next_hop.gateway)
+    assert next_hops == {
         ("both", "other"): (VXLAN_DEVICE, overlay(ip_address("10.0.0.3")).gateway),
         ("other", "both"): (VXLAN_DEVICE, overlay(ip_address("10.0.0.1")).gateway),
         ("both", "six"): (VXLAN6_DEVICE, overlay(ip_address("fd01::2")).gateway),
@@ -256,7 +258,7 @@ def test_a_bridged_block_has_a_route_of_ours_beside_birds() -> None:
     cluster = view(ONE, FAR, told, far)
     last_resort = Route(told.network, "unreachable", metric=LAST_METRIC)
     assert plan_node(cluster, "one", UPLINK, ()).routes == (last_resort,)
-    route, other = plan_node(cluster, "one", UPLINK, (), bridged={far.network}).routes
+    route, other = plan_node(cluster, "one", UPLINK, (), transitional={far.network}).routes
     assert other == last_resort
     assert route.device == IPIP_DEVICE
     assert route.metric is not None
@@ -268,10 +270,10 @@ def test_what_was_encapsulated_is_not_sent_bare_while_a_lost_underlay_is_replace
     here = node("one", "10.0.0.1/24", "fd01::1/64", accepts="vxlan", sends="vxlan")
     lost_ipv4 = node("two", "fd01::2/64", accepts="vxlan", sends="vxlan")
     for one, other in ((here, lost_ipv4), (lost_ipv4, here)):
-        way = crossing(told, one, other)
-        assert way is not None, "it does not cross bare"
-        assert way.gateway is None
-    assert crossing(told, here, node("new", "fd01::3/64")) is None, (
+        next_hop = overlay_next_hop(told, one, other)
+        assert next_hop is not None, "it does not cross bare"
+        assert next_hop.gateway is None
+    assert overlay_next_hop(told, here, node("new", "fd01::3/64")) is None, (
         "it gets what it got before: nothing was put on"
     )
 
@@ -283,8 +285,8 @@ def test_a_subnet_is_shared_in_the_pools_own_family_or_not_at_all(cidr: str) -> 
     dual = node("dual", "10.0.0.1/24", "fd01::1/64", accepts="vxlan,vxlan6", sends="vxlan,vxlan6")
     four = node("four", "10.0.0.2/24", accepts="vxlan", sends="vxlan")
     six = node("six", "fd01::2/64", accepts="vxlan6", sends="vxlan6")
-    assert form_to(cross, dual, four) == ("none" if cross.network.version == 4 else "vxlan")
-    assert form_to(cross, dual, six) == ("none" if cross.network.version == 6 else "vxlan6")
+    assert mode_to(cross, dual, four) == ("none" if cross.network.version == 4 else "vxlan")
+    assert mode_to(cross, dual, six) == ("none" if cross.network.version == 6 else "vxlan6")
 
 
 @pytest.mark.parametrize("encapsulation", ["vxlan", "ipip"])

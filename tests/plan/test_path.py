@@ -19,7 +19,7 @@ A1, A2 = Attachment("c1", "eth0"), Attachment("c2", "net1")
 
 
 def _node(number: int, accepts: str = "vxlan,ipip") -> Node:
-    """Return a node that may send every form."""
+    """Return a node that may send every mode."""
     told = tuple(NodeAddress(type="InternalIP", address=own.format(number)) for own, _, _ in FAMILIES.values())
     subnets = ",".join(subnet.format(number) for _, subnet, _ in FAMILIES.values())
     annotations = {ACCEPTS: accepts, SENDS: "vxlan,ipip", INTERFACE_ADDRESSES: subnets}
@@ -119,8 +119,8 @@ def test_a_packet_is_sent_in_a_form_only_once_the_other_node_takes_it() -> None:
 
 
 def test_routes_that_the_store_tells_are_ours() -> None:
-    for form, device in (("none", "eth9"), ("vxlan", "podway-vxlan")):
-        hops = plan_path(_view(distribution="store", encapsulation=form), SITES, _pod(1, 4), _pod(2, 4))
+    for mode, device in (("none", "eth9"), ("vxlan", "podway-vxlan")):
+        hops = plan_path(_view(distribution="store", encapsulation=mode), SITES, _pod(1, 4), _pod(2, 4))
         assert (hops[1].owner, hops[1].exit, hops[1].leads_to, hops[1].learned_from) == (
             "podway",
             device,
@@ -131,12 +131,12 @@ def test_routes_that_the_store_tells_are_ours() -> None:
 
 
 def test_pods_of_a_bridge_come_and_go_by_their_ports() -> None:
-    def bridged(number: int, address: str) -> Lease:
+    def transitional(number: int, address: str) -> Lease:
         attachment = Attachment(f"c{number}", "eth0")
         where = (ip_address(address),)
         return Lease(attachment, f"default/p{number}", "podnet", "/run/netns/x", where, "bridge")
 
-    one, twin = bridged(1, "10.244.1.2"), bridged(3, "10.244.1.3")
+    one, twin = transitional(1, "10.244.1.2"), transitional(3, "10.244.1.3")
     sites = {**SITES, "n1": msgspec.structs.replace(SITES["n1"], leases=(one, twin))}
     view, neighbour = _view(attach="bridge"), End(ip_address("10.244.1.3"), "n1", "default/p3")
     near = plan_path(view, sites, _pod(1, 4), neighbour)
@@ -165,7 +165,7 @@ def test_between_subnets_without_encapsulation_only_the_routers_know_the_gateway
     assert (told.owner, told.leads_to, told.exit) == ("bird", "n2", "eth9")
     assert told.route is not None
     assert told.route.gateway is None
-    # The store tells no way there at all: the packet is left to the host's own routes.
+    # The store distributes no route there at all: the packet is left to the host's own routes.
     assert plan_path(_view((near, far), distribution="store"), SITES, _pod(1, 4), _pod(2, 4))[1].owner == "host"
 
 

@@ -1,4 +1,4 @@
-"""How nodes go from one way of crossing to another: every order of events, with nodes that act on old news."""
+"""How nodes go from one encapsulation to another: every order of events, with nodes that act on old news."""
 
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -14,27 +14,27 @@ from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
 from podway.plan.changes import between
 from podway.plan.fabric import (
-    Form,
-    form_to,
-    form_wanted,
-    forms_accepted,
-    forms_asked,
-    forms_held,
-    forms_possible,
-    meet,
+    TunnelMode,
+    accepted_modes,
+    desired_mode,
+    mode_to,
+    pool_modes,
+    possible_modes,
+    required_modes,
+    share_underlay,
 )
 from podway.plan.node import plan_node
 from podway.plan.objects import NodePlan
 from podway.plan.switching import (
-    Ways,
+    InstalledModes,
     concerns,
-    form_by,
     impossible,
-    lacking,
+    missing_modes,
     missing_routes,
-    still_sent,
-    to_send,
-    unsettled,
+    mode_of_device,
+    modes_to_advertise,
+    sent_modes,
+    unconverged,
     waiting,
 )
 from podway.plan.uplink import Uplink
@@ -54,52 +54,57 @@ def cluster(**spec: Any) -> ClusterView:
 
 def test_a_block_is_bridged_while_birds_route_has_another_form() -> None:
     wanted = cluster(encapsulation="vxlan")
-    assert unsettled(wanted, "here", Ways(learned={NETWORK: "none"})) == {NETWORK}
-    assert unsettled(wanted, "here", Ways(learned={NETWORK: "vxlan"}, told={NETWORK: "vxlan"})) == frozenset()
+    assert unconverged(wanted, "here", InstalledModes(learned={NETWORK: "none"})) == {NETWORK}
+    assert (
+        unconverged(wanted, "here", InstalledModes(learned={NETWORK: "vxlan"}, own={NETWORK: "vxlan"}))
+        == frozenset()
+    )
 
 
 def test_a_block_keeps_the_stores_route_until_bird_has_one() -> None:
     wanted = cluster()
-    assert unsettled(wanted, "here", Ways(told={NETWORK: "none"})) == {NETWORK}
-    assert unsettled(wanted, "here", Ways()) == frozenset(), "a block of which nobody told yet is no change"
-    assert unsettled(cluster(distribution="store"), "here", Ways(told={NETWORK: "none"})) == frozenset()
+    assert unconverged(wanted, "here", InstalledModes(own={NETWORK: "none"})) == {NETWORK}
+    assert unconverged(wanted, "here", InstalledModes()) == frozenset(), (
+        "a block of which nobody told yet is no change"
+    )
+    assert unconverged(cluster(distribution="store"), "here", InstalledModes(own={NETWORK: "none"})) == frozenset()
 
 
 def test_what_the_kernels_routes_lead_to_is_still_sent() -> None:
     bare = cluster()
     (name,) = bare.pools
-    assert still_sent(bare, "here", Ways()) == {}
-    assert still_sent(bare, "here", Ways(learned={NETWORK: "vxlan"})) == {name: {"vxlan"}}
-    assert to_send(bare, {name: frozenset({"ipip"})}) == {"ipip"}
-    assert to_send(cluster(encapsulation="vxlan"), {}) == {"vxlan"}
+    assert sent_modes(bare, "here", InstalledModes()) == {}
+    assert sent_modes(bare, "here", InstalledModes(learned={NETWORK: "vxlan"})) == {name: {"vxlan"}}
+    assert modes_to_advertise(bare, {name: frozenset({"ipip"})}) == {"ipip"}
+    assert modes_to_advertise(cluster(encapsulation="vxlan"), {}) == {"vxlan"}
 
 
 def test_a_form_is_not_accepted_while_the_kernel_lacks_a_part() -> None:
     plan = plan_node(cluster(encapsulation="vxlan"), "here", UPLINK, ())
-    assert lacking(plan, ()) == {"vxlan6", "ipip"}
-    assert lacking(NodePlan(), ()) == {"vxlan", "vxlan6", "ipip"}
+    assert missing_modes(plan, ()) == {"vxlan6", "ipip"}
+    assert missing_modes(NodePlan(), ()) == {"vxlan", "vxlan6", "ipip"}
     for kind in ("devices", "sysctls"):
         short = msgspec.structs.replace(plan, **{kind: ()})
         missing = [change for change in between(short, plan) if "podway-vxlan" in str(change)]
-        assert lacking(plan, missing) == {"vxlan", "vxlan6", "ipip"}
-    assert lacking(plan, between(plan, NodePlan())) == {"vxlan6", "ipip"}, "what is too much is no lack"
+        assert missing_modes(plan, missing) == {"vxlan", "vxlan6", "ipip"}
+    assert missing_modes(plan, between(plan, NodePlan())) == {"vxlan6", "ipip"}, "what is too much is no lack"
 
 
 def test_each_vxlan_device_has_parts_of_its_own() -> None:
     nodes = (node("here", "172.30.1.1/24", "fd00::1/64"), node("there", "fd00::2/64"))
     uplink = Uplink("eth0", 1500, nodes[0].interface_addresses)
     plan = plan_node(view(*nodes, pool(encapsulation="vxlan")), "here", uplink, ())
-    assert lacking(plan, ()) == {"ipip"}
+    assert missing_modes(plan, ()) == {"ipip"}
     short = msgspec.structs.replace(plan, tables=tuple(one for one in plan.tables if one.family != "ip6"))
     missing = [one for one in between(short, plan) if "podway-vxlan" in str(one)]
-    assert lacking(plan, missing) == {"vxlan6", "ipip"}
+    assert missing_modes(plan, missing) == {"vxlan6", "ipip"}
 
 
 def test_routes_that_the_store_tells_are_missed() -> None:
     told = cluster(distribution="store")
-    assert list(missing_routes(told, "here", UPLINK, Ways())) == [NETWORK]
-    assert list(missing_routes(told, "here", UPLINK, Ways(told={NETWORK: "none"}))) == []
-    assert list(missing_routes(cluster(), "here", UPLINK, Ways())) == []
+    assert list(missing_routes(told, "here", UPLINK, InstalledModes())) == [NETWORK]
+    assert list(missing_routes(told, "here", UPLINK, InstalledModes(own={NETWORK: "none"}))) == []
+    assert list(missing_routes(cluster(), "here", UPLINK, InstalledModes())) == []
 
 
 def test_who_is_waited_for_is_named() -> None:
@@ -125,11 +130,11 @@ def test_what_an_uplink_cannot_give_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "form"),
+    ("device", "mode"),
     [("podway-vxlan", "vxlan"), ("podway-vxlan6", "vxlan6"), ("podway-ipip", "ipip"), ("eth0", "none")],
 )
-def test_a_form_is_known_by_its_device(device: str, form: str) -> None:
-    assert form_by(device) == form
+def test_a_tunnel_mode_is_known_by_its_device(device: str, mode: str) -> None:
+    assert mode_of_device(device) == mode
 
 
 INTERFACES = {"a": ("10.0.0.1/24", "fd01::1/64"), "b": ("10.0.0.2/24", "fd01::2/64")}
@@ -146,7 +151,7 @@ class Simulated:
         }
         self.heard = {name: dict.fromkeys(self.history, 0) for name in ("a", "b")}
         self.devices: dict[str, set[str]] = {"a": set(), "b": set()}
-        self.used: dict[str, Form] = {"a": "none", "b": "none"}
+        self.used: dict[str, TunnelMode] = {"a": "none", "b": "none"}
         self.written = {"a": 0, "b": 0}
         """The place in the order of nodes at which each wrote its last words."""
 
@@ -171,20 +176,22 @@ class Simulated:
 
     def bring_to_plan(self, name: str) -> None:
         """Bring a node's kernel to what it has heard: devices, then routes, then removals."""
-        seen, other = self.as_said(name), "b" if name == "a" else "a"
-        held = forms_held(seen, name) & forms_possible(seen.nodes[name].internal_addresses)
+        seen, other = self.as_advertised(name), "b" if name == "a" else "a"
+        held = required_modes(seen, name) & possible_modes(seen.nodes[name].internal_addresses)
         self.devices[name] |= held
         (one,) = seen.pools.values()
-        form = form_to(one, seen.nodes[name], seen.nodes[other])
+        mode = mode_to(one, seen.nodes[name], seen.nodes[other])
         # What cannot cross is not sent at all.
-        self.used[name] = form if form == "none" or meet(form, seen.nodes[name], seen.nodes[other]) else "none"
+        self.used[name] = (
+            mode if mode == "none" or share_underlay(mode, seen.nodes[name], seen.nodes[other]) else "none"
+        )
         self.devices[name] &= held
 
     def waits(self, name: str) -> bool:
         """Tell whether a node's last words have not come back."""
         return self.heard[name]["nodes"] < self.written[name]
 
-    def as_said(self, name: str) -> ClusterView:
+    def as_advertised(self, name: str) -> ClusterView:
         """Return what a node has heard, with its own last words in it."""
         if not self.waits(name):
             return self.seen(name)
@@ -204,9 +211,9 @@ class Simulated:
             return
         seen = self.seen(name)
         used = self.used[name]
-        sends = to_send(seen, {} if used == "none" else {"pool": frozenset({used})})
+        sends = modes_to_advertise(seen, {} if used == "none" else {"pool": frozenset({used})})
         words = {
-            ACCEPTS: ",".join(sorted(forms_accepted(seen, name) & self.devices[name])),
+            ACCEPTS: ",".join(sorted(accepted_modes(seen, name) & self.devices[name])),
             SENDS: ",".join(sorted(sends)),
         }
         stored: Node = self.history["nodes"][-1][name]
@@ -217,14 +224,14 @@ class Simulated:
 
     def undeliverable(self) -> Iterator[str]:
         for name, other in (("a", "b"), ("b", "a")):
-            form = self.used[name]
-            if form == "none" or form not in forms_possible(self.history["nodes"][-1][other].internal_addresses):
-                continue  # what goes to an address that is gone arrives in no form
-            if form not in self.devices[other]:
-                yield f"{name} sends {form}, which {other} cannot take off"
+            mode = self.used[name]
+            if mode == "none" or mode not in possible_modes(self.history["nodes"][-1][other].internal_addresses):
+                continue  # what goes to an address that is gone arrives in no mode
+            if mode not in self.devices[other]:
+                yield f"{name} sends {mode}, which {other} cannot take off"
 
     def move(self, name: str, *interfaces: str) -> None:
-        """One node gets and loses addresses, acts on it and writes it; it says the same of forms as before."""
+        """One node gets and loses addresses, acts on it and writes it; it advertises the same modes as before."""
         stored: Node = self.history["nodes"][-1][name]
         fresh = node(name, *interfaces)
         words = {each: stored.metadata.annotations.get(each, "") for each in (ACCEPTS, SENDS)}
@@ -279,9 +286,9 @@ def test_in_no_order_of_events_is_a_form_sent_that_is_not_taken_off(
             assert list(world.undeliverable()) == []
     world.come_to_rest()
     told, nodes = world.history["pools"][-1]["pool"], world.history["nodes"][-1]
-    wanted = form_wanted(told, nodes["a"], nodes["b"])
-    possible = wanted == "none" or meet(wanted, nodes["a"], nodes["b"])
+    wanted = desired_mode(told, nodes["a"], nodes["b"])
+    possible = wanted == "none" or share_underlay(wanted, nodes["a"], nodes["b"])
     assert set(world.used.values()) == {wanted if possible else "none"}
-    asked = forms_asked(world.seen("a"))
+    asked = pool_modes(world.seen("a"))
     for name, one in nodes.items():
-        assert world.devices[name] == asked & forms_possible(one.internal_addresses)
+        assert world.devices[name] == asked & possible_modes(one.internal_addresses)

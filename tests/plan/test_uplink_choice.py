@@ -16,9 +16,9 @@ from podway.plan.uplink import Uplink
 from podway.plan.uplink_choice import (
     Choice,
     DefaultRoute,
+    HostInterfaces,
     Link,
     LinkAddress,
-    Surroundings,
     choose_uplink,
     lost,
     unsettled,
@@ -50,23 +50,23 @@ def default(metric: int, *indexes: int, via: str = "172.30.0.254") -> DefaultRou
     return DefaultRoute(Family.of(gateway), metric, frozenset(indexes), (gateway,))
 
 
-def found(*devices: tuple[Link, list[LinkAddress]], defaults: tuple[DefaultRoute, ...] = ()) -> Surroundings:
+def found(*devices: tuple[Link, list[LinkAddress]], defaults: tuple[DefaultRoute, ...] = ()) -> HostInterfaces:
     every = [LO, *devices]
-    return Surroundings(
+    return HostInterfaces(
         tuple(link for link, _ in every), tuple(each for _, own in every for each in own), defaults
     )
 
 
 def chosen(
-    surroundings: Surroundings, wanted: str = "", *, known: str = "", others: str = ""
+    host_interfaces: HostInterfaces, wanted: str = "", *, known: str = "", others: str = ""
 ) -> tuple[str, list[str]]:
-    uplink = choice(surroundings, wanted, known=known, others=others).uplink
+    uplink = choice(host_interfaces, wanted, known=known, others=others).uplink
     return uplink.device, [str(address) for address in uplink.addresses]
 
 
-def choice(surroundings: Surroundings, wanted: str = "", *, known: str = "", others: str = "") -> Choice:
+def choice(host_interfaces: HostInterfaces, wanted: str = "", *, known: str = "", others: str = "") -> Choice:
     return choose_uplink(
-        surroundings,
+        host_interfaces,
         wanted,
         registered=[ip_interface(text) for text in known.split()],
         others=[ip_address(text) for text in others.split()],
@@ -245,11 +245,11 @@ defaults = st.builds(
 
 
 @st.composite
-def machines(draw: st.DrawFn) -> Surroundings:
+def machines(draw: st.DrawFn) -> HostInterfaces:
     found = {link.index: msgspec.structs.replace(link, name=f"d{link.index}") for link in draw(st.lists(links))}
     # One address on two devices is told above: a bridge that takes over what its port still has.
     own = {each.address.ip: each for each in draw(st.lists(addresses)) if each.index in found}
-    return Surroundings(tuple(found.values()), tuple(own.values()), tuple(draw(st.lists(defaults, max_size=3))))
+    return HostInterfaces(tuple(found.values()), tuple(own.values()), tuple(draw(st.lists(defaults, max_size=3))))
 
 
 known = st.lists(st.sampled_from(TEXTS[:2] + TEXTS6[:2]), unique=True, max_size=2)
@@ -258,7 +258,7 @@ strangers = st.lists(st.sampled_from(["172.30.0.9", "10.0.0.7", "fd30::9"]), uni
 )
 
 
-def outcome(machine: Surroundings, registered: list[Interface], others: list[Address]) -> Uplink | str:
+def outcome(machine: HostInterfaces, registered: list[Interface], others: list[Address]) -> Uplink | str:
     try:
         return choose_uplink(machine, registered=registered, others=others).uplink
     except AgentError as error:
@@ -267,20 +267,20 @@ def outcome(machine: Surroundings, registered: list[Interface], others: list[Add
 
 @given(machines(), known, strangers, st.randoms())
 def test_the_order_in_which_the_kernel_tells_is_of_no_account(
-    machine: Surroundings, texts: list[str], others: list[Address], shuffled: random.Random
+    machine: HostInterfaces, texts: list[str], others: list[Address], shuffled: random.Random
 ) -> None:
     registered = [ip_interface(text) for text in texts]
 
     def mixed(things: Sequence[T]) -> tuple[T, ...]:
         return tuple(shuffled.sample(things, len(things)))
 
-    again = Surroundings(mixed(machine.links), mixed(machine.addresses), mixed(machine.defaults))
+    again = HostInterfaces(mixed(machine.links), mixed(machine.addresses), mixed(machine.defaults))
     assert outcome(again, registered, others) == outcome(machine, registered, others)
 
 
 @given(machines(), known, strangers)
 def test_an_agent_that_is_started_anew_chooses_as_the_one_that_ran(
-    machine: Surroundings, texts: list[str], others: list[Address]
+    machine: HostInterfaces, texts: list[str], others: list[Address]
 ) -> None:
     uplink = outcome(machine, [ip_interface(text) for text in texts], others)
     if isinstance(uplink, Uplink):
@@ -289,7 +289,7 @@ def test_an_agent_that_is_started_anew_chooses_as_the_one_that_ran(
 
 @given(machines(), known, strangers, st.lists(addresses), st.lists(defaults))
 def test_valid_addresses_stay_whatever_else_comes(
-    machine: Surroundings,
+    machine: HostInterfaces,
     texts: list[str],
     others: list[Address],
     more: list[LinkAddress],
@@ -301,7 +301,7 @@ def test_valid_addresses_stay_whatever_else_comes(
     here = {each.address.ip for each in machine.addresses}
     there = {link.index for link in machine.links}
     new = {(e.index, e.address): e for e in more if e.address.ip not in here and e.index in there}
-    later = Surroundings(machine.links, (*new.values(), *machine.addresses), (*routes, *machine.defaults))
+    later = HostInterfaces(machine.links, (*new.values(), *machine.addresses), (*routes, *machine.defaults))
     after = outcome(later, list(uplink.addresses), others)
     assert isinstance(after, Uplink)
     assert not lost(after, uplink.addresses)
@@ -309,7 +309,9 @@ def test_valid_addresses_stay_whatever_else_comes(
 
 
 @given(machines(), known, strangers)
-def test_what_is_taken_is_fit_to_be_taken(machine: Surroundings, texts: list[str], others: list[Address]) -> None:
+def test_what_is_taken_is_fit_to_be_taken(
+    machine: HostInterfaces, texts: list[str], others: list[Address]
+) -> None:
     registered = [ip_interface(text) for text in texts]
     uplink = outcome(machine, registered, others)
     if isinstance(uplink, str):

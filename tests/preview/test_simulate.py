@@ -177,6 +177,6 @@ def test_overlays_told_by_the_store_are_simulated_too(podway: Callable[..., Resu
     document = json.loads(podway("simulate", "--nodes", 20, "--pods", 100, *options).stdout)
     (one,) = document["sizes"]
     assert (document["encapsulation"], document["distribution"]) == (encapsulation, "store")
-    assert one["routes_learned"] == 0, "BGP tells none"
+    assert one["routes_learned"] == 0, "BGP advertises none"
     assert one["routes_store"] >= 19, "to the other nodes"
     assert one["death"]["kernel"] >= 3, "a route, and entries of the overlay"

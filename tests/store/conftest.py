@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.resource import Resource
 from podway.store.base import Bookmark, Event, Store
 from podway.store.memory import MemoryCluster, MemoryStore
@@ -79,7 +79,7 @@ IMPLEMENTATIONS: dict[str, type[Sqlite] | type[Memory]] = {"sqlite": Sqlite, "me
 def fact(event: Event | Bookmark) -> Resource:
     """Return the object of an event that is about a fact."""
     assert isinstance(event, Event)
-    assert not isinstance(event.object, SetAside)
+    assert not isinstance(event.object, RejectedObject)
     return event.object
 
 

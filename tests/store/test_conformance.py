@@ -17,7 +17,7 @@ from podway.api.meta import Metadata
 from podway.api.resource import R, Resource
 from podway.errors import AlreadyExists, Conflict, NotFound, VersionExpired
 from podway.store.base import Bookmark, Event, Store, list_all
-from podway.store.bell import SLOW_POLL
+from podway.store.notifier import SLOW_POLL
 from tests.store.conftest import Scene, fact
 
 

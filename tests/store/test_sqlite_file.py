@@ -26,7 +26,7 @@ from podway.errors import (
     StoreUnavailable,
     VersionExpired,
 )
-from podway.store import bell, database, sqlite
+from podway.store import database, notifier, sqlite
 from podway.store.base import Bookmark, Event, Store, list_all
 from podway.store.open import open_store
 from podway.store.sqlite import SqliteStore
@@ -201,7 +201,7 @@ def test_a_removed_or_replaced_file_is_noticed_at_once(tmp_path: Path) -> None:
         began = asyncio.get_running_loop().time()
         with pytest.raises(StoreUnavailable, match="does not exist"):
             await watching
-        assert asyncio.get_running_loop().time() - began < bell.SLOW_POLL / 2
+        assert asyncio.get_running_loop().time() - began < notifier.SLOW_POLL / 2
         with pytest.raises(StoreUnavailable, match="does not exist"):
             await store.create(Namespace(metadata=Metadata(name="lost")))
         assert not path.exists()
@@ -338,7 +338,7 @@ CREATE = textwrap.dedent(
     from pathlib import Path
     from podway.api.meta import Metadata
     from podway.api.kinds.namespace import Namespace
-from podway.api.kinds.pod import Pod
+    from podway.api.kinds.pod import Pod
     from podway.errors import StoreUnavailable
     from podway.store.base import list_all
     from podway.store.sqlite import SqliteStore

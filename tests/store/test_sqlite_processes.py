@@ -16,7 +16,7 @@ import pytest
 from podway.api.kinds.namespace import Namespace
 from podway.api.resource import Resource
 from podway.store.base import list_all
-from podway.store.bell import SLOW_POLL
+from podway.store.notifier import SLOW_POLL
 from podway.store.sqlite import SqliteStore
 from tests.patience import PATIENCE
 

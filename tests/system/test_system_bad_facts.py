@@ -97,13 +97,13 @@ def test_a_bad_object_is_named_and_everything_else_goes_on(seeing: SystemLab, ca
     was = body(lab, kind, name)
     try:
         write(lab, kind, name, spoilt(was, path, bad) if path else bad)
-        aside = f"{kind}/{name}"
+        rejected = f"{kind}/{name}"
         heals = kind == "Node" and name == "node1" and path[-1] != "podway.io/asn"  # the agent writes it anew
         if not heals:
-            eventually(lambda: aside in lab.status("node1")["store"]["aside"])
-            assert aside in lab.podway("status", "node1")
-            assert f"{aside} (objects)" in lab.podway("doctor", "node1", check=False)
-            assert aside in lab.podway("get", "pools", check=False)
+            eventually(lambda: rejected in lab.status("node1")["store"]["rejected"])
+            assert rejected in lab.podway("status", "node1")
+            assert f"{rejected} (objects)" in lab.podway("doctor", "node1", check=False)
+            assert rejected in lab.podway("get", "pools", check=False)
         assert lab.add("node1").reaches(here.addresses[0])
         assert here.reaches(there.addresses[0])
         assert routes <= {*lab.sh("node1", "ip route; ip -6 route").splitlines()}
@@ -121,7 +121,7 @@ def test_a_bad_object_is_named_and_everything_else_goes_on(seeing: SystemLab, ca
             write(lab, kind, name, was)
         elif path[-1] == "podway.io/asn":
             lab.podway("set", "node/node1", "asn=")
-    eventually(lambda: not lab.status("node1")["store"]["aside"])
+    eventually(lambda: not lab.status("node1")["store"]["rejected"])
     assert here.reaches(there.addresses[0])
 
 
@@ -142,7 +142,7 @@ def test_apply_puts_a_right_object_in_the_place_of_a_bad_one(lab: SystemLab) -> 
         creation_timestamp=config.metadata.creation_timestamp,
         annotations=config.metadata.annotations,
     )
-    eventually(lambda: not lab.status("node1")["store"]["aside"])
+    eventually(lambda: not lab.status("node1")["store"]["rejected"])
 
 
 def test_a_task_that_fails_is_told_and_pods_come_and_go(lab: SystemLab) -> None:
@@ -171,15 +171,15 @@ def test_a_task_that_fails_is_told_and_pods_come_and_go(lab: SystemLab) -> None:
 
 @pytest.mark.parametrize("how", ["garbage", "missing"])
 def test_a_lost_store_is_made_anew_of_what_any_agent_knows_and_no_packet_is_lost(lab: SystemLab, how: str) -> None:
-    file, aside, fresh = (lab_dir(lab.name) / name for name in ("store.db", "damaged.db", "new.db"))
+    file, rejected, fresh = (lab_dir(lab.name) / name for name in ("store.db", "damaged.db", "new.db"))
     here, there = lab.add("node1"), lab.add("node2")
     owners = lab.blocks()
     eventually((lab.run_dir("node1") / "last-known.json").exists)
     eventually(lambda: "node2" in (lab.run_dir("node1") / "last-known.json").read_text())
     for ending in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
-            file.with_name(file.name + ending).rename(f"{aside}{ending}")
-    file.rename(aside)
+            file.with_name(file.name + ending).rename(f"{rejected}{ending}")
+    file.rename(rejected)
     if how == "garbage":
         file.write_bytes(b"\x00" * 8192)
     eventually(lambda: "store.db" in lab.status("node1")["store"]["problem"])

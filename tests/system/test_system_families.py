@@ -87,9 +87,9 @@ class Cluster:
 
 @pytest.fixture(params=["store", "bgp"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Nodes that all have both families, in VXLAN; where BGP tells the routes, of pods that have IPv6 alone.
+    """Nodes that all have both families, in VXLAN; where BGP advertises the routes, of pods that have IPv6 alone.
 
-    BGP tells of a family only between nodes that have it.
+    BGP advertises a family only between nodes that have it.
     """
     pools = ["fd00:244::/56"] if request.param == "bgp" else ["10.244.0.0/16", "fd00:244::/56"]
     found = Cluster(pools, PoolSettings(distribution=request.param, encapsulation="vxlan"))
@@ -123,7 +123,7 @@ def test_a_node_that_loses_ipv4_crosses_by_ipv6_and_goes_back_without_loss(clust
 
 def test_every_pair_that_has_a_family_in_common_talks(cluster: Cluster) -> None:
     if len(cluster.pods[0].addresses) == 1:
-        pytest.skip("BGP tells nothing of IPv6 to a node without")
+        pytest.skip("BGP advertises nothing of IPv6 to a node without")
     lab = cluster.lab
     cluster.lose("node4", V4["node4"])
     cluster.lose("node3", V6["node3"])
@@ -135,7 +135,7 @@ def test_every_pair_that_has_a_family_in_common_talks(cluster: Cluster) -> None:
         {VXLAN_DEVICE},
         {VXLAN6_DEVICE},
     ]
-    (said,) = [one for one in lab.status("node3")["crossing"]["problems"] if "node4" in one]
+    (said,) = [one for one in lab.status("node3")["encapsulation"]["problems"] if "node4" in one]
     assert "it has only IPv6, and this node only IPv4" in said
     for one, other, family in (("node1", "node2", "IP "), ("node1", "node3", "IP "), ("node1", "node4", "IP6 ")):
         pods = {pod.node: pod for pod in cluster.pods}

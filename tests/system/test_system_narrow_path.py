@@ -21,19 +21,21 @@ BYTES = 2_000_000
 PATIENCE = 60.0
 
 HEADERS = {("vxlan", "dual"): 50, ("vxlan", "ipv6"): 70, ("ipip", "ipv4"): 20, ("none", "dual"): 0}
-"""Bytes of outer headers, by form and families of the nodes; where there is IPv4, that carries."""
+"""Bytes of outer headers, by encapsulation and families of the nodes; where there is IPv4, that carries."""
 
 POOLS = {"ipv4": "10.244.0.0/16", "ipv6": "fd00:244::/56"}
 
 
-@pytest.fixture(scope="module", params=HEADERS, ids=lambda form: f"{form[0]} over {form[1]}")
+@pytest.fixture(
+    scope="module", params=HEADERS, ids=lambda encapsulation: f"{encapsulation[0]} over {encapsulation[1]}"
+)
 def narrow(request: pytest.FixtureRequest) -> Iterator[tuple[SystemLab, int]]:
     """Two racks of a node each, with the narrow link between them; and the MTU that it leaves to pods."""
-    form, underlay = request.param
-    pools = [POOLS["ipv4"]] if form == "ipip" else POOLS.values()
-    arguments = ["--racks", "2", "--nodes", "2", "--encapsulation", form, "--node-family", underlay]
+    encapsulation, underlay = request.param
+    pools = [POOLS["ipv4"]] if encapsulation == "ipip" else POOLS.values()
+    arguments = ["--racks", "2", "--nodes", "2", "--encapsulation", encapsulation, "--node-family", underlay]
     arguments += [word for pool in pools for word in ("--pool", pool)]
-    if form == "none":
+    if encapsulation == "none":
         arguments += ["--tor", "bird"]
     if underlay == "ipv6":
         arguments += ["--distribution", "store"]

@@ -135,10 +135,10 @@ def test_a_rejected_bird_configuration_leaves_the_running_one_and_is_reported(la
 
 @pytest.mark.parametrize("how", ["moved away", "locked"])
 def test_pods_come_and_go_while_the_store_is_away(lab: SystemLab, how: str) -> None:
-    file, aside = lab_dir(lab.name) / "store.db", lab_dir(lab.name) / "aside.db"
+    file, rejected = lab_dir(lab.name) / "store.db", lab_dir(lab.name) / "aside.db"
     here = lab.add("node1")
     if how == "moved away":
-        file.rename(aside)
+        file.rename(rejected)
     else:
         blocker = sqlite3.connect(file, isolation_level=None)
         blocker.execute("BEGIN EXCLUSIVE")
@@ -152,7 +152,7 @@ def test_pods_come_and_go_while_the_store_is_away(lab: SystemLab, how: str) -> N
         assert pods[1].cni("STATUS").ok
     finally:
         if how == "moved away":
-            aside.rename(file)
+            rejected.rename(file)
         else:
             blocker.execute("ROLLBACK")
             blocker.close()
@@ -170,9 +170,9 @@ def test_pods_come_and_go_while_the_store_is_away(lab: SystemLab, how: str) -> N
 
 def test_an_add_that_needs_a_block_while_the_store_is_away_is_put_off() -> None:
     with running_lab(1, ["10.244.0.0/24"], [29]) as lab:
-        file, aside = lab_dir(lab.name) / "store.db", lab_dir(lab.name) / "aside.db"
+        file, rejected = lab_dir(lab.name) / "store.db", lab_dir(lab.name) / "aside.db"
         lab.add()
-        file.rename(aside)
+        file.rename(rejected)
         try:
             answers = [lab.new_pod().cni("ADD") for _ in range(12)]
             late = [answer for answer in answers if not answer.ok]
@@ -180,7 +180,7 @@ def test_an_add_that_needs_a_block_while_the_store_is_away_is_put_off() -> None:
             assert all(answer.code == Code.TRY_AGAIN_LATER for answer in late)
             assert "store.db" in late[0].words
         finally:
-            aside.rename(file)
+            rejected.rename(file)
         pod = lab.new_pod()
         eventually(lambda: pod.cni("ADD").ok)
 

@@ -30,12 +30,12 @@ WAYS = [
 
 @pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def overlaid(request: pytest.FixtureRequest) -> Iterator[tuple[SystemLab, tuple[PodUnderTest, PodUnderTest]]]:
-    """Two nodes whose IPv4 pods cross by this form, and IPv6 pods by VXLAN; a dual-stack pod on each."""
-    form, distribution, attach = request.param
+    """Two nodes whose IPv4 pods cross by this encapsulation, and IPv6 pods by VXLAN; a dual-stack pod on each."""
+    encapsulation, distribution, attach = request.param
     lab = SystemLab()
     lab.up(len(NODES))
     try:
-        overlay(lab, form, distribution, attach)
+        overlay(lab, encapsulation, distribution, attach)
         one, other = (lab.add(node) for node in NODES)
         for address in other.addresses:
             eventually(lambda address=address: answers(one, address))
@@ -44,11 +44,11 @@ def overlaid(request: pytest.FixtureRequest) -> Iterator[tuple[SystemLab, tuple[
         lab.down()
 
 
-def overlay(lab: SystemLab, form: str, distribution: str, attach: str) -> None:
+def overlay(lab: SystemLab, encapsulation: str, distribution: str, attach: str) -> None:
     """Change both pools at once: their pods are the same, so they are attached alike."""
     common = {"distribution": distribution, "attach": attach}
     pools = [
-        {"name": "ipv4", "spec": {"cidr": "10.244.0.0/16", "encapsulation": form, **common}},
+        {"name": "ipv4", "spec": {"cidr": "10.244.0.0/16", "encapsulation": encapsulation, **common}},
         {"name": "ipv6", "spec": {"cidr": "fd00:244::/56", "encapsulation": "vxlan", **common}},
     ]
     manifests = [
@@ -62,7 +62,7 @@ def overlay(lab: SystemLab, form: str, distribution: str, attach: str) -> None:
 
 def settled(lab: SystemLab, node: str) -> bool:
     """Tell whether a node sends as the pools ask for."""
-    crossing = lab.status(node)["crossing"]
+    crossing = lab.status(node)["encapsulation"]
     return bool(crossing["sends"]) and not crossing["pending"]
 
 

@@ -1,4 +1,4 @@
-"""Going over from one way of crossing to another on a running cluster, under traffic."""
+"""Switching from one encapsulation to another on a running cluster, under traffic."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +27,7 @@ def pods(three: SystemLab) -> list[PodUnderTest]:
 
 
 def switch(lab: SystemLab, ipv4: str, ipv6: str = "") -> None:
-    """Change both pools, and wait until all nodes have gone over."""
+    """Change both pools, and wait until all nodes have switched."""
     lab.podway("set", "pool/ipv4", *ipv4.split())
     lab.podway("set", "pool/ipv6", *(ipv6 or ipv4).split(), "--wait")
 
@@ -125,7 +125,7 @@ def test_bgp_takes_over_from_the_store_when_nothing_else_is_to_be_done(
     three: SystemLab, pods: list[PodUnderTest]
 ) -> None:
     three.podway("set", "pool/ipv4", "distribution=store", "--wait")
-    for node in NODES:  # BGP tells for a while beside the store
+    for node in NODES:  # BGP advertises for a while beside the store
         eventually(lambda node=node: "proto bird" not in three.sh(node, "ip -4 route"))
     with Packets(pods) as packets:
         assert packets.lost() == []
@@ -139,12 +139,12 @@ def test_an_agent_killed_in_the_middle_goes_on_where_it_was(three: SystemLab, po
         three.kill_agent("node2")
         three.podway("set", "pool/ipv4", "encapsulation=vxlan")
         three.podway("set", "pool/ipv6", "encapsulation=vxlan")
-        # The others send it no form that it does not accept; it changes nothing while it is away.
-        # Each family's block of node3 goes over, at a moment of its own and with two routes for a while.
+        # The others send it no encapsulation that it does not accept; it changes nothing while it is away.
+        # Each family's block of node3 switches, at a moment of its own and with two routes for a while.
         for device, blocks in ((VXLAN, blocks_of(pods[2])), ("eth0", blocks_of(pods[1]))):
             eventually(lambda device=device, blocks=blocks: remote_blocks(three, "node1", device) == blocks)
         assert remote_blocks(three, "node2", VXLAN) == set()
-        assert "waits for node2 to accept vxlan" in str(three.status("node1")["crossing"]["pending"])
+        assert "waits for node2 to accept vxlan" in str(three.status("node1")["encapsulation"]["pending"])
         assert "waits for node2 to accept vxlan" in three.podway("status", "node1")
         three.start_agent("node2")
         eventually(lambda: all(VXLAN in line for node in NODES for line in remote_routes(three, node)))

@@ -13,7 +13,7 @@ from tests.system.system_lab import PodUnderTest, SystemLab, eventually
 
 pytestmark = pytest.mark.kernel
 
-FORMS = {"vxlan": "udp port 4789", "ipip": "ip proto 4"}
+ENCAPSULATIONS = {"vxlan": "udp port 4789", "ipip": "ip proto 4"}
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +42,19 @@ def seen(lab: SystemLab, source: PodUnderTest, target: PodUnderTest, expression:
         return ended
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_only_what_crosses_to_another_rack_is_encapsulated(racks: SystemLab, form: str) -> None:
+@pytest.mark.parametrize("encapsulation", ENCAPSULATIONS)
+def test_only_what_crosses_to_another_rack_is_encapsulated(racks: SystemLab, encapsulation: str) -> None:
     pods = [racks.add(f"node{number}") for number in (1, 2, 3)]
     here, near, far = pods
     eventually(lambda: all(here.reaches(pod.addresses[0], within=1) for pod in (near, far)))
     with Packets(pods) as packets:
-        racks.podway("set", "pool/ipv4", f"encapsulation={form}", "--wait")
+        racks.podway("set", "pool/ipv4", f"encapsulation={encapsulation}", "--wait")
         # The hook of IPIP stops the uplink's queue for a moment.
-        assert len(packets.lost()) <= (60 if form == "ipip" else 0)
+        assert len(packets.lost()) <= (60 if encapsulation == "ipip" else 0)
     bare = f"icmp and host {near.addresses[0]}"
     assert seen(racks, here, near, bare)
-    assert not seen(racks, here, near, FORMS[form])
-    assert seen(racks, here, far, FORMS[form])
+    assert not seen(racks, here, near, ENCAPSULATIONS[encapsulation])
+    assert seen(racks, here, far, ENCAPSULATIONS[encapsulation])
     assert not seen(racks, here, far, f"icmp and host {far.addresses[0]}")
     racks.remove_pods()
 

@@ -69,7 +69,7 @@ class Pair:
 
 @pytest.fixture(scope="module", params=POOLS)
 def formed(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A pair for each way in which routes are told and packets cross."""
+    """A pair for each way in which routes are distributed and packets cross."""
     pair = Pair(POOLS[request.param])
     try:
         yield pair

@@ -1,4 +1,4 @@
-"""Traces through overlays, and by routes that the store tells, in a lab whose pools are changed while it runs."""
+"""Traces through overlays, and by the store's routes, in a lab whose pools change while it runs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def _write(lab: TraceLab, spec: object, *, meanwhile: Callable[[], object] = lam
 
 class _Settled(NamedTuple):
     encapsulation: str
-    told_by: str
+    protocol: str
     mtu: int
 
 
@@ -65,9 +65,9 @@ def _crossing(direction: Direction) -> _Settled:
     pod, sent, taken = (hop.kernel for hop in direction.hops[:3])
     if not (pod and sent and taken):
         return _Settled("", "", 0)
-    told_by = {"bird": "bgp", "podway": "store"}.get(sent.owner, sent.owner)
+    protocol = {"bird": "bgp", "podway": "store"}.get(sent.owner, sent.owner)
     # Both ends of both pods' links: they change one after the other.
-    return _Settled(sent.underlay.encapsulation if sent.underlay else "none", told_by, min(pod.mtu, taken.mtu))
+    return _Settled(sent.underlay.encapsulation if sent.underlay else "none", protocol, min(pod.mtu, taken.mtu))
 
 
 def _there(report: TraceReport) -> Direction:

@@ -17,17 +17,17 @@ from typing import Any
 import structlog
 
 from podway.agent.blocks import BlockKeeper
-from podway.agent.crossing import Crossing
+from podway.agent.cluster_informer import ClusterInformer
+from podway.agent.components import Components
+from podway.agent.encapsulation import EncapsulationSwitch
 from podway.agent.following import UplinkFollower, first_uplink
 from podway.agent.identity import NodeLock
 from podway.agent.lastknown import LastKnown
 from podway.agent.learned import LearnedRoutes
 from podway.agent.losses import ReflectorWatch
 from podway.agent.membership import Membership
-from podway.agent.news import News
 from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
-from podway.agent.parts import Parts
 from podway.agent.pods import PodNetwork
 from podway.agent.readiness import Readiness
 from podway.agent.reconciler import ECHO, Reconciler
@@ -116,17 +116,21 @@ class Agent:
                 log.warning("removing the link of an ADD that was cut short", link=orphan)
                 self._kernel.unwire(orphan)
             self._state.adopt(self._kernel.leases())
-            self._news = News(self._store, self._state, versions, take=self._take, found=self._blocks_wanted.set)
+            self._cluster_informer = ClusterInformer(
+                self._store, self._state, versions, take=self._take, found=self._blocks_wanted.set
+            )
             if away is not None:
-                self._news.lost(away)
-            self._crossing = Crossing(
+                self._cluster_informer.lost(away)
+            self._encapsulation = EncapsulationSwitch(
                 self._kernel,
                 self._state,
                 self._membership,
                 bring_to_plan=self._bring_to_plan,
-                store_lost=self._news.lost,
+                store_lost=self._cluster_informer.lost,
             )
-            self._reconciler = Reconciler(self._kernel, self._state, options, failures_changed=self._crossing.soon)
+            self._reconciler = Reconciler(
+                self._kernel, self._state, options, failures_changed=self._encapsulation.trigger
+            )
             self._blocks = BlockKeeper(
                 self._store,
                 self._state,
@@ -152,12 +156,12 @@ class Agent:
             await self._start_routing()
             self._learned = LearnedRoutes(self._speaker, self._state, self._reconciler.note)
             self._offloads = OffloadTest(self._kernel, self._state.plan)
-            self._readiness = Readiness(self._state, self._speaker, self._crossing, self._membership)
+            self._readiness = Readiness(self._state, self._speaker, self._encapsulation, self._membership)
 
             server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)
             await server.start()
             stack.push_async_callback(server.close)
-            parts = Parts(
+            components = Components(
                 options,
                 self._state,
                 self._kernel,
@@ -165,7 +169,7 @@ class Agent:
                 self._pods,
                 self._speaker,
                 self._learned,
-                self._crossing,
+                self._encapsulation,
                 self._offloads,
                 self._channel,
                 self._store,
@@ -173,7 +177,7 @@ class Agent:
                 self._steps,
                 self._problems,
             )
-            reporter = Reporter(parts)
+            reporter = Reporter(components)
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(self._state.leases))
             await self._serve(server, reporter.methods)
@@ -199,7 +203,7 @@ class Agent:
             if known is None or not here:
                 raise
             return known, await first_uplink(connection, self._options, known.nodes.values()), {}, error
-        view = ClusterView.of(listing.items, aside=listing.aside, former=known)
+        view = ClusterView.of(listing.items, rejected=listing.rejected, former=known)
         return self._membership.present(view, choice.uplink.addresses), choice, listing.versions, None
 
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
@@ -209,12 +213,12 @@ class Agent:
             loop.add_signal_handler(number, stop.set)
         self._supervisor.watch(loop)
         self._watcher.blocks = self._state.view.block_ranges
-        self._last_known.soon()
+        self._last_known.trigger()
         loop.add_reader(self._watcher, self._kernel_changed)
         work = {
-            "news": self._news.run,
+            "informer": self._cluster_informer.run,
             "last known": lambda: self._last_known.run(self._state),
-            "crossing": self._crossing.run,
+            "encapsulation": self._encapsulation.run,
             "reconciler": self._reconciler.run,
             "pods": self._pods.run,
             "blocks": self._keep_blocks,
@@ -238,20 +242,20 @@ class Agent:
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
 
     def _first_plan(self) -> None:
-        self._crossing.refresh(force=True)
+        self._encapsulation.refresh(force=True)
         self._bring_to_plan()
 
     def _look_again(self) -> None:
         """Have everything compared and told anew, after a task failed in the middle of it."""
-        self._crossing.soon()
-        self._reconciler.soon()
-        self._channel.soon()
+        self._encapsulation.trigger()
+        self._reconciler.trigger()
+        self._channel.trigger()
         for wanted in (self._blocks_wanted, self._routing_wanted):
             wanted.set()
 
     def _problems(self) -> dict[str, Any]:
         return {
-            "store": self._news.problem,
+            "store": self._cluster_informer.problem,
             "routing": self._routing_problem,
             "uplink": self._uplink.problem,
             "pending": "BIRD has not taken the last change yet" if self._routing_pending else "",
@@ -259,7 +263,7 @@ class Agent:
 
     def _bgp_plan(self) -> BgpPlan:
         state = self._state
-        return plan_bgp(state.view, state.node, self._speaker.standing, uplink=state.uplink)
+        return plan_bgp(state.view, state.node, self._speaker.running, uplink=state.uplink)
 
     def _bring_to_plan(self) -> None:
         self._pods.fit_mtu()
@@ -267,28 +271,28 @@ class Agent:
 
     async def _take(self, view: ClusterView, changes: tuple[Change[Any], ...]) -> None:
         before, node = self._state.view, self._options.node
-        view = self._crossing.as_said(self._membership.present(view, self._state.uplink.addresses))
+        view = self._encapsulation.as_advertised(self._membership.present(view, self._state.uplink.addresses))
         if any(change.kind == ClusterAuthority.KIND for change in changes):
-            self._channel.soon()
+            self._channel.trigger()
         if not any(map(alters_plans, changes)):
-            self._state.pass_over(view)  # say, another node's heartbeat
+            self._state.advance(view)  # say, another node's heartbeat
             return
         delta = self._state.take_others(view, changes)
         self._watcher.blocks = view.block_ranges
-        self._last_known.soon()
-        self._channel.soon()
+        self._last_known.trigger()
+        self._channel.trigger()
         if node not in view.nodes:
             log.warning("this node was removed from the cluster while its agent runs: registering it again")
             await self._register()
             return  # the watch will tell
         routing = any(map(alters_routing, changes))
-        crossing = concerns(before, node) or concerns(view, node)
+        switching = concerns(before, node) or concerns(view, node)
         if delta is not None:
             self._reconciler.carry_out(delta)
         elif routing:
-            self._crossing.refresh(force=crossing)
+            self._encapsulation.refresh(force=switching)
         if delta is None and (
-            crossing
+            switching
             or before.blocks_of(node) != view.blocks_of(node)
             or (before.pools, before.config) != (view.pools, view.config)
         ):
@@ -301,9 +305,9 @@ class Agent:
     async def _register(self) -> None:
         try:
             await self._membership.register(self._state.uplink.addresses)
-            self._news.reached()
+            self._cluster_informer.reached()
         except StoreError as error:
-            self._news.lost(error)
+            self._cluster_informer.lost(error)
 
     async def _start_routing(self) -> None:
         try:
@@ -333,8 +337,8 @@ class Agent:
             else:
                 self._routing_problem = ""
                 self._routing_pending = self._routing_wanted.is_set()
-                self._readiness.soon()
-                self._learned.soon()
+                self._readiness.trigger()
+                self._learned.trigger()
             await rest(took, longest=LONGEST_ROUTING_REST)
 
     async def _reread_passwords(self) -> None:
@@ -355,24 +359,24 @@ class Agent:
     def _consider(self, event: KernelEvent | Resync) -> None:
         if isinstance(event, Resync):
             self._pods.look_for_vanished()
-            self._reconciler.soon()
-            self._learned.soon()
-            self._uplink.soon()
+            self._reconciler.trigger()
+            self._learned.trigger()
+            self._uplink.trigger()
             return
         if event.kind == "link" and event.removed and event.ours:
             self._pods.link_vanished(event.device)
         if event.uplink:
-            self._uplink.soon()
+            self._uplink.trigger()
         if event.learned:
-            self._learned.soon()
+            self._learned.trigger()
         if event.kind == "forwarding" and self._is_echo(f"{event.device} {event.subject}"):
             return  # the one kind of change of which the kernel never names the author (vxlan_fdb_notify)
         # Settings of the uplink and of the whole namespace are ours to keep, though the devices are not.
         if event.ours or event.kind == "sysctl":
             if self._is_echo(event.subject if event.kind == "nft" else event.device):
-                self._reconciler.soon(ECHO, numerous=False)
+                self._reconciler.trigger(ECHO, full=False)
             else:
-                self._reconciler.soon()
+                self._reconciler.trigger()
 
     def _is_echo(self, what: str) -> bool:
         return self._state.touched(what, since=self._state.now() - ECHO)
@@ -386,7 +390,7 @@ class Agent:
     async def _uplink_changed(self) -> None:
         """Take over another device, MTU or address of the uplink."""
         self._bring_to_plan()
-        self._channel.soon()
+        self._channel.trigger()
         self._routing_wanted.set()
         await self._register()
 
@@ -394,7 +398,7 @@ class Agent:
         try:
             await self._blocks.ensure()
         except StoreError as error:
-            self._news.lost(error)
+            self._cluster_informer.lost(error)
 
     async def _keep_membership(self) -> None:
         while True:
@@ -421,7 +425,7 @@ class Agent:
                     patience = self._state.now() - orphaned_since
                     await self._membership.give_back_blocks_of_removed_nodes(self._state.view, patience)
             except StoreError as error:
-                self._news.lost(error)
+                self._cluster_informer.lost(error)
 
 
 def run(options: AgentOptions) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from podway import __version__
+from podway.agent.components import Components
 from podway.agent.options import DEFAULT_RUN_DIR, AgentOptions
-from podway.agent.parts import Parts
 from podway.channel.admin import Method
 from podway.health.doctor import Doctor
 from podway.health.facts import Memory, Repair, TaskFailure
@@ -21,15 +21,15 @@ from podway.store.open import SQLITE
 class Checkup:
     """Answers `doctor`."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, components: Components) -> None:
+        self._components = components
         self._doctor = Doctor(
             self._memory,
-            parts.kernel,
-            parts.speaker,
-            parts.store,
-            _places(parts.options),
-            tells_pods=parts.options.run_dir != DEFAULT_RUN_DIR,
+            components.kernel,
+            components.speaker,
+            components.store,
+            _places(components.options),
+            tells_pods=components.options.run_dir != DEFAULT_RUN_DIR,
         )
 
     @property
@@ -43,7 +43,11 @@ class Checkup:
         return answer
 
     def _memory(self) -> Memory:
-        state, problems, channel = self._parts.state, self._parts.problems(), self._parts.channel.status()
+        state, problems, channel = (
+            self._components.state,
+            self._components.problems(),
+            self._components.channel.status(),
+        )
         return Memory(
             node=state.node,
             version=__version__,
@@ -53,17 +57,21 @@ class Checkup:
             pod_mtu=pod_mtu(state.view, state.uplink),
             blocks=state.book.use(state.now()),
             pools=tuple(pool.metadata.name for pool in state.node_pools()),
-            repairs=tuple(Repair(repair.at, repair.what) for repair in self._parts.reconciler.repairs),
-            refused=(*self._parts.reconciler.failures, *self._parts.learned.failures, *self._parts.pods.unmended),
+            repairs=tuple(Repair(repair.at, repair.what) for repair in self._components.reconciler.repairs),
+            refused=(
+                *self._components.reconciler.failures,
+                *self._components.learned.failures,
+                *self._components.pods.unrepaired,
+            ),
             failures=tuple(
                 TaskFailure(failure.task, failure.error, failure.at, failure.times)
-                for failure in self._parts.supervisor.failures
+                for failure in self._components.supervisor.failures
             ),
             store_problem=problems["store"],
             routing_problem=problems["routing"],
             uplink_problem=problems["uplink"],
             channel_problem=channel["problem"],
-            pending=msgspec.convert(self._parts.crossing.status()["pending"], tuple[str, ...]),
+            pending=msgspec.convert(self._components.encapsulation.status()["pending"], tuple[str, ...]),
             leases=tuple(state.leases.values()),
             certificate_expires=(
                 datetime.fromisoformat(channel["certificate"]).timestamp() if channel["certificate"] else None

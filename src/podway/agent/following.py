@@ -9,7 +9,7 @@ import structlog
 
 from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
-from podway.agent.uplink import surroundings
+from podway.agent.uplink import host_interfaces
 from podway.api.addresses import Address
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
@@ -47,7 +47,7 @@ async def first_uplink(connection: Connection, options: AgentOptions, resources:
     clock = asyncio.get_running_loop().time
     end = clock() + PATIENCE
     while True:
-        found = surroundings(connection)
+        found = host_interfaces(connection)
         over = clock() >= end
         try:
             choice = choose_uplink(found, options.interface, registered=registered, others=others)
@@ -86,7 +86,7 @@ class UplinkFollower:
         """What is wrong with the uplink, in words; empty if nothing."""
         self.note(problem)
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Ask for a look: devices, addresses or default routes changed."""
         self._wanted.set()
 
@@ -131,7 +131,7 @@ class UplinkFollower:
         state = self._state
         registered = state.uplink.addresses
         others = _addresses(node for name, node in state.view.nodes.items() if name != state.node)
-        found = surroundings(self._connection)
+        found = host_interfaces(self._connection)
         absent = frozenset(state.uplink.node_addresses) - {each.address.ip for each in found.addresses}
         if absent != state.uplink.absent:
             # Pods of this node reach each other also while the node has no address to send from itself.

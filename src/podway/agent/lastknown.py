@@ -1,7 +1,7 @@
 """What an agent knew last of the cluster, in a file, for its next start.
 
 A running agent goes on by what it knows while the store is away, and by an object's last good state while that
-object is set aside; with this file one that is started again meanwhile does the same. It is in the run directory,
+object is rejected; with this file one that is started again meanwhile does the same. It is in the run directory,
 which does not outlive a reboot, and neither do pods.
 
 The file is a List of manifests with nothing redacted, so that `podway apply -f` makes a lost store's objects anew.
@@ -18,7 +18,7 @@ import structlog
 
 from podway.agent.identity import kernel_instance
 from podway.agent.state import NodeState
-from podway.api.checked import SetAside, check
+from podway.api.checked import RejectedObject, check
 from podway.api.kinds import KINDS
 from podway.api.resource import Resource, api_version, key
 from podway.cluster.view import ClusterView
@@ -53,7 +53,7 @@ class LastKnown:
         found = [one for item in kept.items if (one := _object(item)) is not None]
         return ClusterView.of(found)
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Ask for the file to be written: something else is known."""
         self._wanted.set()
 
@@ -101,4 +101,4 @@ def _object(item: dict[str, Any]) -> Resource | None:
     except (KeyError, TypeError, msgspec.ValidationError):
         return None
     checked = check(key(found), msgspec.json.encode(found))
-    return None if isinstance(checked, SetAside) else checked
+    return None if isinstance(checked, RejectedObject) else checked

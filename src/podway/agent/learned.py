@@ -29,7 +29,7 @@ SETTLE = 0.1
 """Seconds between event and look, and between first and second look: BIRD itself may be at work."""
 
 RETRY = 5.0
-"""Seconds between looks while something could not be mended."""
+"""Seconds between looks while something could not be repaired."""
 
 REST = 3.0
 """After a look, rest so many times as long as it took: requests come first, and routes may flap."""
@@ -43,16 +43,16 @@ class LearnedRoute(msgspec.Struct, frozen=True):
 
     destination: Network
     type: str
-    ways: frozenset[tuple[str, Address | None]]
+    next_hops: frozenset[tuple[str, Address | None]]
     source: Address | None
 
     def __str__(self) -> str:
-        ways = sorted(f"via {gateway} dev {device}" for device, gateway in self.ways)
-        return f"route {self.destination} {' and '.join(ways)}"
+        next_hops = sorted(f"via {gateway} dev {device}" for device, gateway in self.next_hops)
+        return f"route {self.destination} {' and '.join(next_hops)}"
 
 
 class LearnedRoutes:
-    """Keeps the kernel's copy of the routes that BIRD learned. `repaired` is told in words what was mended."""
+    """Keeps the kernel's copy of the routes that BIRD learned. `repaired` is told in words what was repaired."""
 
     def __init__(self, speaker: BgpSpeaker, state: NodeState, repaired: Callable[[str], None]) -> None:
         self._speaker = speaker
@@ -64,12 +64,12 @@ class LearnedRoutes:
         self.lost: tuple[str, ...] = ()
         """Routes to whose next hops BIRD knew no way at the last attempt, in words."""
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Ask for a comparison: BIRD, or somebody else, changed a route of BIRD's."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Compare and mend when asked, for ever."""
+        """Compare and repair when asked, for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
                 # Nothing tells when a route of somebody else's gives the place free.
@@ -79,13 +79,13 @@ class LearnedRoutes:
             self._wanted.clear()
             begun = asyncio.get_running_loop().time()
             try:
-                await self._mend()
+                await self._repair()
             except (RoutingError, KernelError) as error:
                 # A BIRD that starts writes them all anyway.
                 log.info("learned routes not compared", reason=error.message)
             await asyncio.sleep(REST * (asyncio.get_running_loop().time() - begun))
 
-    async def _mend(self) -> None:
+    async def _repair(self) -> None:
         wrong, lost = await self._differences(), await self._unreachable()
         if wrong or lost:
             await asyncio.sleep(SETTLE)
@@ -94,7 +94,7 @@ class LearnedRoutes:
         if lost:
             await self._speaker.look_for_subnets({Family.of(network) for network in lost})
         if wrong or lost:
-            await self._speaker.mend_kernel_routes()
+            await self._speaker.repair_kernel_routes()
             await asyncio.sleep(SETTLE)
         left: set[Network] = {change.key for change in await self._differences()} if wrong else set()
         if left and not await self._taken(left):  # BIRD would write over what others put there
@@ -122,20 +122,21 @@ class LearnedRoutes:
     def _note_failures(self, failures: tuple[str, ...]) -> None:
         for failure in failures:
             if failure not in self.failures:
-                log.error("learned route cannot be mended", problem=failure)
+                log.error("learned route cannot be repaired", problem=failure)
         self.failures = failures
 
     async def _unreachable(self) -> dict[Network, str]:
         """Return the destinations to which BIRD has lost the way, with words that say so."""
         return {
-            route.network: f"route {route.network}, told by {route.protocol}: BIRD lost the way to its next hop"
+            route.network: f"route {route.network}, learned from {route.protocol}: BIRD lost the way "
+            "to its next hop"
             for route in await self._speaker.unreachable()
         }
 
     async def _differences(self) -> list[Change]:
         """Return which routes the kernel lacks or has otherwise; more than BIRD knows is BIRD's business.
 
-        What BIRD knows is taken as its filters rewrite it for the kernel, with all equally good ways.
+        What BIRD knows is taken as its filters rewrite it for the kernel, with all equal-cost next hops.
         """
         want = await self._wanted_routes()
         have = await self._kernel_routes(want)

@@ -89,21 +89,21 @@ class Membership:
                 return
 
     def present(self, view: ClusterView, addresses: tuple[Interface, ...]) -> ClusterView:
-        """Return a view that has this node in it, though its object is set aside and no good state is known.
+        """Return a view that has this node in it, though its object is rejected and no good state is known.
 
         What the agent writes into it itself is known all the same, and so is the rest, as far as it is right.
         """
-        unfit = view.aside.get((Node.KIND, "", self._node))
+        unfit = view.rejected.get((Node.KIND, "", self._node))
         if unfit is None or self._node in view.nodes:
             return view
         readable = unfit.found.metadata if isinstance(unfit.found, Node) else Metadata(name=self._node)
         node = self._registered(_without_asn(readable), addresses)
         if any(problems(node)):
             node = self._registered(Metadata(name=self._node), addresses)
-        return msgspec.structs.replace(view.after(view.change(node)), aside=view.aside)
+        return msgspec.structs.replace(view.after(view.change(node)), rejected=view.rejected)
 
     async def _stored(self) -> Node | None:
-        """Return this node's object, or what can be read of one that is set aside; None if there is none."""
+        """Return this node's object, or what can be read of one that is rejected; None if there is none."""
         try:
             return await self._store.get(Node, self._node)
         except NotFound:

@@ -61,7 +61,7 @@ class PodNetwork:
         self._to_mend = asyncio.Event()
 
     @property
-    def unmended(self) -> tuple[str, ...]:
+    def unrepaired(self) -> tuple[str, ...]:
         """Which pods have lost their link and could not be wired again yet, and why, in words."""
         return tuple(self._unmended.values())
 

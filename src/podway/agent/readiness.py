@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from podway.agent.crossing import Crossing
+from podway.agent.encapsulation import EncapsulationSwitch
 from podway.agent.membership import Membership
 from podway.agent.state import NodeState
 from podway.api.kinds.node import BGP_READY
@@ -20,15 +20,17 @@ LOOK = 0.5
 class Readiness:
     """Keeps BGP_READY of a node's object true (podway.plan.topology)."""
 
-    def __init__(self, state: NodeState, speaker: BgpSpeaker, crossing: Crossing, membership: Membership) -> None:
+    def __init__(
+        self, state: NodeState, speaker: BgpSpeaker, encapsulation: EncapsulationSwitch, membership: Membership
+    ) -> None:
         self._state = state
         self._speaker = speaker
-        self._crossing = crossing
+        self._encapsulation = encapsulation
         self._membership = membership
         self._wanted = asyncio.Event()
         self._wanted.set()
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Ask for a look: BIRD took another plan."""
         self._wanted.set()
 
@@ -51,8 +53,8 @@ class Readiness:
         target = self._speaker.topology
         if here is None or here.metadata.annotations.get(BGP_READY) == target:
             return True
-        # A pool that BGP is to tell no more has to be told by the store before.
-        if await self._speaker.ready() != target or not self._crossing.has_store_routes:
+        # A pool that BGP is to tell no more has to be distributed by the store before.
+        if await self._speaker.ready() != target or not self._encapsulation.has_store_routes:
             return False
         await self._membership.announce({BGP_READY: target})
         return True

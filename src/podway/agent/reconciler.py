@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from podway.agent import originals
+from podway.agent import saved_sysctls
 from podway.agent.options import AgentOptions
 from podway.agent.state import NodeState
 from podway.agent.steps import rest
@@ -59,7 +59,7 @@ class Reconciler:
         self._failures_changed = failures_changed
         self._wanted = asyncio.Event()
         self._due = self._full_due = asyncio.get_running_loop().time() + self._interval
-        self._numerous = False
+        self._full = False
         self._applied = NodePlan()
         self._audits: list[set[tuple[str, Any]]] = []
         """For each look that goes on, what was carried out since it began."""
@@ -85,9 +85,9 @@ class Reconciler:
         for failure in report.failures:
             log.info("to be looked at again", problem=failure.message)
         if report.failures:
-            self.soon()
+            self.trigger()
 
-    async def differences(self, *, numerous: bool = True) -> list[Change]:
+    async def differences(self, *, full: bool = True) -> list[Change]:
         """Return what differs from the plan, found in slices: requests come first.
 
         What our own work meanwhile made differ, from the plan as it was when the look began, is left out.
@@ -97,7 +97,7 @@ class Reconciler:
         began = turn = self._state.now()
         self._audits.append(altered)
         try:
-            for change in self._kernel.audit(self._state.plan(), numerous=numerous):
+            for change in self._kernel.audit(self._state.plan(), full=full):
                 if change is not None:
                     found.append(change)
                 if self._state.now() - turn > STEP:
@@ -112,10 +112,10 @@ class Reconciler:
             and not any(self._state.touched(device, since=began) for device in _devices(change))
         ]
 
-    async def _differs(self, *, numerous: bool) -> bool:
+    async def _differs(self, *, full: bool) -> bool:
         """Tell whether there may be something to repair; what cannot be compared is for `repair` to tell of."""
         try:
-            return bool(await self.differences(numerous=numerous))
+            return bool(await self.differences(full=full))
         except PodwayError:
             return True
 
@@ -140,7 +140,7 @@ class Reconciler:
 
     def _carry_out(self, plan: NodePlan) -> Report:
         try:
-            originals.remember(self._run_dir, self._kernel, plan)
+            saved_sysctls.remember(self._run_dir, self._kernel, plan)
         except AgentError as error:  # pods need the plan all the same
             applied = self._kernel.apply(plan)
             report = Report(applied.changes, (*applied.failures, error))
@@ -169,13 +169,13 @@ class Reconciler:
         log.warning("repaired", change=what)
         self.repairs.append(Repair(time.time(), what))
 
-    def soon(self, within: float = SETTLE, *, numerous: bool = True) -> None:
+    def trigger(self, within: float = SETTLE, *, full: bool = True) -> None:
         """Ask for a comparison within so many seconds: something of ours may have been changed.
 
-        Without `numerous` the kinds are left out of which a node may hold thousands: pods come and go
+        Without `full` the kinds are left out of which a node may hold thousands: pods come and go
         often, and all that stands on their links goes with these.
         """
-        self._numerous = self._numerous or numerous
+        self._full = self._full or full
         due = asyncio.get_running_loop().time() + within
         if due < self._due:
             self._due = due
@@ -187,14 +187,14 @@ class Reconciler:
         while True:
             await self._until_due()
             began = clock()
-            numerous = self._numerous or began >= self._full_due
-            if numerous:
+            full = self._full or began >= self._full_due
+            if full:
                 self._full_due = began + self._interval
-            self._due, self._numerous = self._full_due, False
+            self._due, self._full = self._full_due, False
             before = self._state.plan()
             if self.learn_facts():
                 self.repair(before)
-            elif self.failures or await self._differs(numerous=numerous):
+            elif self.failures or await self._differs(full=full):
                 self.repair()
             await rest(clock() - began)
 

@@ -11,8 +11,8 @@ import msgspec
 
 from podway import __version__
 from podway.agent.checkup import Checkup
-from podway.agent.parts import Parts
-from podway.agent.told import told_routes
+from podway.agent.components import Components
+from podway.agent.routes import node_routes
 from podway.agent.tracing import Tracing
 from podway.api.addresses import Family
 from podway.api.resource import subject
@@ -27,10 +27,10 @@ from podway.plan.topology import topology
 class Reporter:
     """Answers `status`, `leases`, `peers`, `routes`, `heard`, `steps`; doctor and tracer answer for theirs."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._checkup = Checkup(parts)
-        self._tracing = Tracing(parts.state, parts.speaker)
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._checkup = Checkup(components)
+        self._tracing = Tracing(components.state, components.speaker)
         self._started = time.time()
 
     @property
@@ -49,74 +49,76 @@ class Reporter:
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
-        problems, target = self._parts.problems(), topology(self._parts.state.view)
-        drift = await self._parts.reconciler.differences()
+        problems, target = self._components.problems(), topology(self._components.state.view)
+        drift = await self._components.reconciler.differences()
         try:
             peers = await self.peers()
         except RoutingError as error:
             peers, problems["routing"] = [], error.message
         return {
             "ready": True,
-            "node": self._parts.options.node,
+            "node": self._components.options.node,
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
             "memory": _resident(),
             "uplink": {
-                "device": self._parts.state.uplink.device,
-                "mtu": self._parts.state.uplink.mtu,
-                "addresses": [str(address) for address in self._parts.state.uplink.addresses],
+                "device": self._components.state.uplink.device,
+                "mtu": self._components.state.uplink.mtu,
+                "addresses": [str(address) for address in self._components.state.uplink.addresses],
                 "problem": problems["uplink"],
             },
             "store": {
-                "url": self._parts.options.store,
+                "url": self._components.options.store,
                 "problem": problems["store"],
-                "aside": {subject(one.key): one.problem for one in self._parts.state.view.aside.values()},
+                "rejected": {
+                    subject(one.key): one.problem for one in self._components.state.view.rejected.values()
+                },
             },
             "routing": {
                 "problem": problems["routing"],
                 "pending": problems["pending"],
-                "bird": self._parts.speaker.bird.pid or 0,
+                "bird": self._components.speaker.bird.pid or 0,
                 "peers": peers,
-                "topology": self._parts.speaker.topology,
-                "waits_for": list(self._parts.speaker.waits_for),
+                "topology": self._components.speaker.topology,
+                "waits_for": list(self._components.speaker.waits_for),
                 "reflectors": sorted(target.reflectors),
                 "lost": sorted(target.lost),
-                "left_out": dict(left_out(self._parts.state.view, self._parts.options.node)),
+                "left_out": dict(left_out(self._components.state.view, self._components.options.node)),
             },
             "blocks": [
                 {**msgspec.to_builtins(use, enc_hook=str), "free": use.free}
-                for use in self._parts.state.book.use(self._parts.state.now())
+                for use in self._components.state.book.use(self._components.state.now())
             ],
-            "leases": len(self._parts.state.leases),
+            "leases": len(self._components.state.leases),
             "drift": {
                 "now": [
                     *(str(change) for change in drift),
-                    *self._parts.learned.lost,
+                    *self._components.learned.lost,
                 ],
-                "repaired": [msgspec.to_builtins(repair) for repair in self._parts.reconciler.repairs],
+                "repaired": [msgspec.to_builtins(repair) for repair in self._components.reconciler.repairs],
                 "refused": [
-                    *self._parts.reconciler.failures,
-                    *self._parts.learned.failures,
-                    *self._parts.pods.unmended,
+                    *self._components.reconciler.failures,
+                    *self._components.learned.failures,
+                    *self._components.pods.unrepaired,
                 ],
             },
-            "crossing": self._parts.crossing.status(),
-            "ipip": self._parts.kernel.ipip_counters(),
-            "offloads": self._parts.offloads.status(),
-            "channel": self._parts.channel.status(),
-            "failures": [msgspec.to_builtins(failure) for failure in self._parts.supervisor.failures],
-            "kernel_writes": self._parts.kernel.writes,
+            "encapsulation": self._components.encapsulation.status(),
+            "ipip": self._components.kernel.ipip_counters(),
+            "offloads": self._components.offloads.status(),
+            "channel": self._components.channel.status(),
+            "failures": [msgspec.to_builtins(failure) for failure in self._components.supervisor.failures],
+            "kernel_writes": self._components.kernel.writes,
         }
 
     async def heard(self, objects: list[tuple[str, str, str]]) -> list[str]:
         """Return in which version the agent has heard of each of these objects, empty if it has not."""
-        found = (self._parts.state.view.find((kind, where, name)) for kind, where, name in objects)
+        found = (self._components.state.view.find((kind, where, name)) for kind, where, name in objects)
         return [obj.metadata.resource_version if obj else "" for obj in found]
 
     async def steps(self) -> dict[str, float]:
         """Return how long the agent was at work at a stretch, in seconds, since this was asked last."""
-        return self._parts.steps.told()
+        return self._components.steps.told()
 
     async def leases(self) -> list[dict[str, Any]]:
         """Return every lease of the node."""
@@ -131,23 +133,26 @@ class Reporter:
                 "addresses": [str(address) for address in lease.addresses],
                 "attach": lease.attach,
             }
-            for lease in self._parts.state.leases.values()
+            for lease in self._components.state.leases.values()
         ]
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the node's BGP sessions as BIRD has them, and what the other end is to this node (`role`)."""
-        view = self._parts.state.view
+        view = self._components.state.view
         reflectors = topology(view).reflectors
         return [
-            {**msgspec.to_builtins(peer, enc_hook=str), "role": _role(peer, self._parts.options.node, reflectors)}
-            for peer in await self._parts.speaker.peers()
+            {
+                **msgspec.to_builtins(peer, enc_hook=str),
+                "role": _role(peer, self._components.options.node, reflectors),
+            }
+            for peer in await self._components.speaker.peers()
         ]
 
     async def routes(self) -> list[dict[str, Any]]:
-        """Return the node's routes to all blocks, and what BGP told besides: see podway.agent.told.ToldRoute."""
-        state, known = self._parts.state, await self._parts.speaker.routes()
+        """Return the node's routes to all blocks, and others of BGP's: see podway.agent.routes.NodeRoute."""
+        state, known = self._components.state, await self._components.speaker.routes()
         records, names = await asyncio.to_thread(_kernel_routes)
-        told = told_routes(state.view, state.node, records, names, known)
+        told = node_routes(state.view, state.node, records, names, known)
         return [msgspec.to_builtins(route, enc_hook=str) for route in told]
 
 

@@ -29,7 +29,7 @@ from podway.plan.node import HostFacts, plan_node, plan_wiring
 from podway.plan.objects import NFT_VXLAN_TABLE, NodePlan, PodWiring
 from podway.plan.others import delta_of_others, others_altered, plan_others
 from podway.plan.overlays import plan_overlays
-from podway.plan.sent import Sent
+from podway.plan.sent_modes import SentModes
 from podway.plan.uplink import Uplink
 
 REMEMBERED = 10.0
@@ -62,9 +62,9 @@ class NodeState:
         self.withdrawn: set[Network] = set()
         """Blocks on their way back to the pool: no longer announced, and nothing is leased from them."""
         self.facts = HostFacts()
-        self.sent: Sent = {}
-        """The forms in which this node may still send to others, by pool."""
-        self.bridged: frozenset[Network] = frozenset()
+        self.sent: SentModes = {}
+        """The modes in which this node may still send to others, by pool."""
+        self.transitional: frozenset[Network] = frozenset()
         """Blocks of other nodes that keep a route of ours until BIRD's is there."""
         self._planned: Planned | None = None
         self._touched: dict[str, float] = {}
@@ -86,7 +86,7 @@ class NodeState:
         """Tell whether we made or removed something since a time of `now`, so that events are our echo."""
         return self._touched.get(name, -math.inf) >= since
 
-    def pass_over(self, view: ClusterView) -> None:
+    def advance(self, view: ClusterView) -> None:
         """Take a newer view that gives the same plans."""
         planned = self._plan_of_others()
         self.view = view
@@ -133,7 +133,7 @@ class NodeState:
     def take_others(self, view: ClusterView, changes: Sequence[Change[Any]]) -> tuple[Difference, ...] | None:
         """Take a newer view; return what its changes alter in the plan, None if that takes a look at all of it."""
         before, planned = self.view, self._plan_of_others()
-        names = None if self.bridged else others_altered(before, view, self.node, changes, self.sent)
+        names = None if self.transitional else others_altered(before, view, self.node, changes, self.sent)
         self.follow(view)
         if names is None:
             return None
@@ -152,12 +152,12 @@ class NodeState:
         """Return what is planned for the other nodes: anew only where something else came of it."""
         depends = self._depends()
         if self._planned is None or not all(map(_same, depends, self._planned.depends)):
-            self._planned = Planned(plan_others(self.view, self.node, self.uplink, self.bridged), depends)
+            self._planned = Planned(plan_others(self.view, self.node, self.uplink, self.transitional), depends)
         return self._planned
 
     def _depends(self) -> tuple[object, ...]:
         view = self.view
-        return (view.nodes, view.blocks, view.pools, view.config, self.uplink, self.bridged)
+        return (view.nodes, view.blocks, view.pools, view.config, self.uplink, self.transitional)
 
     def plan(self) -> NodePlan:
         """Return every kernel object that this node must hold now."""
@@ -170,7 +170,7 @@ class NodeState:
             withdrawn=frozenset(self.withdrawn),
             facts=self.facts,
             sent=self.sent,
-            bridged=self.bridged,
+            transitional=self.transitional,
             others=self._others(),
         )
 

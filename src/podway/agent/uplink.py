@@ -4,13 +4,13 @@ from podway.api.addresses import Family
 from podway.api.lease import LINK_PREFIX
 from podway.kernel.network import Connection, RouteRecord, dump_addresses, dump_links, dump_routes
 from podway.plan.objects import DEVICE_GROUP
-from podway.plan.uplink_choice import DefaultRoute, Link, LinkAddress, Surroundings
+from podway.plan.uplink_choice import DefaultRoute, HostInterfaces, Link, LinkAddress
 
 WIDE = ("global", "200")
 """Scopes of addresses that other machines can reach; 200 is `site` (rtnetlink(7))."""
 
 
-def surroundings(connection: Connection) -> Surroundings:
+def host_interfaces(connection: Connection) -> HostInterfaces:
     """Return what there is, without devices and pod links of ours. Raises KernelError."""
     found = [
         link
@@ -18,7 +18,7 @@ def surroundings(connection: Connection) -> Surroundings:
         if link.group != DEVICE_GROUP and not link.name.startswith(LINK_PREFIX)
     ]
     known = {link.index for link in found}
-    return Surroundings(
+    return HostInterfaces(
         links=tuple(
             Link(link.index, link.name, link.mtu, link.up, link.kind, link.master, link.altnames) for link in found
         ),

@@ -1,7 +1,7 @@
-"""Where stored objects become facts: what cannot be read, or cannot be right, is set aside.
+"""Where stored objects become facts: what cannot be read, or cannot be right, is rejected.
 
 Everything that the rest of Podway reads of a store has passed here, so planners need not doubt an object's
-fields. The rules are those by which `podway apply` refuses (podway.api.validate): an object that was set aside
+fields. The rules are those by which `podway apply` refuses (podway.api.validate): an object that was rejected
 was written by another hand, by another Podway, or was damaged on the disk.
 """
 
@@ -17,7 +17,7 @@ _decoders: dict[str, msgspec.json.Decoder[Resource]] = {
 }
 
 
-class SetAside(msgspec.Struct, frozen=True):
+class RejectedObject(msgspec.Struct, frozen=True):
     """A stored object that is no fact, and why; `found` is what could be read of it, None if nothing could."""
 
     key: Key
@@ -25,7 +25,7 @@ class SetAside(msgspec.Struct, frozen=True):
     found: Resource | None = None
 
     def __str__(self) -> str:
-        return f"{subject(self.key)} is set aside: {self.problem}"
+        return f"{subject(self.key)} is rejected: {self.problem}"
 
     @property
     def error(self) -> ObjectDamaged:
@@ -40,20 +40,20 @@ class SetAside(msgspec.Struct, frozen=True):
         )
 
 
-def check(stored: Key, body: bytes) -> Resource | SetAside:
+def check(stored: Key, body: bytes) -> Resource | RejectedObject:
     """Return the object that is stored under a key, or why it is none."""
     kind = stored[0]
     if kind not in _decoders:
-        return SetAside(stored, f"{kind} is no kind that this Podway knows; a newer one may have written it")
+        return RejectedObject(stored, f"{kind} is no kind that this Podway knows; a newer one may have written it")
     try:
         found = _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return SetAside(stored, f"it cannot be read: {error}")
+        return RejectedObject(stored, f"it cannot be read: {error}")
     if key(found) != stored:
-        return SetAside(stored, f"it says of itself that it is {subject(key(found))}")
+        return RejectedObject(stored, f"it says of itself that it is {subject(key(found))}")
     wrong = next(problems(found), None)
     if wrong is not None:
-        return SetAside(stored, f"{wrong.field}: {wrong.problem}", found)
+        return RejectedObject(stored, f"{wrong.field}: {wrong.problem}", found)
     return found
 
 

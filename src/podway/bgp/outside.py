@@ -17,8 +17,8 @@ def outside_session(plan: BgpPlan, peer: OutsidePeer, passwords: Mapping[str, st
     """Return the protocol of one session.
 
     BFD is bound to it: what dies with the peer's BIRD or FRR is the way by the peer. The own AS number is let
-    pass in what the peer tells (RFC 4271, section 9.1.2): nodes of one AS behind switches of another reach each
-    other so, and no loop can form, since a node passes on nothing that an outside peer told.
+    pass in what the peer advertises (RFC 4271, section 9.1.2): nodes of one AS behind switches of another reach
+    each other so, and no loop can form, since a node passes on nothing that an outside peer advertised.
     """
     family = peer.family.label.lower()
     options = [

@@ -9,9 +9,9 @@ from string import Template
 from podway.api.addresses import Address, Family, Network
 from podway.bgp.outside import AGGREGATE, outside_session
 from podway.plan.bgp import BgpPeer, BgpPlan
-from podway.plan.fabric import Crossing
+from podway.plan.fabric import OverlayNextHop
 from podway.plan.objects import ROUTE_PROTOCOL
-from podway.plan.topology import Standing
+from podway.plan.topology import RunningTopology
 
 RESTART_TIME = 30
 """Seconds for which peers keep the routes of a node whose BIRD has gone but whose kernel still answers."""
@@ -30,7 +30,7 @@ NODE_PREFIXES = 50_000
 """So many routes are taken of a node or reflector at most. There are hardly more blocks; it is a last resort."""
 
 OWN, HOST, NODE, UNUSED = 200, 150, 110, 1
-"""Preferences; that of what outside peers tell is 100."""
+"""Preferences; that of what outside peers advertise is 100."""
 
 UPLINK = 250
 """Preference of the uplink's subnets: above BIRD's own for subnets of devices (240), so that it makes no change
@@ -46,10 +46,10 @@ timeformat route "%FT%T.%3f%z";
 router id $router_id;
 graceful restart wait $recovery_wait;	# after a restart: wait so long for the peers' routes
 
-# Of several routes to one prefix the one of the highest preference wins; 100 is what outside peers tell.
+# Of several routes to one prefix the one of the highest preference wins; 100 is what outside peers advertise.
 define OWN = $own;	# own blocks
 define HOST = $host;	# what the machine knows by itself
-define NODE = $node_preference;	# what other nodes tell
+define NODE = $node_preference;	# what other nodes advertise
 define UNUSED = $unused;		# what leads into pools besides: any other route is better
 
 # Which interfaces and addresses the machine has.
@@ -67,7 +67,7 @@ function is_block_$family()
 	return $is_block;
 }
 
-# Own blocks, as opposed to what peers tell and to what the machine knows besides.
+# Own blocks, as opposed to what peers advertise and to what the machine knows besides.
 function is_own_$family()
 {
 	return source = RTS_INHERIT && preference = OWN;
@@ -84,7 +84,7 @@ protocol kernel kernel_$family {
 	learn;			# take routes that others than BIRD wrote
 	persist;		# leave the routes in place when BIRD stops,
 	graceful restart;	# and when it starts again until the peers have told theirs
-	merge paths on;		# equally good ways are all used
+	merge paths on;		# equal-cost next hops are all used (ECMP)
 	$family {
 		import filter {
 			if krt_source = $protocol && dest = RTD_BLACKHOLE && is_block_$family() then {
@@ -101,7 +101,7 @@ protocol kernel kernel_$family {
 			if $kept_out then reject;
 			if source = RTS_BGP && dest = RTD_UNREACHABLE then reject;	# there is no way to the next hop
 			krt_prefsrc = $address;	# the node speaks to remote pods from its own address
-$crossings			accept;
+$overlay_next_hops			accept;
 		};
 	};
 }
@@ -119,7 +119,7 @@ template bgp nodes_$family {
 	graceful restart time $restart_time;
 	debug { states };
 	$family {
-		gateway recursive;	# a reflector tells of nodes in other subnets, too
+		gateway recursive;	# a reflector advertises nodes in other subnets, too
 		import limit $node_prefixes action block;
 		import filter {
 			if !is_block_$family() then reject;
@@ -227,10 +227,10 @@ def render(plan: BgpPlan, log: Path, passwords: Mapping[str, str] | None = None)
     return "".join(parts)
 
 
-def standing(configuration: str) -> Standing:
+def running(configuration: str) -> RunningTopology:
     """Return what a BIRD with this configuration, one of ours, does."""
     pools = (part for text in _POOLS.findall(configuration) for part in text.split(", ") if " of " in part)
-    return Standing(
+    return RunningTopology(
         frozenset(_NODE.findall(configuration)),
         _REFLECTS in configuration,
         frozenset(ip_network(part.partition(" of ")[2]) for part in pools),
@@ -255,7 +255,9 @@ def _family(plan: BgpPlan, family: Family) -> str:
         in_pools=_among(f"{pool.network}+" for pool in pools),
         uplink=_uplink(plan, family),
         kept_out=f"source != RTS_BGP && !{AGGREGATE}" if aggregates else "source != RTS_BGP",
-        crossings=_crossings({net: ways for net, ways in plan.crossings.items() if net.version == family}),
+        overlay_next_hops=_overlay_next_hops(
+            {net: next_hops for net, next_hops in plan.overlay_next_hops.items() if net.version == family}
+        ),
         reflects=f"\t\t\t{_REFLECTS}\n" if plan.reflects else "",
         address=plan.address(family),
         protocol=ROUTE_PROTOCOL,
@@ -278,27 +280,27 @@ def _among(prefixes: Iterable[str]) -> str:
     return f"net ~ [ {text} ]" if text else "false"
 
 
-def _crossings(ways: Mapping[Network, Mapping[Address, Crossing]]) -> str:
-    """Return the lines that send routes by their encapsulated way; pools that share all ways share the lines."""
-    pools: dict[tuple[tuple[Address, Crossing], ...], list[Network]] = {}
-    for network, found in ways.items():
-        pools.setdefault(tuple(sorted(found.items(), key=lambda way: int(way[0]))), []).append(network)
+def _overlay_next_hops(next_hops: Mapping[Network, Mapping[Address, OverlayNextHop]]) -> str:
+    """Return the lines that send routes to overlay next hops; pools that share all of them share the lines."""
+    pools: dict[tuple[tuple[Address, OverlayNextHop], ...], list[Network]] = {}
+    for network, found in next_hops.items():
+        pools.setdefault(tuple(sorted(found.items(), key=lambda next_hop: int(next_hop[0]))), []).append(network)
     lines = []
     for hops, networks in pools.items():
         lines.append(f"\t\t\tif {_among(f'{network}+' for network in networks)} then case bgp_next_hop {{\n")
-        for hop, way in hops:
+        for hop, next_hop in hops:
             # The space before the colon keeps it apart from an IPv6 address.
-            lines.append(f"\t\t\t\t{hop} : {{ {_turn(way)} }}\n")
+            lines.append(f"\t\t\t\t{hop} : {{ {_redirect(next_hop)} }}\n")
         lines.append("\t\t\t}\n")
     return "".join(lines)
 
 
-def _turn(way: Crossing) -> str:
-    """Return the statements that send a route by an encapsulated way, or keep it out where there is none."""
-    if way.gateway is None:
+def _redirect(next_hop: OverlayNextHop) -> str:
+    """Return the statements that send a route to an overlay next hop, or keep it out where there is none."""
+    if next_hop.gateway is None:
         return "reject;"
-    room = f" krt_mtu = {way.mtu};" if way.mtu else ""
-    return f'ifname = "{way.device}"; gw = {way.gateway};{room}'
+    room = f" krt_mtu = {next_hop.mtu};" if next_hop.mtu else ""
+    return f'ifname = "{next_hop.device}"; gw = {next_hop.gateway};{room}'
 
 
 def _whole_pools(plan: BgpPlan, family: Family) -> Iterable[Network]:

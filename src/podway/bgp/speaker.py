@@ -12,7 +12,7 @@ from podway.api.addresses import Family
 from podway.bgp.daemon import Bird
 from podway.bgp.liveness import LivenessArbiter
 from podway.bgp.passwords import Passwords, Secrets, read_passwords
-from podway.bgp.render import render, standing
+from podway.bgp.render import render, running
 from podway.bgp.status import (
     BirdRoute,
     PeerStatus,
@@ -24,7 +24,7 @@ from podway.bgp.status import (
 )
 from podway.errors import RoutingError
 from podway.plan.bgp import BgpPlan
-from podway.plan.topology import Standing
+from podway.plan.topology import RunningTopology
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ REFILL = 30.0
 """Seconds between looks at sessions that told more routes than are taken."""
 
 SETTLE = 2.0
-"""Seconds that sessions stand before others are given up for them: what is told by them must have arrived."""
+"""Seconds that sessions stand before others are given up for them: what they advertise must have arrived."""
 
 
 class BgpSpeaker:
@@ -56,7 +56,7 @@ class BgpSpeaker:
         self._take(plan, secrets or {}, passwords)
 
     async def apply(self, plan: BgpPlan, secrets: Secrets | None = None) -> bool:
-        """Go over to another plan; return False if nothing had to be done.
+        """Switch to another plan; return False if nothing had to be done.
 
         If BIRD rejects it, the former plan stays in force and RoutingError says why.
         """
@@ -79,12 +79,12 @@ class BgpSpeaker:
             await self.apply(self._plan, self._secrets)
 
     @property
-    def standing(self) -> Standing:
+    def running(self) -> RunningTopology:
         """What BIRD does, by the configuration that it took last; nothing if there is none, or it is damaged."""
         try:
-            return standing(self.bird.conf.read_text())
+            return running(self.bird.conf.read_text())
         except (FileNotFoundError, ValueError):
-            return Standing()
+            return RunningTopology()
 
     @property
     def topology(self) -> str:
@@ -156,7 +156,7 @@ class BgpSpeaker:
         return stands
 
     async def routes(self) -> tuple[BirdRoute, ...]:
-        """Return the routes that BIRD knows: own blocks and what peers tell."""
+        """Return the routes that BIRD knows: own blocks and what peers advertise."""
         async with self.bird.control() as control:
             return await read_routes(control)
 
@@ -169,7 +169,7 @@ class BgpSpeaker:
         return tuple(route for routes in found for route in routes)
 
     async def unreachable(self) -> tuple[BirdRoute, ...]:
-        """Return the best routes to blocks that peers told and to whose next hops BIRD knows no way."""
+        """Return the best routes to blocks that peers advertised and to whose next hops BIRD knows no way."""
         if self._plan is None:
             return ()
         async with self.bird.control() as control:
@@ -197,7 +197,7 @@ class BgpSpeaker:
                 if peer.established and peer.imported < peer.limit:
                     await control.command(f"reload in '{peer.name}'")
 
-    async def mend_kernel_routes(self) -> None:
+    async def repair_kernel_routes(self) -> None:
         """Let BIRD compare the kernel's routes with its own now, instead of at its next scan.
 
         BIRD does not notice by itself that someone altered or removed a route that it wrote.

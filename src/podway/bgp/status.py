@@ -123,7 +123,7 @@ async def read_kernel_routes(control: BirdControl, family: Family) -> tuple[Bird
 
 
 async def read_unreachable(control: BirdControl, family: Family) -> tuple[BirdRoute, ...]:
-    """Return the best routes to blocks that peers told and to whose next hops BIRD knows no way.
+    """Return the best routes to blocks that peers advertised and to whose next hops BIRD knows no way.
 
     Raises RoutingError.
     """

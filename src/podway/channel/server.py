@@ -99,7 +99,7 @@ class Channel:
             "last_refusal": self._last_refusal,
         }
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Ask for a look: addresses, settings or authorities may have changed."""
         self._wanted.set()
 

@@ -100,7 +100,7 @@ def _shape(node: str, answer: dict[str, Any] | AgentError) -> dict[str, Any]:
 def _topology(routing: dict[str, Any]) -> str:
     nodes = routing["waits_for"]
     more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-    return f"going over to {routing['topology']}, former sessions stay: waits for {', '.join(nodes[:3])}{more}"
+    return f"switching to {routing['topology']}, former sessions stay: waits for {', '.join(nodes[:3])}{more}"
 
 
 def _full(peer: dict[str, Any]) -> bool:
@@ -113,15 +113,15 @@ def _reflectors(routing: dict[str, Any]) -> str:
     return f"{', '.join(lost)} lost; {', '.join(working) or 'none'} left"
 
 
-def _crossing(crossing: dict[str, Any]) -> list[tuple[str, str]]:
+def _encapsulation(encapsulation: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the rows about encapsulation; none where there is nothing to say."""
-    accepts, sends = crossing["accepts"], crossing["sends"]
+    accepts, sends = encapsulation["accepts"], encapsulation["sends"]
     told = f"accepts {', '.join(accepts) or 'bare packets only'}; sends {', '.join(sends) or 'bare packets only'}"
-    rows = [("crossing", told)] if accepts or sends else []
+    rows = [("encapsulation", told)] if accepts or sends else []
     return [
         *rows,
-        *(("  pending", line) for line in crossing["pending"]),
-        *(("  problem", line) for line in crossing["problems"]),
+        *(("  pending", line) for line in encapsulation["pending"]),
+        *(("  problem", line) for line in encapsulation["problems"]),
     ]
 
 
@@ -141,7 +141,7 @@ def _show(answer: dict[str, Any]) -> None:
         ("uplink", f"{uplink['device']} {' '.join(uplink['addresses'])}, MTU {uplink['mtu']}"),
         *((("  problem", uplink["problem"]),) if uplink["problem"] else ()),
         ("store", answer["store"]["problem"] or f"{answer['store']['url']}, in touch"),
-        *(("  set aside", f"{name}: {problem}") for name, problem in answer["store"]["aside"].items()),
+        *(("  rejected", f"{name}: {problem}") for name, problem in answer["store"]["rejected"].items()),
         (
             "BIRD",
             answer["routing"]["problem"]
@@ -153,7 +153,7 @@ def _show(answer: dict[str, Any]) -> None:
         *((f"  peer:{name}", f"left out: {why}") for name, why in answer["routing"].get("left_out", {}).items()),
         *((("  reflectors", _reflectors(answer["routing"])),) if answer["routing"].get("lost") else ()),
         *(("offload", one["problem"]) for one in answer["offloads"].values() if one["problem"]),
-        *_crossing(answer["crossing"]),
+        *_encapsulation(answer["encapsulation"]),
         ("channel", channel["problem"] or _channel(channel)),
         *((("  refused", f"{channel['refused']}, last {channel['last_refusal']}"),) if channel["refused"] else ()),
         *(("  failure", f"{one['task']}, {age(time.time() - one['at'])} ago: {one['error']}") for one in failures),
@@ -174,7 +174,7 @@ def _show(answer: dict[str, Any]) -> None:
         click.echo(click.style(folded, fg="red") if label.strip() in _WRONG else folded)
 
 
-_WRONG = {"problem", "set aside", "reflectors", "offload", "failure", "now", "refused"}
+_WRONG = {"problem", "rejected", "reflectors", "offload", "failure", "now", "refused"}
 """Rows that tell what is wrong."""
 
 

@@ -64,19 +64,19 @@ class NextHopRow(msgspec.Struct, frozen=True):
 
 
 class RouteRow(msgspec.Struct, frozen=True):
-    """The route of one node to a block, or to a network that an outside peer told of.
+    """The route of one node to a block, or to a network that an outside peer advertised.
 
-    `node` owns the block. `told_by` is `own`, `bgp`, `store`, or the rtm_protocol of somebody else's route that
-    comes first; `session` the BGP session that told it. `form` is how packets cross by it.
+    `node` owns the block. `protocol` is `own`, `bgp`, `store`, or the rtm_protocol of somebody else's route that
+    comes first; `session` the BGP session that told it. `encapsulation` is that of packets that follow it.
     """
 
     on: str
     network: str
-    told_by: str
+    protocol: str
     in_kernel: bool
     node: str = ""
     pool: str = ""
-    form: str = "none"
+    encapsulation: str = "none"
     next_hops: tuple[NextHopRow, ...] = ()
     session: str = ""
     since: datetime | None = None

@@ -6,7 +6,7 @@ from functools import partial
 import click
 import msgspec
 
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.decode import Manifest
 from podway.api.kinds import KINDS
 from podway.api.kinds.node import Node
@@ -56,12 +56,12 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
 
     async def work(store: Store) -> None:
         listing = await read_all(store)
-        stored, aside = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.aside}
+        stored, rejected = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.rejected}
         for new in checked_change(stored, manifests).values():
             known = key(new)
             for interruption in interruptions(stored.get(known), new):
                 click.echo(f"note: {interruption}", err=True)
-            click.echo(f"{subject(known)} {await _put(store, new, stored.get(known), aside.get(known))}")
+            click.echo(f"{subject(known)} {await _put(store, new, stored.get(known), rejected.get(known))}")
 
     options.run(work, create=True)
 
@@ -96,16 +96,16 @@ def delete(
     else:
         unwanted = _named(words, namespace)
 
-    async def find(store: Store) -> list[Resource | SetAside]:
+    async def find(store: Store) -> list[Resource | RejectedObject]:
         listing = await read_all(store)
-        stored, aside = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.aside}
-        check_deletions(stored, [wanted for wanted in unwanted if wanted not in aside])
-        return [aside[wanted] if wanted in aside else stored[wanted] for wanted in dict.fromkeys(unwanted)]
+        stored, rejected = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.rejected}
+        check_deletions(stored, [wanted for wanted in unwanted if wanted not in rejected])
+        return [rejected[wanted] if wanted in rejected else stored[wanted] for wanted in dict.fromkeys(unwanted)]
 
     async def remove(store: Store) -> None:
         for obj in found:
             if not (isinstance(obj, Pod) and options.store is None):
-                kind, where, name = obj.key if isinstance(obj, SetAside) else key(obj)
+                kind, where, name = obj.key if isinstance(obj, RejectedObject) else key(obj)
                 await store.delete(KINDS[kind], name, namespace=where)
                 click.echo(f"{subject((kind, where, name))} deleted")
 
@@ -172,10 +172,10 @@ def check_deletions(stored: Mapping[Key, Resource], unwanted: Collection[Key]) -
         check_deletion(stored[wanted], staying)
 
 
-async def _put(store: Store, new: Resource, old: Resource | None, aside: SetAside | None) -> str:
-    """Write one object, in place of one that is set aside, too; return what became of it."""
-    if aside is not None:
-        version = aside.found.metadata.resource_version if aside.found else ""
+async def _put(store: Store, new: Resource, old: Resource | None, rejected: RejectedObject | None) -> str:
+    """Write one object, in place of one that is rejected, too; return what became of it."""
+    if rejected is not None:
+        version = rejected.found.metadata.resource_version if rejected.found else ""
         metadata = msgspec.structs.replace(new.metadata, resource_version=version)
         await store.update(msgspec.structs.replace(new, metadata=metadata))
         return "replaced"

@@ -104,7 +104,7 @@ def _show_routes(options: GlobalOptions) -> None:
     _say(
         "Every node tells the others its range by BGP, and BIRD writes what it hears into the Linux routing table."
     )
-    _table(("ON", "TO", "NEXT HOP", "TOLD BY"), [_route(row) for row in routes(options, ()) if row.next_hops])
+    _table(("ON", "TO", "NEXT HOP", "PROTOCOL"), [_route(row) for row in routes(options, ()) if row.next_hops])
 
 
 def _route(row: RouteRow) -> tuple[str, str, str, str]:

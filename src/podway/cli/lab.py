@@ -113,12 +113,12 @@ def lab() -> None:
     help="Addresses of the nodes themselves.  [default: ipv4, dual with an IPv6 pool]",
 )
 @click.option(
-    "--distribution", type=click.Choice(get_args(Distribution)), help="Who tells routes.  [default: bgp]"
+    "--distribution", type=click.Choice(get_args(Distribution)), help="What distributes routes.  [default: bgp]"
 )
 @click.option(
     "--encapsulation",
     type=click.Choice(get_args(Encapsulation)),
-    help="How pod packets cross between nodes; ipip is for the IPv4 pools only.  [default: none]",
+    help="Encapsulation of pod packets between nodes; ipip is for the IPv4 pools only.  [default: none]",
 )
 @click.option(
     "--when", type=click.Choice(get_args(When)), help="Which packets are encapsulated.  [default: always]"

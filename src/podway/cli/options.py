@@ -84,11 +84,11 @@ def _open(url: str, *, create: bool) -> Store:
 
 
 async def read_all(store: Store) -> Everything:
-    """Return every object of a store, and tell on standard error what is set aside."""
+    """Return every object of a store, and tell on standard error what is rejected."""
     from podway.store.base import list_all
 
     found = await list_all(store)
-    for one in found.aside:
+    for one in found.rejected:
         click.echo(f"podway: {one.error}", err=True)
     return found
 

@@ -76,7 +76,7 @@ def _verdict(changed: int, total: Counter[str], paths: PathChanges) -> str:
     nodes = f"{_count(changed, 'node')} would change ({objects})"
     least = "" if paths.complete else "at least "
     pairs = f"{least}{_count(paths.pairs, 'pair')} of pod addresses with another way"
-    ways = pairs if paths.changes else "every way stays"
+    ways = pairs if paths.changes else "every path stays"
     return f"{nodes}; {ways}. Nothing was done."
 
 

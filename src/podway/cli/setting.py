@@ -1,4 +1,4 @@
-"""`podway set`: changes fields of one object, and waits until the cluster has gone over."""
+"""`podway set`: changes fields of one object, and waits until the cluster has applied them."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -30,7 +30,7 @@ SETTINGS: tuple[type[Resource], ...] = (IPPool, NetworkConfig, BGPPeer)
 """The kinds by which a whole cluster is set."""
 
 LOOK = 0.1
-"""Seconds between looks at nodes that have not gone over yet."""
+"""Seconds between looks at nodes that have not applied it yet."""
 
 
 def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -58,7 +58,7 @@ def complete_fields(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.argument("target", metavar="KIND/NAME", shell_complete=complete_keys)
 @click.argument("assignments", metavar="FIELD=VALUE...", nargs=-1, required=True, shell_complete=complete_fields)
 @namespace_option
-@click.option("--wait", is_flag=True, help="Until every node has gone over.")
+@click.option("--wait", is_flag=True, help="Until every node has applied it.")
 @click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
 @cluster_options
 @click.pass_obj
@@ -73,7 +73,7 @@ def set_fields(
 ) -> None:
     """Change fields of an object. They are named as in its manifest, without `spec`.
 
-    The cluster goes over while it runs; a change that cannot be right is refused, and nothing is changed.
+    The cluster switches while it runs; a change that cannot be right is refused, and nothing is changed.
     `podway plan -f` tells what a manifest with the same change would do.
     """
     if "/" not in target and "=" not in assignments[0]:  # KIND NAME, as other commands take it
@@ -87,7 +87,7 @@ def set_fields(
             listing = await read_all(store)
             others = listing.items
             old = next((obj for obj in others if key(obj) == wanted), None)
-            unfit = next((one for one in listing.aside if one.key == wanted), None)
+            unfit = next((one for one in listing.rejected if one.key == wanted), None)
             if unfit is not None and unfit.found is None:
                 raise unfit.error
             if unfit is not None:
@@ -113,7 +113,8 @@ def set_fields(
 
     options.run(work)
     if wait:
-        # Whether a pool's routes are told by BGP, and have come, is part of what is pending of the crossing.
+        # Whether a pool's routes are distributed by BGP, and have come, is part of what is pending of the
+        # encapsulation.
         _wait(options, wanted, timeout, sessions=wanted[0] != IPPool.KIND)
 
 
@@ -137,18 +138,18 @@ def _wait(options: GlobalOptions, changed: Key, timeout: float, *, sessions: boo
                 waiting[node] = answer.message
             elif heard[node] != list(versions.values()):
                 waiting[node] = "has not heard of the change yet"
-            elif answer["crossing"]["pending"]:
-                waiting[node] = "; ".join(answer["crossing"]["pending"])
+            elif answer["encapsulation"]["pending"]:
+                waiting[node] = "; ".join(answer["encapsulation"]["pending"])
             elif unrouted := _unrouted(answer["routing"], reached if sessions else ()):
                 waiting[node] = unrouted
         took = time.monotonic() - begun
         if not waiting:
-            click.echo(f"all nodes have gone over after {took:.1f} s")
+            click.echo(f"all nodes have applied it after {took:.1f} s")
             return
         if took > timeout:
             node, reason = next(iter(waiting.items()))
             raise AgentError(
-                f"{len(waiting)} nodes have not gone over after {took:.0f} s; {node}: {reason}",
+                f"{len(waiting)} nodes have not applied it after {took:.0f} s; {node}: {reason}",
                 hint="the change stands, and they go on; see `podway status`",
             )
         time.sleep(LOOK)

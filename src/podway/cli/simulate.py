@@ -57,7 +57,7 @@ STEPS = (0.1, 0.2, 0.4, 1.0)
     type=click.Choice(get_args(Encapsulation)),
     default="none",
     show_default=True,
-    help="How packets cross between nodes; IPIP is for IPv4 pools.",
+    help="Encapsulation between nodes; IPIP is for IPv4 pools.",
 )
 @click.option(
     "--distribution",
@@ -136,7 +136,7 @@ _ROWS: tuple[tuple[str, Callable[[Measured], str]], ...] = (
     ("a change: another node leaves", lambda one: _ms(one.leave)),
     ("routes of a node: own blocks", lambda one: f"{one.routes_own:g}"),
     ("  to its pods", lambda one: f"{one.routes_pods:g}"),
-    ("  told by the store", lambda one: f"{one.routes_store:g}"),
+    ("  from the store", lambda one: f"{one.routes_store:g}"),
     ("  learned by BGP", lambda one: f"{one.routes_learned:g}"),
     ("a node dies: its pods", lambda one: str(one.death.pods)),
     ("  its blocks, which return", lambda one: str(one.death.blocks)),

@@ -34,14 +34,14 @@ class View:
 
 
 def _next_hops(route: Any, _: Cluster) -> str:
-    ways = ", ".join(f"{hop.gateway} dev {hop.device}".strip() for hop in route.next_hops)
-    return ways or ("blackhole" if route.told_by == "own" else "-")
+    hops = ", ".join(f"{hop.gateway} dev {hop.device}".strip() for hop in route.next_hops)
+    return hops or ("blackhole" if route.protocol == "own" else "-")
 
 
-def _told_by(route: Any, _: Cluster) -> str:
-    if route.told_by.isdecimal():
-        return f"other (proto {route.told_by})"
-    return f"{route.told_by} {route.session}".strip() if route.told_by == "bgp" else str(route.told_by)
+def _protocol(route: Any, _: Cluster) -> str:
+    if route.protocol.isdecimal():
+        return f"other (proto {route.protocol})"
+    return f"{route.protocol} {route.session}".strip() if route.protocol == "bgp" else str(route.protocol)
 
 
 def _since(row: Any, cluster: Cluster) -> str:
@@ -74,9 +74,9 @@ _OF_AGENTS = (
             Column("ON", lambda row, _: row.on),
             Column("BLOCK", lambda row, _: row.network),
             Column("NODE", lambda row, _: row.node or "-"),
-            Column("TOLD BY", _told_by),
-            Column("FORM", lambda row, _: row.form if row.told_by != "own" else "-"),
-            Column("VIA", _next_hops),
+            Column("PROTOCOL", _protocol),
+            Column("ENCAPSULATION", lambda row, _: row.encapsulation if row.protocol != "own" else "-"),
+            Column("NEXT HOP", _next_hops),
             Column("KERNEL", lambda row, _: "yes" if row.in_kernel else "no"),
             Column("SINCE", _since, wide=True),
             Column("POOL", lambda row, _: row.pool or "-", wide=True),

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 
 from podway.api.addresses import Address, Network, block_of
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.kinds import KINDS
 from podway.api.kinds.address_block import AddressBlock, block_name
 from podway.api.kinds.bgp_peer import BGPPeer
@@ -44,7 +44,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     """By kind, one for each that plans depend on (Resource.IN_VIEW)."""
     config: NetworkConfigSpec
     """What the NetworkConfig says, or the defaults."""
-    aside: Mapping[Key, SetAside] = MappingProxyType({})
+    rejected: Mapping[Key, RejectedObject] = MappingProxyType({})
     """Objects of the store that are no facts: what the tables have of them is their last good state, if any."""
 
     @classmethod
@@ -52,15 +52,15 @@ class ClusterView(msgspec.Struct, frozen=True):
         cls,
         resources: Iterable[Resource],
         *,
-        aside: Iterable[SetAside] = (),
+        rejected: Iterable[RejectedObject] = (),
         former: "ClusterView | None" = None,
     ) -> "ClusterView":
         """Build a view from listings of all kinds.
 
-        `former` knows the last good state of what is set `aside`.
+        `former` knows the last good state of what is `rejected`.
         """
         objects: dict[str, dict[Any, Resource]] = {kind: {} for kind in _KINDS}
-        unfit = {one.key: one for one in aside}
+        unfit = {one.key: one for one in rejected}
         kept = [obj for wanted in unfit if former is not None and (obj := former.find(wanted)) is not None]
         for obj in (*resources, *kept):
             if obj.KIND in objects:
@@ -119,29 +119,29 @@ class ClusterView(msgspec.Struct, frozen=True):
         found: Resource | None = None if table is None else table.get(_name(wanted))
         return found
 
-    def change(self, obj: Resource | SetAside, *, deleted: bool = False) -> Change[Resource]:
+    def change(self, obj: Resource | RejectedObject, *, deleted: bool = False) -> Change[Resource]:
         """Return the change that an object's new state is to this view, or its deletion.
 
-        What is set aside has no new state: it can only be deleted.
+        What is rejected has no new state: it can only be deleted.
         """
-        wanted = obj.key if isinstance(obj, SetAside) else key(obj)
-        return Change(wanted, self.find(wanted), None if deleted or isinstance(obj, SetAside) else obj)
+        wanted = obj.key if isinstance(obj, RejectedObject) else key(obj)
+        return Change(wanted, self.find(wanted), None if deleted or isinstance(obj, RejectedObject) else obj)
 
-    def without(self, obj: SetAside) -> "ClusterView":
+    def without(self, obj: RejectedObject) -> "ClusterView":
         """Return the view in which an object's state is no fact: the last good one stays."""
-        return msgspec.structs.replace(self, aside={**self.aside, obj.key: obj})
+        return msgspec.structs.replace(self, rejected={**self.rejected, obj.key: obj})
 
     def relisted(
-        self, kind: type[Resource], resources: Iterable[Resource], aside: Iterable[SetAside] = ()
+        self, kind: type[Resource], resources: Iterable[Resource], rejected: Iterable[RejectedObject] = ()
     ) -> "ClusterView":
         """Return the view after one kind was listed anew: what is not listed is gone, other kinds stay."""
         listed = {key(obj): obj for obj in resources}
-        unfit = {one.key: one for one in aside}
+        unfit = {one.key: one for one in rejected}
         known = {key(obj): obj for obj in self.tables[kind.KIND].values()}
         gone = [Change(each, obj, None) for each, obj in known.items() if each not in listed and each not in unfit]
         came = [Change(each, known.get(each), obj) for each, obj in listed.items() if known.get(each) != obj]
-        others = {wanted: one for wanted, one in self.aside.items() if wanted[0] != kind.KIND}
-        return msgspec.structs.replace(self.after(*gone, *came), aside={**others, **unfit})
+        others = {wanted: one for wanted, one in self.rejected.items() if wanted[0] != kind.KIND}
+        return msgspec.structs.replace(self.after(*gone, *came), rejected={**others, **unfit})
 
     def after(self, *changes: Change[Any]) -> "ClusterView":
         """Return the view after changes. Objects of kinds that plans do not depend on change nothing."""
@@ -153,8 +153,8 @@ class ClusterView(msgspec.Struct, frozen=True):
                 tables[change.kind] = table.drop(name) if change.new is None else table.put(name, change.new)
         more: dict[str, Any] = {}
         told = {change.key for change in changes}
-        if not told.isdisjoint(self.aside):
-            more["aside"] = {wanted: one for wanted, one in self.aside.items() if wanted not in told}
+        if not told.isdisjoint(self.rejected):
+            more["rejected"] = {wanted: one for wanted, one in self.rejected.items() if wanted not in told}
         if NetworkConfig.KIND in tables:
             more["config"] = _config(tables)
         return msgspec.structs.replace(self, tables={**self.tables, **tables}, **more)
@@ -167,8 +167,8 @@ class ClusterView(msgspec.Struct, frozen=True):
 
     @property
     def registered(self) -> frozenset[str]:
-        """The names of all nodes of the cluster, also of those that are set aside."""
-        return frozenset((*self.nodes, *(name for kind, _, name in self.aside if kind == Node.KIND)))
+        """The names of all nodes of the cluster, also of those that are rejected."""
+        return frozenset((*self.nodes, *(name for kind, _, name in self.rejected if kind == Node.KIND)))
 
     def blocks_of(self, node: str) -> tuple[AddressBlock, ...]:
         """Return the blocks that a node owns, in address order."""
@@ -201,9 +201,9 @@ class ClusterView(msgspec.Struct, frozen=True):
         )
         return next((self.blocks[name] for name in names if name in self.blocks), None)
 
-    def others_send(self, node: str, form: str) -> bool:
-        """Tell whether any node but this one may still put on a form of encapsulation."""
-        return self.nodes.has("sends", form, but=node)
+    def others_send(self, node: str, mode: str) -> bool:
+        """Tell whether any node but this one may still send with a tunnel mode."""
+        return self.nodes.has("sends", mode, but=node)
 
     def labels_of_node(self, node: str) -> Mapping[str, str]:
         """Return a node's labels, none if it is not registered."""

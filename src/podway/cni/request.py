@@ -208,7 +208,7 @@ def _decode(stdin: bytes, shape: msgspec.json.Decoder[T]) -> T:
         raise CniError(
             Code.INVALID_CONFIG,
             f"network configuration: {error}",
-            hint="mend the file in /etc/cni/net.d that this network is read from",
+            hint="repair the file in /etc/cni/net.d that this network is read from",
         ) from None
     except UNREADABLE as error:
         raise CniError(

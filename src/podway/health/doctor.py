@@ -70,7 +70,7 @@ SETTLE = 0.2
 """Seconds between two looks at what differs from the plan: a pod may just be starting."""
 
 SWITCH = 1.5
-"""Seconds between two looks at what a node waits for, if it does: pools' packets may just go over."""
+"""Seconds between two looks at what a node waits for, if it does: pools' packets may just switch."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -315,7 +315,7 @@ def _summary(facts: NodeFacts) -> NodeSummary:
         headers=_headers(memory),
         narrow=tuple(_narrow(path) for path in facts.routing.paths if path.narrow),
         bare_far=bare_far(memory.view, memory.node),
-        aside={subject(one.key): one.problem for one in memory.view.aside.values()},
+        rejected={subject(one.key): one.problem for one in memory.view.rejected.values()},
         reflectors=tuple(_reflectors(memory.view)),
         racks=len({node.rack for node in memory.view.nodes.values()}),
         seen={name: _silence(node, facts.now) for name, node in memory.view.nodes.items()},

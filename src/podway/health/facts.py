@@ -134,7 +134,7 @@ class KernelRoute(msgspec.Struct, frozen=True):
 
 
 class BlockRoute(msgspec.Struct, frozen=True):
-    """Which way the kernel sends packets to another node's block, beside the way that BIRD told it.
+    """Which way the kernel sends packets to another node's block, beside the route that BIRD has for it.
 
     `matched` is the destination of the route that decides, None if the kernel did not tell.
     """
@@ -377,8 +377,8 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     narrow: tuple[NarrowPath, ...] = ()
     """The paths to other nodes that pods' largest packets do not pass."""
     bare_far: Mapping[str, str] = {}
-    """Pools whose packets it sends bare to subnets whose routers nobody tells of pods; who tells their routes."""
-    aside: Mapping[str, str] = {}
+    """Pools with packets sent bare to subnets whose routers know no pods, and the pools' distribution."""
+    rejected: Mapping[str, str] = {}
     """Objects of the store that are no facts, and why."""
     reflectors: tuple[Reflector, ...] = ()
     """As the node sees them; none in a mesh."""

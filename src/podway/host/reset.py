@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from podway.agent import lastknown, originals
+from podway.agent import lastknown, saved_sysctls
 from podway.agent.identity import NodeLock
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import AgentError
@@ -48,7 +48,7 @@ def reset(run_dir: Path, *, with_pods: bool = False) -> Removed:
             report = kernel.apply(NodePlan())
             if report.failures:
                 raise report.failures[0]
-            settings = originals.restore(run_dir, kernel)
+            settings = saved_sysctls.restore(run_dir, kernel)
             (run_dir / lastknown.FILE).unlink(missing_ok=True)
     finally:
         lock.release()

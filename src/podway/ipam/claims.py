@@ -30,14 +30,14 @@ async def claim(store: Store, pool: IPPool, node: str, *, wanted: Network | None
         listing = await store.list(AddressBlock)
         blocks = listing.items
         taken = [block.network for block in blocks]
-        # A claim that is set aside stands all the same: its name is its block.
-        aside = [block for one in listing.aside if (block := block_named(one.key[2])) is not None]
+        # A claim that is rejected stands all the same: its name is its block.
+        rejected = [block for one in listing.rejected if (block := block_named(one.key[2])) is not None]
         if wanted is None:
-            free = FreeBlocks(pool.network, pool.block_prefix, (*taken, *aside))
+            free = FreeBlocks(pool.network, pool.block_prefix, (*taken, *rejected))
             candidates = [block for _ in range(window) if (block := free.take(node)) is not None]
         else:
             _require_free(wanted, blocks)
-            unfit = next((one for one in listing.aside if one.key[2] == block_name(wanted)), None)
+            unfit = next((one for one in listing.rejected if one.key[2] == block_name(wanted)), None)
             if unfit is not None:
                 raise unfit.error
             candidates = [wanted]

@@ -32,7 +32,7 @@ class Kind(Protocol):
     """One kind of kernel object, on one node."""
 
     name: str
-    mends_only: bool
+    repairs_only: bool
     """Objects of this kind are made and removed elsewhere; the engine only puts them right."""
 
     def wanted(self, plan: NodePlan) -> Mapping[Any, Any]:
@@ -52,7 +52,7 @@ class Kind(Protocol):
 
 
 @runtime_checkable
-class Numerous(Kind, Protocol):
+class Scannable(Kind, Protocol):
     """A kind of which a node may hold thousands."""
 
     def scan(self, plan: NodePlan) -> Iterable[tuple[Any, Any]]:
@@ -62,7 +62,7 @@ class Numerous(Kind, Protocol):
 
 def diff(kind: Kind, plan: NodePlan) -> list[Change]:
     """Return what must change of one kind, additions and replacements first. Raises PodwayError."""
-    return list(compare(kind.name, kind.list(plan), kind.wanted(plan), mends_only=kind.mends_only))
+    return list(compare(kind.name, kind.list(plan), kind.wanted(plan), repairs_only=kind.repairs_only))
 
 
 def audit(kinds: Iterable[Kind], plan: NodePlan) -> Iterator[Change | None]:
@@ -75,7 +75,7 @@ def audit(kinds: Iterable[Kind], plan: NodePlan) -> Iterator[Change | None]:
         want = kind.wanted(plan)
         yield None
         have: dict[Any, Any] = {}
-        objects = kind.scan(plan) if isinstance(kind, Numerous) else kind.list(plan).items()
+        objects = kind.scan(plan) if isinstance(kind, Scannable) else kind.list(plan).items()
         for number, (key, value) in enumerate(objects):
             have[key] = value
             if number % SLICE == SLICE - 1:
@@ -90,9 +90,9 @@ def _compared(kind: Kind, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> I
     """Yield for each key the change that it needs, None where it is right."""
     for key, value in want.items():
         there = have.get(key)
-        wrong = there != value and not (kind.mends_only and there is None)
+        wrong = there != value and not (kind.repairs_only and there is None)
         yield Change(kind.name, key, there, value) if wrong else None
-    for key, value in have.items() if not kind.mends_only else ():
+    for key, value in have.items() if not kind.repairs_only else ():
         yield Change(kind.name, key, value, None) if key not in want else None
 
 

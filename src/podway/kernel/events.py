@@ -1,6 +1,6 @@
 """What somebody else changed in a node's namespace, as the kernel tells it.
 
-Events say where to look, not what to do: the engine compares and mends. The kernel is silent about some changes
+Events say where to look, not what to do: the engine compares and repairs. The kernel is silent about some changes
 (IPv4 routes that go with a device or with their preferred source; most sysctls), so a full comparison now and then
 still is needed.
 """

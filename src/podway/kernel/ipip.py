@@ -71,7 +71,7 @@ class IpipTunnels:
     """
 
     name = "IPIP tunnel"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, numbers: Numbers) -> None:
         self._connection = connection
@@ -140,7 +140,7 @@ class IpipTunnels:
 class _MapEntries:
     """One of the programs' maps: what it holds, and changes of it. `writes` counts those carried out so far."""
 
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, numbers: Numbers, name: str) -> None:
         self._connection = connection

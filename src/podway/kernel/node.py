@@ -181,15 +181,15 @@ class Kernel:
         kinds = [kind for kind in self._kinds if of is None or kind.name in of]
         return [change for kind in kinds for change in engine.diff(kind, feasible)]
 
-    def audit(self, plan: NodePlan, *, numerous: bool = True) -> Iterator[Change | None]:
+    def audit(self, plan: NodePlan, *, full: bool = True) -> Iterator[Change | None]:
         """Yield what differs from a plan, with None between where a caller may pause: see engine.audit.
 
-        Without `numerous` the kinds are left out of which there may be thousands.
+        Without `full` the kinds are left out of which there may be thousands.
         """
         with self._lock:
             feasible = self._feasible(plan)
         yield from engine.audit(
-            (kind for kind in self._kinds if numerous or not isinstance(kind, engine.Numerous)), feasible
+            (kind for kind in self._kinds if full or not isinstance(kind, engine.Scannable)), feasible
         )
 
     def carry_out(self, changes: Iterable[Change]) -> Report:

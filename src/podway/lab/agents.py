@@ -19,7 +19,7 @@ from podway.lab import facts, names, processes, topology
 from podway.lab.paths import lab_store
 from podway.lab.processes import Spawned
 from podway.lab.state import LabState, node_dir
-from podway.plan.fabric import DEVICES, encapsulation_of, form_wanted, meet, pool_of
+from podway.plan.fabric import DEVICES, desired_mode, encapsulation_of, pool_of, share_underlay
 from podway.store.base import list_all
 
 Report = Callable[[str], None]
@@ -87,7 +87,7 @@ def wait_converged(state: LabState, started: Mapping[str, Spawned], report: Repo
     begun, patience = time.monotonic(), _patience(state.running)
     silent = _report_silent(state.name, set(state.running) - started.keys(), report)
     lacking = _awaited(state, silent)
-    blocks = {way.block for ways in lacking.values() for way in ways}
+    blocks = {expected.block for expected_routes in lacking.values() for expected in expected_routes}
     told = begun
     with ExitStack() as stack:
         connections = {
@@ -132,26 +132,28 @@ def _report_silent(lab: str, nodes: Iterable[str], report: Report) -> set[str]:
     return silent
 
 
-def _concerned(lacking: Mapping[str, Iterable["_Way"]]) -> set[str]:
-    return set(lacking) | {way.owner for ways in lacking.values() for way in ways}
+def _concerned(lacking: Mapping[str, Iterable["_ExpectedRoute"]]) -> set[str]:
+    return set(lacking) | {expected.owner for expected_routes in lacking.values() for expected in expected_routes}
 
 
-def _without(lacking: Mapping[str, set["_Way"]], silent: Collection[str]) -> dict[str, set["_Way"]]:
+def _without(
+    lacking: Mapping[str, set["_ExpectedRoute"]], silent: Collection[str]
+) -> dict[str, set["_ExpectedRoute"]]:
     left = {
-        node: {way for way in ways if way.owner not in silent}
-        for node, ways in lacking.items()
+        node: {expected for expected in expected_routes if expected.owner not in silent}
+        for node, expected_routes in lacking.items()
         if node not in silent
     }
-    return {node: ways for node, ways in left.items() if ways}
+    return {node: expected_routes for node, expected_routes in left.items() if expected_routes}
 
 
-def _progress(lacking: Mapping[str, Collection["_Way"]], seconds: float) -> str:
-    node, ways = next(iter(lacking.items()))
+def _progress(lacking: Mapping[str, Collection["_ExpectedRoute"]], seconds: float) -> str:
+    node, expected_routes = next(iter(lacking.items()))
     count = sum(map(len, lacking.values()))
-    return f"{count} routes are missing after {seconds:.0f} s: {node} has none to {next(iter(ways))}"
+    return f"{count} routes are missing after {seconds:.0f} s: {node} has none to {next(iter(expected_routes))}"
 
 
-class _Way(NamedTuple):
+class _ExpectedRoute(NamedTuple):
     """A route to wait for; through any device if none is named."""
 
     block: Network
@@ -162,14 +164,14 @@ class _Way(NamedTuple):
         return f"{self.block} of {self.owner}" + (f" through {self.device}" if self.device else "")
 
 
-def _awaited(state: LabState, silent: Collection[str]) -> dict[str, set[_Way]]:
-    """Return, for every running node that is not silent, the ways to others' blocks that it will have."""
+def _awaited(state: LabState, silent: Collection[str]) -> dict[str, set[_ExpectedRoute]]:
+    """Return, for every running node that is not silent, the routes to others' blocks that it will have."""
     listing = facts.ask(state.name, list_all).items
     view = ClusterView.of(listing)
     carried = [(block, pool) for block in view.blocks.values() if (pool := pool_of(view, block))]
     awaited = {
         node: {
-            _Way(block.network, block.spec.node, device)
+            _ExpectedRoute(block.network, block.spec.node, device)
             for block, pool in carried
             if block.spec.node != node and block.spec.node in state.running
             if (device := _device(state, pool, view.nodes[node], view.nodes[block.spec.node])) is not None
@@ -182,32 +184,32 @@ def _awaited(state: LabState, silent: Collection[str]) -> dict[str, set[_Way]]:
 def _device(state: LabState, pool: IPPool, here: Node, there: Node) -> str | None:
     """Return what a pool's packets will cross by from one node to another: an overlay device, or "" for any.
 
-    None: they cannot cross at all. Those of a family that nodes lack cross in VXLAN only, and BGP tells
+    None: they cannot cross at all. Those of a family that nodes lack cross in VXLAN only, and BGP advertises
     nothing of them; routers that were told nothing of pods drop what is not encapsulated.
     """
-    form = form_wanted(pool, here, there)
-    if form != "none" and not meet(form, here, there):
+    mode = desired_mode(pool, here, there)
+    if mode != "none" and not share_underlay(mode, here, there):
         return None
     if there.internal_address(pool.family) is None:
-        vxlan = encapsulation_of(form) == "vxlan"
-        return DEVICES[form] if vxlan and pool.spec.distribution == "store" else None
-    if form != "none":
-        return DEVICES[form]
+        vxlan = encapsulation_of(mode) == "vxlan"
+        return DEVICES[mode] if vxlan and pool.spec.distribution == "store" else None
+    if mode != "none":
+        return DEVICES[mode]
     racks = {state.node(node.metadata.name).rack for node in (here, there)}
     return "" if len(racks) == 1 or state.tor != "none" else None
 
 
-def _found(connection: Connection, awaited: Collection[_Way]) -> set[_Way]:
-    """Return those of the ways that a node's kernel has."""
+def _found(connection: Connection, awaited: Collection[_ExpectedRoute]) -> set[_ExpectedRoute]:
+    """Return those of the routes that a node's kernel has."""
     names_by_index = {link.index: link.name for link in dump_links(connection)}
     there = {
         (route.destination, device)
-        for family in {Family.of(way.block) for way in awaited}
+        for family in {Family.of(expected.block) for expected in awaited}
         for route in dump_routes(connection, family)
         if route.type == "unicast"
         for device in ("", names_by_index.get(route.index))
     }
-    return {way for way in awaited if (way.block, way.device) in there}
+    return {expected for expected in awaited if (expected.block, expected.device) in there}
 
 
 def _patience(nodes: Sized) -> float:

@@ -36,7 +36,7 @@ BFD_PACKETS_PER_SECOND = 2000
 
 
 class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pools of a new lab have in common: how routes are told, packets cross and pods are attached."""
+    """What the pools of a new lab have in common: distribution, encapsulation and attachment."""
 
     distribution: Distribution = "bgp"
     encapsulation: Encapsulation = "none"

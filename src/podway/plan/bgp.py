@@ -1,7 +1,7 @@
 """Who a node speaks BGP with, and which routes may pass.
 
 Each family has sessions of its own between the nodes' addresses of that family, so next hops, source addresses
-and failures never cross families. Every node tells of its own blocks; only reflectors pass on what another
+and failures never cross families. Every node advertises its own blocks; only reflectors pass on what another
 node has told (podway.plan.topology), and nobody what an outside peer has told.
 """
 
@@ -15,9 +15,9 @@ from podway.api.addresses import Address, Family, Network
 from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
-from podway.plan.fabric import Crossing, crossings, share_subnet
+from podway.plan.fabric import OverlayNextHop, overlay_next_hops, share_subnet
 from podway.plan.outside import MAX_NAME, OutsidePeer, outside_peers
-from podway.plan.topology import Standing, Topology, asn_of, topology, unready
+from podway.plan.topology import RunningTopology, Topology, asn_of, topology, unready
 from podway.plan.uplink import Uplink
 
 
@@ -59,12 +59,12 @@ class BgpPeer(msgspec.Struct, frozen=True, gc=False):
 class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one node's BGP speaker must know. `addresses` holds the node's own, one a family.
 
-    `pools` are told by BGP; a disabled one counts, since pods may still live in it. `ours` are the ranges of all
-    pools and the nodes' own networks, of which outside peers may tell nothing but blocks (empty if there are no
-    such peers). `reflectors` are all nodes that reflect. `topology` is the name of what the cluster's settings
-    ask for, and `waits_for` names the nodes for whose sake something of a former topology is kept. `crossings`
-    says which next hops are reached by which encapsulated way, for each pool that has any. `subnets` are those of
-    the node on its `uplink`, a device; none where the device is not known.
+    `pools` are distributed by BGP; a disabled one counts, since pods may still live in it. `ours` are the ranges
+    of all pools and the nodes' own networks, of which outside peers may tell nothing but blocks (empty if there
+    are no such peers). `reflectors` are all nodes that reflect. `topology` is the name of what the cluster's
+    settings ask for, and `waits_for` names the nodes for whose sake something of a former topology is kept.
+    `overlay_next_hops` says which next hops are reached by which overlay next hop, for each pool that has any.
+    `subnets` are those of the node on its `uplink`, a device; none where the device is not known.
     """
 
     node: str
@@ -82,7 +82,7 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: tuple[str, ...] = ()
     bfd: Bfd
     nodes_bfd: bool = True
-    crossings: Mapping[Network, Mapping[Address, Crossing]] = {}
+    overlay_next_hops: Mapping[Network, Mapping[Address, OverlayNextHop]] = {}
     subnets: tuple[Network, ...] = ()
     uplink: str = ""
 
@@ -99,7 +99,7 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan_bgp(
     view: ClusterView,
     node: str,
-    standing: Standing | None = None,
+    running: RunningTopology | None = None,
     *,
     target: Topology | None = None,
     only: Collection[str] | None = None,
@@ -107,7 +107,7 @@ def plan_bgp(
 ) -> BgpPlan:
     """Return a node's BGP plan. Raises InvalidObject if the node is not in the cluster.
 
-    `standing` is what its BIRD does already: nothing of that ends before all nodes are ready for what comes.
+    `running` is what its BIRD does already: nothing of that ends before all nodes are ready for what comes.
     `target` saves the work of finding the view's topology; `only` leaves out all nodes but these. Without an
     `uplink` the plan says nothing of the node's devices.
     """
@@ -117,19 +117,19 @@ def plan_bgp(
             f"Node/{node}", "", "is not in the cluster", hint="The agent registers its node when it starts."
         )
     target = target or topology(view)
-    known_by = standing.router_id if standing else None
-    waits_for = tuple(sorted(unready(view, target))) if standing else ()
-    if standing is None or not waits_for:
-        standing = Standing()
+    known_by = running.router_id if running else None
+    waits_for = tuple(sorted(unready(view, target))) if running else ()
+    if running is None or not waits_for:
+        running = RunningTopology()
     others = view.nodes if only is None else {name: view.nodes[name] for name in only if name in view.nodes}
     outside = tuple(outside_peers(view, node))
     addresses = [address for family in Family if (address := own.internal_address(family))]
     versions = {address.version for address in addresses}
-    pools = [pool for pool in _pools(view, standing) if pool.network.version in versions]
+    pools = [pool for pool in _pools(view, running) if pool.network.version in versions]
     pools.sort(key=lambda pool: (pool.network.version, pool.network))
     told = [family for family in Family if any(pool.network.version == family for pool in pools)]
     bgp = view.config.bgp
-    peers = tuple(_sessions(view, own, others, target, standing, told))
+    peers = tuple(_sessions(view, own, others, target, running, told))
     return BgpPlan(
         node=node,
         router_id=_router_id(view, own, known_by),
@@ -140,30 +140,32 @@ def plan_bgp(
         ours=tuple(_ours(view)) if outside else (),
         peers=peers,
         outside=outside,
-        reflects=node in target.reflectors or standing.reflects,
+        reflects=node in target.reflectors or running.reflects,
         reflectors=target.reflectors,
         topology=target.name,
-        waits_for=waits_for if any(_kept(view, own, target, standing, peers)) else (),
+        waits_for=waits_for if any(_kept(view, own, target, running, peers)) else (),
         bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier),
         nodes_bfd=bgp.bfd,
-        crossings=crossings(view, node, others, {pool.network for pool in pools}, uplink.mtu if uplink else 0),
+        overlay_next_hops=overlay_next_hops(
+            view, node, others, {pool.network for pool in pools}, uplink.mtu if uplink else 0
+        ),
         subnets=uplink.subnets if uplink else (),
         uplink=uplink.device if uplink else "",
     )
 
 
 def _kept(
-    view: ClusterView, own: Node, target: Topology, standing: Standing, peers: Iterable[BgpPeer]
+    view: ClusterView, own: Node, target: Topology, running: RunningTopology, peers: Iterable[BgpPeer]
 ) -> Iterator[bool]:
     """Yield whether something stands only until all nodes are ready: a session, reflecting, or a pool."""
     yield any(peer.kept for peer in peers)
-    yield standing.reflects and own.metadata.name not in target.reflectors
-    yield any(pool.spec.distribution != "bgp" and pool.network in standing.pools for pool in view.pools.values())
+    yield running.reflects and own.metadata.name not in target.reflectors
+    yield any(pool.spec.distribution != "bgp" and pool.network in running.pools for pool in view.pools.values())
 
 
-def _pools(view: ClusterView, standing: Standing) -> Iterator[BgpPool]:
+def _pools(view: ClusterView, running: RunningTopology) -> Iterator[BgpPool]:
     for pool in view.pools.values():
-        if pool.spec.distribution == "bgp" or pool.network in standing.pools:
+        if pool.spec.distribution == "bgp" or pool.network in running.pools:
             yield BgpPool(pool.network, pool.block_prefix)
 
 
@@ -179,7 +181,7 @@ def _sessions(
     own: Node,
     others: Mapping[str, Node],
     target: Topology,
-    standing: Standing,
+    running: RunningTopology,
     families: Sequence[Family],
 ) -> Iterator[BgpPeer]:
     # In a large mesh this is where planning takes its time.
@@ -187,7 +189,7 @@ def _sessions(
     ways = [(family, f".{family.label.lower()}") for family in families if own.internal_address(family)]
     for name in sorted(others):
         wanted = name != here and target.joins(here, name)
-        if not wanted and name not in standing.nodes:
+        if not wanted and name not in running.nodes:
             continue
         node = others[name]
         for family, ending in ways:

@@ -1,8 +1,8 @@
 """The bridge of a node, `cni0`: which blocks its pods live in, and the device with its addresses and settings.
 
 The bridge has the first address of each of these blocks as /32 (/128), so that no connected route stands beside
-the block's blackhole route: that one is what BIRD tells the others, and every pod has a host route through the
-bridge, narrower than both. So routes on a node are the same whichever way its pods are attached.
+the block's blackhole route: that one is what BIRD advertises to the others, and every pod has a host route through
+the bridge, narrower than both. So routes on a node are the same whichever way its pods are attached.
 """
 
 from collections.abc import Collection, Iterable, Sequence

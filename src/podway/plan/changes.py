@@ -75,7 +75,7 @@ def words_of(value: Any) -> str:
 
 
 def compare(
-    kind: str, have: Mapping[Any, Any], want: Mapping[Any, Any], *, mends_only: bool = False
+    kind: str, have: Mapping[Any, Any], want: Mapping[Any, Any], *, repairs_only: bool = False
 ) -> Iterable[Change]:
     """Yield the changes that make `have` into `want`.
 
@@ -83,9 +83,9 @@ def compare(
     """
     for key, value in want.items():
         there = have.get(key)
-        if there != value and not (mends_only and there is None):
+        if there != value and not (repairs_only and there is None):
             yield Change(kind, key, there, value)
-    if not mends_only:
+    if not repairs_only:
         for key, value in have.items():
             if key not in want:
                 yield Change(kind, key, value, None)

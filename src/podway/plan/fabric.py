@@ -1,9 +1,9 @@
-"""How packets cross from node to node: in which form, and by which gateway on which device.
+"""Encapsulation between nodes: in which tunnel mode, and by which gateway on which device.
 
 Every encapsulation is a gateway on a device. The route to a block of another node leads through
 
 ========  ================================================  ===============
-form      gateway                                           device
+mode      gateway                                           device
 ========  ================================================  ===============
 `none`    the node's own address                            the uplink
 `vxlan`   the link-local address of its overlay device      `podway-vxlan`
@@ -12,16 +12,17 @@ form      gateway                                           device
 ========  ================================================  ===============
 
 and permanent entries say where such a gateway is. So it is the kernel's routing that decides, whoever writes
-the route: MTU, ICMP errors and the withdrawal of a dead node are the same in every form.
+the route: MTU, ICMP errors and the withdrawal of a dead node are the same in every mode.
 
-A pool asks for an encapsulation; which form that is, each pair of nodes decides by the addresses that both have.
-VXLAN's outer headers are IPv4's wherever two nodes can (`vxlan`), else IPv6's (`vxlan6`): a VXLAN device of the
-kernel sends from one address, so each has a device of its own, with the same number and port. IPIP's are IPv4's.
+A pool asks for an encapsulation; which tunnel mode that is, each pair of nodes decides by the addresses that both
+have. VXLAN's outer headers are IPv4's wherever two nodes can (`vxlan`), else IPv6's (`vxlan6`): a VXLAN device of
+the kernel sends from one address, so each has a device of its own, with the same number and port. IPIP's are
+IPv4's.
 
-A node puts a form on only after it has said that it may (`Node.sends`), and only for a node that says it takes
-it off (`Node.accepts`); it takes off a form for as long as any may put it on. Each acts on its own words once it
-reads them back, in the one order in which the store tells everyone of Nodes: so clusters switch without a
-coordinator and without loss (podway.plan.switching).
+A node encapsulates only after it has advertised that it may (`Node.sends`), and only to a node that advertises
+that it decapsulates (`Node.accepts`); it decapsulates for as long as any may encapsulate. Each acts on its own
+advertisement once it reads it back, in the one order in which the store delivers changes of Nodes to everyone: so
+clusters switch without a coordinator and without loss (podway.plan.switching).
 """
 
 import hashlib
@@ -39,12 +40,12 @@ from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE
 
-Form: TypeAlias = Literal["none", "vxlan", "vxlan6", "ipip"]
-"""How packets cross from one node to another: an encapsulation, by outer headers of one family."""
+TunnelMode: TypeAlias = Literal["none", "vxlan", "vxlan6", "ipip"]
+"""An encapsulation by outer headers of one family; as ip-tunnel(8) has modes."""
 
 
 class Tunnel(msgspec.Struct, frozen=True):
-    """What a form adds to packets. `overhead` is the length of its outer headers in bytes."""
+    """What a tunnel mode adds to packets. `overhead` is the length of its outer headers in bytes."""
 
     encapsulation: Encapsulation
     device: str
@@ -57,25 +58,25 @@ _VXLAN_HEADERS = 8 + 8 + 14
 
 _IP_HEADER = {Family.IPV4: 20, Family.IPV6: 40}
 
-TUNNELS: Mapping[Form, Tunnel] = {
+TUNNELS: Mapping[TunnelMode, Tunnel] = {
     "vxlan": Tunnel("vxlan", VXLAN_DEVICE, Family.IPV4, _VXLAN_HEADERS + _IP_HEADER[Family.IPV4]),
     "vxlan6": Tunnel("vxlan", VXLAN6_DEVICE, Family.IPV6, _VXLAN_HEADERS + _IP_HEADER[Family.IPV6]),
     "ipip": Tunnel("ipip", IPIP_DEVICE, Family.IPV4, _IP_HEADER[Family.IPV4]),
 }
-"""The forms that encapsulate; of two of one encapsulation the first is preferred."""
+"""The modes that encapsulate; of two of one encapsulation the first is preferred."""
 
-DEVICES: Mapping[Form, str] = {form: tunnel.device for form, tunnel in TUNNELS.items()}
+DEVICES: Mapping[TunnelMode, str] = {mode: tunnel.device for mode, tunnel in TUNNELS.items()}
 
 SMALLEST_IPV6_MTU = 1280
 """RFC 8200, section 5. The kernel takes IPv6 away from a device with less (addrconf_notify)."""
 
 
-class Crossing(msgspec.Struct, frozen=True):
-    """An encapsulated way to a node.
+class OverlayNextHop(msgspec.Struct, frozen=True):
+    """The overlay device and gateway by which a node is reached.
 
     `mtu` is how many bytes it carries where that is less than the device's MTU, else 0. Without a gateway there is
-    no way: IPv6 where it has not the bytes that it needs, or nodes without addresses of one family. Packets do not
-    cross in another form then.
+    no way: IPv6 where it has not the bytes that it needs, or nodes without addresses of one family. Packets are
+    not sent in another mode then.
     """
 
     device: str
@@ -110,25 +111,25 @@ def overlay(endpoint: Address) -> Overlay:
     return Overlay(endpoint, mac.hex(":"), IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
 
 
-def overhead(form: Form) -> int:
-    """Return by how many bytes a form makes a packet longer."""
-    return 0 if form == "none" else TUNNELS[form].overhead
+def overhead(mode: TunnelMode) -> int:
+    """Return by how many bytes a tunnel mode makes a packet longer."""
+    return 0 if mode == "none" else TUNNELS[mode].overhead
 
 
-def encapsulation_of(form: Form) -> Encapsulation:
-    """Return the encapsulation that a form is one of."""
-    return "none" if form == "none" else TUNNELS[form].encapsulation
+def encapsulation_of(mode: TunnelMode) -> Encapsulation:
+    """Return the encapsulation that a tunnel mode is one of."""
+    return "none" if mode == "none" else TUNNELS[mode].encapsulation
 
 
 def tunnel_of(encapsulation: Encapsulation, underlay: Family) -> Tunnel | None:
-    """Return the form of an encapsulation with outer headers of this family, None if there is none."""
+    """Return the mode of an encapsulation with outer headers of this family, None if there is none."""
     every = TUNNELS.values()
     return next((one for one in every if (one.encapsulation, one.underlay) == (encapsulation, underlay)), None)
 
 
-def endpoint(form: Form, addresses: Iterable[Address]) -> Address | None:
-    """Return which of a node's addresses the outer headers of a form carry, None if none of them can."""
-    underlay = TUNNELS[form].underlay
+def endpoint(mode: TunnelMode, addresses: Iterable[Address]) -> Address | None:
+    """Return which of a node's addresses the outer headers of a tunnel mode carry, None if none of them can."""
+    underlay = TUNNELS[mode].underlay
     return next((address for address in addresses if address.version == underlay), None)
 
 
@@ -140,10 +141,10 @@ def share_subnet(here: Node, there: Node, family: Family) -> bool:
     )
 
 
-def form_wanted(pool: IPPool, here: Node, there: Node) -> Form:
-    """Return the form in which a pool asks for packets from one node to another.
+def desired_mode(pool: IPPool, here: Node, there: Node) -> TunnelMode:
+    """Return the tunnel mode that a pool asks for from one node to another.
 
-    Where no form of its encapsulation can carry them, it is one of those: they do not cross in another one.
+    Where no mode of its encapsulation can carry them, it is one of those: they are not sent in another one.
     """
     asked = pool.spec.encapsulation
     if asked == "none":
@@ -152,35 +153,37 @@ def form_wanted(pool: IPPool, here: Node, there: Node) -> Form:
         return "none"
     if asked == "ipip":
         return asked
-    return "vxlan6" if not meet("vxlan", here, there) and meet("vxlan6", here, there) else "vxlan"
+    return (
+        "vxlan6" if not share_underlay("vxlan", here, there) and share_underlay("vxlan6", here, there) else "vxlan"
+    )
 
 
-def form_to(pool: IPPool, here: Node, there: Node) -> Form:
-    """Return the form in which a node sends to another one: the wanted form, once one says so and one takes it.
+def mode_to(pool: IPPool, here: Node, there: Node) -> TunnelMode:
+    """Return the mode in which a node sends to another: the desired one, once both advertise it.
 
     Until then it is the encapsulation that they last agreed on, since they have not switched yet, or none.
     """
-    wanted = form_wanted(pool, here, there)
-    if wanted == "none" or not meet(wanted, here, there):
+    wanted = desired_mode(pool, here, there)
+    if wanted == "none" or not share_underlay(wanted, here, there):
         return wanted
-    usable = (form for form in TUNNELS if form != "ipip" or pool.family is Family.IPV4)
-    return next((form for form in (wanted, *usable) if _agreed(form, here, there)), "none")
+    usable = (mode for mode in TUNNELS if mode != "ipip" or pool.family is Family.IPV4)
+    return next((mode for mode in (wanted, *usable) if _agreed(mode, here, there)), "none")
 
 
-def _agreed(form: Form, here: Node, there: Node) -> bool:
-    return form in there.accepts and form in here.sends and meet(form, here, there)
+def _agreed(mode: TunnelMode, here: Node, there: Node) -> bool:
+    return mode in there.accepts and mode in here.sends and share_underlay(mode, here, there)
 
 
-def meet(form: Form, here: Node, there: Node) -> bool:
-    """Tell whether both nodes have an address of the family of a form's outer headers."""
-    underlay = TUNNELS[form].underlay
+def share_underlay(mode: TunnelMode, here: Node, there: Node) -> bool:
+    """Tell whether both nodes have an address of the family of a tunnel mode's outer headers."""
+    underlay = TUNNELS[mode].underlay
     return here.internal_address(underlay) is not None and there.internal_address(underlay) is not None
 
 
-def forms_asked(view: ClusterView, encapsulation: Encapsulation | None = None) -> frozenset[Form]:
-    """Return the forms that pools ask for between any two nodes: of one encapsulation, or of all."""
+def pool_modes(view: ClusterView, encapsulation: Encapsulation | None = None) -> frozenset[TunnelMode]:
+    """Return the modes that pools ask for between any two nodes: of one encapsulation, or of all."""
     asked = {pool.spec.encapsulation for pool in view.pools.values()} if encapsulation is None else {encapsulation}
-    found: set[Form] = {"ipip"} if "ipip" in asked else set()
+    found: set[TunnelMode] = {"ipip"} if "ipip" in asked else set()
     if "vxlan" in asked:
         families = view.nodes.indexed("families")
         lone = frozenset({Family.IPV6})
@@ -192,38 +195,38 @@ def forms_asked(view: ClusterView, encapsulation: Encapsulation | None = None) -
     return frozenset(found)
 
 
-def forms_accepted(view: ClusterView, node: str) -> frozenset[Form]:
-    """Return the forms that a node is to accept: those that pools ask for, and those that others may send."""
-    wanted = forms_asked(view) | {form for form in TUNNELS if view.others_send(node, form)}
+def accepted_modes(view: ClusterView, node: str) -> frozenset[TunnelMode]:
+    """Return the modes that a node is to accept: those that pools ask for, and those that others may send."""
+    wanted = pool_modes(view) | {mode for mode in TUNNELS if view.others_send(node, mode)}
     here = view.nodes.get(node)
-    return wanted if here is None else wanted & forms_possible(here.internal_addresses)
+    return wanted if here is None else wanted & possible_modes(here.internal_addresses)
 
 
-def forms_possible(addresses: Collection[Address]) -> frozenset[Form]:
-    """Return the forms whose outer headers can carry one of a node's addresses."""
+def possible_modes(addresses: Collection[Address]) -> frozenset[TunnelMode]:
+    """Return the modes whose outer headers can carry one of a node's addresses."""
     versions = {address.version for address in addresses}
-    return frozenset(form for form, tunnel in TUNNELS.items() if tunnel.underlay in versions)
+    return frozenset(mode for mode, tunnel in TUNNELS.items() if tunnel.underlay in versions)
 
 
-def forms_held(view: ClusterView, node: str) -> frozenset[Form]:
-    """Return the forms whose devices a node must hold.
+def required_modes(view: ClusterView, node: str) -> frozenset[TunnelMode]:
+    """Return the modes whose devices a node must hold.
 
     Besides those that it is to accept, those that others may think it does, and those that it may send.
     """
     here = view.nodes.get(node)
     said = here.accepts | here.sends if here else frozenset[str]()
-    return forms_accepted(view, node) | {form for form in TUNNELS if form in said}
+    return accepted_modes(view, node) | {mode for mode in TUNNELS if mode in said}
 
 
-def forms_sent(view: ClusterView, node: str) -> Mapping[str, frozenset[Form]]:
-    """Return in which forms a node sends to the other nodes, by pool; nothing if there are none."""
+def planned_modes(view: ClusterView, node: str) -> Mapping[str, frozenset[TunnelMode]]:
+    """Return in which modes a node sends to the other nodes, by pool; nothing if there are none."""
     here = view.nodes.get(node)
     others = [other for name, other in view.nodes.items() if name != node]
     if here is None or not others:
         return {}
     return {
         name: frozenset(
-            {"none"} if pool.spec.encapsulation == "none" else {form_to(pool, here, there) for there in others}
+            {"none"} if pool.spec.encapsulation == "none" else {mode_to(pool, here, there) for there in others}
         )
         for name, pool in view.pools.items()
     }
@@ -238,42 +241,42 @@ def device_mtu(carried: int) -> int:
     return max(carried, SMALLEST_IPV6_MTU)
 
 
-def crossing(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Crossing | None:
-    """Return the encapsulated way from one node to another for a pool's packets; None if they cross bare.
+def overlay_next_hop(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> OverlayNextHop | None:
+    """Return the overlay next hop from one node to another for a pool's packets; None if they go bare.
 
     `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
     """
-    form = form_to(pool, here, there)
-    if form == "none":
-        wanted = form_wanted(pool, here, there)
-        return Crossing(DEVICES[wanted], None) if _lost(encapsulation_of(wanted), here, there) else None
-    target = endpoint(form, there.internal_addresses)
-    if target is None or not meet(form, here, there):
-        return Crossing(DEVICES[form], None)
-    way = Crossing(DEVICES[form], overlay(target).gateway)
-    carried = mtu - overhead(form) if mtu else SMALLEST_IPV6_MTU
+    mode = mode_to(pool, here, there)
+    if mode == "none":
+        wanted = desired_mode(pool, here, there)
+        return OverlayNextHop(DEVICES[wanted], None) if _lost(encapsulation_of(wanted), here, there) else None
+    target = endpoint(mode, there.internal_addresses)
+    if target is None or not share_underlay(mode, here, there):
+        return OverlayNextHop(DEVICES[mode], None)
+    next_hop = OverlayNextHop(DEVICES[mode], overlay(target).gateway)
+    carried = mtu - overhead(mode) if mtu else SMALLEST_IPV6_MTU
     if carried >= SMALLEST_IPV6_MTU:
-        return way
-    gateway = None if pool.family is Family.IPV6 else way.gateway
-    return msgspec.structs.replace(way, gateway=gateway, mtu=carried)
+        return next_hop
+    gateway = None if pool.family is Family.IPV6 else next_hop.gateway
+    return msgspec.structs.replace(next_hop, gateway=gateway, mtu=carried)
 
 
 def _lost(encapsulation: Encapsulation, here: Node, there: Node) -> bool:
-    """Tell whether two nodes have agreed on a form of an encapsulation that their addresses do not allow any more.
+    """Tell whether two nodes agreed on a tunnel mode of an encapsulation that their addresses no longer allow.
 
-    Then they wait for each other's words on another one, rather than send bare what was encapsulated.
+    Then they wait for each other to advertise another one, rather than send bare what was encapsulated.
     """
     return any(
-        form in here.sends and form in there.accepts and not meet(form, here, there)
-        for form, tunnel in TUNNELS.items()
+        mode in here.sends and mode in there.accepts and not share_underlay(mode, here, there)
+        for mode, tunnel in TUNNELS.items()
         if tunnel.encapsulation == encapsulation
     )
 
 
-def crossings(
+def overlay_next_hops(
     view: ClusterView, node: str, others: Mapping[str, Node], networks: Collection[Network], mtu: int = 0
-) -> Mapping[Network, Mapping[Address, Crossing]]:
-    """Return the encapsulated ways of the pools of these networks to other nodes.
+) -> Mapping[Network, Mapping[Address, OverlayNextHop]]:
+    """Return the overlay next hops to other nodes for the pools of these networks.
 
     By the pool's network and the next hop of a route in it; next hops that are reached without encapsulation are
     left out. `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
@@ -281,15 +284,15 @@ def crossings(
     here = view.nodes.get(node)
     if here is None:
         return {}
-    found: dict[Network, dict[Address, Crossing]] = {}
+    found: dict[Network, dict[Address, OverlayNextHop]] = {}
     for pool in view.pools.values():
         if pool.spec.encapsulation == "none" or pool.network not in networks:
             continue
         for there in others.values():
             hop = there.internal_address(pool.family)
-            way = crossing(pool, here, there, mtu) if hop and there is not here else None
-            if hop and way:
-                found.setdefault(pool.network, {})[hop] = way
+            next_hop = overlay_next_hop(pool, here, there, mtu) if hop and there is not here else None
+            if hop and next_hop:
+                found.setdefault(pool.network, {})[hop] = next_hop
     return found
 
 

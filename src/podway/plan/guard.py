@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 from podway.api.addresses import Address, Family, Network
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import forms_held
+from podway.plan.fabric import required_modes
 from podway.plan.objects import BRIDGE_DEVICE, LINK_GROUP, NFT_TABLE, NftElement, NftTable, NodePlan
 
 NODES = "nodes"
@@ -159,8 +159,8 @@ def _body(
 
 
 def _tunnels(view: ClusterView, node: str) -> Iterator[str]:
-    """Yield what tells the packets of each form of tunnel that nodes take."""
-    taken = forms_held(view, node)
+    """Yield what tells the packets of each kind of tunnel that nodes take."""
+    taken = required_modes(view, node)
     if "vxlan" in taken:
         yield f"udp dport {view.config.vxlan.port}"
     if "ipip" in taken:

@@ -18,7 +18,7 @@ METRIC = 32
 
 
 def announced(view: ClusterView, block: AddressBlock) -> bool:
-    """Tell whether BGP tells of a block: one of a pool that is told so, whose node is in the cluster."""
+    """Tell whether BGP advertises a block: one of a pool that is distributed so, whose node is in the cluster."""
     pool = pool_of(view, block)
     return block.spec.node in view.nodes and pool is not None and pool.spec.distribution == "bgp"
 

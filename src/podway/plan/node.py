@@ -9,14 +9,14 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.api.lease import Lease
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import lan_of, plan_bridge
-from podway.plan.fabric import device_mtu, forms_asked, forms_possible, overhead
+from podway.plan.fabric import device_mtu, overhead, pool_modes, possible_modes
 from podway.plan.guard import plan_pod_guard
 from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
 from podway.plan.others import plan_others
 from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.ports import port_guard
 from podway.plan.remote import last_resorts
-from podway.plan.sent import NOTHING_SENT, Sent
+from podway.plan.sent_modes import NOTHING_SENT, SentModes
 from podway.plan.uplink import Uplink
 from podway.plan.wiring import wire
 
@@ -77,26 +77,26 @@ USUAL_HOST = HostFacts()
 """A node of which nothing of that kind is known."""
 
 
-def pool_mtu(view: ClusterView, uplink: Uplink, pool: IPPool, sent: Sent = NOTHING_SENT) -> int:
+def pool_mtu(view: ClusterView, uplink: Uplink, pool: IPPool, sent: SentModes = NOTHING_SENT) -> int:
     """Return the MTU for a pool's pods in bytes: what every path carries, or less if the cluster says so.
 
-    `sent` are the forms in which this node may still send, by pool: while one that makes packets longer is
+    `sent` are the modes in which this node may still send, by pool: while one that makes packets longer is
     among them, the MTU stays low.
     """
     carried = uplink.mtu - pool_overhead(view, uplink, pool, sent)
     return min(view.config.mtu, carried) if view.config.mtu else carried
 
 
-def pool_overhead(view: ClusterView, uplink: Uplink, pool: IPPool, sent: Sent = NOTHING_SENT) -> int:
+def pool_overhead(view: ClusterView, uplink: Uplink, pool: IPPool, sent: SentModes = NOTHING_SENT) -> int:
     """Return by how many bytes a pool's packets may become longer on their way, between any two nodes."""
-    forms = {*forms_asked(view, pool.spec.encapsulation), *sent.get(pool.metadata.name, ())}
-    if "vxlan" in forms and "vxlan" not in forms_possible(uplink.node_addresses):
-        forms.add("vxlan6")  # this node may not be registered yet
-    return max(map(overhead, forms), default=0)
+    modes = {*pool_modes(view, pool.spec.encapsulation), *sent.get(pool.metadata.name, ())}
+    if "vxlan" in modes and "vxlan" not in possible_modes(uplink.node_addresses):
+        modes.add("vxlan6")  # this node may not be registered yet
+    return max(map(overhead, modes), default=0)
 
 
 def pod_mtu(
-    view: ClusterView, uplink: Uplink, addresses: Iterable[Address] | None = None, sent: Sent = NOTHING_SENT
+    view: ClusterView, uplink: Uplink, addresses: Iterable[Address] | None = None, sent: SentModes = NOTHING_SENT
 ) -> int:
     """Return the MTU of a pod's link in bytes, which its addresses' pools decide; None stands for all pools.
 
@@ -118,13 +118,15 @@ def plan_wiring(
     lease: Lease,
     *,
     leases: Iterable[Lease] = (),
-    sent: Sent = NOTHING_SENT,
+    sent: SentModes = NOTHING_SENT,
 ) -> PodWiring:
     """Return what one pod's attachment needs, `lease`'s; `leases` are all of the node."""
     return _wiring(view, uplink, lease, lan_of(view, node, (*leases, lease)), sent)
 
 
-def _wiring(view: ClusterView, uplink: Uplink, lease: Lease, lan: tuple[Network, ...], sent: Sent) -> PodWiring:
+def _wiring(
+    view: ClusterView, uplink: Uplink, lease: Lease, lan: tuple[Network, ...], sent: SentModes
+) -> PodWiring:
     # The pods of a bridge have one MTU: nobody tells a sender on a LAN that its frame is too long for another.
     together = lease.attach == "bridge"
     mtu = pod_mtu(view, uplink, _addresses_in(lan) if together else lease.addresses, sent)
@@ -143,15 +145,16 @@ def plan_node(
     *,
     withdrawn: frozenset[Network] = frozenset(),
     facts: HostFacts = USUAL_HOST,
-    sent: Sent = NOTHING_SENT,
-    bridged: Collection[Network] = (),
+    sent: SentModes = NOTHING_SENT,
+    transitional: Collection[Network] = (),
     others: NodePlan | None = None,
 ) -> NodePlan:
     """Return all kernel objects of ours that a node must hold.
 
-    `withdrawn` blocks are being given back. `sent` are the forms in which the node may still send, by pool.
-    `bridged` are blocks of other nodes that get a route of ours for a while though BGP tells of them, so that
-    no packet is lost while BIRD changes its own. `others` is what `plan_others` says, if that is known already.
+    `withdrawn` blocks are being given back. `sent` are the modes in which the node may still send, by pool.
+    `transitional` are blocks of other nodes that get a route of ours for a while though BGP advertises them, so
+    that no packet is lost while BIRD changes its own. `others` is what `plan_others` says, if that is known
+    already.
 
     A block of ours is a blackhole route: what is sent to an address that no pod holds ends here instead of
     going round, and BIRD learns from it what to announce.
@@ -168,7 +171,7 @@ def plan_node(
     )
     over = plan_overlays(view, node, uplink, strict=facts.all_rp_filter == "1")
     if others is None:
-        others = plan_others(view, node, uplink, bridged)
+        others = plan_others(view, node, uplink, transitional)
     return NodePlan(
         devices=(*over.devices, *bridge.devices),
         links=tuple(wiring.link for wiring in wirings),
@@ -210,7 +213,7 @@ def plan_node(
 
 
 def _both_ways(facts: HostFacts, uplink: Uplink, over: NodePlan) -> tuple[Sysctl, ...]:
-    """Let in by the uplink what is answered by an overlay: IPIP always, every form while it is switched.
+    """Let in by the uplink what is answered by an overlay: IPIP always, every mode while it is switched.
 
     The kernel takes the larger of the two settings, so loose (2) on the uplink is enough.
     """

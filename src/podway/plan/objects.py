@@ -61,7 +61,7 @@ class Vxlan(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A device of ours that the engine makes, mends and removes; up, in DEVICE_GROUP, without IPv6 autoconf.
+    """A device of ours that the engine makes, repairs and removes; up, in DEVICE_GROUP, without IPv6 autoconf.
 
     `ipip` is one end of a veth pair that nothing ever leaves by: the eBPF program on its way out puts the
     outer header on and sends the packet by the uplink. Its other end is named `<name>0`.
@@ -152,7 +152,7 @@ class TunnelSource(msgspec.Struct, frozen=True):
 
 
 class Link(msgspec.Struct, frozen=True):
-    """The host end of a pod's veth pair. The engine mends it, but never creates one."""
+    """The host end of a pod's veth pair. The engine repairs it, but never creates one."""
 
     name: str
     altname: str

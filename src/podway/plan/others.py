@@ -1,4 +1,4 @@
-"""What the other nodes make a node hold: the ways to them on its overlay devices, and its routes to their blocks.
+"""What the other nodes make a node hold: their entries on its overlay devices, and its routes to their blocks.
 
 In a large cluster that is nearly everything, and it changes one node at a time. So it is planned apart from what
 the node holds for itself, and after a change that is another node's alone only for the nodes that it is about.
@@ -17,12 +17,12 @@ from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
 from podway.plan.changes import Change as Difference
 from podway.plan.changes import between
-from podway.plan.fabric import form_to, forms_asked, forms_held
+from podway.plan.fabric import mode_to, pool_modes, required_modes
 from podway.plan.guard import node_elements
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import overlay_entries
 from podway.plan.remote import remote_routes
-from podway.plan.sent import Sent
+from podway.plan.sent_modes import SentModes
 from podway.plan.uplink import Uplink
 
 
@@ -30,13 +30,13 @@ def plan_others(
     view: ClusterView,
     node: str,
     uplink: Uplink,
-    bridged: Collection[Network] = (),
+    transitional: Collection[Network] = (),
     *,
     only: Iterable[str] | None = None,
 ) -> NodePlan:
     """Return what the other nodes make a node hold: all of them, or `only` those of these names.
 
-    `bridged` are blocks that get a route of ours for a while though BGP tells of them.
+    `transitional` are blocks that get a route of ours for a while though BGP advertises them.
     """
     if only is None:
         only = {*view.nodes, *(str(owner) for owner in view.blocks.indexed("node"))}
@@ -48,7 +48,7 @@ def plan_others(
     return msgspec.structs.replace(
         entries,
         elements=(*entries.elements, *node_elements(view, node, names)),
-        routes=tuple(remote_routes(view, node, uplink, bridged, blocks=blocks)),
+        routes=tuple(remote_routes(view, node, uplink, transitional, blocks=blocks)),
     )
 
 
@@ -60,13 +60,13 @@ def delta_of_others(
 
 
 def others_altered(
-    before: ClusterView, after: ClusterView, node: str, changes: Iterable[Change[Any]], sent: Sent
+    before: ClusterView, after: ClusterView, node: str, changes: Iterable[Change[Any]], sent: SentModes
 ) -> frozenset[str] | None:
     """Return the other nodes that changes are about; None if they may alter more of a node's plan than that.
 
-    What a node holds for itself depends on its own object and blocks, on pools and settings, on the forms that
-    all nodes together hold and send. Where BGP tells of encapsulated routes, a node's new words may need routes
-    of ours for a while, and while any node goes over from one form to another, each has to look at all of its
+    What a node holds for itself depends on its own object and blocks, on pools and settings, on the modes that
+    all nodes together hold and send. Where BGP advertises encapsulated routes, a node's new words may need routes
+    of ours for a while, and while any node switches from one mode to another, each has to look at all of its
     routes (podway.plan.switching): that is for a look at everything, too.
     """
     here = after.nodes.get(node)
@@ -86,24 +86,24 @@ def others_altered(
             names |= {block.spec.node for block in blocks}
         else:
             return None
-    if node in names or forms_held(before, node) != forms_held(after, node):
+    if node in names or required_modes(before, node) != required_modes(after, node):
         return None
-    if forms_asked(before) != forms_asked(after):
-        return None  # pods' MTU is that of all forms that any two nodes need
+    if pool_modes(before) != pool_modes(after):
+        return None  # pods' MTU is that of all modes that any two nodes need
     for name, pool in after.pools.items():
         usual = {"none", *sent.get(name, ())}
-        if any(there and form_to(pool, here, there) not in usual for there in map(after.nodes.get, names)):
+        if any(there and mode_to(pool, here, there) not in usual for there in map(after.nodes.get, names)):
             return None
     return frozenset(names)
 
 
-def _switching(view: ClusterView, sent: Sent) -> bool:
-    """Tell whether BGP tells of encapsulated routes, or any node may send what no pool asks for."""
-    asked = forms_asked(view)
+def _switching(view: ClusterView, sent: SentModes) -> bool:
+    """Tell whether BGP advertises encapsulated routes, or any node may send what no pool asks for."""
+    asked = pool_modes(view)
     return (
         any(pool.spec.encapsulation != "none" and pool.spec.distribution == "bgp" for pool in view.pools.values())
         or not view.nodes.indexed("sends") <= asked
-        or any(not forms <= asked | {"none"} for forms in sent.values())
+        or any(not modes <= asked | {"none"} for modes in sent.values())
     )
 
 

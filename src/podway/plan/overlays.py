@@ -1,4 +1,4 @@
-"""The overlay devices of a node, and what stands on them: the ways to all other nodes."""
+"""The overlay devices of a node, and what stands on them: the entries for all other nodes."""
 
 from collections.abc import Iterable
 from ipaddress import ip_interface
@@ -8,13 +8,13 @@ from podway.cluster.view import ClusterView
 from podway.plan.fabric import (
     DEVICES,
     TUNNELS,
-    Form,
     Overlay,
+    TunnelMode,
     device_mtu,
     endpoint,
-    forms_held,
     overhead,
     overlay,
+    required_modes,
 )
 from podway.plan.objects import (
     Device,
@@ -43,21 +43,21 @@ RP_FILTER = "net/ipv4/conf/{device}/rp_filter"
 
 
 def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool = False) -> NodePlan:
-    """Return the devices of the forms that a node holds.
+    """Return the devices of the modes that a node holds.
 
-    A packet may be answered in another form than it came in, so no device asks for the way back (rp_filter 0:
+    A packet may be answered in another mode than it came in, so no device asks for the way back (rp_filter 0:
     that look costs each packet a little) unless the node as a whole does: if that is `strict`, they are loose.
-    A form that the node's addresses do not allow (IPIP without IPv4) is left out.
+    A tunnel mode that the node's addresses do not allow (IPIP without IPv4) is left out.
     """
     held = _held(view, node, uplink)
-    made = tuple(_device(view, uplink, me, form) for form, me in held.items())
+    made = tuple(_device(view, uplink, me, mode) for mode, me in held.items())
     guards = [vxlan_guard(view, node, device.vxlan) for device in made if device.vxlan]
     ipip = held.get("ipip")
     return NodePlan(
         devices=made,
         addresses=tuple(
-            LinkAddress(DEVICES[form], address, "link")
-            for form, me in held.items()
+            LinkAddress(DEVICES[mode], address, "link")
+            for mode, me in held.items()
             # On a device without IPv4 address the kernel takes loose rp_filter for strict (fib_validate_source),
             # and would drop what another node itself sends to pods, since it is answered by the uplink.
             for address in (ip_interface(f"{me.gateway}/64"), gateway_interface(Family.IPV4))
@@ -75,9 +75,9 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
 
 
 def overlay_entries(view: ClusterView, node: str, uplink: Uplink, others: Iterable[str]) -> NodePlan:
-    """Return the ways to other nodes that stand on a node's overlay devices.
+    """Return the entries for other nodes that stand on a node's overlay devices.
 
-    A device has those to all nodes that it can reach: which of them are reached in its form changes, and a route
+    A device has those to all nodes that it can reach: which of them are reached in its mode changes, and a route
     must find its entry there.
     """
     held = _held(view, node, uplink)
@@ -85,35 +85,35 @@ def overlay_entries(view: ClusterView, node: str, uplink: Uplink, others: Iterab
         return NodePlan()
     names = [name for name in others if name != node]
     known = [other for other in map(view.nodes.get, names) if other is not None]
-    ends: dict[Form, list[Overlay]] = {}
-    for form in held:
-        addresses = (endpoint(form, other.internal_addresses) for other in known)
-        ends[form] = [overlay(address) for address in addresses if address is not None]
-    vxlan = [form for form in held if TUNNELS[form].encapsulation == "vxlan"]
+    ends: dict[TunnelMode, list[Overlay]] = {}
+    for mode in held:
+        addresses = (endpoint(mode, other.internal_addresses) for other in known)
+        ends[mode] = [overlay(address) for address in addresses if address is not None]
+    vxlan = [mode for mode in held if TUNNELS[mode].encapsulation == "vxlan"]
     return NodePlan(
-        neighbours=tuple(Neighbour(DEVICES[form], end.gateway, end.mac) for form in held for end in ends[form]),
+        neighbours=tuple(Neighbour(DEVICES[mode], end.gateway, end.mac) for mode in held for end in ends[mode]),
         forwarding=tuple(
-            ForwardingEntry(DEVICES[form], end.mac, end.endpoint) for form in vxlan for end in ends[form]
+            ForwardingEntry(DEVICES[mode], end.mac, end.endpoint) for mode in vxlan for end in ends[mode]
         ),
         endpoints=tuple(TunnelEndpoint(end.endpoint) for end in ends.get("ipip", ())),
         sources=ipip_senders(view, held["ipip"].endpoint, names) if "ipip" in held else (),
         elements=tuple(
-            element for form in vxlan for element in vxlan_senders(view, node, TUNNELS[form].underlay, names)
+            element for mode in vxlan for element in vxlan_senders(view, node, TUNNELS[mode].underlay, names)
         ),
     )
 
 
-def _held(view: ClusterView, node: str, uplink: Uplink) -> dict[Form, Overlay]:
-    """Return the forms that a node holds, as far as its own addresses allow them, and what it is in each."""
+def _held(view: ClusterView, node: str, uplink: Uplink) -> dict[TunnelMode, Overlay]:
+    """Return the modes that a node holds, as far as its own addresses allow them, and what it is in each."""
     own = uplink.node_addresses
-    found = {form: endpoint(form, own) for form in sorted(forms_held(view, node))}
-    return {form: overlay(address) for form, address in found.items() if address is not None}
+    found = {mode: endpoint(mode, own) for mode in sorted(required_modes(view, node))}
+    return {mode: overlay(address) for mode, address in found.items() if address is not None}
 
 
-def _device(view: ClusterView, uplink: Uplink, me: Overlay, form: Form) -> Device:
-    name, carried = DEVICES[form], uplink.mtu - overhead(form)
+def _device(view: ClusterView, uplink: Uplink, me: Overlay, mode: TunnelMode) -> Device:
+    name, carried = DEVICES[mode], uplink.mtu - overhead(mode)
     mtu = device_mtu(carried)
-    if form == "ipip":
+    if mode == "ipip":
         return Device(name, "ipip", me.mac, mtu)
     settings = view.config.vxlan
     # A VXLAN device that is bound to another has at most that one's MTU less the headers (vxlan_change_mtu).

@@ -55,7 +55,7 @@ class PlannedHop(msgspec.Struct, frozen=True):
     `entry` is the device that the packet comes in by, empty where it is made (or not known); `exit` the one
     that it leaves by, empty where it ends: those that routing sees. Where one of them is an overlay device or a
     bridge, `wire_entry` and `wire_exit` are the devices below, which carry the packet to the next hop.
-    `encapsulation` is the form in which it leaves for another node.
+    `encapsulation` is that with which it leaves for another node.
 
     `route` is the one that should decide, `owner` who keeps it: `host` is whoever set up the node's own network.
     `leads_to` is the node that the route leads to, `learned_from` who tells it by BGP: that node, a reflector, or
@@ -190,14 +190,14 @@ def _learned_from(view: ClusterView, node: str, block: AddressBlock) -> str:
 
 def _to_a_node(hop: PlannedHop, block: AddressBlock, uplink: Uplink) -> PlannedHop:
     """Add to a hop on the way to a block of another node which that is, and how the packet crosses."""
-    form: Encapsulation = next(
+    mode: Encapsulation = next(
         (tunnel.encapsulation for tunnel in TUNNELS.values() if tunnel.device == hop.exit), "none"
     )
     return msgspec.structs.replace(
         hop,
         leads_to=block.spec.node,
-        encapsulation=form,
-        wire_exit=uplink.device if form != "none" else "",
+        encapsulation=mode,
+        wire_exit=uplink.device if mode != "none" else "",
     )
 
 

@@ -1,4 +1,4 @@
-"""Routes of ours to the blocks of other nodes: where the store tells the way, and while BIRD changes its own."""
+"""Our routes to the blocks of other nodes: where the store distributes them, and while BIRD changes its own."""
 
 from collections.abc import Collection, Iterable, Iterator
 
@@ -7,7 +7,7 @@ import msgspec
 from podway.api.addresses import Network
 from podway.api.kinds.address_block import AddressBlock
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import crossing, pool_of, share_subnet
+from podway.plan.fabric import overlay_next_hop, pool_of, share_subnet
 from podway.plan.objects import Route
 from podway.plan.uplink import Uplink
 
@@ -15,26 +15,26 @@ LAST_METRIC = 1 << 31
 """Worse than all that others would set: what leads into a pool is preferred."""
 
 STORE_METRIC = 31
-"""Just better than BIRD's routes (32): both stand side by side while a pool goes over from one to the other."""
+"""Just better than BIRD's routes (32): both stand side by side while a pool switches from one to the other."""
 
 
 def remote_routes(
     view: ClusterView,
     node: str,
     uplink: Uplink,
-    bridged: Collection[Network] = (),
+    transitional: Collection[Network] = (),
     *,
     blocks: Iterable[AddressBlock] | None = None,
 ) -> Iterator[Route]:
-    """Yield a node's routes to the blocks of other nodes that the store tells, and to the `bridged` ones.
+    """Yield a node's routes to other nodes' blocks: those that the store distributes, and the `transitional` ones.
 
     Of all blocks, or of these.
     """
     told = {name for name, pool in view.pools.items() if pool.spec.distribution == "store"}
-    if not told and not bridged:
+    if not told and not transitional:
         return
     for block in view.blocks.values() if blocks is None else blocks:
-        if block.spec.pool in told or block.network in bridged:
+        if block.spec.pool in told or block.network in transitional:
             route = remote_route(view, node, uplink, block)
             if route is not None:
                 yield msgspec.structs.replace(route, metric=STORE_METRIC)
@@ -55,18 +55,20 @@ def remote_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlo
     """Return the way from a node to a block of another one, whoever writes it; None if there is none.
 
     Without encapsulation a route of ours reaches only nodes of the own subnet: routers between subnets know
-    of blocks only what BGP tells them.
+    of blocks only what BGP advertises them.
     """
     here, there = view.nodes.get(node), view.nodes.get(block.spec.node)
     pool = pool_of(view, block)
     if here is None or there is None or there is here or pool is None:
         return None
     source = next((address for address in uplink.sources if address.version == pool.family), None)
-    way = crossing(pool, here, there, uplink.mtu)
-    if way is not None and way.gateway is None:
+    next_hop = overlay_next_hop(pool, here, there, uplink.mtu)
+    if next_hop is not None and next_hop.gateway is None:
         return None
-    if way is not None:
-        return Route(block.network, device=way.device, gateway=way.gateway, source=source, mtu=way.mtu)
+    if next_hop is not None:
+        return Route(
+            block.network, device=next_hop.device, gateway=next_hop.gateway, source=source, mtu=next_hop.mtu
+        )
     gateway = there.internal_address(pool.family)
     if gateway is None or not share_subnet(here, there, pool.family):
         return None

@@ -1,11 +1,11 @@
 """Whose tunnelled packets a node takes: those of nodes, with inner sources that the sending node may send.
 
 A node sends from the addresses of the pods in its blocks, and from its own. An address of a pool in no block that
-is known here yet may be that of any node's pod: BGP tells of a block, too, and routes outlive an agent that is
+is known here yet may be that of any node's pod: BGP advertises a block, too, and routes outlive an agent that is
 away. All else (this node's own pods and addresses, the world outside) comes by no tunnel.
 
 IPIP: the program on the uplink asks a map for the inner source's longest prefix (podway/bpf/ipip.c). VXLAN: an
-nftables table ahead of the device's socket, which takes packets wherever they come in. Both stand while the form
+nftables table ahead of the device's socket, which takes packets wherever they come in. Both stand while the mode
 is still taken off.
 """
 

@@ -1,22 +1,22 @@
-"""How a node goes from one way of crossing to another without losing a packet. Pure.
+"""How a node goes from one encapsulation to another without losing a packet. Pure.
 
-What a pool asks for may change at any moment, and each node hears of it at a moment of its own. The words
-between nodes are two annotations, which each writes on its Node object:
+What a pool asks for may change at any moment, and each node learns of it at a moment of its own. Nodes advertise
+two annotations, each on its own Node object:
 
-- `accepts`: it takes these forms off. Written after its kernel holds what that needs.
-- `sends`: it may put these forms on. Written before it does, withdrawn after its kernel's last route in such a
-  form is gone and what was on its way has arrived.
+- `accepts`: it decapsulates these modes. Written after its kernel holds what that needs.
+- `sends`: it may encapsulate in these modes. Written before it does, withdrawn after its kernel's last route in
+  such a mode is gone and what was in flight has arrived.
 
-The store tells the changes of Nodes to everybody in one order, so an agent that reads its own words back knows all
-that was said before; of pools it may hear earlier or later than others. A form goes onto a packet when the sender
-reads its own `sends` and the other's `accepts` (fabric.form_to); a form's device goes when its node reads that it
-accepts no more, and that nobody sends (fabric.forms_held). Until its last words come back a node holds what it
-has said that it accepts, sends nothing that it has taken back, and says nothing else. So of two words that concern
-each other one is the first, and who wrote the second knows it: no device goes while somebody sends to it, and no
-clock is needed to be sure.
+The store delivers the changes of Nodes to everybody in one order, so an agent that reads its own annotations back
+knows all that was advertised before; of pools it may learn earlier or later than others. A packet is encapsulated
+when the sender reads its own `sends` and the other's `accepts` (fabric.mode_to); a tunnel mode's device goes when
+its node reads that it accepts no more, and that nobody sends (fabric.required_modes). Until its last change comes
+back a node holds what it has advertised that it accepts, sends nothing that it has withdrawn, and advertises
+nothing else. So of two changes that concern each other one is the first, and who wrote the second knows it: no
+device goes while somebody sends to it, and no clock is needed to be sure.
 
-What a node itself still sends is not remembered but read from its kernel's routes (`Ways`), so an agent that is
-killed in the middle goes on where it was.
+What a node itself still sends is not remembered but read from its kernel's routes (`InstalledModes`), so an agent
+that is killed in the middle goes on where it was.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,13 +31,13 @@ from podway.plan.changes import Change
 from podway.plan.fabric import (
     DEVICES,
     SMALLEST_IPV6_MTU,
-    Form,
-    form_to,
-    form_wanted,
-    forms_asked,
-    forms_possible,
-    forms_sent,
+    TunnelMode,
+    desired_mode,
+    mode_to,
+    planned_modes,
+    pool_modes,
     pool_of,
+    possible_modes,
 )
 from podway.plan.node import pool_mtu
 from podway.plan.objects import (
@@ -53,29 +53,29 @@ from podway.plan.objects import (
     TunnelSource,
 )
 from podway.plan.remote import remote_route
-from podway.plan.sent import Sent
+from podway.plan.sent_modes import SentModes
 from podway.plan.uplink import Uplink
 
-CARRIERS = frozenset(
+DECAPSULATION_KINDS = frozenset(
     {"device", "sysctl", "address", "IPIP tunnel", "tunnel endpoint", "tunnel source", "nft table", "nft element"}
 )
 """The kinds of kernel objects by which a node takes off encapsulations."""
 
-FormByBlock: TypeAlias = Mapping[Network, Form]
+ModeByBlock: TypeAlias = Mapping[Network, TunnelMode]
 
-_FORMS: Mapping[str, Form] = {device: form for form, device in DEVICES.items()}
-
-
-class Ways(msgspec.Struct, frozen=True):
-    """In which form the kernel's routes to blocks of other nodes lead: `learned` BIRD's, `told` ours."""
-
-    learned: FormByBlock = {}
-    told: FormByBlock = {}
+_MODES: Mapping[str, TunnelMode] = {device: mode for mode, device in DEVICES.items()}
 
 
-def form_by(device: str) -> Form:
-    """Return the form that packets get which leave by a device."""
-    return _FORMS.get(device, "none")
+class InstalledModes(msgspec.Struct, frozen=True):
+    """In which mode the kernel's routes to blocks of other nodes lead: `learned` BIRD's, `own` ours."""
+
+    learned: ModeByBlock = {}
+    own: ModeByBlock = {}
+
+
+def mode_of_device(device: str) -> TunnelMode:
+    """Return the mode that packets get which leave by a device."""
+    return _MODES.get(device, "none")
 
 
 def concerns(view: ClusterView, node: str) -> bool:
@@ -87,84 +87,86 @@ def concerns(view: ClusterView, node: str) -> bool:
     )
 
 
-def unsettled(view: ClusterView, node: str, ways: Ways) -> frozenset[Network]:
-    """Return the blocks that need a route of ours for a while, though BGP tells of them.
+def unconverged(view: ClusterView, node: str, installed: InstalledModes) -> frozenset[Network]:
+    """Return the blocks that need a route of ours for a while, though BGP advertises them.
 
-    Those where BIRD's route leads in another form than it is to, and those where it has none yet in place of ours.
+    Those where BIRD's route leads in another mode than it is to, and those where it has none yet in place of ours.
     """
     here = view.nodes.get(node)
     if here is None:
         return frozenset()
     found = set()
     for block in view.blocks.values():
-        known = ways.learned.get(block.network)
+        known = installed.learned.get(block.network)
         there = view.nodes.get(block.spec.node)
-        if there is None or there is here or (known is None and block.network not in ways.told):
+        if there is None or there is here or (known is None and block.network not in installed.own):
             continue
         pool = pool_of(view, block)
-        if pool and pool.spec.distribution == "bgp" and known != form_to(pool, here, there):
+        if pool and pool.spec.distribution == "bgp" and known != mode_to(pool, here, there):
             found.add(block.network)
     return frozenset(found)
 
 
-def still_sent(view: ClusterView, node: str, ways: Ways) -> Sent:
+def sent_modes(view: ClusterView, node: str, installed: InstalledModes) -> SentModes:
     """Return the encapsulations that a node may put on, by pool: as planned, and as its kernel's routes lead."""
-    sent: dict[str, set[Form]] = {name: set(forms - {"none"}) for name, forms in forms_sent(view, node).items()}
-    for forms in (ways.learned, ways.told):
-        for network, form in forms.items():
-            if form != "none":
+    sent: dict[str, set[TunnelMode]] = {
+        name: set(modes - {"none"}) for name, modes in planned_modes(view, node).items()
+    }
+    for modes in (installed.learned, installed.own):
+        for network, mode in modes.items():
+            if mode != "none":
                 for name in _covering(view.pools, network):
-                    sent.setdefault(name, set()).add(form)
-    return {name: frozenset(forms) for name, forms in sent.items() if forms}
+                    sent.setdefault(name, set()).add(mode)
+    return {name: frozenset(modes) for name, modes in sent.items() if modes}
 
 
-def to_send(view: ClusterView, sent: Sent) -> frozenset[Form]:
+def modes_to_advertise(view: ClusterView, sent: SentModes) -> frozenset[TunnelMode]:
     """Return what a node is to say that it sends: what pools ask for, and what it still may send."""
-    return forms_asked(view).union(*sent.values())
+    return pool_modes(view).union(*sent.values())
 
 
-def lacking(plan: NodePlan, differences: Iterable[Change]) -> frozenset[Form]:
-    """Return the forms that a node cannot take off: they are not in its plan, or its kernel lacks a part.
+def missing_modes(plan: NodePlan, differences: Iterable[Change]) -> frozenset[TunnelMode]:
+    """Return the modes that a node cannot decapsulate: they are not in its plan, or its kernel lacks a part.
 
     `differences` are those of the kernel from the plan.
     """
     planned = {device.name for device in plan.devices}
-    missing = {form for form, device in DEVICES.items() if device not in planned}
+    missing = {mode for mode, device in DEVICES.items() if device not in planned}
     for change in differences:
         if change.action != "remove":
             missing |= _part_of(change.want)
     return frozenset(missing)
 
 
-def missing_routes(view: ClusterView, node: str, uplink: Uplink, ways: Ways) -> Iterator[Network]:
-    """Yield the blocks to which the store tells a way that is not in the kernel."""
+def missing_routes(view: ClusterView, node: str, uplink: Uplink, installed: InstalledModes) -> Iterator[Network]:
+    """Yield the blocks to which the store distributes a route that is not in the kernel."""
     told = {name for name, pool in view.pools.items() if pool.spec.distribution == "store"}
     for block in view.blocks.values() if told else ():
-        if block.spec.pool not in told or block.network in ways.told:
+        if block.spec.pool not in told or block.network in installed.own:
             continue
         if remote_route(view, node, uplink, block) is not None:
             yield block.network
 
 
 def waiting(view: ClusterView, node: str) -> Iterator[str]:
-    """Say in words on whom a node waits before it sends to each in the form that the pools ask for."""
+    """Say in words on whom a node waits before it sends to each in the mode that the pools ask for."""
     here = view.nodes.get(node)
     for name, pool in sorted(view.pools.items()) if here else ():
         for other, there in sorted(view.nodes.items()):
             if here is None or there is here:
                 continue
-            wanted = form_wanted(pool, here, there)
-            form = form_to(pool, here, there)
-            if wanted != form:
+            wanted = desired_mode(pool, here, there)
+            mode = mode_to(pool, here, there)
+            if wanted != mode:
                 who = "this node to say that it sends" if wanted in there.accepts else f"{other} to accept"
-                yield f"IPPool/{name}: waits for {who} {wanted}; until then {other} gets {form}"
+                yield f"IPPool/{name}: waits for {who} {wanted}; until then {other} gets {mode}"
 
 
 def impossible(view: ClusterView, uplink: Uplink) -> Iterator[str]:
     """Say in words what pools ask for that a node's uplink cannot give."""
     yield from _out_of_reach(view, uplink)
     for name, pool in sorted(view.pools.items()):
-        if pool.spec.encapsulation == "ipip" and not forms_possible(uplink.node_addresses) >= {"ipip"}:
+        if pool.spec.encapsulation == "ipip" and not possible_modes(uplink.node_addresses) >= {"ipip"}:
             yield f"IPPool/{name}: this node has no IPv4 address, and so neither sends nor accepts ipip"
         mtu = pool_mtu(view, uplink, pool)
         if pool.family is Family.IPV6 and mtu < SMALLEST_IPV6_MTU:
@@ -199,17 +201,17 @@ def _covering(pools: Mapping[str, IPPool], network: Network) -> Iterator[str]:
             yield name
 
 
-def _part_of(obj: object) -> set[Form]:
-    """Return the form that an object of a plan is needed for to take it off; nothing for other objects."""
+def _part_of(obj: object) -> set[TunnelMode]:
+    """Return the mode that an object of a plan is needed for to decapsulate; nothing for other objects."""
     match obj:
         case Device(name=device) | LinkAddress(device=device) | IpipTunnel(device=device):
             pass
         case Sysctl(path=path):
-            device = next((part for part in path.split("/") if part in _FORMS), "")
+            device = next((part for part in path.split("/") if part in _MODES), "")
         case TunnelEndpoint() | TunnelSource():
             return {"ipip"}
         case NftTable(family=family, name=name) | NftElement(family=family, table=name) if name == NFT_VXLAN_TABLE:
             return {"vxlan6" if family == "ip6" else "vxlan"}
         case _:
             return set()
-    return {_FORMS[device]} if device in _FORMS else set()
+    return {_MODES[device]} if device in _MODES else set()

@@ -7,9 +7,9 @@ what each tells.
 Topologies are exchanged make before break, without a coordinator. Every agent opens the sessions of the new one
 and keeps those of the former, and a reflector goes on reflecting, until all nodes say (BGP_READY) that they have
 what the new one needs; reflectors that most have lost are not waited for. What stands is read from the running
-BIRD's configuration (`Standing`), so an agent that is restarted meanwhile goes on where it was. The same holds
-for a pool that BGP is to tell no more: it is told until all nodes are ready. A node that cannot say so leaves
-more sessions than needed, never fewer.
+BIRD's configuration (`RunningTopology`), so an agent that is restarted meanwhile goes on where it was. The same
+holds for a pool that BGP is to advertise no more: it is advertised until all nodes are ready. A node that cannot
+say so leaves more sessions than needed, never fewer.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Topology(msgspec.Struct, frozen=True):
                 return False
 
 
-class Standing(msgspec.Struct, frozen=True):
+class RunningTopology(msgspec.Struct, frozen=True):
     """What a node's BIRD does already: nodes it has sessions with, whether it reflects, and the pools it tells.
 
     `router_id` is the number by which it is known in its sessions, None without a BIRD.
@@ -83,7 +83,7 @@ def _too_many(view: ClusterView) -> bool:
     """Tell whether there are too many nodes for a mesh.
 
     Between the limit and a fifth less what stands stays, as most nodes have said (BGP_READY): a cluster whose size
-    swings about the limit does not go over at each node.
+    swings about the limit does not switch at each node.
     """
     limit, count = view.config.bgp.mesh_limit, len(view.nodes)
     if count > limit or count <= limit - max(1, limit // 5):

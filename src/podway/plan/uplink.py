@@ -41,8 +41,8 @@ def without_address(
 ) -> Iterator[tuple[Family, tuple[str, ...]]]:
     """Yield each family of which a node has no address and others have, with the pools that suffer by that.
 
-    `pools` are those that the node may have pods of. A pool suffers whose routes BGP tells, for want of sessions
-    of its family, or whose packets cross bare.
+    `pools` are those that the node may have pods of. A pool suffers whose routes BGP advertises, for want of
+    sessions of its family, or whose packets cross bare.
     """
     every = tuple(pools)
     have = {Family.of(address) for address in uplink.addresses}

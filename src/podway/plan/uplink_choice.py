@@ -63,7 +63,7 @@ class DefaultRoute(msgspec.Struct, frozen=True):
     gateways: tuple[Address, ...] = ()
 
 
-class Surroundings(msgspec.Struct, frozen=True):
+class HostInterfaces(msgspec.Struct, frozen=True):
     """What the kernel has, as far as the choice depends on it."""
 
     links: tuple[Link, ...] = ()
@@ -96,7 +96,7 @@ class _Candidate(msgspec.Struct, frozen=True):
 
 
 def choose_uplink(
-    found: Surroundings,
+    found: HostInterfaces,
     wanted: str = "",
     *,
     registered: Collection[Interface] = (),
@@ -119,7 +119,7 @@ def lost(uplink: Uplink, registered: Iterable[Interface]) -> tuple[Interface, ..
     return tuple(address for address in registered if address.ip not in uplink.node_addresses)
 
 
-def unsettled(found: Surroundings, registered: Collection[Interface]) -> bool:
+def unsettled(found: HostInterfaces, registered: Collection[Interface]) -> bool:
     """Tell whether duplicate-address detection will soon decide about a registered address, or any other.
 
     The kernel begins it when a link comes up, and ends it within seconds (dad_transmits, ip-sysctl.rst).
@@ -130,7 +130,7 @@ def unsettled(found: Surroundings, registered: Collection[Interface]) -> bool:
     return any(each.address.ip in known or not each.address.ip.is_link_local for each in pending)
 
 
-def _wanted(found: Surroundings, candidates: Sequence[_Candidate], wanted: str) -> Choice:
+def _wanted(found: HostInterfaces, candidates: Sequence[_Candidate], wanted: str) -> Choice:
     named = next((link for link in found.links if wanted == link.name or wanted in link.altnames), None)
     by_index = {candidate.link.index: candidate for candidate in candidates}
     own = by_index.get(named.index) if named else None
@@ -183,7 +183,7 @@ def _preference(candidate: _Candidate) -> tuple[object, ...]:
     return (candidate.port, -candidate.kept, candidate.metrics, family, candidate.link.index)
 
 
-def _as_it_is(found: Surroundings, chosen: _Candidate) -> Choice:
+def _as_it_is(found: HostInterfaces, chosen: _Candidate) -> Choice:
     if not chosen.port:
         return Choice(_uplink(chosen))
     master = next(link.name for link in found.links if link.index == chosen.link.master)
@@ -199,12 +199,12 @@ def _names(candidates: Iterable[_Candidate]) -> str:
     return ", ".join(sorted(candidate.link.name for candidate in candidates)) or "none"
 
 
-def _takers(found: Surroundings) -> frozenset[int]:
+def _takers(found: HostInterfaces) -> frozenset[int]:
     return frozenset(link.index for link in found.links if link.kind in TAKING_OVER)
 
 
 def _candidate(
-    found: Surroundings, link: Link, registered: Collection[Interface], others: Collection[Address]
+    found: HostInterfaces, link: Link, registered: Collection[Interface], others: Collection[Address]
 ) -> _Candidate | None:
     """Return what a device can be as the uplink; None if it cannot be."""
     if not link.up or link.name == LOOPBACK:
@@ -227,13 +227,13 @@ def _candidate(
     )
 
 
-def _metric(found: Surroundings, link: Link, family: Family) -> float:
+def _metric(found: HostInterfaces, link: Link, family: Family) -> float:
     routes = [each for each in found.defaults if each.family is family and link.index in each.indexes]
     return min((float(each.metric) for each in routes), default=float("inf"))
 
 
 def _address(
-    found: Surroundings,
+    found: HostInterfaces,
     link: Link,
     family: Family,
     registered: Collection[Interface],

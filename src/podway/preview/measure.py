@@ -27,7 +27,7 @@ from podway.plan.bgp import plan_bgp
 from podway.plan.learned import learned_route
 from podway.plan.node import plan_node
 from podway.plan.path import Site
-from podway.plan.switching import Ways, still_sent
+from podway.plan.switching import InstalledModes, sent_modes
 from podway.preview.preview import Comparison
 from podway.preview.settle import claim_of
 from podway.preview.simulate import World
@@ -134,7 +134,7 @@ def state_of(view: ClusterView, site: Site, node: str) -> NodeState:
     assert site.uplink is not None
     state = NodeState(node, view, site.uplink)
     state.adopt(site.leases)
-    state.sent = still_sent(view, node, Ways())
+    state.sent = sent_modes(view, node, InstalledModes())
     return state
 
 
@@ -148,7 +148,7 @@ def follow(state: NodeState, change: Change[Any]) -> None:
     """Do what an agent does at a change, up to what it tells the kernel and BIRD."""
     after = state.view.after(change)
     if not alters_plans(change):
-        state.pass_over(after)
+        state.advance(after)
         return
     if state.take_others(after, (change,)) is None:
         state.plan()
@@ -157,7 +157,7 @@ def follow(state: NodeState, change: Change[Any]) -> None:
 
 
 class Routes(NamedTuple):
-    """How many routes a node has: to its own blocks, to its pods, told by the store, learned by BGP."""
+    """How many routes a node has: to its own blocks, to its pods, distributed by the store, learned by BGP."""
 
     own: int
     pods: int

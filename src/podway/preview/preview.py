@@ -20,7 +20,7 @@ from podway.bgp.render import render
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import Change, between, compare
-from podway.plan.fabric import encapsulation_of, forms_sent, pool_of
+from podway.plan.fabric import encapsulation_of, planned_modes, pool_of
 from podway.plan.learned import learned_route
 from podway.plan.node import plan_node, pool_mtu
 from podway.plan.objects import NodePlan, Route
@@ -155,18 +155,22 @@ class Comparison:
         uplink = self.uplink(node)
         told = [
             {
-                name: (_forms(view, node, name), pool_mtu(view, uplink, pool), pool.spec.distribution)
+                name: (_modes(view, node, name), pool_mtu(view, uplink, pool), pool.spec.distribution)
                 for name, pool in view.pools.items()
                 if node in view.nodes
             }
             for view in (self.before, self.after)
         ]
         for name in sorted(told[0].keys() & told[1].keys()):
-            (forms, mtu, teller), (new_forms, new_mtu, new_teller) = (one[name] for one in told)
+            (modes, mtu, distribution), (new_modes, new_mtu, new_distribution) = (one[name] for one in told)
             words = [
-                *([f"packets to other nodes {forms} -> {new_forms}"] if forms != new_forms else []),
+                *([f"packets to other nodes {modes} -> {new_modes}"] if modes != new_modes else []),
                 *([f"pods' MTU {mtu} -> {new_mtu}"] if mtu != new_mtu else []),
-                *([f"routes told by {teller} -> {new_teller}"] if teller != new_teller else []),
+                *(
+                    [f"routes distributed by {distribution} -> {new_distribution}"]
+                    if distribution != new_distribution
+                    else []
+                ),
             ]
             if words:
                 yield f"IPPool/{name}: {', '.join(words)}"
@@ -220,14 +224,14 @@ def _way(view: ClusterView, name: str) -> tuple[object, ...] | None:
     if block is None or pool is None or block.spec.node not in view.nodes:
         return None
     spec = pool.spec
-    crossing = (spec.distribution, spec.encapsulation, spec.when, spec.attach)
-    return (block.spec.cidr, block.spec.node, view.nodes[block.spec.node].internal_addresses, *crossing)
+    settings = (spec.distribution, spec.encapsulation, spec.when, spec.attach)
+    return (block.spec.cidr, block.spec.node, view.nodes[block.spec.node].internal_addresses, *settings)
 
 
-def _forms(view: ClusterView, node: str, pool: str) -> str:
-    """Return in words the forms in which a node sends a pool's packets to the others."""
-    forms = forms_sent(view, node).get(pool, frozenset({"none"}))
-    names = sorted({encapsulation_of(form) for form in forms})
+def _modes(view: ClusterView, node: str, pool: str) -> str:
+    """Return in words the modes in which a node sends a pool's packets to the others."""
+    modes = planned_modes(view, node).get(pool, frozenset({"none"}))
+    names = sorted({encapsulation_of(mode) for mode in modes})
     return " or ".join("as they are" if name == "none" else f"in {name}" for name in names)
 
 

@@ -1,6 +1,6 @@
 """What the agents make of a cluster's objects by themselves once they have heard of a change. Pure.
 
-A new pool changes no node's kernel by itself: every agent claims a block of it. And a node sends in another form
+A new pool changes no node's kernel by itself: every agent claims a block of it. And a node sends in another mode
 only once it and the others have said so. A preview that stopped before that would say that nothing happens.
 """
 
@@ -20,12 +20,12 @@ from podway.cluster.view import ClusterView
 from podway.ipam.addresses import BlockUse
 from podway.ipam.blocks import FreeBlocks, capacity
 from podway.ipam.selection import pools_for_node, wants_another
-from podway.plan.fabric import forms_asked, forms_possible
+from podway.plan.fabric import pool_modes, possible_modes
 from podway.plan.path import Site
 
 
 class Settled(NamedTuple):
-    """A view with the agents' claims and returns in it, and with what they say of the forms that they send.
+    """A view with the agents' claims and returns in it, and with what they say of the modes that they send.
 
     `unserved` are the nodes that want a block of a pool that has none left: (node, pool).
     """
@@ -63,12 +63,12 @@ def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
 
 def agreed(view: ClusterView) -> ClusterView:
     """Return a view in which all nodes send and accept the encapsulations that pools ask for, and no others."""
-    asked = forms_asked(view)
+    asked = pool_modes(view)
     changes: list[Change[Node]] = []
     for node in view.nodes.values():
-        forms = asked & forms_possible(node.internal_addresses)
-        if node.accepts != forms or node.sends != forms:
-            words = ",".join(sorted(forms))
+        modes = asked & possible_modes(node.internal_addresses)
+        if node.accepts != modes or node.sends != modes:
+            words = ",".join(sorted(modes))
             annotations = {**node.metadata.annotations, ACCEPTS: words, SENDS: words}
             metadata = msgspec.structs.replace(node.metadata, annotations=annotations)
             changes.append(Change.of(node, msgspec.structs.replace(node, metadata=metadata)))

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import NoReturn
 
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.resource import Resource, key, subject
 from podway.errors import InvalidInput, NotFound
 from podway.preview.snapshot import Snapshot
@@ -23,7 +23,7 @@ class SnapshotStore:
         here = [obj for obj in found if namespace is None or obj.metadata.namespace == namespace]
         return Listing(tuple(sorted(here, key=key)), self._taken)
 
-    async def unknown(self) -> tuple[SetAside, ...]:
+    async def unknown(self) -> tuple[RejectedObject, ...]:
         """Return nothing: what is not known is in no snapshot."""
         return ()
 

@@ -4,7 +4,7 @@ import msgspec
 
 from podway.errors import PodwayError
 from podway.kernel.network import Lookup
-from podway.plan.switching import form_by
+from podway.plan.switching import mode_of_device
 from podway.prove.advice import prefer_source, remove_address
 from podway.prove.cause import Cause, command, place
 from podway.prove.inspector import Inspector
@@ -127,7 +127,7 @@ def _wrong_encapsulation(world: World, fault: Fault, inspector: Inspector) -> Ca
 def _why_another_encapsulation(world: World, fault: Fault) -> str:
     """Say what keeps a node from sending in the encapsulation that is asked for."""
     there = world.view.nodes.get(fault.target.node)
-    if there is not None and form_by(fault.expected.device) not in there.accepts:
+    if there is not None and mode_of_device(fault.expected.device) not in there.accepts:
         return (
             f"node {fault.target.node} does not say that it takes {fault.expected.name} off: see `podway doctor`, "
             "and whether its agent runs"

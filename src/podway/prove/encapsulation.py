@@ -12,7 +12,7 @@ from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.kinds.network_config import VxlanSettings
 from podway.cluster.view import ClusterView
 from podway.plan import fabric
-from podway.plan.fabric import encapsulation_of, endpoint, form_wanted, pool_of
+from podway.plan.fabric import desired_mode, encapsulation_of, endpoint, pool_of
 from podway.probe.packet import Packet, Tunnel, TunnelKind
 from podway.prove.path import Leg
 from podway.prove.probe import Probe, Step
@@ -76,11 +76,11 @@ def expected_encapsulation(
     pool = pool_of(view, block) if block else None
     if one is None or other is None or one is other or pool is None:
         return ExpectedEncapsulation()
-    form = form_wanted(pool, one, other)
-    if form == "none":
+    mode = desired_mode(pool, one, other)
+    if mode == "none":
         return ExpectedEncapsulation()
-    ends = endpoint(form, one.internal_addresses), endpoint(form, other.internal_addresses)
-    return ExpectedEncapsulation(encapsulation_of(form), *ends, view.config.vxlan)
+    ends = endpoint(mode, one.internal_addresses), endpoint(mode, other.internal_addresses)
+    return ExpectedEncapsulation(encapsulation_of(mode), *ends, view.config.vxlan)
 
 
 def expected_of(world: World, probe: Probe, step: Step) -> ExpectedEncapsulation:

@@ -1,4 +1,4 @@
-"""Why a packet that crosses in an overlay was lost: what its two ends lack."""
+"""Why a packet was lost in an overlay: what its two ends lack."""
 
 from podway.api.addresses import Address, Family
 from podway.kernel.network import Lookup

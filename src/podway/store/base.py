@@ -14,7 +14,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.kinds import KINDS
 from podway.api.resource import Resource
 
@@ -22,22 +22,22 @@ R = TypeVar("R", bound=Resource)
 
 
 class Listing(msgspec.Struct, Generic[R], frozen=True):
-    """The objects of a kind as they all were at one version; `aside` are those that are no facts (api.checked)."""
+    """All objects of a kind at one version; `rejected` are those that are no facts (podway.api.checked)."""
 
     items: tuple[R, ...]
     version: str
-    aside: tuple[SetAside, ...] = ()
+    rejected: tuple[RejectedObject, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True):
     """One change, and the version of its kind from which a watch goes on behind it.
 
     `object` is the new state, or for `deleted` the last state before deletion. A state that is no fact
-    (podway.api.checked) is told as set aside.
+    (podway.api.checked) is told as rejected.
     """
 
     type: Literal["added", "modified", "deleted"]
-    object: Resource | SetAside
+    object: Resource | RejectedObject
     version: str
 
 
@@ -48,7 +48,7 @@ class Bookmark(msgspec.Struct, frozen=True):
 
 
 class Store(Protocol):
-    """Where the cluster's facts live. What is stored and no fact is set aside (podway.api.checked).
+    """Where the cluster's facts live. What is stored and no fact is rejected (podway.api.checked).
 
     Every method may raise StoreUnavailable, StoreDamaged or StoreTooNew besides what it names.
     """
@@ -57,12 +57,12 @@ class Store(Protocol):
         """Return all objects of a kind, ordered by namespace and name."""
         ...
 
-    async def unknown(self) -> tuple[SetAside, ...]:
+    async def unknown(self) -> tuple[RejectedObject, ...]:
         """Return what is stored of kinds that this Podway does not know, as far as the store can tell."""
         ...
 
     async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
-        """Return one object. Raises NotFound, and ObjectDamaged if it is set aside."""
+        """Return one object. Raises NotFound, and ObjectDamaged if it is rejected."""
         ...
 
     async def create(self, obj: R) -> R:
@@ -75,7 +75,7 @@ class Store(Protocol):
     async def update(self, obj: R) -> R:
         """Replace an object that nobody changed since it was read; return it as stored.
 
-        One that is set aside is replaced, too; what nothing could be read of has no version (an empty one).
+        One that is rejected is replaced, too; what nothing could be read of has no version (an empty one).
         Raises NotFound, and Conflict if `metadata.resource_version` is not the stored one.
         """
         ...
@@ -108,7 +108,7 @@ class Everything(msgspec.Struct, frozen=True):
     """Objects of several kinds, each kind as it was at some moment of its own, and those that are no facts."""
 
     items: tuple[Resource, ...]
-    aside: tuple[SetAside, ...]
+    rejected: tuple[RejectedObject, ...]
     versions: Mapping[str, str]
     """From which version each kind is to be watched, by the kind's name."""
 
@@ -118,6 +118,6 @@ async def list_all(store: Store, kinds: Iterable[type[Resource]] = tuple(KINDS.v
     listings = {kind.KIND: await store.list(kind) for kind in sorted(kinds, key=lambda kind: kind.KIND)}
     return Everything(
         tuple(obj for listing in listings.values() for obj in listing.items),
-        (*(one for listing in listings.values() for one in listing.aside), *await store.unknown()),
+        (*(one for listing in listings.values() for one in listing.rejected), *await store.unknown()),
         {kind: listing.version for kind, listing in listings.items()},
     )

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from typing import Literal, NamedTuple, cast
 
-from podway.api.checked import SetAside, check
+from podway.api.checked import RejectedObject, check
 from podway.api.kinds import KINDS
 from podway.api.resource import Key, Resource, key, subject
 from podway.errors import AlreadyExists, NotFound, StoreUnavailable, VersionExpired
@@ -89,22 +89,22 @@ class MemoryStore:
         keys = sorted(k for k in self._cluster.bodies if k[0] == kind.KIND and namespace in (None, k[1]))
         found = [self._stored(each) for each in keys]
         return Listing(
-            tuple(cast("R", one) for one in found if not isinstance(one, SetAside)),
+            tuple(cast("R", one) for one in found if not isinstance(one, RejectedObject)),
             self._cluster.newest(kind.KIND),
-            tuple(one for one in found if isinstance(one, SetAside)),
+            tuple(one for one in found if isinstance(one, RejectedObject)),
         )
 
-    async def unknown(self) -> tuple[SetAside, ...]:
+    async def unknown(self) -> tuple[RejectedObject, ...]:
         """See Store.unknown."""
         self._require_open()
         found = (self._stored(each) for each in sorted(self._cluster.bodies) if each[0] not in KINDS)
-        return tuple(one for one in found if isinstance(one, SetAside))
+        return tuple(one for one in found if isinstance(one, RejectedObject))
 
     async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
         """See Store.get."""
         self._require_open()
         found = self._stored((kind.KIND, namespace, name))
-        if isinstance(found, SetAside):
+        if isinstance(found, RejectedObject):
             raise found.error
         return cast("R", found)
 
@@ -159,7 +159,7 @@ class MemoryStore:
         if self._closed:
             raise StoreUnavailable("this store in memory was closed")
 
-    def _stored(self, wanted: Key) -> Resource | SetAside:
+    def _stored(self, wanted: Key) -> Resource | RejectedObject:
         body = self._cluster.bodies.get(wanted)
         if body is None:
             raise NotFound(f"{subject(wanted)} does not exist")

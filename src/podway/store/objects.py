@@ -5,7 +5,7 @@ import uuid
 
 import msgspec
 
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.resource import Key, Resource, subject
 from podway.errors import Conflict
 
@@ -13,7 +13,7 @@ encode = msgspec.json.Encoder().encode
 """Write an object as the JSON that is stored."""
 
 
-def check_version(stored: Key, old: Resource | SetAside, expected: str) -> None:
+def check_version(stored: Key, old: Resource | RejectedObject, expected: str) -> None:
     """Raise Conflict unless an object has the version that it is expected to have."""
     last = former(old)
     version = last.metadata.resource_version if last else ""
@@ -25,9 +25,9 @@ def check_version(stored: Key, old: Resource | SetAside, expected: str) -> None:
         )
 
 
-def former(old: Resource | SetAside) -> Resource | None:
+def former(old: Resource | RejectedObject) -> Resource | None:
     """Return what can be read of a stored object, None if nothing can."""
-    return old.found if isinstance(old, SetAside) else old
+    return old.found if isinstance(old, RejectedObject) else old
 
 
 def identity(former: Resource | None) -> dict[str, str]:
@@ -43,7 +43,7 @@ def with_metadata(obj: Resource, **changes: str) -> Resource:
     return msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, **changes))
 
 
-def last_state(unwanted: Key, old: Resource | SetAside) -> bytes:
+def last_state(unwanted: Key, old: Resource | RejectedObject) -> bytes:
     """Return what is told of an object that is deleted: its last state, or of one that cannot be read its name."""
     last = former(old)
     return encode(last) if last else encode({"metadata": {"namespace": unwanted[1], "name": unwanted[2]}})

@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
 
-from podway.api.checked import SetAside, check, key_in
+from podway.api.checked import RejectedObject, check, key_in
 from podway.api.kinds import KINDS
 from podway.api.resource import Key, Resource, key, subject
 from podway.errors import AlreadyExists, NotFound, StoreUnavailable, VersionExpired
 from podway.store.base import Bookmark, Event, Listing, R
-from podway.store.bell import Bell
 from podway.store.database import Database
+from podway.store.notifier import ChangeNotifier
 from podway.store.objects import check_version, encode, former, identity, last_state, with_metadata
 
 KEPT_CHANGES = 10_000
@@ -58,17 +58,17 @@ class SqliteStore:
         if not later:
             _ = self._database
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
-        self._bell = Bell(path)
+        self._notifier = ChangeNotifier(path)
         self._looking: tuple[int, asyncio.Future[_Look]] | None = None
-        """The last look for all watches, and how often the bell had rung before it."""
+        """The last look for all watches, and how many notifications had come before it."""
         self._closed = False
-        self._known: dict[str, dict[Key, tuple[bytes, Resource | SetAside]]] = {}
+        self._known: dict[str, dict[Key, tuple[bytes, Resource | RejectedObject]]] = {}
 
     async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
         """See Store.list."""
         return cast("Listing[R]", await self._run(self._list, kind.KIND, namespace))
 
-    async def unknown(self) -> tuple[SetAside, ...]:
+    async def unknown(self) -> tuple[RejectedObject, ...]:
         """See Store.unknown."""
         return await self._run(self._unknown)
 
@@ -93,24 +93,24 @@ class SqliteStore:
     async def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
         """See Store.watch."""
         file, since = _read_version(version)
-        with self._bell.listening() as rung:
-            rung.clear()
+        with self._notifier.listening() as notified:
+            notified.clear()
             events = await self._run(self._changes, kind.KIND, file, since)
             yield Bookmark(version)
             while True:
                 for number, event in events:
                     yield event
                     since = number
-                rung.clear()
+                notified.clear()
                 look = await self._look()
                 if events or look.file != file or look.newest.get(kind.KIND, 0) > since:
                     events = await self._run(self._changes, kind.KIND, file, since)
                     continue
                 try:
-                    async with asyncio.timeout(self._bell.poll_interval):
-                        await rung.wait()
+                    async with asyncio.timeout(self._notifier.poll_interval):
+                        await notified.wait()
                 except TimeoutError:
-                    self._bell.ring()  # who looks for itself looks for all
+                    self._notifier.notify()  # who looks for itself looks for all
 
     async def close(self) -> None:
         """See Store.close."""
@@ -120,7 +120,7 @@ class SqliteStore:
         if self._open is not None:
             await asyncio.get_running_loop().run_in_executor(self._worker, self._open.close)
         self._worker.shutdown(wait=False)
-        self._bell.ring()
+        self._notifier.notify()
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
@@ -128,11 +128,11 @@ class SqliteStore:
         return await asyncio.get_running_loop().run_in_executor(self._worker, lambda: work(*args, **kwargs))
 
     async def _look(self) -> _Look:
-        """Look at the file since the bell last rang: one look does for all watches that it woke."""
-        if self._looking is None or self._looking[0] != self._bell.rings or _failed(self._looking[1]):
+        """Look at the file since the last notification: one look does for all watches that it woke."""
+        if self._looking is None or self._looking[0] != self._notifier.notifications or _failed(self._looking[1]):
             looking = asyncio.ensure_future(self._run(self._newest))
             looking.add_done_callback(_failed)  # whoever waited for it may be gone
-            self._looking = (self._bell.rings, looking)
+            self._looking = (self._notifier.notifications, looking)
         return await asyncio.shield(self._looking[1])
 
     # What follows runs in the worker thread.
@@ -164,12 +164,12 @@ class SqliteStore:
             known = self._known.get(kind, {})
             self._known[kind] = {stored: known[stored] for stored in keys}
         return Listing(
-            tuple(one for one in found if not isinstance(one, SetAside)),
+            tuple(one for one in found if not isinstance(one, RejectedObject)),
             _version(database.tag, revision),
-            tuple(one for one in found if isinstance(one, SetAside)),
+            tuple(one for one in found if isinstance(one, RejectedObject)),
         )
 
-    def _unknown(self) -> tuple[SetAside, ...]:
+    def _unknown(self) -> tuple[RejectedObject, ...]:
         with self._database.reading() as connection:
             names = [kind for (kind,) in connection.execute("SELECT DISTINCT kind FROM objects").fetchall()]
             rows = [
@@ -181,12 +181,12 @@ class SqliteStore:
                 ).fetchall()
             ]
         found = (check((str(kind), str(where), str(name)), _bytes(body)) for kind, where, name, body in rows)
-        return tuple(one for one in found if isinstance(one, SetAside))
+        return tuple(one for one in found if isinstance(one, RejectedObject))
 
     def _get(self, wanted: Key) -> Resource:
         with self._database.reading() as connection:
             found = self._stored(connection, wanted)
-        if isinstance(found, SetAside):
+        if isinstance(found, RejectedObject):
             raise found.error
         return found
 
@@ -249,7 +249,7 @@ class SqliteStore:
             for number, type_, body in rows
         )
 
-    def _changed(self, kind: str, body: object, number: int) -> Resource | SetAside:
+    def _changed(self, kind: str, body: object, number: int) -> Resource | RejectedObject:
         named = key_in(kind, _bytes(body))
         if named is None:
             raise VersionExpired(
@@ -257,13 +257,13 @@ class SqliteStore:
             )
         return self._checked(named, body)
 
-    def _stored(self, connection: sqlite3.Connection, wanted: Key) -> Resource | SetAside:
+    def _stored(self, connection: sqlite3.Connection, wanted: Key) -> Resource | RejectedObject:
         body = _row(connection, wanted)
         if body is None:
             raise NotFound(f"{subject(wanted)} does not exist")
         return self._checked(wanted, body)
 
-    def _checked(self, stored: Key, content: object) -> Resource | SetAside:
+    def _checked(self, stored: Key, content: object) -> Resource | RejectedObject:
         """Check an object, unless it is the one that was checked last under this key."""
         body = _bytes(content)
         of_kind = self._known.setdefault(stored[0], {})

@@ -28,7 +28,7 @@ Distribution: TypeAlias = Literal["bgp", "store"]
 """Who tells nodes the way to a pool's blocks: BGP, or the ownership of the blocks in the store."""
 
 Encapsulation: TypeAlias = Literal["none", "vxlan", "ipip"]
-"""The form in which a packet crosses from node to node: as it is, in VXLAN (RFC 7348), in IPIP (RFC 2003)."""
+"""The encapsulation of packets between nodes: none, VXLAN (RFC 7348), IPIP (RFC 2003)."""
 
 When: TypeAlias = Literal["always", "cross-subnet"]
 """Between which nodes packets are encapsulated: all, or only those that share no subnet."""
@@ -65,7 +65,7 @@ def _usage(pool: "IPPool", cluster: Cluster) -> str:
     return f"{len(nodes)}/{len(blocks)} of {f'2^{bits}' if bits > 20 else 2**bits}"
 
 
-def _form(pool: "IPPool", _: Cluster) -> str:
+def _encapsulation(pool: "IPPool", _: Cluster) -> str:
     spec = pool.spec
     always = spec.when == "always" or spec.encapsulation == "none"
     return spec.encapsulation if always else f"{spec.encapsulation} {spec.when}"
@@ -82,8 +82,8 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         Column("CIDR", lambda pool, _: pool.spec.cidr),
         Column("BLOCK", lambda pool, _: f"/{pool.block_prefix}"),
         Column("NODES/BLOCKS", _usage),
-        Column("ROUTES BY", lambda pool, _: pool.spec.distribution),
-        Column("FORM", _form),
+        Column("DISTRIBUTION", lambda pool, _: pool.spec.distribution),
+        Column("ENCAPSULATION", _encapsulation),
         Column("ATTACH", lambda pool, _: pool.spec.attach),
         Column("STATE", lambda pool, _: "disabled" if pool.spec.disabled else "in use", wide=True),
         Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),

@@ -187,10 +187,10 @@ def bgp_peer(facts: NodeFacts) -> Iterator[Problem]:
     for session in facts.routing.sessions:
         if session.limit:
             yield Problem(
-                f"it tells more than the {session.limit} routes that are taken of it; the others are refused, "
+                f"it advertises more than the {session.limit} routes that are taken of it; the rest are refused, "
                 "whichever they are",
-                f"reject what is not needed by spec.import of {session.node}, raise its spec.maxPrefixes, or mend "
-                "what it tells"
+                f"reject what is not needed by spec.import of {session.node}, raise its spec.maxPrefixes, or "
+                "correct what it advertises"
                 if session.outside
                 else f"look at what {session.node} tells: `podway get routes`",
                 session.node,

@@ -58,11 +58,11 @@ def objects(facts: ClusterFacts) -> Iterator[Problem]:
     """All agents read the same store, so each object is told once."""
     wrong: dict[str, str] = {}
     for heard in facts.heard.values():
-        wrong |= heard.summary.aside
+        wrong |= heard.summary.rejected
     for name, problem in sorted(wrong.items()):
         kind, *_, called = name.split("/")
         yield Problem(
-            f"it is set aside: {problem}",
+            f"it is rejected: {problem}",
             f"`podway apply -f` a right one in its place, or podway delete {kind.lower()} {called}",
             name,
         )

@@ -1,4 +1,4 @@
-"""How packets cross from node to node: what stands in an overlay's way, and switches that do not finish."""
+"""Encapsulation between nodes: what stands in an overlay's way, and switches that do not finish."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import Problem, Severity, cluster_check, node_check
-from podway.plan.fabric import SMALLEST_IPV6_MTU, form_wanted, share_subnet
+from podway.plan.fabric import SMALLEST_IPV6_MTU, desired_mode, share_subnet
 from podway.plan.node import pool_mtu
 from podway.plan.outside import outside_peers
 
@@ -109,7 +109,7 @@ def fabric(facts: ClusterFacts) -> Iterator[Problem]:
 
 
 def bare_far(view: ClusterView, node: str) -> dict[str, str]:
-    """Return the pools of which a node sends packets bare to other subnets, whose routers nobody tells of pods.
+    """Return the pools whose packets a node sends bare to subnets to whose routers nobody advertises pods.
 
     Each with who tells its routes. With outside BGP peers the routers may know.
     """
@@ -127,7 +127,7 @@ def bare_far(view: ClusterView, node: str) -> dict[str, str]:
 
 def _by_router(pool: IPPool, here: Node, there: Node) -> bool:
     """Tell whether packets cross bare between two nodes that share no subnet."""
-    if there.internal_address(pool.family) is None or form_wanted(pool, here, there) != "none":
+    if there.internal_address(pool.family) is None or desired_mode(pool, here, there) != "none":
         return False
     return bool(there.interface_addresses) and not share_subnet(here, there, pool.family)
 

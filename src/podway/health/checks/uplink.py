@@ -35,7 +35,7 @@ def uplink(facts: NodeFacts) -> Iterator[Problem]:
 
 @node_check(
     "next-hop",
-    looks_at="routes that other nodes or peers told, and to whose next hops BIRD knows no way",
+    looks_at="routes that other nodes or peers advertised, and to whose next hops BIRD knows no way",
     why="such a route is not in the kernel: packets to those pods are dropped, though the session is established",
 )
 def next_hop(facts: NodeFacts) -> Iterator[Problem]:

@@ -31,7 +31,7 @@ MAX_BLOCK_ROUTES = 256
 def read(connection: Connection, learned: Sequence[BirdRoute], pools: Collection[Network] = ()) -> KernelNetwork:
     """Return what is there; `learned` are the routes that BIRD means the kernel to have. Raises KernelError.
 
-    The ways to those inside `pools` are asked for.
+    The routes to those inside `pools` are looked up.
     """
     by_index: dict[int, list[AddressRecord]] = {}
     for found in dump_addresses(connection):
@@ -88,7 +88,7 @@ def _block_routes(
     remote = [route for route in learned if route.best and route.next_hops]
     routed = [record.destination for family in Family for record in dump_routes(connection, family)]
     inside = [net for net in routed if any(is_within(net, pool) for pool in pools)]
-    # What a peer told besides (a default route, a wider range) the host may send where it likes.
+    # What a peer advertised besides (a default route, a wider range) the host may send where it likes.
     blocks = [route for route in remote if any(is_within(route.network, pool) for pool in pools)]
     for route in blocks[:MAX_BLOCK_ROUTES]:
         address = _an_address(route.network, inside)
@@ -96,7 +96,7 @@ def _block_routes(
             continue  # narrower routes lead to all of it
         found = lookup_route(connection, address)
         if found.protocol == ROUTE_PROTOCOL:
-            continue  # a pool goes over from one form to another, or from BGP to the store
+            continue  # a pool switches from one mode to another, or from BGP to the store
         gateways = {hop.gateway for hop in route.next_hops}
         hop = next((hop for hop in route.next_hops if hop.gateway == found.gateway), route.next_hops[0])
         if found.gateway in gateways and found.device == hop.device and found.matched in {route.network, None}:

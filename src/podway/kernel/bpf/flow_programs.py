@@ -10,7 +10,7 @@ the kernel would stop or empty once no process holds their map.
 a packet. Another build's programs are loaded with those former maps whose layouts are the same, and attached
 beside the former programs, on all devices, where at first they pass every packet on to these: of the programs on
 a hook only those of the build that the map `active` names do anything. Entries of maps that changed are copied,
-and then one write to `active` goes over from one build to the other on all devices between two packets. Flows
+and then one write to `active` switches from one build to the other on all devices between two packets. Flows
 that were made since the copy are copied once more; then the former programs go.
 
 Programs hang on tcx (kernel 6.6).

@@ -36,7 +36,7 @@ class Devices:
     """Devices of our group. Begins a comparison: its `list` takes the look that the other kinds share."""
 
     name = "device"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, inventory: Inventory, netns_fd: int | None) -> None:
         self._connection = connection
@@ -72,7 +72,7 @@ class Devices:
         return found
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
-        """Make, mend and remove devices; what cannot be mended in place is made anew."""
+        """Make, repair and remove devices; what cannot be repaired in place is made anew."""
         failures = {}
         for position, change in enumerate(changes):
             try:
@@ -117,11 +117,11 @@ class Devices:
                 errno.EEXIST,
                 hint=f"remove it once nothing needs it any more: ip link delete {want.name}",
             )
-        elif not self._mend(have, want):
+        elif not self._repair(have, want):
             links.remove_if_there(self._connection, have.name)
             self._make(want)
 
-    def _mend(self, have: Device | OtherDevice, want: Device) -> bool:
+    def _repair(self, have: Device | OtherDevice, want: Device) -> bool:
         """Put right what can be in place; False if the device must be made anew."""
         record = links.find(self._connection, have.name)
         if record.kind != _LINK_KIND[want.kind]:

@@ -15,7 +15,7 @@ class Addresses:
     """Addresses: all on the plan's devices and links, and on others those that the plan names."""
 
     name = "address"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -50,7 +50,7 @@ class Neighbours:
     """Permanent neighbour entries: all on the plan's devices and links; on others those that the plan names."""
 
     name = "neighbour"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -84,7 +84,7 @@ class Forwarding:
     """Entries of the VXLAN devices' forwarding databases: all on the plan's devices."""
 
     name = "forwarding entry"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

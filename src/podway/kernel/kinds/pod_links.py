@@ -16,7 +16,7 @@ class PodLinks:
     """The links of pods, among the devices of the inventory's latest look."""
 
     name = "link"
-    mends_only = True
+    repairs_only = True
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -43,13 +43,13 @@ class PodLinks:
         failures = {}
         for position, change in enumerate(changes):
             try:
-                self._mend(change.have, change.want)
+                self._repair(change.have, change.want)
             except KernelError as error:
                 failures[position] = error
         self._inventory.look()  # names may have changed
         return failures
 
-    def _mend(self, have: Link, want: Link) -> None:
+    def _repair(self, have: Link, want: Link) -> None:
         index, label = links.find(self._connection, have.name).index, want.name
         requests = []
         if have.name != want.name:

@@ -28,7 +28,7 @@ class Ports:
     """The plan's pod links that are ports of a bridge, ours or anybody's."""
 
     name = "port"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -61,7 +61,7 @@ class Ports:
     def _read(self, record: links.LinkRecord, macs: Sequence[str]) -> Port | OtherPort:
         master = self._inventory.by_index.get(record.master)
         name = master.name if master else f"if{record.master}"
-        if not bridge.well_mannered(record):
+        if not bridge.has_port_flags(record):
             return OtherPort(record.name, name, "which is set otherwise")
         if len(macs) != 1:
             return OtherPort(record.name, name, f"with static entries {', '.join(sorted(macs)) or 'missing'}")
@@ -84,7 +84,7 @@ class Proxies:
     """Proxy entries: all on the plan's devices."""
 
     name = "proxy"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

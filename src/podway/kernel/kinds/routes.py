@@ -28,7 +28,7 @@ class Routes:
     """Routes of our protocol number, but for those to pods that the plan does not know."""
 
     name = "route"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

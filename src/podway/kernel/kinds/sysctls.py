@@ -16,7 +16,7 @@ class Sysctls:
     """Settings: those that the plan names."""
 
     name = "sysctl"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, inside: Callable[[Callable[[], Any]], Any], inventory: Inventory) -> None:
         self._inside = inside

@@ -32,7 +32,7 @@ class NftTables:
     """nftables tables of our name, in any family."""
 
     name = "nft table"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, nftables: Callable[[], Nftables]) -> None:
         self._nftables = nftables
@@ -76,7 +76,7 @@ class NftElements:
     """The elements of the sets that the plan's tables leave to it."""
 
     name = "nft element"
-    mends_only = False
+    repairs_only = False
 
     def __init__(self, nftables: Callable[[], Nftables]) -> None:
         self._nftables = nftables

@@ -22,7 +22,7 @@ from podway.plan.objects import DEVICE_GROUP, Port
 AF_BRIDGE = 7
 """include/linux/socket.h; Python's socket module lacks it."""
 
-MANNERS = {
+PORT_FLAGS = {
     c.IFLA_BRPORT_MODE: 1,  # hairpin
     c.IFLA_BRPORT_LEARNING: 0,
     c.IFLA_BRPORT_UNICAST_FLOOD: 0,
@@ -52,8 +52,8 @@ def number_of(connection: Connection, bridge: str) -> int:
 
 def join(port: Port, index: int, bridge: int) -> list[Request]:
     """Build the requests that make the link of this number a port of the bridge of that number."""
-    manners = b"".join(attribute(kind, bytes([value])) for kind, value in MANNERS.items())
-    info = text(c.IFLA_INFO_SLAVE_KIND, "bridge") + nested(c.IFLA_INFO_SLAVE_DATA, manners)
+    flags = b"".join(attribute(kind, bytes([value])) for kind, value in PORT_FLAGS.items())
+    info = text(c.IFLA_INFO_SLAVE_KIND, "bridge") + nested(c.IFLA_INFO_SLAVE_DATA, flags)
     body = IFINFOMSG.pack(0, 0, index, 0, 0) + nested(c.IFLA_LINKINFO, info)
     return [
         links.change(index, master=bridge, label=port.device),
@@ -75,10 +75,10 @@ def forget(entry: StaticEntry, label: object) -> Request:
     )
 
 
-def well_mannered(record: links.LinkRecord) -> bool:
+def has_port_flags(record: links.LinkRecord) -> bool:
     """Tell whether a port is set as ours are."""
     found = parse(record.port)
-    return all(found.get(kind) == bytes([value]) for kind, value in MANNERS.items())
+    return all(found.get(kind) == bytes([value]) for kind, value in PORT_FLAGS.items())
 
 
 def static_entries(connection: Connection, bridge: int) -> list[StaticEntry]:

@@ -105,13 +105,13 @@ def new_vxlan(name: str, settings: Vxlan, uplink: int, *, mac: str = "", mtu: in
     checksums are on in either family, as is the kernel's default: they cover the inner headers, cost next to
     nothing (LCO, Documentation/networking/checksum-offloads.rst), and IPv6 needs no exception of RFC 6936.
     """
-    info = _vxlan_identity(settings) + _vxlan_manners(settings, uplink)
+    info = _vxlan_identity(settings) + _vxlan_settings(settings, uplink)
     return _new("vxlan", _properties(name, mac, mtu, group), f"link {name}", info)
 
 
 def change_vxlan(link: int, settings: Vxlan, uplink: int, *, label: str = "") -> Request:
     """Build a request that sets all of a VXLAN device that can be changed in place: not VNI, port and family."""
-    info = text(c.IFLA_INFO_KIND, "vxlan") + nested(c.IFLA_INFO_DATA, _vxlan_manners(settings, uplink))
+    info = text(c.IFLA_INFO_KIND, "vxlan") + nested(c.IFLA_INFO_DATA, _vxlan_settings(settings, uplink))
     body = IFINFOMSG.pack(0, 0, link, 0, 0) + nested(c.IFLA_LINKINFO, info)
     return Request(c.RTM_NEWLINK, body, "change", f"link {label or link}")
 
@@ -280,7 +280,7 @@ def _vxlan_identity(settings: Vxlan) -> bytes:
     return u32(c.IFLA_VXLAN_ID, settings.vni) + attribute(c.IFLA_VXLAN_PORT, settings.port.to_bytes(2, "big"))
 
 
-def _vxlan_manners(settings: Vxlan, uplink: int) -> bytes:
+def _vxlan_settings(settings: Vxlan, uplink: int) -> bytes:
     local = c.IFLA_VXLAN_LOCAL if settings.local.version == 4 else c.IFLA_VXLAN_LOCAL6
     return b"".join(
         (

@@ -55,7 +55,7 @@ _NO_WAY = {
 
 
 class NextHop(msgspec.Struct, frozen=True):
-    """One of several ways that share a route's traffic by weight (RFC 2992); `index` is its device."""
+    """One of several next hops that share a route's traffic by weight (RFC 2992); `index` is its device."""
 
     index: int
     gateway: Address | None
@@ -65,7 +65,7 @@ class NextHop(msgspec.Struct, frozen=True):
 class RouteRecord(msgspec.Struct, frozen=True):
     """A route as the kernel has it; `index` is its device, 0 if it has none or several.
 
-    A route over several ways has no gateway of its own, but `next_hops`.
+    A route over several next hops has no gateway of its own, but `next_hops`.
     """
 
     destination: Network
@@ -79,7 +79,7 @@ class RouteRecord(msgspec.Struct, frozen=True):
     protocol: int
     tos: int
     plain: bool
-    """It carries nothing that a plan's Route cannot express: other metrics, several ways or encapsulation."""
+    """It carries nothing that a plan's Route cannot express: other metrics, several next hops or encapsulation."""
     next_hops: tuple[NextHop, ...] = ()
     mtu: int = 0
 
@@ -105,7 +105,7 @@ class Lookup(msgspec.Struct, frozen=True):
 
     A `type` that goes nowhere (`no route`, `blackhole`, `unreachable`, `prohibit`, `throw`) comes with the
     `errno` that a sender gets; the kernel then does not tell which route decided, and `matched` is None.
-    `next_hops` are all the ways of a route that has several, of which `device` and `gateway` are the one taken.
+    `next_hops` are all next hops of a route that has several, of which `device` and `gateway` are the one taken.
     """
 
     type: str

@@ -263,7 +263,7 @@ def _kernel_words(hop: Hop) -> Iterator[str]:
             table = f", table {kernel.table}" if kernel.table not in ("", "main") else ""
             yield f"{kernel.route or f'dev {kernel.device}'} (proto {kernel.owner}{told}{table})"
             if kernel.next_hops:
-                yield f"one of {len(kernel.next_hops)} ways: {'; '.join(kernel.next_hops)}"
+                yield f"one of {len(kernel.next_hops)} next hops: {'; '.join(kernel.next_hops)}"
             yield from _neighbour_words(kernel)
             kind = f"{kernel.kind}, " if kernel.kind else ""
             yield f"{kernel.device}: {kind}MTU {kernel.mtu}"

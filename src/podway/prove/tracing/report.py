@@ -62,7 +62,7 @@ class Kernel(_Record, frozen=True):
 
     `type` is iproute2's, or `no route`, or `source refused` (rp_filter). `owner` is the route's protocol by
     iproute2's name, `learnedFrom` the node that told it by BGP. `mtu` is that of the device in bytes. `router`
-    is the gateway if no node has its address. `nextHops` are all the ways of a route that has several; the one
+    is the gateway if no node has its address. `nextHops` are all next hops of a route that has several; the one
     that is taken for this packet is in `gateway` and `device`. `underlay` is null but for overlay devices.
     """
 

@@ -1,6 +1,6 @@
-"""What the cluster's store tells an agent: every change of a kind once, in order, many at a time where many come.
+"""Informs an agent of the cluster: every change of a kind once, in order, many at a time where many come.
 
-Each kind is followed by itself, and in no order with the others.
+Each kind has an informer of its own, and there is no order among kinds.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from podway.agent.state import NodeState
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import VIEWED, ClusterView
@@ -22,12 +22,12 @@ from podway.store.informer import Informer
 log = structlog.get_logger(__name__)
 
 
-class _Heard(NamedTuple):
+class _Queued(NamedTuple):
     kind: type[Resource]
     one: Event | Listing[Resource]
 
 
-class News:
+class ClusterInformer:
     """Follows a store. `problem` says in words why it cannot be reached, and is empty if it can.
 
     `versions` are those from which kinds are followed, by the kind's name: others are listed first. `take` is
@@ -48,7 +48,7 @@ class News:
         self._state = state
         self._take = take
         self._found = found
-        self._heard: list[_Heard] = []
+        self._queue: list[_Queued] = []
         self._arrived = asyncio.Event()
         self._problems: dict[str, str] = {}
         """Why the store cannot be asked, by kind; by the empty name what others than informers found."""
@@ -57,7 +57,7 @@ class News:
                 store,
                 kind,
                 version=versions.get(kind.KIND),
-                hear=partial(self._hear, kind),
+                hear=partial(self._enqueue, kind),
                 lost=partial(self.lost, kind=kind.KIND),
                 reached=partial(self.reached, kind.KIND),
             )
@@ -74,15 +74,17 @@ class News:
         async with asyncio.TaskGroup() as tasks:
             for informer in self._informers:
                 tasks.create_task(informer.run())
-            tasks.create_task(self._tell())
+            tasks.create_task(self._deliver())
 
     def lost(self, error: StoreError, *, kind: str = "") -> None:
-        """Note that the store cannot be reached; an object that is set aside is none of its faults."""
+        """Note that the store cannot be reached; an object that is rejected is none of its faults."""
         if isinstance(error, ObjectDamaged):
-            log.debug("an object that is set aside was asked for", problem=error.message)
+            log.debug("an object that is rejected was asked for", problem=error.message)
             return
         if error.message not in self._problems.values():
-            log.error("store lost: pods come and go all the same, news of other nodes wait", problem=error.message)
+            log.error(
+                "store lost: pods come and go all the same, changes of other nodes wait", problem=error.message
+            )
         self._problems[kind] = error.message
 
     def reached(self, kind: str = "") -> None:
@@ -95,29 +97,29 @@ class News:
             self._problems.clear()
             self._found()
 
-    def _hear(self, kind: type[Resource], one: Event | Listing[Resource]) -> None:
-        self._heard.append(_Heard(kind, one))
+    def _enqueue(self, kind: type[Resource], one: Event | Listing[Resource]) -> None:
+        self._queue.append(_Queued(kind, one))
         self._arrived.set()
 
-    async def _tell(self) -> None:
-        """Hand on what was heard. What arrives while that is taken in makes one next view, not many."""
+    async def _deliver(self) -> None:
+        """Hand on what was queued. What arrives while that is taken in makes one next view, not many."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            heard, self._heard = self._heard, []
+            queued, self._queue = self._queue, []
             view = self._state.view
             changes: list[Change[Any]] = []
-            for kind, one in heard:
+            for kind, one in queued:
                 if isinstance(one, Listing):
-                    newer = view.relisted(kind, one.items, one.aside)
+                    newer = view.relisted(kind, one.items, one.rejected)
                     changes += view.changes_to(newer)
                     view = newer
-                elif isinstance(one.object, SetAside) and one.type != "deleted":
+                elif isinstance(one.object, RejectedObject) and one.type != "deleted":
                     view = view.without(one.object)
                 else:
                     change = view.change(one.object, deleted=one.type == "deleted")
                     view = view.after(change)
                     changes.append(change)
-            for name in view.aside.keys() - self._state.view.aside.keys():
-                log.error("an object is set aside, and its last good state stays", problem=str(view.aside[name]))
+            for name in view.rejected.keys() - self._state.view.rejected.keys():
+                log.error("an object is rejected, and its last good state stays", problem=str(view.rejected[name]))
             await self._take(view, tuple(changes))

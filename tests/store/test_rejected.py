@@ -1,4 +1,4 @@
-"""Objects of the store that are no facts: set aside and named, while all others are read, written and watched."""
+"""Objects of the store that are no facts: rejected and named, while all others are read, written and watched."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from podway.api.checked import SetAside
+from podway.api.checked import RejectedObject
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
@@ -72,7 +72,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path: Path, body: str | bytes) -> None:
+def test_one_bad_object_is_rejected_and_the_others_are_read(tmp_path: Path, body: str | bytes) -> None:
     path = tmp_path / "s.db"
     in_store(path, three)
     overwrite(path, "b", body)
@@ -80,20 +80,20 @@ def test_one_bad_object_is_set_aside_and_the_others_are_read(tmp_path: Path, bod
     async def look(store: Store) -> None:
         listing = await store.list(Namespace)
         assert [obj.metadata.name for obj in listing.items] == ["a", "c"]
-        assert [one.key for one in listing.aside] == [("Namespace", "", "b")]
-        assert str(listing.aside[0]).startswith("Namespace/b is set aside: ")
-        with pytest.raises(ObjectDamaged, match="Namespace/b is set aside") as error:
+        assert [one.key for one in listing.rejected] == [("Namespace", "", "b")]
+        assert str(listing.rejected[0]).startswith("Namespace/b is rejected: ")
+        with pytest.raises(ObjectDamaged, match="Namespace/b is rejected") as error:
             await store.get(Namespace, "b")
         assert "podway delete namespace b" in error.value.hint
         with pytest.raises(AlreadyExists):
             await store.create(Namespace(metadata=Metadata(name="b")))
-        found = listing.aside[0].found
+        found = listing.rejected[0].found
         version = found.metadata.resource_version if found else ""
         with pytest.raises(Conflict):
             await store.update(Namespace(metadata=Metadata(name="b", resource_version="77")))
         await store.update(Namespace(metadata=Metadata(name="b", resource_version=version, labels={"x": "y"})))
         after = await store.list(Namespace)
-        assert ([obj.metadata.name for obj in after.items], after.aside) == (["a", "b", "c"], ())
+        assert ([obj.metadata.name for obj in after.items], after.rejected) == (["a", "b", "c"], ())
 
     in_store(path, look)
 
@@ -108,14 +108,14 @@ def test_a_bad_object_can_be_deleted_and_a_watch_tells_it(tmp_path: Path, body: 
         version = (await store.list(Namespace)).version
         await store.delete(Namespace, "b")
         event = await next_event(store, version)
-        name = event.object.key[2] if isinstance(event.object, SetAside) else event.object.metadata.name
+        name = event.object.key[2] if isinstance(event.object, RejectedObject) else event.object.metadata.name
         assert (event.type, name) == ("deleted", "b")
-        assert (await store.list(Namespace)).aside == ()
+        assert (await store.list(Namespace)).rejected == ()
 
     in_store(path, delete)
 
 
-def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_listing(tmp_path: Path) -> None:
+def test_a_bad_change_is_told_as_rejected_and_an_unreadable_one_asks_for_a_listing(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
 
     async def filled(store: Store) -> str:
@@ -131,7 +131,7 @@ def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_list
         assert [await anext(events), fact(await anext(events)).metadata.name] == [Bookmark(start), "a"]
         event = await anext(events)
         assert isinstance(event, Event)
-        assert isinstance(event.object, SetAside)
+        assert isinstance(event.object, RejectedObject)
         assert (event.type, event.object.key) == ("added", ("Namespace", "", "b"))
         assert "labels" in event.object.problem
 
@@ -148,20 +148,20 @@ def test_a_bad_change_is_told_as_set_aside_and_an_unreadable_one_asks_for_a_list
     in_store(path, watch_unreadable)
 
 
-def test_a_kind_of_a_newer_podway_is_set_aside(tmp_path: Path) -> None:
+def test_a_kind_of_a_newer_podway_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     in_store(path, three)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE objects SET kind = 'Firewall' WHERE name = 'b'")
 
     async def look(store: Store) -> None:
-        (one,) = (await list_all(store)).aside
+        (one,) = (await list_all(store)).rejected
         assert "no kind that this Podway knows" in one.problem
 
     in_store(path, look)
 
 
-def test_a_claim_that_is_set_aside_is_nobody_elses(tmp_path: Path) -> None:
+def test_a_claim_that_is_rejected_is_nobody_elses(tmp_path: Path) -> None:
     """A pool of two blocks: of one the claim is damaged. The other is claimed, and then the pool is full."""
     path = tmp_path / "s.db"
     pool = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.9.0.0/25", block_size=26))
@@ -190,7 +190,7 @@ def test_text_that_is_not_utf8_in_the_key_itself(tmp_path: Path) -> None:
     async def look(store: Store) -> None:
         listing = await store.list(Namespace)
         assert len(listing.items) == 2
-        assert "it says of itself that it is Namespace/b" in listing.aside[0].problem
+        assert "it says of itself that it is Namespace/b" in listing.rejected[0].problem
 
     in_store(path, look)
 
@@ -236,7 +236,7 @@ async def watched(store: Store, number: int) -> Event | Bookmark:
 def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(
     tmp_path: Path, healthy: bytes, seed: int
 ) -> None:
-    """Whatever is damaged: objects are set aside, or a StoreError says what is wrong; never another exception."""
+    """Whatever is damaged: objects are rejected, or a StoreError says what is wrong; never another exception."""
     random = Random(seed)
     content = bytearray(healthy)
     for _ in range(random.choice([1, 1, 8])):
@@ -257,7 +257,7 @@ def test_flipped_bits_of_the_file_are_told_as_the_stores_own_errors(
             with contextlib.suppress(StoreError, TimeoutError):  # a watch may have nothing to tell
                 async with asyncio.timeout(10):
                     found = await work()
-                assert all(str(one) for one in getattr(found, "aside", ()))
+                assert all(str(one) for one in getattr(found, "rejected", ()))
 
     with contextlib.suppress(StoreError):
         in_store(path, use)

@@ -1,4 +1,4 @@
-"""A bell that rings when a file's timestamps are set or the file goes away: inotify(7) in asyncio."""
+"""Notifies of a file whose timestamps are set, or that goes away: inotify(7) in asyncio."""
 
 import asyncio
 import logging
@@ -10,14 +10,14 @@ from pathlib import Path
 from podway import inotify
 
 SLOW_POLL = 1.0
-"""Seconds between looks when the bell works: for a writer that was killed before it could ring."""
+"""Seconds between looks while notifications come: for a writer that was killed before it could notify."""
 FAST_POLL = 0.05
 """Seconds between looks without inotify."""
 
 log = logging.getLogger(__name__)
 
 
-class Bell:
+class ChangeNotifier:
     """Wakes this process's watchers. One inotify descriptor serves all: a user has only 128 of them."""
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +25,7 @@ class Bell:
         self._descriptor = -1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: set[asyncio.Event] = set()
-        self.rings = 0
+        self.notifications = 0
         """How often it rang."""
 
     @property
@@ -35,7 +35,7 @@ class Bell:
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
-        """Give an event that is set at every ring; whoever waits for it clears it."""
+        """Give an event that is set at every notification; whoever waits for it clears it."""
         if not self._listeners:
             self._open()
         event = asyncio.Event()
@@ -47,9 +47,9 @@ class Bell:
             if not self._listeners:
                 self._close()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake all listeners."""
-        self.rings += 1
+        self.notifications += 1
         for event in self._listeners:
             event.set()
 
@@ -65,7 +65,7 @@ class Bell:
 
     def _heard(self) -> None:
         inotify.drain(self._descriptor)
-        self.ring()
+        self.notify()
 
     def _close(self) -> None:
         if self._descriptor < 0:

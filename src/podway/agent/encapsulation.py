@@ -1,4 +1,4 @@
-"""Goes over from one form of crossing to another on a running node: the doing of podway.plan.switching."""
+"""Switches a running node from one tunnel mode to another, as podway.plan.switching decides."""
 
 import asyncio
 import math
@@ -20,19 +20,19 @@ from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError
 from podway.kernel.network import RTPROT_BIRD, dump_links, dump_routes
 from podway.kernel.node import Kernel
-from podway.plan.fabric import TUNNELS, Form, endpoint, forms_accepted, forms_asked, forms_held
+from podway.plan.fabric import TUNNELS, TunnelMode, accepted_modes, endpoint, pool_modes, required_modes
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.switching import (
-    CARRIERS,
-    Ways,
+    DECAPSULATION_KINDS,
+    InstalledModes,
     concerns,
-    form_by,
     impossible,
-    lacking,
+    missing_modes,
     missing_routes,
-    still_sent,
-    to_send,
-    unsettled,
+    mode_of_device,
+    modes_to_advertise,
+    sent_modes,
+    unconverged,
     waiting,
 )
 
@@ -42,12 +42,12 @@ FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0
 """Seconds between looks at the kernel's routes while they change: doubled from the first to the longest."""
 
 LOOK_ANYWAY = 30.0
-"""Seconds between looks though nothing seems to change: the last node that needed a form may have left."""
+"""Seconds between looks though nothing seems to change: the last node that needed a tunnel mode may have left."""
 
-MENDING = 2.0
-"""Seconds that the parts of an accepted form may be missing from the kernel before the node says so."""
+REPAIR_GRACE = 2.0
+"""Seconds that the parts of an accepted mode may be missing from the kernel before the node says so."""
 
-TAKEN_BACK = 5.0
+WITHDRAWN_AFTER = 5.0
 """Seconds after which a route of BIRD's that is missing while it is to change was taken back for good.
 
 The kernel tells of a new device's address only when a work item of its own has run (addrconf_dad_work). A BIRD
@@ -55,23 +55,23 @@ that is to lead its routes there, and has not heard of it, takes them out until 
 (podway.agent.learned).
 """
 
-ON_THE_WAY = 0.5
-"""Seconds that a packet may be on its way between two nodes: so long a form stays said after its last route."""
+IN_FLIGHT = 0.5
+"""Seconds that a packet may be in flight: so long a tunnel mode stays advertised after its last route."""
 
 
 HEARD = 1.0
 """Seconds after which all nodes have heard of a new address of this one, and take tunnelled packets from it."""
 
 
-class Said(NamedTuple):
+class Advertised(NamedTuple):
     """All that others may think that a node accepts, and all that it still may send."""
 
     accepts: frozenset[str]
     sends: frozenset[str]
 
 
-class Crossing:
-    """Keeps true what a node says of itself, and its routes in place while it goes from one form to another.
+class EncapsulationSwitch:
+    """Keeps true what a node advertises of itself, and its routes in place while it switches tunnel modes.
 
     `bring_to_plan` makes kernel and pods what the state says; `store_lost` is told when the store cannot be
     written.
@@ -93,22 +93,22 @@ class Crossing:
         self._store_lost = store_lost
         self._wanted = asyncio.Event()
         self._learned: frozenset[Network] = frozenset()
-        """Bridged blocks of which BIRD had a route."""
+        """Transitional blocks of which BIRD had a route."""
         self._missed: dict[Network, float] = {}
         """Those of them where it has none any more, and since when."""
         self._ended: dict[str, float] = {}
         """Forms that are still said though no route is left, and since when."""
-        self._said: Said | None = None
+        self._advertised: Advertised | None = None
         """What the node has said, until it reads that itself."""
         self._announcement = ""
         """By what the node knows those words when it reads them."""
         self._written = False
         """Whether they are known to be in the store."""
-        self._lacking: dict[Form, float] = {}
+        self._lacking: dict[TunnelMode, float] = {}
         """Forms that the node has said though the kernel lacks a part, and since when."""
         self._addresses: dict[Address, float] = dict.fromkeys(state.uplink.node_addresses, -math.inf)
         """The node's own addresses, and since when it has them; those that it began with for ever."""
-        self._new: frozenset[Form] = frozenset()
+        self._new: frozenset[TunnelMode] = frozenset()
         """Forms that are not said yet because outer headers would carry an address that is too new."""
 
     def refresh(self, *, force: bool = False) -> bool:
@@ -118,18 +118,18 @@ class Crossing:
         need it: when the agent starts, and when only the former view needed it. Tells whether anything changed.
         """
         state = self._state
-        if not (force or state.sent or state.bridged or concerns(state.view, state.node)):
+        if not (force or state.sent or state.transitional or concerns(state.view, state.node)):
             return False
-        self.soon()
-        ways = self._look()
-        if ways is None:
+        self.trigger()
+        installed = self._look()
+        if installed is None:
             return False
-        before = (state.sent, state.bridged)
-        state.sent = still_sent(state.view, state.node, ways)
-        state.bridged = self._bridged(ways)
-        return before != (state.sent, state.bridged)
+        before = (state.sent, state.transitional)
+        state.sent = sent_modes(state.view, state.node, installed)
+        state.transitional = self._transitional(installed)
+        return before != (state.sent, state.transitional)
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Ask for a look at what is said and what is true."""
         self._wanted.set()
 
@@ -139,7 +139,7 @@ class Crossing:
         state = self._state
         if all(pool.spec.distribution == "bgp" for pool in state.view.pools.values()):
             return True
-        return not any(missing_routes(state.view, state.node, state.uplink, self._look() or Ways()))
+        return not any(missing_routes(state.view, state.node, state.uplink, self._look() or InstalledModes()))
 
     def status(self) -> dict[str, object]:
         """Return what the node says, and what it waits for, as plain values."""
@@ -169,55 +169,57 @@ class Crossing:
             took = time.monotonic() - began
             self._wanted.clear()
             try:
-                await self._say()
+                await self._advertise()
             except (KernelError, StoreError) as error:
                 if isinstance(error, StoreError):
                     self._store_lost(error)
                 else:
                     log.error("the kernel cannot be compared with the plan", problem=error.message)
                 await asyncio.sleep(LONGEST_LOOK)
-                self.soon()
+                self.trigger()
             await rest(took)
 
-    async def _say(self) -> None:
+    async def _advertise(self) -> None:
         """Write what is true of this node, if others read something else. Raises KernelError or StoreError."""
         view, node = self._state.view, self._state.node
         here = view.nodes.get(node)
-        if here is None or (self._said is not None and self._written):
+        if here is None or (self._advertised is not None and self._written):
             return  # the last words first have to come back
-        missing = self._missing(here) if forms_held(view, node) else frozenset[Form]()
+        missing = self._missing(here) if required_modes(view, node) else frozenset[TunnelMode]()
         # What pools ask for is not taken back: the others would send bare what was to be encapsulated.
-        missing -= here.accepts & forms_asked(view)
+        missing -= here.accepts & pool_modes(view)
         words = {
-            ACCEPTS: ",".join(sorted(forms_accepted(view, node) - missing)),
+            ACCEPTS: ",".join(sorted(accepted_modes(view, node) - missing)),
             SENDS: ",".join(sorted(self._sends(here) - missing - self._too_new(here))),
         }
         told = {name: here.metadata.annotations.get(name, "") for name in words}
-        if told != words or self._said is not None:
-            former = self._said or Said(here.accepts, here.sends)
-            self._said = Said(former.accepts | _words(words[ACCEPTS]), former.sends & _words(words[SENDS]))
+        if told != words or self._advertised is not None:
+            former = self._advertised or Advertised(here.accepts, here.sends)
+            self._advertised = Advertised(
+                former.accepts | _words(words[ACCEPTS]), former.sends & _words(words[SENDS])
+            )
             self._announcement, self._written = uuid.uuid4().hex[:12], False
-            self._state.view = self.as_said(view)
-            if forms_held(self._state.view, node) != forms_held(view, node):
+            self._state.view = self.as_advertised(view)
+            if required_modes(self._state.view, node) != required_modes(view, node):
                 # When the words come back they change nothing any more, and nobody would look.
                 self._bring_to_plan()
             await self._membership.announce({**words, ANNOUNCEMENT: self._announcement})
             self._written = True
 
-    def as_said(self, view: ClusterView) -> ClusterView:
+    def as_advertised(self, view: ClusterView) -> ClusterView:
         """Return a view with this node's own last words in it, though they have not come back yet.
 
         It holds what it has said that it accepts, for others may act on that, and sends nothing that it has taken
-        back: who heard that may have removed the form's device.
+        back: who heard that may have removed the mode's device.
         """
         here = view.nodes.get(self._state.node)
-        if self._said is None or here is None:
+        if self._advertised is None or here is None:
             return view
         if here.metadata.annotations.get(ANNOUNCEMENT) == self._announcement:
-            self._said = None
-            self.soon()
+            self._advertised = None
+            self.trigger()
             return view
-        accepts, sends = here.accepts | self._said.accepts, here.sends & self._said.sends
+        accepts, sends = here.accepts | self._advertised.accepts, here.sends & self._advertised.sends
         if (accepts, sends) == (here.accepts, here.sends):
             return view
         words = {ACCEPTS: ",".join(sorted(accepts)), SENDS: ",".join(sorted(sends))}
@@ -225,58 +227,58 @@ class Crossing:
         return view.after(Change.of(here, msgspec.structs.replace(here, metadata=metadata)))
 
     def _missing(self, here: Node) -> frozenset[str]:
-        """Return the forms that the kernel has not what it takes for. Raises KernelError.
+        """Return the modes for which the kernel lacks a part. Raises KernelError.
 
-        But for those that the node has said and that were right a moment ago: they are about to be mended.
+        But for those that the node has said and that were right a moment ago: they are about to be repaired.
         """
         plan = self._state.overlays()
-        missing = lacking(plan, self._kernel.diff(plan, of=CARRIERS))
+        missing = missing_modes(plan, self._kernel.diff(plan, of=DECAPSULATION_KINDS))
         now = time.monotonic()
-        self._lacking = {form: self._lacking.get(form, now) for form in missing & (here.accepts | here.sends)}
-        return missing - {form for form, since in self._lacking.items() if now - since < MENDING}
+        self._lacking = {mode: self._lacking.get(mode, now) for mode in missing & (here.accepts | here.sends)}
+        return missing - {mode for mode, since in self._lacking.items() if now - since < REPAIR_GRACE}
 
     def _sends(self, here: Node) -> frozenset[str]:
         """Return what may be sent, and what was sent so recently that packets may be on their way."""
-        sends = to_send(self._state.view, self._state.sent)
+        sends = modes_to_advertise(self._state.view, self._state.sent)
         now = time.monotonic()
-        self._ended = {form: self._ended.get(form, now) for form in here.sends - sends}
-        return sends | {form for form, at in self._ended.items() if now - at < ON_THE_WAY}
+        self._ended = {mode: self._ended.get(mode, now) for mode in here.sends - sends}
+        return sends | {mode for mode, at in self._ended.items() if now - at < IN_FLIGHT}
 
-    def _too_new(self, here: Node) -> frozenset[Form]:
-        """Return the forms whose outer headers would carry an address that others may not have heard of yet.
+    def _too_new(self, here: Node) -> frozenset[TunnelMode]:
+        """Return the modes whose outer headers would carry an address that others may not have heard of yet.
 
-        They would take it for a stranger's (podway.plan.senders). A node that sends in no form yet does not wait:
-        until it does, its packets cross bare.
+        They would take it for a stranger's (podway.plan.senders). A node that sends with no mode yet does not
+        wait: until it does, its packets cross bare.
         """
         now, own = time.monotonic(), self._state.uplink.node_addresses
         self._addresses = {address: self._addresses.get(address, now) for address in own}
-        carried = {form: endpoint(form, own) for form in TUNNELS if here.sends and form not in here.sends}
+        carried = {mode: endpoint(mode, own) for mode in TUNNELS if here.sends and mode not in here.sends}
         young = {address for address, since in self._addresses.items() if now - since < HEARD}
-        self._new = frozenset(form for form, address in carried.items() if address in young)
+        self._new = frozenset(mode for mode, address in carried.items() if address in young)
         return self._new
 
-    def _bridged(self, ways: Ways) -> frozenset[Network]:
+    def _transitional(self, installed: InstalledModes) -> frozenset[Network]:
         """Return the blocks that need a route of ours now.
 
         Where BIRD had a route and took it back (a node died), ours goes, too, after TAKEN_BACK.
         """
-        found = unsettled(self._state.view, self._state.node, ways)
-        missed = (found & (self._learned | self._missed.keys())) - ways.learned.keys()
+        found = unconverged(self._state.view, self._state.node, installed)
+        missed = (found & (self._learned | self._missed.keys())) - installed.learned.keys()
         now = time.monotonic()
-        self._learned = found & ways.learned.keys()
+        self._learned = found & installed.learned.keys()
         self._missed = {network: self._missed.get(network, now) for network in missed}
-        return found - {network for network, since in self._missed.items() if now - since >= TAKEN_BACK}
+        return found - {network for network, since in self._missed.items() if now - since >= WITHDRAWN_AFTER}
 
     def _unfinished(self) -> list[str]:
         """Say in words what this node itself has not brought to an end."""
         state = self._state
-        told = [f"{len(state.bridged)} blocks wait for their routes by BGP"] if state.bridged else []
-        planned = still_sent(state.view, state.node, Ways())
-        for name, forms in sorted(state.sent.items()):
-            told += [f"IPPool/{name}: routes in form {form} are left" for form in forms - planned.get(name, set())]
+        told = [f"{len(state.transitional)} blocks wait for their routes by BGP"] if state.transitional else []
+        planned = sent_modes(state.view, state.node, InstalledModes())
+        for name, modes in sorted(state.sent.items()):
+            told += [f"IPPool/{name}: {mode} routes are left" for mode in modes - planned.get(name, set())]
         return told
 
-    def _look(self) -> Ways | None:
+    def _look(self) -> InstalledModes | None:
         """Read the kernel's routes to other nodes' blocks; None if it cannot be done now."""
         try:
             return self._read()
@@ -284,20 +286,20 @@ class Crossing:
             log.error("routes cannot be read: everything stays as it is", problem=error.message)
             return None
 
-    def _read(self) -> Ways:
+    def _read(self) -> InstalledModes:
         """Read the kernel's routes to other nodes' blocks: those with a gateway. Raises KernelError."""
         names = {link.index: link.name for link in dump_links(self._kernel.connection)}
         view = self._state.view
         blocks = view.block_lengths | {(pool.network.version, pool.block_prefix) for pool in view.pools.values()}
-        found: dict[int, dict[Network, Form]] = {RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
-        for protocol, forms in found.items():
+        found: dict[int, dict[Network, TunnelMode]] = {RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
+        for protocol, modes in found.items():
             for family in Family:
                 lengths = {length for version, length in blocks if version == family}
                 for record in dump_routes(self._kernel.connection, family, protocol=protocol, lengths=lengths):
                     if record.next_hops or record.gateway is not None:
                         index = record.next_hops[0].index if record.next_hops else record.index
-                        forms[record.destination] = form_by(names.get(index, ""))
-        return Ways(learned=found[RTPROT_BIRD], told=found[ROUTE_PROTOCOL])
+                        modes[record.destination] = mode_of_device(names.get(index, ""))
+        return InstalledModes(learned=found[RTPROT_BIRD], own=found[ROUTE_PROTOCOL])
 
 
 def _words(text: str) -> frozenset[str]:

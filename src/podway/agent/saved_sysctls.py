@@ -32,12 +32,12 @@ def remember(run_dir: Path, kernel: Kernel, plan: NodePlan) -> None:
 
 def restore(run_dir: Path, kernel: Kernel) -> tuple[Sysctl, ...]:
     """Set everything back to what was noted, and forget it; return what was noted. Raises KernelError."""
-    originals = tuple(Sysctl(path, value) for path, value in _load(run_dir).items())
-    report = kernel.apply(NodePlan(sysctls=originals))
+    saved_sysctls = tuple(Sysctl(path, value) for path, value in _load(run_dir).items())
+    report = kernel.apply(NodePlan(sysctls=saved_sysctls))
     if report.failures:
         raise report.failures[0]
     (run_dir / FILE).unlink(missing_ok=True)
-    return originals
+    return saved_sysctls
 
 
 def _goes_with_a_device(path: str) -> bool:
@@ -57,10 +57,10 @@ def _load(run_dir: Path) -> dict[str, str]:
         ) from error
 
 
-def _save(run_dir: Path, originals: dict[str, str]) -> None:
+def _save(run_dir: Path, saved_sysctls: dict[str, str]) -> None:
     fresh = run_dir / f"{FILE}.new"
     try:
-        fresh.write_bytes(msgspec.json.encode(originals))
+        fresh.write_bytes(msgspec.json.encode(saved_sysctls))
         fresh.replace(run_dir / FILE)
     except OSError as error:
         raise AgentError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from podway.agent.crossing import Crossing
+from podway.agent.encapsulation import EncapsulationSwitch
 from podway.agent.learned import LearnedRoutes
 from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
@@ -19,7 +19,7 @@ from podway.store.base import Store
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """An agent's parts.
 
     `problems` tells in words what is wrong with `store` and `routing`, and what is `pending`; empty if nothing.
@@ -32,7 +32,7 @@ class Parts:
     pods: PodNetwork
     speaker: BgpSpeaker
     learned: LearnedRoutes
-    crossing: Crossing
+    encapsulation: EncapsulationSwitch
     offloads: OffloadTest
     channel: Channel
     store: Store

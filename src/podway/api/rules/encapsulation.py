@@ -1,4 +1,4 @@
-"""How packets cross from node to node: pools' modes, and the VXLAN network. Pure."""
+"""Encapsulation between nodes: pools' modes, and the VXLAN network. Pure."""
 
 from collections.abc import Sequence
 
@@ -71,7 +71,7 @@ def _check_pool(pool: IPPool, nodes: Sequence[Node]) -> None:
 
 
 def _check_one_subnet(pool: IPPool, nodes: Sequence[Node]) -> None:
-    """Routers know of blocks only what BGP tells them: bare packets by the store's routes need one subnet."""
+    """Routers know of blocks only what BGP advertises them: bare packets by the store's routes need one subnet."""
     first: tuple[Network, Node] | None = None
     for node in nodes:
         for interface in node.interface_addresses:
