@@ -237,7 +237,8 @@ def _plan_words(planned: Planned | None) -> Iterator[str]:
     elif planned.disposition == "delivered":
         yield "the packet is at home here"
     elif planned.disposition == "discarded":
-        yield f"{planned.route}: no pod has this address, so it ends here"
+        why = "no way leads to its node" if " unreachable" in planned.route else "no pod has this address"
+        yield f"{planned.route}: {why}, so it ends here"
     elif planned.disposition == "outside":
         yield "out of the cluster, by the host's own routes"
     elif not planned.route:

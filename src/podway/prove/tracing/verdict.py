@@ -89,7 +89,7 @@ def _arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
 
 def _not_arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
     if not case.answer and (discarding := _discarding(case)):
-        return _nobody(case, discarding)
+        return _discarded(case, discarding)
     fault = translation_of(case) or loss(case.result, case.step, case.leg, case.stages)
     seen = fault.last
     if fault.code is Code.NOT_TAKEN and fault.last is not None and fault.last.point != case.target.label:
@@ -133,7 +133,7 @@ def predict(case: Case, world: World, inspector: Inspector) -> Verdict:
         if hop.planned is None:
             continue
         if hop.planned.disposition == "discarded":
-            return _nobody(case, hop)
+            return _discarded(case, hop)
         if hop.problem:
             return _bare_verdict(case, "unknown", "none", problem=hop.problem)
         if hop.lookup is None:
@@ -148,9 +148,19 @@ def predict(case: Case, world: World, inspector: Inspector) -> Verdict:
     return _bare_verdict(case, "delivered", "kernel")
 
 
-def _nobody(case: Case, hop: ForwardingHop) -> Verdict:
-    """Return the verdict on a packet for an address of a block that no pod has."""
+def _discarded(case: Case, hop: ForwardingHop) -> Verdict:
+    """Return the verdict on a packet that a route of ours ends: to a block without that pod, or without a way."""
     address = case.receiver.address(case.family)
+    planned = hop.planned.route if hop.planned else None
+    if planned is not None and planned.type == "unreachable":
+        return msgspec.structs.replace(
+            _bare_verdict(case, "lost", case.basis),
+            hop=_number(case, hop.label),
+            code="no-way",
+            problem=f"no way leads from {hop.label} to the node whose block {address} is in",
+            advice=f"see the problems in `podway status {hop.node}`: the nodes may share no address family",
+            last_seen=case.leg.sightings[-1].words if case.leg.sightings else "",
+        )
     return msgspec.structs.replace(
         _bare_verdict(case, "lost", case.basis),
         hop=_number(case, hop.label),
