@@ -11,7 +11,7 @@ from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
-from podway.api.kinds.pod import Pod, PodSpec
+from podway.api.kinds.pod import Container, Pod, PodSpec
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
 from podway.api.resource import Resource
 from podway.errors import InvalidInput, InvalidObject
@@ -70,7 +70,9 @@ spec: {containers: [{name: c, image: nginx, env: null}], nodeName: n1}
 status: null
 """
     )
-    assert pod == Pod(metadata=Metadata(name="web"), spec=PodSpec(node_name="n1"))
+    assert pod == Pod(
+        metadata=Metadata(name="web"), spec=PodSpec(node_name="n1", containers=(Container(name="c"),))
+    )
 
 
 def test_yaml_1_2_scalars() -> None:

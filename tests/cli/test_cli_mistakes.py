@@ -59,7 +59,7 @@ def mistake(*words: str, env: dict[str, str] | None = None) -> str:
         (["delete"], "either"),
         (["delete", "pods"], "delete which pods?"),
         (["set", "pool/x"], "missing argument"),
-        (["set", "x/y", "a=b"], "namespaces, nodes, peers, pods"),
+        (["set", "x/y", "a=b"], "nodes, peers, pods"),
         (["apply"], "-f FILE"),
         (["apply", "-f", "/nowhere.yaml"], "/nowhere.yaml: No such file"),
         (["plan"], "name a change"),
@@ -99,7 +99,7 @@ def test_what_is_suggested_is_a_kind(meant: str) -> None:
 def test_a_manifests_kind_is_a_name_of_the_kind(view: View) -> None:
     assert view.kind is not None
     assert VIEW_BY_NAME[view.kind.KIND.lower()] is view
-    assert VIEW_BY_NAME[f"{view.kind.KIND.lower()}s".replace("authoritys", "authorities")] is view
+    assert VIEW_BY_NAME[re.sub("ys$", "ies", f"{view.kind.KIND.lower()}s")] is view
 
 
 def test_the_cluster_may_be_named_behind_the_command_too(podway: Podway) -> None:

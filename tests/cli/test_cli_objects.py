@@ -61,6 +61,14 @@ items:
     address: 192.168.7.254
     asn: 64601
     password: {secret: {namespace: default, name: tor, key: password}}
+- apiVersion: networking.k8s.io/v1
+  kind: NetworkPolicy
+  metadata: {name: web, namespace: default}
+  spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}
+- apiVersion: policy.networking.k8s.io/v1beta1
+  kind: ClusterNetworkPolicy
+  metadata: {name: guests}
+  spec: {tier: Admin, priority: 10, subject: {namespaces: {}}}
 - apiVersion: podway.io/v1
   kind: ClusterAuthority
   metadata: {name: default}

@@ -81,23 +81,40 @@ def _object(value: Value, document: Document, path: Path) -> dict[str, Value]:
 def _resource(value: dict[str, Value], document: Document, path: Path) -> Resource:
     kind = _kind(value, document, path)
     name = subject(_claimed_key(value))
-    expected = api_version(kind)
-    if value.get("apiVersion") != expected:
+    if value.get("apiVersion") not in typing.get_args(_fields(kind)["apiVersion"]):
         found = value.get("apiVersion")
         raise InvalidObject(
             name,
             "apiVersion",
             "is missing" if found is None else f"{found!r} is not known for this kind",
-            hint=f"write `apiVersion: {expected}`",
+            hint=f"write `apiVersion: {api_version(kind)}`",
             origin=document.where((*path, "apiVersion")),
         )
     try:
-        return msgspec.convert(value, kind)
+        resource = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         field, problem, hint = _translate(str(error), kind, value)
         raise InvalidObject(
             name, field, problem, hint=hint, origin=document.where((*path, *_steps(field)))
         ) from error
+    for field, hint in _strangers(value.get("spec"), _fields(kind)["spec"], "spec") if kind.COMPLETE else ():
+        origin = document.where((*path, *_steps(field)))
+        raise InvalidObject(name, field, "is not a field here", hint=hint, origin=origin)
+    return resource
+
+
+def _strangers(value: Value, kind: typing.Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields that a type does not have, each with a hint."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strangers(item, typing.get_args(_stated(kind))[0], f"{path}[{index}]")
+    elif isinstance(value, dict):
+        fields = _fields(_stated(kind))
+        for name, part in value.items():
+            if name in fields:
+                yield from _strangers(part, fields[name], f"{path}.{name}")
+            elif fields:
+                yield f"{path}.{name}", _nearest(name, list(fields))
 
 
 def _kind(value: dict[str, Value], document: Document, path: Path) -> type[Resource]:
@@ -164,11 +181,14 @@ def _name_key(path: str, value: Value) -> str:
 def _type_at(kind: typing.Any, path: Path) -> typing.Any:
     """Return the type of the field at a path below `kind`."""
     for step in path:
-        kind = typing.get_args(kind)[0] if isinstance(step, int) else _fields(kind).get(step)
-        options = [option for option in typing.get_args(kind) if option is not type(None)]
-        if type(None) in typing.get_args(kind) and len(options) == 1:
-            kind = options[0]
+        kind = _stated(typing.get_args(kind)[0] if isinstance(step, int) else _fields(kind).get(step))
     return kind
+
+
+def _stated(kind: typing.Any) -> typing.Any:
+    """Return what a type is where it is not None."""
+    options = [option for option in typing.get_args(kind) if option is not type(None)]
+    return options[0] if type(None) in typing.get_args(kind) and len(options) == 1 else kind
 
 
 def _fields(kind: typing.Any) -> dict[str, typing.Any]:

@@ -13,6 +13,8 @@ LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
+_PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+
 _TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})"
 )
@@ -62,6 +64,13 @@ def parse_cidr(text: str) -> Network:
         except ValueError:
             raise ValueError(f"{text!r} is not an IPv4 or IPv6 network: {error}") from error
         raise ValueError(f"{text!r} has bits set after its prefix: did you mean {whole}?") from error
+
+
+def parse_block(text: str) -> Network:
+    """Parse a network as Kubernetes does in policies: bits after the prefix are passed over. Raises ValueError."""
+    if "/" not in text or "%" in text:
+        return parse_cidr(text)
+    return ip_network(text, strict=False)
 
 
 def parse_address(text: str) -> Address:
@@ -171,6 +180,18 @@ def check_timestamp(field: str, text: str) -> Iterator[Problem]:
     except ValueError:
         pass  # no such day
     yield field, f"{text!r} is no time (RFC 3339)", "remove this field: it is written when the object is made"
+
+
+def check_port(field: str, port: int) -> Iterator[Problem]:
+    """Yield what is wrong with a port of TCP, UDP or SCTP."""
+    yield from check_ranges((field, port, 1, 65535))
+
+
+def check_port_name(field: str, name: str) -> Iterator[Problem]:
+    """Yield what is wrong with the name of a port (RFC 6335, section 5.1)."""
+    if not _PORT_NAME.fullmatch(name):
+        hint = "use at most 15 lower-case letters, digits and single '-' inside, and a letter at least"
+        yield field, f"{name!r} is not a port's name", hint
 
 
 def check_asn_text(field: str, text: str) -> Iterator[Problem]:

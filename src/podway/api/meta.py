@@ -28,6 +28,7 @@ class Metadata(Record, frozen=True, kw_only=True):
     uid: str = ""
     resource_version: str = ""
     creation_timestamp: str = ""
+    deletion_timestamp: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
 
@@ -51,6 +52,14 @@ class LabelSelector(StrictRecord, frozen=True, kw_only=True):
         if any(labels.get(key) != value for key, value in self.match_labels.items()):
             return False
         return all(_holds(requirement, labels) for requirement in self.match_expressions)
+
+
+def selector_text(selector: LabelSelector) -> str:
+    """Return a selector as people write it: `app=web,tier in (a,b),!old`; `all` if it is empty."""
+    words = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
+    parts = [f"{key}={value}" for key, value in selector.match_labels.items()]
+    parts += [words[one.operator].format(one.key, ",".join(one.values)) for one in selector.match_expressions]
+    return ",".join(parts) or "all"
 
 
 def _holds(requirement: SelectorRequirement, labels: Mapping[str, str]) -> bool:

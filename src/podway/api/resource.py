@@ -50,6 +50,8 @@ class Resource(Record, frozen=True, kw_only=True):
     """What an object's name must be like: SUBDOMAIN or LABEL (RFC 1123)."""
     ONLY: ClassVar[str] = ""
     """The name of the one object that there is, for a kind of which there is one."""
+    COMPLETE: ClassVar[bool] = False
+    """Whether the type has every field of the API: another one in a manifest is then a typing mistake."""
     LEAVES_STORE: ClassVar[bool] = True
     """Whether objects may be written down elsewhere: into snapshots, and into what an agent knew last."""
     IN_VIEW: ClassVar[bool] = False

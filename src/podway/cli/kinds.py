@@ -39,9 +39,6 @@ KUBERNETES_OWN = frozenset(
         "ingresses",
         "ingress",
         "ing",
-        "networkpolicies",
-        "networkpolicy",
-        "netpol",
         "configmaps",
         "configmap",
         "cm",
@@ -86,6 +83,11 @@ MEANT = {
     "bgpconfigurations": "`podway get config`",
     "felixconfigurations": "`podway get config`",
     "networks": "`podway get pools`, or `podway get config`",
+    "policies": "`podway get networkpolicies`, or `podway get clusternetworkpolicies`",
+    "policy": "`podway get networkpolicies`, or `podway policy list POD`",
+    "adminnetworkpolicies": "`podway get clusternetworkpolicies`",
+    "ciliumnetworkpolicies": "`podway get networkpolicies`",
+    "globalnetworkpolicies": "`podway get clusternetworkpolicies`",
     "tunnels": "`podway get routes`",
 }
 """What people look for under other names than ours, and where it is."""

@@ -1,4 +1,4 @@
-"""Pod: what has addresses of the pod network; Podway reads where it is to run, and which addresses it has."""
+"""Pod: what has addresses of the pod network; Podway reads where it runs, what it serves, and its addresses."""
 
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -13,11 +13,35 @@ from podway.api.meta import Record
 from podway.api.resource import Names, Resource
 
 
+class ContainerPort(Record, frozen=True, kw_only=True):
+    """A port that a container serves; policies may call it by its name."""
+
+    name: str = ""
+    container_port: int
+    protocol: str = "TCP"
+
+
+class Container(Record, frozen=True, kw_only=True):
+    """One of a pod's containers; an init container that restarts `Always` serves as long as the pod does."""
+
+    name: str = ""
+    restart_policy: str = ""
+    ports: tuple[ContainerPort, ...] = ()
+
+
 class PodSpec(Record, frozen=True, kw_only=True):
-    """Where a pod is to run."""
+    """Where a pod is to run, and what it serves."""
 
     node_name: str = ""
     host_network: bool = False
+    containers: tuple[Container, ...] = ()
+    init_containers: tuple[Container, ...] = ()
+
+    @property
+    def ports(self) -> tuple[ContainerPort, ...]:
+        """The ports of all containers that serve as long as the pod does."""
+        sidecars = (container for container in self.init_containers if container.restart_policy == "Always")
+        return tuple(port for container in (*self.containers, *sidecars) for port in container.ports)
 
 
 class PodAddress(Record, frozen=True, kw_only=True):
