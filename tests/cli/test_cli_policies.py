@@ -1,6 +1,10 @@
-"""Policies on the command line: applied, shown, described, deleted."""
+"""Policies on the command line: applied, shown, described, deleted, explained."""
 
 from typing import Any
+
+from click.testing import CliRunner
+
+from podway.cli import main as root
 
 POLICIES = """\
 apiVersion: networking.k8s.io/v1
@@ -41,3 +45,83 @@ def test_nothing_is_applied_if_one_of_the_policies_is_wrong(podway: Any) -> None
     assert "document 2" in told
     assert "spec.egress[0].action: 'Allow' is no action" in told
     assert "Policy" not in podway("get", "netpol,cnp", "-A", "-o", "json")
+
+
+CLUSTER = """\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Node
+  metadata: {name: n1}
+  status: {addresses: [{type: InternalIP, address: 172.30.0.1}]}
+- {apiVersion: v1, kind: Node, metadata: {name: n2}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {guests: "yes"}}}
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: web, namespace: shop, labels: {app: web}}
+  spec: {nodeName: n1}
+  status: {phase: Running, podIPs: [{ip: 10.244.1.5}]}
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: db, namespace: shop, labels: {app: db}}
+  spec: {nodeName: n2}
+  status: {phase: Running, podIPs: [{ip: 10.244.2.5}]}
+"""
+
+
+def test_a_connection_is_explained_by_the_rules_of_both_ends_and_as_not_enforced(podway: Any) -> None:
+    podway("apply", "-f", "-", stdin=CLUSTER)
+    told = podway("policy", "explain", "shop/web", "shop/db", "--port", "80")
+    assert told.splitlines()[:3] == [
+        "Pod/shop/web -> Pod/shop/db (10.244.2.5) tcp port 80: allowed",
+        "  egress of Pod/shop/web: allowed: no policy selects it",
+        "  ingress of Pod/shop/db: allowed: no policy selects it",
+    ]
+    podway("apply", "-f", "-", stdin=POLICIES)
+    told = podway("policy", "explain", "web", "db", "-n", "shop", "--port", "80")
+    assert "80: denied" in told
+    assert "denied: rule egress[0] (no-database) of ClusterNetworkPolicy/guests denies it" in told
+    told = podway("policy", "explain", "192.0.2.7", "shop/web", "--port", "80")
+    assert "denied: it is isolated by NetworkPolicy/shop/web, and no rule allows it" in told
+    told = podway("policy", "explain", "n1", "shop/web", "--port", "443")
+    assert "allowed: its own node always reaches it" in told
+    told = podway("policy", "explain", "shop/db", "shop/web", "--port", "80")
+    assert "allowed: rule ingress[0] of NetworkPolicy/shop/web allows it" in told
+    assert "there is no pod default/nobody" in podway("policy", "explain", "nobody", "n1", "--port", "1", status=1)
+
+
+def test_the_policies_of_a_pod_are_listed(podway: Any) -> None:
+    podway("apply", "-f", "-", stdin=CLUSTER + "---\n" + POLICIES)
+    assert podway("policy", "list", "shop/web").splitlines()[:2] == [
+        "ClusterNetworkPolicy/guests: egress",
+        "NetworkPolicy/shop/web: ingress",
+    ]
+
+
+def test_what_is_probably_not_meant_is_told(podway: Any) -> None:
+    podway("apply", "-f", "-", stdin=CLUSTER + "---\n" + POLICIES)
+    assert "nothing found" in podway("policy", "lint")
+    slips = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: typo, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: wbe}}
+  policyTypes: [Egress]
+  ingress: [{}]
+  egress: [{to: [{podSelector: {}}], ports: [{port: 443}, {port: 53, protocol: UDP}]}]
+---
+apiVersion: policy.networking.k8s.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: second}
+spec: {tier: Admin, priority: 10, subject: {namespaces: {}}}
+"""
+    podway("apply", "-f", "-", stdin=slips)
+    result = CliRunner().invoke(root.main, ["--store", podway.url, "policy", "lint"])
+    assert result.exit_code == 1
+    told = result.stdout
+    assert "NetworkPolicy/shop/typo: spec.podSelector: selects no pod" in told
+    assert "NetworkPolicy/shop/typo: spec.ingress: has rules that nobody reads" in told
+    assert "spec.egress: allows no DNS (port 53 of TCP)" in told
+    assert "ClusterNetworkPolicy/second: spec.priority: 10 is that of ClusterNetworkPolicy/guests" in told

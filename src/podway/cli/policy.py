@@ -1,0 +1,114 @@
+"""`podway policy`: what policies mean for pods and connections."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from podway.api.resource import Resource, subject
+from podway.cli.get import everything
+from podway.cli.help import examples
+from podway.cli.kinds import DEFAULT_NAMESPACE, namespace_option
+from podway.cli.mistakes import Group
+from podway.cli.options import GlobalOptions, cluster_options
+from podway.errors import InvalidArgument
+
+NOT_ENFORCED = "policies are not enforced yet: every pod reaches every other one, whatever is said here"
+
+DEFAULT_PROTOCOL = "tcp"
+
+
+@click.group(
+    cls=Group,
+    epilog=examples("podway policy explain web client --port 80", "podway policy list web", "podway policy lint"),
+)
+def policy() -> None:
+    """Say what policies mean, by the cluster's objects. Nothing enforces them yet."""
+
+
+@policy.command(
+    epilog=examples(
+        "podway policy explain web client --port 80",
+        "podway policy explain web 192.0.2.1 --port 53 --proto udp",
+    )
+)
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option("--port", metavar="P", type=click.IntRange(1, 65535), required=True, help="TO's port.")
+@click.option(
+    "--proto",
+    type=click.Choice(["tcp", "udp", "sctp"], case_sensitive=False),
+    default=DEFAULT_PROTOCOL,
+    show_default=True,
+    help="The protocol.",
+)
+@namespace_option
+@cluster_options
+@click.pass_obj
+def explain(
+    options: GlobalOptions, *, source: str, target: str, port: int, proto: str, namespace: str | None
+) -> None:
+    """Say whether a connection is allowed, and by which rule of each end.
+
+    FROM and TO are pods, nodes or addresses. A Service's address is no pod's: name a pod behind it, and its port.
+    """
+    from podway.policy import explain as judge
+    from podway.policy.rules import PROTOCOLS
+
+    objects = options.run(everything)
+    near, far = (judge.find_end(objects, text, namespace or DEFAULT_NAMESPACE) for text in (source, target))
+    for found in judge.explain(objects, near, far, PROTOCOLS[proto.upper()], port):
+        verdict = "allowed" if found.allowed else "denied"
+        click.echo(f"{found.source} -> {found.destination} ({found.address}) {proto} port {port}: {verdict}")
+        for reason in found.reasons:
+            said = "allowed" if reason.allowed else "denied"
+            where = f"{reason.direction} of {reason.pod}" if reason.direction else reason.pod
+            click.echo(f"  {where}: {said}: {reason.reason}")
+    _say_not_enforced()
+
+
+@policy.command("list", epilog=examples("podway policy list web", "podway policy list shop/client"))
+@click.argument("pod", metavar="POD")
+@namespace_option
+@cluster_options
+@click.pass_obj
+def list_policies(options: GlobalOptions, *, pod: str, namespace: str | None) -> None:
+    """List the policies that select a pod, with their directions."""
+    from podway.policy import explain as judge
+
+    objects = options.run(everything)
+    found = judge.find_end(objects, pod, namespace or DEFAULT_NAMESPACE)
+    if found.pod is None:
+        raise InvalidArgument(f"{found.name} is no pod", hint="name a pod: podway get pods -A")
+    policies = judge.policies_of(objects, found.pod)
+    for wanted, directions in policies:
+        click.echo(f"{subject(wanted)}: {', '.join(directions) or 'no rules'}")
+    if not policies:
+        click.echo(f"no policy selects {found.name}")
+    _say_not_enforced()
+
+
+@policy.command("lint", epilog=examples("podway policy lint"))
+@cluster_options
+@click.pass_obj
+def lint_policies(options: GlobalOptions) -> None:
+    """Tell what is valid, but probably not meant.
+
+    Exits with 1 if there is anything.
+    """
+    from podway.policy.lint import lint
+
+    objects: Sequence[Resource] = options.run(everything)
+    found: Sequence[Any] = lint(objects)
+    for wanted, (field, problem, hint) in found:
+        click.echo(f"{subject(wanted)}: {field}: {problem}\n  hint: {hint}")
+    if not found:
+        click.echo("nothing found")
+    _say_not_enforced()
+    if found:
+        sys.exit(1)
+
+
+def _say_not_enforced() -> None:
+    click.echo(f"note: {NOT_ENFORCED}", err=True)

@@ -1,0 +1,158 @@
+"""Why a connection is allowed or denied: what both ends' rules say, by the entries that their nodes would have.
+
+Nothing is asked of a kernel: what is explained is what the cluster's objects mean. Pure.
+"""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+
+import msgspec
+
+from podway.api.addresses import Address
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.resource import Key, Resource, key, of_kind, subject
+from podway.errors import InvalidArgument, NotFound
+from podway.policy.lookup import Decision, PolicyMaps
+from podway.policy.maps import Direction, EndpointRules, PodName, Prefix, RuleName
+from podway.policy.planner import PolicyPlanner
+
+
+class End(msgspec.Struct, frozen=True):
+    """One end of a connection: a pod, a node or an address."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    pod: Pod | None = None
+    node: str = ""
+    """The node that a pod runs on, or that the end is."""
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """What is said of a connection in one direction, and why."""
+
+    direction: str
+    pod: str
+    allowed: bool
+    reason: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """The verdict on a connection."""
+
+    source: str
+    destination: str
+    address: str
+    allowed: bool
+    reasons: tuple[Reason, ...]
+
+
+def find_end(objects: Iterable[Resource], text: str, namespace: str) -> End:
+    """Return the end of this name: an address, NAMESPACE/POD, POD, or a node. Raises NotFound."""
+    known = tuple(objects)
+    try:
+        address = ip_address(text)
+    except ValueError:
+        pass
+    else:
+        return _at(known, address)
+    space, _, name = text.rpartition("/")
+    for pod in of_kind(Pod, known):
+        if (pod.metadata.namespace, pod.metadata.name) == (space or namespace, name):
+            return End(subject(key(pod)), pod.addresses, pod, pod.spec.node_name)
+    for node in of_kind(Node, known):
+        if not space and node.metadata.name == name:
+            return End(subject(key(node)), node.internal_addresses, None, name)
+    raise NotFound(f"there is no pod {space or namespace}/{name}, and no node {name}", hint="podway get pods -A")
+
+
+def explain(
+    objects: Iterable[Resource], source: End, destination: End, protocol: int, port: int
+) -> tuple[Explanation, ...]:
+    """Return the verdict on a connection, for each family that both ends have. Raises InvalidArgument if none."""
+    known = tuple(objects)
+    pairs = [(a, b) for b in destination.addresses for a in source.addresses if a.version == b.version]
+    if not pairs:
+        raise InvalidArgument(
+            f"{source.name} and {destination.name} have no addresses of one family",
+            hint="a pod has addresses once it runs; look at them: podway get pods -A",
+        )
+    nodes = {end.node for end in (source, destination) if end.pod is not None}
+    compiled = {node: compile_node(known, node) for node in nodes}
+    found = []
+    for near, far in pairs:
+        reasons = tuple(_reasons(compiled, source, destination, (near, far), protocol, port))
+        allowed = all(reason.allowed for reason in reasons)
+        found.append(Explanation(f"{source.name}", f"{destination.name}", str(far), allowed, reasons))
+    return tuple(found)
+
+
+def compile_node(objects: Iterable[Resource], node: str) -> tuple[PolicyPlanner, PolicyMaps]:
+    """Return the planner of a node that was fed with all objects, and the maps that it gives."""
+    planner, maps = PolicyPlanner(node), PolicyMaps()
+    for obj in objects:
+        planner.put(obj)
+    maps.apply(planner.settle())
+    return planner, maps
+
+
+def policies_of(objects: Iterable[Resource], pod: Pod) -> tuple[tuple[Key, tuple[Direction, ...]], ...]:
+    """Return the policies that select a pod, in the order of their names, with the directions that they affect."""
+    planner, _ = compile_node(objects, pod.spec.node_name)
+    selecting = planner.policies_of((pod.metadata.namespace, pod.metadata.name))
+    return tuple(
+        (rules.key, tuple(direction for direction in Direction if rules.of(direction) is not None))
+        for rules in selecting
+    )
+
+
+def _at(objects: tuple[Resource, ...], address: Address) -> End:
+    for pod in of_kind(Pod, objects):
+        if not pod.spec.host_network and address in pod.addresses:
+            return End(subject(key(pod)), (address,), pod, pod.spec.node_name)
+    for node in of_kind(Node, objects):
+        if address in node.internal_addresses:
+            return End(subject(key(node)), (address,), None, node.metadata.name)
+    return End(str(address), (address,))
+
+
+def _reasons(
+    compiled: dict[str, tuple[PolicyPlanner, PolicyMaps]],
+    source: End,
+    destination: End,
+    addresses: tuple[Address, Address],
+    protocol: int,
+    port: int,
+) -> Iterator[Reason]:
+    if addresses[0] == addresses[1]:
+        yield Reason("", source.name, allowed=True, reason="a pod always reaches itself")
+        return
+    ends = ((Direction.EGRESS, source, addresses[1]), (Direction.INGRESS, destination, addresses[0]))
+    for direction, end, peer in ends:
+        if end.pod is None:
+            continue
+        if end.pod.spec.host_network:
+            yield Reason(direction, end.name, allowed=True, reason="no policy is for pods of the host's network")
+            continue
+        if direction is Direction.INGRESS and source.pod is None and source.node == end.node:
+            yield Reason(direction, end.name, allowed=True, reason="its own node always reaches it")
+            continue
+        planner, maps = compiled[end.node]
+        name: PodName = (end.pod.metadata.namespace, end.pod.metadata.name)
+        rules = maps.endpoints.get(name, EndpointRules())
+        number = rules.egress if direction is Direction.EGRESS else rules.ingress
+        decision = maps.decide(number, Prefix.host_of(peer), protocol, port)
+        reason = why(decision, planner.rule_name(decision.rule), selected=bool(number))
+        yield Reason(direction, end.name, decision.allowed, reason)
+
+
+def why(decision: Decision, name: RuleName | None, *, selected: bool) -> str:
+    """Return the reason of a decision in words."""
+    if name is None:
+        return "no rule of its policies speaks of it" if selected else "no policy selects it"
+    if name.place is None:
+        policies = ", ".join(map(subject, name.policies))
+        return f"it is isolated by {policies}, and no rule allows it"
+    named = f" ({name.name})" if name.name else ""
+    verb = "allows" if decision.allowed else "denies"
+    return f"rule {name.direction}[{name.place}]{named} of {subject(name.policy)} {verb} it"

@@ -1,0 +1,93 @@
+"""What people get wrong in policies that are valid: they mean something else than what was meant. Pure."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from podway.api.fields import Problem
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_policy import NetworkPolicy
+from podway.api.kinds.pod import Pod
+from podway.api.resource import Key, Resource, key, of_kind, subject
+from podway.policy.maps import ANY_PROTOCOL
+from podway.policy.matching import NAMESPACE_NAME, Selection
+from podway.policy.rules import (
+    PROTOCOLS,
+    PolicyRules,
+    rules_of_cluster_policy,
+    rules_of_network_policy,
+)
+from podway.policy.selectors import matches
+
+DNS = 53
+"""The port of DNS (RFC 1035), of UDP and of TCP."""
+
+
+def lint(objects: Iterable[Resource]) -> tuple[tuple[Key, Problem], ...]:
+    """Return for each policy what is probably not meant: the field, what is wrong with it, and what to do."""
+    known = tuple(objects)
+    pods = [pod for pod in of_kind(Pod, known) if not pod.spec.host_network]
+    spaces = {
+        space.metadata.name: {**space.metadata.labels, NAMESPACE_NAME: space.metadata.name}
+        for space in of_kind(Namespace, known)
+    }
+    found: list[tuple[Key, Problem]] = []
+    for policy in of_kind(NetworkPolicy, known):
+        rules = rules_of_network_policy(policy)
+        problems = (*_selects_nothing(rules, pods, spaces), *_ignored(policy), *_without_dns(rules))
+        found += [(key(policy), problem) for problem in problems]
+    equals: dict[tuple[str, int], list[ClusterNetworkPolicy]] = defaultdict(list)
+    for cluster_policy in of_kind(ClusterNetworkPolicy, known):
+        equals[cluster_policy.spec.tier, cluster_policy.spec.priority].append(cluster_policy)
+        rules = rules_of_cluster_policy(cluster_policy)
+        found += [(key(cluster_policy), problem) for problem in _selects_nothing(rules, pods, spaces)]
+    for (tier, priority), policies in equals.items():
+        for policy_ in policies[1:]:
+            other = subject(key(policies[0]))
+            problem = f"{priority} is that of {other} in tier {tier}, too: the API leaves their order open"
+            found.append(
+                (key(policy_), ("spec.priority", problem, "give each policy of a tier a priority of its own"))
+            )
+    return tuple(sorted(found))
+
+
+def _selects_nothing(
+    rules: PolicyRules, pods: Iterable[Pod], spaces: dict[str, dict[str, str]]
+) -> Iterator[Problem]:
+    if rules.subject is not None and not any(_selected(rules.subject, pod, spaces) for pod in pods):
+        field = "spec.podSelector" if rules.isolates else "spec.subject"
+        yield field, "selects no pod", "compare it with the pods' labels: podway get pods -A -o wide"
+
+
+def _selected(selection: Selection, pod: Pod, spaces: dict[str, dict[str, str]]) -> bool:
+    where = pod.metadata.namespace
+    if selection.namespaces is None:
+        inside = where == selection.namespace
+    else:
+        inside = where in spaces and matches(selection.namespaces, spaces[where])
+    return inside and matches(selection.labels, pod.metadata.labels)
+
+
+def _ignored(policy: NetworkPolicy) -> Iterator[Problem]:
+    for direction, _, rules in policy.spec.directions:
+        if rules and direction.capitalize() not in policy.spec.isolated:
+            problem = f"has rules that nobody reads: policyTypes lacks {direction.capitalize()}"
+            yield f"spec.{direction}", problem, f"add {direction.capitalize()} to spec.policyTypes"
+
+
+def _without_dns(rules: PolicyRules) -> Iterator[Problem]:
+    """A policy that allows some egress, but no DNS: names are what most pods begin with."""
+    if not rules.egress:
+        return
+    lacking = [name for name in ("UDP", "TCP") if not _allows(rules, PROTOCOLS[name], DNS)]
+    if lacking:
+        problem = f"allows no DNS (port {DNS} of {' and '.join(lacking)}), so names cannot be looked up"
+        yield "spec.egress", problem, "add a rule for the DNS pods with that port; another policy may have one"
+
+
+def _allows(rules: PolicyRules, protocol: int, port: int) -> bool:
+    return any(
+        one.protocol in (ANY_PROTOCOL, protocol) and port >> 16 - one.length == one.port >> 16 - one.length
+        for rule in rules.egress or ()
+        for one in rule.ports
+    )
