@@ -268,6 +268,7 @@ class PolicyPlanner:
                 for place in self._places(rule_set, rule, one):
                     found.setdefault(place, []).append(one)
         rule_set.rules = {place: tuple(rules) for place, rules in found.items()}
+        rule_set.rows.clear()
         rule_set.isolation = self._isolation(rule_set)
         self._release(*held)
         for place in was.keys() - rule_set.rules.keys():
@@ -359,6 +360,10 @@ class PolicyPlanner:
             if row == old:
                 continue
             rule_set.count(old, row)
+            if not old:
+                rules.update({RuleKey(rule_set.number, number, *port): columns for port, columns in row.items()})
+                rows[number] = row
+                continue
             for port, columns in row.items():
                 if old.get(port) != columns:
                     rules[RuleKey(rule_set.number, number, *port)] = columns

@@ -57,13 +57,26 @@ class SetRule(NamedTuple):
 class RuleSet:
     """A numbered set: its rules by what they ask of the other end, and what is held for it elsewhere."""
 
-    __slots__ = ("atoms", "holders", "isolation", "lengths", "name", "number", "ports", "rule_names", "rules")
+    __slots__ = (
+        "atoms",
+        "holders",
+        "isolation",
+        "lengths",
+        "name",
+        "number",
+        "ports",
+        "rows",
+        "rule_names",
+        "rules",
+    )
 
     def __init__(self, number: int, name: SetName) -> None:
         self.number = number
         self.name = name
         self.holders: set[Profile] = set()
         self.rules: dict[Place, tuple[SetRule, ...]] = {}
+        self.rows: dict[frozenset[Place], Row] = {}
+        """Rows by the places that they come of, for most identities are alike to a set; emptied with new rules."""
         self.isolation: Rule | None = None
         self.atoms: list[int] = []
         self.ports: list[str] = []
@@ -77,8 +90,17 @@ class RuleSet:
 
     def row(self, atoms: frozenset[int], served: Mapping[int, ServedPort]) -> Row:
         """Return the entries for an identity of these atoms, of which `served` are named ports."""
+        places = frozenset(self.rules.keys() & atoms)
+        if served:
+            return self._row(places, served)
+        row = self.rows.get(places)
+        if row is None:
+            row = self.rows[places] = self._row(places, served)
+        return row
+
+    def _row(self, places: Iterable[Place], served: Mapping[int, ServedPort]) -> Row:
         found: dict[PortPrefix, list[SetRule | None]] = {}
-        for atom in self.rules.keys() & atoms:
+        for atom in places:
             for rule in self.rules[atom]:
                 for port in rule.ports:
                     _put(found, port, rule)

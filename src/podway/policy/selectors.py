@@ -75,15 +75,20 @@ class LabelIndex(Generic[T]):
 
     def select(self, selector: Selector, within: Set[T] | None = None) -> set[T]:
         """Return the objects that a selector matches, of those in `within` if it is given."""
-        candidates = self._candidates(selector, within)
-        return {obj for obj in candidates if matches(selector, self._labels[obj])}
+        candidates, rest = self._candidates(selector, within)
+        if not rest:
+            return set(candidates)
+        return {obj for obj in candidates if matches(rest, self._labels[obj])}
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._labels)
 
-    def _candidates(self, selector: Selector, within: Set[T] | None) -> Set[T]:
+    def _candidates(self, selector: Selector, within: Set[T] | None) -> tuple[Set[T], Selector]:
+        """Return few objects among which are all that are selected, and what is still to be asked of them."""
         best: Set[T] = self._labels.keys() if within is None else within
-        for key, operator, values in selector:
+        rest = selector
+        for one in selector:
+            key, operator, values = one
             if operator != "In":
                 continue
             posting = self._posting(key)
@@ -92,7 +97,8 @@ class LabelIndex(Generic[T]):
                 best = found[0] if len(found) == 1 else set().union(*found)
                 if within is not None:
                     best = best & within
-        return best
+                rest = selector - {one}
+        return best, rest
 
     def _posting(self, key: str) -> dict[str, set[T]]:
         posting = self._postings.get(key)
