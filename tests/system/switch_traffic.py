@@ -18,6 +18,7 @@ from functools import partial
 from podway.api.addresses import Address
 from podway.kernel import netns
 from podway.lab import names
+from tests.patience import PATIENCE
 from tests.system.system_lab import PodUnderTest, SystemLab
 
 RATE = 1000
@@ -153,10 +154,10 @@ class Connections:
             with opened(other, target, socket.SOCK_STREAM) as server:
                 server.listen()
                 client = opened(one, target, socket.SOCK_STREAM)
-                client.settimeout(10)
+                client.settimeout(PATIENCE)
                 client.connect((str(target), server.getsockname()[1]))
                 answerer = server.accept()[0]
-                answerer.settimeout(10)
+                answerer.settimeout(PATIENCE)
                 self._pairs.append((client, answerer, f"{one.node} to {other.node} {target}"))
         self._thread = threading.Thread(target=self._talk)
 
@@ -213,9 +214,8 @@ def send_whole(source: PodUnderTest, target: Address, size: int, receiver: socke
     with opened(source, target) as sock:
         sock.setsockopt(level, discover, 3)  # PROBE: DF, and no heed of what was learned before
         sock.setsockopt(level, receive_errors, 1)
-        sock.settimeout(2)
         sock.sendto(bytes(size - 8 - (20 if four else 40)), (str(target), receiver.getsockname()[1]))
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with contextlib.suppress(BlockingIOError):
                 return 0 * len(receiver.recv(65536, socket.MSG_DONTWAIT))

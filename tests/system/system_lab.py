@@ -177,8 +177,8 @@ class SystemLab:
     def down(self) -> None:
         cluster.down(self.name)
 
-    def restore(self) -> None:
-        """Have all agents run, all sessions stand and no pod, for the next test.
+    def restore(self, *steps: Callable[[], object]) -> None:
+        """Have all agents run, all sessions stand and no pod, for the next test; then take these steps.
 
         What cannot be brought there is built anew, so that a failure fails one test.
         """
@@ -188,6 +188,8 @@ class SystemLab:
                     self.start_agent(node)
             self.remove_pods()
             self.settle()
+            for step in steps:
+                step()
         except Exception:
             self.down()
             self.pods.clear()

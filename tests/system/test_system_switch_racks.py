@@ -1,13 +1,13 @@
 """Between racks packets are encapsulated, inside a rack they are not: seen on the wire."""
 
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from podway.kernel import netns
 from podway.lab import names
+from tests.patience import PATIENCE
 from tests.system.switch_traffic import Packets
 from tests.system.system_lab import PodUnderTest, SystemLab, eventually
 
@@ -27,8 +27,8 @@ def racks() -> Iterator[SystemLab]:
         lab.down()
 
 
-def seen(lab: SystemLab, source: PodUnderTest, target: PodUnderTest, expression: str) -> bool:
-    """Tell whether a ping between two pods is seen so on the uplink of the source's node."""
+def seen(lab: SystemLab, source: PodUnderTest, target: PodUnderTest, expression: str, *, within: float) -> bool:
+    """Tell whether a ping between two pods is seen so on the uplink of the source's node, in so many seconds."""
     node = str(netns.path_of(names.node_netns(lab.name, source.node)))
     command = ["nsenter", f"--net={node}", "tcpdump", "-i", "eth0", "-c", "1", "-l", "-n", expression]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as capture:
@@ -36,10 +36,12 @@ def seen(lab: SystemLab, source: PodUnderTest, target: PodUnderTest, expression:
         while "listening" not in capture.stderr.readline():
             pass
         assert source.reaches(target.addresses[0])
-        time.sleep(0.2)
-        ended = capture.poll() is not None
-        capture.terminate()
-        return ended
+        try:
+            capture.wait(within)
+        except subprocess.TimeoutExpired:
+            capture.terminate()
+            return False
+        return True
 
 
 @pytest.mark.parametrize("encapsulation", ENCAPSULATIONS)
@@ -52,10 +54,10 @@ def test_only_what_crosses_to_another_rack_is_encapsulated(racks: SystemLab, enc
         # The hook of IPIP stops the uplink's queue for a moment.
         assert len(packets.lost()) <= (60 if encapsulation == "ipip" else 0)
     bare = f"icmp and host {near.addresses[0]}"
-    assert seen(racks, here, near, bare)
-    assert not seen(racks, here, near, ENCAPSULATIONS[encapsulation])
-    assert seen(racks, here, far, ENCAPSULATIONS[encapsulation])
-    assert not seen(racks, here, far, f"icmp and host {far.addresses[0]}")
+    assert seen(racks, here, near, bare, within=PATIENCE)
+    assert not seen(racks, here, near, ENCAPSULATIONS[encapsulation], within=0.3)
+    assert seen(racks, here, far, ENCAPSULATIONS[encapsulation], within=PATIENCE)
+    assert not seen(racks, here, far, f"icmp and host {far.addresses[0]}", within=0.3)
     racks.remove_pods()
 
 
