@@ -5,13 +5,12 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from podway.agent.routes import Via, node_routes
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
-from podway.api.kinds.ip_pool import Distribution, IPPool, IPPoolSpec
-from podway.api.meta import Metadata
+from podway.api.kinds.ip_pool import Distribution
 from podway.bgp.status import BirdRoute, NextHop
 from podway.cluster.view import ClusterView
 from podway.kernel.rtnl import routes
 from podway.kernel.rtnl.routes import RouteRecord
+from tests.builders import block, pool
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NAMES = {2: "eth0", 7: "podway-vxlan"}
@@ -39,15 +38,9 @@ def learned(cidr: str, session: str) -> BirdRoute:
 
 
 def view(*owners: str, distribution: Distribution = "bgp") -> ClusterView:
-    pool = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/16", distribution=distribution))
-    blocks = [
-        AddressBlock(
-            metadata=Metadata(name=f"b{number}"),
-            spec=AddressBlockSpec(cidr=f"10.0.{number}.0/24", pool="p", node=owner),
-        )
-        for number, owner in enumerate(owners)
-    ]
-    return ClusterView.of([pool, *blocks])
+    told = pool("p", "10.0.0.0/16", distribution=distribution)
+    blocks = [block(f"10.0.{number}.0/24", "p", owner) for number, owner in enumerate(owners)]
+    return ClusterView.of([told, *blocks])
 
 
 def test_the_route_that_the_kernel_takes_first_decides_who_told_it() -> None:

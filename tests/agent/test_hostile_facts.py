@@ -43,6 +43,7 @@ from podway.ipam.selection import wants_another
 from podway.plan.bgp import plan_bgp
 from podway.plan.switching import InstalledModes, impossible, missing_routes, sent_modes, unconverged, waiting
 from podway.plan.uplink import Uplink
+from tests.builders import node_status
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd70::1/64")))
 LEASE = Lease(
@@ -63,7 +64,7 @@ def node(number: int) -> Node:
         metadata=meta(
             f"n{number}", agent_instance="k", accepts="vxlan,ipip", sends="vxlan", bgp_ready="m", **notes
         ),
-        status=NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=a) for a in (here, there))),
+        status=node_status(here, there),
     )
 
 

@@ -1,6 +1,6 @@
 """What other nodes change is planned for them alone, and comes to the same as planning everything anew."""
 
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_interface
 from typing import Any
 
 import msgspec
@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.agent.state import NodeState
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool, IPPoolSpec
-from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
-from podway.api.meta import Metadata
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool
+from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, SENDS, Node
 from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
@@ -22,38 +21,29 @@ from podway.plan.objects import NodePlan
 from podway.plan.others import others_altered
 from podway.plan.sent_modes import SentModes
 from podway.plan.uplink import Uplink
+from tests import builders
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd30::1/64")))
 
 
 def node(name: str, number: int, modes: str = "vxlan", seen: int = 0) -> Node:
-    addresses = (f"172.30.0.{number}", f"fd30::{number}")
-    notes = {
-        INTERFACE_ADDRESSES: f"{addresses[0]}/24,{addresses[1]}/64",
-        ACCEPTS: modes,
-        SENDS: modes,
-        AGENT_SEEN: str(seen),
-    }
-    status = NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=text) for text in addresses))
-    return Node(metadata=Metadata(name=name, annotations=notes), status=status)
+    notes = {ACCEPTS: modes, SENDS: modes, AGENT_SEEN: str(seen)}
+    return builders.node(name, f"172.30.0.{number}/24", f"fd30::{number}/64", notes=notes)
 
 
 def block(number: int, owner: str, version: int = 4) -> AddressBlock:
-    network = ip_network(f"10.244.{number}.0/24" if version == 4 else f"fd00:244::{number:x}:0/112")
-    spec = AddressBlockSpec(cidr=str(network), pool=f"ipv{version}", node=owner)
-    return AddressBlock(metadata=Metadata(name=block_name(network)), spec=spec)
+    cidr = f"10.244.{number}.0/24" if version == 4 else f"fd00:244::{number:x}:0/112"
+    return builders.block(cidr, f"ipv{version}", owner)
 
 
-def pools(encapsulation: Any, distribution: Any) -> list[IPPool]:
+def pools(encapsulation: Encapsulation, distribution: Distribution) -> list[IPPool]:
     return [
-        IPPool(
-            metadata=Metadata(name=f"ipv{version}"),
-            spec=IPPoolSpec(
-                cidr=cidr,
-                block_size=size,
-                encapsulation=encapsulation if version == 4 or encapsulation != "ipip" else "none",
-                distribution=distribution,
-            ),
+        builders.pool(
+            f"ipv{version}",
+            cidr,
+            block_size=size,
+            encapsulation=encapsulation if version == 4 or encapsulation != "ipip" else "none",
+            distribution=distribution,
         )
         for version, cidr, size in ((4, "10.244.0.0/16", 24), (6, "fd00:244::/96", 112))
     ]

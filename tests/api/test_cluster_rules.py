@@ -1,50 +1,36 @@
-from ipaddress import ip_network
 from typing import Any
 
 import msgspec
 import pytest
 
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPoolSpec
 from podway.api.kinds.namespace import Namespace
-from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
-from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
-from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
 from podway.api.meta import LabelSelector, Metadata
 from podway.api.resource import Resource
 from podway.api.rules import check_change, check_deletion
 from podway.errors import InvalidObject
-
-
-def pool(name: str, cidr: str, **spec: Any) -> IPPool:
-    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))
+from tests import builders
+from tests.builders import pool
 
 
 def node(name: str, interfaces: str) -> Node:
-    addresses = (interface.split("/")[0] for interface in interfaces.split(","))
-    return Node(
-        metadata=Metadata(name=name, annotations={INTERFACE_ADDRESSES: interfaces}),
-        status=NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=each) for each in addresses)),
-    )
+    return builders.node(name, *interfaces.split(","))
 
 
 def block(cidr: str, pool: str = "p", node: str = "n1") -> AddressBlock:
-    return AddressBlock(
-        metadata=Metadata(name=block_name(ip_network(cidr))),
-        spec=AddressBlockSpec(cidr=cidr, pool=pool, node=node),
-    )
+    return builders.block(cidr, pool, node)
 
 
 def pod(name: str, node: str = "n1", ip: str = "") -> Pod:
-    return Pod(
-        metadata=Metadata(name=name, namespace="x"),
-        spec=PodSpec(node_name=node),
-        status=PodStatus(pod_ips=(PodAddress(ip=ip),) if ip else ()),
-    )
+    return builders.pod(name, node, *filter(None, [ip]), namespace="x", phase="Pending")
 
 
 def config(mtu: int) -> NetworkConfig:
-    return NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(mtu=mtu))
+    return builders.config(mtu=mtu)
 
 
 NODE = node("n1", "192.168.7.1/24,fd00:7::1/64")

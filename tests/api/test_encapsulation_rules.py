@@ -4,29 +4,28 @@ from typing import Any
 
 import pytest
 
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
-from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec, VxlanSettings
-from podway.api.kinds.node import INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.network_config import NetworkConfig, VxlanSettings
+from podway.api.kinds.node import SENDS, Node
 from podway.api.meta import Metadata
 from podway.api.rules import check_change
 from podway.api.validate import problems
 from podway.errors import InvalidObject
+from tests import builders
 
 DEFAULT = Metadata(name="default")
 
 
 def pool(cidr: str = "10.244.0.0/16", **spec: Any) -> IPPool:
-    return IPPool(metadata=DEFAULT, spec=IPPoolSpec(cidr=cidr, **spec))
+    return builders.pool("default", cidr, **spec)
 
 
 def node(name: str, *interfaces: str, **notes: str) -> Node:
-    addresses = tuple(NodeAddress(type="InternalIP", address=each.partition("/")[0]) for each in interfaces)
-    annotations = {INTERFACE_ADDRESSES: ",".join(interfaces), **notes}
-    return Node(metadata=Metadata(name=name, annotations=annotations), status=NodeStatus(addresses=addresses))
+    return builders.node(name, *interfaces, notes=notes)
 
 
 def config(**vxlan: int) -> NetworkConfig:
-    return NetworkConfig(metadata=DEFAULT, spec=NetworkConfigSpec(vxlan=VxlanSettings(**vxlan)))
+    return builders.config(vxlan=VxlanSettings(**vxlan))
 
 
 ONE, NEAR, FAR = node("one", "172.30.1.1/24"), node("near", "172.30.1.2/24"), node("far", "172.30.2.1/24")

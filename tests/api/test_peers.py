@@ -9,8 +9,8 @@ from podway.api.decode import decode
 from podway.api.encode import to_builtins
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PrefixRule, password_problem
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
-from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec, ReflectorSettings
-from podway.api.kinds.node import ASN, INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
+from podway.api.kinds.network_config import BgpSettings, NetworkConfig, ReflectorSettings
+from podway.api.kinds.node import ASN, Node
 from podway.api.kinds.secret import Secret
 from podway.api.meta import REDACTED, LabelSelector, Metadata
 from podway.api.resource import Resource
@@ -19,6 +19,7 @@ from podway.api.validate import problems, validate
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.plan.outside import left_out, outside_peers
+from tests import builders
 
 SECRET = Secret(metadata=Metadata(name="tor", namespace="default"), data={"password": "czNjcmV0"})
 POOL = IPPool(metadata=Metadata(name="default"), spec=IPPoolSpec(cidr="10.244.0.0/16"))
@@ -37,17 +38,12 @@ def peer(name: str = "tor", **spec: Any) -> BGPPeer:
 
 
 def node(number: int, *, asn: str = "", **labels: str) -> Node:
-    address = f"192.0.2.{number}"
-    notes = {INTERFACE_ADDRESSES: f"{address}/24"} | ({ASN: asn} if asn else {})
-    return Node(
-        metadata=Metadata(name=f"node-{number}", labels=labels, annotations=notes),
-        status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=address),)),
-    )
+    notes = {ASN: asn} if asn else {}
+    return builders.node(f"node-{number}", f"192.0.2.{number}/24", labels=labels, notes=notes)
 
 
 def config(**bgp: Any) -> NetworkConfig:
-    spec = NetworkConfigSpec(bgp=BgpSettings(**bgp))
-    return NetworkConfig(metadata=Metadata(name="default"), spec=spec)
+    return builders.config(bgp=BgpSettings(**bgp))
 
 
 def rules(*texts: str) -> list[dict[str, Any]]:

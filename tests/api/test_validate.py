@@ -7,19 +7,20 @@ from hypothesis import strategies as st
 
 from podway.api.addresses import Family
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
-from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
+from podway.api.kinds.node import INTERFACE_ADDRESSES, Node
 from podway.api.kinds.pod import Pod, PodAddress, PodStatus
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
 from podway.api.resource import Resource
 from podway.api.validate import problems, validate
 from podway.errors import InvalidObject
+from tests import builders
 
 
 def pool(cidr: str = "10.244.0.0/16", **spec: Any) -> IPPool:
-    return IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr=cidr, **spec))
+    return builders.pool("p", cidr, **spec)
 
 
 def config(name: str = "default", mtu: int = 0, **bgp: Any) -> NetworkConfig:
@@ -29,7 +30,7 @@ def config(name: str = "default", mtu: int = 0, **bgp: Any) -> NetworkConfig:
 def node(*addresses: str, interfaces: str = "") -> Node:
     return Node(
         metadata=Metadata(name="n", annotations={INTERFACE_ADDRESSES: interfaces}),
-        status=NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=a) for a in addresses)),
+        status=builders.node_status(*addresses),
     )
 
 

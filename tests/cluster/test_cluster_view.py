@@ -1,34 +1,32 @@
 """The view: what it holds, how changes advance it, and which changes matter to whom."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import pytest
 
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
-from podway.api.kinds.node import AGENT_SEEN, ASN, SENDS, Node, NodeAddress, NodeStatus
+from podway.api.kinds.node import AGENT_SEEN, ASN, SENDS, Node
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView
+from tests import builders
 
 
 def node(name: str, address: str = "172.30.0.1", **annotations: str) -> Node:
     return Node(
         metadata=Metadata(name=name, annotations=annotations),
-        status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=address),)),
+        status=builders.node_status(address),
     )
 
 
 def block(cidr: str, owner: str) -> AddressBlock:
-    return AddressBlock(
-        metadata=Metadata(name=block_name(ip_network(cidr))),
-        spec=AddressBlockSpec(cidr=cidr, pool="pool", node=owner),
-    )
+    return builders.block(cidr, "pool", owner)
 
 
 POOL = IPPool(metadata=Metadata(name="pool"), spec=IPPoolSpec(cidr="10.244.0.0/16"))

@@ -12,7 +12,7 @@ import pytest
 from podway.api.addresses import Family
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
-from podway.api.kinds.node import INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
+from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
 from podway.health.checks.encapsulation import bare_far, fabric, small_mtu, switch
@@ -20,6 +20,7 @@ from podway.health.facts import ClusterFacts, Heard, NodeFacts, NodeSummary
 from podway.lab import names
 from podway.plan.uplink import Uplink
 from podway.store.base import Listing
+from tests.builders import node
 from tests.health.health_lab import HealthLab, sh
 from tests.patience import PATIENCE
 
@@ -111,15 +112,8 @@ def test_a_switch_that_waits_for_a_node_whose_agent_is_gone(lab: HealthLab) -> N
         lab.start_missing_agents()
 
 
-def _node(name: str, address: str) -> Node:
-    return Node(
-        metadata=Metadata(name=name, annotations={INTERFACE_ADDRESSES: address}),
-        status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=address.partition("/")[0]),)),
-    )
-
-
 def _view(peers: tuple[BGPPeer, ...] = (), **pool: Any) -> ClusterView:
-    nodes = (_node("a", "192.0.2.1/25"), _node("b", "192.0.2.2/25"), _node("c", "192.0.2.129/25"))
+    nodes = (node("a", "192.0.2.1/25"), node("b", "192.0.2.2/25"), node("c", "192.0.2.129/25"))
     told = IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/8", **pool))
     return ClusterView.of([*nodes, told, *peers])
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from podway.api.addresses import Address, Family, Interface, link_local
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
 from podway.api.kinds.ip_pool import Attach, IPPool, IPPoolSpec
-from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
+from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
 from podway.api.resource import Resource
@@ -26,6 +26,7 @@ from podway.plan.node import HostFacts, plan_node, plan_wiring
 from podway.plan.objects import NodePlan, PodWiring
 from podway.plan.uplink import Uplink
 from podway.probe.packet import ICMP, internet_checksum
+from tests.builders import node
 from tests.namespaces import TestNamespace
 
 HERE = {Family.IPV4: ip_interface("192.0.2.1/24"), Family.IPV6: ip_interface("2001:db8::1/64")}
@@ -44,17 +45,7 @@ NARROW = 1290
 
 
 def node_object(name: str, addresses: dict[Family, Interface], encapsulations: str = "") -> Node:
-    notes = {
-        INTERFACE_ADDRESSES: ",".join(map(str, addresses.values())),
-        ACCEPTS: encapsulations,
-        SENDS: encapsulations,
-    }
-    return Node(
-        metadata=Metadata(name=name, annotations=notes),
-        status=NodeStatus(
-            addresses=tuple(NodeAddress(type="InternalIP", address=str(a.ip)) for a in addresses.values())
-        ),
-    )
+    return node(name, *map(str, addresses.values()), notes={ACCEPTS: encapsulations, SENDS: encapsulations})
 
 
 def cluster(

@@ -4,26 +4,17 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
-from podway.api.kinds.ip_pool import Attach, IPPool, IPPoolSpec
+from podway.api.kinds.ip_pool import Attach
 from podway.api.lease import Attachment, Lease
-from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.node import HostFacts, plan_node
 from podway.plan.objects import BRIDGE_DEVICE, NodePlan
 from podway.plan.uplink import Uplink
+from tests.builders import block, pool
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/16"),))
 ROUTED_BLOCK, BRIDGED_BLOCK = "10.244.0.0/24", "10.245.0.0/24"
-
-
-def pool(name: str, cidr: str, **spec: str) -> IPPool:
-    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))  # type: ignore[arg-type]
-
-
-def block(cidr: str, pool: str, node: str = "a") -> AddressBlock:
-    return AddressBlock(metadata=Metadata(name=cidr), spec=AddressBlockSpec(cidr=cidr, pool=pool, node=node))
 
 
 def lease(container: str, address: str, attach: Attach) -> Lease:
@@ -36,8 +27,8 @@ VIEW = ClusterView.of(
     [
         pool("routed", "10.244.0.0/16", encapsulation="vxlan"),
         pool("bridged", "10.245.0.0/16", attach="bridge"),
-        block(ROUTED_BLOCK, "routed"),
-        block(BRIDGED_BLOCK, "bridged"),
+        block(ROUTED_BLOCK, "routed", "a"),
+        block(BRIDGED_BLOCK, "bridged", "a"),
     ]
 )
 

@@ -1,16 +1,15 @@
 """How packets cross: pure functions over nodes and pools."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
-from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
-from podway.api.meta import Metadata
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import (
     OverlayNextHop,
@@ -28,25 +27,19 @@ from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE, Route
 from podway.plan.remote import LAST_METRIC
 from podway.plan.switching import impossible
 from podway.plan.uplink import Uplink
+from tests import builders
 
 
 def node(name: str, *interfaces: str, accepts: str = "", sends: str = "") -> Node:
-    notes = {INTERFACE_ADDRESSES: ",".join(interfaces), ACCEPTS: accepts, SENDS: sends}
-    addresses = tuple(
-        NodeAddress(type="InternalIP", address=interface.partition("/")[0]) for interface in interfaces
-    )
-    return Node(metadata=Metadata(name=name, annotations=notes), status=NodeStatus(addresses=addresses))
+    return builders.node(name, *interfaces, notes={ACCEPTS: accepts, SENDS: sends})
 
 
 def pool(cidr: str = "10.244.0.0/16", **spec: Any) -> IPPool:
-    return IPPool(metadata=Metadata(name=f"pool{cidr[:2]}"), spec=IPPoolSpec(cidr=cidr, **spec))
+    return builders.pool(f"pool{cidr[:2]}", cidr, **spec)
 
 
 def block(cidr: str, owner: str, of: IPPool) -> AddressBlock:
-    return AddressBlock(
-        metadata=Metadata(name=block_name(ip_network(cidr))),
-        spec=AddressBlockSpec(cidr=cidr, pool=of.metadata.name, node=owner),
-    )
+    return builders.block(cidr, of.metadata.name, owner)
 
 
 ONE = node("one", "172.30.1.1/24", accepts="vxlan,ipip", sends="vxlan,ipip")

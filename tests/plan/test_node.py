@@ -2,21 +2,21 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import msgspec
 
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.network_config import NetworkConfigSpec
 from podway.api.lease import ALIAS_BYTES, MAX_CONTAINER_ID, Attachment, Lease
-from podway.api.meta import Metadata
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.plan.node import HostFacts, plan_node, pod_mtu
 from podway.plan.objects import Route
 from podway.plan.uplink import Uplink
+from tests import builders
 
 UPLINK = Uplink("eth0", 9000, (ip_interface("172.30.0.2/24"), ip_interface("fd30::2/64")))
 
 
-def block(cidr: str, node: str) -> AddressBlock:
-    return AddressBlock(metadata=Metadata(name=cidr), spec=AddressBlockSpec(cidr=cidr, pool="default", node=node))
+def block(cidr: str, owner: str) -> AddressBlock:
+    return builders.block(cidr, "default", owner)
 
 
 def lease(container: str = "c1", *addresses: str) -> Lease:

@@ -1,17 +1,18 @@
 """The planned way of packets: a pure function of view and leases."""
 
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 
 import msgspec
 
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
+from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
-from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
+from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
 from podway.plan.path import End, PlannedHop, Site, plan_path
 from podway.plan.uplink import Uplink
+from tests import builders
 
 FAMILIES = {4: ("172.30.0.{}", "172.30.0.{}/24", "10.244.{}.0/24"), 6: ("fd30::{}", "fd30::{}/64", "fd00:{}::/64")}
 POOLS = {4: IPPoolSpec(cidr="10.244.0.0/16"), 6: IPPoolSpec(cidr="fd00::/16", block_size=64)}
@@ -20,16 +21,12 @@ A1, A2 = Attachment("c1", "eth0"), Attachment("c2", "net1")
 
 def _node(number: int, accepts: str = "vxlan,ipip") -> Node:
     """Return a node that may send every mode."""
-    told = tuple(NodeAddress(type="InternalIP", address=own.format(number)) for own, _, _ in FAMILIES.values())
-    subnets = ",".join(subnet.format(number) for _, subnet, _ in FAMILIES.values())
-    annotations = {ACCEPTS: accepts, SENDS: "vxlan,ipip", INTERFACE_ADDRESSES: subnets}
-    return Node(metadata=Metadata(name=f"n{number}", annotations=annotations), status=NodeStatus(addresses=told))
+    subnets = (subnet.format(number) for _, subnet, _ in FAMILIES.values())
+    return builders.node(f"n{number}", *subnets, notes={ACCEPTS: accepts, SENDS: "vxlan,ipip"})
 
 
 def _block(number: int, version: int) -> AddressBlock:
-    cidr = FAMILIES[version][2].format(number)
-    spec = AddressBlockSpec(cidr=cidr, pool=f"p{version}", node=f"n{number}")
-    return AddressBlock(metadata=Metadata(name=block_name(ip_network(cidr))), spec=spec)
+    return builders.block(FAMILIES[version][2].format(number), f"p{version}", f"n{number}")
 
 
 def _view(nodes: tuple[Node, ...] = (), **changes: str) -> ClusterView:

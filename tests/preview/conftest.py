@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 from podway.cli.main import main
 from podway.preview import snapshot
 from podway.preview.simulate import World, build
-from tests.preview.paper_cluster import pool, snapshot_of
+from tests.builders import pool
+from tests.preview.paper_cluster import snapshot_of
 
 
 @pytest.fixture

@@ -1,11 +1,7 @@
 """Clusters that exist nowhere, and their snapshots."""
 
 from collections.abc import Iterable
-from typing import Any
 
-from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
-from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
-from podway.api.meta import Metadata
 from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.plan.node import plan_node
@@ -13,10 +9,7 @@ from podway.plan.objects import NodePlan
 from podway.plan.path import Site
 from podway.preview.simulate import World
 from podway.preview.snapshot import Snapshot
-
-
-def pool(name: str, cidr: str, **spec: Any) -> IPPool:
-    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, **spec))
+from tests.builders import pod
 
 
 def plan_of(view: ClusterView, node: str, site: Site) -> NodePlan:
@@ -28,11 +21,7 @@ def plan_of(view: ClusterView, node: str, site: Site) -> NodePlan:
 def snapshot_of(world: World, more: Iterable[Resource] = ()) -> Snapshot:
     view = world.view
     pods = [
-        Pod(
-            metadata=Metadata(name=lease.pod.partition("/")[2], namespace="default"),
-            spec=PodSpec(node_name=node),
-            status=PodStatus(phase="Running", pod_ips=tuple(PodAddress(ip=str(ip)) for ip in lease.addresses)),
-        )
+        pod(lease.pod.partition("/")[2], node, *map(str, lease.addresses))
         for node, site in world.sites.items()
         for lease in site.leases
     ]

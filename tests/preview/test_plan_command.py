@@ -16,7 +16,8 @@ from podway.preview import snapshot
 from podway.preview.simulate import World, build
 from podway.store.base import Everything, list_all
 from podway.store.open import open_store
-from tests.preview.paper_cluster import plan_of, pool, snapshot_of
+from tests.builders import pool
+from tests.preview.paper_cluster import plan_of, snapshot_of
 
 MTU = "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {mtu: 1400}}"
 ASN = "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {bgp: {asn: 64999}}}"

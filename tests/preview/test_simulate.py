@@ -21,7 +21,8 @@ from podway.preview.measure import death_of, follow, measure, plan_all, routes_o
 from podway.preview.preview import Comparison
 from podway.preview.settle import settle
 from podway.preview.simulate import build
-from tests.preview.paper_cluster import plan_of, pool
+from tests.builders import pool
+from tests.preview.paper_cluster import plan_of
 
 POOLS = [pool("four", "10.0.0.0/16", block_size=28), pool("six", "fd10::/48")]
 

@@ -1,14 +1,12 @@
 """Verify proves the encapsulation that the pool asks for, and says what is wrong with another."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import msgspec
 import pytest
 
-from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.ip_pool import Encapsulation, IPPool, IPPoolSpec, When
-from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, Node, NodeAddress, NodeStatus
-from podway.api.meta import Metadata
+from podway.api.kinds.ip_pool import Encapsulation, When
+from podway.api.kinds.node import ACCEPTS, Node
 from podway.cluster.view import ClusterView
 from podway.kernel import netns
 from podway.kernel.ipip import IpipTunnels, TunnelEndpoints
@@ -21,6 +19,7 @@ from podway.prove.encapsulation import ExpectedEncapsulation, expected_encapsula
 from podway.prove.report import Report, to_text
 from podway.prove.verify import verify
 from podway.prove.world import World
+from tests import builders
 from tests.prove.hand_cluster import NODES, PODS, Cluster
 
 pytestmark = pytest.mark.kernel
@@ -31,15 +30,8 @@ MTU = {"vxlan": 1450, "ipip": 1480}
 
 
 def node_object(number: int, rack: int = 0) -> Node:
-    own = f"172.30.{rack}.{number}/24,fd30:{rack}::{number}/64"
-    told = tuple(NodeAddress(type="InternalIP", address=text.split("/")[0]) for text in own.split(","))
-    annotations = {INTERFACE_ADDRESSES: own, ACCEPTS: "vxlan,ipip"}
-    return Node(metadata=Metadata(name=f"n{number}", annotations=annotations), status=NodeStatus(addresses=told))
-
-
-def block_object(number: int, pool: str, cidr: str) -> AddressBlock:
-    spec = AddressBlockSpec(cidr=cidr.format(number), pool=pool, node=f"n{number}")
-    return AddressBlock(metadata=Metadata(name=block_name(ip_network(spec.cidr))), spec=spec)
+    own = (f"172.30.{rack}.{number}/24", f"fd30:{rack}::{number}/64")
+    return builders.node(f"n{number}", *own, notes={ACCEPTS: "vxlan,ipip"})
 
 
 def view_of(encapsulation: Encapsulation, when: When = "always") -> ClusterView:
@@ -50,14 +42,11 @@ def view_of(encapsulation: Encapsulation, when: When = "always") -> ClusterView:
         [
             *map(node_object, NODES),
             *(
-                IPPool(
-                    metadata=Metadata(name=name),
-                    spec=IPPoolSpec(cidr=cidr, block_size=size, encapsulation=encapsulations[name], when=when),
-                )
+                builders.pool(name, cidr, block_size=size, encapsulation=encapsulations[name], when=when)
                 for name, (cidr, size) in POOLS.items()
             ),
-            *(block_object(number, "four", "10.77.{}.0/24") for number in NODES),
-            *(block_object(number, "six", "fd77:0:0:{}::/64") for number in NODES),
+            *(builders.block(f"10.77.{number}.0/24", "four", f"n{number}") for number in NODES),
+            *(builders.block(f"fd77:0:0:{number}::/64", "six", f"n{number}") for number in NODES),
         ]
     )
 

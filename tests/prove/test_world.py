@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from podway.api.addresses import Family
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
-from podway.api.kinds.node import Node, NodeAddress, NodeStatus
-from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
+from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
 from podway.probe.build import Protocol
 from podway.prove.addressing import address_faults
@@ -24,21 +23,13 @@ from podway.prove.probe import (
     sample,
 )
 from podway.prove.world import Block, NodePlace, NodePoint, PodPlace, PodPoint, World, build_world
+from tests.builders import node_status, pod
 
 patiently = settings(deadline=None, max_examples=60)
 
 
 def node(name: str, *addresses: str) -> Node:
-    status = NodeStatus(addresses=tuple(NodeAddress(type="InternalIP", address=a) for a in addresses))
-    return Node(metadata=Metadata(name=name), status=status)
-
-
-def pod(name: str, on: str, *addresses: str, phase: str = "Running", host_network: bool = False) -> Pod:
-    return Pod(
-        metadata=Metadata(name=name, namespace="default"),
-        spec=PodSpec(node_name=on, host_network=host_network),
-        status=PodStatus(phase=phase, pod_ips=tuple(PodAddress(ip=a) for a in addresses)),
-    )
+    return Node(metadata=Metadata(name=name), status=node_status(*addresses))
 
 
 def point(name: str, on: str, *addresses: str) -> PodPoint:

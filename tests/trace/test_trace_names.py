@@ -3,24 +3,15 @@
 import pytest
 
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
-from podway.api.kinds.node import Node, NodeAddress, NodeStatus
-from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
+from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
 from podway.errors import InvalidInput
 from podway.prove.tracing.names import resolve
+from tests.builders import node_status, pod
 
 
 def node(name: str, *addresses: str) -> Node:
-    told = tuple(NodeAddress(type="InternalIP", address=address) for address in addresses)
-    return Node(metadata=Metadata(name=name), status=NodeStatus(addresses=told))
-
-
-def pod(name: str, *addresses: str, namespace: str = "default", phase: str = "Running", host: bool = False) -> Pod:
-    return Pod(
-        metadata=Metadata(name=name, namespace=namespace),
-        spec=PodSpec(node_name="node1" if addresses else "", host_network=host),
-        status=PodStatus(phase=phase, pod_ips=tuple(PodAddress(ip=address) for address in addresses)),
-    )
+    return Node(metadata=Metadata(name=name), status=node_status(*addresses))
 
 
 CLUSTER = (
@@ -28,16 +19,16 @@ CLUSTER = (
     node("twice", "172.30.0.2"),
     node("unheard"),
     AddressBlock(metadata=Metadata(name="b"), spec=AddressBlockSpec(cidr="10.244.0.0/24", pool="p", node="node1")),
-    pod("web", "10.244.0.2", "fd00::2"),
-    pod("db", "10.244.0.3"),
-    pod("db", "10.244.0.4", namespace="shop"),
-    pod("cache", "10.244.0.7", namespace="blog"),
-    pod("cache", "10.244.0.8", namespace="shop"),
-    pod("mail", "10.244.0.9", namespace="shop"),
-    pod("twice", "10.244.0.5"),
-    pod("young", phase="Pending"),
-    pod("done", "10.244.0.6", phase="Succeeded"),
-    pod("hostly", "172.30.0.1", host=True),
+    pod("web", "node1", "10.244.0.2", "fd00::2"),
+    pod("db", "node1", "10.244.0.3"),
+    pod("db", "node1", "10.244.0.4", namespace="shop"),
+    pod("cache", "node1", "10.244.0.7", namespace="blog"),
+    pod("cache", "node1", "10.244.0.8", namespace="shop"),
+    pod("mail", "node1", "10.244.0.9", namespace="shop"),
+    pod("twice", "node1", "10.244.0.5"),
+    pod("young", "", phase="Pending"),
+    pod("done", "node1", "10.244.0.6", phase="Succeeded"),
+    pod("hostly", "node1", "172.30.0.1", host_network=True),
 )
 
 
