@@ -15,6 +15,7 @@ from podway.agent.components import Components
 from podway.agent.routes import node_routes
 from podway.agent.tracing import Tracing
 from podway.api.addresses import Family
+from podway.api.lease import LeaseRecord
 from podway.api.resource import subject
 from podway.bgp.status import PeerStatus
 from podway.channel.admin import Method
@@ -123,16 +124,7 @@ class Reporter:
     async def leases(self) -> list[dict[str, Any]]:
         """Return every lease of the node."""
         return [
-            {
-                "pod": lease.pod,
-                "container": lease.attachment.container,
-                "ifname": lease.attachment.ifname,
-                "network": lease.network,
-                "netns": lease.netns,
-                "link": lease.attachment.link,
-                "addresses": [str(address) for address in lease.addresses],
-                "attach": lease.attach,
-            }
+            {"link": lease.attachment.link, **msgspec.structs.asdict(LeaseRecord.of(lease))}
             for lease in self._components.state.leases.values()
         ]
 

@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 import structlog
 
 from podway.agent.identity import kernel_instance
 from podway.agent.state import NodeState
 from podway.api.addresses import Address
-from podway.api.lease import Lease
+from podway.api.lease import Lease, LeaseRecord
 from podway.bgp.probe import path_mtu
 from podway.bgp.speaker import BgpSpeaker
 from podway.channel.admin import Method
@@ -85,15 +86,7 @@ class Tracing:
             "kernel": kernel_instance().partition("/")[0],
             "uplink": plain(uplink),
             "leases": [
-                {
-                    "container": lease.attachment.container,
-                    "ifname": lease.attachment.ifname,
-                    "pod": lease.pod,
-                    "network": lease.network,
-                    "netns": lease.netns,
-                    "addresses": [str(address) for address in lease.addresses],
-                    "attach": lease.attach,
-                }
+                msgspec.structs.asdict(LeaseRecord.of(lease))
                 for lease in self._state.leases.values()
                 if wanted.intersection(map(str, lease.addresses)) or lease.attachment.link in named
             ],

@@ -108,6 +108,43 @@ class Lease(msgspec.Struct, frozen=True):
         )
 
 
+class LeaseRecord(msgspec.Struct, frozen=True):
+    """A lease in plain values, as files hold it and agents tell it."""
+
+    container: str
+    ifname: str
+    pod: str
+    network: str
+    netns: str
+    addresses: tuple[str, ...]
+    attach: Attach = "routed"
+
+    @classmethod
+    def of(cls, lease: Lease) -> "LeaseRecord":
+        """Return the record of a lease."""
+        return cls(
+            lease.attachment.container,
+            lease.attachment.ifname,
+            lease.pod,
+            lease.network,
+            lease.netns,
+            tuple(map(str, lease.addresses)),
+            lease.attach,
+        )
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that is recorded. Raises ValueError if an address is none."""
+        return Lease(
+            Attachment(self.container, self.ifname),
+            self.pod,
+            self.network,
+            self.netns,
+            tuple(map(ip_address, self.addresses)),
+            self.attach,
+        )
+
+
 def shorten(name: str, room: int) -> str:
     """Cut a name to `room` bytes; a cut name ends in `~` and 8 digits of its digest."""
     if len(name.encode()) <= room:

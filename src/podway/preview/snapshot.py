@@ -5,7 +5,7 @@ without privileges. ClusterAuthority is left out, and Secrets are without their 
 """
 
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import msgspec
 from podway import __version__
 from podway.api.encode import to_builtins
 from podway.api.kinds import KINDS
-from podway.api.kinds.ip_pool import Attach
 from podway.api.kinds.secret import Secret
-from podway.api.lease import Attachment, Lease
+from podway.api.lease import LeaseRecord
 from podway.api.resource import Resource, key, subject
 from podway.api.validate import validate
 from podway.cluster.view import ClusterView
@@ -53,19 +52,9 @@ class _Uplink(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...]
 
 
-class _Lease(msgspec.Struct, frozen=True):
-    container: str
-    ifname: str
-    pod: str
-    network: str
-    netns: str
-    addresses: tuple[str, ...]
-    attach: Attach = "routed"
-
-
 class _Node(msgspec.Struct, frozen=True, omit_defaults=True):
     uplink: _Uplink | None = None
-    leases: tuple[_Lease, ...] = ()
+    leases: tuple[LeaseRecord, ...] = ()
     problem: str = ""
 
 
@@ -92,7 +81,7 @@ def site_of(uplink: Any, leases: Any) -> Site:
     Raises InvalidInput if they are not what an agent of this version answers.
     """
     try:
-        return _site(_Node(msgspec.convert(uplink, _Uplink), msgspec.convert(leases, tuple[_Lease, ...])))
+        return _site(_Node(msgspec.convert(uplink, _Uplink), msgspec.convert(leases, tuple[LeaseRecord, ...])))
     except (msgspec.ValidationError, ValueError) as error:
         raise InvalidInput(
             f"its agent's answer is not understood: {error}",
@@ -187,37 +176,10 @@ def _object(shape: dict[str, Any], origin: str) -> Resource:
 def _record(site: Site) -> _Node:
     up = site.uplink
     uplink = _Uplink(up.device, up.mtu, tuple(map(str, up.addresses))) if up else None
-    return _Node(
-        uplink,
-        tuple(
-            _Lease(
-                lease.attachment.container,
-                lease.attachment.ifname,
-                lease.pod,
-                lease.network,
-                lease.netns,
-                tuple(map(str, lease.addresses)),
-                lease.attach,
-            )
-            for lease in site.leases
-        ),
-    )
+    return _Node(uplink, tuple(map(LeaseRecord.of, site.leases)))
 
 
 def _site(node: _Node) -> Site:
     up = node.uplink
     uplink = Uplink(up.device, up.mtu, tuple(map(ip_interface, up.addresses))) if up else None
-    return Site(
-        uplink,
-        tuple(
-            Lease(
-                Attachment(lease.container, lease.ifname),
-                lease.pod,
-                lease.network,
-                lease.netns,
-                tuple(map(ip_address, lease.addresses)),
-                lease.attach,
-            )
-            for lease in node.leases
-        ),
-    )
+    return Site(uplink, tuple(record.lease for record in node.leases))

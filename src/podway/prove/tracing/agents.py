@@ -1,11 +1,13 @@
 """The agents, as a trace asks them: each for its own node, and none twice that does not answer."""
 
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 from typing import Any, Protocol
 
+import msgspec
+
 from podway.api.addresses import Address
-from podway.api.lease import Attachment, Lease
+from podway.api.lease import LeaseRecord
 from podway.bgp.probe import PathMtu
 from podway.errors import AgentError
 from podway.kernel.network import RouteRecord
@@ -54,7 +56,13 @@ class Agents:
             return
         uplink = told["uplink"]
         before = self.sites.get(node, Site())
-        leases = {lease.attachment: lease for lease in (*before.leases, *map(_lease, told["leases"]))}
+        leases = {
+            lease.attachment: lease
+            for lease in (
+                *before.leases,
+                *(record.lease for record in msgspec.convert(told["leases"], list[LeaseRecord])),
+            )
+        }
         self.kernels[node] = told["kernel"]
         self.sites[node] = Site(
             Uplink(uplink["device"], uplink["mtu"], tuple(map(ip_interface, uplink["addresses"]))),
@@ -112,14 +120,3 @@ class RemoteInspector:
     def _call(self, point: Point, method: str, **params: Any) -> Any:
         link = point.host_link if isinstance(point, PodPoint) else ""
         return self._agents.call(point.node, method, link=link, **params)
-
-
-def _lease(told: dict[str, Any]) -> Lease:
-    return Lease(
-        Attachment(told["container"], told["ifname"]),
-        told["pod"],
-        told["network"],
-        told["netns"],
-        tuple(map(ip_address, told["addresses"])),
-        told["attach"],
-    )
