@@ -255,7 +255,7 @@ def test_the_form_asked_for_follows_pool_subnets_and_destination() -> None:
     ]
     assert bare == [ExpectedEncapsulation()] * 5
     across = view_of("vxlan", "cross-subnet")
-    far = msgspec.structs.replace(across, nodes={"n1": node_object(1), "n2": node_object(2, rack=1)})
+    far = across.after(across.change(node_object(2, rack=1)))
     assert (
         str(expected_encapsulation(far, "n1", "n2", target))
         == "VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.1.2"
