@@ -167,11 +167,7 @@ def test_another_nodes_address_that_alters_the_mtu_of_pods_is_a_matter_of_the_wh
     """A node of IPv4 alone holds nothing for one of IPv6 alone, but its pods' MTU is that of the whole cluster."""
 
     def with_addresses(name: str, *interfaces: str) -> Node:
-        status = NodeStatus(
-            addresses=tuple(NodeAddress(type="InternalIP", address=text.split("/")[0]) for text in interfaces)
-        )
-        notes = {INTERFACE_ADDRESSES: ",".join(interfaces), ACCEPTS: "vxlan", SENDS: "vxlan"}
-        return Node(metadata=Metadata(name=name, annotations=notes), status=status)
+        return builders.node(name, *interfaces, notes={ACCEPTS: "vxlan", SENDS: "vxlan"})
 
     here = with_addresses("here", "172.30.0.1/24")
     both, six = with_addresses("n2", "172.30.0.2/24", "fd30::2/64"), with_addresses("n2", "fd30::2/64")
