@@ -60,8 +60,9 @@ def view_of(encapsulation: Encapsulation, outer: Family, inner: Family) -> Clust
     """Nobody asks for the encapsulation: it is one that is on its way out, and still taken off."""
     underlay = [outer] if outer is Family.IPV6 else list(Family)
     third = {family: THIRD[family] for family in underlay}
+    announced = "vxlan6" if encapsulation == "vxlan" and outer is Family.IPV6 else encapsulation
     return cluster(
-        encapsulations=encapsulation, underlay=underlay, more=[third], blocks={"more0": THIRDS_BLOCK[inner]}
+        encapsulations=announced, underlay=underlay, more=[third], blocks={"more0": THIRDS_BLOCK[inner]}
     )
 
 
