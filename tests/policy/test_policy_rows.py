@@ -532,3 +532,13 @@ def test_a_named_port_of_a_cluster_policy_is_of_any_protocol() -> None:
     planned = cluster(cluster_policy(egress=[deny]))
     assert reached(planned, A, B, C, by=D, port=80) == {B, C}
     assert reached(planned, A, B, C, by=D, port=80, protocol="UDP") == {A, B}
+
+
+def test_changed_labels_of_a_namespace_move_the_subjects_of_a_cluster_policy() -> None:
+    deny = {"action": "Deny", "from": EVERYBODY}
+    planned = cluster(cluster_policy(subject={"namespaces": {"matchLabels": {"guests": "yes"}}}, ingress=[deny]))
+    assert planned.allows(D, A)
+    planned.put(namespace("x", guests="yes"))
+    assert not planned.allows(D, A)
+    planned.put(namespace("x"))
+    assert planned.allows(D, A)
