@@ -158,7 +158,8 @@ class BlockKeeper:
                     continue
                 idle = now - self._idle_since.setdefault(use.block, now)
                 rest = sum(other.free for other in uses if other is not use and other.block not in leaving)
-                spared = rest > 2 * use.spare or pool not in kept
+                # The first one stays, though another that just became empty would do: it has the node's number.
+                spared = pool not in kept or (use is not uses[0] and rest > 2 * use.spare)
                 if (idle >= self._idle_delay and spared) or pool in starved | gone:
                     leaving.add(use.block)
         if leaving != self._state.withdrawn:
