@@ -101,9 +101,10 @@ class SqliteStore:
                 for number, event in events:
                     yield event
                     since = number
+                events = ()
                 notified.clear()
                 look = await self._look()
-                if events or look.file != file or look.newest.get(kind.KIND, 0) > since:
+                if look.file != file or look.newest.get(kind.KIND, 0) > since:
                     events = await self._run(self._changes, kind.KIND, file, since)
                     continue
                 try:
