@@ -166,6 +166,9 @@ def test_an_agent_killed_in_the_middle_goes_on_where_it_was(three: SystemLab, po
         assert "waits for node2 to accept vxlan" in three.podway("status", "node1")
         three.start_agent("node2")
         eventually(lambda: all(VXLAN in line for node in NODES for line in remote_routes(three, node)))
+        # Until BIRD has changed its own routes, some of ours stand beside them.
+        eventually(lambda: three.status("node3")["encapsulation"]["pending"] == [])
+        assert "metric 31" not in routes(three, "node3")
         three.kill_agent("node3")  # its routes stand; a start on a node that is right changes nothing
         before = routes(three, "node3")
         three.start_agent("node3")
