@@ -22,7 +22,7 @@ def lab() -> Iterator[SystemLab]:
             found.podway("lab", "run", f"p{number}", "--node", f"node{number}")
         found.sh("node2", "ip address del fd70:6f64:7761:7900::2/64 dev eth0")
         found.sh("node3", "ip address del 172.30.0.3/16 dev eth0")
-        eventually(lambda: "node3" in str(found.status("node2")["crossing"]["problems"]))
+        eventually(lambda: "node3" in str(found.status("node2")["encapsulation"]["problems"]))
         eventually(lambda: traced(found, "p1", "p3")["verdict"]["outcome"] == "delivered")
         yield found
     finally:
