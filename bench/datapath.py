@@ -23,12 +23,13 @@ from podway.api.addresses import Family
 from podway.api.lease import LINK_PREFIX
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
-from podway.kernel.bpf.flow_layout import EVENT, Counter, Endpoint, Hook, Rule, RuleKey, Tier, Verdict
+from podway.kernel.bpf.flow_layout import EVENT, Counter, Endpoint, Hook
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Place
 from podway.kernel.rtnl import links, routes
 from podway.lab import names, topology
 from podway.plan.fabric import DEVICES
+from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 
 ROUNDS = 5
 SECONDS = 1

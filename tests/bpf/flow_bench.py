@@ -11,8 +11,9 @@ from podway.kernel import netns
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_events import Events
-from podway.kernel.bpf.flow_layout import FLOW, Counter, Endpoint, Event, FlowKey, Hook, Reason, RuleKey
+from podway.kernel.bpf.flow_layout import FLOW, Counter, Endpoint, Event, FlowKey, Hook, Reason
 from podway.kernel.bpf.flow_maps import FlowMaps
+from podway.policy.maps import RuleKey
 
 UNSPEC, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7
 """TC_ACT_UNSPEC: the next program, or the stack; TC_ACT_SHOT; TC_ACT_REDIRECT (linux/pkt_cls.h)."""

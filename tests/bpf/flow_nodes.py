@@ -15,11 +15,12 @@ from podway.kernel import engine, ipip, netns
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_events import Events
-from podway.kernel.bpf.flow_layout import Counter, Endpoint, Event, Hook, Reason, Rule, RuleKey, Tier, Verdict
+from podway.kernel.bpf.flow_layout import Counter, Endpoint, Event, Hook, Reason
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Place
 from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
+from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 from tests.kernel.ipip_lab import overlay_mac
 from tests.patience import ANSWERED, PATIENCE
 

@@ -5,7 +5,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from podway.kernel.bpf.flow_layout import Counter, Hook, Reason, Rule, RuleKey, Tier, Verdict
+from podway.kernel.bpf.flow_layout import Counter, Hook, Reason
+from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 from tests.bpf.flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
 from tests.bpf.flow_packets import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, TCP, UDP, frame, icmp, ip, sctp, tcp, udp
 

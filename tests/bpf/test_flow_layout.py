@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from podway.kernel.bpf import flow_layout as layout
 from podway.kernel.bpf import flow_programs
+from podway.policy.maps import Rule, Tier, Verdict
 
 KIND_STRUCT, KIND_ENUM = 4, 6
 EXTRA = {1: 4, 3: 12, 4: 12, 5: 12, 6: 8, 13: 8, 14: 4, 15: 12, 17: 4, 19: 12}
@@ -78,8 +79,8 @@ def test_layout_is_that_of_the_object(one: Any) -> None:
         (layout.Way, "way", "WAY_"),
         (layout.Hook, "hook", ""),
         (layout.EventKind, "event_kind", ""),
-        (layout.Verdict, "verdict", ""),
-        (layout.Tier, "tier", "TIER_"),
+        (Verdict, "verdict", ""),
+        (Tier, "tier", "TIER_"),
         (layout.Counter, "counter", ""),
     ],
 )
@@ -116,11 +117,11 @@ def test_all_ipv6_does_not_cover_ipv4() -> None:
 
 
 @given(
-    st.sampled_from([v for v in layout.Verdict if v]),
+    st.sampled_from([v for v in Verdict if v]),
     st.integers(0, layout.MOST_PRECEDENCE),
     st.integers(0, 2**32 - 1),
 )
 def test_rule_returns(verdict: Any, precedence: int, number: int) -> None:
-    rule = layout.Rule(verdict, precedence, number)
-    assert layout.Rule.unpack(rule.pack()) == rule
-    assert layout.unpack_rules(layout.pack_rules({layout.Tier.ADMIN: rule})) == {layout.Tier.ADMIN: rule}
+    rule = Rule(verdict, precedence, number)
+    assert layout.unpack_rule(layout.pack_rule(rule)) == rule
+    assert layout.unpack_rules(layout.pack_rules({Tier.ADMIN: rule})) == {Tier.ADMIN: rule}

@@ -17,13 +17,10 @@ from podway.kernel.bpf.flow_layout import (
     FlowState,
     Hook,
     Reason,
-    Rule,
-    RuleKey,
-    Tier,
-    Verdict,
     Way,
     lifetime,
 )
+from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 from tests.bpf.flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
 from tests.bpf.flow_packets import (
     ACK,

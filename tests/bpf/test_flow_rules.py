@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from podway.kernel.bpf.flow_layout import ANYBODY, MOST_PRECEDENCE, Reason, Rule, RuleKey, Tier, Verdict
+from podway.kernel.bpf.flow_layout import MOST_PRECEDENCE, Reason
+from podway.policy.maps import ANYBODY, Rule, RuleKey, Tier, Verdict
 from tests.bpf.flow_bench import PODS, REDIRECT, REMOTE, SHOT, Bench
 from tests.bpf.flow_packets import ICMP, TCP, UDP, frame, icmp, ip, tcp, udp
 

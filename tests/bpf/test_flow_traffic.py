@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from podway.kernel.bpf.flow_layout import Counter, EventKind, Reason, RuleKey, Way
+from podway.kernel.bpf.flow_layout import Counter, EventKind, Reason, Way
+from podway.policy.maps import RuleKey
 from tests.bpf.flow_nodes import Echo, Lab, open_socket, said
 from tests.patience import ANSWERED, PATIENCE, eventually
 

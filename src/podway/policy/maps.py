@@ -45,7 +45,7 @@ class Direction(enum.StrEnum):
 
 
 class Tier(enum.IntEnum):
-    """Whose word a rule is, in the order in which they are heard."""
+    """Whose word a rule is, in the order in which they are heard: enum tier in bpf/flow/policy.h."""
 
     ADMIN = 0
     NETWORK_POLICY = 1
@@ -53,8 +53,9 @@ class Tier(enum.IntEnum):
 
 
 class Verdict(enum.IntEnum):
-    """What a rule says. Among rules of the same precedence the greater is heard."""
+    """What a rule says: enum verdict in bpf/flow/policy.h. Of the same precedence the greater is heard."""
 
+    NOTHING_SAID = 0
     ALLOW = 1
     PASS = 2
     DENY = 3

@@ -8,10 +8,10 @@ import enum
 import struct
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-Address: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
+from podway.api.addresses import Address, Network
+from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _MAPPED_BITS = 96
@@ -129,28 +129,6 @@ class EventKind(enum.IntEnum):
     PACKET_DROPPED = 3
 
 
-class Verdict(enum.IntEnum):
-    """What a rule says: enum verdict in policy.h."""
-
-    NOTHING_SAID = 0
-    ALLOW = 1
-    PASS = 2
-    DENY = 3
-
-
-class Tier(enum.IntEnum):
-    """Whose rule it is: enum tier in policy.h."""
-
-    ADMIN = 0
-    NETWORK_POLICY = 1
-    BASELINE = 2
-
-
-ANYBODY = 0
-"""The identity of a rule that is for all, and of an address of which nothing is known."""
-FIRST_RULE = 16
-"""Rules of policies have numbers from this on; those below are the engine's own."""
-MOST_RULE_SETS = 65536
 MOST_PRECEDENCE = (1 << 30) - 1
 BRIDGED = 1
 """The flag of an endpoint that is a port of a bridge."""
@@ -177,7 +155,7 @@ def pack_prefix(network: Network) -> bytes:
 
 def unpack_prefix(data: bytes) -> Network:
     """Return the prefix of a trie's key."""
-    length, family, address = struct.unpack("=I4s16s", data)
+    length, family, address = PREFIX.unpack(data)
     if family[3] == 4:
         return IPv4Network((address[12:], length - _FAMILY_BITS - _MAPPED_BITS))
     return IPv6Network((address, length - _FAMILY_BITS))
@@ -221,58 +199,33 @@ class RuleSet(NamedTuple):
 RULE_KEY = Layout("rule_key", set="I", identity="I", port="H", port_length="B", protocol="B")
 
 
-class RuleKey(NamedTuple):
-    """What an entry of a rule set is about. Protocol 0 is any, and then the port must be 0/0.
-
-    For ICMP the port is type << 8 | code.
-    """
-
-    set: int
-    identity: int = ANYBODY
-    protocol: int = 0
-    port: int = 0
-    port_length: int = 0
-
-    def pack(self) -> bytes:
-        """Return the key's bytes."""
-        return RULE_KEY.pack(self.set, self.identity, self.port, self.port_length, self.protocol)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> "RuleKey":
-        """Read a key."""
-        number, identity, port, length, protocol = struct.unpack("=IIHBB", data)
-        return cls(number, identity, protocol, port, length)
+def pack_rule_key(key: RuleKey) -> bytes:
+    """Return the bytes of an entry's key."""
+    return RULE_KEY.pack(key.rule_set, key.identity, key.port, key.port_length, key.protocol)
 
 
-class Rule(NamedTuple):
-    """What a tier says at one key: the greatest precedence of all keys that match is heard."""
-
-    verdict: Verdict
-    precedence: int
-    number: int
-
-    def pack(self) -> int:
-        """Return it as one number: the greater goes before the smaller."""
-        return self.precedence << 34 | self.verdict << 32 | self.number
-
-    @classmethod
-    def unpack(cls, number: int) -> "Rule | None":
-        """Read one; None where nothing is said."""
-        verdict = Verdict(number >> 32 & 3)
-        return cls(verdict, number >> 34, number & 0xFFFFFFFF) if verdict else None
+def pack_rule(rule: Rule) -> int:
+    """Return a rule as one number: the greater goes before the smaller."""
+    return rule.precedence << 34 | rule.verdict << 32 | rule.number
 
 
-RULES_ENTRY = Layout("rules_entry", tier="24s")
+def unpack_rule(number: int) -> Rule | None:
+    """Read one; None where nothing is said."""
+    verdict = Verdict(number >> 32 & 3)
+    return Rule(verdict, number >> 34, number & 0xFFFFFFFF) if verdict else None
+
+
+RULES_ENTRY = Layout("rules_entry", tier="3Q")
 
 
 def pack_rules(tiers: Mapping[Tier, Rule]) -> bytes:
     """Return an entry's value from what each tier says."""
-    return struct.pack("=3Q", *(tiers[tier].pack() if tier in tiers else 0 for tier in Tier))
+    return RULES_ENTRY.pack(*(pack_rule(tiers[tier]) if tier in tiers else 0 for tier in Tier))
 
 
 def unpack_rules(data: bytes) -> dict[Tier, Rule]:
     """Return what each tier says."""
-    said = zip(Tier, map(Rule.unpack, struct.unpack("=3Q", data)), strict=True)
+    said = zip(Tier, map(unpack_rule, RULES_ENTRY.unpack(data)), strict=True)
     return {tier: rule for tier, rule in said if rule}
 
 
@@ -305,7 +258,7 @@ class FlowKey(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> "FlowKey":
         """Read a key."""
-        source, destination, *ports, protocol, _ = struct.unpack("=16s16s2s2sB3s", data)
+        source, destination, *ports, protocol, _ = FLOW_KEY.unpack(data)
         source_port, destination_port = (int.from_bytes(port, "big") for port in ports)
         return cls(unpack_address(source), unpack_address(destination), protocol, source_port, destination_port)
 
@@ -330,12 +283,12 @@ FLOW = Layout(
     reason="B",
     flags="B",
     counted="B",
-    unused="B",
+    unused="x",
     hardware="12s",
     owner="I",
-    generation="8s",
-    identity="8s",
-    rule="8s",
+    generation="2I",
+    identity="2I",
+    rule="2I",
     made="Q",
 )
 
@@ -367,7 +320,7 @@ class Flow(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> "Flow":
         """Read a flow."""
-        values = struct.unpack("=QQQQIIIIHBBBBBx12sIIIIIIIQ", data)
+        values = FLOW.unpack(data)
         seen, packets, octets, way_seen, epoch, source, ifindex, generation, mtu = values[:9]
         way, state, reason, flags, counted, hardware, owner = values[9:16]
         generations, identities, rules = (values[at : at + 2] for at in (16, 18, 20))
@@ -433,8 +386,8 @@ EVENT = Layout(
     key="40s",
     packets="Q",
     bytes="Q",
-    rule="8s",
-    identity="8s",
+    rule="2I",
+    identity="2I",
     ifindex="I",
     kind="B",
     reason="B",
@@ -461,9 +414,7 @@ class Event(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> "Event":
         """Read an event."""
-        time, key, packets, octets, r0, r1, i0, i1, ifindex, kind, reason, hook, flags = struct.unpack(
-            "=Q40sQQIIIIIBBBB", data
-        )
+        time, key, packets, octets, r0, r1, i0, i1, ifindex, kind, reason, hook, flags = EVENT.unpack(data)
         return cls(
             time,
             FlowKey.unpack(key),
@@ -493,4 +444,3 @@ LAYOUTS = (
     EVENT,
 )
 """All structs, for the comparison with BTF."""
-ENUMS = (Reason, FlowState, Way, Hook, EventKind, Verdict, Tier)

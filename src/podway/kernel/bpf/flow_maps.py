@@ -9,35 +9,32 @@ import struct
 from collections import Counter as Counts
 from collections.abc import Iterable, Iterator, Mapping
 
+from podway.api.addresses import Address, Network
 from podway.errors import KernelError
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_layout import (
     ENDPOINT,
-    MOST_RULE_SETS,
     QUOTA,
     QUOTA_KEY,
     RULE_SET,
     STATE,
-    Address,
     Counter,
     Endpoint,
     Flow,
     FlowFlag,
     FlowKey,
-    Network,
     QuotaKey,
     Reason,
-    Rule,
-    RuleKey,
     RuleSet,
     State,
-    Tier,
     is_open,
     lifetime,
     pack_address,
     pack_prefix,
+    pack_rule_key,
     pack_rules,
 )
+from podway.policy.maps import MOST_RULE_SETS, Rule, RuleKey, Tier
 
 _ONLY = bytes(4)
 _SECOND = 10**9
@@ -96,7 +93,7 @@ class FlowMaps:
         lengths = RuleSet(*RULE_SET.unpack(bpf.element(self._maps["rule_sets"], number)))
         wanted = lengths.port_lengths
         for key in entries:
-            if key.set != number or not 0 < number < MOST_RULE_SETS:
+            if key.rule_set != number or not 0 < number < MOST_RULE_SETS:
                 raise ValueError(f"{key} is no entry of rule set {number}")
             if key.protocol:
                 wanted |= 1 << key.port_length
@@ -104,9 +101,9 @@ class FlowMaps:
         if wanted != lengths.port_lengths and lengths.generation:
             bpf.insert(self._maps["rule_sets"], at, RULE_SET.pack(lengths.generation, wanted))
         for key, tiers in entries.items():
-            bpf.insert(self._maps["rules"], key.pack(), pack_rules(tiers))
+            bpf.insert(self._maps["rules"], pack_rule_key(key), pack_rules(tiers))
         for key in removed:
-            bpf.delete(self._maps["rules"], key.pack())
+            bpf.delete(self._maps["rules"], pack_rule_key(key))
         generation = self.state.generations + 1
         self.set_state(generations=generation)
         bpf.insert(self._maps["rule_sets"], at, RULE_SET.pack(generation, wanted))
