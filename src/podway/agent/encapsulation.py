@@ -20,7 +20,15 @@ from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError
 from podway.kernel.network import RTPROT_BIRD, dump_links, dump_routes
 from podway.kernel.node import Kernel
-from podway.plan.fabric import TUNNELS, TunnelMode, accepted_modes, endpoint, pool_modes, required_modes
+from podway.plan.fabric import (
+    TUNNELS,
+    TunnelMode,
+    accepted_modes,
+    endpoint,
+    mode_of_device,
+    pool_modes,
+    required_modes,
+)
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.switching import (
     DECAPSULATION_KINDS,
@@ -29,7 +37,6 @@ from podway.plan.switching import (
     impossible,
     missing_modes,
     missing_routes,
-    mode_of_device,
     modes_to_advertise,
     sent_modes,
     unconverged,
@@ -57,7 +64,6 @@ that is to lead its routes there, and has not heard of it, takes them out until 
 
 IN_FLIGHT = 0.5
 """Seconds that a packet may be in flight: so long a tunnel mode stays advertised after its last route."""
-
 
 HEARD = 1.0
 """Seconds after which all nodes have heard of a new address of this one, and take tunnelled packets from it."""
@@ -97,7 +103,7 @@ class EncapsulationSwitch:
         self._missed: dict[Network, float] = {}
         """Those of them where it has none any more, and since when."""
         self._ended: dict[str, float] = {}
-        """Forms that are still said though no route is left, and since when."""
+        """Modes that are still said though no route is left, and since when."""
         self._advertised: Advertised | None = None
         """What the node has said, until it reads that itself."""
         self._announcement = ""
@@ -105,11 +111,11 @@ class EncapsulationSwitch:
         self._written = False
         """Whether they are known to be in the store."""
         self._lacking: dict[TunnelMode, float] = {}
-        """Forms that the node has said though the kernel lacks a part, and since when."""
+        """Modes that the node has said though the kernel lacks a part, and since when."""
         self._addresses: dict[Address, float] = dict.fromkeys(state.uplink.node_addresses, -math.inf)
         """The node's own addresses, and since when it has them; those that it began with for ever."""
         self._new: frozenset[TunnelMode] = frozenset()
-        """Forms that are not said yet because outer headers would carry an address that is too new."""
+        """Modes that are not said yet because outer headers would carry an address that is too new."""
 
     def refresh(self, *, force: bool = False) -> bool:
         """Take over from the kernel what the node may still send, and which blocks need a route of ours.
@@ -260,7 +266,7 @@ class EncapsulationSwitch:
     def _transitional(self, installed: InstalledModes) -> frozenset[Network]:
         """Return the blocks that need a route of ours now.
 
-        Where BIRD had a route and took it back (a node died), ours goes, too, after TAKEN_BACK.
+        Where BIRD had a route and took it back (a node died), ours goes, too, after WITHDRAWN_AFTER.
         """
         found = unconverged(self._state.view, self._state.node, installed)
         missed = (found & (self._learned | self._missed.keys())) - installed.learned.keys()

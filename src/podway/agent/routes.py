@@ -13,9 +13,8 @@ from podway.api.kinds.ip_pool import Encapsulation
 from podway.bgp.status import BirdRoute
 from podway.cluster.view import ClusterView
 from podway.kernel.network import RTPROT_BIRD, RouteRecord
-from podway.plan.fabric import encapsulation_of
+from podway.plan.fabric import encapsulation_of, mode_of_device
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL
-from podway.plan.switching import mode_of_device
 
 
 class Via(msgspec.Struct, frozen=True):

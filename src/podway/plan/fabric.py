@@ -67,6 +67,8 @@ TUNNELS: Mapping[TunnelMode, Tunnel] = {
 
 DEVICES: Mapping[TunnelMode, str] = {mode: tunnel.device for mode, tunnel in TUNNELS.items()}
 
+_MODES: Mapping[str, TunnelMode] = {device: mode for mode, device in DEVICES.items()}
+
 SMALLEST_IPV6_MTU = 1280
 """RFC 8200, section 5. The kernel takes IPv6 away from a device with less (addrconf_notify)."""
 
@@ -119,6 +121,11 @@ def overhead(mode: TunnelMode) -> int:
 def encapsulation_of(mode: TunnelMode) -> Encapsulation:
     """Return the encapsulation that a tunnel mode is one of."""
     return "none" if mode == "none" else TUNNELS[mode].encapsulation
+
+
+def mode_of_device(device: str) -> TunnelMode:
+    """Return the mode that packets get which leave by a device."""
+    return _MODES.get(device, "none")
 
 
 def tunnel_of(encapsulation: Encapsulation, underlay: Family) -> Tunnel | None:

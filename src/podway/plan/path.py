@@ -15,7 +15,7 @@ from podway.api.kinds.ip_pool import Encapsulation
 from podway.api.lease import Lease
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import plan_bgp
-from podway.plan.fabric import TUNNELS
+from podway.plan.fabric import encapsulation_of, mode_of_device
 from podway.plan.learned import announced
 from podway.plan.node import plan_node, plan_wiring
 from podway.plan.objects import BRIDGE_DEVICE, Neighbour, Route
@@ -190,14 +190,12 @@ def _learned_from(view: ClusterView, node: str, block: AddressBlock) -> str:
 
 def _to_a_node(hop: PlannedHop, block: AddressBlock, uplink: Uplink) -> PlannedHop:
     """Add to a hop on the way to a block of another node which that is, and how the packet crosses."""
-    mode: Encapsulation = next(
-        (tunnel.encapsulation for tunnel in TUNNELS.values() if tunnel.device == hop.exit), "none"
-    )
+    encapsulation = encapsulation_of(mode_of_device(hop.exit))
     return msgspec.structs.replace(
         hop,
         leads_to=block.spec.node,
-        encapsulation=mode,
-        wire_exit=uplink.device if mode != "none" else "",
+        encapsulation=encapsulation,
+        wire_exit=uplink.device if encapsulation != "none" else "",
     )
 
 

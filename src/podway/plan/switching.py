@@ -33,6 +33,7 @@ from podway.plan.fabric import (
     SMALLEST_IPV6_MTU,
     TunnelMode,
     desired_mode,
+    mode_of_device,
     mode_to,
     planned_modes,
     pool_modes,
@@ -63,19 +64,12 @@ DECAPSULATION_KINDS = frozenset(
 
 ModeByBlock: TypeAlias = Mapping[Network, TunnelMode]
 
-_MODES: Mapping[str, TunnelMode] = {device: mode for mode, device in DEVICES.items()}
-
 
 class InstalledModes(msgspec.Struct, frozen=True):
     """In which mode the kernel's routes to blocks of other nodes lead: `learned` BIRD's, `own` ours."""
 
     learned: ModeByBlock = {}
     own: ModeByBlock = {}
-
-
-def mode_of_device(device: str) -> TunnelMode:
-    """Return the mode that packets get which leave by a device."""
-    return _MODES.get(device, "none")
 
 
 def concerns(view: ClusterView, node: str) -> bool:
@@ -207,11 +201,11 @@ def _part_of(obj: object) -> set[TunnelMode]:
         case Device(name=device) | LinkAddress(device=device) | IpipTunnel(device=device):
             pass
         case Sysctl(path=path):
-            device = next((part for part in path.split("/") if part in _MODES), "")
+            device = next((part for part in path.split("/") if mode_of_device(part) != "none"), "")
         case TunnelEndpoint() | TunnelSource():
             return {"ipip"}
         case NftTable(family=family, name=name) | NftElement(family=family, table=name) if name == NFT_VXLAN_TABLE:
             return {"vxlan6" if family == "ip6" else "vxlan"}
         case _:
             return set()
-    return {_MODES[device]} if device in _MODES else set()
+    return {mode_of_device(device)} - {"none"}

@@ -4,7 +4,7 @@ import msgspec
 
 from podway.errors import PodwayError
 from podway.kernel.network import Lookup
-from podway.plan.switching import mode_of_device
+from podway.plan.fabric import mode_of_device
 from podway.prove.advice import prefer_source, remove_address
 from podway.prove.cause import Cause, command, place
 from podway.prove.inspector import Inspector

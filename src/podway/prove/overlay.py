@@ -178,10 +178,6 @@ class _Receiver:
         return None
 
 
-def _no_program(deed: str, device: str, node: NodePoint) -> Cause:
-    return Cause(f"the program that {deed} is not attached to {device} of {node.label}", REPAIRED)
-
-
 def _rules(world: World, node: NodePoint) -> str:
     return command(world, node.label, "nft list ruleset")
 
