@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
+
 from podway.errors import KernelError
 from podway.kernel import engine, ipip, netns
 from podway.kernel.bpf import flow_programs
@@ -200,6 +202,18 @@ def said(connection: socket.socket, words: bytes) -> bytes:
 
 
 HEADERS = {"none": 0, "vxlan": 50, "ipip": 20}
+
+
+def reaches_only(pod: Pod, target: Pod, family: int, *, port: int, denied: int) -> None:
+    """A server at one port of `target` answers a pod, and one at a port that is denied does not."""
+    with Echo(target, family, port), Echo(target, family, denied):
+        with open_socket(pod, family) as client:
+            client.connect((target.addresses[family], port))
+            assert said(client, b"hello") == b"hello"
+        with open_socket(pod, family) as client:
+            client.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                client.connect((target.addresses[family], denied))
 
 
 class Lab:

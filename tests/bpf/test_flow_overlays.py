@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from podway.kernel.bpf.flow_layout import Counter, EventKind, FlowKey, Reason, Way
-from tests.bpf.flow_nodes import Echo, Lab, open_socket, said
+from tests.bpf.flow_nodes import Echo, Lab, open_socket, reaches_only, said
 from tests.patience import ANSWERED
 
 pytestmark = pytest.mark.kernel
@@ -58,14 +58,7 @@ def test_policy_holds_behind_a_tunnel(tunnel: tuple[Lab, int]) -> None:
     lab, family = tunnel
     lab.two.isolate(lab.c, {"protocol": 6, "port": 7000, "port_length": 16})
     lab.one.isolate(lab.a)
-    with Echo(lab.c, family, 7000), Echo(lab.c, family, 7001):
-        with open_socket(lab.a, family) as client:
-            client.connect((lab.c.addresses[family], 7000))
-            assert said(client, b"hello") == b"hello"
-        with open_socket(lab.a, family) as client:
-            client.settimeout(0.5)
-            with pytest.raises(TimeoutError):
-                client.connect((lab.c.addresses[family], 7001))
+    reaches_only(lab.a, lab.c, family, port=7000, denied=7001)
     assert lab.two.counted()[Reason.DENIED_INGRESS] >= 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from podway.kernel.bpf.flow_layout import Counter, EventKind, Reason, Way
 from podway.policy.maps import RuleKey
-from tests.bpf.flow_nodes import Echo, Lab, open_socket, said
+from tests.bpf.flow_nodes import Echo, Lab, open_socket, reaches_only, said
 from tests.patience import ANSWERED, PATIENCE, eventually
 
 pytestmark = pytest.mark.kernel
@@ -61,14 +61,7 @@ def test_a_stream_takes_no_stack(lab: Lab, family: int, there: str) -> None:
 def test_allowed_port_only(lab: Lab, family: int) -> None:
     """What a rule does not allow is dropped on the node of who is called, and told with its rule."""
     lab.two.isolate(lab.c, {"protocol": 6, "port": 7000, "port_length": 16})
-    with Echo(lab.c, family, 7000), Echo(lab.c, family, 7001):
-        with open_socket(lab.a, family) as client:
-            client.connect((lab.c.addresses[family], 7000))
-            assert said(client, b"hello") == b"hello"
-        with open_socket(lab.a, family) as client:
-            client.settimeout(0.5)
-            with pytest.raises(TimeoutError):
-                client.connect((lab.c.addresses[family], 7001))
+    reaches_only(lab.a, lab.c, family, port=7000, denied=7001)
     dropped = [one for one in lab.two.told() if one.kind is EventKind.PACKET_DROPPED]
     assert {(one.reason, one.rules[1], one.key.destination_port) for one in dropped} == {
         (Reason.DENIED_INGRESS, 77, 7001)

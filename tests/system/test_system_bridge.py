@@ -15,7 +15,6 @@ from podway.api.addresses import gateway_of
 from podway.api.kinds.ip_pool import IPPool
 from podway.cni.spec import Code
 from podway.kernel import netns
-from podway.lab import cluster
 from podway.lab.facts import PoolSettings
 from tests.system.system_lab import PodUnderTest, SystemLab, eventually
 
@@ -26,17 +25,7 @@ pytestmark = pytest.mark.kernel
 def bridged() -> Iterator[SystemLab]:
     """Two dual-stack nodes, whose pools attach pods to the bridge; tests use `lab`."""
     lab = SystemLab()
-    pools = ("10.244.0.0/16", "fd00:244::/56")
-    pool_settings = PoolSettings(attach="bridge")
-    cluster.up(
-        lab.name,
-        nodes=2,
-        pools=pools,
-        block_sizes=(),
-        asn=64512,
-        report=lambda _: None,
-        pool_settings=pool_settings,
-    )
+    lab.up(2, pool_settings=PoolSettings(attach="bridge"))
     try:
         yield lab
     finally:
