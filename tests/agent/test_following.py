@@ -11,11 +11,13 @@ import pytest
 
 from podway.agent.following import UplinkFollower
 from podway.agent.options import AgentOptions
-from podway.agent.state import NodeState
 from podway.cluster.view import ClusterView
 from podway.kernel import netns
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.node import Kernel
 from podway.plan.uplink import Uplink
+from podway.reconcile.pod_ends import PodEnds
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
@@ -44,21 +46,17 @@ def test_what_no_event_told_is_found_all_the_same(namespace: str) -> None:
     options = AgentOptions(node="a", store="", run_dir=Path("/nowhere"), resync_interval=0.1)
 
     async def follow() -> None:
-        found = asyncio.Event()
-
-        async def changed() -> None:
-            found.set()
-
-        with netns.opened(netns.path_of(namespace)) as fd, Connection(fd) as connection:
-            follower = UplinkFollower(connection, state, options, changed=changed, bring_to_plan=lambda: None)
+        with netns.opened(netns.path_of(namespace)) as fd, Kernel.open(fd) as kernel:
+            reconciler = Reconciler(kernel, state, PodEnds(kernel), run_dir=options.run_dir, audit_interval=60.0)
+            follower = UplinkFollower(kernel.connection, state, options, reconciler)
             task = asyncio.ensure_future(follower.run())
             try:
                 await asyncio.to_thread(ip, namespace, "link", "set", "eth0", "name", "ens5")
                 await asyncio.to_thread(ip, namespace, "link", "set", "ens5", "mtu", "1400")
                 async with asyncio.timeout(PATIENCE):
                     while (state.uplink.device, state.uplink.mtu) != ("ens5", 1400):
-                        await found.wait()
-                        found.clear()
+                        await follower.changed.wait()
+                        follower.changed.clear()
                 assert follower.problem == ""
             finally:
                 task.cancel()

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from podway.agent.routes import node_routes
-from podway.agent.state import NodeState
 from podway.api.addresses import Family
 from podway.api.checked import RejectedObject, check
 from podway.api.columns import Cluster
@@ -41,8 +40,10 @@ from podway.errors import InvalidObject
 from podway.health.checks.encapsulation import bare_far
 from podway.ipam.selection import wants_another
 from podway.plan.bgp import plan_bgp
+from podway.plan.node import plan_all
 from podway.plan.switching import InstalledModes, impossible, missing_routes, sent_modes, unconverged, waiting
 from podway.plan.uplink import Uplink
+from podway.reconcile.state import NodeState
 from tests.builders import node_status
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd70::1/64")))
@@ -215,7 +216,7 @@ def exercise(view: ClusterView) -> None:
     """Ask of a view all that agents ask."""
     state = NodeState("n1", view, UPLINK)
     state.adopt([LEASE])
-    plan = state.plan()
+    plan = plan_all(state.facts())
     state.wiring(LEASE)
     for pool in state.node_pools():
         wants_another(pool, state.book.use(0.0, pool.metadata.name))
@@ -236,7 +237,7 @@ def exercise(view: ClusterView) -> None:
     for name in view.nodes:
         speaker = plan_bgp(view, name)
         render(speaker, Path("/x/bird.log"), read_passwords(speaker.outside, view.secrets).known)
-    assert plan == state.plan()
+    assert plan == plan_all(state.facts())
 
 
 def taken_into(view: ClusterView, known: tuple[str, str, str], value: Any) -> ClusterView:

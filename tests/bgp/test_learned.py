@@ -11,25 +11,30 @@ import msgspec
 import pytest
 
 from podway.agent.learned import LearnedRoutes
-from podway.agent.state import NodeState
 from podway.api.kinds.node import ACCEPTS, SENDS
 from podway.kernel.node import Kernel
+from podway.reconcile.repairs import Repairs
+from podway.reconcile.state import NodeState
 from tests.bgp.bgp_lab import LabNode, Segment, eventually, tells
 
 pytestmark = pytest.mark.kernel
 
 
+def told(repairs: Repairs) -> list[str]:
+    return [repair.what for repair in repairs]
+
+
 @contextmanager
-def keeper(node: LabNode) -> Iterator[tuple[LearnedRoutes, list[str]]]:
+def keeper(node: LabNode) -> Iterator[tuple[LearnedRoutes, Repairs]]:
     """What an agent does for its BIRD's routes, with the words that it tells of repairs."""
-    repaired: list[str] = []
+    repairs = Repairs()
     state = cast(
         NodeState, SimpleNamespace(uplink=SimpleNamespace(node_addresses=node.resource.internal_addresses))
     )
 
     async def begin() -> tuple[Kernel, LearnedRoutes, "asyncio.Task[None]"]:
         kernel = Kernel.open()
-        learned = LearnedRoutes(node.speaker, state, repaired.append)
+        learned = LearnedRoutes(node.speaker, state, repairs)
         return kernel, learned, asyncio.ensure_future(learned.run())
 
     async def end() -> None:
@@ -39,7 +44,7 @@ def keeper(node: LabNode) -> Iterator[tuple[LearnedRoutes, list[str]]]:
 
     kernel, learned, task = node.run(begin())
     try:
-        yield learned, repaired
+        yield learned, repairs
     finally:
         node.run(end())
 
@@ -61,12 +66,12 @@ def test_a_route_over_several_ways(segment: Segment) -> None:
     one.start([one])
     both = {("eth0", tor.address) for tor in tors}
     eventually(lambda: ways(one, "10.244.9.0/24") == both)
-    with keeper(one) as (learned, repaired):
+    with keeper(one) as (learned, repairs):
         one.ip("route", "replace", "10.244.9.0/24", "via", tors[0].address, "metric", "32", "proto", "bird")
         one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: ways(one, "10.244.9.0/24") == both)
-        eventually(lambda: repaired)
-        assert "route 10.244.9.0/24 via 192.0.2.101 dev eth0 and via 192.0.2.102 dev eth0" in repaired[0]
+        eventually(lambda: told(repairs))
+        assert "route 10.244.9.0/24 via 192.0.2.101 dev eth0 and via 192.0.2.102 dev eth0" in told(repairs)[0]
         assert learned.failures == ()
 
 
@@ -89,17 +94,17 @@ def test_an_encapsulated_route(segment: Segment) -> None:
         node.start(segment.nodes)
     eventually(lambda: segment.complete(two))
     there = {("podway-vxlan", "fe80::70:c0ff:fe00:202")}
-    with keeper(one) as (learned, repaired):
+    with keeper(one) as (learned, repairs):
         assert ways(one, two.block4) == ways(one, two.block6) == set()
         overlay(one)
         one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6))
-        eventually(lambda: len(repaired) == 2)
+        eventually(lambda: len(told(repairs)) == 2)
         one.ip("route", "replace", two.block4, "via", "192.0.2.2", "metric", "32", "proto", "bird")
         one.ip("-6", "route", "del", two.block6)
         one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: ways(one, two.block4) == there == ways(one, two.block6))
-        eventually(lambda: len(repaired) == 4)
+        eventually(lambda: len(told(repairs)) == 4)
         assert learned.failures == ()
 
 
@@ -141,13 +146,15 @@ def test_a_subnet_that_bird_lost_is_found_again(segment: Segment) -> None:
         node.start(segment.nodes)
     eventually(lambda: segment.complete(one) and segment.complete(two))
     before = all_ways(one)
-    with keeper(one) as (learned, repaired):
+    with keeper(one) as (learned, repairs):
         come_and_go(one, "2001:db8::201/64")
         eventually(lambda: two.block6 not in one.routes())
         one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: all_ways(one) == before)
-        eventually(lambda: repaired)
-        assert f"route {two.block6}, learned from node-2.ipv6: BIRD lost the way to its next hop" in repaired[0]
+        eventually(lambda: told(repairs))
+        assert (
+            f"route {two.block6}, learned from node-2.ipv6: BIRD lost the way to its next hop" in told(repairs)[0]
+        )
         assert learned.lost == ()
 
 
@@ -159,11 +166,11 @@ def test_a_route_without_any_way_to_its_next_hop_is_told(segment: Segment) -> No
     segment.objects = [reflector.peer(asn=64512)]
     one.start([one])
     eventually(lambda: "10.244.9.0/24" in birdc(one, "show", "route"))
-    with keeper(one) as (learned, repaired):
+    with keeper(one) as (learned, repairs):
         one.loop.call_soon_threadsafe(learned.trigger)
         eventually(lambda: learned.lost)
         assert "route 10.244.9.0/24, learned from peer:tor-101" in learned.lost[0]
         one.ip("route", "add", "203.0.113.0/24", "via", "192.0.2.101")
         eventually(lambda: ways(one, "10.244.9.0/24") == {("eth0", "192.0.2.101")})
         eventually(lambda: learned.lost == ())
-        assert (learned.failures, repaired) == ((), [])
+        assert (learned.failures, told(repairs)) == ((), [])

@@ -22,7 +22,8 @@ from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.kernel import netns
 from podway.kernel.node import Kernel
-from podway.plan.node import HostFacts, plan_node, plan_wiring
+from podway.plan.host_facts import HostFacts
+from podway.plan.node import plan_node, plan_wiring
 from podway.plan.objects import NodePlan, PodWiring
 from podway.plan.uplink import Uplink
 from podway.probe.packet import ICMP, internet_checksum

@@ -10,7 +10,7 @@ import pytest
 from podway.api.addresses import Family
 from podway.api.kinds.ip_pool import Attach
 from podway.kernel import netns
-from podway.plan.node import HostFacts
+from podway.plan.host_facts import HostFacts
 from podway.plan.wiring import GATEWAY_MAC
 from tests.kernel.guard_lab import (
     HERE,

@@ -8,7 +8,8 @@ from podway.api.kinds.ip_pool import Attach
 from podway.api.lease import Attachment, Lease
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import BRIDGE_NETFILTER
-from podway.plan.node import HostFacts, plan_node
+from podway.plan.host_facts import HostFacts
+from podway.plan.node import plan_node
 from podway.plan.objects import BRIDGE_DEVICE, NodePlan
 from podway.plan.uplink import Uplink
 from tests.builders import block, pool

@@ -22,7 +22,8 @@ from podway.plan.fabric import (
     planned_modes,
     required_modes,
 )
-from podway.plan.node import plan_node, pod_mtu
+from podway.plan.mtu import pod_mtu
+from podway.plan.node import plan_node
 from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE, Route
 from podway.plan.remote import LAST_METRIC
 from podway.plan.switching import impossible
@@ -251,7 +252,7 @@ def test_a_bridged_block_has_a_route_of_ours_beside_birds() -> None:
     cluster = view(ONE, FAR, told, far)
     last_resort = Route(told.network, "unreachable", metric=LAST_METRIC)
     assert plan_node(cluster, "one", UPLINK, ()).routes == (last_resort,)
-    route, other = plan_node(cluster, "one", UPLINK, (), transitional={far.network}).routes
+    other, route = plan_node(cluster, "one", UPLINK, (), transitional={far.network}).routes
     assert other == last_resort
     assert route.device == IPIP_DEVICE
     assert route.metric is not None

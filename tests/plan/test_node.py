@@ -7,7 +7,9 @@ from podway.api.kinds.network_config import NetworkConfigSpec
 from podway.api.lease import ALIAS_BYTES, MAX_CONTAINER_ID, Attachment, Lease
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
-from podway.plan.node import HostFacts, plan_node, pod_mtu
+from podway.plan.host_facts import HostFacts
+from podway.plan.mtu import pod_mtu
+from podway.plan.node import plan_node
 from podway.plan.objects import Route
 from podway.plan.uplink import Uplink
 from tests import builders

@@ -131,9 +131,8 @@ def test_the_news_of_another_node_takes_no_more_work_in_a_larger_cluster() -> No
     def work(nodes: int) -> int:
         world = build(nodes, 0, POOLS[1:])
         heard = Change.of(world.view.blocks_of("node-000003")[0], None)
-        state = state_of(world.view, world.sites["node-000001"], "node-000001")
-        state.plan()
-        return _calls(lambda: follow(state, heard))
+        planned = plan_all(state_of(world.view, world.sites["node-000001"], "node-000001"))
+        return _calls(lambda: follow(planned, heard))
 
     work(10)  # what is read once and kept
     assert work(300) <= work(30) + 20  # no look at any other node
@@ -142,9 +141,9 @@ def test_the_news_of_another_node_takes_no_more_work_in_a_larger_cluster() -> No
 def test_what_is_followed_is_what_a_listing_says() -> None:
     world = build(5, 40, POOLS)
     block = world.view.blocks_of("node-000002")[0]
-    state = state_of(world.view, world.sites["node-000001"], "node-000001")
-    follow(state, Change.of(block, None))
-    after = state.view
+    planned = plan_all(state_of(world.view, world.sites["node-000001"], "node-000001"))
+    follow(planned, Change.of(block, None))
+    after = planned.state.view
     rest = [obj for obj in world.view.blocks.values() if obj is not block]
     listed = type(world.view).of([*world.view.nodes.values(), *world.view.pools.values(), *rest])
     assert after == listed

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from podway.agent import agent
+from podway.agent import agent, housekeeping
 from podway.agent.logs import configure
 from podway.agent.options import AgentOptions
 from podway.bgp.render import render
 from podway.kernel.node import Kernel
-from podway.plan.node import plan_node
+from podway.reconcile.host import read_host
 
 
 def main() -> None:
     settings: dict[str, Any] = json.loads(sys.argv[1])
-    agent.HOUSEKEEPING = settings.pop("housekeeping", agent.HOUSEKEEPING)
+    housekeeping.INTERVAL = settings.pop("housekeeping", housekeeping.INTERVAL)
     if stage := settings.pop("die_at", ""):
         _die_at(stage)
     if path := settings.pop("spoil", ""):
@@ -43,12 +43,12 @@ def _spoil_configurations(path: Path) -> None:
 
 
 def _fail_to_plan(path: Path) -> None:
-    def failing(*arguments: Any, **keywords: Any) -> Any:
+    def failing(*arguments: Any) -> Any:
         if path.exists():
             raise KeyError("a mistake")
-        return plan_node(*arguments, **keywords)
+        return read_host(*arguments)
 
-    pytest.MonkeyPatch().setattr("podway.agent.state.plan_node", failing)
+    pytest.MonkeyPatch().setattr("podway.reconcile.reconciler.read_host", failing)
 
 
 def _die_at(stage: str) -> None:

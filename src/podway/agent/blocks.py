@@ -7,19 +7,22 @@ here can claim it again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import structlog
 
-from podway.agent.state import NodeState
+from podway.agent.contact import StoreContact
+from podway.agent.membership import Membership
 from podway.api.addresses import Network, block_of
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import STARVED
 from podway.cluster.change import Change
-from podway.errors import AddressUnavailable, Conflict, PoolExhausted
+from podway.errors import AddressUnavailable, Conflict, PoolExhausted, StoreError
 from podway.ipam.claims import claim, give_back
 from podway.ipam.selection import wants_another
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
 from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
@@ -29,26 +32,25 @@ STARVED_SECONDS = 60.0
 
 
 class BlockKeeper:
-    """Claims and returns this node's blocks.
-
-    `idle_delay` is in seconds; `announce` brings the kernel to the plan, which a new block is part of; `say`
-    writes annotations onto the node's object.
-    """
+    """Claims and returns this node's blocks. `idle_delay` is in seconds."""
 
     def __init__(
         self,
         store: Store,
         state: NodeState,
         idle_delay: float,
-        *,
-        announce: Callable[[], object],
-        say: Callable[[Mapping[str, str]], Awaitable[object]],
+        reconciler: Reconciler,
+        membership: Membership,
+        contact: StoreContact,
     ) -> None:
         self._store = store
         self._state = state
         self._idle_delay = idle_delay
-        self._announce = announce
-        self._say = say
+        self._reconciler = reconciler
+        self._membership = membership
+        self._contact = contact
+        self._wanted = asyncio.Event()
+        contact.tell_found(self._wanted)
         self._idle_since: dict[Network, float] = {}
         self._exhausted: set[str] = set()
         self._lost: set[Network] = set()
@@ -59,6 +61,24 @@ class BlockKeeper:
         self.turn = asyncio.Lock()
         """To be held by whoever looks whether a block is missing and then claims one."""
 
+    def trigger(self) -> None:
+        """Ask for a look whether blocks are missing."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Claim what is missing when asked, and when the store is there again, for ever."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            await self.keep()
+
+    async def keep(self) -> None:
+        """Claim what is missing, if the store is there."""
+        try:
+            await self.ensure()
+        except StoreError as error:
+            self._contact.lost(error)
+
     async def claim(self, pool: IPPool, wanted: Network | None = None) -> AddressBlock:
         """Claim a block now (`wanted`, or any), enter it in the node's state and announce it.
 
@@ -67,7 +87,7 @@ class BlockKeeper:
         block = await claim(self._store, pool, self._state.node, wanted=wanted)
         # Our own watch will tell this too, later; addresses can be leased at once.
         self._state.follow(self._state.view.after(Change.of(None, block)))
-        self._announce()
+        self._reconciler.wake()
         log.info("block claimed", block=block.spec.cidr, pool=pool.metadata.name)
         return block
 
@@ -113,7 +133,7 @@ class BlockKeeper:
                 del self._denied[pool]
         starved = frozenset(self._denied)
         if starved != self._said:
-            await self._say({STARVED: ",".join(sorted(starved))})
+            await self._membership.announce({STARVED: ",".join(sorted(starved))})
             self._said = starved
 
     def _starved_elsewhere(self) -> frozenset[str]:
@@ -164,11 +184,13 @@ class BlockKeeper:
                     leaving.add(use.block)
         if leaving != self._state.withdrawn:
             self._state.withdraw(leaving)
-            self._announce()
+            self._reconciler.wake()
         return tuple(b for b in self._state.view.blocks_of(self._state.node) if b.network in leaving)
 
     async def give_back(self, blocks: tuple[AddressBlock, ...]) -> None:
         """Delete the claims of withdrawn blocks, after their routes are gone."""
+        if blocks:
+            await self._reconciler.settled()
         for block in blocks:
             try:
                 await give_back(self._store, block)

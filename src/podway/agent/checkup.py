@@ -14,7 +14,7 @@ from podway.channel.admin import Method
 from podway.health.doctor import Doctor
 from podway.health.facts import Memory, Repair, TaskFailure
 from podway.health.sources.files import Places
-from podway.plan.node import pod_mtu
+from podway.plan.mtu import pod_mtu
 from podway.store.open import SQLITE
 
 
@@ -53,7 +53,7 @@ class Checkup:
             version=__version__,
             view=state.view,
             uplink=state.uplink,
-            plan=state.plan(),
+            plan=self._components.reconciler.plan(),
             pod_mtu=pod_mtu(state.view, state.uplink),
             blocks=state.book.use(state.now()),
             pools=tuple(pool.metadata.name for pool in state.node_pools()),

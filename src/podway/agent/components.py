@@ -1,29 +1,28 @@
 """What a running agent is made of, in one piece, for those who report on it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
+from podway.agent.following import UplinkFollower
 from podway.agent.learned import LearnedRoutes
 from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
-from podway.agent.reconciler import Reconciler
-from podway.agent.state import NodeState
-from podway.agent.steps import Steps
+from podway.agent.routing import Routing
 from podway.agent.supervisor import Supervisor
 from podway.bgp.speaker import BgpSpeaker
 from podway.channel.server import Channel
 from podway.kernel.node import Kernel
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
+from podway.reconcile.steps import Steps
 from podway.store.base import Store
 
 
 @dataclass(frozen=True)
 class Components:
-    """An agent's parts.
-
-    `problems` tells in words what is wrong with `store` and `routing`, and what is `pending`; empty if nothing.
-    """
+    """An agent's parts."""
 
     options: AgentOptions
     state: NodeState
@@ -38,4 +37,15 @@ class Components:
     store: Store
     supervisor: Supervisor
     steps: Steps
-    problems: Callable[[], dict[str, str]]
+    contact: StoreContact
+    uplink: UplinkFollower
+    routing: Routing
+
+    def problems(self) -> dict[str, str]:
+        """Return in words what is wrong with store, uplink and routing, and what is pending; empty if nothing."""
+        return {
+            "store": self.contact.problem,
+            "uplink": self.uplink.problem,
+            "routing": self.routing.problem,
+            "pending": self.routing.pending,
+        }

@@ -4,15 +4,13 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
+from podway.agent.contact import StoreContact
 from podway.agent.membership import Membership
-from podway.agent.state import NodeState
-from podway.agent.steps import rest
 from podway.api.addresses import Address, Family, Network
 from podway.api.kinds.node import ACCEPTS, ANNOUNCEMENT, SENDS, Node
 from podway.cluster.change import Change
@@ -29,6 +27,7 @@ from podway.plan.fabric import (
     pool_modes,
     required_modes,
 )
+from podway.plan.node import decapsulation
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.switching import (
     DECAPSULATION_KINDS,
@@ -42,6 +41,9 @@ from podway.plan.switching import (
     unconverged,
     waiting,
 )
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
+from podway.reconcile.steps import rest
 
 log = structlog.get_logger(__name__)
 
@@ -77,27 +79,23 @@ class Advertised(NamedTuple):
 
 
 class EncapsulationSwitch:
-    """Keeps true what a node advertises of itself, and its routes in place while it switches tunnel modes.
-
-    `bring_to_plan` makes kernel and pods what the state says; `store_lost` is told when the store cannot be
-    written.
-    """
+    """Keeps true what a node advertises of itself, and its routes in place while it switches tunnel modes."""
 
     def __init__(
         self,
         kernel: Kernel,
         state: NodeState,
         membership: Membership,
-        *,
-        bring_to_plan: Callable[[], None],
-        store_lost: Callable[[StoreError], None],
+        reconciler: Reconciler,
+        contact: StoreContact,
     ) -> None:
         self._kernel = kernel
         self._state = state
         self._membership = membership
-        self._bring_to_plan = bring_to_plan
-        self._store_lost = store_lost
+        self._reconciler = reconciler
+        self._contact = contact
         self._wanted = asyncio.Event()
+        reconciler.tell_failures(self._wanted)
         self._learned: frozenset[Network] = frozenset()
         """Transitional blocks of which BIRD had a route."""
         self._missed: dict[Network, float] = {}
@@ -171,14 +169,14 @@ class EncapsulationSwitch:
                 pause = min(2 * pause, LONGEST_LOOK)
             began = time.monotonic()
             if self.refresh():
-                self._bring_to_plan()
+                self._reconciler.wake()
             took = time.monotonic() - began
             self._wanted.clear()
             try:
                 await self._advertise()
             except (KernelError, StoreError) as error:
                 if isinstance(error, StoreError):
-                    self._store_lost(error)
+                    self._contact.lost(error)
                 else:
                     log.error("the kernel cannot be compared with the plan", problem=error.message)
                 await asyncio.sleep(LONGEST_LOOK)
@@ -187,6 +185,7 @@ class EncapsulationSwitch:
 
     async def _advertise(self) -> None:
         """Write what is true of this node, if others read something else. Raises KernelError or StoreError."""
+        await self._reconciler.settled()  # only what is planned can be found missing
         view, node = self._state.view, self._state.node
         here = view.nodes.get(node)
         if here is None or (self._advertised is not None and self._written):
@@ -208,7 +207,7 @@ class EncapsulationSwitch:
             self._state.view = self.as_advertised(view)
             if required_modes(self._state.view, node) != required_modes(view, node):
                 # When the words come back they change nothing any more, and nobody would look.
-                self._bring_to_plan()
+                self._reconciler.wake()
             await self._membership.announce({**words, ANNOUNCEMENT: self._announcement})
             self._written = True
 
@@ -237,7 +236,7 @@ class EncapsulationSwitch:
 
         But for those that the node has said and that were right a moment ago: they are about to be repaired.
         """
-        plan = self._state.overlays()
+        plan = decapsulation(self._state.facts(), self._reconciler.plan())
         missing = missing_modes(plan, self._kernel.diff(plan, of=DECAPSULATION_KINDS))
         now = time.monotonic()
         self._lacking = {mode: self._lacking.get(mode, now) for mode in missing & (here.accepts | here.sends)}

@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 import structlog
 
 from podway.agent.options import AgentOptions
-from podway.agent.state import NodeState
 from podway.agent.uplink import host_interfaces
 from podway.api.addresses import Address
 from podway.api.kinds.node import Node
@@ -16,6 +15,8 @@ from podway.api.resource import Resource
 from podway.errors import AgentError, KernelError
 from podway.kernel.network import Connection
 from podway.plan.uplink_choice import Choice, choose_uplink, lost, unsettled
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 
@@ -61,26 +62,21 @@ async def first_uplink(connection: Connection, options: AgentOptions, resources:
 
 
 class UplinkFollower:
-    """Follows the uplink. `changed` is awaited after `state` got another one.
-
-    `bring_to_plan` is called when the uplink is the same, and addresses of it went or came back.
-    """
+    """Follows the uplink. `changed` is set after `state` got another one."""
 
     def __init__(
         self,
         connection: Connection,
         state: NodeState,
         options: AgentOptions,
-        *,
-        changed: Callable[[], Awaitable[None]],
-        bring_to_plan: Callable[[], None],
+        reconciler: Reconciler,
         problem: str = "",
     ) -> None:
         self._connection = connection
         self._state = state
         self._options = options
-        self._changed = changed
-        self._bring_to_plan = bring_to_plan
+        self._reconciler = reconciler
+        self.changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self.problem = ""
         """What is wrong with the uplink, in words; empty if nothing."""
@@ -124,7 +120,8 @@ class UplinkFollower:
         if choice.uplink != self._state.uplink:
             log.warning("uplink changed", before=self._state.uplink, now=choice.uplink)
             self._state.uplink = choice.uplink
-            await self._changed()
+            self._reconciler.wake()
+            self.changed.set()
 
     def _look(self) -> Choice:
         """Return what is chosen now. Raises AgentError, KernelError."""
@@ -136,7 +133,7 @@ class UplinkFollower:
         if absent != state.uplink.absent:
             # Pods of this node reach each other also while the node has no address to send from itself.
             state.uplink = msgspec.structs.replace(state.uplink, absent=absent)
-            self._bring_to_plan()
+            self._reconciler.wake()
         return choose_uplink(found, self._options.interface, registered=registered, others=others)
 
 

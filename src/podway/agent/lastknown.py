@@ -17,11 +17,11 @@ import msgspec
 import structlog
 
 from podway.agent.identity import kernel_instance
-from podway.agent.state import NodeState
 from podway.api.checked import RejectedObject, check
 from podway.api.kinds import KINDS
 from podway.api.resource import Resource, api_version, key
 from podway.cluster.view import ClusterView
+from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 

@@ -9,19 +9,20 @@ machine is in.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from podway.agent.state import NodeState
 from podway.api.addresses import Address, Family, Network
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import KernelError, RoutingError
 from podway.kernel.network import RTPROT_BIRD, Connection, NextHop, RouteRecord, dump_links, dump_routes
 from podway.plan.changes import Change
 from podway.plan.learned import METRIC
+from podway.reconcile.repairs import Repairs
+from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 
@@ -52,12 +53,12 @@ class LearnedRoute(msgspec.Struct, frozen=True):
 
 
 class LearnedRoutes:
-    """Keeps the kernel's copy of the routes that BIRD learned. `repaired` is told in words what was repaired."""
+    """Keeps the kernel's copy of the routes that BIRD learned."""
 
-    def __init__(self, speaker: BgpSpeaker, state: NodeState, repaired: Callable[[str], None]) -> None:
+    def __init__(self, speaker: BgpSpeaker, state: NodeState, repairs: Repairs) -> None:
         self._speaker = speaker
         self._state = state
-        self._repaired = repaired
+        self._repairs = repairs
         self._wanted = asyncio.Event()
         self.failures: tuple[str, ...] = ()
         """What BIRD could not write into the kernel at the last attempt, in words."""
@@ -103,11 +104,11 @@ class LearnedRoutes:
             left = {change.key for change in await self._differences()}
         for change in wrong:
             if change.key not in left:
-                self._repaired(str(change))
+                self._repairs.note(str(change))
         still = await self._unreachable() if lost else {}
         for network, words in lost.items():
             if network not in still:
-                self._repaired(f"{words}, and found it again")
+                self._repairs.note(f"{words}, and found it again")
         taken = await self._taken(left) if left else set()
         self.lost = tuple(words for network, words in lost.items() if network in still)
         self._note_failures(

@@ -3,13 +3,13 @@
 from itertools import groupby
 
 from podway.agent.blocks import BlockKeeper
-from podway.agent.state import NodeState
 from podway.api.addresses import Address, Family, block_of
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.lease import Attachment
 from podway.errors import AddressUnavailable, PoolExhausted
 from podway.ipam.claims import exhausted_hint
 from podway.ipam.selection import generality
+from podway.reconcile.state import NodeState
 
 
 class Leasing:

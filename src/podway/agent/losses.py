@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import structlog
 
 from podway.agent.membership import Membership
-from podway.agent.state import NodeState
 from podway.api.kinds.node import BGP_LOST
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import RoutingError, StoreError
+from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 

@@ -1,25 +1,26 @@
 """What the CNI plugin's requests do on this node (the handler of podway.cni.server)."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from weakref import WeakValueDictionary
 
 import structlog
 
 from podway.agent.blocks import BlockKeeper
 from podway.agent.leasing import Leasing
-from podway.agent.state import NodeState
+from podway.agent.routing import Routing
 from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
 from podway.cni.request import Add, Check, Delete, GarbageCollect
 from podway.cni.spec import Code
 from podway.errors import CniError, InvalidInput, KernelError, PodwayError, PoolExhausted
-from podway.kernel import netns as namespaces
-from podway.kernel.engine import Report
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
-from podway.plan.objects import BRIDGE_DEVICE, NFT_TABLE, NodePlan, PodWiring
+from podway.plan.node import section_of
+from podway.plan.objects import BRIDGE_DEVICE, NFT_TABLE, PodWiring
+from podway.reconcile.pod_ends import PodEnds
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 
@@ -28,35 +29,27 @@ FIRST_RETRY, LONGEST_RETRY = 0.1, 5.0
 
 
 class PodNetwork:
-    """Attaches and detaches pods.
-
-    `bring_to_plan` makes the node's kernel what the plan says; `more_blocks` asks for a spare block soon;
-    `repaired` is told in words what someone else had destroyed; `impaired` tells what is wrong with the node's
-    routes to the others, empty if nothing is.
-    """
+    """Attaches and detaches pods."""
 
     def __init__(
         self,
         state: NodeState,
         kernel: Kernel,
         remover: LinkRemover,
+        ends: PodEnds,
         blocks: BlockKeeper,
-        *,
-        bring_to_plan: Callable[[], Report],
-        more_blocks: Callable[[], None],
-        repaired: Callable[[str], None],
-        impaired: Callable[[], str],
+        reconciler: Reconciler,
+        routing: Routing,
     ) -> None:
         self._state = state
         self._kernel = kernel
         self._remover = remover
+        self._ends = ends
+        self._blocks = blocks
         self._leasing = Leasing(state, blocks)
-        self._bring_to_plan = bring_to_plan
-        self._more_blocks = more_blocks
-        self._repaired = repaired
-        self._impaired = impaired
+        self._reconciler = reconciler
+        self._routing = routing
         self._turns: WeakValueDictionary[Attachment, asyncio.Lock] = WeakValueDictionary()
-        self._namespaces: dict[Attachment, namespaces.Identity] = {}
         self._unmended: dict[Attachment, str] = {}
         self._to_mend = asyncio.Event()
 
@@ -102,17 +95,7 @@ class PodNetwork:
         wiring = self._state.wiring(lease)
         stated = request.previous.addresses(request.attachment.ifname)
         wrong = [f"address {a} of prevResult is not leased to it" for a in stated if a not in lease.addresses]
-        # Of the host, what this pod's wiring wants; what else there is belongs to other pods.
-        host = NodePlan(
-            links=(wiring.link,),
-            addresses=wiring.addresses,
-            neighbours=wiring.neighbours,
-            ports=(wiring.port,) if wiring.port else (),
-            proxies=wiring.proxies,
-            sysctls=wiring.sysctls,
-            routes=wiring.routes,
-            elements=wiring.elements,
-        )
+        host = section_of(wiring)  # what else there is belongs to other pods
         wrong += [change.difference for change in self._kernel.diff(host) if change.action != "remove"]
         wrong += self._kernel.check_pod(netns, wiring.pod)
         if wrong:
@@ -150,7 +133,7 @@ class PodNetwork:
                 f"no IPPool serves node {self._state.node}",
                 hint="create one with `podway apply -f`; `podway get pools` shows what there is",
             )
-        if problem := self._impaired():
+        if problem := self._routing.problem:
             raise CniError(Code.LIMITED_CONNECTIVITY, problem, hint="see `podway status` on this node")
 
     def _turn(self, attachment: Attachment) -> asyncio.Lock:
@@ -170,7 +153,7 @@ class PodNetwork:
                 attachment, namespace=request.pod.namespace, wanted=request.addresses, pools=request.pools
             )
         except PoolExhausted:
-            self._more_blocks()  # which tells the other nodes that this one is in need
+            self._blocks.trigger()  # which tells the other nodes that this one is in need
             raise
         try:
             attach = self._state.attach(addresses)
@@ -181,15 +164,16 @@ class PodNetwork:
             self._state.book.free(addresses, attachment, self._state.now())
             raise
         self._state.leases[attachment] = lease
-        self._namespaces[attachment] = namespaces.identity(netns)
+        self._ends.enter(attachment, netns)
+        self._reconciler.adopt(attachment, wiring)
         self._state.touch(attachment.link, NFT_TABLE)
-        self._more_blocks()
+        self._blocks.trigger()
         return wiring
 
     def _wire(self, wiring: PodWiring, netns: int) -> None:
         if wiring.away and not self._kernel.has_link(BRIDGE_DEVICE):
             # Somebody has just removed the bridge: the pod need not wait until that is found.
-            failures = self._bring_to_plan().failures
+            failures = self._reconciler.repair().failures
             if failures and not self._kernel.has_link(BRIDGE_DEVICE):
                 raise failures[0]
         self._kernel.wire(wiring, netns)
@@ -216,8 +200,9 @@ class PodNetwork:
 
     def _forget(self, attachment: Attachment) -> None:
         self._state.forget(attachment)
-        self._namespaces.pop(attachment, None)
+        self._ends.forget(attachment)
         self._unmended.pop(attachment, None)
+        self._reconciler.wake()
 
     def link_vanished(self, link: str) -> None:
         """Act on a pod link that disappeared: free its lease, or wire it again if the pod is still there."""
@@ -234,7 +219,7 @@ class PodNetwork:
             return
         self._unmended.pop(lease.attachment, None)
         if there:
-            self._repaired(f"link {link} of pod {lease.pod or '-'} was missing: made again")
+            self._reconciler.repairs.note(f"link {link} of pod {lease.pod or '-'} was missing: made again")
             return
         try:
             self._release(lease)
@@ -243,52 +228,16 @@ class PodNetwork:
         self._forget(lease.attachment)
         log.info("pod gone", pod=lease.pod, addresses=[str(address) for address in lease.addresses])
 
-    def fit_mtu(self) -> None:
-        """Bring the pods' ends to the plan's MTU, before the host's ends follow.
-
-        Between two ends that differ, the larger one's packets would vanish without a word (is_skb_forwardable
-        in net/core/dev.c). The host's end tells what the pod's was; who has set another one inside meant it.
-        """
-        mtus = self._kernel.mtus()
-        planned = {link.name: link.mtu for link in self._state.plan().links}
-        for lease in self._state.leases.values():
-            mtu = planned.get(lease.attachment.link, 0)
-            was = mtus.get(lease.attachment.link, mtu)
-            if not mtu or was == mtu:
-                continue
-            try:
-                with self._namespace(lease) as netns:
-                    self._kernel.set_pod_mtu(netns, lease.attachment.ifname, mtu, was=was)
-            except (InvalidInput, KernelError) as error:
-                log.warning("MTU of a pod stays as it is", pod=lease.pod, mtu=was, problem=error.message)
-
     def look_for_vanished(self) -> None:
         """Act on pod links that may have disappeared untold."""
         for attachment in list(self._state.leases):
             self.link_vanished(attachment.link)
 
-    def learn_namespaces(self) -> None:
-        """Note which namespaces the adopted leases' pods live in, to know them again."""
-        for lease in self._state.leases.values():
-            try:
-                with namespaces.opened(lease.netns) as netns:
-                    self._namespaces[lease.attachment] = namespaces.identity(netns)
-            except InvalidInput:
-                continue  # unknown, its link's disappearance will free the lease: right for a pod that is gone
-
-    @contextmanager
-    def _namespace(self, lease: Lease) -> Iterator[int]:
-        """Open a lease's network namespace. Raises InvalidInput if its path is gone, or names another by now."""
-        with namespaces.opened(lease.netns) as netns:
-            if namespaces.identity(netns) != self._namespaces.get(lease.attachment):
-                raise InvalidInput(f"{lease.netns} is no longer the network namespace of {lease.pod}")
-            yield netns
-
     def _wired_again(self, lease: Lease) -> bool:
         """Wire a pod whose link is missing; return False if the pod is not there any more. Raises PodwayError."""
         with ExitStack() as stack:
             try:
-                netns = stack.enter_context(self._namespace(lease))
+                netns = stack.enter_context(self._ends.opened(lease))
             except InvalidInput:
                 return False
             self._release(lease)

@@ -6,10 +6,10 @@ import structlog
 
 from podway.agent.encapsulation import EncapsulationSwitch
 from podway.agent.membership import Membership
-from podway.agent.state import NodeState
 from podway.api.kinds.node import BGP_READY
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import KernelError, RoutingError, StoreError
+from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 

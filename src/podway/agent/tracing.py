@@ -14,7 +14,6 @@ import msgspec
 import structlog
 
 from podway.agent.identity import kernel_instance
-from podway.agent.state import NodeState
 from podway.api.addresses import Address
 from podway.api.lease import Lease, LeaseRecord
 from podway.bgp.probe import path_mtu
@@ -34,6 +33,7 @@ from podway.probe.facts import (
 )
 from podway.probe.plain import plain, plain_kernel_state, plain_lookup
 from podway.probe.session import Session
+from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 

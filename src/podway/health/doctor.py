@@ -45,7 +45,7 @@ from podway.health.finding import Check, Finding, Severity
 from podway.health.sources import files, firewall, network, pods, routing, settings
 from podway.kernel.network import Connection
 from podway.kernel.node import Kernel
-from podway.plan.node import pool_mtu, pool_overhead
+from podway.plan.mtu import pool_mtu, pool_overhead
 from podway.plan.reflectors import lost_by
 from podway.plan.topology import topology
 from podway.store.base import Store

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from podway.agent import lastknown, saved_sysctls
+from podway.agent import lastknown
 from podway.agent.identity import NodeLock
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import AgentError
 from podway.kernel.node import Kernel
 from podway.plan.objects import NodePlan
+from podway.reconcile import saved_sysctls
 
 
 class Removed(msgspec.Struct, frozen=True):

@@ -34,6 +34,8 @@ class Kind(Protocol):
     name: str
     repairs_only: bool
     """Objects of this kind are made and removed elsewhere; the engine only puts them right."""
+    compared: bool
+    """They are few, and what a plan says is not what `apply` takes: only a comparison tells what is to be done."""
 
     def wanted(self, plan: NodePlan) -> Mapping[Any, Any]:
         """Return what a plan wants, by key, in the form in which `list` would show it."""
@@ -96,17 +98,36 @@ def _compared(kind: Kind, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> I
         yield Change(kind.name, key, value, None) if key not in want else None
 
 
-def carry_out(kinds: Sequence[Kind], changes: Iterable[Change]) -> Report:
-    """Carry out changes of a plan without looking at what the kernel has, in the order that `apply` has."""
+def carry_out(kinds: Sequence[Kind], changes: Iterable[Change], plan: NodePlan) -> Report:
+    """Carry out changes of what is wanted without a look at the rest, in the order that `apply` has.
+
+    What stands in the kernel in another form than in a plan, or carries other objects, is compared all the same
+    (`compared`): `plan` is the one that the changes lead to.
+    """
     by_kind: dict[str, list[Change]] = {}
     for change in changes:
         by_kind.setdefault(change.kind, []).append(change)
     report = _Progress()
-    concerned = [(kind, by_kind[kind.name]) for kind in kinds if kind.name in by_kind]
-    for kind, mine in concerned:
-        report.carry_out(kind, [change for change in mine if change.action != "remove"])
-    for kind, mine in reversed(concerned):
-        report.carry_out(kind, [change for change in mine if change.action == "remove"])
+    removals: list[tuple[Kind, list[Change]]] = []
+    for kind in kinds:
+        mine = by_kind.get(kind.name, [])
+        if kind.repairs_only:
+            mine = [change for change in mine if change.action == "replace"]
+        if not mine:
+            continue
+        found = mine
+        if kind.compared:
+            try:
+                found = diff(kind, plan)
+            except PodwayError as error:
+                report.failures.append(error)
+                continue
+        if any(change.action != "remove" for change in mine):
+            report.carry_out(kind, [change for change in found if change.action != "remove"])
+        if any(change.action == "remove" for change in mine):
+            removals.append((kind, [change for change in found if change.action == "remove"]))
+    for kind, gone in reversed(removals):
+        report.carry_out(kind, gone)
     return Report(tuple(report.changes), tuple(report.failures))
 
 

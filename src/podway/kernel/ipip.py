@@ -72,6 +72,7 @@ class IpipTunnels:
 
     name = "IPIP tunnel"
     repairs_only = False
+    compared = True
 
     def __init__(self, connection: Connection, numbers: Numbers) -> None:
         self._connection = connection
@@ -141,6 +142,7 @@ class _MapEntries:
     """One of the programs' maps: what it holds, and changes of it. `writes` counts those carried out so far."""
 
     repairs_only = False
+    compared = False
 
     def __init__(self, connection: Connection, numbers: Numbers, name: str) -> None:
         self._connection = connection

@@ -192,11 +192,19 @@ class Kernel:
             (kind for kind in self._kinds if full or not isinstance(kind, engine.Scannable)), feasible
         )
 
-    def carry_out(self, changes: Iterable[Change]) -> Report:
-        """Carry out changes of the plan that are known, without a look at the rest; failures are in the report."""
+    def carry_out(self, changes: Iterable[Change], plan: NodePlan) -> Report:
+        """Carry out changes that lead to a plan, without a look at the rest; failures are in the report.
+
+        Where a device was made anew, or lost an address, what stood on it may have gone with it: then all of the
+        plan is applied.
+        """
         with self._lock:
             self._inventory.look()
-        return engine.carry_out(self._kinds, changes)
+        report = engine.carry_out(self._kinds, changes, plan)
+        if any(_takes_others_along(change) for change in report.changes):
+            again = self.apply(plan)
+            return Report(report.changes + again.changes, again.failures)
+        return report
 
     def apply(self, plan: NodePlan) -> Report:
         """Make the kernel what a plan says; failures are in the report. A correct node costs no write."""
@@ -236,3 +244,9 @@ class Kernel:
 
     def _write_sysctls(self, plan: PodWiring) -> None:
         self._sysctls.writes += self.inside(lambda: sum(map(sysctls.write, plan.sysctls)))
+
+
+def _takes_others_along(change: Change) -> bool:
+    if change.kind == "device":
+        return change.action == "replace"
+    return change.kind == "address" and change.action == "remove"

@@ -110,6 +110,14 @@ KINDS: dict[str, str] = {
 """Each kind of kernel object, and the field of a NodePlan that holds those of it."""
 
 
+def merged(sections: Iterable[NodePlan]) -> NodePlan:
+    """Return one plan of several, in their order."""
+    every = tuple(sections)
+    return NodePlan(
+        **{field: tuple(obj for section in every for obj in getattr(section, field)) for field in KINDS.values()}
+    )
+
+
 def patched(plan: NodePlan, changes: Iterable[Change]) -> NodePlan:
     """Return a plan after changes, which are the differences of another plan from it."""
     by_kind: dict[str, dict[Any, Any]] = {}

@@ -122,7 +122,7 @@ def plan_pod_guard(
     tunnels = tuple(_tunnels(view, node))
     bodies = {family: _body(view, family, subnets, neighbours, tunnels, loose, bridge) for family in Family}
     tables = [NftTable(NFT_FAMILY[family], NFT_TABLE, body, (NODES,)) for family, body in bodies.items()]
-    return NodePlan(tables=tuple(tables), elements=node_elements(view, node, (node,)))
+    return NodePlan(tables=tuple(tables), elements=node_elements(view, (node,)) if tunnels else ())
 
 
 def _body(
@@ -167,10 +167,13 @@ def _tunnels(view: ClusterView, node: str) -> Iterator[str]:
         yield "meta l4proto 4"
 
 
-def node_elements(view: ClusterView, node: str, names: Iterable[str]) -> tuple[NftElement, ...]:
-    """Return the elements of a node's sets that stand for nodes: none if it takes no tunnelled packets."""
-    if not any(_tunnels(view, node)):
-        return ()
+def takes_tunnels(view: ClusterView, node: str) -> bool:
+    """Tell whether a node takes tunnelled packets, so that its rules must know all nodes."""
+    return any(_tunnels(view, node))
+
+
+def node_elements(view: ClusterView, names: Iterable[str]) -> tuple[NftElement, ...]:
+    """Return the elements that stand for nodes in the sets of one that takes tunnelled packets."""
     # Plain, and each made once: it is asked of thousands of nodes.
     found: dict[NftElement, None] = {}
     for other in map(view.nodes.get, names):

@@ -1,16 +1,25 @@
-"""From a view of the cluster and a node's leases to every kernel object that the node must hold."""
+"""From what is known of the cluster and a node to every kernel object that the node must hold.
 
-from collections.abc import Collection, Iterable
+What a node holds is planned in scopes, each a part that can be planned by itself. Most are one section: a plan of
+what the node holds for itself, and the ground that it depends on, so that it is planned anew only where something
+else comes of that (podway.reconcile.planning). Two are keyed, a section for each pod and for each other node:
+these are many, and change one at a time.
+"""
 
-import msgspec
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.kinds.ip_pool import IPPool
-from podway.api.lease import Lease
+from podway.api.lease import Attachment, Lease
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import lan_of, plan_bridge
-from podway.plan.fabric import device_mtu, overhead, pool_modes, possible_modes
+from podway.plan.changes import merged
+from podway.plan.fabric import required_modes
 from podway.plan.guard import plan_pod_guard
+from podway.plan.host_facts import ACCEPT_RA, USUAL_HOST, HostFacts
+from podway.plan.mtu import pod_mtu
 from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
 from podway.plan.others import plan_others
 from podway.plan.overlays import RP_FILTER, plan_overlays
@@ -26,89 +35,262 @@ NODE_FORWARDING: dict[Family, str] = {
     Family.IPV6: "net/ipv6/conf/all/forwarding",
 }
 
-ALL_RP_FILTER = RP_FILTER.format(device="all")
 FORWARD_USES_PATH_MTU = "net/ipv4/ip_forward_use_pmtu"
-NEIGHBOUR_LIMITS = ("net/ipv4/neigh/default/gc_thresh3", "net/ipv6/neigh/default/gc_thresh3")
-"""One table a family for the machine, so only its first network namespace has the settings (man 7 arp)."""
-USUAL_NEIGHBOURS = 1024
-
-ACCEPT_RA = "net/ipv6/conf/{device}/accept_ra"
 
 
-class HostFacts(msgspec.Struct, frozen=True):
-    """Settings of the node that are not ours to choose, but that decide what it needs: their values as text."""
+@dataclass(frozen=True)
+class NodeFacts:
+    """All that decides what a node holds.
 
-    all_rp_filter: str = ""
-    accept_ra: str = ""
-    """The uplink's."""
-    rp_filter: str = ""
-    """The uplink's."""
-    neighbours: tuple[str, ...] = ()
-    """The values of NEIGHBOUR_LIMITS that this namespace shows."""
-    bridge_netfilter: tuple[str, ...] = ()
-    """Those of podway.plan.bridge.BRIDGE_NETFILTER that this kernel has."""
+    `leases` are of the pods that stay. `withdrawn` blocks are being given back. `sent` are the modes in which the
+    node may still send, by pool. `transitional` are blocks of other nodes that get a route of ours for a while
+    though BGP advertises them, so that no packet is lost while BIRD changes its own.
+    """
+
+    view: ClusterView
+    node: str
+    uplink: Uplink
+    leases: Mapping[Attachment, Lease] = field(default_factory=dict)
+    withdrawn: frozenset[Network] = frozenset()
+    host: HostFacts = USUAL_HOST
+    sent: SentModes = field(default_factory=dict)
+    transitional: frozenset[Network] = frozenset()
+
+    @cached_property
+    def lan(self) -> tuple[Network, ...]:
+        """The blocks that have the bridge's pods among theirs (podway.plan.bridge.lan_of)."""
+        return lan_of(self.view, self.node, self.leases.values(), self.withdrawn)
+
+    @cached_property
+    def lan_mtu(self) -> int:
+        """The MTU of the bridge's pods in bytes.
+
+        They have one: nobody tells a sender on a LAN that its frame is too long for another.
+        """
+        return pod_mtu(self.view, self.uplink, [block.network_address for block in self.lan], self.sent)
+
+    @cached_property
+    def blocks(self) -> tuple[Network, ...]:
+        """The node's own blocks that it advertises."""
+        return tuple(b.network for b in self.view.blocks_of(self.node) if b.network not in self.withdrawn)
+
+    @cached_property
+    def modes(self) -> frozenset[str]:
+        """The tunnel modes whose devices the node must hold."""
+        return required_modes(self.view, self.node)
 
     @property
     def strict(self) -> bool:
-        """Whether the uplink takes a packet only if its answer would go back there (rp_filter 1)."""
-        return "1" in {self.all_rp_filter, self.rp_filter} and "2" not in {self.all_rp_filter, self.rp_filter}
-
-    @property
-    def loose(self) -> bool:
-        """Whether strict rp_filter on a pod's link is overruled.
-
-        The kernel takes the larger of a link's setting and that of `all`: with 2 (loose) there, strict becomes
-        loose (Documentation/networking/ip-sysctl.rst).
-        """
-        return self.all_rp_filter == "2"
-
-    @property
-    def most_neighbours(self) -> int:
-        """How many neighbours the kernel keeps."""
-        return min((int(value) for value in self.neighbours if value.isdecimal()), default=USUAL_NEIGHBOURS)
-
-    @property
-    def loses_router_advertisements(self) -> bool:
-        """Whether the uplink, once it forwards IPv6, stops to listen to routers (accept_ra 1, same document)."""
-        return self.accept_ra == "1"
+        """Whether the node as a whole asks for the way back (rp_filter 1)."""
+        return self.host.all_rp_filter == "1"
 
 
-USUAL_HOST = HostFacts()
-"""A node of which nothing of that kind is known."""
+class Scope(NamedTuple):
+    """A part of a node's plan that is one section.
 
-
-def pool_mtu(view: ClusterView, uplink: Uplink, pool: IPPool, sent: SentModes = NOTHING_SENT) -> int:
-    """Return the MTU for a pool's pods in bytes: what every path carries, or less if the cluster says so.
-
-    `sent` are the modes in which this node may still send, by pool: while one that makes packets longer is
-    among them, the MTU stays low.
+    `ground` is what the section depends on: while that is equal, the section is the same.
     """
-    carried = uplink.mtu - pool_overhead(view, uplink, pool, sent)
-    return min(view.config.mtu, carried) if view.config.mtu else carried
+
+    name: str
+    ground: Callable[[NodeFacts], tuple[object, ...]]
+    plan: Callable[[NodeFacts], NodePlan]
 
 
-def pool_overhead(view: ClusterView, uplink: Uplink, pool: IPPool, sent: SentModes = NOTHING_SENT) -> int:
-    """Return by how many bytes a pool's packets may become longer on their way, between any two nodes."""
-    modes = {*pool_modes(view, pool.spec.encapsulation), *sent.get(pool.metadata.name, ())}
-    if "vxlan" in modes and "vxlan" not in possible_modes(uplink.node_addresses):
-        modes.add("vxlan6")  # this node may not be registered yet
-    return max(map(overhead, modes), default=0)
+class KeyedScope(NamedTuple):
+    """A part of a node's plan that has a section for each of many keys.
 
-
-def pod_mtu(
-    view: ClusterView, uplink: Uplink, addresses: Iterable[Address] | None = None, sent: SentModes = NOTHING_SENT
-) -> int:
-    """Return the MTU of a pod's link in bytes, which its addresses' pools decide; None stands for all pools.
-
-    With IPv6 it is at least what that needs: the node tells IPv4 what of that is carried to other nodes.
+    `ground` is what all sections depend on, besides what is their own; `keys` are those that have one. `plan`
+    returns the sections of some keys: empty ones for those that have none.
     """
-    pools = list(view.pools.values())
-    if addresses is not None:
-        wanted = tuple(addresses)
-        pools = [pool for pool in pools if any(address in pool.network for address in wanted)]
-    mtus = [pool_mtu(view, uplink, pool, sent) for pool in pools]
-    mtu = min(mtus, default=min(view.config.mtu, uplink.mtu) if view.config.mtu else uplink.mtu)
-    return device_mtu(mtu) if any(pool.family is Family.IPV6 for pool in pools) else mtu
+
+    name: str
+    ground: Callable[[NodeFacts], tuple[object, ...]]
+    keys: Callable[[NodeFacts], Collection[Hashable]]
+    plan: Callable[[NodeFacts, Iterable[Hashable]], Mapping[Hashable, NodePlan]]
+
+
+def _here(facts: NodeFacts) -> tuple[object, ...]:
+    """Return what of the node's own object decides what it holds."""
+    here = facts.view.nodes.get(facts.node)
+    if here is None:
+        return ()
+    return (here.internal_addresses, here.interface_addresses, here.accepts, here.sends)
+
+
+def _guard(facts: NodeFacts) -> NodePlan:
+    """Plan what the node takes from its pods."""
+    guard = plan_pod_guard(
+        facts.view,
+        facts.node,
+        subnets=[address.network for address in facts.uplink.addresses],
+        neighbours=facts.host.most_neighbours,
+        loose=facts.host.loose,
+        bridge=bool(facts.lan),
+    )
+    return merged([guard, NodePlan(tables=port_guard(facts.lan))])
+
+
+def _guard_ground(facts: NodeFacts) -> tuple[object, ...]:
+    view = facts.view
+    return (
+        _here(facts),
+        view.pools,
+        view.config,
+        facts.uplink.addresses,
+        facts.host,
+        facts.lan,
+        facts.modes,
+    )
+
+
+def _overlay(facts: NodeFacts) -> NodePlan:
+    """Plan the devices of encapsulations, and what keeps a pool's packets from leaving bare."""
+    over = plan_overlays(facts.view, facts.node, facts.uplink, strict=facts.strict)
+    return merged([over, NodePlan(routes=tuple(last_resorts(facts.view)))])
+
+
+def _overlay_ground(facts: NodeFacts) -> tuple[object, ...]:
+    view = facts.view
+    return (
+        _here(facts),
+        view.blocks_of(facts.node),
+        view.pools,
+        view.config,
+        facts.uplink,
+        facts.strict,
+        facts.modes,
+    )
+
+
+def _bridge(facts: NodeFacts) -> NodePlan:
+    return plan_bridge(facts.lan, facts.lan_mtu, facts.host.bridge_netfilter)
+
+
+def _bridge_ground(facts: NodeFacts) -> tuple[object, ...]:
+    return (facts.lan, facts.lan_mtu, facts.host.bridge_netfilter)
+
+
+def _settings(facts: NodeFacts) -> NodePlan:
+    """Plan the settings of the whole node."""
+    over = plan_overlays(facts.view, facts.node, facts.uplink, strict=facts.strict)
+    families = {Family.of(block) for block in facts.blocks} | {Family.of(each) for each in facts.uplink.addresses}
+    return NodePlan(
+        sysctls=(
+            *_both_ways(facts, over),
+            *_heed_path_mtu(over),
+            *(Sysctl(NODE_FORWARDING[each].format(uplink=facts.uplink.device), "1") for each in sorted(families)),
+            *_keep_listening(facts, families),
+        )
+    )
+
+
+def _settings_ground(facts: NodeFacts) -> tuple[object, ...]:
+    return (*_overlay_ground(facts), facts.host, facts.blocks)
+
+
+def _blocks(facts: NodeFacts) -> NodePlan:
+    """Plan a blackhole route for each own block.
+
+    What is sent to an address that no pod holds ends here instead of going round, and BIRD learns from it what to
+    announce.
+    """
+    return NodePlan(routes=tuple(Route(block, "blackhole") for block in facts.blocks))
+
+
+def _pods(facts: NodeFacts, keys: Iterable[Hashable]) -> dict[Hashable, NodePlan]:
+    found: dict[Hashable, NodePlan] = {}
+    for key in keys:
+        lease = facts.leases.get(key)  # type: ignore[call-overload]
+        found[key] = NodePlan() if lease is None else section_of(wiring_of(facts, lease))
+    return found
+
+
+def _pods_ground(facts: NodeFacts) -> tuple[object, ...]:
+    mtus = tuple(pod_mtu(facts.view, facts.uplink, [net.network_address], facts.sent) for net in _pools(facts))
+    return (mtus, facts.view.pools, facts.view.config, facts.lan, facts.lan_mtu, facts.uplink.sources)
+
+
+def _pools(facts: NodeFacts) -> list[Network]:
+    return [pool.network for pool in facts.view.pools.values()]
+
+
+def _nodes(facts: NodeFacts, keys: Iterable[Hashable]) -> dict[Hashable, NodePlan]:
+    names = map(str, keys)
+    sections = plan_others(facts.view, facts.node, facts.uplink, facts.transitional, only=names)
+    return {name: sections[name] for name in sections}
+
+
+def _nodes_ground(facts: NodeFacts) -> tuple[object, ...]:
+    view = facts.view
+    return (_here(facts), view.pools, view.config, facts.uplink, facts.modes)
+
+
+def other_nodes(facts: NodeFacts) -> list[str]:
+    """Return the names of all other nodes, registered ones and owners of blocks, in order."""
+    view = facts.view
+    return sorted({*view.nodes, *(str(owner) for owner in view.blocks.indexed("node"))} - {facts.node})
+
+
+PODS = KeyedScope("pods", _pods_ground, lambda facts: facts.leases.keys(), _pods)
+"""A section for each attachment: its end in the node."""
+
+NODES = KeyedScope("nodes", _nodes_ground, other_nodes, _nodes)
+"""A section for each other node, by name: its entries on overlay devices, and routes to its blocks."""
+
+SCOPES: tuple[Scope | KeyedScope, ...] = (
+    # Rules come before what they guard, devices before what stands on them.
+    Scope("guard", _guard_ground, _guard),
+    Scope("overlay", _overlay_ground, _overlay),
+    Scope("bridge", _bridge_ground, _bridge),
+    Scope("settings", _settings_ground, _settings),
+    Scope("blocks", lambda facts: (facts.blocks,), _blocks),
+    PODS,
+    NODES,
+)
+"""All scopes, in the order in which they are brought to the kernel."""
+
+
+def plan_all(facts: NodeFacts) -> NodePlan:
+    """Return all kernel objects of ours that a node must hold: every section of every scope."""
+    return merged(
+        section
+        for scope in SCOPES
+        for section in (
+            [scope.plan(facts)] if isinstance(scope, Scope) else scope.plan(facts, scope.keys(facts)).values()
+        )
+    )
+
+
+def plan_node(
+    view: ClusterView,
+    node: str,
+    uplink: Uplink,
+    leases: Iterable[Lease] = (),
+    *,
+    withdrawn: frozenset[Network] = frozenset(),
+    facts: HostFacts = USUAL_HOST,
+    sent: SentModes = NOTHING_SENT,
+    transitional: Collection[Network] = (),
+) -> NodePlan:
+    """Return what `plan_all` does, of the facts one by one: see NodeFacts."""
+    held = {lease.attachment: lease for lease in leases}
+    return plan_all(NodeFacts(view, node, uplink, held, withdrawn, facts, sent, frozenset(transitional)))
+
+
+def decapsulation(facts: NodeFacts, plan: NodePlan) -> NodePlan:
+    """Return the part of a node's plan by which it takes off encapsulations."""
+    over = plan_overlays(facts.view, facts.node, facts.uplink, strict=facts.strict)
+    tables = {table.key for table in over.tables}
+    return NodePlan(
+        devices=over.devices,
+        addresses=over.addresses,
+        tunnels=over.tunnels,
+        sysctls=over.sysctls,
+        tables=over.tables,
+        endpoints=plan.endpoints,
+        sources=plan.sources,
+        elements=tuple(each for each in plan.elements if (each.family, each.table) in tables),
+    )
 
 
 def plan_wiring(
@@ -121,105 +303,42 @@ def plan_wiring(
     sent: SentModes = NOTHING_SENT,
 ) -> PodWiring:
     """Return what one pod's attachment needs, `lease`'s; `leases` are all of the node."""
-    return _wiring(view, uplink, lease, lan_of(view, node, (*leases, lease)), sent)
+    held = {each.attachment: each for each in (*leases, lease)}
+    return wiring_of(NodeFacts(view, node, uplink, held, sent=sent), lease)
 
 
-def _wiring(
-    view: ClusterView, uplink: Uplink, lease: Lease, lan: tuple[Network, ...], sent: SentModes
-) -> PodWiring:
-    # The pods of a bridge have one MTU: nobody tells a sender on a LAN that its frame is too long for another.
+def wiring_of(facts: NodeFacts, lease: Lease) -> PodWiring:
+    """Return what the attachment of one of the node's leases needs."""
     together = lease.attach == "bridge"
-    mtu = pod_mtu(view, uplink, _addresses_in(lan) if together else lease.addresses, sent)
-    return wire(lease, mtu=mtu, node_addresses=uplink.sources, lan=lan)
+    addresses: Collection[Address] = lease.addresses
+    if together:
+        addresses = [block.network_address for block in facts.lan]
+    mtu = pod_mtu(facts.view, facts.uplink, addresses, facts.sent)
+    return wire(lease, mtu=mtu, node_addresses=facts.uplink.sources, lan=facts.lan)
 
 
-def _addresses_in(lan: tuple[Network, ...]) -> list[Address]:
-    return [block.network_address for block in lan]
-
-
-def plan_node(
-    view: ClusterView,
-    node: str,
-    uplink: Uplink,
-    leases: Iterable[Lease],
-    *,
-    withdrawn: frozenset[Network] = frozenset(),
-    facts: HostFacts = USUAL_HOST,
-    sent: SentModes = NOTHING_SENT,
-    transitional: Collection[Network] = (),
-    others: NodePlan | None = None,
-) -> NodePlan:
-    """Return all kernel objects of ours that a node must hold.
-
-    `withdrawn` blocks are being given back. `sent` are the modes in which the node may still send, by pool.
-    `transitional` are blocks of other nodes that get a route of ours for a while though BGP advertises them, so
-    that no packet is lost while BIRD changes its own. `others` is what `plan_others` says, if that is known
-    already.
-
-    A block of ours is a blackhole route: what is sent to an address that no pod holds ends here instead of
-    going round, and BIRD learns from it what to announce.
-    """
-    leases = tuple(leases)
-    lan = lan_of(view, node, leases, withdrawn)
-    wirings = [_wiring(view, uplink, lease, lan, sent) for lease in leases]
-    bridge = plan_bridge(lan, pod_mtu(view, uplink, _addresses_in(lan), sent), facts.bridge_netfilter)
-    blocks = [block.network for block in view.blocks_of(node) if block.network not in withdrawn]
-    families = {Family.of(block) for block in blocks} | {Family.of(address) for address in uplink.addresses}
-    subnets = [address.network for address in uplink.addresses]
-    guard = plan_pod_guard(
-        view, node, subnets=subnets, neighbours=facts.most_neighbours, loose=facts.loose, bridge=bool(lan)
-    )
-    over = plan_overlays(view, node, uplink, strict=facts.all_rp_filter == "1")
-    if others is None:
-        others = plan_others(view, node, uplink, transitional)
+def section_of(wiring: PodWiring) -> NodePlan:
+    """Return what of a pod's attachment stands in the node."""
     return NodePlan(
-        devices=(*over.devices, *bridge.devices),
-        links=tuple(wiring.link for wiring in wirings),
-        ports=tuple(wiring.port for wiring in wirings if wiring.port),
-        addresses=(
-            *over.addresses,
-            *bridge.addresses,
-            *(address for wiring in wirings for address in wiring.addresses),
-        ),
-        neighbours=(*others.neighbours, *(neighbour for wiring in wirings for neighbour in wiring.neighbours)),
-        proxies=tuple(proxy for wiring in wirings for proxy in wiring.proxies),
-        forwarding=others.forwarding,
-        tunnels=over.tunnels,
-        endpoints=others.endpoints,
-        sources=(*over.sources, *others.sources),
-        sysctls=(
-            *over.sysctls,
-            *bridge.sysctls,
-            *_both_ways(facts, uplink, over),
-            *_heed_path_mtu(over),
-            *(Sysctl(NODE_FORWARDING[family].format(uplink=uplink.device), "1") for family in sorted(families)),
-            *_keep_listening(facts, uplink, families),
-            *(sysctl for wiring in wirings for sysctl in wiring.sysctls),
-        ),
-        routes=(
-            *(Route(block, "blackhole") for block in blocks),
-            *others.routes,
-            *last_resorts(view),
-            *(route for wiring in wirings for route in wiring.routes),
-        ),
-        tables=(*guard.tables, *port_guard(lan), *over.tables),
-        elements=(
-            *guard.elements,
-            *over.elements,
-            *others.elements,
-            *(element for wiring in wirings for element in wiring.elements),
-        ),
+        links=(wiring.link,),
+        addresses=wiring.addresses,
+        neighbours=wiring.neighbours,
+        ports=(wiring.port,) if wiring.port else (),
+        proxies=wiring.proxies,
+        sysctls=wiring.sysctls,
+        routes=wiring.routes,
+        elements=wiring.elements,
     )
 
 
-def _both_ways(facts: HostFacts, uplink: Uplink, over: NodePlan) -> tuple[Sysctl, ...]:
+def _both_ways(facts: NodeFacts, over: NodePlan) -> tuple[Sysctl, ...]:
     """Let in by the uplink what is answered by an overlay: IPIP always, every mode while it is switched.
 
     The kernel takes the larger of the two settings, so loose (2) on the uplink is enough.
     """
-    if not over.devices or not facts.strict:
+    if not over.devices or not facts.host.strict:
         return ()
-    return (Sysctl(RP_FILTER.format(device=uplink.device), "2"),)
+    return (Sysctl(RP_FILTER.format(device=facts.uplink.device), "2"),)
 
 
 def _heed_path_mtu(over: NodePlan) -> tuple[Sysctl, ...]:
@@ -234,7 +353,7 @@ def _heed_path_mtu(over: NodePlan) -> tuple[Sysctl, ...]:
     return (Sysctl(FORWARD_USES_PATH_MTU, "1"),)
 
 
-def _keep_listening(facts: HostFacts, uplink: Uplink, families: set[Family]) -> tuple[Sysctl, ...]:
-    if Family.IPV6 not in families or not facts.loses_router_advertisements:
+def _keep_listening(facts: NodeFacts, families: set[Family]) -> tuple[Sysctl, ...]:
+    if Family.IPV6 not in families or not facts.host.loses_router_advertisements:
         return ()
-    return (Sysctl(ACCEPT_RA.format(device=uplink.device), "2"),)
+    return (Sysctl(ACCEPT_RA.format(device=facts.uplink.device), "2"),)

@@ -1,6 +1,6 @@
 """The overlay devices of a node, and what stands on them: the entries for all other nodes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_interface
 
 from podway.api.addresses import Family
@@ -49,7 +49,7 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
     that look costs each packet a little) unless the node as a whole does: if that is `strict`, they are loose.
     A tunnel mode that the node's addresses do not allow (IPIP without IPv4) is left out.
     """
-    held = _held(view, node, uplink)
+    held = held_modes(view, node, uplink)
     made = tuple(_device(view, uplink, me, mode) for mode, me in held.items())
     guards = [vxlan_guard(view, node, device.vxlan) for device in made if device.vxlan]
     ipip = held.get("ipip")
@@ -74,13 +74,14 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
     )
 
 
-def overlay_entries(view: ClusterView, node: str, uplink: Uplink, others: Iterable[str]) -> NodePlan:
-    """Return the entries for other nodes that stand on a node's overlay devices.
+def overlay_entries(
+    view: ClusterView, node: str, held: Mapping[TunnelMode, Overlay], others: Iterable[str]
+) -> NodePlan:
+    """Return the entries for other nodes that stand on a node's overlay devices, those of the modes it holds.
 
     A device has those to all nodes that it can reach: which of them are reached in its mode changes, and a route
     must find its entry there.
     """
-    held = _held(view, node, uplink)
     if not held:
         return NodePlan()
     names = [name for name in others if name != node]
@@ -103,7 +104,7 @@ def overlay_entries(view: ClusterView, node: str, uplink: Uplink, others: Iterab
     )
 
 
-def _held(view: ClusterView, node: str, uplink: Uplink) -> dict[TunnelMode, Overlay]:
+def held_modes(view: ClusterView, node: str, uplink: Uplink) -> dict[TunnelMode, Overlay]:
     """Return the modes that a node holds, as far as its own addresses allow them, and what it is in each."""
     own = uplink.node_addresses
     found = {mode: endpoint(mode, own) for mode in sorted(required_modes(view, node))}

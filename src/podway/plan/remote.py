@@ -1,10 +1,9 @@
 """Our routes to the blocks of other nodes: where the store distributes them, and while BIRD changes its own."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
-from podway.api.addresses import Network
 from podway.api.kinds.address_block import AddressBlock
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import overlay_next_hop, pool_of, share_subnet
@@ -18,26 +17,15 @@ STORE_METRIC = 31
 """Just better than BIRD's routes (32): both stand side by side while a pool switches from one to the other."""
 
 
-def remote_routes(
-    view: ClusterView,
-    node: str,
-    uplink: Uplink,
-    transitional: Collection[Network] = (),
-    *,
-    blocks: Iterable[AddressBlock] | None = None,
-) -> Iterator[Route]:
-    """Yield a node's routes to other nodes' blocks: those that the store distributes, and the `transitional` ones.
+def told_by_store(view: ClusterView) -> frozenset[str]:
+    """Return the names of the pools whose routes the store distributes."""
+    return frozenset(name for name, pool in view.pools.items() if pool.spec.distribution == "store")
 
-    Of all blocks, or of these.
-    """
-    told = {name for name, pool in view.pools.items() if pool.spec.distribution == "store"}
-    if not told and not transitional:
-        return
-    for block in view.blocks.values() if blocks is None else blocks:
-        if block.spec.pool in told or block.network in transitional:
-            route = remote_route(view, node, uplink, block)
-            if route is not None:
-                yield msgspec.structs.replace(route, metric=STORE_METRIC)
+
+def distributed_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> Route | None:
+    """Return a node's own route to a block of another one, None if there is no way that it knows of."""
+    route = remote_route(view, node, uplink, block)
+    return None if route is None else msgspec.structs.replace(route, metric=STORE_METRIC)
 
 
 def last_resorts(view: ClusterView) -> Iterator[Route]:

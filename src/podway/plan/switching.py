@@ -40,7 +40,7 @@ from podway.plan.fabric import (
     pool_of,
     possible_modes,
 )
-from podway.plan.node import pool_mtu
+from podway.plan.mtu import pool_mtu
 from podway.plan.objects import (
     NFT_VXLAN_TABLE,
     Device,

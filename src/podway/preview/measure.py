@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from podway.agent.state import NodeState
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import AGENT_SEEN, Node
@@ -24,6 +23,7 @@ from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView
 from podway.ipam.blocks import free_blocks
 from podway.plan.bgp import plan_bgp
+from podway.plan.changes import Change as Difference
 from podway.plan.learned import learned_route
 from podway.plan.node import plan_node
 from podway.plan.path import Site
@@ -31,6 +31,8 @@ from podway.plan.switching import InstalledModes, sent_modes
 from podway.preview.preview import Comparison
 from podway.preview.settle import claim_of
 from podway.preview.simulate import World
+from podway.reconcile.planning import Planning
+from podway.reconcile.state import NodeState
 
 T = TypeVar("T")
 
@@ -82,14 +84,12 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
     others = [chance.choice([name for name in names if name != follower]) for _ in range(SAMPLES)]
     listing = [msgspec.json.encode(list(objects.values())) for objects in (view.nodes, view.blocks, view.pools)]
 
-    def start(name: str) -> NodeState:
+    def start(name: str) -> "PlannedNode":
         nodes, blocks, pools = (
             msgspec.json.decode(text, type=list[kind])  # type: ignore[valid-type]
             for text, kind in zip(listing, (Node, AddressBlock, IPPool), strict=True)
         )
-        state = state_of(ClusterView.of([*nodes, *blocks, *pools]), world.sites[name], name)
-        plan_all(state)
-        return state
+        return plan_all(state_of(ClusterView.of([*nodes, *blocks, *pools]), world.sites[name], name))
 
     gc.collect()
     gc.freeze()  # the other nodes' leases are on no real node: its collector would not walk through them
@@ -99,12 +99,12 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
         memory = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         plan_first = _clock(start, sample[:5])
-        known = start(follower).view
+        known = start(follower).state.view
         states = [state_of(known, world.sites[name], name) for name in sample]
         plan = _clock(plan_all, states)
-        state = states[0]
+        planned = plan_all(states[0])
         heartbeat, claim, leave = (
-            _clock(lambda change: follow(state, change), changes(state.view, others))
+            _clock(lambda change: follow(planned, change), changes(planned.state.view, others))
             for changes in (_heartbeats, _claims, _leaves)
         )
     finally:
@@ -138,20 +138,38 @@ def state_of(view: ClusterView, site: Site, node: str) -> NodeState:
     return state
 
 
-def plan_all(state: NodeState) -> None:
+class PlannedNode(NamedTuple):
+    """What a node's agent knows and wants."""
+
+    state: NodeState
+    planning: Planning
+
+    def plan(self) -> list[Difference]:
+        """Plan what is dirty; return how the wanted kernel objects change."""
+        changes: list[Difference] = []
+        while (delta := self.planning.step(self.state.facts())) is not None:
+            changes += delta
+        return changes
+
+
+def plan_all(state: NodeState) -> PlannedNode:
     """Do all planning of a node: kernel objects, BGP, and BIRD's configuration."""
-    state.plan()
+    planned = PlannedNode(state, Planning())
+    planned.plan()
     render(plan_bgp(state.view, state.node), Path("bird.log"))
+    return planned
 
 
-def follow(state: NodeState, change: Change[Any]) -> None:
+def follow(planned: PlannedNode, change: Change[Any]) -> None:
     """Do what an agent does at a change, up to what it tells the kernel and BIRD."""
+    state, planning = planned
     after = state.view.after(change)
     if not alters_plans(change):
-        state.advance(after)
+        state.view = after
         return
-    if state.take_others(after, (change,)) is None:
-        state.plan()
+    state.follow(after)
+    planning.heard(after, state.node, (change,))
+    planned.plan()
     if alters_routing(change):
         plan_bgp(after, state.node)
 

@@ -12,7 +12,7 @@ import msgspec
 from podway.api.addresses import Address
 from podway.api.lease import Lease
 from podway.cluster.view import ClusterView
-from podway.plan.node import pod_mtu
+from podway.plan.mtu import pod_mtu
 from podway.plan.path import End, PlannedHop, Site, plan_path
 from podway.preview.preview import Comparison
 

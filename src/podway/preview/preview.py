@@ -22,7 +22,8 @@ from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import Change, between, compare
 from podway.plan.fabric import encapsulation_of, planned_modes, pool_of
 from podway.plan.learned import learned_route
-from podway.plan.node import plan_node, pool_mtu
+from podway.plan.mtu import pool_mtu
+from podway.plan.node import plan_node
 from podway.plan.objects import NodePlan, Route
 from podway.plan.path import Site
 from podway.plan.topology import Topology, topology

@@ -9,7 +9,7 @@ from podway.cluster.view import ClusterView
 from podway.health.facts import ClusterFacts, NodeFacts
 from podway.health.finding import Problem, Severity, cluster_check, node_check
 from podway.plan.fabric import SMALLEST_IPV6_MTU, desired_mode, share_subnet
-from podway.plan.node import pool_mtu
+from podway.plan.mtu import pool_mtu
 from podway.plan.outside import outside_peers
 
 NAMED = 3

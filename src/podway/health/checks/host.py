@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from podway.api.addresses import Family
 from podway.health.facts import FORWARDING, NodeFacts
 from podway.health.finding import Problem, Severity, node_check
-from podway.plan.node import ACCEPT_RA
+from podway.plan.host_facts import ACCEPT_RA
 from podway.plan.overlays import RP_FILTER
 
 STRICT = 1

@@ -17,7 +17,7 @@ from podway.health.facts import (
 )
 from podway.kernel import sysctls
 from podway.kernel.support import require_all
-from podway.plan.node import ACCEPT_RA
+from podway.plan.host_facts import ACCEPT_RA
 from podway.plan.overlays import RP_FILTER
 from podway.plan.uplink import Uplink
 

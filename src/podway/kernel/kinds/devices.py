@@ -37,6 +37,7 @@ class Devices:
 
     name = "device"
     repairs_only = False
+    compared = True
 
     def __init__(self, connection: Connection, inventory: Inventory, netns_fd: int | None) -> None:
         self._connection = connection

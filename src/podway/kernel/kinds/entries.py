@@ -16,6 +16,7 @@ class Addresses:
 
     name = "address"
     repairs_only = False
+    compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -51,6 +52,7 @@ class Neighbours:
 
     name = "neighbour"
     repairs_only = False
+    compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -85,6 +87,7 @@ class Forwarding:
 
     name = "forwarding entry"
     repairs_only = False
+    compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

@@ -17,6 +17,7 @@ class PodLinks:
 
     name = "link"
     repairs_only = True
+    compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

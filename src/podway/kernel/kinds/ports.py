@@ -29,6 +29,7 @@ class Ports:
 
     name = "port"
     repairs_only = False
+    compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -85,6 +86,7 @@ class Proxies:
 
     name = "proxy"
     repairs_only = False
+    compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

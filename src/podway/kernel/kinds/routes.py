@@ -29,6 +29,7 @@ class Routes:
 
     name = "route"
     repairs_only = False
+    compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

@@ -17,6 +17,7 @@ class Sysctls:
 
     name = "sysctl"
     repairs_only = False
+    compared = False
 
     def __init__(self, inside: Callable[[Callable[[], Any]], Any], inventory: Inventory) -> None:
         self._inside = inside
@@ -40,6 +41,8 @@ class Sysctls:
 
         def write() -> None:
             for position, change in enumerate(changes):
+                if change.want is None:
+                    continue  # nobody knows another value for it: it stays as it is
                 if not self._inventory.refused.isdisjoint(change.key.split("/")):
                     failures[position] = Consequence(f"write {change.want}", errno.ENODEV)
                     continue

@@ -33,6 +33,7 @@ class NftTables:
 
     name = "nft table"
     repairs_only = False
+    compared = True
 
     def __init__(self, nftables: Callable[[], Nftables]) -> None:
         self._nftables = nftables
@@ -77,6 +78,7 @@ class NftElements:
 
     name = "nft element"
     repairs_only = False
+    compared = False
 
     def __init__(self, nftables: Callable[[], Nftables]) -> None:
         self._nftables = nftables

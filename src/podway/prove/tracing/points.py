@@ -7,7 +7,7 @@ from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
-from podway.plan.node import pod_mtu
+from podway.plan.mtu import pod_mtu
 from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink

@@ -5,48 +5,27 @@ Only the event loop's thread touches it, and only between awaits, so it needs no
 
 import math
 import time
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Set
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import pairwise
-from typing import Any, NamedTuple
-
-import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Attach, IPPool
 from podway.api.lease import Attachment, Lease
-from podway.cluster.change import Change
-from podway.cluster.table import Table
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.ipam.addresses import AddressBook
 from podway.ipam.blocks import first_choice
 from podway.ipam.selection import pools_for, pools_for_node
-from podway.plan.changes import Change as Difference
-from podway.plan.changes import patched
-from podway.plan.node import HostFacts, plan_node, plan_wiring
-from podway.plan.objects import NFT_VXLAN_TABLE, NodePlan, PodWiring
-from podway.plan.others import delta_of_others, others_altered, plan_others
-from podway.plan.overlays import plan_overlays
+from podway.plan.host_facts import USUAL_HOST
+from podway.plan.node import NodeFacts, wiring_of
+from podway.plan.objects import PodWiring
 from podway.plan.sent_modes import SentModes
 from podway.plan.uplink import Uplink
 
 REMEMBERED = 10.0
 """Seconds for which it is remembered what we made or removed."""
-
-
-class Planned(NamedTuple):
-    """A plan, what has changed in it since, and all that both depend on: it stays right while that is the same."""
-
-    plan: NodePlan
-    depends: tuple[object, ...]
-    since: tuple[Difference, ...] = ()
-
-
-def _same(one: object, other: object) -> bool:
-    """Tell whether nothing came of a plan's ground; tables are not looked into."""
-    return one is other or (not isinstance(one, Table) and one == other)
 
 
 class NodeState:
@@ -61,12 +40,12 @@ class NodeState:
         self.book: AddressBook[Attachment] = AddressBook()
         self.withdrawn: set[Network] = set()
         """Blocks on their way back to the pool: no longer announced, and nothing is leased from them."""
-        self.facts = HostFacts()
+        self.host = USUAL_HOST
         self.sent: SentModes = {}
         """The modes in which this node may still send to others, by pool."""
         self.transitional: frozenset[Network] = frozenset()
         """Blocks of other nodes that keep a route of ours until BIRD's is there."""
-        self._planned: Planned | None = None
+        self._facts: NodeFacts | None = None
         self._touched: dict[str, float] = {}
         self.view = view
         self.follow(view)
@@ -85,12 +64,6 @@ class NodeState:
     def touched(self, name: str, *, since: float) -> bool:
         """Tell whether we made or removed something since a time of `now`, so that events are our echo."""
         return self._touched.get(name, -math.inf) >= since
-
-    def advance(self, view: ClusterView) -> None:
-        """Take a newer view that gives the same plans."""
-        planned = self._plan_of_others()
-        self.view = view
-        self._planned = planned._replace(depends=self._depends())
 
     def follow(self, view: ClusterView) -> None:
         """Take a newer view of the cluster."""
@@ -130,64 +103,36 @@ class NodeState:
         self.withdrawn = set(networks)
         self.follow(self.view)
 
-    def take_others(self, view: ClusterView, changes: Sequence[Change[Any]]) -> tuple[Difference, ...] | None:
-        """Take a newer view; return what its changes alter in the plan, None if that takes a look at all of it."""
-        before, planned = self.view, self._plan_of_others()
-        names = None if self.transitional else others_altered(before, view, self.node, changes, self.sent)
-        self.follow(view)
-        if names is None:
-            return None
-        delta = delta_of_others(before, view, self.node, self.uplink, names)
-        self._planned = planned._replace(depends=self._depends(), since=(*planned.since, *delta))
-        return delta
-
-    def _others(self) -> NodePlan:
-        """Return what other nodes make this one hold."""
-        planned = self._plan_of_others()
-        if planned.since:  # put in only when asked for: one node's entries are few, those of all are not
-            planned = self._planned = Planned(patched(planned.plan, planned.since), planned.depends)
-        return planned.plan
-
-    def _plan_of_others(self) -> Planned:
-        """Return what is planned for the other nodes: anew only where something else came of it."""
-        depends = self._depends()
-        if self._planned is None or not all(map(_same, depends, self._planned.depends)):
-            self._planned = Planned(plan_others(self.view, self.node, self.uplink, self.transitional), depends)
-        return self._planned
-
-    def _depends(self) -> tuple[object, ...]:
-        view = self.view
-        return (view.nodes, view.blocks, view.pools, view.config, self.uplink, self.transitional)
-
-    def plan(self) -> NodePlan:
-        """Return every kernel object that this node must hold now."""
-        staying = (lease for attachment, lease in self.leases.items() if attachment not in self.leaving)
-        return plan_node(
-            self.view,
-            self.node,
-            self.uplink,
-            staying,
-            withdrawn=frozenset(self.withdrawn),
-            facts=self.facts,
-            sent=self.sent,
-            transitional=self.transitional,
-            others=self._others(),
-        )
-
-    def overlays(self) -> NodePlan:
-        """Return the part of the plan by which the node takes off encapsulations."""
-        over = plan_overlays(self.view, self.node, self.uplink, strict=self.facts.all_rp_filter == "1")
-        others = self._others()
-        return msgspec.structs.replace(
-            over,
-            endpoints=others.endpoints,
-            sources=(*over.sources, *others.sources),
-            elements=(*over.elements, *(each for each in others.elements if each.table == NFT_VXLAN_TABLE)),
-        )
+    def facts(self) -> NodeFacts:
+        """Return all that decides what the node holds, the same object for as long as nothing of it changes."""
+        staying = {each: lease for each, lease in self.leases.items() if each not in self.leaving}
+        known = self._facts
+        if known is None or (
+            known.view is not self.view
+            or known.uplink is not self.uplink
+            or known.leases != staying
+            or known.withdrawn != self.withdrawn
+            or known.host != self.host
+            or known.sent != self.sent
+            or known.transitional != self.transitional
+        ):
+            self._facts = NodeFacts(
+                self.view,
+                self.node,
+                self.uplink,
+                staying,
+                frozenset(self.withdrawn),
+                self.host,
+                self.sent,
+                self.transitional,
+            )
+        assert self._facts is not None
+        return self._facts
 
     def wiring(self, lease: Lease) -> PodWiring:
         """Return what a lease's attachment looks like."""
-        return plan_wiring(self.view, self.node, self.uplink, lease, leases=self.leases.values(), sent=self.sent)
+        every = {**self.leases, lease.attachment: lease}
+        return wiring_of(NodeFacts(self.view, self.node, self.uplink, every, sent=self.sent), lease)
 
     def attach(self, addresses: Collection[Address]) -> Attach:
         """Return how a pod with these addresses is attached, as their pools say.

@@ -1,0 +1,98 @@
+"""Keeps BIRD at the node's BGP plan."""
+
+import asyncio
+import time
+
+import structlog
+
+from podway.agent.learned import LearnedRoutes
+from podway.agent.readiness import Readiness
+from podway.bgp.speaker import BgpSpeaker
+from podway.errors import RoutingError
+from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.reconcile.state import NodeState
+from podway.reconcile.steps import rest
+
+log = structlog.get_logger(__name__)
+
+LONGEST_REST = 2.0
+"""Seconds that BIRD may wait at most for what another node changed: sessions come and go, routes do not wait."""
+
+RETRY = 5.0
+"""Seconds until BIRD is given a configuration again that it did not take."""
+
+
+class Routing:
+    """Gives BIRD what is planned, each time that something came of it."""
+
+    def __init__(
+        self, state: NodeState, speaker: BgpSpeaker, learned: LearnedRoutes, readiness: Readiness
+    ) -> None:
+        self._state = state
+        self._speaker = speaker
+        self._learned = learned
+        self._readiness = readiness
+        self._wanted = asyncio.Event()
+        self._pending = False
+        self.problem = ""
+        """Why BIRD keeps a former configuration, in words; empty if it does not."""
+
+    @property
+    def pending(self) -> str:
+        """What BIRD has not done yet, in words; empty if nothing."""
+        return "BIRD has not taken the last change yet" if self._pending else ""
+
+    def trigger(self, *, changed: bool = False) -> None:
+        """Ask for a plan; `changed` says that something came of it for sure, and is pending until BIRD has it."""
+        self._pending = self._pending or changed
+        self._wanted.set()
+
+    async def start(self) -> None:
+        """Start BIRD, or take over the one that runs. Raises RoutingError if none runs afterwards."""
+        try:
+            await self._speaker.start(self._plan(), self._state.view.secrets)
+        except RoutingError as error:
+            if self._speaker.bird.pid is None:
+                raise
+            # It runs on with what it took last, and pods need it: no reason not to start.
+            self._refused(error)
+            self.trigger()
+
+    async def run(self) -> None:
+        """Plan and have it taken when asked, for ever."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if self._state.node not in self._state.view.nodes:
+                continue
+            began = time.monotonic()
+            plan = self._plan()
+            took = time.monotonic() - began
+            try:
+                await self._speaker.apply(plan, self._state.view.secrets)
+            except RoutingError as error:
+                self._refused(error)
+                await asyncio.sleep(RETRY)
+                self._wanted.set()
+            else:
+                self.problem = ""
+                self._pending = self._wanted.is_set()
+                self._readiness.trigger()
+                self._learned.trigger()
+            await rest(took, longest=LONGEST_REST)
+
+    async def reread_passwords(self) -> None:
+        """Have BIRD take passwords that changed in files."""
+        try:
+            await self._speaker.reread_passwords()
+        except RoutingError as error:
+            self._refused(error)
+
+    def _plan(self) -> BgpPlan:
+        state = self._state
+        return plan_bgp(state.view, state.node, self._speaker.running, uplink=state.uplink)
+
+    def _refused(self, error: RoutingError) -> None:
+        if error.message != self.problem:
+            log.error("BIRD keeps its former configuration", problem=error.message, hint=error.hint)
+        self.problem = error.message

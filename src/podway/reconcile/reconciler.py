@@ -1,0 +1,353 @@
+"""The loop that keeps a node's kernel as it is wanted.
+
+## Mechanism
+
+Facts change: the cluster's objects, the uplink, pods, settings of the host, what the node may send. Whoever
+changes one writes it into the node's state and calls `wake`; nobody plans, and nobody touches the kernel but
+through this loop. The loop then does as little as it can, again and again, until nothing is left:
+
+1. **Plan.** Every scope of the plan (podway.plan.node) stands on some ground. A scope whose ground changed is
+   dirty; of pods and of other nodes, single ones are. What is dirty is planned in portions, in the order of the
+   scopes, and compared with what was wanted before (podway.reconcile.wanted): the difference is a delta.
+2. **Carry out.** The delta's additions and replacements go to the kernel at once, without a look at what it holds.
+   Removals wait until nothing is dirty any more: a device goes after the routes that led through it have moved,
+   whichever scope these are of, and what is wanted again by then stays.
+3. **Pause.** After each portion (some milliseconds) whoever is ready goes first.
+
+So a node that joins a cluster of 5,000 costs the others a plan of that one node and a handful of writes; a pool
+that changes costs all of it, in portions. The very first time there is no delta: the kernel is compared with
+everything that is wanted, since it may hold it all already (an agent that starts again writes nothing).
+
+**Audits** find what somebody else changed. The kernel's events say that something of ours did, and now and then
+all of it is compared unasked, for of some changes the kernel is silent. An audit reads and compares in slices of a
+few milliseconds. A difference that our own work made while it went on is none, so every delta tells the audits
+that go on what it altered, and what the plugin's requests make and remove is remembered for a moment. What is left
+is put right, and told.
+
+## Order
+
+- **An ADD never waits for the loop.** It wires its pod by itself, since that pod's objects are all its own, and
+  gives what it made to the loop as wanted already. All that it can have to wait for is one portion or one slice.
+- **Pods' ends first.** The MTU of a pod's own end follows before the host's (podway.reconcile.pod_ends).
+- **Own writes cause no look.** Netlink names the author of a change, and the agent's own are not heard
+  (podway.kernel.events). Where the kernel does not (nftables, forwarding entries), an event about what was written
+  a moment ago is taken for its echo, and looked at later.
+- **What was refused is not forgotten.** A change that the kernel refuses leads to an audit, which compares
+  everything and says what cannot be had; it is tried again with every audit.
+- **What must be in the kernel before something is said** (that this node accepts an encapsulation) waits for
+  `settled`.
+
+## Alternatives
+
+*Plan all and compare all at each event* is simplest, and was what Podway did first: at 5,000 nodes an event took
+two seconds in which no pod was served. *A callback from each source of change to each part of the plan* does less,
+but the order of calls then is nowhere to be read, and a missing one shows only as a wrong kernel. *Marking scopes
+dirty by hand* has the same fault; so the grounds are compared instead, and only the keys of the two large scopes
+are marked. *A thread for audits* would need locks around all that a plan depends on; slices need none, for facts
+change only between two of them."""
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from podway.api.lease import Attachment, Lease
+from podway.cluster.change import Change as ClusterChange
+from podway.errors import AgentError, PodwayError
+from podway.kernel.engine import Report
+from podway.kernel.node import Kernel
+from podway.plan.changes import KINDS, Change
+from podway.plan.objects import NodePlan, PodWiring, Sysctl
+from podway.reconcile import saved_sysctls
+from podway.reconcile.host import read_host
+from podway.reconcile.planning import Planning
+from podway.reconcile.pod_ends import PodEnds
+from podway.reconcile.repairs import Repairs
+from podway.reconcile.state import NodeState
+from podway.reconcile.steps import LONGEST_REST, REST
+from podway.reconcile.wanted import ObjectKey
+
+log = structlog.get_logger(__name__)
+
+SETTLE = 0.05
+"""Seconds to wait after a kernel event before looking: changes come in bursts."""
+
+ECHO = 0.5
+"""The same after an event that our own work most likely caused: the kernel does not always name the author."""
+
+STEP = 0.004
+"""Seconds of an audit after which others go first."""
+
+REMOVALS = 100
+"""Objects that are removed at once."""
+
+_ORDER = {kind: rank for rank, kind in enumerate(KINDS)}
+
+
+class Reconciler:
+    """Brings the kernel to what the node's state asks for. `repairs` are what others changed and it undid."""
+
+    def __init__(
+        self, kernel: Kernel, state: NodeState, ends: PodEnds, *, run_dir: Path, audit_interval: float
+    ) -> None:
+        """Take what it works on; `audit_interval` is in seconds."""
+        self._kernel = kernel
+        self._state = state
+        self._ends = ends
+        self._run_dir = run_dir
+        self._interval = audit_interval
+        self._planning = Planning()
+        self._removals: dict[ObjectKey, Change] = {}
+        """What is wanted no more and is still there."""
+        self._refused: set[ObjectKey] = set()
+        """What the kernel refused of a delta: an audit will find it, and nobody else changed it."""
+        self._wanted = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._awake = True
+        self._due = self._full_due = asyncio.get_running_loop().time() + self._interval
+        self._full = False
+        self._audits: list[set[ObjectKey]] = []
+        """For each look that goes on, what was carried out since it began."""
+        self._listeners: list[asyncio.Event] = []
+        self.repairs = Repairs()
+        self.failures: tuple[str, ...] = ()
+        """What the kernel refused at the last attempt."""
+
+    def plan(self) -> NodePlan:
+        """Return all that is wanted now, as far as it has been planned."""
+        return self._planning.wanted.plan()
+
+    def wake(self) -> None:
+        """Say that something changed in the node's state on which its plan depends."""
+        self._awake = True
+        self._settled.clear()
+        self._wanted.set()
+
+    def heard(self, changes: Iterable[ClusterChange[Any]]) -> None:
+        """Say that the cluster changed, and how; the state's view has the changes already."""
+        self._planning.heard(self._state.view, self._state.node, changes)
+        self.wake()
+
+    def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:
+        """Take what was made for a pod already for wanted."""
+        self._planning.adopt(attachment, wiring)
+        self.wake()
+
+    async def settled(self) -> None:
+        """Wait until the kernel was brought to the state as it is now; what it refused is in `failures`."""
+        self.wake()
+        await self._settled.wait()
+
+    def tell_failures(self, listener: asyncio.Event) -> None:
+        """Set an event from now on whenever `failures` change."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Compare the kernel with everything that is wanted, and bring it there, at once, as an agent starts."""
+        self._state.host = read_host(self._kernel, self._state.uplink.device)
+        facts = self._state.facts()
+        while self._planning.step(facts) is not None:
+            pass
+        self._fit(self._state.leases.values(), {link.name: link.mtu for link in self.plan().links})
+        report = self._apply()
+        for change in report.changes:
+            log.debug("applied", change=str(change))
+
+    def bring(self) -> None:
+        """Bring the kernel to the state at once, without a pause: for who cannot wait."""
+        for _ in self._portions():
+            pass
+
+    def repair(self) -> Report:
+        """Compare the kernel with all that is wanted, and undo what others changed, at once."""
+        self.bring()
+        refused, self._refused = self._refused, set()
+        report = self._apply()
+        for change in report.changes:
+            if (change.kind, change.key) not in refused:
+                self.repairs.note(str(change))
+        return report
+
+    async def differences(self, *, full: bool = True) -> list[Change]:
+        """Return what differs from the plan, found in slices: requests come first.
+
+        What our own work meanwhile made differ, from the plan as it was when the look began, is left out.
+        """
+        altered: set[ObjectKey] = set(self._removals)
+        found: list[Change] = []
+        began = turn = self._state.now()
+        self._audits.append(altered)
+        try:
+            for change in self._kernel.audit(self.plan(), full=full):
+                if change is not None:
+                    found.append(change)
+                if self._state.now() - turn > STEP:
+                    await asyncio.sleep(0)
+                    turn = self._state.now()
+        finally:
+            self._audits.remove(altered)
+        return [
+            change
+            for change in found
+            if (change.kind, change.key) not in altered
+            and not any(self._state.touched(device, since=began) for device in _devices(change))
+        ]
+
+    def trigger(self, within: float = SETTLE, *, full: bool = True) -> None:
+        """Ask for an audit within so many seconds: something of ours may have been changed.
+
+        Without `full` the kinds are left out of which a node may hold thousands: pods come and go
+        often, and all that stands on their links goes with these.
+        """
+        self._full = self._full or full
+        due = asyncio.get_running_loop().time() + within
+        if due < self._due:
+            self._due = due
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Plan and carry out when woken; audit when asked, and now and then unasked; for ever."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._until_due()
+            if self._awake:
+                for _ in self._portions():
+                    await asyncio.sleep(0)
+                continue
+            began = clock()
+            full = self._full or began >= self._full_due
+            if full:
+                self._full_due = began + self._interval
+            self._due, self._full = self._full_due, False
+            if self._read_host():
+                self.bring()
+            if self.failures or await self._differs(full=full):
+                self.repair()
+            await self._rest(clock() - began)
+
+    async def _rest(self, took: float) -> None:
+        """Rest after an audit that took so many seconds, but for what cannot wait."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + min(LONGEST_REST, REST * took)
+        while not self._awake and (left := end - clock()) > 0:
+            self._wanted.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wanted.wait()
+
+    async def _until_due(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while not self._awake and (delay := self._due - clock()) > 0:
+            self._wanted.clear()
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wanted.wait()
+            except TimeoutError:
+                return
+
+    def _portions(self) -> Iterator[None]:
+        """Bring the kernel to the state in bounded steps; yield after each."""
+        self._awake = False
+        self._read_host()
+        while (delta := self._planning.step(self._state.facts())) is not None:
+            self._forward(delta)
+            yield
+        gone = sorted(self._removals, key=lambda each: -_ORDER[each[0]])
+        for start in range(0, len(gone), REMOVALS):
+            batch = [self._removals.pop(each) for each in gone[start : start + REMOVALS] if each in self._removals]
+            self._carry_out(batch)
+            yield
+        if not self._awake and not self._planning.dirty:
+            self._settled.set()
+
+    def _forward(self, delta: Sequence[Change]) -> None:
+        """Add and replace what a delta says; keep what it removes for later."""
+        changes: list[Change] = []
+        for change in delta:
+            each = (change.kind, change.key)
+            if change.want is None:
+                # What was to go already is as it was before.
+                former = self._removals.get(each)
+                self._removals[each] = former or change
+            elif (former := self._removals.pop(each, None)) is None:
+                changes.append(change)
+            elif former.have != change.want:
+                changes.append(Change(change.kind, change.key, former.have, change.want))
+        links = {change.key for change in changes if change.kind == "link"}
+        if links:
+            planned = {name: self._planning.wanted.get("link", name).mtu for name in links}
+            self._fit([each for each in self._state.leases.values() if each.attachment.link in links], planned)
+        self._carry_out(changes)
+
+    def _fit(self, leases: Iterable[Lease], planned: dict[str, int]) -> None:
+        held = list(leases)
+        if held:
+            self._ends.fit(held, planned)
+
+    def _carry_out(self, changes: Collection[Change]) -> None:
+        if not changes:
+            return
+        for audit in self._audits:
+            audit.update((change.kind, change.key) for change in changes)
+        self._state.touch(*(" ".join(change.key) for change in changes if change.kind == "forwarding entry"))
+        self._state.touch(*{change.key.table for change in changes if change.kind == "nft element"})
+        self._state.touch(*{change.key[1] for change in changes if change.kind == "nft table"})
+        problem = self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
+        report = self._kernel.carry_out(changes, self.plan())
+        for change in report.changes:
+            log.debug("applied", change=str(change))
+        failures = (*report.failures, *([problem] if problem else []))
+        for failure in failures:
+            log.info("to be looked at again", problem=failure.message)
+        if failures:
+            self._refused |= {(change.kind, change.key) for change in changes}
+        if failures or self.failures:  # what was refused before may be had now, or wanted no more
+            self.trigger()
+
+    def _apply(self) -> Report:
+        plan = self.plan()
+        problem = self._remember(plan.sysctls)
+        report = self._kernel.apply(plan)
+        if problem:
+            report = Report(report.changes, (*report.failures, problem))
+        self._note_failures(report)
+        return report
+
+    def _remember(self, settings: Iterable[Sysctl]) -> AgentError | None:
+        """Note what settings of the whole node were; return what hindered that: pods need them anyway."""
+        try:
+            saved_sysctls.remember(self._run_dir, self._kernel, NodePlan(sysctls=tuple(settings)))
+        except AgentError as error:
+            return error
+        return None
+
+    def _read_host(self) -> bool:
+        """Take over what the plan depends on and is not ours to set; tell whether it changed."""
+        known, self._state.host = self._state.host, read_host(self._kernel, self._state.uplink.device)
+        return self._state.host != known
+
+    async def _differs(self, *, full: bool) -> bool:
+        """Tell whether there may be something to repair; what cannot be compared is for `repair` to tell of."""
+        try:
+            return bool(await self.differences(full=full))
+        except PodwayError:
+            return True
+
+    def _note_failures(self, report: Report) -> None:
+        said = tuple(str(failure) for failure in report.failures)
+        for failure in report.failures:
+            if str(failure) not in self.failures:
+                log.error("kernel refused", problem=failure.message, hint=failure.hint)
+        if said != self.failures:
+            self.failures = said
+            for listener in self._listeners:
+                listener.set()
+
+
+def _devices(change: Change) -> Iterable[str]:
+    """Return the names of devices that a change may be about."""
+    obj = change.have if change.want is None else change.want
+    return (getattr(obj, "device", ""), getattr(obj, "name", ""), *getattr(obj, "path", "").split("/"))

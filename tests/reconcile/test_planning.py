@@ -1,0 +1,262 @@
+"""What is planned step by step, only where something came of it, is what planning everything anew gives."""
+
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool
+from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, SENDS, Node
+from podway.api.lease import Attachment, Lease
+from podway.api.resource import Resource
+from podway.cluster.change import Change
+from podway.cluster.view import ClusterView
+from podway.plan.changes import KINDS, merged, patched
+from podway.plan.changes import Change as Difference
+from podway.plan.host_facts import HostFacts
+from podway.plan.mtu import pod_mtu
+from podway.plan.node import NodeFacts, plan_all
+from podway.plan.objects import NodePlan, Route
+from podway.plan.uplink import Uplink
+from podway.reconcile.planning import Planning
+from podway.reconcile.state import NodeState
+from podway.reconcile.wanted import Owner, Wanted
+from tests import builders
+
+UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd30::1/64")))
+
+
+def node(name: str, number: int, modes: str = "vxlan", seen: int = 0) -> Node:
+    notes = {ACCEPTS: modes, SENDS: modes, AGENT_SEEN: str(seen)}
+    return builders.node(name, f"172.30.0.{number}/24", f"fd30::{number}/64", notes=notes)
+
+
+def block(number: int, owner: str, version: int = 4) -> AddressBlock:
+    cidr = f"10.244.{number}.0/24" if version == 4 else f"fd00:244::{number:x}:0/112"
+    return builders.block(cidr, f"ipv{version}", owner)
+
+
+def pools(encapsulation: Encapsulation, distribution: Distribution) -> list[IPPool]:
+    return [
+        builders.pool(
+            f"ipv{version}",
+            cidr,
+            block_size=size,
+            encapsulation=encapsulation if version == 4 or encapsulation != "ipip" else "none",
+            distribution=distribution,
+        )
+        for version, cidr, size in ((4, "10.244.0.0/16", 24), (6, "fd00:244::/96", 112))
+    ]
+
+
+def lease(number: int, attach: Any = "routed") -> Lease:
+    addresses = (ip_address(f"10.244.1.{number}"), ip_address(f"fd00:244::1:{number:x}"))
+    return Lease(Attachment(f"c{number}", "eth0"), f"default/{number}", "podway", "/run/x", addresses, attach)
+
+
+def contents(plan: NodePlan) -> dict[str, dict[Any, Any]]:
+    return {field: {obj.key: obj for obj in getattr(plan, field)} for field in KINDS.values()}
+
+
+class Follower:
+    """A node's state and planning, with what the kernel would have after each delta."""
+
+    def __init__(self, encapsulation: Encapsulation, distribution: Distribution) -> None:
+        modes = "" if encapsulation == "none" else encapsulation
+        objects = [node("here", 1, modes), *pools(encapsulation, distribution), block(1, "here")]
+        objects += [
+            obj for n in (2, 3, 4) for obj in (node(f"n{n}", n, modes), block(n, f"n{n}"), block(n, f"n{n}", 6))
+        ]
+        self.state = NodeState("here", ClusterView.of(objects), UPLINK)
+        self.state.sent = {} if encapsulation == "none" else {"ipv4": {encapsulation}, "ipv6": {encapsulation}}
+        self.planning = Planning()
+        self.kernel = NodePlan()
+        self.plan()
+
+    def plan(self) -> list[Difference]:
+        changes: list[Difference] = []
+        while (delta := self.planning.step(self.state.facts())) is not None:
+            self.kernel = patched(self.kernel, delta)
+            changes += delta
+        return changes
+
+    def hear(self, *changed: tuple[Resource, bool]) -> list[Difference]:
+        changes: list[Change[Any]] = []
+        view = self.state.view
+        for obj, deleted in changed:
+            changes.append(view.change(obj, deleted=deleted))
+            view = view.after(changes[-1])
+        self.state.follow(view)
+        self.planning.heard(view, "here", changes)
+        return self.plan()
+
+    def check(self) -> None:
+        anew = contents(plan_all(self.state.facts()))
+        assert contents(self.planning.wanted.plan()) == anew
+        assert contents(self.kernel) == anew
+
+
+OBJECTS = st.one_of(
+    st.builds(
+        node,
+        st.sampled_from(["n2", "n3", "n9", "here"]),
+        st.sampled_from([1, 2, 3, 9]),
+        st.sampled_from(["", "vxlan", "ipip", "ipip,vxlan"]),
+        st.integers(0, 3),
+    ),
+    st.builds(
+        block, st.sampled_from([1, 2, 3, 9]), st.sampled_from(["n2", "n3", "n9", "here"]), st.sampled_from([4, 6])
+    ),
+    st.just(builders.block("10.244.0.0/16", "ipv4", "n3")),
+    st.sampled_from(
+        [
+            pool
+            for encapsulation in ("none", "vxlan", "ipip")
+            for distribution in ("store", "bgp")
+            for pool in pools(encapsulation, distribution)
+        ]
+    ),
+)
+"""Objects that come, change, go; two nodes may say that they have the same address, two own one range."""
+
+STEPS = st.one_of(
+    st.tuples(st.just("objects"), st.lists(st.tuples(OBJECTS, st.booleans()), min_size=1, max_size=3)),
+    st.tuples(st.just("host"), st.sampled_from(["", "1", "2"])),
+    st.tuples(st.just("uplink"), st.sampled_from([1400, 1500, 9000])),
+    st.tuples(st.just("sent"), st.sampled_from(["none", "vxlan", "ipip"])),
+    st.tuples(st.just("transitional"), st.sets(st.sampled_from([2, 3, 4]))),
+    st.tuples(st.just("withdrawn"), st.booleans()),
+    st.tuples(st.just("pod"), st.tuples(st.integers(2, 4), st.sampled_from(["routed", "bridge"]))),
+    st.tuples(st.just("gone"), st.integers(2, 4)),
+)
+
+
+def take(follower: Follower, what: str, value: Any) -> None:
+    state = follower.state
+    match what:
+        case "objects":
+            follower.hear(*value)
+        case "host":
+            state.host = HostFacts(all_rp_filter=value, accept_ra=value)
+        case "uplink":
+            state.uplink = Uplink("eth0", value, UPLINK.addresses)
+        case "sent":
+            state.sent = {"ipv4": {value}}
+        case "transitional":
+            state.transitional = frozenset(ip_network(f"10.244.{number}.0/24") for number in value)
+        case "withdrawn":
+            state.withdraw({ip_network("10.244.1.0/24")} if value else set())
+        case "pod":
+            held = lease(*value)
+            state.leases.pop(held.attachment, None)
+            state.facts()
+            follower.planning.look(state.facts())
+            state.leases[held.attachment] = held
+        case "gone":
+            state.leases.pop(lease(value).attachment, None)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([("vxlan", "store"), ("none", "store"), ("none", "bgp"), ("ipip", "bgp")]),
+    st.lists(STEPS, max_size=8),
+)
+def test_step_by_step_is_as_anew(kind: tuple[Encapsulation, Distribution], steps: list[tuple[str, Any]]) -> None:
+    follower = Follower(*kind)
+    follower.check()
+    for what, value in steps:
+        take(follower, what, value)
+        gone = set(contents(follower.planning.wanted.plan())["links"])
+        follower.plan()
+        # What stands on the link of a pod that left goes with it, and what it had elsewhere by its release.
+        left = gone - set(contents(follower.planning.wanted.plan())["links"])
+        if left or what in {"pod", "gone"}:
+            follower.kernel = follower.planning.wanted.plan()
+        follower.check()
+
+
+def test_a_node_that_leaves_takes_its_entries_and_routes_along_and_no_others() -> None:
+    delta = Follower("vxlan", "store").hear((node("n3", 3), True))
+    assert {(change.kind, change.action) for change in delta} == {
+        ("neighbour", "remove"),
+        ("forwarding entry", "remove"),
+        ("route", "remove"),
+        ("nft element", "remove"),
+    }
+    # A neighbour, a forwarding entry, two routes; two addresses that pods may not tunnel to; the node as a sender
+    # of tunnelled packets, and what it may send from: two addresses, two blocks, which themselves are still there.
+    assert len(delta) == 2 + 2 + 2 + 1 + 4
+
+
+def test_signs_of_life_plan_nothing() -> None:
+    follower = Follower("vxlan", "store")
+    before = follower.planning.wanted.plan()
+    assert follower.hear((node("n2", 2, seen=7), False), (node("here", 1, seen=7), False)) == []
+    assert follower.planning.wanted.plan() is before
+    assert follower.state.view.nodes["n2"].metadata.annotations[AGENT_SEEN] == "7"
+
+
+def test_a_block_of_ones_own_is_no_other_nodes_affair() -> None:
+    follower = Follower("none", "store")
+    assert [str(change.want) for change in follower.hear((block(9, "here"), False))] == [
+        "route 10.244.9.0/24 blackhole"
+    ]
+
+
+def test_facts_stay_the_same_object_while_nothing_changes() -> None:
+    state = Follower("none", "store").state
+    assert state.facts() is state.facts()
+    state.leases[lease(2).attachment] = lease(2)
+    one = state.facts()
+    assert one.leases.keys() == {lease(2).attachment}
+    state.leaving.add(lease(2).attachment)
+    assert state.facts().leases == {}
+    assert one.leases.keys() == {lease(2).attachment}
+
+
+def test_another_nodes_address_may_alter_the_mtu_of_pods() -> None:
+    """A node of IPv4 alone holds nothing for one of IPv6 alone, but its pods' MTU is that of the whole cluster."""
+
+    def with_addresses(name: str, *interfaces: str) -> Node:
+        return builders.node(name, *interfaces, notes={ACCEPTS: "vxlan", SENDS: "vxlan"})
+
+    here = with_addresses("here", "172.30.0.1/24")
+    both, six = with_addresses("n2", "172.30.0.2/24", "fd30::2/64"), with_addresses("n2", "fd30::2/64")
+    before = ClusterView.of([here, both, *pools("vxlan", "store")])
+    change = before.change(six)
+    after = before.after(change)
+    uplink = Uplink("eth0", 1500, here.interface_addresses)
+    assert (pod_mtu(before, uplink), pod_mtu(after, uplink)) == (1450, 1430)
+    planning, leases = Planning(), {lease(2).attachment: lease(2)}
+    for view in (before, after):
+        planning.heard(view, "here", [change])
+        while planning.step(NodeFacts(view, "here", uplink, leases)) is not None:
+            pass
+        assert [link.mtu for link in planning.wanted.plan().links] == [pod_mtu(view, uplink)]
+
+
+ROUTES = st.builds(
+    Route,
+    st.sampled_from([ip_network("10.0.0.0/24"), ip_network("10.0.1.0/24")]),
+    device=st.sampled_from(["a", "b"]),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.builds(Owner, st.integers(0, 2), st.sampled_from(["x", "y"])), st.lists(ROUTES, max_size=3)),
+        max_size=12,
+    )
+)
+def test_what_several_want_stays_while_one_wants_it_and_the_last_has_its_way(steps: list[Any]) -> None:
+    wanted, sections, kernel = Wanted(), {}, NodePlan()
+    for owner, routes in steps:
+        section = NodePlan(routes=tuple({route.key: route for route in routes}.values()))
+        changes = wanted.put(owner, section)
+        sections[owner] = section
+        expected = contents(merged(sections[each] for each in sorted(sections)))
+        kernel = patched(kernel, changes)
+        assert contents(kernel) == contents(wanted.plan()) == expected
+        assert not any(change.have == change.want for change in changes)
