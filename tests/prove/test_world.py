@@ -10,7 +10,6 @@ from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
 from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
 from podway.probe.build import Protocol
-from podway.prove.addressing import address_faults
 from podway.prove.probe import (
     TAG_BYTES,
     Step,
@@ -23,6 +22,7 @@ from podway.prove.probe import (
     sample,
 )
 from podway.prove.world import Block, NodePlace, NodePoint, PodPlace, PodPoint, World, build_world
+from podway.verify.addressing import address_faults
 from tests.builders import node_status, pod
 
 patiently = settings(deadline=None, max_examples=60)

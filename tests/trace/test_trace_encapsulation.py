@@ -11,8 +11,8 @@ import pytest
 from podway.api.addresses import Family
 from podway.api.kinds.ip_pool import IPPool
 from podway.lab import facts
-from podway.prove.tracing.page import to_text
-from podway.prove.tracing.report import Direction, TraceReport
+from podway.trace.page import to_text
+from podway.trace.report import Direction, TraceReport
 from tests.patience import PATIENCE
 from tests.trace.trace_lab import TraceLab
 

@@ -21,7 +21,7 @@ from podway.kernel import netns
 from podway.lab import agents as lab_agents
 from podway.lab import pods
 from podway.lab.paths import lab_dir
-from podway.prove.tracing.report import Direction, Verdict
+from podway.trace.report import Direction, Verdict
 from tests.patience import PATIENCE
 from tests.trace.trace_lab import TraceLab
 

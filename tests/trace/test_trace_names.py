@@ -6,7 +6,7 @@ from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
 from podway.api.kinds.node import Node
 from podway.api.meta import Metadata
 from podway.errors import InvalidInput
-from podway.prove.tracing.names import resolve
+from podway.trace.names import resolve
 from tests.builders import node_status, pod
 
 

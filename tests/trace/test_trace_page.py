@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from podway.prove.tracing.page import to_text
-from podway.prove.tracing.report import (
+from podway.trace.page import to_text
+from podway.trace.report import (
     Direction,
     FamilyTrace,
     Hop,

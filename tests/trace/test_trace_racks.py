@@ -11,7 +11,7 @@ import pytest
 
 from podway.lab import cluster, pods
 from podway.lab.fabric import Tor
-from podway.prove.tracing.report import TraceReport
+from podway.trace.report import TraceReport
 from tests.patience import PATIENCE
 from tests.trace.trace_lab import TraceLab
 

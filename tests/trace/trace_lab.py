@@ -15,10 +15,10 @@ from podway.errors import AgentError
 from podway.kernel import netns
 from podway.lab import facts, names, pods
 from podway.probe.build import Protocol
-from podway.prove.tracing.names import resolve
-from podway.prove.tracing.report import TraceReport
-from podway.prove.tracing.trace import trace
 from podway.store.base import list_all
+from podway.trace.names import resolve
+from podway.trace.report import TraceReport
+from podway.trace.trace import trace
 
 POOLS = ("10.244.0.0/16", "fd00:10:244::/56")
 

@@ -19,8 +19,8 @@ from podway.cli.output import format_table
 from podway.cli.verify import page_width, paint, world_of
 from podway.lab import cluster, facts, pods, state
 from podway.prove.path import Hop
-from podway.prove.report import Report, Verdict
-from podway.prove.verify import path_of, verify
+from podway.verify.report import Report, Verdict
+from podway.verify.verify import path_of, verify
 
 NODES = 3
 PODS_PER_NODE = 2
@@ -170,7 +170,7 @@ def _prove(options: GlobalOptions) -> Report:
         mark = click.style("✓", fg="green") if good else click.style("✗", fg="red")
         click.echo(f"{INDENT}{mark} {_wrapped(rule.statement)}")
     if not report.holds:
-        from podway.prove.report import to_text
+        from podway.verify.report import to_text
 
         click.echo(to_text(report, width=page_width(), paint=paint))
     verdict = "All three rules of the Kubernetes network model hold." if report.holds else "The rules do not hold."

@@ -86,10 +86,10 @@ def trace(
     """
     from podway.api.addresses import Family
     from podway.probe.build import Protocol
-    from podway.prove.tracing.names import resolve
-    from podway.prove.tracing.page import to_text
-    from podway.prove.tracing.report import to_json
-    from podway.prove.tracing.trace import trace as follow
+    from podway.trace.names import resolve
+    from podway.trace.page import to_text
+    from podway.trace.report import to_json
+    from podway.trace.trace import trace as follow
 
     protocol = Protocol((proto or ("tcp" if port else "icmp")).upper())
     if port and protocol is Protocol.ICMP:

@@ -43,8 +43,8 @@ def verify(options: GlobalOptions, output: Literal["text", "json"], sample: int 
     Exit status 0: all three rules are proved. 1: not all, and the report says what is wrong and where.
     """
     from podway.kernel.support import require_privileges
-    from podway.prove.report import to_json, to_text
-    from podway.prove.verify import verify as prove
+    from podway.verify.report import to_json, to_text
+    from podway.verify.verify import verify as prove
 
     require_privileges()
     report = prove(world_of(options), sample_size=sample, timeout=timeout)
@@ -64,7 +64,7 @@ WIDEST = 120
 
 
 def paint(text: str, kind: str) -> str:
-    """Colour a part of the report, as podway.prove.report.to_text asks."""
+    """Colour a part of the report, as podway.verify.report.to_text asks."""
     return click.style(text, **_COLOURS[kind])
 
 
@@ -81,7 +81,7 @@ def world_of(options: GlobalOptions) -> World:
     listing = options.run(read_all)
     if options.store is None:
         return build_world(listing.items, *_places_in_lab(options.lab, listing.items))
-    from podway.prove.host import places_here
+    from podway.verify.host import places_here
 
     return build_world(listing.items, *places_here(listing.items))
 

@@ -1,1 +1,1 @@
-"""Does it hold? Packets sent, captured and judged."""
+"""What happened to packets, and why: what `verify` and `trace` judge by."""

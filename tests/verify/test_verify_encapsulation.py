@@ -16,11 +16,11 @@ from podway.plan.changes import compare
 from podway.plan.fabric import overlay
 from podway.plan.objects import IpipTunnel, NodePlan, TunnelEndpoint
 from podway.prove.encapsulation import ExpectedEncapsulation, expected_encapsulation
-from podway.prove.report import Report, to_text
-from podway.prove.verify import verify
 from podway.prove.world import World
+from podway.verify.report import Report, to_text
+from podway.verify.verify import verify
 from tests import builders
-from tests.prove.hand_cluster import NODES, PODS, Cluster
+from tests.verify.hand_cluster import NODES, PODS, Cluster
 
 pytestmark = pytest.mark.kernel
 

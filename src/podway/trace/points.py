@@ -11,8 +11,8 @@ from podway.plan.mtu import pod_mtu
 from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.prove.tracing.agents import Agents
 from podway.prove.world import Block, NodePoint, Place, PodPoint, World
+from podway.trace.agents import Agents
 
 _UNKNOWN = Uplink("", 0, ())
 

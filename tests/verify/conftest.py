@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.prove.hand_cluster import Cluster
+from tests.verify.hand_cluster import Cluster
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from podway.probe.build import Protocol
 from podway.probe.capture import Sighting
 from podway.prove.encapsulation import ExpectedEncapsulation, expected_encapsulation
 from podway.prove.path import Leg
-from podway.prove.tracing.agents import Agents, Ask, RemoteInspector
-from podway.prove.tracing.evidence import Evidence, Sent, send
-from podway.prove.tracing.forwarding import ForwardingHop, forwarding_path, stages_of
-from podway.prove.tracing.names import Subject
-from podway.prove.tracing.points import PointIndex
-from podway.prove.tracing.report import Direction, FamilyTrace, Silent, TraceReport
-from podway.prove.tracing.shown import show
-from podway.prove.tracing.verdict import Case, judge, predict, translation_of
 from podway.prove.world import ExternalPoint, NodePoint, Place, PodPoint, Point
+from podway.trace.agents import Agents, Ask, RemoteInspector
+from podway.trace.evidence import Evidence, Sent, send
+from podway.trace.forwarding import ForwardingHop, forwarding_path, stages_of
+from podway.trace.names import Subject
+from podway.trace.points import PointIndex
+from podway.trace.report import Direction, FamilyTrace, Silent, TraceReport
+from podway.trace.shown import show
+from podway.trace.verdict import Case, judge, predict, translation_of
 
 AGAIN = 0.3
 """Seconds to wait for an answer where a smaller packet's came at once."""

@@ -20,8 +20,8 @@ from podway.cli.verify import world_of
 from podway.kernel import netns
 from podway.lab import cluster, names, pods
 from podway.lab.facts import PoolSettings
-from podway.prove.report import Finding, Report
-from podway.prove.verify import verify
+from podway.verify.report import Finding, Report
+from podway.verify.verify import verify
 
 pytestmark = pytest.mark.kernel
 

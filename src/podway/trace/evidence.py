@@ -17,8 +17,8 @@ from podway.probe.capture import Sighting, sighting
 from podway.probe.packet import TCP_ACK, TCP_RST, TCP_SYN, Echo, IcmpError, Packet, Tcp, Udp
 from podway.probe.plain import read_frames
 from podway.prove.path import Leg, Refusal
-from podway.prove.tracing.agents import Agents
 from podway.prove.world import Place, PodPoint
+from podway.trace.agents import Agents
 
 _LOOK_EVERY = 0.03
 """Seconds between looks for the answer."""

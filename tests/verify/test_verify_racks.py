@@ -17,8 +17,8 @@ from podway.cli.verify import world_of
 from podway.kernel import netns
 from podway.lab import cluster, facts, names, pods
 from podway.lab.facts import PoolSettings
-from podway.prove.report import Report
-from podway.prove.verify import verify
+from podway.verify.report import Report
+from podway.verify.verify import verify
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel

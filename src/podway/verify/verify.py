@@ -13,7 +13,6 @@ from podway.api.addresses import Family
 from podway.errors import InvalidInput
 from podway.health.groups import between, names
 from podway.probe.build import Protocol
-from podway.prove.addressing import AddressFault, address_faults
 from podway.prove.cause import Cause
 from podway.prove.diagnose import diagnose
 from podway.prove.encapsulation import ObservedEncapsulation
@@ -22,8 +21,10 @@ from podway.prove.judge import Code, Fault
 from podway.prove.path import Hop, hops
 from podway.prove.path_mtu import node_path_of
 from podway.prove.probe import Pair, Probe, Step, node_pairs, plan_probes, pod_pairs, sample
-from podway.prove.prober import Prober, Trial, enter, link_mtus
-from podway.prove.report import (
+from podway.prove.world import Point, World
+from podway.verify.addressing import AddressFault, address_faults
+from podway.verify.prober import Prober, Trial, enter, link_mtus
+from podway.verify.report import (
     RULES,
     FailedPair,
     Finding,
@@ -33,7 +34,6 @@ from podway.prove.report import (
     Sample,
     Verdict,
 )
-from podway.prove.world import Point, World
 
 ALL_PAIRS_UP_TO = 2000
 """Pairs of one rule and family above which verify takes a sample unless told otherwise."""

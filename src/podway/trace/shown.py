@@ -11,9 +11,9 @@ from podway.plan.outside import PREFIX
 from podway.plan.path import PlannedHop
 from podway.probe.capture import Sighting
 from podway.probe.packet import Tcp, Udp
-from podway.prove.tracing.forwarding import ForwardingHop
-from podway.prove.tracing.report import Hop, Kernel, Neighbour, Planned, Seen, Underlay
-from podway.prove.tracing.verdict import as_planned
+from podway.trace.forwarding import ForwardingHop
+from podway.trace.report import Hop, Kernel, Neighbour, Planned, Seen, Underlay
+from podway.trace.verdict import as_planned
 
 _TABLES = {MAIN_TABLE: "main", 255: "local", 253: "default"}
 _OWNERS = {

@@ -20,8 +20,8 @@ from podway.api.addresses import Family
 from podway.probe.build import Protocol
 from podway.probe.capture import Capture, Frame, Sighting, sighting
 from podway.probe.packet import ECHO_REQUEST, IP_HEADER, internet_checksum
-from podway.prove.endpoint import Ends, ProbeEndpoint
 from podway.prove.probe import TAG_BYTES, Probe, Result, Step, Tag, payload, read_tag
+from podway.verify.endpoint import Ends, ProbeEndpoint
 
 _IN_FLIGHT = 128
 _LARGEST = 65535

@@ -2,7 +2,7 @@
 
 import pytest
 
-from podway.prove.report import FailedPair, Finding, Report, RuleReport, Verdict, to_text
+from podway.verify.report import FailedPair, Finding, Report, RuleReport, Verdict, to_text
 
 COMMAND = "`nsenter --net=/run/netns/podway-lab-node1 nft list ruleset`"
 

@@ -6,7 +6,7 @@ Where plan, kernel and probe agree a step is one line, unless all of it is asked
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 
-from podway.prove.tracing.report import (
+from podway.trace.report import (
     Direction,
     FamilyTrace,
     Hop,

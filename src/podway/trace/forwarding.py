@@ -12,10 +12,10 @@ from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import End, PlannedHop
 from podway.probe.facts import KernelState, RouteLookup
 from podway.prove.path import Stage
-from podway.prove.tracing.agents import RemoteInspector
-from podway.prove.tracing.points import PointIndex
-from podway.prove.tracing.underlay import UnderlayPath, underlay_path
 from podway.prove.world import Place, PodPoint
+from podway.trace.agents import RemoteInspector
+from podway.trace.points import PointIndex
+from podway.trace.underlay import UnderlayPath, underlay_path
 
 _LOOPBACK = "lo"
 

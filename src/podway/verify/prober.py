@@ -13,13 +13,13 @@ import msgspec
 from podway.errors import InvalidInput
 from podway.probe.facts import KernelState
 from podway.prove.encapsulation import ObservedEncapsulation, observed_encapsulations
-from podway.prove.endpoint import PortTaken, ProbeEndpoint
-from podway.prove.engine import Engine
 from podway.prove.inspector import Inspector
 from podway.prove.judge import Fault, judge
 from podway.prove.path import Leg, legs_of
 from podway.prove.probe import Pair, Probe, Step
 from podway.prove.world import Absent, PodPoint, World
+from podway.verify.endpoint import PortTaken, ProbeEndpoint
+from podway.verify.engine import Engine
 
 _PORTS = range(61000, 65000)
 """Above Linux's ephemeral ports (net.ipv4.ip_local_port_range)."""

@@ -12,10 +12,10 @@ import pytest
 
 from podway.api.addresses import Family
 from podway.errors import InvalidInput
-from podway.prove.report import Report, Verdict, to_json, to_text
-from podway.prove.verify import path_of, verify
 from podway.prove.world import Absent, NodePoint
-from tests.prove.hand_cluster import Cluster, run
+from podway.verify.report import Report, Verdict, to_json, to_text
+from podway.verify.verify import path_of, verify
+from tests.verify.hand_cluster import Cluster, run
 
 pytestmark = pytest.mark.kernel
 

@@ -18,10 +18,10 @@ from podway.prove.inspector import Inspector
 from podway.prove.judge import Code, Fault, loss, off_the_way, translation
 from podway.prove.path import Leg, Stage
 from podway.prove.probe import Probe, Result, Step
-from podway.prove.tracing.evidence import Sent
-from podway.prove.tracing.forwarding import ForwardingHop
-from podway.prove.tracing.report import Basis, Outcome, Verdict
 from podway.prove.world import ExternalPoint, Point, World
+from podway.trace.evidence import Sent
+from podway.trace.forwarding import ForwardingHop
+from podway.trace.report import Basis, Outcome, Verdict
 
 
 class Case(msgspec.Struct, frozen=True):

@@ -11,9 +11,9 @@ from podway.api.meta import Metadata
 from podway.cli import verify as command
 from podway.cli.options import GlobalOptions
 from podway.kernel import netns
-from podway.prove.host import places_here
 from podway.prove.world import NodePlace, PodPlace
-from tests.prove.hand_cluster import Cluster
+from podway.verify.host import places_here
+from tests.verify.hand_cluster import Cluster
 
 pytestmark = pytest.mark.kernel
 

@@ -14,8 +14,8 @@ from podway.kernel import netns
 from podway.probe.filter import attach, capture_filter, echo_filter
 from podway.probe.packet import parse_ethernet
 from tests.patience import PATIENCE
-from tests.prove.hand_cluster import run
-from tests.prove.test_packet import ethernet, ip, udp
+from tests.probe.test_packet import ethernet, ip, udp
+from tests.verify.hand_cluster import run
 
 pytestmark = pytest.mark.kernel
 
