@@ -1,7 +1,7 @@
 """One agent in a cluster of 5,000 nodes: its loop, its ADDs, processor and memory while everything changes.
 
-The other nodes are objects in the store, and a process of its own writes to them: mostly signs of life, now and
-then a node that leaves or comes. Pods' packets have nothing to do with it.
+The other nodes are objects in the store, and a process of its own writes to them: mostly notes that alter nothing,
+now and then a node that leaves or comes. Pods' packets have nothing to do with it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from bench.plugins import Plugin, new_container, plugins, sandboxes
 from bench.report import Row, Section
 from bench.samples import mib, ms, percentile
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
-from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
+from podway.api.kinds.node import ACCEPTS, INTERFACE_ADDRESSES, SENDS, Node, NodeAddress, NodeStatus
 from podway.api.meta import Metadata
 from podway.channel.client import call
 from podway.lab.paths import lab_store
@@ -93,7 +93,7 @@ def _objects() -> Iterator[tuple[Node, AddressBlock]]:
     blocks = itertools.islice(IPv4Network(POOL).subnets(new_prefix=24), FIRST_BLOCK, None)
     for number, network in zip(range(NODES), blocks, strict=False):
         address, name = IPv4Address(base + number + 1), f"far-{number}"
-        notes = {INTERFACE_ADDRESSES: f"{address}/16", ACCEPTS: "vxlan", SENDS: "vxlan", AGENT_SEEN: "1"}
+        notes = {INTERFACE_ADDRESSES: f"{address}/16", ACCEPTS: "vxlan", SENDS: "vxlan"}
         node = Node(
             metadata=Metadata(name=name, annotations=notes),
             status=NodeStatus(addresses=(NodeAddress(type="InternalIP", address=str(address)),)),
@@ -185,12 +185,12 @@ async def _write_for_a_while(url: str) -> None:
                 nodes[name] = await store.create(nodes[name])
             else:
                 for _ in range(2):
-                    nodes[name] = await _heartbeat(store, nodes[name], number)
+                    nodes[name] = await _annotate(store, nodes[name], number)
     finally:
         await store.close()
 
 
-async def _heartbeat(store: Store, node: Node, number: int) -> Node:
-    notes = {**node.metadata.annotations, AGENT_SEEN: f"{number}"}
+async def _annotate(store: Store, node: Node, number: int) -> Node:
+    notes = {**node.metadata.annotations, "example.org/note": f"{number}"}
     metadata = msgspec.structs.replace(node.metadata, annotations=notes)
     return await store.update(msgspec.structs.replace(node, metadata=metadata))

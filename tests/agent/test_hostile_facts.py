@@ -267,7 +267,7 @@ def test_the_healthy_cluster_is_all_facts() -> None:
 @example([((("IPPool", "", "v4"), ("spec", "cidr")), "10.244.0.0/40")])
 @example([((("IPPool", "", "v4"), ("spec", "excluded", 0)), "x")])
 @example([((("Node", "", "n2"), ("metadata", "annotations", "podway.io/asn")), "x")])
-@example([((("Node", "", "n1"), ("metadata", "annotations", "podway.io/agent-seen")), "yesterday")])
+@example([((("Node", "", "n1"), ("metadata", "annotations", "podway.io/asn")), "yesterday")])
 @example([((("Node", "", "n2"), ("metadata", "annotations", "podway.io/interface-addresses")), "x/y,z")])
 def test_any_value_in_any_field_is_taken_or_rejected_and_planning_goes_on(spoilt: list[tuple[Any, Any]]) -> None:
     view = HEALTHY
@@ -345,7 +345,6 @@ def test_a_deleted_object_that_was_rejected_is_gone() -> None:
     ("path", "bad"),
     [
         (("metadata", "annotations", "podway.io/asn"), "x"),
-        (("metadata", "annotations", "podway.io/agent-seen"), "yesterday"),
         (("metadata", "annotations", "podway.io/interface-addresses"), "x/y"),
         (("status", "addresses", 0, "address"), "127.0.0.1"),
         (("status", "addresses", 0, "address"), "fe80::1%eth0"),

@@ -288,7 +288,7 @@ def test_a_kind_says_of_itself_what_a_custom_resource_definition_needs(kind: typ
         assert (struct.__doc__ or "").strip(), struct
         if api_version(kind).startswith(GROUP) and struct.__module__ == kind.__module__:
             assert struct.__struct_config__.forbid_unknown_fields, struct
-    assert msgspec.json.schema(kind)["$defs"][kind.KIND]["description"]
+    assert msgspec.json.schema(kind)["$defs"][kind.__name__]["description"]
 
 
 def test_no_two_kinds_are_called_alike() -> None:

@@ -17,6 +17,7 @@ from podway import __version__
 from podway.api.columns import Column, age, age_of
 from podway.api.decode import decode
 from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node_lease import micro_time
 from podway.cli import main as root
 from podway.cli import views
 from podway.cli.output import format_table
@@ -35,6 +36,7 @@ items:
     annotations: {podway.io/interface-addresses: "192.168.7.1/24,fd00:7::1/64"}
   status: {addresses: [{type: InternalIP, address: 192.168.7.1}, {type: InternalIP, address: "fd00:7::1"}]}
 - {apiVersion: v1, kind: Namespace, metadata: {name: default}}
+- {apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: n1, namespace: podway}}
 - {apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}}
 - apiVersion: podway.io/v1
   kind: IPPool
@@ -123,9 +125,14 @@ def test_columns_are_aligned(cluster: Podway) -> None:
 
 @pytest.mark.parametrize(("silence", "words"), [(0, "alive"), (60, "silent for 60s"), (None, "never seen")])
 def test_whether_an_agent_lives(cluster: Podway, silence: int | None, words: str) -> None:
-    notes = {} if silence is None else {"podway.io/agent-seen": f"{time.time() - silence:.0f}"}
-    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2", "annotations": notes}}
-    cluster("apply", "-f", "-", stdin=json.dumps(manifest))
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}}
+    lease = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "n2", "namespace": "podway"},
+        "spec": {} if silence is None else {"renewTime": micro_time(time.time() - silence)},
+    }
+    cluster("apply", "-f", "-", stdin=json.dumps(node) + "\n---\n" + json.dumps(lease))
     assert words.split()[:2] == cluster.lines("get", "nodes", "n2")[1][3:-1][:2]
 
 
@@ -301,7 +308,7 @@ def test_delete(cluster: Podway) -> None:
     assert cluster("delete", "pod", "web") == "Pod/default/web deleted\n"
     assert cluster("delete", "pod", "db", "-n", "other") == "Pod/other/db deleted\n"
     rest = CLUSTER[: CLUSTER.index("- apiVersion: v1\n  kind: Pod")]
-    assert len(cluster("delete", "-f", "-", stdin=rest).splitlines()) == 5
+    assert len(cluster("delete", "-f", "-", stdin=rest).splitlines()) == 6
     assert (
         cluster("get", "nodes", "-o", "json").strip()
         == '{\n  "apiVersion": "v1",\n  "kind": "List",\n  "items": []\n}'

@@ -8,7 +8,7 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
-from podway.api.kinds.node import AGENT_SEEN, ASN, SENDS, Node
+from podway.api.kinds.node import ASN, SENDS, Node
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
@@ -97,12 +97,12 @@ def test_who_may_send_is_known() -> None:
     assert not view.after(Change.of(sender, None)).others_send("b", "vxlan")
 
 
-def test_a_heartbeat_alters_no_plan_and_a_place_alters_every_plan() -> None:
+def test_a_note_alters_no_plan_and_a_place_alters_every_plan() -> None:
     def changed(new: Node) -> tuple[bool, bool]:
         change = VIEW.change(new)
         return alters_plans(change), alters_routing(change)
 
-    assert changed(node("a", **{AGENT_SEEN: "7"})) == (False, False)
+    assert changed(node("a", **{"example.org/note": "7"})) == (False, False)
     assert changed(node("a", "172.30.0.9")) == (True, True)
     assert changed(node("a", **{SENDS: "ipip"})) == (True, True)
     assert changed(node("a", **{ASN: "64600"})) == (True, True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool
-from podway.api.kinds.node import ACCEPTS, AGENT_SEEN, SENDS, Node
+from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.lease import Attachment, Lease
 from podway.api.resource import Resource
 from podway.cluster.change import Change
@@ -28,8 +28,11 @@ from tests import builders
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd30::1/64")))
 
 
+NOTE = "example.org/note"
+
+
 def node(name: str, number: int, modes: str = "vxlan", seen: int = 0) -> Node:
-    notes = {ACCEPTS: modes, SENDS: modes, AGENT_SEEN: str(seen)}
+    notes = {ACCEPTS: modes, SENDS: modes, NOTE: str(seen)}
     return builders.node(name, f"172.30.0.{number}/24", f"fd30::{number}/64", notes=notes)
 
 
@@ -190,12 +193,12 @@ def test_a_node_that_leaves_takes_its_entries_and_routes_along_and_no_others() -
     assert len(delta) == 2 + 2 + 2 + 1 + 4
 
 
-def test_signs_of_life_plan_nothing() -> None:
+def test_a_note_that_alters_nothing_plans_nothing() -> None:
     follower = Follower("vxlan", "store")
     before = follower.planning.wanted.plan()
     assert follower.hear((node("n2", 2, seen=7), False), (node("here", 1, seen=7), False)) == []
     assert follower.planning.wanted.plan() is before
-    assert follower.state.view.nodes["n2"].metadata.annotations[AGENT_SEEN] == "7"
+    assert follower.state.view.nodes["n2"].metadata.annotations[NOTE] == "7"
 
 
 def test_a_block_of_ones_own_is_no_other_nodes_affair() -> None:

@@ -1,9 +1,11 @@
 import asyncio
 import contextlib
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +56,15 @@ class Sqlite:
                 (kind.KIND,),
             )
 
+    def document(self, kind: type[Resource], name: str, *, namespace: str = "") -> Any:
+        """Return what is stored of an object, whoever wrote it."""
+        with contextlib.closing(sqlite3.connect(self._path, timeout=10)) as connection:
+            (body,) = connection.execute(
+                "SELECT body FROM objects WHERE kind = ? AND namespace = ? AND name = ?",
+                (kind.KIND, namespace, name),
+            ).fetchone()
+        return json.loads(body)
+
 
 class Memory:
     """A cluster in memory."""
@@ -70,6 +81,10 @@ class Memory:
     def forget(self, kind: type[Resource]) -> None:
         """Keep no history of a kind."""
         self.cluster.forget(kind)
+
+    def document(self, kind: type[Resource], name: str, *, namespace: str = "") -> Any:
+        """Return what is stored of an object, whoever wrote it."""
+        return json.loads(self.cluster.bodies[kind.KIND, namespace, name])
 
 
 # Every implementation of Store runs through test_conformance.py and test_following.py.

@@ -12,10 +12,10 @@ import pytest
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.node import Node
-from podway.api.kinds.pod import Pod
+from podway.api.kinds.pod import Pod, PodAddress, PodStatus
 from podway.api.meta import Metadata
 from podway.api.resource import R, Resource
-from podway.errors import AlreadyExists, Conflict, NotFound, VersionExpired
+from podway.errors import AlreadyExists, Conflict, InvalidObject, NotFound, VersionExpired
 from podway.store.base import Bookmark, Event, Store, list_all
 from podway.store.notifier import SLOW_POLL
 from tests.store.conftest import Scene, fact
@@ -271,3 +271,97 @@ def test_watches_have_no_gap_while_many_write(scene: Scene, seed: int) -> None:
         assert len(versions) == len(set(versions))
 
     scene.run(scenario, handles=4)
+
+
+RUNNING = PodStatus(phase="Running", pod_ip="10.244.1.2", pod_ips=(PodAddress(ip="10.244.1.2"),))
+
+
+def test_a_status_is_written_by_itself(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
+        await store.create(Namespace(metadata=Metadata(name="default")))
+        made = await store.create(pod("web"))
+        running = await store.update_status(labelled(msgspec.structs.replace(made, status=RUNNING), app="web"))
+        assert (running.status, running.metadata.labels) == (RUNNING, {})
+        named = await store.update(labelled(msgspec.structs.replace(running, status=PodStatus()), app="web"))
+        assert (named.status, named.metadata.labels) == (RUNNING, {"app": "web"})
+        with pytest.raises(Conflict):
+            await store.update_status(msgspec.structs.replace(running, status=PodStatus()))
+        idle = await store.update_status(msgspec.structs.replace(named, status=PodStatus()))
+        assert idle == await store.get(Pod, "web", namespace="default")
+        assert idle.status == PodStatus()
+
+    scene.run(scenario)
+
+
+def test_a_patch_changes_what_it_names(scene: Scene) -> None:
+    async def scenario(one: Store, two: Store) -> None:
+        start = (await one.list(Namespace)).version
+        first = await one.create(namespace("n", a="1", b="2"))
+        second = await two.patch(Namespace, "n", {"metadata": {"labels": {"a": None, "c": "3"}, "uid": "forged"}})
+        assert second.metadata.labels == {"b": "2", "c": "3"}
+        assert second.metadata.uid == first.metadata.uid
+        assert second == await one.get(Namespace, "n")
+        # Nothing changes: no version, no event.
+        assert await one.patch(Namespace, "n", {"metadata": {"labels": {"c": "3"}}}) == second
+        stale = first.metadata.resource_version
+        with pytest.raises(Conflict):
+            await one.patch(Namespace, "n", {"metadata": {"labels": {"b": "4"}}}, resource_version=stale)
+        fresh = second.metadata.resource_version
+        third = await one.patch(Namespace, "n", {"metadata": {"labels": {"b": "4"}}}, resource_version=fresh)
+        events = await take(two.watch(Namespace, start), 3)
+        assert [event.object for event in events] == [first, second, third]
+        with pytest.raises(NotFound, match="Namespace/m"):
+            await one.patch(Namespace, "m", {"metadata": {"labels": {"b": "4"}}})
+
+    scene.run(scenario, handles=2)
+
+
+def test_a_patch_keeps_to_its_part_of_the_object(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
+        await store.create(pod("web"))
+        both = {"metadata": {"labels": {"app": "web"}}, "status": {"phase": "Running"}}
+        labelled_one = await store.patch(Pod, "web", both, namespace="default")
+        assert (labelled_one.metadata.labels, labelled_one.status.phase) == ({"app": "web"}, PodStatus().phase)
+        both = {"metadata": {"labels": {"app": None}}, "status": {"phase": "Running"}}
+        running = await store.patch_status(Pod, "web", both, namespace="default")
+        assert (running.metadata.labels, running.status.phase) == ({"app": "web"}, "Running")
+
+    scene.run(scenario)
+
+
+def test_a_patch_of_which_no_fact_would_come_changes_nothing(scene: Scene) -> None:
+    async def scenario(store: Store) -> None:
+        made = await store.create(IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/16")))
+        for patch in ({"spec": {"blockSize": 99}}, {"spec": {"cidr": 7}}, {"spec": {"siez": 26}}):
+            with pytest.raises(InvalidObject, match="IPPool/p"):
+                await store.patch(IPPool, "p", patch)
+        assert await store.get(IPPool, "p") == made
+
+    scene.run(scenario)
+
+
+def test_what_podway_does_not_know_of_an_object_survives_its_writes(scene: Scene) -> None:
+    """What a newer Podway, Kubernetes or another controller wrote: finalizers, owners, fields of the spec."""
+
+    async def scenario(store: Store) -> None:
+        made = await store.create(pod("web"))
+        foreign = {
+            "metadata": {"finalizers": ["example.org/hold"], "ownerReferences": [{"kind": "Job", "name": "j"}]},
+            "spec": {"schedulerName": "other", "tolerations": [{"key": "a"}]},
+        }
+        await store.patch(Pod, "web", foreign, namespace="default")
+        await store.patch_status(Pod, "web", {"status": {"qosClass": "BestEffort"}}, namespace="default")
+        known = await store.get(Pod, "web", namespace="default")
+        known = await store.update(labelled(known, app="web"))
+        await store.update_status(msgspec.structs.replace(known, status=RUNNING))
+        stored = scene.cluster.document(Pod, "web", namespace="default")
+        assert stored["metadata"]["finalizers"] == ["example.org/hold"]
+        assert stored["metadata"]["ownerReferences"] == [{"kind": "Job", "name": "j"}]
+        assert stored["metadata"]["uid"] == made.metadata.uid
+        assert stored["spec"]["schedulerName"] == "other"
+        assert stored["spec"]["tolerations"] == [{"key": "a"}]
+        assert stored["status"]["qosClass"] == "BestEffort"
+        assert stored["status"]["phase"] == "Running"
+        assert stored["metadata"]["labels"] == {"app": "web"}
+
+    scene.run(scenario)

@@ -67,7 +67,6 @@ CASES: dict[str, tuple[str, str, tuple[str | int, ...], Any]] = {
     "a pool's excluded": ("IPPool", "default", ("spec", "excluded"), ["x"]),
     "another node's asn": ("Node", "node2", (*NOTES, "podway.io/asn"), "many"),
     "its own asn": ("Node", "node1", (*NOTES, "podway.io/asn"), "many"),
-    "its own time": ("Node", "node1", (*NOTES, "podway.io/agent-seen"), "yesterday"),
     "its own subnets": ("Node", "node1", (*NOTES, "podway.io/interface-addresses"), "x/y"),
     "another node's subnets": ("Node", "node2", (*NOTES, "podway.io/interface-addresses"), "x/y"),
     "another node's address": ("Node", "node2", ("status", "addresses", 1, "address"), "fe80::1%eth0; nonsense"),

@@ -169,7 +169,7 @@ class Agent:
         here = [known.nodes[node]] if known and node in known.nodes else []
         try:
             stored = (await list_all(self._store, VIEWED)).items
-            self._membership.check_name(stored)
+            await self._membership.check_name()
             choice = await first_uplink(connection, self._options, (*here, *stored))
             self._membership.check(choice.uplink.addresses, stored)
             await self._membership.register(choice.uplink.addresses)
@@ -249,7 +249,7 @@ class Agent:
         if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.trigger()
         if not any(map(alters_plans, changes)):
-            self._state.view = view  # say, another node's sign of life
+            self._state.view = view
             return
         removed = node in before.nodes and node not in view.nodes
         if removed:

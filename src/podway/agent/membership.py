@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 import structlog
@@ -12,14 +12,13 @@ from podway.agent.identity import kernel_instance
 from podway.api.addresses import Interface
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.node import (
-    AGENT_INSTANCE,
-    AGENT_SEEN,
     ASN,
     INTERFACE_ADDRESSES,
     Node,
     NodeAddress,
     NodeStatus,
 )
+from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease, micro_time
 from podway.api.meta import Metadata
 from podway.api.resource import Resource
 from podway.api.rules import check_change
@@ -35,6 +34,10 @@ MISSED_HEARTBEATS = 3
 """After so many missed heartbeats a node's old agent counts as gone, and another kernel may take its name."""
 
 
+_FORMER = frozenset({"podway.io/agent-instance", "podway.io/agent-seen"})
+"""Annotations by which agents told of their life before they had leases."""
+
+
 class Membership:
     """Registers a node and keeps its registration true."""
 
@@ -45,11 +48,10 @@ class Membership:
         self._instance = kernel_instance()
         self._words: dict[str, str] = {}
 
-    def check_name(self, others: Iterable[Resource]) -> None:
+    async def check_name(self) -> None:
         """Raise NameTaken as `register`. For an agent that starts: before it looks for its addresses."""
-        for other in others:
-            if isinstance(other, Node) and other.metadata.name == self._node:
-                self._refuse_if_taken(other)
+        with contextlib.suppress(NotFound, ObjectDamaged):
+            self._refuse_if_taken(await self._store.get(NodeLease, self._node, namespace=LEASES))
 
     def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
         """Raise InvalidObject if this node overlaps a pool or has another's address.
@@ -58,20 +60,16 @@ class Membership:
         """
         check_change(self._registered(Metadata(name=self._node), addresses), others)
 
-    async def register(self, addresses: tuple[Interface, ...]) -> Node:
-        """Write (or refresh) this node's object with its addresses; return it as stored.
+    async def register(self, addresses: tuple[Interface, ...]) -> None:
+        """Renew this node's lease, and write its object where it is not as it is to be.
 
         Raises NameTaken if an agent on another kernel is alive under this name.
         """
-        while True:
-            current = await self._stored()
-            if current is not None:
-                self._refuse_if_taken(current)
-            node = self._registered(current.metadata if current else Metadata(name=self._node), addresses)
-            try:
-                return await (self._store.update(node) if current else self._store.create(node))
-            except (AlreadyExists, Conflict):
-                continue  # somebody was quicker: look again
+        await self._renew()
+        written = False
+        while not written:
+            with contextlib.suppress(AlreadyExists, Conflict, NotFound):  # somebody was quicker: look again
+                written = await self._write(addresses)
 
     async def announce(self, words: Mapping[str, str]) -> None:
         """Write annotations onto this node's object, and keep them there when it is registered anew.
@@ -79,14 +77,13 @@ class Membership:
         Raises StoreError.
         """
         self._words.update(words)
-        # Without the node's object there is nothing to write: who registers it again says the same words.
-        while (current := await self._stored()) is not None:
-            annotations = {**current.metadata.annotations, **words}
-            metadata = msgspec.structs.replace(current.metadata, annotations=annotations)
-            with contextlib.suppress(Conflict, NotFound):  # somebody was quicker: look again
-                if metadata != current.metadata:
-                    await self._store.update(msgspec.structs.replace(current, metadata=metadata))
-                return
+        try:
+            await self._store.patch(Node, self._node, {"metadata": {"annotations": dict(words)}})
+        except NotFound:
+            return  # who registers it again says the same words
+        except ObjectDamaged as error:
+            if isinstance(error.found, Node):
+                await self._rewrite(error.found, words)
 
     def present(self, view: ClusterView, addresses: tuple[Interface, ...]) -> ClusterView:
         """Return a view that has this node in it, though its object is rejected and no good state is known.
@@ -102,14 +99,52 @@ class Membership:
             node = self._registered(Metadata(name=self._node), addresses)
         return msgspec.structs.replace(view.after(view.change(node)), rejected=view.rejected)
 
-    async def _stored(self) -> Node | None:
-        """Return this node's object, or what can be read of one that is rejected; None if there is none."""
+    async def _renew(self) -> None:
+        """Renew the lease that shows that this agent lives."""
+        spec = LeaseSpec(
+            holder_identity=self._instance,
+            lease_duration_seconds=math.ceil(MISSED_HEARTBEATS * self._interval),
+            renew_time=micro_time(time.time()),
+        )
+        lease = NodeLease(metadata=Metadata(name=self._node, namespace=LEASES), spec=spec)
+        while True:
+            with contextlib.suppress(AlreadyExists, Conflict):  # somebody was quicker: look again
+                try:
+                    held = await self._store.get(NodeLease, self._node, namespace=LEASES)
+                    self._refuse_if_taken(held)
+                except NotFound:
+                    await self._store.create(lease)
+                    return
+                except ObjectDamaged as error:
+                    held = error.found if isinstance(error.found, NodeLease) else lease
+                with contextlib.suppress(NotFound):
+                    await self._store.update(msgspec.structs.replace(held, spec=spec))
+                    return
+
+    async def _write(self, addresses: tuple[Interface, ...]) -> bool:
+        """Write this node's object as far as it is not as it is to be; tell whether that was done."""
         try:
-            return await self._store.get(Node, self._node)
+            current = await self._store.get(Node, self._node)
         except NotFound:
-            return None
+            await self._store.create(self._registered(Metadata(name=self._node), addresses))
+            return True
         except ObjectDamaged as error:
-            return error.found if isinstance(error.found, Node) else Node(metadata=Metadata(name=self._node))
+            found = error.found if isinstance(error.found, Node) else Node(metadata=Metadata(name=self._node))
+            await self._store.update(self._registered(found.metadata, addresses))
+            return True
+        want = self._registered(current.metadata, addresses)
+        former = dict.fromkeys(_FORMER & current.metadata.annotations.keys())
+        patch = {"metadata": {"annotations": {**want.metadata.annotations, **former}}}
+        await self._store.patch(Node, self._node, patch)
+        if want.status != current.status:
+            await self._store.patch_status(Node, self._node, {"status": msgspec.to_builtins(want.status)})
+        return True
+
+    async def _rewrite(self, found: Node, words: Mapping[str, str]) -> None:
+        annotations = {**found.metadata.annotations, **words}
+        metadata = msgspec.structs.replace(found.metadata, annotations=annotations)
+        with contextlib.suppress(Conflict, NotFound):  # the words are said again with the next registration
+            await self._store.update(msgspec.structs.replace(found, metadata=metadata))
 
     async def give_back_blocks_of_removed_nodes(self, view: ClusterView, patience: float) -> list[AddressBlock]:
         """Return to their pools the blocks whose node is gone; return those blocks.
@@ -121,21 +156,22 @@ class Membership:
         if patience < rank:
             return []
         gone = {block.spec.node for block in view.blocks.values()} - view.registered
+        for node in gone:
+            with contextlib.suppress(NotFound):
+                await self._store.delete(NodeLease, node, namespace=LEASES)
         return [block for node in sorted(gone) for block in await give_back_all_of(self._store, node)]
 
-    def _refuse_if_taken(self, current: Node) -> None:
-        notes = current.metadata.annotations
-        other = notes.get(AGENT_INSTANCE, self._instance)
-        seen = notes.get(AGENT_SEEN, "")
-        known = seen.isascii() and seen.isdecimal() and len(seen) < 20
-        silent = time.time() - int(seen) if known else math.inf
+    def _refuse_if_taken(self, lease: NodeLease) -> None:
+        if lease.renewed is None or lease.spec.holder_identity in {"", self._instance}:
+            return
+        silent, counts = time.time() - lease.renewed, float(lease.spec.lease_duration_seconds)
         # Clocks differ a little; a time that lies further ahead is the word of one that was wrong.
-        if other != self._instance and abs(silent) < MISSED_HEARTBEATS * self._interval:
+        if abs(silent) < counts:
             raise NameTaken(
                 f"Node/{self._node}: an agent on another machine runs under this name (seen "
                 f"{max(0.0, silent):.0f} s ago)",
                 hint="give each node its own --node name, or stop the other agent and try again in "
-                f"{MISSED_HEARTBEATS * self._interval:.0f} s",
+                f"{counts:.0f} s",
             )
 
     def _registered(self, metadata: Metadata, addresses: tuple[Interface, ...]) -> Node:
@@ -143,8 +179,6 @@ class Membership:
             **metadata.annotations,
             **self._words,
             INTERFACE_ADDRESSES: ",".join(str(address) for address in addresses),
-            AGENT_INSTANCE: self._instance,
-            AGENT_SEEN: f"{time.time():.0f}",
         }
         return Node(
             metadata=msgspec.structs.replace(metadata, annotations=annotations),

@@ -165,12 +165,6 @@ def check_usable_network(field: str, network: Network) -> Iterator[Problem]:
             return
 
 
-def check_time(field: str, text: str) -> Iterator[Problem]:
-    """Yield what is wrong with a time in seconds since 1970."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
-        yield field, f"{text!r} is no time", "write whole seconds since 1970"
-
-
 def check_timestamp(field: str, text: str) -> Iterator[Problem]:
     """Yield what is wrong with a point in time as Kubernetes writes it (RFC 3339)."""
     try:

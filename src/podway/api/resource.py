@@ -74,6 +74,12 @@ class Resource(Record, frozen=True, kw_only=True):
 
 R = TypeVar("R", bound=Resource)
 
+
+def has_status(kind: type[Resource]) -> bool:
+    """Tell whether a kind has a status apart from what is asked for: a subresource, which is written by itself."""
+    return "status" in kind.__struct_fields__
+
+
 Key: TypeAlias = tuple[str, str, str]
 """Kind, namespace and name: what tells two objects apart."""
 

@@ -13,7 +13,7 @@ from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Key, Resource, key, subject
 from podway.api.rules import check_change, check_deletion
-from podway.cli.gone_node import aftermath, blocks_of, lives, warning
+from podway.cli.gone_node import aftermath, blocks_of, warning
 from podway.cli.help import examples
 from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, nearest_key, read_requests
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
@@ -114,8 +114,9 @@ def delete(
         _end_in_lab(options.lab, [obj for obj in found if isinstance(obj, Pod)])
     nodes = [obj for obj in found if isinstance(obj, Node)]
     owned = [options.run(partial(blocks_of, node=node)) for node in nodes]
-    for node in filter(lives, nodes):
-        click.echo(warning(node, lab=options.store is None), err=True)
+    for node in nodes:
+        if told := options.run(partial(warning, node=node, lab=options.store is None)):
+            click.echo(told, err=True)
     options.run(remove)
     for node, blocks in zip(nodes, owned, strict=True):
         click.echo(f"{subject(key(node))}: {options.run(partial(aftermath, node=node, owned=blocks))}", err=True)

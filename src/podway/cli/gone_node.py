@@ -2,34 +2,47 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 
 from podway.api.columns import age
 from podway.api.kinds.address_block import AddressBlock
-from podway.api.kinds.node import AGENT_SEEN, SILENT_AFTER, Node
+from podway.api.kinds.node import SILENT_AFTER, Node
+from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.resource import key, subject
-from podway.errors import NotFound
+from podway.errors import NotFound, ObjectDamaged
 from podway.store.base import Store
 
 BACK_SECONDS = 5.0
 """How long is looked whether a deleted node comes back: its agent hears of it in milliseconds."""
 
 
-def lives(node: Node) -> bool:
+async def silence(store: Store, node: Node) -> float:
+    """Return for how many seconds nothing was heard of a node's agent: infinity if it never was."""
+    with contextlib.suppress(NotFound, ObjectDamaged):
+        lease = await store.get(NodeLease, node.metadata.name, namespace=LEASES)
+        if lease.renewed is not None:
+            return time.time() - lease.renewed
+    return math.inf
+
+
+async def lives(store: Store, node: Node) -> bool:
     """Tell whether a node's agent gave a sign of life a moment ago."""
-    seen = node.metadata.annotations.get(AGENT_SEEN, "")
-    return seen.isdecimal() and time.time() - int(seen) < SILENT_AFTER
+    return await silence(store, node) < SILENT_AFTER
 
 
-def warning(node: Node, *, lab: bool) -> str:
-    """Say what will happen when a node is deleted whose agent was alive a moment ago."""
+async def warning(store: Store, node: Node, *, lab: bool) -> str:
+    """Say what will happen when a node is deleted whose agent was alive a moment ago; nothing if it was not."""
+    silent = await silence(store, node)
+    if silent >= SILENT_AFTER:
+        return ""
     name = node.metadata.name
-    seen = age(time.time() - int(node.metadata.annotations[AGENT_SEEN]))
     stop = f"podway lab node rm {name}" if lab else "systemctl stop podway-agent on it"
     return (
-        f"{subject(key(node))}: its agent was alive {seen} ago. If it still runs it registers the node again "
-        f"at once, without the labels and settings that it had. To take the node out, stop the agent first: {stop}"
+        f"{subject(key(node))}: its agent was alive {age(silent)} ago. If it still runs it registers the node "
+        f"again at once, without the labels and settings that it had. To take the node out, stop the agent first: "
+        f"{stop}"
     )
 
 
@@ -40,7 +53,7 @@ async def blocks_of(store: Store, node: Node) -> list[str]:
 
 async def aftermath(store: Store, node: Node, owned: Sequence[str]) -> str:
     """Return what became of a deleted node that owned these blocks, and of them."""
-    end = time.monotonic() + (BACK_SECONDS if lives(node) else 0)
+    end = time.monotonic() + (BACK_SECONDS if await lives(store, node) else 0)
     while True:
         with contextlib.suppress(NotFound):
             await store.get(Node, node.metadata.name)

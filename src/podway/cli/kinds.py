@@ -65,7 +65,6 @@ MEANT = {
     "labs": "`podway lab list`",
     "interfaces": "`podway status NODE`, or `podway describe pod NAME`",
     "links": "`podway status NODE`, or `podway describe pod NAME`",
-    "leases": "`podway get pods`",
     "addresses": "`podway get pods`, or `podway get nodes`",
     "ips": "`podway get pods`, or `podway get nodes`",
     "workloadendpoints": "`podway get pods`",

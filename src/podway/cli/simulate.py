@@ -131,7 +131,7 @@ _ROWS: tuple[tuple[str, Callable[[Measured], str]], ...] = (
     ("one node: first plan, from the store's listing", lambda one: _ms(one.plan_first)),
     ("  memory at most", lambda one: f"{one.memory / (1 << 20):.1f} MiB"),
     ("one node: planned again", lambda one: _ms(one.plan)),
-    ("a change: another node's heartbeat", lambda one: _ms(one.heartbeat)),
+    ("a change that alters no plan", lambda one: _ms(one.unrelated)),
     ("a change: another node claims a block", lambda one: _ms(one.claim)),
     ("a change: another node leaves", lambda one: _ms(one.leave)),
     ("routes of a node: own blocks", lambda one: f"{one.routes_own:g}"),

@@ -1,4 +1,4 @@
-"""Which plans a change may alter: most changes are another node's sign of life, and alter none."""
+"""Which plans a change may alter: many alter none, say a label that nobody asks for."""
 
 from typing import Any
 

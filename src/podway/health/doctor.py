@@ -8,13 +8,14 @@ others go on.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
 
 from podway.api.addresses import Family, Network
-from podway.api.kinds.node import AGENT_SEEN, Node
+from podway.api.kinds.node import Node
+from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.kinds.pod import Pod
 from podway.api.resource import subject
 from podway.bgp.probe import PathMtu
@@ -131,6 +132,7 @@ class Doctor:
             drift = do(self._look("plan", self._drift(), ()))
             inside = do(self._look("pods", asyncio.to_thread(pods.read, memory.leases), ()))
             pending = do(self._pending(memory.pending))
+            leases = do(self._look("leases in the store", self._renewed(), {}))
             known_pods = do(self._look("pods in the store", self._known_pods(), None))
         return NodeFacts(
             now=time.time(),
@@ -143,6 +145,7 @@ class Doctor:
             store=trial.result(),
             pods=inside.result(),
             pods_known=known_pods.result(),
+            renewed=leases.result(),
             drift=drift.result(),
             unseen=self._unseen,
         )
@@ -210,6 +213,14 @@ class Doctor:
         except StoreError as error:
             return StoreTrial(problem=error.message)
         return StoreTrial(time.monotonic() - begun)
+
+    async def _renewed(self) -> Mapping[str, float]:
+        """Return when each node's agent renewed its lease; nothing if the store does not answer."""
+        try:
+            found = (await self._store.list(NodeLease, namespace=LEASES)).items
+        except StoreError:
+            return {}  # which is a finding of its own
+        return {lease.metadata.name: lease.renewed for lease in found if lease.renewed is not None}
 
     async def _known_pods(self) -> tuple[KnownPod, ...] | None:
         """Return the Pods in the store that run; None where nobody seems to write any, or it does not answer."""
@@ -318,7 +329,7 @@ def _summary(facts: NodeFacts) -> NodeSummary:
         rejected={subject(one.key): one.problem for one in memory.view.rejected.values()},
         reflectors=tuple(_reflectors(memory.view)),
         racks=len({node.rack for node in memory.view.nodes.values()}),
-        seen={name: _silence(node, facts.now) for name, node in memory.view.nodes.items()},
+        seen={name: max(0.0, facts.now - facts.renewed.get(name, facts.now)) for name in memory.view.nodes},
     )
 
 
@@ -327,8 +338,3 @@ def _reflectors(view: ClusterView) -> Iterator[Reflector]:
     for name in sorted(target.reflectors):
         without = lost_by(view.nodes.values(), name) - {name}
         yield Reflector(name, view.nodes[name].rack, tuple(sorted(without)), name in target.lost)
-
-
-def _silence(node: Node, now: float) -> float:
-    seen = node.metadata.annotations.get(AGENT_SEEN, "")
-    return max(0.0, now - float(seen)) if seen.isdecimal() else 0.0

@@ -333,6 +333,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     pods: tuple[PodDevice, ...] = ()
     pods_known: tuple[KnownPod, ...] | None = None
     """The Pods in the store, None where nobody writes any there."""
+    renewed: Mapping[str, float] = {}
+    """When each node's agent renewed its lease last, as far as that is known: seconds since 1970."""
     drift: tuple[str, ...] = ()
     """Differences between plan and kernel that stayed."""
     unseen: Mapping[str, str] = {}

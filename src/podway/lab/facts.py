@@ -13,7 +13,8 @@ from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.ip_pool import Attach, Distribution, Encapsulation, IPPool, IPPoolSpec, When
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
-from podway.api.kinds.node import AGENT_INSTANCE, AGENT_SEEN, ASN, RACK, Node
+from podway.api.kinds.node import ASN, RACK, Node
+from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.kinds.pod import Pod, PodStatus
 from podway.api.meta import LabelSelector, Metadata
 from podway.api.resource import Resource
@@ -165,7 +166,7 @@ async def families_without_block(store: Store, node: str) -> tuple[Family, ...]:
 
 async def mark_pending(store: Store, pods: Sequence[Pod]) -> tuple[Pod, ...]:
     """Note that these pods run no more; return them as stored."""
-    return tuple([await store.update(msgspec.structs.replace(pod, status=PodStatus())) for pod in pods])
+    return tuple([await store.update_status(msgspec.structs.replace(pod, status=PodStatus())) for pod in pods])
 
 
 async def ensure_namespace(store: Store, name: str) -> None:
@@ -184,17 +185,11 @@ async def remove_node(store: Store, node: str) -> None:
     """Remove a node and give its blocks back. No agent of the node may be running."""
     with contextlib.suppress(NotFound):  # its agent never came so far as to register it
         await store.delete(Node, node)
+    await forget_kernel(store, node)
     await give_back_all_of(store, node)
 
 
 async def forget_kernel(store: Store, node: str) -> None:
     """Note that the kernel on which the node's agent ran is gone, so that another one may take over."""
-    try:
-        found = await store.get(Node, node)
-    except NotFound:
-        return  # its agent never came so far as to register it
-    kept = {
-        key: value for key, value in found.metadata.annotations.items() if key not in (AGENT_INSTANCE, AGENT_SEEN)
-    }
-    metadata = msgspec.structs.replace(found.metadata, annotations=kept)
-    await store.update(msgspec.structs.replace(found, metadata=metadata))
+    with contextlib.suppress(NotFound):  # its agent never came so far as to register it
+        await store.delete(NodeLease, node, namespace=LEASES)

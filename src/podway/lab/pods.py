@@ -108,7 +108,7 @@ def start(current: LabState, pod: Pod) -> Pod:
             pod_ips=tuple(PodAddress(ip=address) for address in addresses),
         )
         running = msgspec.structs.replace(pod, status=status)
-        stored = facts.ask(lab, lambda store: store.update(running))
+        stored = facts.ask(lab, lambda store: store.update_status(running))
         undo.pop_all()
     return stored
 

@@ -16,7 +16,7 @@ import msgspec
 
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
-from podway.api.kinds.node import AGENT_SEEN, Node
+from podway.api.kinds.node import Node
 from podway.bgp.render import render
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
@@ -54,8 +54,8 @@ class Measured(msgspec.Struct, frozen=True):
     """One size of cluster. Times in seconds of processor time, medians of SAMPLES; memory in bytes.
 
     `plan_first` is what an agent that starts does with the store's listing in its hand; `memory` the most that
-    this takes. `plan` is the same again, for a node of a view that is known. `heartbeat`, `claim` and `leave` are
-    what another node's sign of life, claim of a block and leaving cost one node.
+    this takes. `plan` is the same again, for a node of a view that is known. `unrelated`, `claim` and `leave` are
+    what a change of another node that alters nothing, its claim of a block and its leaving cost one node.
     """
 
     nodes: int
@@ -65,7 +65,7 @@ class Measured(msgspec.Struct, frozen=True):
     plan_first: float
     plan: float
     memory: int
-    heartbeat: float
+    unrelated: float
     claim: float
     leave: float
     routes_own: float
@@ -103,9 +103,9 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
         states = [state_of(known, world.sites[name], name) for name in sample]
         plan = _clock(plan_all, states)
         planned = plan_all(states[0])
-        heartbeat, claim, leave = (
+        unrelated, claim, leave = (
             _clock(lambda change: follow(planned, change), changes(planned.state.view, others))
-            for changes in (_heartbeats, _claims, _leaves)
+            for changes in (_annotations, _claims, _leaves)
         )
     finally:
         gc.unfreeze()
@@ -118,7 +118,7 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
         plan_first=plan_first,
         plan=plan,
         memory=memory,
-        heartbeat=heartbeat,
+        unrelated=unrelated,
         claim=claim,
         leave=leave,
         routes_own=median(each.own for each in routes),
@@ -220,12 +220,12 @@ def _clock(work: Callable[[T], object], over: Sequence[T]) -> float:
     return median(taken)
 
 
-def _heartbeats(view: ClusterView, names: Iterable[str]) -> list[Change[Any]]:
-    return [_seen(view.nodes[name], at) for at, name in enumerate(names)]
+def _annotations(view: ClusterView, names: Iterable[str]) -> list[Change[Any]]:
+    return [_annotated(view.nodes[name], at) for at, name in enumerate(names)]
 
 
-def _seen(node: Node, at: int) -> Change[Node]:
-    annotations = {**node.metadata.annotations, AGENT_SEEN: str(at)}
+def _annotated(node: Node, at: int) -> Change[Node]:
+    annotations = {**node.metadata.annotations, "example.org/note": str(at)}
     metadata = msgspec.structs.replace(node.metadata, annotations=annotations)
     return Change.of(node, msgspec.structs.replace(node, metadata=metadata))
 

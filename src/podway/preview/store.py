@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import NoReturn
 
 from podway.api.checked import RejectedObject
+from podway.api.merge_patch import Document
 from podway.api.resource import Resource, key, subject
 from podway.errors import InvalidInput, NotFound
 from podway.preview.snapshot import Snapshot
@@ -39,6 +40,22 @@ class SnapshotStore:
         _refuse()
 
     async def update(self, obj: R) -> R:
+        """Raise InvalidInput."""
+        _refuse()
+
+    async def update_status(self, obj: R) -> R:
+        """Raise InvalidInput."""
+        _refuse()
+
+    async def patch(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """Raise InvalidInput."""
+        _refuse()
+
+    async def patch_status(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
         """Raise InvalidInput."""
         _refuse()
 

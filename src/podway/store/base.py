@@ -16,6 +16,7 @@ import msgspec
 
 from podway.api.checked import RejectedObject
 from podway.api.kinds import KINDS
+from podway.api.merge_patch import Document
 from podway.api.resource import Resource
 
 R = TypeVar("R", bound=Resource)
@@ -68,16 +69,44 @@ class Store(Protocol):
     async def create(self, obj: R) -> R:
         """Store a new object; return it with uid, resource version and creation time filled in.
 
+        An API server leaves out the status of some kinds (pods, custom resources): who needs to be sure of it
+        writes it by `update_status`.
+
         Raises AlreadyExists.
         """
         ...
 
     async def update(self, obj: R) -> R:
-        """Replace an object that nobody changed since it was read; return it as stored.
+        """Make of an object that nobody changed since it was read what it is to be; return it as stored.
 
-        One that is rejected is replaced, too; what nothing could be read of has no version (an empty one).
-        Raises NotFound, and Conflict if `metadata.resource_version` is not the stored one.
+        Its status, if the kind has one, stays as it is, and so does what others stored in it that is no field of
+        Podway's type. One that is rejected is replaced as a whole; what nothing could be read of has no version
+        (an empty one). What changes nothing makes no event. Raises NotFound, and Conflict if
+        `metadata.resource_version` is not the stored one.
         """
+        ...
+
+    async def update_status(self, obj: R) -> R:
+        """Make of an object's status what it is to be, and of nothing else; return it as stored.
+
+        Raises as `update`, and ObjectDamaged if the object is rejected.
+        """
+        ...
+
+    async def patch(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """Change what a JSON merge patch (RFC 7396) names, but for the status; return the object as stored.
+
+        Only if `resource_version` is still the stored one, where it is given. Raises NotFound, Conflict,
+        InvalidObject if no fact would come of it, and ObjectDamaged if the object is rejected.
+        """
+        ...
+
+    async def patch_status(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """Change what a merge patch names of the status, and nothing else; otherwise as `patch`."""
         ...
 
     async def delete(

@@ -9,12 +9,26 @@ import secrets
 from collections.abc import AsyncGenerator
 from typing import Literal, NamedTuple, cast
 
+import msgspec
+
 from podway.api.checked import RejectedObject, check
 from podway.api.kinds import KINDS
+from podway.api.merge_patch import Document
 from podway.api.resource import Key, Resource, key, subject
 from podway.errors import AlreadyExists, NotFound, StoreUnavailable, VersionExpired
 from podway.store.base import Bookmark, Event, Listing, R
-from podway.store.objects import check_version, encode, former, identity, last_state, with_metadata
+from podway.store.objects import (
+    Alteration,
+    alter,
+    check_version,
+    encode,
+    identity,
+    last_state,
+    patching,
+    replacing,
+    replacing_status,
+    with_metadata,
+)
 
 
 class _Change(NamedTuple):
@@ -37,9 +51,11 @@ class MemoryCluster:
         self.ended = 0
         """How often all watches were ended."""
 
-    def log(self, kind: str, type_: Literal["added", "modified", "deleted"], about: Key, body: bytes) -> None:
+    def log(
+        self, kind: str, type_: Literal["added", "modified", "deleted"], about: Key, body: bytes, version: str
+    ) -> None:
         """Note a change under a version of its own."""
-        self.history.setdefault(kind, []).append(_Change(secrets.token_hex(6), type_, about, body))
+        self.history.setdefault(kind, []).append(_Change(version, type_, about, body))
         self.wake()
 
     def newest(self, kind: str) -> str:
@@ -113,15 +129,31 @@ class MemoryStore:
         self._require_open()
         if key(obj) in self._cluster.bodies:
             raise AlreadyExists(f"{subject(key(obj))} exists already")
-        return cast("R", self._write(with_metadata(obj, **identity(None)), "added"))
+        version = secrets.token_hex(6)
+        new = with_metadata(obj, **identity(None), resource_version=version)
+        return self._put(type(obj), key(new), version, encode(new), "added")
 
     async def update(self, obj: R) -> R:
-        """See Store.update. An object that equals the stored one is not written and keeps its version."""
-        self._require_open()
-        old = self._stored(key(obj))
-        check_version(key(obj), old, obj.metadata.resource_version)
-        new = with_metadata(obj, **identity(former(old)))
-        return cast("R", new if new == former(old) else self._write(new, "modified"))
+        """See Store.update."""
+        return self._alter(type(obj), key(obj), obj.metadata.resource_version, replacing(obj))
+
+    async def update_status(self, obj: R) -> R:
+        """See Store.update_status."""
+        return self._alter(type(obj), key(obj), obj.metadata.resource_version, replacing_status(obj))
+
+    async def patch(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """See Store.patch."""
+        wanted = (kind.KIND, namespace, name)
+        return self._alter(kind, wanted, resource_version or None, patching(kind, patch, status=False))
+
+    async def patch_status(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """See Store.patch_status."""
+        wanted = (kind.KIND, namespace, name)
+        return self._alter(kind, wanted, resource_version or None, patching(kind, patch, status=True))
 
     async def delete(
         self, kind: type[Resource], name: str, *, namespace: str = "", resource_version: str = ""
@@ -133,7 +165,7 @@ class MemoryStore:
         if resource_version:
             check_version(unwanted, old, resource_version)
         del self._cluster.bodies[unwanted]
-        self._cluster.log(kind.KIND, "deleted", unwanted, last_state(unwanted, old))
+        self._cluster.log(kind.KIND, "deleted", unwanted, last_state(unwanted, old), secrets.token_hex(6))
 
     async def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
         """See Store.watch."""
@@ -165,8 +197,19 @@ class MemoryStore:
             raise NotFound(f"{subject(wanted)} does not exist")
         return check(wanted, body)
 
-    def _write(self, obj: Resource, change: Literal["added", "modified"]) -> Resource:
-        obj = with_metadata(obj, resource_version=secrets.token_hex(6))
-        body = self._cluster.bodies[key(obj)] = encode(obj)
-        self._cluster.log(obj.KIND, change, key(obj), body)
-        return obj
+    def _alter(self, kind: type[R], wanted: Key, expected: str | None, alteration: Alteration) -> R:
+        self._require_open()
+        old, version = self._stored(wanted), secrets.token_hex(6)
+        if expected is not None:
+            check_version(wanted, old, expected)
+        body = alter(self._cluster.bodies[wanted], old, alteration, version)
+        if body is None:
+            return cast("R", old)
+        return self._put(kind, wanted, version, body, "modified")
+
+    def _put(
+        self, kind: type[R], about: Key, version: str, body: bytes, change: Literal["added", "modified"]
+    ) -> R:
+        self._cluster.bodies[about] = body
+        self._cluster.log(kind.KIND, change, about, body, version)
+        return msgspec.json.decode(body, type=kind)

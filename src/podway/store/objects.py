@@ -2,12 +2,15 @@
 
 import time
 import uuid
+from collections.abc import Callable
+from typing import TypeAlias
 
 import msgspec
 
-from podway.api.checked import RejectedObject
-from podway.api.resource import Key, Resource, subject
-from podway.errors import Conflict
+from podway.api.checked import RejectedObject, check
+from podway.api.merge_patch import Document, apply, between
+from podway.api.resource import Key, R, Resource, has_status, key, subject
+from podway.errors import Conflict, InvalidObject
 
 encode = msgspec.json.Encoder().encode
 """Write an object as the JSON that is stored."""
@@ -38,9 +41,87 @@ def identity(former: Resource | None) -> dict[str, str]:
     return {"uid": str(uuid.uuid4()), "creation_timestamp": now}
 
 
-def with_metadata(obj: Resource, **changes: str) -> Resource:
+def with_metadata(obj: R, **changes: str) -> R:
     """Return an object with some of its metadata changed."""
     return msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, **changes))
+
+
+Alteration: TypeAlias = Callable[[bytes, Resource | RejectedObject], Document]
+"""What becomes of a stored body, of which this could be read."""
+
+
+def replacing(obj: Resource) -> Alteration:
+    """Return the alteration that makes of an object what it is to be, but for its status.
+
+    What is stored of it and is no field of the type stays as it is. One that is rejected is replaced as a whole.
+    """
+
+    def alter(body: bytes, old: Resource | RejectedObject) -> Document:
+        if isinstance(old, RejectedObject):
+            return _document(encode(with_metadata(obj, **identity(former(old)))))
+        patch = between(_document(encode(old)), _document(encode(_as_stored(obj, old))))
+        if has_status(type(obj)):
+            patch.pop("status", None)
+        return apply(_document(body), patch)
+
+    return alter
+
+
+def replacing_status(obj: Resource) -> Alteration:
+    """Return the alteration that makes of an object's status what it is to be, and of nothing else."""
+
+    def alter(body: bytes, old: Resource | RejectedObject) -> Document:
+        if isinstance(old, RejectedObject):
+            raise old.error
+        patch = between(_document(encode(old)), _document(encode(obj)))
+        return apply(_document(body), {name: value for name, value in patch.items() if name == "status"})
+
+    return alter
+
+
+def patching(kind: type[Resource], patch: Document, *, status: bool) -> Alteration:
+    """Return the alteration by a merge patch: of the status alone, or of all but the status.
+
+    It raises InvalidObject if what becomes of the object is no fact.
+    """
+    if status or has_status(kind):
+        patch = {name: value for name, value in patch.items() if (name == "status") is status}
+
+    def alter(body: bytes, old: Resource | RejectedObject) -> Document:
+        if isinstance(old, RejectedObject):
+            raise old.error
+        kept = {name: value for name, value in _document(body)["metadata"].items() if name in _IDENTITY}
+        after = apply(_document(body), patch)
+        after["metadata"] = {**{n: v for n, v in after["metadata"].items() if n not in _IDENTITY}, **kept}
+        found = check(key(old), msgspec.json.encode(after))
+        if isinstance(found, RejectedObject):
+            field, _, problem = found.problem.partition(": ")
+            raise InvalidObject(subject(key(old)), field, problem or field, hint="nothing was changed")
+        return after
+
+    return alter
+
+
+_IDENTITY = frozenset({"name", "namespace", "uid", "resourceVersion", "creationTimestamp"})
+"""Metadata that no patch changes."""
+
+
+def alter(body: bytes, old: Resource | RejectedObject, alteration: Alteration, version: str) -> bytes | None:
+    """Return what is to be stored under a new version; None if an alteration changes nothing."""
+    after = alteration(body, old)
+    if not isinstance(old, RejectedObject) and after == _document(body):
+        return None
+    after["metadata"] = {**after["metadata"], "resourceVersion": version}
+    return msgspec.json.encode(after)
+
+
+def _as_stored(obj: R, old: Resource) -> R:
+    return with_metadata(obj, **identity(old), resource_version=old.metadata.resource_version)
+
+
+def _document(body: bytes) -> Document:
+    document: Document = msgspec.json.decode(body)
+    return document
 
 
 def last_state(unwanted: Key, old: Resource | RejectedObject) -> bytes:

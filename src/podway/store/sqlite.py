@@ -16,14 +16,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
 
+import msgspec
+
 from podway.api.checked import RejectedObject, check, key_in
 from podway.api.kinds import KINDS
+from podway.api.merge_patch import Document
 from podway.api.resource import Key, Resource, key, subject
 from podway.errors import AlreadyExists, NotFound, StoreUnavailable, VersionExpired
 from podway.store.base import Bookmark, Event, Listing, R
 from podway.store.database import Database
 from podway.store.notifier import ChangeNotifier
-from podway.store.objects import check_version, encode, former, identity, last_state, with_metadata
+from podway.store.objects import (
+    Alteration,
+    alter,
+    check_version,
+    encode,
+    identity,
+    last_state,
+    patching,
+    replacing,
+    replacing_status,
+    with_metadata,
+)
 
 KEPT_CHANGES = 10_000
 """How many changes of its kind a watch can go back, at least."""
@@ -78,11 +92,31 @@ class SqliteStore:
 
     async def create(self, obj: R) -> R:
         """See Store.create."""
-        return cast("R", await self._run(self._create, obj))
+        return await self._run(self._create, obj)
 
     async def update(self, obj: R) -> R:
-        """See Store.update. An object that equals the stored one is not written and keeps its version."""
-        return cast("R", await self._run(self._update, obj))
+        """See Store.update."""
+        version = obj.metadata.resource_version
+        return await self._run(self._alter, type(obj), key(obj), version, replacing(obj))
+
+    async def update_status(self, obj: R) -> R:
+        """See Store.update_status."""
+        version = obj.metadata.resource_version
+        return await self._run(self._alter, type(obj), key(obj), version, replacing_status(obj))
+
+    async def patch(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """See Store.patch."""
+        wanted, alteration = (kind.KIND, namespace, name), patching(kind, patch, status=False)
+        return await self._run(self._alter, kind, wanted, resource_version or None, alteration)
+
+    async def patch_status(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """See Store.patch_status."""
+        wanted, alteration = (kind.KIND, namespace, name), patching(kind, patch, status=True)
+        return await self._run(self._alter, kind, wanted, resource_version or None, alteration)
 
     async def delete(
         self, kind: type[Resource], name: str, *, namespace: str = "", resource_version: str = ""
@@ -191,28 +225,28 @@ class SqliteStore:
             raise found.error
         return found
 
-    def _create(self, obj: Resource) -> Resource:
+    def _create(self, obj: R) -> R:
         with self._database.writing() as connection:
             if _row(connection, key(obj)) is not None:
                 raise AlreadyExists(f"{subject(key(obj))} exists already")
             revision = _revision(connection) + 1
-            created = with_metadata(obj, resource_version=str(revision), **identity(None))
-            _write(connection, created, revision, "added")
+            created = with_metadata(obj, **identity(None), resource_version=str(revision))
+            _write(connection, key(created), encode(created), revision, "added")
         self._database.announce()
         return created
 
-    def _update(self, obj: Resource) -> Resource:
+    def _alter(self, kind: type[R], wanted: Key, expected: str | None, alteration: Alteration) -> R:
         with self._database.writing() as connection:
-            old = self._stored(connection, key(obj))
-            check_version(key(obj), old, obj.metadata.resource_version)
-            new = with_metadata(obj, **identity(former(old)))
-            if new == former(old):
-                return new
+            old = self._stored(connection, wanted)
+            if expected is not None:
+                check_version(wanted, old, expected)
             revision = _revision(connection) + 1
-            new = with_metadata(new, resource_version=str(revision))
-            _write(connection, new, revision, "modified")
+            body = alter(_bytes(_row(connection, wanted)), old, alteration, str(revision))
+            if body is None:
+                return cast("R", old)
+            _write(connection, wanted, body, revision, "modified")
         self._database.announce()
-        return new
+        return msgspec.json.decode(body, type=kind)
 
     def _delete(self, unwanted: Key, resource_version: str) -> None:
         with self._database.writing() as connection:
@@ -319,13 +353,12 @@ def _row(connection: sqlite3.Connection, wanted: Key) -> bytes | None:
 
 
 def _write(
-    connection: sqlite3.Connection, obj: Resource, revision: int, change: Literal["added", "modified"]
+    connection: sqlite3.Connection, about: Key, body: bytes, revision: int, change: Literal["added", "modified"]
 ) -> None:
-    body = encode(obj)
     connection.execute(
-        "INSERT OR REPLACE INTO objects (kind, namespace, name, body) VALUES (?, ?, ?, ?)", (*key(obj), body)
+        "INSERT OR REPLACE INTO objects (kind, namespace, name, body) VALUES (?, ?, ?, ?)", (*about, body)
     )
-    _log_change(connection, obj.KIND, body, revision, change)
+    _log_change(connection, about[0], body, revision, change)
 
 
 def _log_change(connection: sqlite3.Connection, kind: str, body: bytes, revision: int, change: str) -> None:

@@ -11,22 +11,16 @@ from podway.api.fields import (
     Problem,
     check_address,
     check_asn_text,
-    check_time,
     check_usable,
     parse_interface,
 )
 from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node_lease import NodeLease
 from podway.api.meta import Record
 from podway.api.resource import Names, Resource
 
 INTERFACE_ADDRESSES = "podway.io/interface-addresses"
 """Annotation: the uplink's addresses with their prefix lengths, comma-separated."""
-
-AGENT_INSTANCE = "podway.io/agent-instance"
-"""Annotation: which kernel the node's agent runs on; two different ones are a mistake."""
-
-AGENT_SEEN = "podway.io/agent-seen"
-"""Annotation: when that agent was last alive (seconds since 1970)."""
 
 ACCEPTS = "podway.io/accepts"
 """Annotation: the encapsulations that the node takes off, comma-separated; `none` goes without saying."""
@@ -75,12 +69,13 @@ def _blocks(node: "Node", cluster: Cluster) -> str:
 
 
 def _agent(node: "Node", cluster: Cluster) -> str:
-    seen = node.metadata.annotations.get(AGENT_SEEN, "")
-    if not seen.isdecimal():
+    name = node.metadata.name
+    renewed = next((lease.renewed for lease in cluster.of(NodeLease) if lease.metadata.name == name), None)
+    if renewed is None:
         return "never seen"
-    if doubt := cluster.doubts.get(node.metadata.name):
+    if doubt := cluster.doubts.get(name):
         return doubt
-    silence = cluster.now - int(seen)
+    silence = cluster.now - renewed
     return "alive" if silence < SILENT_AFTER else f"silent for {age(silence)}"
 
 
@@ -184,8 +179,6 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
                 yield field, f"{text!r} is not an interface address", "write ADDRESS/LENGTH,ADDRESS/LENGTH"
         if notes.get(ASN):
             yield from check_asn_text(f"metadata.annotations[{ASN}]", notes[ASN])
-        if AGENT_SEEN in notes:
-            yield from check_time(f"metadata.annotations[{AGENT_SEEN}]", notes[AGENT_SEEN])
 
     def _wrong_addresses(self) -> Iterator[Problem]:
         families = []
