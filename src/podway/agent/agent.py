@@ -9,11 +9,11 @@ import asyncio
 import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import Any
 
 import structlog
 
 from podway.agent.blocks import BlockKeeper
+from podway.agent.cluster_handler import ClusterHandler
 from podway.agent.cluster_informer import ClusterInformer
 from podway.agent.components import Components
 from podway.agent.contact import StoreContact
@@ -34,13 +34,10 @@ from podway.agent.registration import Registration
 from podway.agent.report import Reporter
 from podway.agent.routing import Routing
 from podway.agent.supervisor import Supervisor
-from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.bgp.speaker import BgpSpeaker
 from podway.channel import admin
 from podway.channel.admin import Method
 from podway.channel.server import Channel
-from podway.cluster.change import Change
-from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import VIEWED, ClusterView
 from podway.cni.server import CniServer
 from podway.errors import PodwayError, StoreError
@@ -48,7 +45,6 @@ from podway.kernel.events import Watcher
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
-from podway.plan.switching import concerns
 from podway.plan.uplink_choice import Choice
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
@@ -96,7 +92,6 @@ class Agent:
             self._channel = Channel(self._store, state)
             stack.callback(self._channel.close)
             self._registration = Registration(self._membership, state, contact, options.heartbeat_interval)
-            self._cluster_informer = ClusterInformer(self._store, state, contact, versions, take=self._take)
 
             ends = self._adopt_pods()
             self._reconciler = reconciler = Reconciler(
@@ -113,6 +108,18 @@ class Agent:
             self._routing = Routing(state, self._speaker, self._learned, self._readiness)
             self._pods = PodNetwork(state, self._kernel, remover, ends, self._blocks, reconciler, self._routing)
             self._offloads = OffloadTest(self._kernel, reconciler.plan)
+            handler = ClusterHandler(
+                state,
+                self._membership,
+                self._registration,
+                reconciler,
+                self._encapsulation,
+                self._blocks,
+                self._routing,
+                self._channel,
+                self._last_known,
+            )
+            self._cluster_informer = ClusterInformer(self._store, state, contact, versions, handler)
 
             self._supervisor.attempt("plan", self._first_plan)
             await self._blocks.keep()
@@ -187,7 +194,6 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         self._supervisor.watch(loop)
-        self._watcher.blocks = self._state.view.block_ranges
         self._last_known.trigger()
         events = KernelEvents(
             self._watcher,
@@ -241,33 +247,6 @@ class Agent:
         self._channel.trigger()
         self._blocks.trigger()
         self._routing.trigger()
-
-    async def _take(self, view: ClusterView, changes: tuple[Change[Any], ...]) -> None:
-        """Take over a newer view of the cluster."""
-        before, node = self._state.view, self._options.node
-        view = self._encapsulation.as_advertised(self._membership.present(view, self._state.uplink.addresses))
-        if any(change.kind == ClusterAuthority.KIND for change in changes):
-            self._channel.trigger()
-        if not any(map(alters_plans, changes)):
-            self._state.view = view
-            return
-        removed = node in before.nodes and node not in view.nodes
-        if removed:
-            log.warning("this node was removed from the cluster while its agent runs: registering it again")
-            view = view.after(Change.of(None, before.nodes[node]))  # until then it goes on as it was
-        self._state.follow(view)
-        self._watcher.blocks = view.block_ranges
-        self._last_known.trigger()
-        self._channel.trigger()
-        routing = any(map(alters_routing, changes))
-        if routing:
-            self._encapsulation.refresh(force=concerns(before, node) or concerns(view, node))
-        self._reconciler.heard(changes)
-        self._blocks.trigger()
-        if routing:
-            self._routing.trigger(changed=True)
-        if removed:
-            await self._registration.renew()
 
     async def _follow_uplink(self) -> None:
         """Have everybody take over another device, MTU or address of the uplink, for ever."""

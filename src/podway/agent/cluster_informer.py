@@ -4,17 +4,18 @@ Each kind has an informer of its own, and there is no order among kinds.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
 
+from podway.agent.cluster_handler import ClusterHandler
 from podway.agent.contact import StoreContact
 from podway.api.checked import RejectedObject
 from podway.api.resource import Resource
 from podway.cluster.change import Change
-from podway.cluster.view import VIEWED, ClusterView
+from podway.cluster.view import VIEWED
 from podway.reconcile.state import NodeState
 from podway.store.base import Event, Listing, Store
 from podway.store.informer import Informer
@@ -30,7 +31,7 @@ class _Queued(NamedTuple):
 class ClusterInformer:
     """Follows a store.
 
-    `versions` are those from which kinds are followed, by the kind's name: others are listed first. `take` is
+    `versions` are those from which kinds are followed, by the kind's name: others are listed first. `handler` is
     given each newer view of the cluster, with the changes that led to it.
     """
 
@@ -40,11 +41,10 @@ class ClusterInformer:
         state: NodeState,
         contact: StoreContact,
         versions: Mapping[str, str],
-        *,
-        take: Callable[[ClusterView, tuple[Change[Any], ...]], Awaitable[None]],
+        handler: ClusterHandler,
     ) -> None:
         self._state = state
-        self._take = take
+        self._handler = handler
         self._queue: list[_Queued] = []
         self._arrived = asyncio.Event()
         self._informers = [
@@ -91,4 +91,4 @@ class ClusterInformer:
                     changes.append(change)
             for name in view.rejected.keys() - self._state.view.rejected.keys():
                 log.error("an object is rejected, and its last good state stays", problem=str(view.rejected[name]))
-            await self._take(view, tuple(changes))
+            await self._handler.take(view, tuple(changes))

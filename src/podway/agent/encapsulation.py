@@ -11,13 +11,13 @@ import structlog
 
 from podway.agent.contact import StoreContact
 from podway.agent.membership import Membership
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Address, Network
 from podway.api.kinds.node import ACCEPTS, ANNOUNCEMENT, SENDS, Node
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.errors import KernelError, StoreError
-from podway.kernel.network import RTPROT_BIRD, dump_links, dump_routes
-from podway.kernel.node import Kernel
+from podway.kernel.interface import NodeKernel
+from podway.kernel.network import RTPROT_BIRD
 from podway.plan.fabric import (
     TUNNELS,
     TunnelMode,
@@ -83,7 +83,7 @@ class EncapsulationSwitch:
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: NodeKernel,
         state: NodeState,
         membership: Membership,
         reconciler: Reconciler,
@@ -293,18 +293,16 @@ class EncapsulationSwitch:
 
     def _read(self) -> InstalledModes:
         """Read the kernel's routes to other nodes' blocks: those with a gateway. Raises KernelError."""
-        names = {link.index: link.name for link in dump_links(self._kernel.connection)}
         view = self._state.view
-        blocks = view.block_lengths | {(pool.network.version, pool.block_prefix) for pool in view.pools.values()}
-        found: dict[int, dict[Network, TunnelMode]] = {RTPROT_BIRD: {}, ROUTE_PROTOCOL: {}}
-        for protocol, modes in found.items():
-            for family in Family:
-                lengths = {length for version, length in blocks if version == family}
-                for record in dump_routes(self._kernel.connection, family, protocol=protocol, lengths=lengths):
-                    if record.next_hops or record.gateway is not None:
-                        index = record.next_hops[0].index if record.next_hops else record.index
-                        modes[record.destination] = mode_of_device(names.get(index, ""))
-        return InstalledModes(learned=found[RTPROT_BIRD], own=found[ROUTE_PROTOCOL])
+        lengths = view.block_lengths | {(pool.network.version, pool.block_prefix) for pool in view.pools.values()}
+        learned, own = (
+            {
+                destination: mode_of_device(device)
+                for destination, device in self._kernel.gateway_devices(protocol, lengths).items()
+            }
+            for protocol in (RTPROT_BIRD, ROUTE_PROTOCOL)
+        )
+        return InstalledModes(learned=learned, own=own)
 
 
 def _words(text: str) -> frozenset[str]:

@@ -34,6 +34,7 @@ class KernelEvents:
 
     def read(self) -> None:
         """Take what has come."""
+        self._watcher.blocks = self._state.view.block_ranges
         for event in self._watcher.read():
             self._supervisor.attempt("kernel events", partial(self._consider, event))
 

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, Self, TypeVar
 
+from podway.api.addresses import Family, Network
 from podway.api.lease import LINK_PREFIX, Lease
 from podway.errors import InvalidInput, KernelError
 from podway.kernel import engine, ipip, kinds, leases, netns, offload, pods, sysctls, wiring
 from podway.kernel.engine import Kind, Report
 from podway.kernel.nft.libnftables import Nftables
-from podway.kernel.rtnl import links
+from podway.kernel.rtnl import links, routes
 from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import NftElement, NodePlan, PodEnd, PodWiring
@@ -138,6 +139,18 @@ class Kernel:
     def mtus(self) -> dict[str, int]:
         """Return the MTU of each device of the node, in bytes."""
         return {link.name: link.mtu for link in links.dump(self.connection)}
+
+    def gateway_devices(self, protocol: int, lengths: Collection[tuple[int, int]]) -> dict[Network, str]:
+        """See NodeKernel.gateway_devices."""
+        names = {link.index: link.name for link in links.dump(self.connection)}
+        found: dict[Network, str] = {}
+        for family in Family:
+            wanted = {length for version, length in lengths if version == family}
+            for record in routes.dump(self.connection, family, protocol=protocol, lengths=wanted):
+                if record.next_hops or record.gateway is not None:
+                    index = record.next_hops[0].index if record.next_hops else record.index
+                    found[record.destination] = names.get(index, "")
+        return found
 
     def ipip_counters(self) -> dict[str, int]:
         """Return how many packets the IPIP programs have seen (see ipip.COUNTERS); nothing without them."""

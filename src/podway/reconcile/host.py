@@ -1,12 +1,12 @@
 """What the host's settings are that a plan depends on, read from the kernel."""
 
-from podway.kernel.node import Kernel
+from podway.kernel.interface import NodeKernel
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.host_facts import ACCEPT_RA, ALL_RP_FILTER, NEIGHBOUR_LIMITS, HostFacts
 from podway.plan.overlays import RP_FILTER
 
 
-def read_host(kernel: Kernel, uplink: str) -> HostFacts:
+def read_host(kernel: NodeKernel, uplink: str) -> HostFacts:
     """Return the settings of a node whose uplink is the device of this name. Raises KernelError."""
     accept_ra, rp_filter = ACCEPT_RA.format(device=uplink), RP_FILTER.format(device=uplink)
     values = kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter, *BRIDGE_NETFILTER, *NEIGHBOUR_LIMITS])

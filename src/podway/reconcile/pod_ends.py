@@ -8,7 +8,7 @@ import structlog
 from podway.api.lease import Attachment, Lease
 from podway.errors import InvalidInput, KernelError
 from podway.kernel import netns as namespaces
-from podway.kernel.node import Kernel
+from podway.kernel.interface import NodeKernel
 
 log = structlog.get_logger(__name__)
 
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 class PodEnds:
     """Knows which namespace each pod lives in, and keeps the MTU of its end in step with the host's."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: NodeKernel) -> None:
         self._kernel = kernel
         self._identities: dict[Attachment, namespaces.Identity] = {}
 

@@ -58,7 +58,7 @@ from podway.api.lease import Attachment, Lease
 from podway.cluster.change import Change as ClusterChange
 from podway.errors import AgentError, PodwayError
 from podway.kernel.engine import Report
-from podway.kernel.node import Kernel
+from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, PodWiring, Sysctl
 from podway.reconcile import saved_sysctls
@@ -91,7 +91,7 @@ class Reconciler:
     """Brings the kernel to what the node's state asks for. `repairs` are what others changed and it undid."""
 
     def __init__(
-        self, kernel: Kernel, state: NodeState, ends: PodEnds, *, run_dir: Path, audit_interval: float
+        self, kernel: NodeKernel, state: NodeState, ends: PodEnds, *, run_dir: Path, audit_interval: float
     ) -> None:
         """Take what it works on; `audit_interval` is in seconds."""
         self._kernel = kernel
@@ -164,11 +164,13 @@ class Reconciler:
     def repair(self) -> Report:
         """Compare the kernel with all that is wanted, and undo what others changed, at once."""
         self.bring()
-        refused, self._refused = self._refused, set()
         report = self._apply()
         for change in report.changes:
-            if (change.kind, change.key) not in refused:
+            if (change.kind, change.key) not in self._refused:
                 self.repairs.note(str(change))
+        self._refused -= {(change.kind, change.key) for change in report.changes}
+        if not report.failures:
+            self._refused.clear()
         return report
 
     async def differences(self, *, full: bool = True) -> list[Change]:

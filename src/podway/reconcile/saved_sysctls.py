@@ -10,7 +10,7 @@ import msgspec
 
 from podway.api.lease import LINK_PREFIX
 from podway.errors import AgentError
-from podway.kernel.node import Kernel
+from podway.kernel.interface import NodeKernel
 from podway.plan.fabric import DEVICES
 from podway.plan.objects import BRIDGE_DEVICE, NodePlan, Sysctl
 
@@ -19,7 +19,7 @@ FILE = "original-sysctls.json"
 _DEVICES = {*DEVICES.values(), BRIDGE_DEVICE}
 
 
-def remember(run_dir: Path, kernel: Kernel, plan: NodePlan) -> None:
+def remember(run_dir: Path, kernel: NodeKernel, plan: NodePlan) -> None:
     """Note what the plan's node-wide settings are, unless they are noted already. Call before applying it.
 
     Raises AgentError if the file is damaged or cannot be written: what was noted in it is lost then.
@@ -30,7 +30,7 @@ def remember(run_dir: Path, kernel: Kernel, plan: NodePlan) -> None:
         _save(run_dir, {**known, **kernel.sysctls(new)})
 
 
-def restore(run_dir: Path, kernel: Kernel) -> tuple[Sysctl, ...]:
+def restore(run_dir: Path, kernel: NodeKernel) -> tuple[Sysctl, ...]:
     """Set everything back to what was noted, and forget it; return what was noted. Raises KernelError."""
     saved_sysctls = tuple(Sysctl(path, value) for path, value in _load(run_dir).items())
     report = kernel.apply(NodePlan(sysctls=saved_sysctls))

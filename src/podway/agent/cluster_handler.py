@@ -1,0 +1,91 @@
+"""What an agent does when the cluster changes: the handler of what its informers tell."""
+
+from typing import Any, Protocol
+
+import structlog
+
+from podway.agent.blocks import BlockKeeper
+from podway.agent.encapsulation import EncapsulationSwitch
+from podway.agent.membership import Membership
+from podway.agent.registration import Registration
+from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.cluster.change import Change
+from podway.cluster.relevance import alters_plans, alters_routing
+from podway.cluster.view import ClusterView
+from podway.plan.switching import concerns
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
+
+log = structlog.get_logger(__name__)
+
+
+class Triggered(Protocol):
+    """Somebody who looks for himself when asked."""
+
+    def trigger(self) -> None:
+        """Ask for a look."""
+        ...
+
+
+class ChangesRouting(Protocol):
+    """Who keeps a routing daemon at its plan (podway.agent.routing)."""
+
+    def trigger(self, *, changed: bool = False) -> None:
+        """Ask for a plan; `changed` says that something came of it for sure."""
+        ...
+
+
+class ClusterHandler:
+    """Takes over each newer view of the cluster.
+
+    `channel` and `last_known` look at the view whenever it alters anything.
+    """
+
+    def __init__(
+        self,
+        state: NodeState,
+        membership: Membership,
+        registration: Registration,
+        reconciler: Reconciler,
+        encapsulation: EncapsulationSwitch,
+        blocks: BlockKeeper,
+        routing: ChangesRouting,
+        channel: Triggered,
+        last_known: Triggered,
+    ) -> None:
+        self._state = state
+        self._membership = membership
+        self._registration = registration
+        self._reconciler = reconciler
+        self._encapsulation = encapsulation
+        self._blocks = blocks
+        self._routing = routing
+        self._channel = channel
+        self._last_known = last_known
+
+    async def take(self, view: ClusterView, changes: tuple[Change[Any], ...]) -> None:
+        """Take over a view, and have everybody act to whom the changes that led to it matter."""
+        state, node = self._state, self._state.node
+        before = state.view
+        view = self._encapsulation.as_advertised(self._membership.present(view, state.uplink.addresses))
+        if any(change.kind == ClusterAuthority.KIND for change in changes):
+            self._channel.trigger()
+        if not any(map(alters_plans, changes)):
+            state.view = view
+            return
+        removed = node in before.nodes and node not in view.nodes
+        if removed:
+            log.warning("this node was removed from the cluster while its agent runs: registering it again")
+            view = view.after(Change.of(None, before.nodes[node]))  # until then it goes on as it was
+        state.follow(view)
+        self._last_known.trigger()
+        self._channel.trigger()
+        routing = any(map(alters_routing, changes))
+        if routing:
+            self._encapsulation.refresh(force=concerns(before, node) or concerns(view, node))
+        self._reconciler.heard(changes)
+        self._blocks.trigger()
+        if routing:
+            self._routing.trigger(changed=True)
+        if removed:
+            await self._registration.renew()

@@ -1,0 +1,52 @@
+"""What the reconcile loop asks of a node's kernel, so that the loop runs without one, too.
+
+`podway.kernel.node.Kernel` is the kernel itself. The tests have another, which keeps in memory what is applied and
+is driven by the same engine (podway.kernel.engine).
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from podway.api.addresses import Network
+from podway.kernel.engine import Report
+from podway.plan.changes import Change
+from podway.plan.objects import NodePlan
+
+
+class NodeKernel(Protocol):
+    """A kernel as one node's network namespace shows it. Every method may raise KernelError."""
+
+    def apply(self, plan: NodePlan) -> Report:
+        """Make the kernel what a plan says; failures are in the report."""
+        ...
+
+    def carry_out(self, changes: Iterable[Change], plan: NodePlan) -> Report:
+        """Carry out changes that lead to a plan, without a look at the rest; failures are in the report."""
+        ...
+
+    def audit(self, plan: NodePlan, *, full: bool = True) -> Iterator[Change | None]:
+        """Yield what differs from a plan, with None between where a caller may pause."""
+        ...
+
+    def diff(self, plan: NodePlan, *, of: Collection[str] | None = None) -> list[Change]:
+        """Return what differs from a plan, of all kinds or `of` those of these names."""
+        ...
+
+    def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
+        """Return the settings at these paths below /proc/sys; those that do not exist are left out."""
+        ...
+
+    def mtus(self) -> dict[str, int]:
+        """Return the MTU of each device of the node, in bytes."""
+        ...
+
+    def set_pod_mtu(self, pod_netns: int, ifname: str, mtu: int, *, was: int) -> None:
+        """Change the MTU of a pod's interface, unless somebody else has set it to another than it `was`."""
+        ...
+
+    def gateway_devices(self, protocol: int, lengths: Collection[tuple[int, int]]) -> Mapping[Network, str]:
+        """Return the devices by which a protocol's routes lead to a gateway, by destination.
+
+        To destinations of these IP versions and prefix lengths; of several equal ways the first.
+        """
+        ...

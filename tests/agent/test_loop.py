@@ -1,0 +1,365 @@
+"""Agents without a kernel, without root: informers, loop, blocks, membership and encapsulations, in milliseconds.
+
+The store is in memory, and so is the kernel (tests.recorded_kernel); all that drives them is the agent's own.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podway.agent.blocks import BlockKeeper
+from podway.agent.cluster_handler import ClusterHandler
+from podway.agent.cluster_informer import ClusterInformer
+from podway.agent.contact import StoreContact
+from podway.agent.encapsulation import EncapsulationSwitch
+from podway.agent.membership import Membership
+from podway.agent.registration import Registration
+from podway.api.addresses import Interface
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.ip_pool import Encapsulation, IPPool
+from podway.api.kinds.node import Node
+from podway.api.kinds.node_lease import LEASES, NodeLease
+from podway.cluster.view import VIEWED, ClusterView
+from podway.plan.changes import Change
+from podway.plan.uplink import Uplink
+from podway.reconcile.pod_ends import PodEnds
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
+from podway.store.base import list_all
+from podway.store.memory import MemoryCluster, MemoryStore
+from tests import builders
+from tests.patience import PATIENCE
+from tests.recorded_kernel import RecordedKernel
+
+
+class Trigger:
+    """Stands where a part of the agent is that has a real BIRD, sockets, a disk; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def trigger(self, *, changed: bool = False) -> None:
+        self.count += 1
+
+
+class LoopOnly:
+    """An agent but for what needs root: pods, BIRD, sockets."""
+
+    def __init__(self, cluster: MemoryCluster, name: str, number: int, run_dir: Path) -> None:
+        self.name = name
+        self.addresses: tuple[Interface, ...] = (ip_interface(f"172.30.0.{number}/24"),)
+        self.store = MemoryStore(cluster)
+        self.kernel = RecordedKernel()
+        self.routing = Trigger()
+        self._run_dir = run_dir
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        membership = Membership(self.store, self.name, heartbeat_interval=10.0)
+        await membership.register(self.addresses)
+        listing = await list_all(self.store, VIEWED)
+        self.state = NodeState(self.name, ClusterView.of(listing.items), Uplink("eth0", 1500, self.addresses))
+        self.contact = StoreContact()
+        registration = Registration(membership, self.state, self.contact, 10.0)
+        # Nobody tells of what others change here: an audit looks every tenth of a second.
+        self.reconciler = Reconciler(
+            self.kernel, self.state, PodEnds(self.kernel), run_dir=self._run_dir, audit_interval=0.1
+        )
+        encapsulation = EncapsulationSwitch(self.kernel, self.state, membership, self.reconciler, self.contact)
+        blocks = BlockKeeper(self.store, self.state, 300.0, self.reconciler, membership, self.contact)
+        handler = ClusterHandler(
+            self.state,
+            membership,
+            registration,
+            self.reconciler,
+            encapsulation,
+            blocks,
+            self.routing,
+            Trigger(),
+            Trigger(),
+        )
+        informer = ClusterInformer(self.store, self.state, self.contact, listing.versions, handler)
+        encapsulation.refresh(force=True)
+        self.reconciler.start()
+        await blocks.keep()
+        work = (informer.run, self.reconciler.run, encapsulation.run, blocks.run)
+        self._tasks = [asyncio.ensure_future(each()) for each in work]
+
+    async def stop(self) -> None:
+        """End as a process that is killed does."""
+        for task in self._tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+
+
+class Cluster:
+    """A store, and agents on it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.memory = MemoryCluster()
+        self.store = MemoryStore(self.memory)
+        self.agents: dict[str, LoopOnly] = {}
+        self._run_dir = run_dir
+
+    async def join(self, name: str, number: int) -> LoopOnly:
+        agent = self.agents[name] = LoopOnly(self.memory, name, number, self._run_dir)
+        await agent.start()
+        return agent
+
+    async def pool(self, encapsulation: Encapsulation) -> None:
+        """Have a pool whose routes the store distributes, with this encapsulation."""
+        pool = builders.pool("pods", "10.244.0.0/16", encapsulation=encapsulation, distribution="store")
+        with contextlib.suppress(Exception):
+            await self.store.create(pool)
+            return
+        await self.store.patch(IPPool, "pods", {"spec": {"encapsulation": encapsulation}})
+
+
+@contextlib.asynccontextmanager
+async def running(run_dir: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(run_dir)
+    try:
+        yield cluster
+    finally:
+        for agent in cluster.agents.values():
+            await agent.stop()
+
+
+async def eventually(holds: Callable[[], Any]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.002)
+
+
+def run(run_dir: Path, scenario: Callable[[Cluster], Any]) -> None:
+    async def main() -> None:
+        async with running(run_dir) as cluster:
+            await scenario(cluster)
+
+    asyncio.run(main())
+
+
+def all_send_by(agents: list[LoopOnly], device: str) -> bool:
+    """Tell whether all routes of these three agents to each other lead out of a device."""
+    return all(
+        [route.device for route in agent.kernel.routes.values() if route.gateway] == [device] * 2
+        for agent in agents
+    )
+
+
+def keys(changes: list[Change]) -> set[tuple[str, str]]:
+    return {(change.kind, change.action) for change in changes}
+
+
+def test_nodes_that_join_reach_each_other_and_one_that_comes_costs_its_own_objects(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one, two = await cluster.join("node1", 1), await cluster.join("node2", 2)
+        own = {agent: next(iter(agent.state.view.blocks_of(agent.name))).spec.cidr for agent in (one, two)}
+        await eventually(lambda: own[two] in one.kernel.routes and own[one] in two.kernel.routes)
+        assert one.kernel.routes[own[one]].type == "blackhole"
+        assert str(one.kernel.routes[own[two]].gateway) == "172.30.0.2"
+        await one.reconciler.settled()
+        one.kernel.log.clear()
+        three = await cluster.join("node3", 3)
+        (block,) = three.state.view.blocks_of("node3")
+        await eventually(lambda: block.spec.cidr in one.kernel.routes)
+        assert keys(one.kernel.log) == {("route", "add")}
+        assert len(one.kernel.log) == 1
+        # What alters no plan costs the kernel nothing, and no other agent hears of signs of life.
+        one.kernel.log.clear()
+        await cluster.store.patch(Node, "node3", {"metadata": {"annotations": {"example.org/note": "x"}}})
+        await eventually(lambda: "example.org/note" in one.state.view.nodes["node3"].metadata.annotations)
+        await one.reconciler.settled()
+        assert one.kernel.log == []
+
+    run(tmp_path, scenario)
+
+
+def test_an_encapsulation_is_switched_without_a_moment_in_which_it_is_sent_and_not_taken(tmp_path: Path) -> None:
+    """Of each write of a route: nobody sends to a node what that does not hold the device for."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        agents = [await cluster.join(f"node{number}", number) for number in (1, 2, 3)]
+        wrong: list[str] = []
+
+        def watched(agent: LoopOnly) -> Callable[[Change], bool]:
+            def look(change: Change) -> bool:
+                if change.kind == "route" and change.want is not None and change.want.device == "podway-vxlan":
+                    block = next(b for b in agent.state.view.blocks.values() if b.network == change.key[0])
+                    other = cluster.agents[block.spec.node]
+                    if "podway-vxlan" not in other.kernel.kinds["device"].objects:
+                        wrong.append(f"{agent.name} sends to {other.name}")
+                if change.kind == "device" and change.want is None:
+                    senders = [
+                        other.name
+                        for other in agents
+                        for route in other.kernel.routes.values()
+                        if other is not agent and route.device == "podway-vxlan"
+                    ]
+                    wrong.extend(f"{agent.name} gives up what {name} sends" for name in senders)
+                return False
+
+            return look
+
+        for agent in agents:
+            agent.kernel.refuses = watched(agent)
+        steps: tuple[tuple[Encapsulation, str], ...] = (
+            ("vxlan", "podway-vxlan"),
+            ("none", "eth0"),
+            ("vxlan", "podway-vxlan"),
+        )
+        for encapsulation, device in steps:
+            await cluster.pool(encapsulation)
+            await eventually(partial(all_send_by, agents, device))
+        await cluster.pool("none")
+        await eventually(lambda: not any(agent.kernel.kinds["device"].objects for agent in agents))
+        assert wrong == []
+        assert all(not agent.reconciler.failures for agent in agents)
+
+    run(tmp_path, scenario)
+
+
+def test_what_others_change_is_put_right_and_told_and_own_work_is_not(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("vxlan")
+        one, two = await cluster.join("node1", 1), await cluster.join("node2", 2)
+        (block,) = two.state.view.blocks_of("node2")
+        await eventually(lambda: block.spec.cidr in one.kernel.routes)
+        await eventually(lambda: one.kernel.routes[block.spec.cidr].device == "podway-vxlan")
+        await one.reconciler.settled()
+        assert list(one.reconciler.repairs) == []
+        route = one.kernel.routes[block.spec.cidr]
+        del one.kernel.kinds["route"].objects[route.key]
+        one.reconciler.trigger(0)
+        await eventually(lambda: list(one.reconciler.repairs))
+        assert [repair.what for repair in one.reconciler.repairs] == [f"{route} was missing: added"]
+        assert one.kernel.routes[block.spec.cidr] == route
+
+    run(tmp_path, scenario)
+
+
+def test_what_the_kernel_refuses_is_told_and_had_when_it_can_be(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        one.kernel.refuses = lambda change: change.kind == "route"
+        two = await cluster.join("node2", 2)
+        (block,) = two.state.view.blocks_of("node2")
+        await eventually(lambda: one.reconciler.failures)
+        assert block.spec.cidr in one.reconciler.failures[0]
+        assert block.spec.cidr not in one.kernel.routes
+        one.kernel.refuses = lambda change: False
+        await eventually(lambda: block.spec.cidr in one.kernel.routes and not one.reconciler.failures)
+        assert list(one.reconciler.repairs) == []
+
+    run(tmp_path, scenario)
+
+
+def test_a_kernel_that_is_right_is_not_written_by_an_agent_that_starts(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("vxlan")
+        one, two = await cluster.join("node1", 1), await cluster.join("node2", 2)
+        await eventually(lambda: any(r.device == "podway-vxlan" for r in one.kernel.routes.values()))
+        await eventually(lambda: any(r.device == "podway-vxlan" for r in two.kernel.routes.values()))
+        await one.reconciler.settled()
+        await one.stop()
+        one.kernel.log.clear()
+        await one.start()
+        await one.reconciler.settled()
+        assert one.kernel.log == []
+
+    run(tmp_path, scenario)
+
+
+def test_a_node_that_is_removed_while_its_agent_lives_comes_back_with_its_block(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one, two = await cluster.join("node1", 1), await cluster.join("node2", 2)
+        (block,) = one.state.view.blocks_of("node1")
+        await eventually(lambda: block.spec.cidr in two.kernel.routes)
+        former = one.state.view.nodes["node1"].metadata.uid
+        await cluster.store.delete(Node, "node1")
+        await eventually(lambda: one.state.view.nodes["node1"].metadata.uid != former)
+        await eventually(lambda: block.spec.cidr in two.kernel.routes)
+        assert (await cluster.store.get(AddressBlock, block.metadata.name)).spec.node == "node1"
+        assert (await cluster.store.get(NodeLease, "node1", namespace=LEASES)).renewed is not None
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("how", ["ends", "expires"])
+def test_watches_that_end_and_history_that_is_gone_lose_nothing(tmp_path: Path, how: str) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one = await cluster.join("node1", 1)
+        for number in range(2, 6):
+            node = builders.node(f"far{number}", f"172.30.0.{number}/24")
+            await cluster.store.create(node)
+            claim = builders.block(f"10.244.{number * 10}.0/24", "pods", node.metadata.name)
+            await cluster.store.create(claim)
+            for kind in VIEWED if how == "expires" else ():
+                cluster.memory.forget(kind)
+            cluster.memory.end_watches()
+            if number % 2:
+                await cluster.store.delete(Node, f"far{number - 1}")
+        await eventually(lambda: {"10.244.30.0/24", "10.244.50.0/24"} <= one.kernel.routes.keys())
+        await eventually(lambda: not {"10.244.20.0/24", "10.244.40.0/24"} & one.kernel.routes.keys())
+
+    run(tmp_path, scenario)
+
+
+def test_a_task_of_the_plan_that_fails_is_done_again_and_nothing_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        await one.stop()
+        node = builders.node("far", "172.30.0.9/24")
+        changes = [one.state.view.change(node)]
+        one.state.follow(one.state.view.after(*changes))
+        claim = one.state.view.change(builders.block("10.244.9.0/24", "pods", "far"))
+        one.state.follow(one.state.view.after(claim))
+        one.reconciler.heard([*changes, claim])
+        with monkeypatch.context() as patch:
+            patch.setattr("podway.plan.node.plan_others", _fail)
+            with pytest.raises(KeyError):
+                one.reconciler.bring()
+        one.reconciler.bring()
+        assert "10.244.9.0/24" in one.kernel.routes
+
+    run(tmp_path, scenario)
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise KeyError("a mistake")
+
+
+def test_a_change_of_the_hosts_settings_is_followed_and_is_no_repair(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("vxlan")
+        one, _ = await cluster.join("node1", 1), await cluster.join("node2", 2)
+        await eventually(lambda: "podway-vxlan" in one.kernel.kinds["device"].objects)
+        await one.reconciler.settled()
+        path = "net/ipv4/conf/podway-vxlan/rp_filter"
+        assert one.kernel.kinds["sysctl"].objects[path].value == "0"
+        one.kernel.settings["net/ipv4/conf/all/rp_filter"] = "1"
+        one.reconciler.trigger(0)
+        await eventually(lambda: one.kernel.kinds["sysctl"].objects[path].value == "2")
+        assert list(one.reconciler.repairs) == []
+
+    run(tmp_path, scenario)

@@ -1,0 +1,100 @@
+"""A kernel in memory: the objects of every kind, changed by the engine that changes a real one.
+
+It refuses what it is told to refuse, and others may change it behind the agent's back. Who needs to know what a
+real kernel does asks one: this serves tests of what drives it.
+"""
+
+import errno
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from podway.api.addresses import Network
+from podway.errors import KernelError
+from podway.kernel import engine
+from podway.kernel.engine import Report
+from podway.plan.changes import KINDS, Change
+from podway.plan.objects import NodePlan, Route
+
+
+class RecordedKind:
+    """One kind of kernel object (podway.kernel.engine.Kind)."""
+
+    compared = False
+
+    def __init__(self, name: str, kernel: "RecordedKernel") -> None:
+        self.name = name
+        self.repairs_only = name == "link"
+        self.objects: dict[Any, Any] = {}
+        self._field = KINDS[name]
+        self._kernel = kernel
+
+    def wanted(self, plan: NodePlan) -> Mapping[Any, Any]:
+        return {obj.key: obj for obj in getattr(plan, self._field)}
+
+    def list(self, plan: NodePlan) -> Mapping[Any, Any]:
+        if self.name == "sysctl":  # of which only those that the plan names are looked at
+            return {key: value for key, value in self.objects.items() if key in self.wanted(plan)}
+        return dict(self.objects)
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        failures = {}
+        for position, change in enumerate(changes):
+            if self._kernel.refuses(change):
+                failures[position] = KernelError(f"{change.action} {change.want or change.have}", errno.EPERM)
+                continue
+            self._kernel.log.append(change)
+            if change.want is None:
+                self.objects.pop(change.key, None)
+            else:
+                self.objects[change.key] = change.want
+        return failures
+
+
+class RecordedKernel:
+    """Implements podway.kernel.interface.NodeKernel. `log` has every change in its order."""
+
+    def __init__(self) -> None:
+        self.log: list[Change] = []
+        self.refuses: Callable[[Change], bool] = lambda change: False
+        self.settings: dict[str, str] = {}
+        self.learned: dict[Network, str] = {}
+        """BIRD's routes: the device by which each destination is reached."""
+        self.kinds = {name: RecordedKind(name, self) for name in self._order()}
+
+    @staticmethod
+    def _order() -> list[str]:
+        """Return the kinds in the order in which a real kernel's are applied: rules before what they guard."""
+        rules = ["nft table", "nft element"]
+        return [*rules, *(name for name in KINDS if name not in {*rules, "route"}), "route"]
+
+    @property
+    def routes(self) -> dict[str, Route]:
+        """The routes of ours, by destination."""
+        return {str(route.destination): route for route in self.kinds["route"].objects.values()}
+
+    def apply(self, plan: NodePlan) -> Report:
+        return engine.apply(self.kinds.values(), plan)
+
+    def carry_out(self, changes: Iterable[Change], plan: NodePlan) -> Report:
+        return engine.carry_out(list(self.kinds.values()), changes, plan)
+
+    def audit(self, plan: NodePlan, *, full: bool = True) -> Iterator[Change | None]:
+        return engine.audit(self.kinds.values(), plan)
+
+    def diff(self, plan: NodePlan, *, of: Collection[str] | None = None) -> list[Change]:
+        kinds = [kind for kind in self.kinds.values() if of is None or kind.name in of]
+        return [change for kind in kinds for change in engine.diff(kind, plan)]
+
+    def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
+        return {path: self.settings[path] for path in paths if path in self.settings}
+
+    def mtus(self) -> dict[str, int]:
+        return {link.name: link.mtu for link in self.kinds["link"].objects.values()}
+
+    def set_pod_mtu(self, pod_netns: int, ifname: str, mtu: int, *, was: int) -> None:
+        raise AssertionError("there are no pods' ends here")
+
+    def gateway_devices(self, protocol: int, lengths: Collection[tuple[int, int]]) -> Mapping[Network, str]:
+        if protocol == 12:
+            return dict(self.learned)
+        return {route.destination: route.device for route in self.routes.values() if route.gateway is not None}
