@@ -14,11 +14,20 @@ ONCE = ("ping", "-n", "-c1", f"-W{PATIENCE:g}")
 
 
 def eventually(
-    condition: Callable[..., object], what: str, *, within: float = PATIENCE, every: float = 0.02
+    holds: Callable[..., object], what: str = "", *, within: float = PATIENCE, every: float = 0.02
 ) -> float:
-    """Wait until a condition holds; return after how many seconds it did. Fails with `what` if it never does."""
+    """Wait until something holds (is true, and raises no AssertionError); return after how many seconds it did.
+
+    Fails with `what`, or with what was asserted, if it never does.
+    """
     begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < within, f"not so within {within:g} s: {what}"
+    while True:
+        late = time.monotonic() - begun >= within
+        try:
+            if holds():
+                return time.monotonic() - begun
+        except AssertionError:
+            if late:
+                raise
+        assert not late, f"not so within {within:g} s: {what or holds}"
         time.sleep(every)
-    return time.monotonic() - begun

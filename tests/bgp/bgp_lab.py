@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.uplink import Uplink
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, eventually
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -65,15 +64,6 @@ def ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
     return done.stdout
-
-
-def eventually(check: Callable[[], T], *, within: float = PATIENCE, pause: float = 0.02) -> T:
-    """Wait until `check` returns something true, and return that."""
-    end = time.monotonic() + within
-    while not (result := check()):
-        assert time.monotonic() < end, f"not so within {within} s: {check}"
-        time.sleep(pause)
-    return result
 
 
 class Namespace:
@@ -395,7 +385,7 @@ class Segment:
             wanted = [(frozenset(peer.node for peer in plan.peers), plan.reflects) for plan in targets]
             return wanted == [(node.speaker.running.nodes, node.speaker.running.reflects) for node in self.nodes]
 
-        eventually(done, within=within, pause=0.2)
+        eventually(done, within=within, every=0.2)
 
     def complete(self, node: LabNode) -> bool:
         """Whether a node has every other's blocks."""

@@ -15,7 +15,8 @@ from podway.api.kinds.node import ACCEPTS, SENDS
 from podway.kernel.node import Kernel
 from podway.reconcile.repairs import Repairs
 from podway.reconcile.state import NodeState
-from tests.bgp.bgp_lab import LabNode, Segment, eventually, tells
+from tests.bgp.bgp_lab import LabNode, Segment, tells
+from tests.patience import eventually
 
 pytestmark = pytest.mark.kernel
 

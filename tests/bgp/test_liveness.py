@@ -12,7 +12,8 @@ import pytest
 from podway.bgp.liveness import Suspects
 from podway.bgp.probe import answering
 from podway.bgp.render import RESTART_TIME
-from tests.bgp.bgp_lab import LabNode, Segment, eventually
+from tests.bgp.bgp_lab import LabNode, Segment
+from tests.patience import eventually
 
 A, B = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 

@@ -11,7 +11,8 @@ from podway.api.kinds.bgp_peer import PasswordSource, PrefixRule, SecretKey
 from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
 from podway.bgp.status import PeerStatus
-from tests.bgp.bgp_lab import TOR_ASN, LabNode, OutsidePeer, Segment, eventually, tells
+from tests.bgp.bgp_lab import TOR_ASN, LabNode, OutsidePeer, Segment, tells
+from tests.patience import eventually
 
 pytestmark = pytest.mark.kernel
 

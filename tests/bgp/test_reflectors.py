@@ -16,8 +16,9 @@ from podway.api.meta import LabelSelector, Metadata
 from podway.plan.bgp import plan_bgp
 from podway.plan.reflectors import reflectors
 from podway.plan.topology import RunningTopology, topology
-from tests.bgp.bgp_lab import LabNode, Segment, eventually
+from tests.bgp.bgp_lab import LabNode, Segment
 from tests.bgp.test_bgp_plan import V4, node, view_of
+from tests.patience import eventually
 
 COUNT = ReflectorSettings(count=3)
 

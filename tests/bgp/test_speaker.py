@@ -14,7 +14,8 @@ from podway.api.addresses import Family
 from podway.bgp.daemon import Bird
 from podway.bgp.render import render
 from podway.errors import RoutingError, UnsupportedSystem
-from tests.bgp.bgp_lab import Segment, eventually
+from tests.bgp.bgp_lab import Segment
+from tests.patience import eventually
 
 pytestmark = pytest.mark.kernel
 

@@ -2,76 +2,35 @@
 
 import errno
 import json
-import os
-import signal
-import socket
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address, ip_interface
+from functools import partial
+from ipaddress import ip_address
 
 import msgspec
 import pytest
 
-from podway.api.addresses import Address, link_local
-from podway.api.lease import Attachment, Lease
+from podway.api.addresses import link_local
 from podway.errors import InvalidInput, KernelError
 from podway.kernel import sysctls
 from podway.kernel.node import Kernel
-from podway.kernel.rtnl import addresses, links
+from podway.kernel.rtnl import links
 from podway.kernel.rtnl.netlink import Connection
-from podway.plan.objects import LinkAddress, PodWiring, Route, Sysctl
-from podway.plan.wiring import wire
-from tests.namespaces import TestNamespace, die
+from tests.kernel import attach_lab
+from tests.kernel.attach_lab import NODE, opened_kernel, talk
+from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel
 
-NODE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 V4, V6 = ip_address("10.244.1.7"), ip_address("fd00:10:244::7")
-IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
-STAGES = ["created", "host", "pod", "committed"]
 
-
-def lease_of(
-    *held: Address, container: str = "c0ffee", ifname: str = "eth0", netns: str = "/run/netns/x"
-) -> Lease:
-    return Lease(Attachment(container, ifname), "default/web", "podway", netns, held)
-
-
-def plan_of(lease: Lease, mtu: int = 1500) -> PodWiring:
-    return wire(lease, mtu=mtu, node_addresses=NODE)
+lease_of = partial(attach_lab.lease_of, attach="routed")
+plan_of = partial(attach_lab.plan_of, lan=())
 
 
 @pytest.fixture
 def kernel(node: TestNamespace) -> Iterator[Kernel]:
-    node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
-    with Kernel.open(node.fd) as kernel:
-        kernel.connection.transact(
-            [addresses.add(LinkAddress("lo", ip_interface(address)), links.LOOPBACK) for address in NODE]
-        )
+    with opened_kernel(node) as kernel:
         yield kernel
-
-
-def talk(
-    left: TestNamespace, left_address: Address, right: TestNamespace, right_address: Address, size: int = 8
-) -> None:
-    """Send one datagram each way; the receiver must see the sender's own address and port."""
-    with left.udp(left_address) as one, right.udp(right_address) as other:
-        if left_address.version == 4:
-            one.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
-        one.sendto(b"x" * size, other.getsockname())
-        data, sender = other.recvfrom(65536)
-        assert (len(data), sender) == (size, one.getsockname())
-        other.sendto(b"y", sender)
-        assert one.recv(16) == b"y"
-
-
-def test_packets_pass_both_ways_at_once(kernel: Kernel, node: TestNamespace, pod: TestNamespace) -> None:
-    """The first datagram, sent when `wire` has returned, arrives: nobody waits for a neighbour or for DAD."""
-    kernel.wire(plan_of(lease_of(V4, V6), mtu=1400), pod.fd)
-    talk(pod, V6, node, NODE[1])
-    talk(pod, V4, node, NODE[0])
-    talk(node, NODE[0], pod, V4, size=1400 - 28)
-    with pytest.raises(OSError, match="Message too long"):
-        talk(node, NODE[0], pod, V4, size=1400 - 27)
 
 
 def test_a_pod_that_flushed_its_neighbours_still_reaches_its_gateway(
@@ -163,50 +122,6 @@ def test_wiring_an_attachment_twice_leaves_the_first_as_it_was(
     assert kernel.leases() == [first]
 
 
-BROKEN = {
-    "a route that exists": lambda plan: msgspec.structs.replace(plan, routes=plan.routes * 2),
-    "a source that is not ours": lambda plan: msgspec.structs.replace(
-        plan, routes=(msgspec.structs.replace(plan.routes[0], source=ip_address("203.0.113.1")),)
-    ),
-    "a sysctl that is not there": lambda plan: msgspec.structs.replace(
-        plan, sysctls=(Sysctl("net/ipv4/conf/nosuch/forwarding", "1"),)
-    ),
-    "a pod route without a way": lambda plan: msgspec.structs.replace(
-        plan,
-        pod=msgspec.structs.replace(
-            plan.pod, routes=(Route(plan.pod.routes[1].destination, gateway=ip_address("192.0.2.77")),)
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN)
-def test_a_failure_leaves_nothing_behind(
-    kernel: Kernel, node: TestNamespace, pod: TestNamespace, spoil: Callable[[PodWiring], PodWiring]
-) -> None:
-    with pytest.raises(KernelError):
-        kernel.wire(spoil(plan_of(lease_of(V4))), pod.fd)
-    assert "eth0" not in pod.sh("ip link")
-    assert "pway" not in node.sh("ip link; ip route show table all")
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_stage_there_is_a_lease_or_an_orphan(
-    kernel: Kernel, node: TestNamespace, pod: TestNamespace, stage: str
-) -> None:
-    lease = lease_of(V4, V6)
-    child = os.fork()
-    if child == 0:
-        with Kernel.open(node.fd) as own:
-            own.wire(plan_of(lease), pod.fd, on_stage=lambda at: die() if at == stage else None)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    if stage == "committed":
-        assert (kernel.leases(), kernel.orphans()) == ([lease], [])
-    else:
-        assert (kernel.leases(), kernel.orphans()) == ([], [lease.attachment.link])
-
-
 def test_a_committed_lease_survives_the_loss_of_its_routes(
     kernel: Kernel, node: TestNamespace, pod: TestNamespace
 ) -> None:
@@ -216,17 +131,6 @@ def test_a_committed_lease_survives_the_loss_of_its_routes(
     node.sh("ip addr del 192.0.2.1/32 dev lo")
     assert "10.244.1.7" not in node.sh("ip route")
     assert kernel.leases() == [lease]
-
-
-def test_the_lease_vanishes_with_the_pods_namespace(kernel: Kernel, pod: TestNamespace) -> None:
-    kernel.wire(plan_of(lease_of(V4)), pod.fd)
-    pod.remove()
-    for _ in range(200):
-        if not kernel.leases():
-            break
-        os.sched_yield()
-        signal.sigtimedwait([], 0.02)
-    assert (kernel.leases(), kernel.orphans()) == ([], [])
 
 
 TAMPERINGS = {

@@ -7,7 +7,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,29 +26,13 @@ from podway.lab.facts import PoolSettings
 from podway.lab.paths import lab_store
 from podway.lab.state import node_dir
 from podway.store.base import Store
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, eventually
 
 T = TypeVar("T")
 
 PLUGIN = json.loads(render_conflist(version="1.1.0"))["plugins"][0]
 SHIM = pods.SHIM / "podway"
 AGENT = Path(__file__).parent / "agent_process.py"
-
-
-def eventually(holds: Callable[..., Any], *, within: float = PATIENCE, every: float = 0.02) -> float:
-    """Wait until something holds (is true, and raises no AssertionError); return the seconds that took."""
-    begun = time.monotonic()
-    while True:
-        late = time.monotonic() - begun > within
-        try:
-            result = holds()
-            if result:
-                return time.monotonic() - begun
-        except AssertionError:
-            if late:
-                raise
-        assert not late, f"not so after {within} s: {holds}"
-        time.sleep(every)
 
 
 def sh(namespace: str, script: str, *, check: bool = True, stdin: str = "") -> str:

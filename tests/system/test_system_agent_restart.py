@@ -12,7 +12,8 @@ import pytest
 from podway.cni.spec import Code
 from podway.kernel.rtnl import links
 from podway.lab import names, topology
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
+from tests.patience import eventually
+from tests.system.system_lab import PodUnderTest, SystemLab, running_lab
 
 pytestmark = pytest.mark.kernel
 

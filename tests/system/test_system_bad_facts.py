@@ -13,7 +13,8 @@ from podway.api.kinds.network_config import NetworkConfig
 from podway.api.meta import Metadata
 from podway.lab.paths import lab_dir
 from podway.store.base import list_all
-from tests.system.system_lab import SystemLab, eventually
+from tests.patience import eventually
+from tests.system.system_lab import SystemLab
 
 pytestmark = pytest.mark.kernel
 

@@ -16,7 +16,8 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.cni.spec import Code
 from podway.kernel import netns
 from podway.lab.facts import PoolSettings
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually
+from tests.patience import eventually
+from tests.system.system_lab import PodUnderTest, SystemLab
 
 pytestmark = pytest.mark.kernel
 

@@ -3,8 +3,8 @@
 import pytest
 
 from podway.cni.spec import Code
-from tests.patience import PATIENCE
-from tests.system.system_lab import Answer, PodUnderTest, SystemLab, eventually
+from tests.patience import PATIENCE, eventually
+from tests.system.system_lab import Answer, PodUnderTest, SystemLab
 
 pytestmark = pytest.mark.kernel
 

@@ -10,8 +10,9 @@ from podway.api.addresses import Address
 from podway.lab import names
 from podway.lab.facts import PoolSettings
 from podway.plan.objects import VXLAN6_DEVICE, VXLAN_DEVICE
+from tests.patience import eventually
 from tests.system.switch_traffic import Packets
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually
+from tests.system.system_lab import PodUnderTest, SystemLab
 
 pytestmark = pytest.mark.kernel
 

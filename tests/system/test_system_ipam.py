@@ -14,7 +14,8 @@ from podway.api.kinds.node import Node
 from podway.api.meta import LabelSelector, Metadata
 from podway.cni.spec import Code
 from podway.lab import cluster
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
+from tests.patience import eventually
+from tests.system.system_lab import PodUnderTest, SystemLab, running_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -11,8 +11,9 @@ import pytest
 
 from podway.api.addresses import Address, Family
 from podway.lab import names
+from tests.patience import eventually
 from tests.system.switch_traffic import opened
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually, sh
+from tests.system.system_lab import PodUnderTest, SystemLab, sh
 
 pytestmark = pytest.mark.kernel
 

@@ -13,7 +13,8 @@ from podway.api.meta import Metadata
 from podway.cni.spec import Code
 from podway.lab import cluster, topology
 from podway.lab.paths import lab_dir
-from tests.system.system_lab import SystemLab, eventually, running_lab
+from tests.patience import eventually
+from tests.system.system_lab import SystemLab, running_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from podway.lab import cluster
-from tests.system.system_lab import SystemLab, eventually, running_lab
+from tests.patience import eventually
+from tests.system.system_lab import SystemLab, running_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -15,7 +15,8 @@ from podway.api.meta import Metadata
 from podway.kernel import netns
 from podway.lab import names, topology
 from podway.lab.paths import lab_dir, lab_store
-from tests.system.system_lab import SystemLab, eventually, running_lab
+from tests.patience import eventually
+from tests.system.system_lab import SystemLab, running_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually
+from tests.patience import eventually
+from tests.system.system_lab import PodUnderTest, SystemLab
 
 pytestmark = pytest.mark.kernel
 

@@ -11,8 +11,9 @@ import pytest
 from podway.api.addresses import Address
 from podway.kernel import netns
 from podway.lab import names, state
+from tests.patience import eventually
 from tests.system.switch_traffic import mtu_of
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually
+from tests.system.system_lab import PodUnderTest, SystemLab
 
 pytestmark = pytest.mark.kernel
 

@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 
 from podway.kernel.bpf import tcx
+from tests.patience import eventually
 from tests.system.switch_traffic import Connections, Packets, in_node, larger_mtu, mtu_of, opened, send_whole
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually, running_lab
+from tests.system.system_lab import PodUnderTest, SystemLab, running_lab
 
 pytestmark = pytest.mark.kernel
 

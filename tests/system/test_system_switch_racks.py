@@ -7,9 +7,9 @@ import pytest
 
 from podway.kernel import netns
 from podway.lab import names
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, eventually
 from tests.system.switch_traffic import Packets
-from tests.system.system_lab import PodUnderTest, SystemLab, eventually
+from tests.system.system_lab import PodUnderTest, SystemLab
 
 pytestmark = pytest.mark.kernel
 

@@ -8,7 +8,8 @@ import pytest
 
 from podway.api.kinds.node import Node
 from podway.lab.facts import PoolSettings
-from tests.system.system_lab import SystemLab, eventually
+from tests.patience import eventually
+from tests.system.system_lab import SystemLab
 
 pytestmark = pytest.mark.kernel
 

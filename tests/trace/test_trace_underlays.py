@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from podway.lab.facts import PoolSettings
-from tests.system.system_lab import SystemLab, eventually
+from tests.patience import eventually
+from tests.system.system_lab import SystemLab
 
 pytestmark = pytest.mark.kernel
 
