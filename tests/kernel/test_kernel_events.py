@@ -134,6 +134,8 @@ def test_our_own_changes_are_not_told(
         routes=(*PLAN.routes, *wiring.routes, block),
     )
     assert [change.want.destination for change in kernel.apply(plan).changes] == [block.destination]
+    table = msgspec.structs.replace(TABLE, body="chain c {\n}\nchain another {\n}")
+    assert len(kernel.apply(msgspec.structs.replace(plan, tables=(table,))).changes) == 1
     told = [e for e in wait(watcher, 0.3) if isinstance(e, Event) and e.ours]
     # For what it does later on its own the kernel names no author: carrier, settings of a new device, and
     # IPv6 addresses, which a work item puts in force.

@@ -80,7 +80,7 @@ class Agent:
             stack.callback(self._kernel.close)
             remover = LinkRemover()
             stack.callback(remover.close)
-            self._watcher = Watcher(own_ports=self._kernel.ports | remover.ports)
+            self._watcher = Watcher(None, self._kernel.ports, remover.ports)
             stack.callback(self._watcher.close)
 
             self._membership = Membership(self._store, options.node, options.heartbeat_interval)

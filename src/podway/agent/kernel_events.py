@@ -55,7 +55,7 @@ class KernelEvents:
             return  # the one kind of change of which the kernel never names the author (vxlan_fdb_notify)
         # Settings of the uplink and of the whole namespace are ours to keep, though the devices are not.
         if event.ours or event.kind == "sysctl":
-            if self._is_echo(event.subject if event.kind == "nft" else event.device):
+            if event.kind != "nft" and self._is_echo(event.device):
                 self._reconciler.trigger(ECHO, full=False)
             else:
                 self._reconciler.trigger()

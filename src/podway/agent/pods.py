@@ -17,7 +17,7 @@ from podway.errors import CniError, InvalidInput, KernelError, PodwayError, Pool
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.plan.node import section_of
-from podway.plan.objects import BRIDGE_DEVICE, NFT_TABLE, PodWiring
+from podway.plan.objects import BRIDGE_DEVICE, PodWiring
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -166,7 +166,7 @@ class PodNetwork:
         self._state.leases[attachment] = lease
         self._ends.enter(attachment, netns)
         self._reconciler.adopt(attachment, wiring)
-        self._state.touch(attachment.link, NFT_TABLE)
+        self._state.touch(attachment.link)
         self._blocks.trigger()
         return wiring
 
@@ -177,8 +177,6 @@ class PodNetwork:
             if failures and not self._kernel.has_link(BRIDGE_DEVICE):
                 raise failures[0]
         self._kernel.wire(wiring, netns)
-        if wiring.elements:
-            self._state.touch(NFT_TABLE)
 
     async def _remove(self, lease: Lease) -> None:
         """Remove a pod's link, and free its addresses once it is gone."""
@@ -186,7 +184,7 @@ class PodNetwork:
         try:
             self._release(lease)
             await self._remover.remove(lease.attachment.link)
-            self._state.touch(lease.attachment.link, NFT_TABLE)
+            self._state.touch(lease.attachment.link)
             self._forget(lease.attachment)
         finally:
             self._state.leaving.discard(lease.attachment)
@@ -195,8 +193,6 @@ class PodNetwork:
         """Take away what stands on the bridge for a pod, which its link's end does not."""
         wiring = self._state.wiring(lease)
         self._kernel.release(wiring)
-        if wiring.elements:
-            self._state.touch(NFT_TABLE)
 
     def _forget(self, attachment: Attachment) -> None:
         self._state.forget(attachment)

@@ -100,8 +100,9 @@ class Watcher:
     Of other networks it may learn tens of thousands, and these may come and go many times a second.
     """
 
-    def __init__(self, netns_fd: int | None = None, own_ports: Collection[int] = ()) -> None:
-        self._own = frozenset(own_ports)
+    def __init__(self, netns_fd: int | None = None, *own_ports: Collection[int]) -> None:
+        """Watch a namespace (None: the calling thread's); `own_ports` may grow."""
+        self._own = own_ports
         self._links: dict[int, links.LinkRecord] = {}
         self._poll = select.epoll()
         self._sockets: list[socket.socket] = []
@@ -137,13 +138,16 @@ class Watcher:
         for message in self._drain(self._route, events):
             event = self._route_event(message)
             # With a device of ours, or its address, routes of BIRD's may go: that is news though it was our doing.
-            if event and (message.port not in self._own or (event.learned and event.kind != "route")):
+            if event and (not self._is_own(message) or (event.learned and event.kind != "route")):
                 events.append(event)
         for message in self._drain(self._netfilter, events):
-            event = _nft_event(message)
+            event = None if self._is_own(message) else _nft_event(message)
             if event and event not in events:
                 events.append(event)
         return events
+
+    def _is_own(self, message: Message) -> bool:
+        return any(message.port in ports for ports in self._own)
 
     def _listen(self, protocol: int, netns_fd: int | None, groups: Collection[int]) -> socket.socket:
         sock = open_socket(protocol, netns_fd, _RECEIVE_BUFFER)

@@ -34,6 +34,8 @@ class Kernel:
             netns_fd = None
         self._netns = None if netns_fd is None else fcntl.fcntl(netns_fd, fcntl.F_DUPFD_CLOEXEC, 3)
         self.connection = Connection(self._netns)
+        self.ports: set[int] = {self.connection.port}
+        """The netlink port ids by which the kernel tells our own changes from others' (events.Watcher)."""
         self._nftables: Nftables | None = None
         self._lock = threading.Lock()
         self._inventory = kinds.Inventory(self.connection)
@@ -88,11 +90,6 @@ class Kernel:
         maps = (self._endpoints, self._sources)
         writers = (self.connection, self._devices, self._sysctls, self._tunnels, *maps, self._nftables)
         return sum(writer.writes for writer in writers if writer)
-
-    @property
-    def ports(self) -> frozenset[int]:
-        """The netlink port ids by which the kernel tells our own changes from others' (events.Watcher)."""
-        return frozenset({self.connection.port})
 
     def inside(self, function: Callable[[], _T]) -> _T:
         """Run a function in the node's namespace; return or raise what it does."""
@@ -242,7 +239,7 @@ class Kernel:
 
     def _open_nftables(self) -> Nftables:
         if self._nftables is None:
-            self._nftables = Nftables(self.inside)
+            self._nftables = Nftables(self.inside, self.ports)
         return self._nftables
 
     def _change_elements(self, action: Literal["add", "delete"], elements: Sequence[NftElement]) -> None:

@@ -30,7 +30,7 @@ is put right, and told.
   gives what it made to the loop as wanted already. All that it can have to wait for is one portion or one slice.
 - **Pods' ends first.** The MTU of a pod's own end follows before the host's (podway.reconcile.pod_ends).
 - **Own writes cause no look.** Netlink names the author of a change, and the agent's own are not heard
-  (podway.kernel.events). Where the kernel does not (nftables, forwarding entries), an event about what was written
+  (podway.kernel.events). Where the kernel does not (forwarding entries), an event about what was written
   a moment ago is taken for its echo, and looked at later.
 - **What was refused is not forgotten.** A change that the kernel refuses leads to an audit, which compares
   everything and says what cannot be had; it is tried again with every audit.
@@ -295,8 +295,6 @@ class Reconciler:
         for audit in self._audits:
             audit.update((change.kind, change.key) for change in changes)
         self._state.touch(*(" ".join(change.key) for change in changes if change.kind == "forwarding entry"))
-        self._state.touch(*{change.key.table for change in changes if change.kind == "nft element"})
-        self._state.touch(*{change.key[1] for change in changes if change.kind == "nft table"})
         problem = self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
         report = self._kernel.carry_out(changes, self.plan())
         for change in report.changes:

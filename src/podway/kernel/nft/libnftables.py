@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -27,6 +28,9 @@ _OUTPUT_JSON = 1 << 4
 _OUTPUT_TERSE = 1 << 11
 """include/nftables/libnftables.h: without the values of counters; as JSON; without the elements of sets."""
 
+_NETLINK_NETFILTER = 12
+"""include/uapi/linux/netlink.h"""
+
 _lock = threading.Lock()
 """libnftables keeps a cache of interface names for the whole process (src/iface.c)."""
 
@@ -34,14 +38,20 @@ _lock = threading.Lock()
 class Nftables:
     """nftables in one namespace; `inside` runs a function there. Threads may share it.
 
-    Raises UnsupportedSystem if libnftables is missing.
+    `ports` gets the netlink port ids under which its changes are told to others. Raises UnsupportedSystem if
+    libnftables is missing.
     """
 
-    def __init__(self, inside: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(self, inside: Callable[[Callable[[], Any]], Any], ports: set[int] | None = None) -> None:
         self._library = library()
         self._inside = inside
-        # A context talks for ever to the namespace in which it was made.
-        self._context: ctypes.c_void_p | None = inside(lambda: _new_context(self._library))
+        self._ports = set() if ports is None else ports
+        with _lock:
+            before = _sockets()
+            # A context talks for ever to the namespace in which it was made.
+            self._context: ctypes.c_void_p | None = inside(lambda: _new_context(self._library))
+            self._own = _sockets() - before
+        self._note_ports()
         self.writes = 0
 
     def close(self) -> None:
@@ -101,6 +111,12 @@ class Nftables:
             self.writes += 1
             self._run(_element_commands(action, elements), f"{action} {elements[0]}")
 
+    def _note_ports(self) -> None:
+        """Note under which port id the context speaks: after an interrupted dump it opens its socket anew."""
+        for descriptor in self._own:
+            if port := _port(descriptor):
+                self._ports.add(port)
+
     @contextlib.contextmanager
     def _flags(self, flags: int) -> Iterator[None]:
         self._library.nft_ctx_output_set_flags(self._context, flags)
@@ -125,6 +141,7 @@ class Nftables:
 
         with _lock:
             code, output, error = self._inside(run)
+        self._note_ports()
         if code:
             raise KernelError(meaning, _errno(error), " ".join(error.split()))
         return str(output)
@@ -186,6 +203,27 @@ def _new_context(found: ctypes.CDLL) -> ctypes.c_void_p:
     found.nft_ctx_buffer_output(context)
     found.nft_ctx_buffer_error(context)
     return context
+
+
+def _sockets() -> set[int]:
+    """Return the descriptors of this process's sockets that speak to nfnetlink."""
+    return {int(name) for name in os.listdir("/proc/self/fd") if _port(int(name))}
+
+
+def _port(descriptor: int) -> int:
+    """Return the port id of a socket that speaks to nfnetlink (man 7 netlink), 0 for any other descriptor."""
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return 0  # closed meanwhile
+    try:
+        with socket.socket(fileno=copy) as sock:
+            if sock.family != socket.AF_NETLINK or sock.proto != _NETLINK_NETFILTER:
+                return 0
+            return int(sock.getsockname()[0])
+    except OSError:
+        os.close(copy)
+        return 0  # no socket
 
 
 def _errno(message: str) -> int:
