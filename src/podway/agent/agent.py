@@ -6,6 +6,7 @@ no write, so starting the agent on a correct node changes nothing, and stopping 
 """
 
 import asyncio
+import gc
 import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -132,6 +133,7 @@ class Agent:
             reporter = Reporter(self._components())
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(state.leases))
+            gc.freeze()  # what is known of a large cluster stays: the collector need not walk through it again
             await self._serve(server, reporter.methods)
 
     def _adopt_pods(self) -> PodEnds:

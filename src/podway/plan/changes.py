@@ -14,7 +14,7 @@ from podway.plan.objects import NodePlan
 Action: TypeAlias = Literal["add", "replace", "remove"]
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One difference between kernel and plan. `have` is None if it must be added, `want` if removed."""
 
     kind: str

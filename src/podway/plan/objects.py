@@ -4,6 +4,9 @@ Each kind has a key, by which the kernel tells two of them apart, and a value: e
 engine (podway.kernel.engine) compares what a plan wants with what the kernel has by key and value, and
 knows nothing else of them; `str` says in words which object it is. Devices are named, never numbered:
 numbers differ after a reboot.
+
+In a large cluster there are tens of thousands of them, so the garbage collector leaves them alone (gc=False): none
+refers to what refers to it.
 """
 
 from collections.abc import Set
@@ -44,7 +47,7 @@ RouteType: TypeAlias = Literal["unicast", "blackhole", "unreachable"]
 NftFamily: TypeAlias = Literal["ip", "ip6", "inet", "netdev", "bridge"]
 
 
-class Vxlan(msgspec.Struct, frozen=True):
+class Vxlan(msgspec.Struct, frozen=True, gc=False):
     """What makes a device a VXLAN tunnel end (RFC 7348): no learning, no flooding, `local` the outer source.
 
     Outer packets leave by `uplink`; if that is empty, by whatever the node's routes say.
@@ -60,7 +63,7 @@ class Vxlan(msgspec.Struct, frozen=True):
         return f"VNI {self.vni} at port {self.port} from {self.local}{by}"
 
 
-class Device(msgspec.Struct, frozen=True):
+class Device(msgspec.Struct, frozen=True, gc=False):
     """A device of ours that the engine makes, repairs and removes; up, in DEVICE_GROUP, without IPv6 autoconf.
 
     `ipip` is one end of a veth pair that nothing ever leaves by: the eBPF program on its way out puts the
@@ -82,7 +85,7 @@ class Device(msgspec.Struct, frozen=True):
         return self.name
 
 
-class ForwardingEntry(msgspec.Struct, frozen=True):
+class ForwardingEntry(msgspec.Struct, frozen=True, gc=False):
     """A permanent entry of a VXLAN device's forwarding database: frames to `mac` go to the node `endpoint`."""
 
     device: str
@@ -98,7 +101,7 @@ class ForwardingEntry(msgspec.Struct, frozen=True):
         return (self.device, self.mac)
 
 
-class IpipTunnel(msgspec.Struct, frozen=True):
+class IpipTunnel(msgspec.Struct, frozen=True, gc=False):
     """The eBPF programs that put IPIP headers on and take them off (RFC 2003).
 
     What leaves by `device` gets an outer header from `local` to the IPv4 address in the last four bytes of
@@ -119,7 +122,7 @@ class IpipTunnel(msgspec.Struct, frozen=True):
         return self.device
 
 
-class TunnelEndpoint(msgspec.Struct, frozen=True):
+class TunnelEndpoint(msgspec.Struct, frozen=True, gc=False):
     """A node whose IPIP packets are taken: an entry of the program's map."""
 
     address: Address
@@ -133,7 +136,7 @@ class TunnelEndpoint(msgspec.Struct, frozen=True):
         return self.address
 
 
-class TunnelSource(msgspec.Struct, frozen=True):
+class TunnelSource(msgspec.Struct, frozen=True, gc=False):
     """From which node IPIP packets with inner sources in a network are taken: an entry of the program's map.
 
     The longest prefix decides. `sender` None is any node whose packets are taken.
@@ -151,7 +154,7 @@ class TunnelSource(msgspec.Struct, frozen=True):
         return self.network
 
 
-class Link(msgspec.Struct, frozen=True):
+class Link(msgspec.Struct, frozen=True, gc=False):
     """The host end of a pod's veth pair. The engine repairs it, but never creates one."""
 
     name: str
@@ -171,7 +174,7 @@ class Link(msgspec.Struct, frozen=True):
         return self.name
 
 
-class Port(msgspec.Struct, frozen=True):
+class Port(msgspec.Struct, frozen=True, gc=False):
     """A pod link's place on a bridge. It takes frames from `mac` alone, the pod's, and never learns another.
 
     The bridge knows by a static entry of its forwarding database that this MAC is here. What the pod sends to
@@ -191,7 +194,7 @@ class Port(msgspec.Struct, frozen=True):
         return self.device
 
 
-class LinkAddress(msgspec.Struct, frozen=True):
+class LinkAddress(msgspec.Struct, frozen=True, gc=False):
     """An address on a device, without duplicate-address detection."""
 
     device: str
@@ -207,7 +210,7 @@ class LinkAddress(msgspec.Struct, frozen=True):
         return (self.device, self.address)
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, gc=False):
     """A route of ours in one table. `metric` None is the family's DEFAULT_METRIC.
 
     The gateway of an IPv4 route may be an IPv6 address (RTA_VIA, kernel 5.2). `mtu` is how many bytes the way
@@ -254,7 +257,7 @@ class Route(msgspec.Struct, frozen=True):
         return (self.destination, metric, self.table)
 
 
-class Neighbour(msgspec.Struct, frozen=True):
+class Neighbour(msgspec.Struct, frozen=True, gc=False):
     """A permanent neighbour entry."""
 
     device: str
@@ -270,7 +273,7 @@ class Neighbour(msgspec.Struct, frozen=True):
         return (self.device, self.address)
 
 
-class Proxy(msgspec.Struct, frozen=True):
+class Proxy(msgspec.Struct, frozen=True, gc=False):
     """An address for which the node answers on a device, though it is not there: proxy ARP, proxy NDP."""
 
     device: str
@@ -285,7 +288,7 @@ class Proxy(msgspec.Struct, frozen=True):
         return (self.device, self.address)
 
 
-class Sysctl(msgspec.Struct, frozen=True):
+class Sysctl(msgspec.Struct, frozen=True, gc=False):
     """A kernel setting of the network namespace: path below /proc/sys, and its text."""
 
     path: str
@@ -305,7 +308,7 @@ def is_our_table(name: str) -> bool:
     return name in {NFT_TABLE, NFT_VXLAN_TABLE}
 
 
-class NftTable(msgspec.Struct, frozen=True):
+class NftTable(msgspec.Struct, frozen=True, gc=False):
     """One whole nftables table of ours, as nft's text: what stands between the table's braces.
 
     `sets` are those of its sets whose elements are objects of their own (NftElement).
@@ -325,7 +328,7 @@ class NftTable(msgspec.Struct, frozen=True):
         return (self.family, self.name)
 
 
-class NftElement(msgspec.Struct, frozen=True):
+class NftElement(msgspec.Struct, frozen=True, gc=False):
     """An element of a set in an nftables table of ours: its fields as `nft list` writes them, ranges as `a-b`.
 
     A field of a type that nft does not know is a number, in hexadecimal digits.
@@ -345,7 +348,7 @@ class NftElement(msgspec.Struct, frozen=True):
         return self
 
 
-class PodEnd(msgspec.Struct, frozen=True):
+class PodEnd(msgspec.Struct, frozen=True, gc=False):
     """What stands inside the pod's namespace."""
 
     ifname: str
@@ -356,7 +359,7 @@ class PodEnd(msgspec.Struct, frozen=True):
     neighbours: tuple[Neighbour, ...]
 
 
-class PodWiring(msgspec.Struct, frozen=True):
+class PodWiring(msgspec.Struct, frozen=True, gc=False):
     """Everything one attachment needs, on both ends of its veth pair."""
 
     link: Link
@@ -379,7 +382,7 @@ class PodWiring(msgspec.Struct, frozen=True):
         return tuple(thing for thing in everything if thing.device != self.link.name)
 
 
-class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
+class NodePlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """All the kernel objects of ours that one node must hold, and no others."""
 
     devices: tuple[Device, ...] = ()

@@ -115,7 +115,10 @@ def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterabl
         if sender is not None:
             found[_element(ip, NODES, str(sender))] = None
             number = hex(int(sender))
-            for network in _sources(view, name):
+            for address in _own_addresses(view, name):
+                found[_element(ip, f"senders{address.version}", number, hex(int(address)))] = None
+            for block in view.blocks.select("node", name):
+                network = block.network
                 found[_element(ip, f"senders{network.version}", number, _range(network))] = None
         found.update(dict.fromkeys(_block_elements(view, ip, name)))
     return tuple(found)
@@ -151,14 +154,18 @@ def _sender(view: ClusterView, name: str, underlay: Family) -> Address | None:
 
 def _sources(view: ClusterView, name: str) -> Iterator[Network]:
     """Yield what a node may send from: its own addresses, and those of the pods in its blocks."""
-    node = view.nodes.get(name)
-    if node is not None:
-        for address in node.internal_addresses:
-            yield host_network(address)
-        for interface in node.interface_addresses:
-            yield host_network(interface.ip)
+    for address in _own_addresses(view, name):
+        yield host_network(address)
     for block in view.blocks.select("node", name):
         yield block.network
+
+
+def _own_addresses(view: ClusterView, name: str) -> Iterable[Address]:
+    """Return the addresses that a node says are its own, each once: of most nodes they are said twice."""
+    node = view.nodes.get(name)
+    if node is None:
+        return ()
+    return dict.fromkeys((*node.internal_addresses, *(interface.ip for interface in node.interface_addresses)))
 
 
 def _pools(view: ClusterView) -> Iterator[Network]:

@@ -146,10 +146,7 @@ class PlannedNode(NamedTuple):
 
     def plan(self) -> list[Difference]:
         """Plan what is dirty; return how the wanted kernel objects change."""
-        changes: list[Difference] = []
-        while (delta := self.planning.step(self.state.facts())) is not None:
-            changes += delta
-        return changes
+        return self.planning.all(self.state.facts())
 
 
 def plan_all(state: NodeState) -> PlannedNode:

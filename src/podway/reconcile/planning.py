@@ -3,8 +3,10 @@
 Every scope (podway.plan.node) says what ground it stands on. After a change the grounds are compared, which costs
 little, for tables of the cluster are compared by identity; a scope whose ground is another is dirty, and so is
 each key of a keyed scope. Of the keyed scopes single keys become dirty besides, by what changed in the cluster.
-What is dirty is planned in portions, in the order of the scopes."""
+What is dirty is planned in portions, in the order of the scopes.
+"""
 
+import gc
 from collections.abc import Collection, Hashable, Iterable
 from itertools import islice
 from typing import Any
@@ -96,6 +98,23 @@ class Planning:
         for key, section in sections.items():
             owner = Owner(_RANK[scope.name], key)
             changes += self.wanted.drop(owner) if section == _NOTHING else self.wanted.put(owner, section)
+        return changes
+
+    def all(self, facts: NodeFacts) -> list[Difference]:
+        """Plan all that is dirty at once; return what comes of it.
+
+        The garbage collector waits: in a large cluster it would walk again and again through what stays anyway,
+        which takes as long as the planning itself.
+        """
+        changes: list[Difference] = []
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            while (delta := self.step(facts)) is not None:
+                changes += delta
+        finally:
+            if collects:
+                gc.enable()
         return changes
 
     def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:

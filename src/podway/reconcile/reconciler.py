@@ -44,7 +44,8 @@ two seconds in which no pod was served. *A callback from each source of change t
 but the order of calls then is nowhere to be read, and a missing one shows only as a wrong kernel. *Marking scopes
 dirty by hand* has the same fault; so the grounds are compared instead, and only the keys of the two large scopes
 are marked. *A thread for audits* would need locks around all that a plan depends on; slices need none, for facts
-change only between two of them."""
+change only between two of them.
+"""
 
 import asyncio
 import contextlib
@@ -148,9 +149,7 @@ class Reconciler:
     def start(self) -> None:
         """Compare the kernel with everything that is wanted, and bring it there, at once, as an agent starts."""
         self._state.host = read_host(self._kernel, self._state.uplink.device)
-        facts = self._state.facts()
-        while self._planning.step(facts) is not None:
-            pass
+        self._planning.all(self._state.facts())
         self._fit(self._state.leases.values(), {link.name: link.mtu for link in self.plan().links})
         report = self._apply()
         for change in report.changes:
