@@ -56,6 +56,8 @@ class RecordedKernel:
     def __init__(self) -> None:
         self.log: list[Change] = []
         self.refuses: Callable[[Change], bool] = lambda change: False
+        self.auditing: Callable[[], bool] = lambda: False
+        """While this is true, audits do not come to their end."""
         self.settings: dict[str, str] = {}
         self.learned: dict[Network, str] = {}
         """BIRD's routes: the device by which each destination is reached."""
@@ -79,7 +81,9 @@ class RecordedKernel:
         return engine.carry_out(list(self.kinds.values()), changes, plan)
 
     def audit(self, plan: NodePlan, *, full: bool = True) -> Iterator[Change | None]:
-        return engine.audit(self.kinds.values(), plan)
+        while self.auditing():
+            yield None
+        yield from engine.audit(self.kinds.values(), plan)
 
     def diff(self, plan: NodePlan, *, of: Collection[str] | None = None) -> list[Change]:
         kinds = [kind for kind in self.kinds.values() if of is None or kind.name in of]

@@ -268,6 +268,28 @@ def test_what_the_kernel_refuses_is_told_and_had_when_it_can_be(tmp_path: Path) 
     run(tmp_path, scenario)
 
 
+def test_a_change_does_not_wait_for_the_end_of_an_audit(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        looking = asyncio.Event()
+
+        def auditing() -> bool:
+            looking.set()
+            return "10.244.2.0/24" not in one.kernel.routes
+
+        one.kernel.auditing = auditing
+        one.reconciler.trigger(0)
+        await looking.wait()
+        await cluster.join("node2", 2)
+        await eventually(lambda: "10.244.2.0/24" in one.kernel.routes)
+        await one.reconciler.settled()
+        assert list(one.reconciler.repairs) == []
+
+    run(tmp_path, scenario)
+
+
 def test_a_kernel_that_is_right_is_not_written_by_an_agent_that_starts(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.pool("vxlan")

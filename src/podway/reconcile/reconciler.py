@@ -26,6 +26,7 @@ is put right, and told.
 
 ## Order
 
+- **A change never waits for an audit.** What comes of it is planned and carried out between two slices.
 - **An ADD never waits for the loop.** It wires its pod by itself, since that pod's objects are all its own, and
   gives what it made to the loop as wanted already. All that it can have to wait for is one portion or one slice.
 - **Pods' ends first.** The MTU of a pod's own end follows before the host's (podway.reconcile.pod_ends).
@@ -49,7 +50,8 @@ change only between two of them.
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,9 @@ class Reconciler:
 
         What our own work meanwhile made differ, from the plan as it was when the look began, is left out.
         """
+        return await self._audit(full=full, pause=partial(asyncio.sleep, 0))
+
+    async def _audit(self, *, full: bool, pause: Callable[[], Awaitable[None]]) -> list[Change]:
         altered: set[ObjectKey] = set(self._removals)
         found: list[Change] = []
         began = turn = self._state.now()
@@ -186,7 +191,7 @@ class Reconciler:
                 if change is not None:
                     found.append(change)
                 if self._state.now() - turn > STEP:
-                    await asyncio.sleep(0)
+                    await pause()
                     turn = self._state.now()
         finally:
             self._audits.remove(altered)
@@ -215,8 +220,7 @@ class Reconciler:
         while True:
             await self._until_due()
             if self._awake:
-                for _ in self._portions():
-                    await asyncio.sleep(0)
+                await self._work()
                 continue
             began = clock()
             full = self._full or began >= self._full_due
@@ -228,6 +232,14 @@ class Reconciler:
             if self.failures or await self._differs(full=full):
                 self.repair()
             await self._rest(clock() - began)
+
+    async def _work(self) -> None:
+        """Bring the kernel to the state if something came of it, and let others go first in any case."""
+        if self._awake:
+            for _ in self._portions():
+                await asyncio.sleep(0)
+        else:
+            await asyncio.sleep(0)
 
     async def _rest(self, took: float) -> None:
         """Rest after an audit that took so many seconds, but for what cannot wait."""
@@ -331,7 +343,7 @@ class Reconciler:
     async def _differs(self, *, full: bool) -> bool:
         """Tell whether there may be something to repair; what cannot be compared is for `repair` to tell of."""
         try:
-            return bool(await self.differences(full=full))
+            return bool(await self._audit(full=full, pause=self._work))
         except PodwayError:
             return True
 
