@@ -1,9 +1,9 @@
 """From what is known of the cluster and a node to every kernel object that the node must hold.
 
 What a node holds is planned in scopes, each a part that can be planned by itself. Most are one section: a plan of
-what the node holds for itself, and the ground that it depends on, so that it is planned anew only where something
-else comes of that (podway.reconcile.planning). Two are keyed, a section for each pod and for each other node:
-these are many, and change one at a time.
+what the node holds for itself, and the inputs that it depends on, so that it is planned anew only where one of
+these changed (podway.reconcile.planning). Two are keyed, a section for each pod and for each other node: these are
+many, and change one at a time.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
@@ -88,23 +88,23 @@ class NodeFacts:
 class Scope(NamedTuple):
     """A part of a node's plan that is one section.
 
-    `ground` is what the section depends on: while that is equal, the section is the same.
+    `inputs` are what the section depends on: while they are equal, the section is the same.
     """
 
     name: str
-    ground: Callable[[NodeFacts], tuple[object, ...]]
+    inputs: Callable[[NodeFacts], tuple[object, ...]]
     plan: Callable[[NodeFacts], NodePlan]
 
 
 class KeyedScope(NamedTuple):
     """A part of a node's plan that has a section for each of many keys.
 
-    `ground` is what all sections depend on, besides what is their own; `keys` are those that have one. `plan`
+    `inputs` are what all sections depend on, besides what is their own; `keys` are those that have one. `plan`
     returns the sections of some keys: empty ones for those that have none.
     """
 
     name: str
-    ground: Callable[[NodeFacts], tuple[object, ...]]
+    inputs: Callable[[NodeFacts], tuple[object, ...]]
     keys: Callable[[NodeFacts], Collection[Hashable]]
     plan: Callable[[NodeFacts, Iterable[Hashable]], Mapping[Hashable, NodePlan]]
 
@@ -130,7 +130,7 @@ def _guard(facts: NodeFacts) -> NodePlan:
     return merged([guard, NodePlan(tables=port_guard(facts.lan))])
 
 
-def _guard_ground(facts: NodeFacts) -> tuple[object, ...]:
+def _guard_inputs(facts: NodeFacts) -> tuple[object, ...]:
     view = facts.view
     return (
         _here(facts),
@@ -149,7 +149,7 @@ def _overlay(facts: NodeFacts) -> NodePlan:
     return merged([over, NodePlan(routes=tuple(last_resorts(facts.view)))])
 
 
-def _overlay_ground(facts: NodeFacts) -> tuple[object, ...]:
+def _overlay_inputs(facts: NodeFacts) -> tuple[object, ...]:
     view = facts.view
     return (
         _here(facts),
@@ -166,7 +166,7 @@ def _bridge(facts: NodeFacts) -> NodePlan:
     return plan_bridge(facts.lan, facts.lan_mtu, facts.host.bridge_netfilter)
 
 
-def _bridge_ground(facts: NodeFacts) -> tuple[object, ...]:
+def _bridge_inputs(facts: NodeFacts) -> tuple[object, ...]:
     return (facts.lan, facts.lan_mtu, facts.host.bridge_netfilter)
 
 
@@ -184,8 +184,8 @@ def _settings(facts: NodeFacts) -> NodePlan:
     )
 
 
-def _settings_ground(facts: NodeFacts) -> tuple[object, ...]:
-    return (*_overlay_ground(facts), facts.host, facts.blocks)
+def _settings_inputs(facts: NodeFacts) -> tuple[object, ...]:
+    return (*_overlay_inputs(facts), facts.host, facts.blocks)
 
 
 def _blocks(facts: NodeFacts) -> NodePlan:
@@ -205,7 +205,7 @@ def _pods(facts: NodeFacts, keys: Iterable[Hashable]) -> dict[Hashable, NodePlan
     return found
 
 
-def _pods_ground(facts: NodeFacts) -> tuple[object, ...]:
+def _pods_inputs(facts: NodeFacts) -> tuple[object, ...]:
     mtus = tuple(pod_mtu(facts.view, facts.uplink, [net.network_address], facts.sent) for net in _pools(facts))
     return (mtus, facts.view.pools, facts.view.config, facts.lan, facts.lan_mtu, facts.uplink.sources)
 
@@ -220,7 +220,7 @@ def _nodes(facts: NodeFacts, keys: Iterable[Hashable]) -> dict[Hashable, NodePla
     return {name: sections[name] for name in sections}
 
 
-def _nodes_ground(facts: NodeFacts) -> tuple[object, ...]:
+def _nodes_inputs(facts: NodeFacts) -> tuple[object, ...]:
     view = facts.view
     return (_here(facts), view.pools, view.config, facts.uplink, facts.modes)
 
@@ -231,18 +231,18 @@ def other_nodes(facts: NodeFacts) -> list[str]:
     return sorted({*view.nodes, *(str(owner) for owner in view.blocks.indexed("node"))} - {facts.node})
 
 
-PODS = KeyedScope("pods", _pods_ground, lambda facts: facts.leases.keys(), _pods)
+PODS = KeyedScope("pods", _pods_inputs, lambda facts: facts.leases.keys(), _pods)
 """A section for each attachment: its end in the node."""
 
-NODES = KeyedScope("nodes", _nodes_ground, other_nodes, _nodes)
+NODES = KeyedScope("nodes", _nodes_inputs, other_nodes, _nodes)
 """A section for each other node, by name: its entries on overlay devices, and routes to its blocks."""
 
 SCOPES: tuple[Scope | KeyedScope, ...] = (
     # Rules come before what they guard, devices before what stands on them.
-    Scope("guard", _guard_ground, _guard),
-    Scope("overlay", _overlay_ground, _overlay),
-    Scope("bridge", _bridge_ground, _bridge),
-    Scope("settings", _settings_ground, _settings),
+    Scope("guard", _guard_inputs, _guard),
+    Scope("overlay", _overlay_inputs, _overlay),
+    Scope("bridge", _bridge_inputs, _bridge),
+    Scope("settings", _settings_inputs, _settings),
     Scope("blocks", lambda facts: (facts.blocks,), _blocks),
     PODS,
     NODES,

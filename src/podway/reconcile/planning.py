@@ -1,9 +1,9 @@
 """From changed facts to changed objects: plans anew what something else came of, and nothing else. Pure.
 
-Every scope (podway.plan.node) says what ground it stands on. After a change the grounds are compared, which costs
-little, for tables of the cluster are compared by identity; a scope whose ground is another is dirty, and so is
-each key of a keyed scope. Of the keyed scopes single keys become dirty besides, by what changed in the cluster.
-What is dirty is planned in portions, in the order of the scopes.
+Every scope (podway.plan.node) names its inputs. After a change the inputs are compared, which costs little, for
+tables of the cluster are compared by identity; a scope of which one changed is dirty, and so is each key of a
+keyed scope. Of the keyed scopes single keys become dirty besides, by what changed in the cluster. What is dirty is
+planned in portions, in the order of the scopes.
 """
 
 import gc
@@ -34,7 +34,7 @@ _RANK: dict[str, int] = {scope.name: rank for rank, scope in enumerate(SCOPES)}
 
 
 def _same(one: object, other: object) -> bool:
-    """Tell whether nothing came of a ground; tables are not looked into."""
+    """Tell whether an input is the same; tables are not looked into."""
     return one is other or (not isinstance(one, Table) and one == other)
 
 
@@ -44,7 +44,7 @@ class Planning:
     def __init__(self) -> None:
         self.wanted = Wanted()
         self._facts: NodeFacts | None = None
-        self._grounds: dict[str, tuple[object, ...]] = {}
+        self._inputs: dict[str, tuple[object, ...]] = {}
         self._dirty: dict[str, dict[Hashable, None]] = {}
         """Keys to be planned, by scope; of a scope that has none, the scope itself."""
 
@@ -58,7 +58,7 @@ class Planning:
         self._mark(NODES, altered_nodes(after, changes) - {node})
 
     def look(self, facts: NodeFacts) -> bool:
-        """Mark what stands on another ground than when it was planned; tell whether anything is dirty.
+        """Mark what has other inputs than when it was planned; tell whether anything is dirty.
 
         What a pod that is going wanted is dropped without a word: it goes with the pod's link, in one piece.
         """
@@ -66,9 +66,9 @@ class Planning:
         if former is facts:
             return self.dirty
         for scope in SCOPES:
-            ground, known = scope.ground(facts), self._grounds.get(scope.name)
-            if known is None or not all(map(_same, known, ground)):
-                self._grounds[scope.name] = ground
+            inputs, known = scope.inputs(facts), self._inputs.get(scope.name)
+            if known is None or not all(map(_same, known, inputs)):
+                self._inputs[scope.name] = inputs
                 self._mark(scope, [*_keys(scope, facts), *self._known(scope)])
         pods = self._known(PODS)
         for gone in [each for each in pods if each not in facts.leases]:

@@ -6,9 +6,9 @@ Facts change: the cluster's objects, the uplink, pods, settings of the host, wha
 changes one writes it into the node's state and calls `wake`; nobody plans, and nobody touches the kernel but
 through this loop. The loop then does as little as it can, again and again, until nothing is left:
 
-1. **Plan.** Every scope of the plan (podway.plan.node) stands on some ground. A scope whose ground changed is
-   dirty; of pods and of other nodes, single ones are. What is dirty is planned in portions, in the order of the
-   scopes, and compared with what was wanted before (podway.reconcile.wanted): the difference is a delta.
+1. **Plan.** Every scope of the plan (podway.plan.node) has its inputs. A scope whose inputs changed is dirty; of
+   pods and of other nodes, single ones are. What is dirty is planned in portions, in the order of the scopes, and
+   compared with what was wanted before (podway.reconcile.wanted): the difference is a delta.
 2. **Carry out.** The delta's additions and replacements go to the kernel at once, without a look at what it holds.
    Removals wait until nothing is dirty any more: a device goes after the routes that led through it have moved,
    whichever scope these are of, and what is wanted again by then stays.
@@ -43,7 +43,7 @@ is put right, and told.
 *Plan all and compare all at each event* is simplest, and was what Podway did first: at 5,000 nodes an event took
 two seconds in which no pod was served. *A callback from each source of change to each part of the plan* does less,
 but the order of calls then is nowhere to be read, and a missing one shows only as a wrong kernel. *Marking scopes
-dirty by hand* has the same fault; so the grounds are compared instead, and only the keys of the two large scopes
+dirty by hand* has the same fault; so their inputs are compared instead, and only the keys of the two large scopes
 are marked. *A thread for audits* would need locks around all that a plan depends on; slices need none, for facts
 change only between two of them.
 """
