@@ -126,6 +126,23 @@ class Machine(RuleBasedStateMachine):
         if new != old:
             self.changed(kind)
 
+    @rule(kind=KINDS, name=NAMES, value=st.none() | NAMES, who=st.integers(0, 1), stale=st.none() | st.booleans())
+    def patch(self, kind: Any, name: str, value: str | None, who: int, stale: bool | None) -> None:
+        """Patch a label: whatever version the object has (None), only if it has a stale one, or its own."""
+        old = self.stored.get((kind, name))
+        version = "" if stale is None else "stale" if stale or old is None else old.metadata.resource_version
+        change = {"metadata": {"labels": {"x": value}}}
+        work = self.writers[who].patch(kind, name, change, namespace=SPACES[kind], resource_version=version)
+        if old is None or stale:
+            with pytest.raises(NotFound if old is None else Conflict):
+                self.run(work)
+            return
+        new = self.stored[kind, name] = self.run(work)
+        assert new.metadata.labels.get("x") == value
+        assert (new.metadata.resource_version != old.metadata.resource_version) == (new != old)
+        if new != old:
+            self.changed(kind)
+
     @rule(kind=KINDS, name=NAMES, who=st.integers(0, 1))
     def delete(self, kind: Any, name: str, who: int) -> None:
         work = self.writers[who].delete(kind, name, namespace=SPACES[kind])
