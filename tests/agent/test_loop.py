@@ -186,8 +186,12 @@ def test_nodes_that_join_reach_each_other_and_one_that_comes_costs_its_own_objec
     run(tmp_path, scenario)
 
 
-def test_an_encapsulation_is_switched_without_a_moment_in_which_it_is_sent_and_not_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 1000], ids=lambda number: f"{number} removed at once")
+def test_an_encapsulation_is_switched_without_a_moment_in_which_it_is_sent_and_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     """Of each write of a route: nobody sends to a node what that does not hold the device for."""
+    monkeypatch.setattr("podway.reconcile.reconciler.REMOVALS", at_once)
 
     async def scenario(cluster: Cluster) -> None:
         await cluster.pool("none")
@@ -225,6 +229,10 @@ def test_an_encapsulation_is_switched_without_a_moment_in_which_it_is_sent_and_n
             await eventually(partial(all_send_by, agents, device))
         await cluster.pool("none")
         await eventually(lambda: not any(agent.kernel.kinds["device"].objects for agent in agents))
+        await asyncio.gather(*(agent.reconciler.settled() for agent in agents))
+        for agent in agents:  # what a device takes is guarded for as long as it is there
+            gone = [change.kind for change in agent.kernel.log if change.want is None]
+            assert gone.index("device") < gone.index("nft table")
         assert wrong == []
         assert all(not agent.reconciler.failures for agent in agents)
 

@@ -87,7 +87,9 @@ STEP = 0.004
 REMOVALS = 100
 """Objects that are removed at once."""
 
-_ORDER = {kind: rank for rank, kind in enumerate(KINDS)}
+_RULES = ("nft table", "nft element")
+_ORDER = {kind: rank for rank, kind in enumerate((*_RULES, *(kind for kind in KINDS if kind not in _RULES)))}
+"""Kinds are removed in the opposite order: rules come before what they guard, and go after it."""
 
 
 class Reconciler:
