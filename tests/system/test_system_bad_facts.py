@@ -169,6 +169,24 @@ def test_a_task_that_fails_is_told_and_pods_come_and_go(lab: SystemLab) -> None:
     lab.start_agent("node1")
 
 
+def test_an_agent_whose_plan_fails_starts_all_the_same_and_plans_when_it_can(lab: SystemLab) -> None:
+    pod = lab.add("node1")
+    lab.kill_agent("node1")
+    lab.sh("node1", "ip route del blackhole 10.244.1.0/24")
+    flag = lab.run_dir("node1") / "fail"
+    flag.touch()
+    try:
+        lab.start_agent_with("node1", fail=str(flag))
+        assert "KeyError" in lab.podway("status", "node1", check=False)
+    finally:
+        flag.unlink()
+    eventually(lambda: "blackhole 10.244.1.0/24" in lab.sh("node1", "ip route"))
+    assert pod.reaches(lab.add("node2").addresses[0], within=10)
+    lab.kill_agent("node1")
+    lab.start_agent("node1")
+    assert lab.status("node1")["failures"] == []
+
+
 @pytest.mark.parametrize("how", ["garbage", "missing"])
 def test_a_lost_store_is_made_anew_of_what_any_agent_knows_and_no_packet_is_lost(lab: SystemLab, how: str) -> None:
     file, rejected, fresh = (lab_dir(lab.name) / name for name in ("store.db", "damaged.db", "new.db"))

@@ -124,7 +124,7 @@ class Agent:
 
             self._supervisor.attempt("plan", self._first_plan)
             await self._blocks.keep()
-            reconciler.bring()  # BIRD begins with what the kernel has
+            self._supervisor.attempt("plan", reconciler.bring)  # BIRD begins with what the kernel has
             await self._routing.start()
 
             server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)

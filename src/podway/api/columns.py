@@ -27,6 +27,7 @@ class Cluster:
         self.now = now
         self._ask = ask
         self._by_kind: dict[type[Any], tuple[Any, ...]] = {}
+        self._by_name: dict[type[Any], Mapping[str, Any]] = {}
 
     @cached_property
     def doubts(self) -> Mapping[str, str]:
@@ -38,6 +39,12 @@ class Cluster:
         if kind not in self._by_kind:
             self._by_kind[kind] = tuple(obj for obj in self.objects if isinstance(obj, kind))
         return self._by_kind[kind]
+
+    def named(self, kind: type[R]) -> Mapping[str, R]:
+        """Return all objects of a kind by their name, whose objects are in one namespace or in none."""
+        if kind not in self._by_name:
+            self._by_name[kind] = {obj.metadata.name: obj for obj in self.of(kind)}
+        return self._by_name[kind]
 
 
 class Column(msgspec.Struct, frozen=True):

@@ -70,12 +70,12 @@ def _blocks(node: "Node", cluster: Cluster) -> str:
 
 def _agent(node: "Node", cluster: Cluster) -> str:
     name = node.metadata.name
-    renewed = next((lease.renewed for lease in cluster.of(NodeLease) if lease.metadata.name == name), None)
-    if renewed is None:
+    lease = cluster.named(NodeLease).get(name)
+    if lease is None or lease.renewed is None:
         return "never seen"
     if doubt := cluster.doubts.get(name):
         return doubt
-    silence = cluster.now - renewed
+    silence = cluster.now - lease.renewed
     return "alive" if silence < SILENT_AFTER else f"silent for {age(silence)}"
 
 
