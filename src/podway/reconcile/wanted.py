@@ -6,7 +6,7 @@ it otherwise, the last of them in order has its way. So a section can be planned
 comes of it is the same as planning everything anew.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 from podway.plan.changes import KINDS, Change
@@ -45,6 +45,9 @@ class Wanted:
         changes: list[Change] = []
         for kind, field in KINDS.items():
             old, new = getattr(before, field), getattr(section, field)
+            if not old:  # as for thousands of nodes at an agent's start
+                self._claim_all(owner, kind, new, changes)
+                continue
             if old == new:
                 continue
             had, has = {obj.key: obj for obj in old}, {obj.key: obj for obj in new}
@@ -78,11 +81,22 @@ class Wanted:
             self._plan = NodePlan(**{field: tuple(self._objects[kind].values()) for kind, field in KINDS.items()})
         return self._plan
 
+    def _claim_all(self, owner: Owner, kind: str, new: Iterable[Any], changes: list[Change]) -> None:
+        """Take what an owner wants of a kind of which it wanted nothing; add the changes that come of it."""
+        objects, owners = self._objects[kind], self._owners[kind]
+        for obj in new:
+            key = obj.key
+            if key in owners:
+                self._claim(owner, kind, key, obj, changes)
+            else:
+                objects[key], owners[key] = obj, owner
+                changes.append(Change(kind, key, None, obj))
+
     def _claim(self, owner: Owner, kind: str, key: Any, obj: Any, changes: list[Change]) -> None:
         """Take what an owner wants of an object now; add the change that comes of it, if any."""
         objects, owners = self._objects[kind], self._owners[kind]
         holder = owners.get(key)
-        if holder is None:  # the usual case
+        if holder is None:
             objects[key], owners[key] = obj, owner
             changes.append(Change(kind, key, None, obj))
             return
