@@ -1,12 +1,15 @@
 """The watcher: others' changes are told, our own are not, and a flood ends in a resync."""
 
+import fcntl
 import select
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -141,6 +144,17 @@ def test_our_own_changes_are_not_told(
     # IPv6 addresses, which a work item puts in force.
     assert {e.kind for e in told} <= {"link", "sysctl", "address"}
     assert not [e for e in told if e.removed]
+
+
+def test_to_know_its_own_changes_a_kernel_gives_up_nobodys_locks(node: TestNamespace, tmp_path: Path) -> None:
+    """Record locks go when any descriptor of the file is closed (fcntl(2)): those of the SQLite store are such."""
+    file = tmp_path / "locked"
+    with file.open("w") as held, Kernel.open(node.fd) as kernel:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        assert kernel.apply(NodePlan(tables=(TABLE,))).failures == ()
+        script = f"import fcntl; fcntl.lockf(open({str(file)!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert "BlockingIOError" in other.stderr
 
 
 def test_a_neighbour_that_ages_is_nothing_of_ours(

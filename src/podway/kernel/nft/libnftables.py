@@ -211,19 +211,23 @@ def _sockets() -> set[int]:
 
 
 def _port(descriptor: int) -> int:
-    """Return the port id of a socket that speaks to nfnetlink (man 7 netlink), 0 for any other descriptor."""
+    """Return the port id of a socket that speaks to nfnetlink (man 7 netlink), 0 for any other descriptor.
+
+    It is looked at as it is, never through a copy that is closed again: to close any descriptor of a file gives up
+    the process's record locks on it (man 2 fcntl), and SQLite's locks on the store are such.
+    """
     try:
-        copy = os.dup(descriptor)
+        if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
+            return 0
+        sock = socket.socket(fileno=descriptor)
     except OSError:
         return 0  # closed meanwhile
     try:
-        with socket.socket(fileno=copy) as sock:
-            if sock.family != socket.AF_NETLINK or sock.proto != _NETLINK_NETFILTER:
-                return 0
-            return int(sock.getsockname()[0])
-    except OSError:
-        os.close(copy)
-        return 0  # no socket
+        if sock.family != socket.AF_NETLINK or sock.proto != _NETLINK_NETFILTER:
+            return 0
+        return int(sock.getsockname()[0])
+    finally:
+        sock.detach()
 
 
 def _errno(message: str) -> int:
