@@ -31,6 +31,10 @@ STARVED_SECONDS = 60.0
 """How long after a pod got no address the node says so: runtimes try again sooner."""
 
 
+SETTLING = 5.0
+"""How long the kernel may take until a withdrawn block's route is gone, in seconds."""
+
+
 class BlockKeeper:
     """Claims and returns this node's blocks. `idle_delay` is in seconds."""
 
@@ -190,7 +194,11 @@ class BlockKeeper:
     async def give_back(self, blocks: tuple[AddressBlock, ...]) -> None:
         """Delete the claims of withdrawn blocks, after their routes are gone."""
         if blocks:
-            await self._reconciler.settled()
+            try:
+                async with asyncio.timeout(SETTLING):
+                    await self._reconciler.settled()
+            except TimeoutError:
+                return  # their routes may still be there: the next look decides
         for block in blocks:
             try:
                 await give_back(self._store, block)

@@ -78,12 +78,12 @@ class ClusterHandler:
             log.warning("this node was removed from the cluster while its agent runs: registering it again")
             view = view.after(Change.of(None, before.nodes[node]))  # until then it goes on as it was
         state.follow(view)
+        self._reconciler.heard(changes)
         self._last_known.trigger()
         self._channel.trigger()
         routing = any(map(alters_routing, changes))
         if routing:
             self._encapsulation.refresh(force=concerns(before, node) or concerns(view, node))
-        self._reconciler.heard(changes)
         self._blocks.trigger()
         if routing:
             self._routing.trigger(changed=True)

@@ -207,7 +207,7 @@ def _pods(facts: NodeFacts, keys: Iterable[Hashable]) -> dict[Hashable, NodePlan
 
 def _pods_inputs(facts: NodeFacts) -> tuple[object, ...]:
     mtus = tuple(pod_mtu(facts.view, facts.uplink, [net.network_address], facts.sent) for net in _pools(facts))
-    return (mtus, facts.view.pools, facts.view.config, facts.lan, facts.lan_mtu, facts.uplink.sources)
+    return (mtus, facts.view.pools, facts.view.config, facts.lan, facts.lan_mtu, facts.uplink)
 
 
 def _pools(facts: NodeFacts) -> list[Network]:

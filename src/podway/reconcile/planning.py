@@ -120,6 +120,7 @@ class Planning:
     def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:
         """Take what was made for a pod already for wanted."""
         self.wanted.put(Owner(_RANK[PODS.name], attachment), section_of(wiring))
+        self._mark(PODS, [attachment])  # what it was made by may be a moment older than what is known
 
     def _known(self, scope: Scope | KeyedScope) -> Collection[Hashable]:
         """Return the keys of a scope that have a section."""

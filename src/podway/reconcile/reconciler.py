@@ -289,7 +289,7 @@ class Reconciler:
                 self._removals[each] = former or change
             elif (former := self._removals.pop(each, None)) is None:
                 changes.append(change)
-            elif former.have != change.want:
+            else:  # what it stood on may have gone meanwhile: written again, it costs little
                 changes.append(Change(change.kind, change.key, former.have, change.want))
         links = {change.key for change in changes if change.kind == "link"}
         if links:
