@@ -13,9 +13,9 @@ import msgspec
 from bench.labs import Lab
 from podway.api.addresses import Network
 from podway.kernel import netns
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.connection import messages, open_socket
 from podway.kernel.rtnl import routes
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.connection import messages, open_socket
 from podway.lab import names
 
 PATIENCE = 60.0

@@ -11,9 +11,9 @@ from podway.api.addresses import Family
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool, When
 from podway.api.kinds.network_config import NetworkConfig, ReflectorSettings
+from podway.kernel.netlink import Connection
+from podway.kernel.netlink import constants as c
 from podway.kernel.rtnl import links, routes
-from podway.kernel.rtnl.netlink import Connection
-from podway.kernel.rtnl.netlink import constants as c
 from podway.lab import facts, names, topology
 from podway.plan.fabric import DEVICES
 from podway.plan.objects import ROUTE_PROTOCOL

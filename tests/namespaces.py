@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from podway.kernel import netns
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from tests.patience import PATIENCE
 
 

@@ -20,7 +20,7 @@ from podway.kernel.bpf.flow_events import Events
 from podway.kernel.bpf.flow_layout import Counter, Endpoint, Event, Hook, Reason
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Place
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
 from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 from tests.kernel.ipip_lab import overlay_mac

@@ -29,7 +29,7 @@ import sys, time
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf.flow_layout import Hook
 from podway.kernel.bpf.flow_programs import Place
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 
 places = [Place(int(device), Hook(int(hook))) for device, hook in (one.split(":") for one in sys.argv[1:])]
 with Connection() as connection, flow_programs.take_over(connection, places):

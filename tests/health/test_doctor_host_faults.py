@@ -29,7 +29,7 @@ from podway.health.checks.runtime import cni_spool
 from podway.health.facts import Disk, Files, NeighbourTable, Settings
 from podway.health.sources import files, network, settings
 from podway.kernel import netns
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 from podway.lab import names, pods
 from podway.lab.paths import lab_dir
 from podway.plan.uplink import Uplink

@@ -15,10 +15,10 @@ from ipaddress import ip_address
 from typing import Self
 
 from podway.kernel import engine, ipip, netns
+from podway.kernel.netlink import Connection
+from podway.kernel.netlink.connection import SO_RCVBUFFORCE
+from podway.kernel.netlink.constants import ETH_P_ALL
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
-from podway.kernel.rtnl.netlink.connection import SO_RCVBUFFORCE
-from podway.kernel.rtnl.netlink.constants import ETH_P_ALL
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
 from tests.namespaces import TestNamespace
 

@@ -14,7 +14,7 @@ from podway.errors import KernelError
 from podway.kernel import engine, ipip, netns
 from podway.kernel.bpf import ipip_programs, tcx
 from podway.kernel.bpf import libbpf as bpf
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl.tc import Direction
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, Sysctl, TunnelEndpoint
 from tests.kernel.ipip_lab import Lab, Node, stream
@@ -35,7 +35,7 @@ ATTACH = """
 import sys
 from ipaddress import ip_address
 from podway.kernel import engine, ipip
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan
 
 with Connection() as connection:
@@ -47,7 +47,7 @@ with Connection() as connection:
 LOOK = """
 from podway.kernel import ipip
 from podway.kernel.bpf import tcx
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 from podway.plan.objects import NodePlan
 
 with Connection() as connection:

@@ -18,10 +18,10 @@ from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
 from podway.kernel import netns
 from podway.kernel.events import Event, Resync, Watcher
+from podway.kernel.netlink import Connection
+from podway.kernel.netlink import constants as c
 from podway.kernel.node import Kernel
 from podway.kernel.rtnl import addresses, links, routes
-from podway.kernel.rtnl.netlink import Connection
-from podway.kernel.rtnl.netlink import constants as c
 from podway.plan.objects import LinkAddress, NftTable, NodePlan, Route
 from podway.plan.wiring import wire
 from tests.namespaces import TestNamespace

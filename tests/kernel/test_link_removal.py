@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from podway.kernel.netlink import Connection
 from podway.kernel.removal import LinkRemover
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from tests.namespaces import TestNamespace
 
 pytestmark = pytest.mark.kernel

@@ -14,8 +14,8 @@ from pyroute2 import NetNS
 
 from podway.api.addresses import Family
 from podway.errors import KernelError
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import addresses, links, neighbours, routes
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import LinkAddress, Neighbour, Route
 from tests.namespaces import TestNamespace
 

@@ -12,9 +12,9 @@ import pytest
 from podway.api.addresses import link_local
 from podway.errors import InvalidInput, KernelError
 from podway.kernel import sysctls
+from podway.kernel.netlink import Connection
 from podway.kernel.node import Kernel
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from tests.kernel import attach_lab
 from tests.kernel.attach_lab import NODE, opened_kernel, talk
 from tests.namespaces import TestNamespace

@@ -15,9 +15,9 @@ import pytest
 from podway.agent.offload import CHECKSUM, SEGMENTATION, OffloadTest
 from podway.api.addresses import Family
 from podway.kernel import netns, offload
+from podway.kernel.netlink import Connection
 from podway.kernel.node import Kernel
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import VXLAN_DEVICE, NodePlan
 from podway.probe.packet import internet_checksum
 from tests.kernel.overlay_pair import PODS, Pair

@@ -10,8 +10,8 @@ from podway.api.kinds.node import ACCEPTS, Node
 from podway.cluster.view import ClusterView
 from podway.kernel import netns
 from podway.kernel.ipip import IpipTunnels, TunnelEndpoints
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import compare
 from podway.plan.fabric import overlay
 from podway.plan.objects import IpipTunnel, NodePlan, TunnelEndpoint

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from podway.kernel import engine, ipip, netns
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
 from tests.namespaces import TestNamespace
 from tests.vm.machine import Kernel, Machine, booted

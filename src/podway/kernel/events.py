@@ -16,11 +16,11 @@ import msgspec
 from podway.api.addresses import Network
 from podway.errors import KernelError
 from podway.kernel import leases
+from podway.kernel.netlink import Connection, Message
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import S32, TCMSG, parse, string
+from podway.kernel.netlink.connection import messages, open_socket
 from podway.kernel.rtnl import addresses, forwarding, links, neighbours, routes
-from podway.kernel.rtnl.netlink import Connection, Message
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import S32, TCMSG, parse, string
-from podway.kernel.rtnl.netlink.connection import messages, open_socket
 from podway.plan.objects import DEVICE_GROUP, MAIN_TABLE, ROUTE_PROTOCOL, is_our_table
 
 _RECEIVE_BUFFER = 8 << 20

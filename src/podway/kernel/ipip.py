@@ -15,7 +15,7 @@ from podway.errors import KernelError
 from podway.kernel.bpf import ipip_programs, tcx
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.ipip_programs import Attached, Config, Hook, Place, Role
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan, TunnelEndpoint, TunnelSource
 

@@ -4,9 +4,9 @@ import msgspec
 
 from podway.api.addresses import Address, Family
 from podway.api.lease import ALTNAME_PREFIX, LINK_PREFIX, Lease
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links, neighbours, routes
 from podway.kernel.rtnl.links import LinkRecord
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import LINK_GROUP, ROUTE_PROTOCOL
 
 

@@ -13,9 +13,9 @@ from podway.api.lease import LINK_PREFIX, Lease
 from podway.errors import InvalidInput, KernelError
 from podway.kernel import engine, ipip, kinds, leases, netns, offload, pods, sysctls, wiring
 from podway.kernel.engine import Kind, Report
+from podway.kernel.netlink import Connection
 from podway.kernel.nft.libnftables import Nftables
 from podway.kernel.rtnl import links, routes
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import NftElement, NodePlan, PodEnd, PodWiring
 

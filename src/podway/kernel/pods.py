@@ -6,8 +6,8 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Interface
 from podway.errors import KernelError
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import addresses, links, neighbours, routes
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import PodEnd, Route
 
 

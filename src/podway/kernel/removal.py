@@ -11,11 +11,11 @@ import errno
 from concurrent.futures import ThreadPoolExecutor
 
 from podway.errors import KernelError
+from podway.kernel.netlink import Connection
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import IFINFOMSG
+from podway.kernel.netlink.connection import messages, open_socket
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import IFINFOMSG
-from podway.kernel.rtnl.netlink.connection import messages, open_socket
 
 _THREADS = 16
 """Removals under way at once; more wait for their turn."""

@@ -3,6 +3,7 @@
 Each function returns a Request, for `Connection.transact` (podway.kernel.network).
 """
 
+from podway.kernel.netlink import Request
 from podway.kernel.rtnl.addresses import add as add_address
 from podway.kernel.rtnl.links import LOOPBACK, Peer, new_bridge, new_veth
 from podway.kernel.rtnl.links import change as change_link
@@ -10,7 +11,6 @@ from podway.kernel.rtnl.links import remove as remove_link
 from podway.kernel.rtnl.links import set_down as set_link_down
 from podway.kernel.rtnl.links import set_up as set_link_up
 from podway.kernel.rtnl.neighbours import add as add_neighbour
-from podway.kernel.rtnl.netlink import Request
 from podway.kernel.rtnl.routes import add as add_route
 
 __all__ = [

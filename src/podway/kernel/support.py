@@ -10,9 +10,9 @@ from pathlib import Path
 
 from podway.errors import KernelError, NeedsRoot, UnsupportedSystem
 from podway.kernel import netns
+from podway.kernel.netlink import Connection
 from podway.kernel.nft.libnftables import loaded_form
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable
 
 MINIMUM_KERNEL = (5, 10)

@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping
 
 from podway.api.addresses import Family, link_local
 from podway.errors import KernelError
+from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import addresses, bridge, links, neighbours, proxies, routes
-from podway.kernel.rtnl.netlink import Connection, Request
 from podway.plan.objects import LinkAddress, Neighbour, PodEnd, PodWiring, Proxy, Route
 
 _SETTLE_SECONDS = 0.1

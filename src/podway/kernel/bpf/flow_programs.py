@@ -31,7 +31,7 @@ from podway.errors import KernelError, UnsupportedSystem
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf import tcx
 from podway.kernel.bpf.flow_layout import STATE, Hook, State
-from podway.kernel.rtnl.netlink import Connection
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl.tc import Direction
 
 _OBJECT = Path(podway.__file__).parent / "bpf/bin/flow.o"

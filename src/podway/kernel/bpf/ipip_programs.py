@@ -19,8 +19,8 @@ from podway.api.lease import LINK_PREFIX
 from podway.errors import KernelError, UnsupportedSystem
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf import tcx
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import tc
-from podway.kernel.rtnl.netlink import Connection
 from podway.kernel.rtnl.tc import Direction
 
 Role: TypeAlias = Literal["encap", "decap"]

@@ -11,9 +11,9 @@ from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel import offload
 from podway.kernel.kinds.inventory import Inventory
+from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import links
 from podway.kernel.rtnl.links import LinkRecord
-from podway.kernel.rtnl.netlink import Connection, Request
 from podway.plan.changes import Change
 from podway.plan.objects import DEVICE_GROUP, Device, NodePlan, Vxlan
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from podway.errors import KernelError
 from podway.kernel.kinds.inventory import Inventory, devices_of
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import addresses, forwarding, neighbours
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import ForwardingEntry, LinkAddress, Neighbour, NodePlan
 

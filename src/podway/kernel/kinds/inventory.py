@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from podway.errors import KernelError
 from podway.kernel.engine import Consequence
+from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection, Request
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan
 

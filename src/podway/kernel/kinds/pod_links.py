@@ -6,8 +6,8 @@ from podway.api.lease import Attachment
 from podway.errors import KernelError
 from podway.kernel import leases
 from podway.kernel.kinds.inventory import Inventory
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import Link, NodePlan
 

@@ -7,8 +7,8 @@ import msgspec
 
 from podway.errors import KernelError
 from podway.kernel.kinds.inventory import Inventory
+from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import bridge, links, proxies
-from podway.kernel.rtnl.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan, Port, Proxy
 

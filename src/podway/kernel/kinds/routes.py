@@ -9,8 +9,8 @@ from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel import leases
 from podway.kernel.kinds.inventory import Inventory, devices_of
+from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import routes
-from podway.kernel.rtnl.netlink import Connection, Request
 from podway.plan.changes import Change
 from podway.plan.objects import ROUTE_PROTOCOL, NodePlan, Route
 

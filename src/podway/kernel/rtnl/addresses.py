@@ -7,9 +7,9 @@ from socket import AF_INET, AF_INET6
 import msgspec
 
 from podway.api.addresses import Address, Family, Interface
-from podway.kernel.rtnl.netlink import Connection, Message, Request
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import IFADDRMSG, attribute, number, parse, u32
+from podway.kernel.netlink import Connection, Message, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import IFADDRMSG, attribute, number, parse, u32
 from podway.plan.objects import LinkAddress
 
 SCOPES = {0: "global", 253: "link", 254: "host"}

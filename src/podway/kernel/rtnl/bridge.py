@@ -13,10 +13,10 @@ import errno
 import msgspec
 
 from podway.errors import KernelError
+from podway.kernel.netlink import Connection, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import IFINFOMSG, NDMSG, attribute, nested, number, parse, text, u32
 from podway.kernel.rtnl import links
-from podway.kernel.rtnl.netlink import Connection, Request
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import IFINFOMSG, NDMSG, attribute, nested, number, parse, text, u32
 from podway.plan.objects import DEVICE_GROUP, Port
 
 AF_BRIDGE = 7

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import msgspec
 
 from podway.api.addresses import Address
+from podway.kernel.netlink import Connection, Message, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import NDMSG, attribute, parse
 from podway.kernel.rtnl.addresses import unpack
 from podway.kernel.rtnl.links import pack_mac
-from podway.kernel.rtnl.netlink import Connection, Message, Request
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import NDMSG, attribute, parse
 from podway.plan.objects import ForwardingEntry
 
 AF_BRIDGE = 7

@@ -11,9 +11,9 @@ import msgspec
 
 from podway.api.addresses import Family
 from podway.errors import KernelError
-from podway.kernel.rtnl.netlink import Connection, Message, Request
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import (
+from podway.kernel.netlink import Connection, Message, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import (
     IFINFOMSG,
     attribute,
     nested,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import msgspec
 
 from podway.api.addresses import Family
-from podway.kernel.rtnl.netlink import Connection, Request
-from podway.kernel.rtnl.netlink.codec import number, parse, string
+from podway.kernel.netlink import Connection, Request
+from podway.kernel.netlink.codec import number, parse, string
 
 _RTM_GETNEIGHTBL = 66
 _NDTA_NAME, _NDTA_THRESH3, _NDTA_STATS = 1, 4, 7

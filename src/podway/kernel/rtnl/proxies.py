@@ -5,10 +5,10 @@ from socket import AF_INET, AF_INET6
 import msgspec
 
 from podway.api.addresses import Address, Family
+from podway.kernel.netlink import Connection, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import NDMSG, attribute, parse
 from podway.kernel.rtnl.addresses import unpack
-from podway.kernel.rtnl.netlink import Connection, Request
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import NDMSG, attribute, parse
 from podway.plan.objects import Proxy
 
 

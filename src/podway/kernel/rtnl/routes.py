@@ -16,11 +16,11 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network, host_network
 from podway.errors import KernelError
+from podway.kernel.netlink import Connection, Message, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import RTMSG, attribute, nested, number, parse, u32
 from podway.kernel.rtnl import links
 from podway.kernel.rtnl.addresses import SCOPE_NUMBERS, SCOPES, unpack
-from podway.kernel.rtnl.netlink import Connection, Message, Request
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import RTMSG, attribute, nested, number, parse, u32
 from podway.plan.objects import MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteType, Scope
 
 TYPES = {

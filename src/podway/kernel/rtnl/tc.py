@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from podway.kernel.rtnl.netlink import Connection, Message, Request
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import TCMSG, nested, number, parse, string, text, u32
+from podway.kernel.netlink import Connection, Message, Request
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import TCMSG, nested, number, parse, string, text, u32
 
 Direction: TypeAlias = Literal["ingress", "egress"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from podway.kernel.rtnl.netlink.constants import NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_REQUEST
+from podway.kernel.netlink.constants import NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_REQUEST
 
 NLMSGHDR = struct.Struct("=IHHII")
 """length, type, flags, sequence number, port id"""

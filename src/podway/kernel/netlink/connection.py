@@ -16,8 +16,8 @@ from typing import NamedTuple, Self, TypeVar
 
 from podway.errors import KernelError
 from podway.kernel import netns
-from podway.kernel.rtnl.netlink import constants as c
-from podway.kernel.rtnl.netlink.codec import NLMSGHDR, S32, Request, parse, string
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.codec import NLMSGHDR, S32, Request, parse, string
 
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
