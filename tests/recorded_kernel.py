@@ -77,7 +77,7 @@ class RecordedKernel:
     def apply(self, plan: NodePlan) -> Report:
         return engine.apply(self.kinds.values(), plan)
 
-    def carry_out(self, changes: Iterable[Change], plan: NodePlan) -> Report:
+    def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
         return engine.carry_out(list(self.kinds.values()), changes, plan)
 
     def audit(self, plan: NodePlan, *, full: bool = True) -> Iterator[Change | None]:

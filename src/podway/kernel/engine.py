@@ -4,8 +4,9 @@ It compares by key and value (podway.plan.changes) and knows no kind by name. Ea
 what a plan wants of it, lists what the kernel has that bears our mark, and carries out changes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -53,13 +54,24 @@ class Kind(Protocol):
         ...
 
 
-@runtime_checkable
-class Scannable(Kind, Protocol):
-    """A kind of which a node may hold thousands."""
+class Scannable(ABC):
+    """A kind of which a node may hold thousands: it tells one by one what is wanted and what there is."""
 
-    def scan(self, plan: NodePlan) -> Iterable[tuple[Any, Any]]:
-        """Yield what `list` returns, one by one: reading the kernel's answers takes longer than they do."""
-        ...
+    @abstractmethod
+    def pairs(self, plan: NodePlan) -> Iterable[tuple[Any, Any]]:
+        """Yield what `wanted` returns."""
+
+    @abstractmethod
+    def scan(self, plan: NodePlan, wanted: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
+        """Yield what `list` returns: reading the kernel's answers takes longer than they do."""
+
+    def wanted(self, plan: NodePlan) -> Mapping[Any, Any]:
+        """Return what a plan wants, by key, in the form in which `list` would show it."""
+        return dict(self.pairs(plan))
+
+    def list(self, plan: NodePlan) -> Mapping[Any, Any]:
+        """Return what the kernel has of ours, by key. Raises KernelError."""
+        return dict(self.scan(plan, self.wanted(plan)))
 
 
 def diff(kind: Kind, plan: NodePlan) -> list[Change]:
@@ -74,18 +86,23 @@ def audit(kinds: Iterable[Kind], plan: NodePlan) -> Iterator[Change | None]:
     PodwayError.
     """
     for kind in kinds:
-        want = kind.wanted(plan)
-        yield None
+        want: dict[Any, Any] = {}
         have: dict[Any, Any] = {}
-        objects = kind.scan(plan) if isinstance(kind, Scannable) else kind.list(plan).items()
-        for number, (key, value) in enumerate(objects):
-            have[key] = value
-            if number % SLICE == SLICE - 1:
-                yield None
-        yield None
+        scannable = kind if isinstance(kind, Scannable) else None
+        yield from _collect(scannable.pairs(plan) if scannable else kind.wanted(plan).items(), want)
+        yield from _collect(scannable.scan(plan, want) if scannable else kind.list(plan).items(), have)
         for number, change in enumerate(_compared(kind, have, want)):
             if change is not None or number % SLICE == SLICE - 1:
                 yield change
+
+
+def _collect(objects: Iterable[tuple[Any, Any]], into: dict[Any, Any]) -> Iterator[None]:
+    """Put objects into a dictionary; yield now and then, and at the end."""
+    for number, (key, value) in enumerate(objects):
+        into[key] = value
+        if number % SLICE == SLICE - 1:
+            yield
+    yield
 
 
 def _compared(kind: Kind, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> Iterator[Change | None]:
@@ -98,11 +115,11 @@ def _compared(kind: Kind, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> I
         yield Change(kind.name, key, value, None) if key not in want else None
 
 
-def carry_out(kinds: Sequence[Kind], changes: Iterable[Change], plan: NodePlan) -> Report:
+def carry_out(kinds: Sequence[Kind], changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
     """Carry out changes of what is wanted without a look at the rest, in the order that `apply` has.
 
     What stands in the kernel in another form than in a plan, or carries other objects, is compared all the same
-    (`compared`): `plan` is the one that the changes lead to.
+    (`compared`): `plan` returns the one that the changes lead to, which takes a while to put together.
     """
     by_kind: dict[str, list[Change]] = {}
     for change in changes:
@@ -118,7 +135,7 @@ def carry_out(kinds: Sequence[Kind], changes: Iterable[Change], plan: NodePlan) 
         found = mine
         if kind.compared:
             try:
-                found = diff(kind, plan)
+                found = diff(kind, plan())
             except PodwayError as error:
                 report.failures.append(error)
                 continue

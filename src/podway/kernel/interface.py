@@ -4,7 +4,7 @@
 is driven by the same engine (podway.kernel.engine).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from podway.api.addresses import Network
@@ -20,8 +20,11 @@ class NodeKernel(Protocol):
         """Make the kernel what a plan says; failures are in the report."""
         ...
 
-    def carry_out(self, changes: Iterable[Change], plan: NodePlan) -> Report:
-        """Carry out changes that lead to a plan, without a look at the rest; failures are in the report."""
+    def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
+        """Carry out changes that lead to a plan, without a look at the rest; failures are in the report.
+
+        The plan is asked for only where it has to be known.
+        """
         ...
 
     def audit(self, plan: NodePlan, *, full: bool = True) -> Iterator[Change | None]:

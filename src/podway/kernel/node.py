@@ -14,7 +14,9 @@ from podway.errors import InvalidInput, KernelError
 from podway.kernel import engine, ipip, kinds, leases, netns, offload, pods, sysctls, wiring
 from podway.kernel.engine import Kind, Report
 from podway.kernel.netlink import Connection
+from podway.kernel.netlink.constants import NETLINK_NETFILTER
 from podway.kernel.nft.libnftables import Nftables
+from podway.kernel.nft.sets import NftSets
 from podway.kernel.rtnl import links, routes
 from podway.plan.changes import Change
 from podway.plan.objects import NftElement, NodePlan, PodEnd, PodWiring
@@ -34,9 +36,11 @@ class Kernel:
             netns_fd = None
         self._netns = None if netns_fd is None else fcntl.fcntl(netns_fd, fcntl.F_DUPFD_CLOEXEC, 3)
         self.connection = Connection(self._netns)
-        self.ports: set[int] = {self.connection.port}
+        self._netfilter = Connection(self._netns, protocol=NETLINK_NETFILTER)
+        self.ports: set[int] = {self.connection.port, self._netfilter.port}
         """The netlink port ids by which the kernel tells our own changes from others' (events.Watcher)."""
         self._nftables: Nftables | None = None
+        self._sets = NftSets(self._netfilter)
         self._lock = threading.Lock()
         self._inventory = kinds.Inventory(self.connection)
         self._sysctls = kinds.Sysctls(self.inside, self._inventory)
@@ -47,8 +51,8 @@ class Kernel:
         self._devices = kinds.Devices(self.connection, self._inventory, self._netns)
         # Rules come before what they guard, and go after it.
         self._kinds: tuple[Kind, ...] = (
-            kinds.NftTables(self._open_nftables),
-            kinds.NftElements(self._open_nftables),
+            kinds.NftTables(self._netfilter, self._open_nftables),
+            kinds.NftElements(self._sets),
             self._devices,
             self._links,
             kinds.Ports(self.connection, self._inventory),
@@ -77,6 +81,7 @@ class Kernel:
     def close(self) -> None:
         """Let go of the namespace."""
         self.connection.close()
+        self._netfilter.close()
         if self._nftables:
             self._nftables.close()
             self._nftables = None
@@ -88,7 +93,15 @@ class Kernel:
     def writes(self) -> int:
         """How often something was sent so far that could have changed the node's namespace."""
         maps = (self._endpoints, self._sources)
-        writers = (self.connection, self._devices, self._sysctls, self._tunnels, *maps, self._nftables)
+        writers = (
+            self.connection,
+            self._netfilter,
+            self._devices,
+            self._sysctls,
+            self._tunnels,
+            *maps,
+            self._nftables,
+        )
         return sum(writer.writes for writer in writers if writer)
 
     def inside(self, function: Callable[[], _T]) -> _T:
@@ -202,7 +215,7 @@ class Kernel:
             (kind for kind in self._kinds if full or not isinstance(kind, engine.Scannable)), feasible
         )
 
-    def carry_out(self, changes: Iterable[Change], plan: NodePlan) -> Report:
+    def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
         """Carry out changes that lead to a plan, without a look at the rest; failures are in the report.
 
         Where a device was made anew, or lost an address, what stood on it may have gone with it: then all of the
@@ -212,7 +225,7 @@ class Kernel:
             self._inventory.look()
         report = engine.carry_out(self._kinds, changes, plan)
         if any(_takes_others_along(change) for change in report.changes):
-            again = self.apply(plan)
+            again = self.apply(plan())
             return Report(report.changes + again.changes, again.failures)
         return report
 
@@ -244,10 +257,8 @@ class Kernel:
 
     def _change_elements(self, action: Literal["add", "delete"], elements: Sequence[NftElement]) -> None:
         """Add elements of sets or delete them, if their table is there: the engine loads it with its elements."""
-        if not elements:
-            return
         try:
-            self._open_nftables().change_elements(action, elements)
+            self._sets.change(action, elements)
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise

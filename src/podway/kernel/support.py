@@ -11,7 +11,7 @@ from pathlib import Path
 from podway.errors import KernelError, NeedsRoot, UnsupportedSystem
 from podway.kernel import netns
 from podway.kernel.netlink import Connection
-from podway.kernel.nft.libnftables import loaded_form
+from podway.kernel.nft.forms import loaded_form
 from podway.kernel.rtnl import links
 from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftTable
 

@@ -27,7 +27,16 @@ from typing import Literal, NamedTuple
 from podway.api.addresses import Address, Family, Network
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import required_modes
-from podway.plan.objects import BRIDGE_DEVICE, LINK_GROUP, NFT_TABLE, NftElement, NftTable, NodePlan
+from podway.plan.objects import (
+    BRIDGE_DEVICE,
+    LINK_GROUP,
+    NFT_TABLE,
+    NftElement,
+    NftField,
+    NftSet,
+    NftTable,
+    NodePlan,
+)
 
 NODES = "nodes"
 """The set that holds the addresses of all nodes."""
@@ -38,7 +47,7 @@ NFT_FAMILY: dict[Family, Literal["ip", "ip6"]] = {Family.IPV4: "ip", Family.IPV6
 class _Words(NamedTuple):
     """How nft's rules about one family are put."""
 
-    address_type: str
+    address_type: NftField
     source: str
     quoted: str
     """The destination in the header that an ICMP error quotes, behind the eight bytes of its own."""
@@ -121,7 +130,10 @@ def plan_pod_guard(
     """
     tunnels = tuple(_tunnels(view, node))
     bodies = {family: _body(view, family, subnets, neighbours, tunnels, loose, bridge) for family in Family}
-    tables = [NftTable(NFT_FAMILY[family], NFT_TABLE, body, (NODES,)) for family, body in bodies.items()]
+    tables = [
+        NftTable(NFT_FAMILY[family], NFT_TABLE, body, (NftSet(NODES, (_WORDS[family].address_type,)),))
+        for family, body in bodies.items()
+    ]
     return NodePlan(tables=tuple(tables), elements=node_elements(view, (node,)) if tunnels else ())
 
 

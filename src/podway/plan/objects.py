@@ -45,6 +45,7 @@ DEFAULT_METRIC = {Family.IPV4: 0, Family.IPV6: 1024}
 Scope: TypeAlias = Literal["global", "link", "host"]
 RouteType: TypeAlias = Literal["unicast", "blackhole", "unreachable"]
 NftFamily: TypeAlias = Literal["ip", "ip6", "inet", "netdev", "bridge"]
+NftField: TypeAlias = Literal["ipv4_addr", "ipv6_addr"] | int
 
 
 class Vxlan(msgspec.Struct, frozen=True, gc=False):
@@ -308,6 +309,16 @@ def is_our_table(name: str) -> bool:
     return name in {NFT_TABLE, NFT_VXLAN_TABLE}
 
 
+class NftSet(msgspec.Struct, frozen=True, gc=False):
+    """A set of an nftables table whose elements are objects of their own (NftElement).
+
+    `fields` says for each field of a key which kind of address it is or, if it is a number, how many bytes it has.
+    """
+
+    name: str
+    fields: tuple[NftField, ...]
+
+
 class NftTable(msgspec.Struct, frozen=True, gc=False):
     """One whole nftables table of ours, as nft's text: what stands between the table's braces.
 
@@ -317,7 +328,7 @@ class NftTable(msgspec.Struct, frozen=True, gc=False):
     family: NftFamily
     name: str
     body: str
-    sets: tuple[str, ...] = ()
+    sets: tuple[NftSet, ...] = ()
 
     def __str__(self) -> str:
         return f"nft table {self.family} {self.name}"
@@ -329,9 +340,10 @@ class NftTable(msgspec.Struct, frozen=True, gc=False):
 
 
 class NftElement(msgspec.Struct, frozen=True, gc=False):
-    """An element of a set in an nftables table of ours: its fields as `nft list` writes them, ranges as `a-b`.
+    """An element of a set in an nftables table of ours: an address as nft writes it, or a number, for each field.
 
-    A field of a type that nft does not know is a number, in hexadecimal digits.
+    A number has all hexadecimal digits that the field has room for. A range of numbers is `a-b`; only sets of
+    several fields with `flags interval` may have such.
     """
 
     family: NftFamily
@@ -346,6 +358,11 @@ class NftElement(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> "NftElement":
         """All of it."""
         return self
+
+
+def nft_number(value: bytes) -> str:
+    """Return a number in network byte order as an element's field has it."""
+    return f"0x{value.hex()}"
 
 
 class PodEnd(msgspec.Struct, frozen=True, gc=False):

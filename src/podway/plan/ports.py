@@ -8,10 +8,12 @@ addresses that one speaks for stands in two sets, whose elements come with a pod
 from collections.abc import Collection, Iterable
 
 from podway.api.addresses import Address, Family, Network, link_local
-from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftElement, NftTable
+from podway.plan.objects import LINK_GROUP, NFT_TABLE, NftElement, NftSet, NftTable, nft_number
 
 PORTS: dict[Family, str] = {Family.IPV4: "pods4", Family.IPV6: "pods6"}
 """The sets of the bridge's table that hold which hardware address speaks for which address."""
+
+_MAC_BYTES = 6
 
 _TABLE = """
 \tset pods4 {{
@@ -87,7 +89,8 @@ def port_guard(lan: Collection[Network]) -> tuple[NftTable, ...]:
 
     Its sets hold the hardware address of each port's pod beside each of the pod's addresses (`port_elements`).
     """
-    return (NftTable("bridge", NFT_TABLE, _TABLE.format(group=LINK_GROUP), tuple(PORTS.values())),) if lan else ()
+    sets = tuple(NftSet(name, (_MAC_BYTES, family.bits // 8)) for family, name in PORTS.items())
+    return (NftTable("bridge", NFT_TABLE, _TABLE.format(group=LINK_GROUP), sets),) if lan else ()
 
 
 def port_elements(mac: str, addresses: Iterable[Address]) -> tuple[NftElement, ...]:
@@ -95,11 +98,8 @@ def port_elements(mac: str, addresses: Iterable[Address]) -> tuple[NftElement, .
     held = tuple(addresses)
     if any(address.version == 6 for address in held):
         held = (*held, link_local(mac).ip)
+    number = nft_number(bytes.fromhex(mac.replace(":", "")))
     return tuple(
-        NftElement("bridge", NFT_TABLE, PORTS[Family.of(address)], (_number(mac), hex(int(address))))
+        NftElement("bridge", NFT_TABLE, PORTS[Family.of(address)], (number, nft_number(address.packed)))
         for address in held
     )
-
-
-def _number(mac: str) -> str:
-    return hex(int(mac.replace(":", ""), 16))

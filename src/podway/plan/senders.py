@@ -16,11 +16,21 @@ from typing import Literal
 from podway.api.addresses import Address, Family, Network, host_network
 from podway.cluster.view import ClusterView
 from podway.plan.guard import NFT_FAMILY, NODES
-from podway.plan.objects import NFT_VXLAN_TABLE, NftElement, NftTable, NodePlan, TunnelSource, Vxlan
+from podway.plan.objects import (
+    NFT_VXLAN_TABLE,
+    NftElement,
+    NftField,
+    NftSet,
+    NftTable,
+    NodePlan,
+    TunnelSource,
+    Vxlan,
+    nft_number,
+)
 
 _EVERYTHING = IPv4Network("0.0.0.0/0")
 
-_OUTER: dict[Family, tuple[str, str]] = {
+_OUTER: dict[Family, tuple[NftField, str]] = {
     Family.IPV4: ("ipv4_addr", "@nh,96,32"),
     Family.IPV6: ("ipv6_addr", "@nh,64,128"),
 }
@@ -31,6 +41,8 @@ _INNER: dict[Family, tuple[str, str]] = {
     Family.IPV6: ("0x86dd", "@th,304,128"),
 }
 """The inner frame's type, and where the inner source stands: behind UDP, VXLAN, Ethernet (RFC 7348)."""
+
+_ETHERTYPE_BYTES = 2
 
 _SETS = """
 \tset senders{family} {{
@@ -93,12 +105,17 @@ def vxlan_guard(view: ClusterView, node: str, device: Vxlan) -> NodePlan:
         port=device.port,
         vni=device.vni,
     )
-    sets = (NODES, *(f"{name}{family.value}" for name in ("senders", "blocks", "pools") for family in Family))
+    sets = [NftSet(NODES, (kind,))]
+    for family in Family:
+        inner = family.bits // 8
+        sets.append(NftSet(f"senders{family.value}", (underlay.bits // 8, inner)))
+        sets += [NftSet(f"{name}{family.value}", (_ETHERTYPE_BYTES, inner)) for name in ("blocks", "pools")]
     elements = [
         *(_element(ip, f"pools{net.version}", _kind(net), _range(net)) for net in _pools(view)),
         *_block_elements(view, ip, node),
     ]
-    return NodePlan(tables=(NftTable(ip, NFT_VXLAN_TABLE, body, sets),), elements=tuple(dict.fromkeys(elements)))
+    table = NftTable(ip, NFT_VXLAN_TABLE, body, tuple(sets))
+    return NodePlan(tables=(table,), elements=tuple(dict.fromkeys(elements)))
 
 
 def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterable[str]) -> tuple[NftElement, ...]:
@@ -114,9 +131,9 @@ def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterabl
         sender = _sender(view, name, underlay)
         if sender is not None:
             found[_element(ip, NODES, str(sender))] = None
-            number = hex(int(sender))
+            number = nft_number(sender.packed)
             for address in _own_addresses(view, name):
-                found[_element(ip, f"senders{address.version}", number, hex(int(address)))] = None
+                found[_element(ip, f"senders{address.version}", number, nft_number(address.packed))] = None
             for block in view.blocks.select("node", name):
                 network = block.network
                 found[_element(ip, f"senders{network.version}", number, _range(network))] = None
@@ -183,9 +200,9 @@ def _element(ip: Literal["ip", "ip6"], name: str, *fields: str) -> NftElement:
 
 
 def _kind(network: Network) -> str:
-    return hex(int(_INNER[Family.of(network)][0], 16))
+    return _INNER[Family.of(network)][0]
 
 
 def _range(network: Network) -> str:
-    first, last = int(network.network_address), int(network.broadcast_address)
-    return hex(first) if first == last else f"{first:#x}-{last:#x}"
+    first, last = network.network_address.packed, network.broadcast_address.packed
+    return nft_number(first) if first == last else f"{nft_number(first)}-{nft_number(last)}"

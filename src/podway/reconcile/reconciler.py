@@ -168,13 +168,16 @@ class Reconciler:
         """Compare the kernel with all that is wanted, and undo what others changed, at once."""
         self.bring()
         report = self._apply()
+        self._note_repairs(report)
+        if not report.failures:
+            self._refused.clear()
+        return report
+
+    def _note_repairs(self, report: Report) -> None:
         for change in report.changes:
             if (change.kind, change.key) not in self._refused:
                 self.repairs.note(str(change))
         self._refused -= {(change.kind, change.key) for change in report.changes}
-        if not report.failures:
-            self._refused.clear()
-        return report
 
     async def differences(self, *, full: bool = True) -> list[Change]:
         """Return what differs from the plan, found in slices: requests come first.
@@ -231,8 +234,7 @@ class Reconciler:
             self._due, self._full = self._full_due, False
             if self._read_host():
                 self.bring()
-            if self.failures or await self._differs(full=full):
-                self.repair()
+            await self._look(full=full)
             await self._rest(clock() - began)
 
     async def _work(self) -> None:
@@ -309,7 +311,7 @@ class Reconciler:
             audit.update((change.kind, change.key) for change in changes)
         self._state.touch(*(" ".join(change.key) for change in changes if change.kind == "forwarding entry"))
         problem = self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
-        report = self._kernel.carry_out(changes, self.plan())
+        report = self._kernel.carry_out(changes, self.plan)
         for change in report.changes:
             log.debug("applied", change=str(change))
         failures = (*report.failures, *([problem] if problem else []))
@@ -342,12 +344,21 @@ class Reconciler:
         known, self._state.host = self._state.host, read_host(self._kernel, self._state.uplink.device)
         return self._state.host != known
 
-    async def _differs(self, *, full: bool) -> bool:
-        """Tell whether there may be something to repair; what cannot be compared is for `repair` to tell of."""
-        try:
-            return bool(await self._audit(full=full, pause=self._work))
-        except PodwayError:
-            return True
+    async def _look(self, *, full: bool) -> None:
+        """Audit, and put right what differs.
+
+        What cannot be compared, or not be put right, is for `repair`, which tells of all that the kernel refuses.
+        """
+        if not self.failures:
+            with contextlib.suppress(PodwayError):
+                found = await self._audit(full=full, pause=self._work)
+                report = self._kernel.carry_out(found, self.plan) if found else Report()
+                self._note_repairs(report)
+                if not report.failures:
+                    if full:
+                        self._refused.clear()
+                    return
+        self.repair()
 
     def _note_failures(self, report: Report) -> None:
         said = tuple(str(failure) for failure in report.failures)

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from podway.errors import KernelError
+from podway.kernel.engine import Scannable
 from podway.kernel.kinds.inventory import Inventory, devices_of
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import addresses, forwarding, neighbours
@@ -11,7 +12,7 @@ from podway.plan.changes import Change
 from podway.plan.objects import ForwardingEntry, LinkAddress, Neighbour, NodePlan
 
 
-class Addresses:
+class Addresses(Scannable):
     """Addresses: all on the plan's devices and links, and on others those that the plan names."""
 
     name = "address"
@@ -22,17 +23,13 @@ class Addresses:
         self._connection = connection
         self._inventory = inventory
 
-    def wanted(self, plan: NodePlan) -> Mapping[Hashable, LinkAddress]:
-        """Return the plan's addresses by device and address."""
-        return {address.key: address for address in plan.addresses}
+    def pairs(self, plan: NodePlan) -> Iterator[tuple[Hashable, LinkAddress]]:
+        """Yield the plan's addresses by device and address."""
+        return ((address.key, address) for address in plan.addresses)
 
-    def list(self, plan: NodePlan) -> Mapping[Hashable, LinkAddress]:
-        """Return the addresses that are ours to set."""
-        return dict(self.scan(plan))
-
-    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, LinkAddress]]:
-        """Yield them one by one."""
-        wanted, planned = self.wanted(plan), devices_of(plan)
+    def scan(self, plan: NodePlan, wanted: Mapping[Any, Any]) -> Iterator[tuple[Hashable, LinkAddress]]:
+        """Yield the addresses that are ours to set."""
+        planned = devices_of(plan)
         for record in addresses.dump(self._connection):
             device = self._inventory.name(record.index)
             if not device:
@@ -47,7 +44,7 @@ class Addresses:
         return self._inventory.carry_out(changes, addresses.add, addresses.add, addresses.remove)
 
 
-class Neighbours:
+class Neighbours(Scannable):
     """Permanent neighbour entries: all on the plan's devices and links; on others those that the plan names."""
 
     name = "neighbour"
@@ -58,17 +55,13 @@ class Neighbours:
         self._connection = connection
         self._inventory = inventory
 
-    def wanted(self, plan: NodePlan) -> Mapping[Hashable, Neighbour]:
-        """Return the plan's neighbours by device and address."""
-        return {neighbour.key: neighbour for neighbour in plan.neighbours}
+    def pairs(self, plan: NodePlan) -> Iterator[tuple[Hashable, Neighbour]]:
+        """Yield the plan's neighbours by device and address."""
+        return ((neighbour.key, neighbour) for neighbour in plan.neighbours)
 
-    def list(self, plan: NodePlan) -> Mapping[Hashable, Neighbour]:
-        """Return the permanent entries that are ours to set."""
-        return dict(self.scan(plan))
-
-    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, Neighbour]]:
-        """Yield them one by one."""
-        wanted, planned = self.wanted(plan), devices_of(plan)
+    def scan(self, plan: NodePlan, wanted: Mapping[Any, Any]) -> Iterator[tuple[Hashable, Neighbour]]:
+        """Yield the permanent entries that are ours to set."""
+        planned = devices_of(plan)
         for record in neighbours.scan(self._connection):
             device = self._inventory.name(record.index)
             if not device or not record.permanent:
@@ -82,7 +75,7 @@ class Neighbours:
         return self._inventory.carry_out(changes, neighbours.add, neighbours.add, neighbours.remove)
 
 
-class Forwarding:
+class Forwarding(Scannable):
     """Entries of the VXLAN devices' forwarding databases: all on the plan's devices."""
 
     name = "forwarding entry"
@@ -93,16 +86,13 @@ class Forwarding:
         self._connection = connection
         self._inventory = inventory
 
-    def wanted(self, plan: NodePlan) -> Mapping[Hashable, ForwardingEntry]:
-        """Return the plan's entries by device and hardware address."""
-        return {entry.key: entry for entry in plan.forwarding}
+    def pairs(self, plan: NodePlan) -> Iterator[tuple[Hashable, ForwardingEntry]]:
+        """Yield the plan's entries by device and hardware address."""
+        return ((entry.key, entry) for entry in plan.forwarding)
 
-    def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
-        """Return the entries of the plan's VXLAN devices."""
-        return dict(self.scan(plan))
-
-    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, Any]]:
-        """Yield them one by one."""
+    def scan(self, plan: NodePlan, wanted: Mapping[Any, Any]) -> Iterator[tuple[Hashable, Any]]:
+        """Yield the entries of the plan's VXLAN devices."""
+        del wanted
         found: set[Hashable] = set()
         numbers = self._inventory.numbers
         for device in plan.devices:

@@ -8,6 +8,7 @@ import msgspec
 from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel import leases
+from podway.kernel.engine import Scannable
 from podway.kernel.kinds.inventory import Inventory, devices_of
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import routes
@@ -24,7 +25,7 @@ class ForeignRoute(msgspec.Struct, frozen=True):
         return f"route {self.record.destination} metric {self.record.metric} table {self.record.table}"
 
 
-class Routes:
+class Routes(Scannable):
     """Routes of our protocol number, but for those to pods that the plan does not know."""
 
     name = "route"
@@ -35,18 +36,16 @@ class Routes:
         self._connection = connection
         self._inventory = inventory
 
-    def wanted(self, plan: NodePlan) -> Mapping[Hashable, Route]:
-        """Return the plan's routes by destination, metric and table; first those that others lean on."""
-        ordered = sorted(plan.routes, key=lambda route: route.gateway is not None)
-        return {route.key: routes.normal(route) for route in ordered}
+    def pairs(self, plan: NodePlan) -> Iterator[tuple[Hashable, Route]]:
+        """Yield the plan's routes by destination, metric and table; first those that others lean on."""
+        for leans in (False, True):
+            for route in plan.routes:
+                if (route.gateway is not None) is leans:
+                    yield route.key, routes.normal(route)
 
-    def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
-        """Return our routes. Of several with one key (`ip route append`) the others get a longer key."""
-        return dict(self.scan(plan))
-
-    def scan(self, plan: NodePlan) -> Iterator[tuple[Hashable, Any]]:
-        """Yield them one by one."""
-        wanted, planned = {route.key for route in plan.routes}, devices_of(plan)
+    def scan(self, plan: NodePlan, wanted: Mapping[Any, Any]) -> Iterator[tuple[Hashable, Any]]:
+        """Yield our routes. Of several with one key (`ip route append`) the others get a longer key."""
+        planned = devices_of(plan)
         devices = self._inventory.by_index
         found: set[Hashable] = set()
         for family in Family:

@@ -2,30 +2,43 @@
 
 import contextlib
 import errno
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from podway.errors import KernelError
-from podway.kernel.nft.libnftables import Nftables, loaded_form
+from podway.kernel.engine import Scannable
+from podway.kernel.netlink import Connection
+from podway.kernel.nft.forms import Form, form, loaded_form, tables
+from podway.kernel.nft.libnftables import Nftables
+from podway.kernel.nft.sets import NftSets
 from podway.plan.changes import Change
-from podway.plan.objects import NftElement, NftTable, NodePlan, is_our_table
+from podway.plan.objects import NftElement, NftFamily, NftTable, NodePlan, is_our_table
+
+_AT_ONCE = 1000
+"""Elements of one transaction: it has to fit the socket's buffer."""
 
 
 @dataclass(frozen=True)
 class LoadedTable:
     """An nftables table of ours as it stands in the kernel, in the form that can be compared."""
 
-    family: str
+    family: NftFamily
     name: str
-    form: str
+    form: Form
     source: NftTable | None = field(default=None, compare=False)
     """The text to load for it."""
-    elements: tuple[NftElement, ...] = field(default=(), compare=False)
-    """What to load with it: a set that lacks its elements would have packets dropped, or let through."""
+    plan: NodePlan | None = field(default=None, compare=False)
+    """What says which elements to load with it: without them a set would have packets dropped, or let through."""
 
     def __str__(self) -> str:
         return f"nft table {self.family} {self.name}"
+
+    @property
+    def elements(self) -> Iterator[NftElement]:
+        """The elements of its sets."""
+        everything = self.plan.elements if self.plan else ()
+        return (each for each in everything if (each.family, each.table) == (self.family, self.name))
 
 
 class NftTables:
@@ -35,27 +48,23 @@ class NftTables:
     repairs_only = False
     compared = True
 
-    def __init__(self, nftables: Callable[[], Nftables]) -> None:
+    def __init__(self, connection: Connection, nftables: Callable[[], Nftables]) -> None:
+        self._connection = connection
         self._nftables = nftables
 
     def wanted(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
         """Return the form that each of the plan's tables has when it is loaded."""
-        elements: dict[Hashable, list[NftElement]] = {}
-        for element in plan.elements:
-            elements.setdefault((element.family, element.table), []).append(element)
         return {
-            table.key: LoadedTable(
-                table.family, table.name, loaded_form(table), table, tuple(elements.get(table.key, ()))
-            )
+            table.key: LoadedTable(table.family, table.name, loaded_form(table), table, plan)
             for table in plan.tables
         }
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
         """Return our tables."""
-        nftables, wanted = self._nftables(), {table.key: table.sets for table in plan.tables}
+        wanted = {table.key: [each.name for each in table.sets] for table in plan.tables}
         return {
-            key: LoadedTable(*key, nftables.form(*key, wanted.get(key, ())))
-            for key in nftables.tables()
+            key: LoadedTable(*key, form(self._connection, *key, wanted.get(key, ())))
+            for key in tables(self._connection)
             if is_our_table(key[1]) or key in wanted
         }
 
@@ -73,33 +82,36 @@ class NftTables:
         return failures
 
 
-class NftElements:
+class NftElements(Scannable):
     """The elements of the sets that the plan's tables leave to it."""
 
     name = "nft element"
     repairs_only = False
     compared = False
 
-    def __init__(self, nftables: Callable[[], Nftables]) -> None:
-        self._nftables = nftables
+    def __init__(self, sets: NftSets) -> None:
+        self._sets = sets
 
-    def wanted(self, plan: NodePlan) -> Mapping[NftElement, NftElement]:
-        """Return the plan's elements."""
-        return {element.key: element for element in plan.elements}
+    def pairs(self, plan: NodePlan) -> Iterator[tuple[NftElement, NftElement]]:
+        """Yield the plan's elements."""
+        return ((element.key, element) for element in plan.elements)
 
-    def list(self, plan: NodePlan) -> Mapping[NftElement, NftElement]:
-        """Return the elements of the planned tables' sets, and of those of which the plan wants any."""
-        sets = {(table.family, table.name, name) for table in plan.tables for name in table.sets}
-        sets |= {(element.family, element.table, element.set) for element in plan.elements}
-        nftables = self._nftables()
-        return {element: element for place in sorted(sets) for element in nftables.elements(*place)}
-
-    def scan(self, plan: NodePlan) -> Iterable[tuple[NftElement, NftElement]]:
-        """Return the same as pairs: of nodes there may be thousands."""
-        return self.list(plan).items()
+    def scan(self, plan: NodePlan, wanted: Mapping[Any, Any]) -> Iterator[tuple[NftElement, NftElement]]:
+        """Yield the elements of the planned tables' sets."""
+        del wanted
+        for table in plan.tables:
+            for each in table.sets:
+                try:
+                    listed = self._sets.read((table.family, table.name, each.name), each.fields)
+                except KernelError as error:
+                    if error.errno != errno.ENOENT:  # no such table or set yet
+                        raise
+                    continue
+                for element in listed:
+                    yield element, element
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
-        """Add and delete elements: all at once or, if one is refused, each by itself."""
+        """Add and delete elements: many at once or, if one is refused, each by itself."""
         return {
             **self._carry_out("add", [(n, change.want) for n, change in enumerate(changes) if change.want]),
             **self._carry_out("delete", [(n, change.have) for n, change in enumerate(changes) if not change.want]),
@@ -108,14 +120,16 @@ class NftElements:
     def _carry_out(
         self, action: Literal["add", "delete"], numbered: Sequence[tuple[int, NftElement]]
     ) -> dict[int, KernelError]:
-        with contextlib.suppress(KernelError):  # whose fault it was is found below
-            self._nftables().change_elements(action, [element for _, element in numbered])
-            return {}
         failures = {}
-        for position, element in numbered:
-            try:
-                self._nftables().change_elements(action, [element])
-            except KernelError as error:
-                if action == "add" or error.errno != errno.ENOENT:
-                    failures[position] = error
+        for start in range(0, len(numbered), _AT_ONCE):
+            some = numbered[start : start + _AT_ONCE]
+            with contextlib.suppress(KernelError):  # whose fault it was is found below
+                self._sets.change(action, [element for _, element in some])
+                continue
+            for position, element in some:
+                try:
+                    self._sets.change(action, [element])
+                except KernelError as error:
+                    if action == "add" or error.errno != errno.ENOENT:
+                        failures[position] = error
         return failures

@@ -1,9 +1,10 @@
-"""A connection to rtnetlink in one network namespace.
+"""A connection to rtnetlink, or to nfnetlink, in one network namespace.
 
 A batch costs one `sendmsg` and, if nothing fails, one `recv`: the kernel answers a failed message whether
 or not it was asked to (netlink_rcv_skb in net/netlink/af_netlink.c), so only the last message of a batch
 asks for an acknowledgement. Still every message is checked, and each failure belongs to its message.
-The kernel goes on with the rest of a batch after a failure; who must not do so sends two batches.
+The kernel goes on with the rest of a batch after a failure; who must not do so sends two batches. Only nfnetlink
+knows transactions, of which all or nothing is done (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
 """
 
 import errno
@@ -78,14 +79,15 @@ def open_socket(protocol: int, netns_fd: int | None = None, receive_buffer: int 
 
 
 class Connection:
-    """Requests and answers over one rtnetlink socket. Threads may share it; they take turns.
+    """Requests and answers over one netlink socket. Threads may share it; they take turns.
 
-    `writes` counts the messages sent so far that could have changed the kernel.
+    `writes` counts what was sent so far that could have changed the kernel: messages, or whole transactions.
     """
 
-    def __init__(self, netns_fd: int | None = None) -> None:
-        self._socket = open_socket(c.NETLINK_ROUTE, netns_fd, _RECEIVE_BUFFER)
-        for option in (c.NETLINK_EXT_ACK, c.NETLINK_CAP_ACK, c.NETLINK_GET_STRICT_CHK):
+    def __init__(self, netns_fd: int | None = None, *, protocol: int = c.NETLINK_ROUTE) -> None:
+        self._socket = open_socket(protocol, netns_fd, _RECEIVE_BUFFER)
+        strict = (c.NETLINK_GET_STRICT_CHK,) if protocol == c.NETLINK_ROUTE else ()
+        for option in (c.NETLINK_EXT_ACK, c.NETLINK_CAP_ACK, *strict):
             self._socket.setsockopt(c.SOL_NETLINK, option, 1)
         self._lock = threading.Lock()
         self._sequence = 0
@@ -144,6 +146,33 @@ class Connection:
             if whole:
                 return found
         raise KernelError(request.words, errno.EINTR, hint="others change these objects without pause; try again")
+
+    def transaction(self, requests: Sequence[Request], begin: Request, end: Request) -> None:
+        """Send requests between these two messages: all of them are carried out, or none. Raises KernelError.
+
+        An end is not acknowledged, so the last request asks for it; a transaction that fails as a whole is
+        told of by its beginning.
+        """
+        with self._lock:
+            self.writes += 1
+            first = self._sequence + 1
+            last = first + len(requests)
+            self._sequence = last + 1
+            numbered = [begin.encode(first, 0)]
+            numbered += [request.encode(first + n, 0) for n, request in enumerate(requests[:-1], start=1)]
+            numbered += [requests[-1].encode(last, c.NLM_F_ACK), end.encode(last + 1, 0)]
+            self._send(b"".join(numbered), requests[0])
+            failure: KernelError | None = None
+            while True:
+                for message in messages(self._receive(requests[0])):
+                    if not first <= message.sequence <= last or message.type != c.NLMSG_ERROR:
+                        continue
+                    about = requests[max(0, message.sequence - first - 1)]
+                    failure = failure or _failure(message, about)
+                    if message.sequence == last or (message.sequence == first and failure):
+                        if failure:
+                            raise failure
+                        return
 
     def _exchange(self, requests: Sequence[Request]) -> tuple[list[Message], dict[int, KernelError]]:
         answers: list[Message] = []

@@ -1,7 +1,7 @@
 """nftables by libnftables.so.1 (man 3 libnftables): text in, JSON out, no process started.
 
-nft writes a table back in other words than it was given, so texts cannot be compared. What a text should look
-like once loaded is found by loading it: into a namespace made for that, once for each distinct text.
+It loads whole tables, for their rules are text, and lists what others have. What changes often, the elements of
+sets, and what is compared often goes without it (podway.kernel.nft.sets, .forms).
 """
 
 import contextlib
@@ -12,12 +12,11 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from podway.errors import KernelError, UnsupportedSystem
-from podway.kernel import netns
-from podway.plan.objects import NftElement, NftFamily, NftTable
+from podway.plan.objects import NftElement, NftTable
 
 _T = TypeVar("_T")
 
@@ -60,22 +59,10 @@ class Nftables:
             self._library.nft_ctx_free(self._context)
             self._context = None
 
-    def tables(self) -> list[tuple[str, str]]:
-        """Return the family and name of every table. Raises KernelError."""
-        entries = self._list("list tables")
-        return [(e["table"]["family"], e["table"]["name"]) for e in entries if "table" in e]
-
     def ruleset(self) -> list[dict[str, Any]]:
         """Return all tables, chains and rules; named sets come without their elements. Raises KernelError."""
         with self._flags(_OUTPUT_JSON | _OUTPUT_STATELESS | _OUTPUT_TERSE):
             return self._list("list ruleset")
-
-    def form(self, family: str, name: str, sets: Collection[str] = ()) -> str:
-        """Return a table in the one form that can be compared; without the elements of some sets.
-
-        Raises KernelError.
-        """
-        return _canonical(self._list(f"list table {family} {name}"), sets)
 
     def replace(self, table: NftTable, elements: Iterable[NftElement] = ()) -> None:
         """Load a table in place of what is there of it: all of it or, if a rule is refused, nothing.
@@ -84,7 +71,7 @@ class Nftables:
         """
         self.writes += 1
         head = f"table {table.family} {table.name}"
-        commands = _element_commands("add", elements)
+        commands = _additions(elements)
         # The first `add` makes sure that there is something to delete.
         self._run(f"add {head}\ndelete {head}\n{head} {{\n{table.body}\n}}\n{commands}", f"load nft {head}")
 
@@ -93,23 +80,6 @@ class Nftables:
         self.writes += 1
         head = f"table {family} {name}"
         self._run(f"add {head}\ndelete {head}\n", f"delete nft {head}")
-
-    def elements(self, family: NftFamily, table: str, name: str) -> list[NftElement]:
-        """Return the elements of a set; none if there is no such set. Raises KernelError."""
-        try:
-            entries = self._list(f"list set {family} {table} {name}")
-        except KernelError as error:
-            if error.errno == errno.ENOENT:
-                return []
-            raise
-        listed = (item for entry in entries for item in entry.get("set", {}).get("elem", ()))
-        return [NftElement(family, table, name, _fields(item)) for item in listed]
-
-    def change_elements(self, action: Literal["add", "delete"], elements: Sequence[NftElement]) -> None:
-        """Add elements to sets or delete them: all of them or, if one is refused, none. Raises KernelError."""
-        if elements:
-            self.writes += 1
-            self._run(_element_commands(action, elements), f"{action} {elements[0]}")
 
     def _note_ports(self) -> None:
         """Note under which port id the context speaks: after an interrupted dump it opens its socket anew."""
@@ -147,18 +117,6 @@ class Nftables:
         return str(output)
 
 
-@functools.lru_cache(maxsize=16)
-def loaded_form(table: NftTable) -> str:
-    """Return the form that a table has once loaded, to compare with `Nftables.form`.
-
-    The body must not name interfaces by `iif` or `oif`, which need them to exist; `iifname` does not.
-    Raises KernelError if nft refuses the text, UnsupportedSystem.
-    """
-    with _scratch() as scratch:
-        scratch.replace(table)
-        return scratch.form(table.family, table.name, table.sets)
-
-
 @functools.lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """Load libnftables. Raises UnsupportedSystem."""
@@ -181,20 +139,6 @@ def library() -> ctypes.CDLL:
     return found
 
 
-@contextlib.contextmanager
-def _scratch() -> Iterator[Nftables]:
-    """Give nftables in a namespace that exists while the block runs."""
-    fd = netns.new()
-    try:
-        scratch = Nftables(lambda function: netns.run(fd, function))
-        try:
-            yield scratch
-        finally:
-            scratch.close()
-    finally:
-        os.close(fd)
-
-
 def _new_context(found: ctypes.CDLL) -> ctypes.c_void_p:
     context: ctypes.c_void_p | None = found.nft_ctx_new(0)
     if not context:
@@ -207,24 +151,26 @@ def _new_context(found: ctypes.CDLL) -> ctypes.c_void_p:
 
 def _sockets() -> set[int]:
     """Return the descriptors of this process's sockets that speak to nfnetlink."""
-    return {int(name) for name in os.listdir("/proc/self/fd") if _port(int(name))}
+    return {int(name) for name in os.listdir("/proc/self/fd") if _port(int(name)) is not None}
 
 
-def _port(descriptor: int) -> int:
-    """Return the port id of a socket that speaks to nfnetlink (man 7 netlink), 0 for any other descriptor.
+def _port(descriptor: int) -> int | None:
+    """Return the port id of a socket that speaks to nfnetlink (man 7 netlink), None for any other descriptor.
+
+    It is 0 until the socket has sent something: only then the kernel gives it one.
 
     It is looked at as it is, never through a copy that is closed again: to close any descriptor of a file gives up
     the process's record locks on it (man 2 fcntl), and SQLite's locks on the store are such.
     """
     try:
         if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
-            return 0
+            return None
         sock = socket.socket(fileno=descriptor)
     except OSError:
-        return 0  # closed meanwhile
+        return None  # closed meanwhile
     try:
         if sock.family != socket.AF_NETLINK or sock.proto != _NETLINK_NETFILTER:
-            return 0
+            return None
         return int(sock.getsockname()[0])
     finally:
         sock.detach()
@@ -238,65 +184,10 @@ def _errno(message: str) -> int:
     return errno.EINVAL
 
 
-def _element_commands(action: str, elements: Iterable[NftElement]) -> str:
-    """Return the commands that add elements to their sets or delete them, one for each set."""
+def _additions(elements: Iterable[NftElement]) -> str:
+    """Return the commands that add elements to their sets, one for each set."""
     by_set: dict[str, list[str]] = {}
     for element in elements:
         place = f"{element.family} {element.table} {element.set}"
         by_set.setdefault(place, []).append(" . ".join(element.fields))
-    return "".join(f"{action} element {place} {{ {', '.join(fields)} }}\n" for place, fields in by_set.items())
-
-
-def _fields(item: Any) -> tuple[str, ...]:
-    """Read an element's fields from JSON: a plain value, several of a concatenation, or with statements beside."""
-    if isinstance(item, dict) and "elem" in item:
-        item = item["elem"]["val"]
-    parts = item["concat"] if isinstance(item, dict) and "concat" in item else [item]
-    return tuple(map(_field, parts))
-
-
-def _field(value: Any) -> str:
-    match value:
-        case {"range": [low, high]}:
-            return f"{_field(low)}-{_field(high)}"
-        case {"prefix": {"addr": address, "len": length}}:
-            return f"{address}/{length}"
-        case int():
-            return hex(value)
-        case str() if value.startswith("0x"):  # a number that JSON's readers might cut
-            return hex(int(value, 16))
-        case _:
-            return str(value)
-
-
-def _canonical(entries: list[dict[str, Any]], sets: Collection[str]) -> str:
-    """Return a listing without what differs between two loads of one text, and the elements of these sets."""
-    filled = _filled_by_packets(entries) | set(sets)
-    kept = [_stripped(entry, filled) for entry in entries if "metainfo" not in entry]
-    return json.dumps(kept, sort_keys=True)
-
-
-def _filled_by_packets(entries: list[dict[str, Any]]) -> set[str]:
-    """Return the names of the sets and maps to which rules add; nft 1.0.6 does not list their flag `dynamic`."""
-    statements = (
-        statement.get(kind)
-        for entry in entries
-        for statement in entry.get("rule", {}).get("expr", ())
-        for kind in ("set", "map")
-    )
-    return {s["set"].removeprefix("@") for s in statements if isinstance(s, dict) and "op" in s and "set" in s}
-
-
-def _stripped(value: Any, filled: set[str]) -> Any:
-    """Leave out handles, the order of set elements, and elements that packets add."""
-    if isinstance(value, list):
-        return [_stripped(item, filled) for item in value]
-    if not isinstance(value, dict):
-        return value
-    kept = {key: _stripped(item, filled) for key, item in value.items() if key != "handle"}
-    if isinstance(kept.get("elem"), list):
-        if kept.get("name") in filled:
-            del kept["elem"]
-        else:
-            kept["elem"].sort(key=lambda item: json.dumps(item, sort_keys=True))
-    return kept
+    return "".join(f"add element {place} {{ {', '.join(fields)} }}\n" for place, fields in by_set.items())

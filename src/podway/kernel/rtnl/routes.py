@@ -211,12 +211,12 @@ def normal(route: Route) -> Route:
 
     The metric is stated; IPv6 has no scope, and what goes nowhere has no device.
     """
-    return msgspec.structs.replace(
-        route,
-        metric=route.key[1],
-        scope=route.scope if route.family is Family.IPV4 else "global",
-        device=route.device if route.type == "unicast" else "",
-    )
+    metric = route.key[1]
+    scope = route.scope if route.family is Family.IPV4 else "global"
+    device = route.device if route.type == "unicast" else ""
+    if (metric, scope, device) == (route.metric, route.scope, route.device):
+        return route  # most are, and there may be thousands
+    return msgspec.structs.replace(route, metric=metric, scope=scope, device=device)
 
 
 def dump(
