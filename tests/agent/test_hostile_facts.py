@@ -40,6 +40,7 @@ from podway.errors import InvalidObject
 from podway.health.checks.encapsulation import bare_far
 from podway.ipam.selection import wants_another
 from podway.plan.bgp import plan_bgp
+from podway.plan.fabric import planned_modes
 from podway.plan.node import plan_all
 from podway.plan.switching import InstalledModes, impossible, missing_routes, sent_modes, unconverged, waiting
 from podway.plan.uplink import Uplink
@@ -228,7 +229,7 @@ def exercise(view: ClusterView) -> None:
         learned={ip_network("10.244.2.0/24"): "vxlan"}, own={ip_network("fd00:244::40/122"): "none"}
     )
     unconverged(view, "n1", installed)
-    sent_modes(view, "n1", installed)
+    sent_modes(view, planned_modes(view, "n1"), installed)
     list(missing_routes(view, "n1", UPLINK, installed))
     list(waiting(view, "n1"))
     list(impossible(view, UPLINK))

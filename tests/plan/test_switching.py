@@ -19,6 +19,7 @@ from podway.plan.fabric import (
     desired_mode,
     mode_of_device,
     mode_to,
+    planned_modes,
     pool_modes,
     possible_modes,
     required_modes,
@@ -73,8 +74,9 @@ def test_a_block_keeps_the_stores_route_until_bird_has_one() -> None:
 def test_what_the_kernels_routes_lead_to_is_still_sent() -> None:
     bare = cluster()
     (name,) = bare.pools
-    assert sent_modes(bare, "here", InstalledModes()) == {}
-    assert sent_modes(bare, "here", InstalledModes(learned={NETWORK: "vxlan"})) == {name: {"vxlan"}}
+    planned = planned_modes(bare, "here")
+    assert sent_modes(bare, planned, InstalledModes()) == {}
+    assert sent_modes(bare, planned, InstalledModes(learned={NETWORK: "vxlan"})) == {name: {"vxlan"}}
     assert modes_to_advertise(bare, {name: frozenset({"ipip"})}) == {"ipip"}
     assert modes_to_advertise(cluster(encapsulation="vxlan"), {}) == {"vxlan"}
 

@@ -12,7 +12,6 @@ from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView
-from podway.plan.switching import concerns
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 
@@ -81,9 +80,9 @@ class ClusterHandler:
         self._reconciler.heard(changes)
         self._last_known.trigger()
         self._channel.trigger()
-        routing = any(map(alters_routing, changes))
+        routing = tuple(filter(alters_routing, changes))
         if routing:
-            self._encapsulation.refresh(force=concerns(before, node) or concerns(view, node))
+            self._encapsulation.follow(before, routing)
         self._blocks.trigger()
         if routing:
             self._routing.trigger(changed=True)

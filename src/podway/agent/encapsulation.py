@@ -4,7 +4,8 @@ import asyncio
 import math
 import time
 import uuid
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -12,6 +13,7 @@ import structlog
 from podway.agent.contact import StoreContact
 from podway.agent.membership import Membership
 from podway.api.addresses import Address, Network
+from podway.api.kinds.address_block import block_name
 from podway.api.kinds.node import ACCEPTS, ANNOUNCEMENT, SENDS, Node
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
@@ -24,14 +26,17 @@ from podway.plan.fabric import (
     accepted_modes,
     endpoint,
     mode_of_device,
+    planned_modes,
     pool_modes,
     required_modes,
 )
 from podway.plan.node import decapsulation
 from podway.plan.objects import ROUTE_PROTOCOL
+from podway.plan.sent_modes import NOTHING_SENT, SentModes
 from podway.plan.switching import (
     DECAPSULATION_KINDS,
     InstalledModes,
+    alters_ways,
     concerns,
     impossible,
     missing_modes,
@@ -40,6 +45,7 @@ from podway.plan.switching import (
     sent_modes,
     unconverged,
     waiting,
+    with_newcomers,
 )
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -49,6 +55,9 @@ log = structlog.get_logger(__name__)
 
 FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0
 """Seconds between looks at the kernel's routes while they change: doubled from the first to the longest."""
+
+CALM_LOOK = 5.0
+"""Seconds until a look after nodes came or went: the last one that needed a tunnel mode may be among them."""
 
 LOOK_ANYWAY = 30.0
 """Seconds between looks though nothing seems to change: the last node that needed a tunnel mode may have left."""
@@ -95,11 +104,19 @@ class EncapsulationSwitch:
         self._reconciler = reconciler
         self._contact = contact
         self._wanted = asyncio.Event()
+        self._followed = 0
+        """How many times changes were followed."""
+        self._taken = 0
+        """How many times they had been when what was found in the kernel was taken over last."""
+        self._later: asyncio.TimerHandle | None = None
+        """When to look at what has time."""
         reconciler.tell_failures(self._wanted)
         self._learned: frozenset[Network] = frozenset()
         """Transitional blocks of which BIRD had a route."""
         self._missed: dict[Network, float] = {}
         """Those of them where it has none any more, and since when."""
+        self._left: SentModes = NOTHING_SENT
+        """Modes in which nothing is to be sent any more, though routes still led there at the last look."""
         self._ended: dict[str, float] = {}
         """Modes that are still said though no route is left, and since when."""
         self._advertised: Advertised | None = None
@@ -115,26 +132,70 @@ class EncapsulationSwitch:
         self._new: frozenset[TunnelMode] = frozenset()
         """Modes that are not said yet because outer headers would carry an address that is too new."""
 
+    def follow(self, before: ClusterView, changes: Collection[Change[Any]]) -> None:
+        """Take over what the node may send after changes, before they are brought to the kernel.
+
+        Nodes that come or go alter no way that is known already: what may be sent to newcomers is added at once,
+        and a look at the kernel, which has to read all its routes, may wait until more came and went.
+        """
+        state = self._state
+        if not (state.sent or state.transitional or any(concerns(v, state.node) for v in (before, state.view))):
+            return
+        self._followed += 1
+        asked = [accepted_modes(v, state.node) for v in (before, state.view)]
+        if state.transitional or asked[0] != asked[1] or any(alters_ways(each, state.node) for each in changes):
+            self.refresh(force=True)
+            return
+        state.sent = with_newcomers(state.view, state.node, state.sent, changes)
+        self._look_later()
+
     def refresh(self, *, force: bool = False) -> bool:
         """Take over from the kernel what the node may still send, and which blocks need a route of ours.
 
-        To be called before a changed view is brought to the kernel; `force` looks although nothing seems to
-        need it: when the agent starts, and when only the former view needed it. Tells whether anything changed.
+        `force` looks although nothing seems to need it: when the agent starts, and when only the former view
+        needed it. Tells whether anything changed.
         """
         state = self._state
         if not (force or state.sent or state.transitional or concerns(state.view, state.node)):
             return False
         self.trigger()
-        installed = self._look()
-        if installed is None:
+        return self._take(self._look(state.view))
+
+    async def _refresh(self) -> None:
+        """Do the same beside all else: to read and compare all routes may take longer than an ADD should wait."""
+        state = self._state
+        if not (state.sent or state.transitional or concerns(state.view, state.node)):
+            return
+        began = self._followed
+        found = await asyncio.to_thread(self._look, state.view)
+        if self._taken > began:
+            return  # there was a newer look meanwhile
+        if found is not None and self._followed > began:
+            # In which modes nodes are sent to that came meanwhile was added, and is not in what was found.
+            found = found.joined(state.sent)
+            self._look_later()
+        if self._take(found):
+            self._reconciler.wake()
+
+    def _take(self, found: "_Found | None") -> bool:
+        """Take over what a look found; tell whether anything changed."""
+        if found is None:
             return False
+        state, self._taken = self._state, self._followed
         before = (state.sent, state.transitional)
-        state.sent = sent_modes(state.view, state.node, installed)
-        state.transitional = self._transitional(installed)
+        state.sent, self._left = found.sent, found.left
+        state.transitional = self._transitional(found)
         return before != (state.sent, state.transitional)
+
+    def _look_later(self) -> None:
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(CALM_LOOK, self.trigger)
 
     def trigger(self) -> None:
         """Ask for a look at what is said and what is true."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         self._wanted.set()
 
     @property
@@ -143,7 +204,9 @@ class EncapsulationSwitch:
         state = self._state
         if all(pool.spec.distribution == "bgp" for pool in state.view.pools.values()):
             return True
-        return not any(missing_routes(state.view, state.node, state.uplink, self._look() or InstalledModes()))
+        found = self._look(state.view)
+        installed = found.installed if found else InstalledModes()
+        return not any(missing_routes(state.view, state.node, state.uplink, installed))
 
     def status(self) -> dict[str, object]:
         """Return what the node says, and what it waits for, as plain values."""
@@ -168,8 +231,7 @@ class EncapsulationSwitch:
             except TimeoutError:
                 pause = min(2 * pause, LONGEST_LOOK)
             began = time.monotonic()
-            if self.refresh():
-                self._reconciler.wake()
+            await self._refresh()
             took = time.monotonic() - began
             self._wanted.clear()
             try:
@@ -190,14 +252,15 @@ class EncapsulationSwitch:
         here = view.nodes.get(node)
         if here is None or (self._advertised is not None and self._written):
             return  # the last words first have to come back
-        missing = self._missing(here) if required_modes(view, node) else frozenset[TunnelMode]()
-        # What pools ask for is not taken back: the others would send bare what was to be encapsulated.
-        missing -= here.accepts & pool_modes(view)
-        words = {
-            ACCEPTS: ",".join(sorted(accepted_modes(view, node) - missing)),
-            SENDS: ",".join(sorted(self._sends(here) - missing - self._too_new(here))),
-        }
-        told = {name: here.metadata.annotations.get(name, "") for name in words}
+        accepts, sends = accepted_modes(view, node), self._sends(here) - self._too_new(here)
+        told = {name: here.metadata.annotations.get(name, "") for name in (ACCEPTS, SENDS)}
+        words = {ACCEPTS: ",".join(sorted(accepts)), SENDS: ",".join(sorted(sends))}
+        # What has been said was in the kernel then, and what others take away since is repaired, or refused.
+        sure = told == words and not (self._lacking or self._reconciler.failures)
+        if required_modes(view, node) and not sure:
+            # What pools ask for is not taken back: the others would send bare what was to be encapsulated.
+            missing = self._missing(here) - (here.accepts & pool_modes(view))
+            words = {ACCEPTS: ",".join(sorted(accepts - missing)), SENDS: ",".join(sorted(sends - missing))}
         if told != words or self._advertised is not None:
             former = self._advertised or Advertised(here.accepts, here.sends)
             self._advertised = Advertised(
@@ -262,38 +325,47 @@ class EncapsulationSwitch:
         self._new = frozenset(mode for mode, address in carried.items() if address in young)
         return self._new
 
-    def _transitional(self, installed: InstalledModes) -> frozenset[Network]:
+    def _transitional(self, found: "_Found") -> frozenset[Network]:
         """Return the blocks that need a route of ours now.
 
         Where BIRD had a route and took it back (a node died), ours goes, too, after WITHDRAWN_AFTER.
         """
-        found = unconverged(self._state.view, self._state.node, installed)
-        missed = (found & (self._learned | self._missed.keys())) - installed.learned.keys()
+        learned = found.installed.learned.keys()
+        blocks = frozenset(each for each in found.unconverged if block_name(each) in self._state.view.blocks)
+        missed = (blocks & (self._learned | self._missed.keys())) - learned
         now = time.monotonic()
-        self._learned = found & installed.learned.keys()
+        self._learned = blocks & learned
         self._missed = {network: self._missed.get(network, now) for network in missed}
-        return found - {network for network, since in self._missed.items() if now - since >= WITHDRAWN_AFTER}
+        return blocks - {network for network, since in self._missed.items() if now - since >= WITHDRAWN_AFTER}
 
     def _unfinished(self) -> list[str]:
         """Say in words what this node itself has not brought to an end."""
         state = self._state
         told = [f"{len(state.transitional)} blocks wait for their routes by BGP"] if state.transitional else []
-        planned = sent_modes(state.view, state.node, InstalledModes())
-        for name, modes in sorted(state.sent.items()):
-            told += [f"IPPool/{name}: {mode} routes are left" for mode in modes - planned.get(name, set())]
-        return told
+        return told + [
+            f"IPPool/{name}: {mode} routes are left"
+            for name, modes in sorted(self._left.items())
+            for mode in sorted(modes)
+        ]
 
-    def _look(self) -> InstalledModes | None:
-        """Read the kernel's routes to other nodes' blocks; None if it cannot be done now."""
+    def _look(self, view: ClusterView) -> "_Found | None":
+        """Read the kernel's routes to other nodes' blocks, and compare; None if it cannot be done now.
+
+        It touches nothing that changes, so a thread may do it.
+        """
+        node = self._state.node
         try:
-            return self._read()
+            installed = self._read(view)
         except KernelError as error:
             log.error("routes cannot be read: everything stays as it is", problem=error.message)
             return None
+        planned = planned_modes(view, node)
+        sent = sent_modes(view, planned, installed)
+        left = {name: more for name, modes in sent.items() if (more := modes - planned.get(name, frozenset()))}
+        return _Found(installed, sent, left, unconverged(view, node, installed))
 
-    def _read(self) -> InstalledModes:
+    def _read(self, view: ClusterView) -> InstalledModes:
         """Read the kernel's routes to other nodes' blocks: those with a gateway. Raises KernelError."""
-        view = self._state.view
         lengths = view.block_lengths | {(pool.network.version, pool.block_prefix) for pool in view.pools.values()}
         learned, own = (
             {
@@ -303,6 +375,23 @@ class EncapsulationSwitch:
             for protocol in (RTPROT_BIRD, ROUTE_PROTOCOL)
         )
         return InstalledModes(learned=learned, own=own)
+
+
+class _Found(NamedTuple):
+    """What a look at the kernel's routes found."""
+
+    installed: InstalledModes
+    sent: SentModes
+    left: SentModes
+    """What of it is not planned any more."""
+    unconverged: frozenset[Network]
+
+    def joined(self, more: SentModes) -> "_Found":
+        """Return the same, with further modes that may be sent."""
+        names = self.sent.keys() | more.keys()
+        return self._replace(
+            sent={name: frozenset(self.sent.get(name, ())) | frozenset(more.get(name, ())) for name in names}
+        )
 
 
 def _words(text: str) -> frozenset[str]:

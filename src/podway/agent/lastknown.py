@@ -9,6 +9,7 @@ The file is a List of manifests with nothing redacted, so that `podway apply -f`
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ log = structlog.get_logger(__name__)
 
 FILE = "last-known.json"
 
-REST = 2.0
-"""Seconds between two writings at least: changes come in bursts."""
+REST, RESTS = 2.0, 30.0
+"""Seconds between two writings at least, and how often as long as one took: changes come in bursts."""
 
 
 class LastKnown:
@@ -62,24 +63,29 @@ class LastKnown:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            began = time.monotonic()
             await asyncio.to_thread(self._write, state.view)
-            await asyncio.sleep(REST)
+            await asyncio.sleep(max(REST, RESTS * (time.monotonic() - began)))
 
     def _write(self, view: ClusterView) -> None:
-        data = msgspec.json.encode(_File(kernel_instance(), self._store, [_item(obj) for obj in _objects(view)]))
+        head = msgspec.json.encode(_File(kernel_instance(), self._store))  # up to an empty list: `[]}`
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)  # else it would keep its mode
         with open(fresh, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(data)
+            # One by one: all at once, as plain values, they would take more memory than all that the agent knows.
+            file.write(head[:-2])
+            for number, obj in enumerate(_objects(view)):
+                file.write((b"," if number else b"") + msgspec.json.encode(_item(obj)))
+            file.write(head[-2:])
         fresh.replace(self._path)
 
 
 class _File(msgspec.Struct, rename="camel"):
     instance: str
     store: str
-    items: list[dict[str, Any]]
     api_version: str = "v1"
     kind: str = "List"
+    items: list[dict[str, Any]] = []
 
 
 def _objects(view: ClusterView) -> Iterator[Resource]:

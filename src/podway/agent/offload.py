@@ -7,7 +7,8 @@ the kernel then does the work before the packet gets its outer header: the NIC a
 """
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -86,7 +87,7 @@ class OffloadTest:
                 await self._test(plan, device, device.vxlan)
 
     async def _test(self, plan: NodePlan, device: Device, tunnel: Vxlan) -> None:
-        for path in _paths(plan, device)[:ENOUGH]:
+        for path in itertools.islice(_paths(plan, device), ENOUGH):
             with self._kernel.probe_socket(device.name) as sock:
                 spoiled = await _spoiled(sock, path)
             if spoiled is not None:
@@ -114,16 +115,16 @@ class OffloadTest:
         self._found[device] = _Found(tunnel, turned_off, problem)
 
 
-def _paths(plan: NodePlan, device: Device) -> list[Path]:
-    """Return the ways through an overlay device to the other nodes."""
-    return [
+def _paths(plan: NodePlan, device: Device) -> Iterator[Path]:
+    """Yield the ways through an overlay device to the other nodes, of which there may be thousands."""
+    return (
         Path(own.address.ip, device.mac, other.address, other.mac)
         for own in plan.addresses
         for other in plan.neighbours
         if own.device == other.device == device.name
         and isinstance(own.address.ip, IPv6Address)
         and isinstance(other.address, IPv6Address)
-    ]
+    )
 
 
 async def _spoiled(sock: ProbeSocket, path: Path) -> Work | None:

@@ -5,6 +5,7 @@ A resource is frozen. What is parsed out of it is kept beside its fields (`dict=
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
@@ -104,6 +105,7 @@ def of_kind(kind: type[R], objects: Iterable[Resource]) -> Iterator[R]:
     return (obj for obj in objects if isinstance(obj, kind))
 
 
+@cache
 def api_version(kind: type[Resource]) -> str:
     """Return a kind's `apiVersion`, GROUP/VERSION, or VERSION alone of Kubernetes' core kinds."""
     return str(next(field.default for field in msgspec.structs.fields(kind) if field.name == "api_version"))

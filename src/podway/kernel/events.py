@@ -255,7 +255,9 @@ class Watcher:
         if index is None:
             return None
         number: int = S32.unpack(index)[0]
-        name = _NETCONF_NAMES.get(number) or self._name(number) or f"if{number}"
+        name = _NETCONF_NAMES.get(number) or self._name(number)
+        if not name:
+            return None  # a device that is just being made, and told of next, or one that is gone
         family = "ipv4" if message.body[0] == socket.AF_INET else "ipv6"
         return self._on_device("sysctl", f"net/{family}/conf/{name}", removed, number)
 

@@ -156,10 +156,8 @@ class Kernel:
         found: dict[Network, str] = {}
         for family in Family:
             wanted = {length for version, length in lengths if version == family}
-            for record in routes.dump(self.connection, family, protocol=protocol, lengths=wanted):
-                if record.next_hops or record.gateway is not None:
-                    index = record.next_hops[0].index if record.next_hops else record.index
-                    found[record.destination] = names.get(index, "")
+            for destination, index in routes.gateways(self.connection, family, protocol=protocol, lengths=wanted):
+                found[destination] = names.get(index, "")
         return found
 
     def ipip_counters(self) -> dict[str, int]:

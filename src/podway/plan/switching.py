@@ -20,12 +20,14 @@ that is killed in the middle goes on where it was.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from podway.api.addresses import Family, Network
 from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import Node
+from podway.cluster.change import Change as ClusterChange
 from podway.cluster.view import ClusterView
 from podway.plan.changes import Change
 from podway.plan.fabric import (
@@ -35,7 +37,6 @@ from podway.plan.fabric import (
     desired_mode,
     mode_of_device,
     mode_to,
-    planned_modes,
     pool_modes,
     pool_of,
     possible_modes,
@@ -81,13 +82,37 @@ def concerns(view: ClusterView, node: str) -> bool:
     )
 
 
+def alters_ways(change: ClusterChange[Any], node: str) -> bool:
+    """Tell whether a change may alter in which mode packets go where a way is known already.
+
+    A node that comes has none yet, and one that goes takes its own along.
+    """
+    comes_or_goes = change.kind == Node.KIND and (change.old is None) != (change.new is None)
+    return not comes_or_goes or change.key[2] == node
+
+
+def with_newcomers(
+    view: ClusterView, node: str, sent: SentModes, changes: Iterable[ClusterChange[Any]]
+) -> SentModes:
+    """Return which encapsulations a node may put on, by pool, after nodes came: those as before, and theirs."""
+    here = view.nodes.get(node)
+    names = {change.key[2] for change in changes if change.kind == Node.KIND and change.new is not None}
+    others = [there for name in names - {node} if (there := view.nodes.get(name)) is not None]
+    if here is None or not others:
+        return sent
+    found = {name: set(modes) for name, modes in sent.items()}
+    for name, pool in view.pools.items():
+        found.setdefault(name, set()).update({mode_to(pool, here, there) for there in others} - {"none"})
+    return {name: frozenset(modes) for name, modes in found.items() if modes}
+
+
 def unconverged(view: ClusterView, node: str, installed: InstalledModes) -> frozenset[Network]:
     """Return the blocks that need a route of ours for a while, though BGP advertises them.
 
     Those where BIRD's route leads in another mode than it is to, and those where it has none yet in place of ours.
     """
     here = view.nodes.get(node)
-    if here is None:
+    if here is None or all(pool.spec.distribution != "bgp" for pool in view.pools.values()):
         return frozenset()
     found = set()
     for block in view.blocks.values():
@@ -101,11 +126,9 @@ def unconverged(view: ClusterView, node: str, installed: InstalledModes) -> froz
     return frozenset(found)
 
 
-def sent_modes(view: ClusterView, node: str, installed: InstalledModes) -> SentModes:
-    """Return the encapsulations that a node may put on, by pool: as planned, and as its kernel's routes lead."""
-    sent: dict[str, set[TunnelMode]] = {
-        name: set(modes - {"none"}) for name, modes in planned_modes(view, node).items()
-    }
+def sent_modes(view: ClusterView, planned: SentModes, installed: InstalledModes) -> SentModes:
+    """Return the encapsulations that a node may put on, by pool: those of `planned_modes`, and its kernel's."""
+    sent: dict[str, set[TunnelMode]] = {name: set(modes - {"none"}) for name, modes in planned.items()}
     for modes in (installed.learned, installed.own):
         for network, mode in modes.items():
             if mode != "none":

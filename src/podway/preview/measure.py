@@ -24,6 +24,7 @@ from podway.cluster.view import ClusterView
 from podway.ipam.blocks import free_blocks
 from podway.plan.bgp import plan_bgp
 from podway.plan.changes import Change as Difference
+from podway.plan.fabric import planned_modes
 from podway.plan.learned import learned_route
 from podway.plan.node import plan_node
 from podway.plan.path import Site
@@ -134,7 +135,7 @@ def state_of(view: ClusterView, site: Site, node: str) -> NodeState:
     assert site.uplink is not None
     state = NodeState(node, view, site.uplink)
     state.adopt(site.leases)
-    state.sent = sent_modes(view, node, InstalledModes())
+    state.sent = sent_modes(view, planned_modes(view, node), InstalledModes())
     return state
 
 

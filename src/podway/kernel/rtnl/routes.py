@@ -8,6 +8,7 @@ and IPv6 routes have no scope.
 import errno
 import struct
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET6
 from typing import cast, get_args
@@ -164,18 +165,39 @@ def remove_record(record: RouteRecord) -> Request:
     return Request(c.RTM_DELROUTE, body, "remove", f"route {record.destination} metric {record.metric}")
 
 
+def gateways(
+    connection: Connection, family: Family, *, protocol: int, lengths: Collection[int]
+) -> Iterator[tuple[Network, int]]:
+    """Yield the destination and the device's index of each route of a protocol that leads to a gateway.
+
+    Of several equal ways it is the first one's. Nothing else of them is read: there may be thousands. Raises
+    KernelError.
+    """
+    for message in _dump(connection, family, protocol=protocol, table=MAIN_TABLE, lengths=lengths):
+        found = parse(message.body, RTMSG.size)
+        hops = _read_next_hops(found[c.RTA_MULTIPATH]) if c.RTA_MULTIPATH in found else ()
+        if hops or c.RTA_GATEWAY in found or c.RTA_VIA in found:
+            destination = _destination(message.body[0], found.get(c.RTA_DST, b""), message.body[1])
+            yield destination, hops[0].index if hops else number(found.get(c.RTA_OIF))
+
+
+@lru_cache(maxsize=65536)
+def _destination(af: int, packed: bytes, prefix: int) -> Network:
+    address = int.from_bytes(packed, "big")
+    return IPv6Network((address, prefix)) if af == AF_INET6 else IPv4Network((address, prefix))
+
+
 def read(message: Message) -> RouteRecord:
     """Read an RTM_NEWROUTE or RTM_DELROUTE message."""
     af, prefix, _, tos, table, protocol, scope, kind, _ = RTMSG.unpack_from(message.body)
     found = parse(message.body, RTMSG.size)
-    packed = int.from_bytes(found.get(c.RTA_DST, b""), "big")
     ipv6 = af == AF_INET6
     name = TYPES.get(kind, str(kind))
     goes_nowhere = name in {"blackhole", "unreachable", "prohibit", "throw"}
     source = found.get(c.RTA_PREFSRC)
     metrics = parse(found.get(c.RTA_METRICS, b""))
     return RouteRecord(
-        destination=IPv6Network((packed, prefix)) if ipv6 else IPv4Network((packed, prefix)),
+        destination=_destination(af, found.get(c.RTA_DST, b""), prefix),
         type=name,
         index=0 if goes_nowhere else number(found.get(c.RTA_OIF)),
         gateway=_read_gateway(found),
@@ -245,6 +267,12 @@ def scan(
     lengths: Collection[int] | None = None,
 ) -> Iterator[RouteRecord]:
     """Yield what `dump` returns, read one by one. Raises KernelError."""
+    return map(read, _dump(connection, family, protocol=protocol, table=table, lengths=lengths))
+
+
+def _dump(
+    connection: Connection, family: Family, *, protocol: int, table: int, lengths: Collection[int] | None
+) -> Iterator[Message]:
     body = RTMSG.pack(family.af, 0, 0, 0, _short_table(table), protocol, 0, 0, 0)
     body += u32(c.RTA_TABLE, table) if table else b""
     try:
@@ -255,7 +283,7 @@ def scan(
         raise
     # Dumps of IPv6 without a protocol, say, also bring what is cached: clones of routes.
     yield from (
-        read(message)
+        message
         for message in found
         if (lengths is None or message.body[1] in lengths) and not _flags(message) & c.RTM_F_CLONED
     )
