@@ -132,12 +132,12 @@ class Membership:
             found = error.found if isinstance(error.found, Node) else Node(metadata=Metadata(name=self._node))
             await self._store.update(self._registered(found.metadata, addresses))
             return True
-        want = self._registered(current.metadata, addresses)
-        former = dict.fromkeys(_FORMER & current.metadata.annotations.keys())
-        patch = {"metadata": {"annotations": {**want.metadata.annotations, **former}}}
-        await self._store.patch(Node, self._node, patch)
-        if want.status != current.status:
-            await self._store.patch_status(Node, self._node, {"status": msgspec.to_builtins(want.status)})
+        # Only what is the agent's own: others may have written theirs since this was read.
+        annotations = {**self._annotations(addresses), **dict.fromkeys(_FORMER)}
+        await self._store.patch(Node, self._node, {"metadata": {"annotations": annotations}})
+        status = self._status(addresses)
+        if status != current.status:
+            await self._store.patch_status(Node, self._node, {"status": msgspec.to_builtins(status)})
         return True
 
     async def _rewrite(self, found: Node, words: Mapping[str, str]) -> None:
@@ -175,19 +175,21 @@ class Membership:
             )
 
     def _registered(self, metadata: Metadata, addresses: tuple[Interface, ...]) -> Node:
-        annotations = {
-            **metadata.annotations,
-            **self._words,
-            INTERFACE_ADDRESSES: ",".join(str(address) for address in addresses),
-        }
+        annotations = {**metadata.annotations, **self._annotations(addresses)}
         return Node(
-            metadata=msgspec.structs.replace(metadata, annotations=annotations),
-            status=NodeStatus(
-                addresses=(
-                    NodeAddress(type="Hostname", address=self._node),
-                    *(NodeAddress(type="InternalIP", address=str(address.ip)) for address in addresses),
-                )
-            ),
+            metadata=msgspec.structs.replace(metadata, annotations=annotations), status=self._status(addresses)
+        )
+
+    def _annotations(self, addresses: tuple[Interface, ...]) -> dict[str, str]:
+        """Return the annotations of this node's object that are the agent's own."""
+        return {**self._words, INTERFACE_ADDRESSES: ",".join(map(str, addresses))}
+
+    def _status(self, addresses: tuple[Interface, ...]) -> NodeStatus:
+        return NodeStatus(
+            addresses=(
+                NodeAddress(type="Hostname", address=self._node),
+                *(NodeAddress(type="InternalIP", address=str(address.ip)) for address in addresses),
+            )
         )
 
 
