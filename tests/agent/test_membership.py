@@ -1,12 +1,20 @@
 """A node's object and lease, while others write to them, too."""
 
 import asyncio
+import json
+import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_interface
+from typing import Any
+
+import pytest
 
 from podway.agent.membership import Membership
 from podway.api.kinds.node import ASN, Node
-from podway.api.resource import R
+from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease, micro_time
+from podway.api.meta import Metadata
+from podway.api.resource import Key, R
+from podway.errors import NameTaken
 from podway.store.memory import MemoryCluster, MemoryStore
 
 HERE = (ip_interface("192.0.2.1/24"),)
@@ -41,5 +49,77 @@ def test_what_is_set_on_a_node_while_its_agent_registers_it_stays() -> None:
         await Membership(Overtaken(cluster, set_asn), "a", heartbeat_interval=10.0).register(HERE)
         annotations = (await MemoryStore(cluster).get(Node, "a")).metadata.annotations
         assert annotations == {ASN: "64999", "podway.io/interface-addresses": "192.0.2.1/24"}
+
+    asyncio.run(main())
+
+
+LEASE = (NodeLease.KIND, LEASES, "a")
+NODE = (Node.KIND, "", "a")
+
+
+def spoil(cluster: MemoryCluster, about: Key, **metadata: Any) -> None:
+    """Write into an object's metadata what no Podway would."""
+    body = json.loads(cluster.bodies[about])
+    body["metadata"] |= metadata
+    cluster.bodies[about] = json.dumps(body).encode()
+
+
+def lease_of(holder: str, renewed: float) -> NodeLease:
+    spec = LeaseSpec(holder_identity=holder, lease_duration_seconds=30, renew_time=micro_time(renewed))
+    return NodeLease(metadata=Metadata(name="a", namespace=LEASES), spec=spec)
+
+
+BAD_METADATA = [{"labels": {"x": "-"}}, {"annotations": {"a b": "1"}}, {"creationTimestamp": "yesterday"}]
+
+
+@pytest.mark.parametrize("metadata", BAD_METADATA, ids=lambda bad: next(iter(bad)))
+def test_a_lease_with_bad_metadata_guards_the_name_and_its_holder_mends_it(metadata: dict[str, Any]) -> None:
+    async def main() -> None:
+        cluster = MemoryCluster()
+        await MemoryStore(cluster).create(lease_of("another kernel", time.time()))
+        spoil(cluster, LEASE, **metadata)
+        ours = Membership(MemoryStore(cluster), "a", heartbeat_interval=10.0)
+        with pytest.raises(NameTaken):
+            await ours.check_name()
+        with pytest.raises(NameTaken):
+            await ours.register(HERE)
+        await MemoryStore(cluster).delete(NodeLease, "a", namespace=LEASES)
+        await MemoryStore(cluster).create(lease_of("another kernel", time.time() - 100))
+        spoil(cluster, LEASE, **metadata)
+        await ours.register(HERE)
+        assert (await MemoryStore(cluster).get(NodeLease, "a", namespace=LEASES)).holds(time.time())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "spec", [{"renewTime": "soon"}, {"renewTime": 5}, {"renewTime": "2026-01-31T12:00:00"}, "none"], ids=str
+)
+def test_a_lease_that_tells_no_time_is_mended(spec: object) -> None:
+    async def main() -> None:
+        cluster = MemoryCluster()
+        await MemoryStore(cluster).create(lease_of("another kernel", time.time()))
+        body = json.loads(cluster.bodies[LEASE])
+        body["spec"] = body["spec"] | spec if isinstance(spec, dict) else spec
+        cluster.bodies[LEASE] = json.dumps(body).encode()
+        await Membership(MemoryStore(cluster), "a", heartbeat_interval=10.0).register(HERE)
+        assert (await MemoryStore(cluster).get(NodeLease, "a", namespace=LEASES)).holds(time.time())
+
+    asyncio.run(main())
+
+
+def test_a_node_whose_rejection_is_not_the_agents_is_not_written_again_and_again() -> None:
+    """Each write of it would wake every agent of the cluster."""
+
+    async def main() -> None:
+        cluster = MemoryCluster()
+        membership = Membership(MemoryStore(cluster), "a", heartbeat_interval=10.0)
+        await membership.register(HERE)
+        spoil(cluster, NODE, annotations={ASN: "many"})
+        await membership.register(HERE)
+        written = cluster.bodies[NODE]
+        assert json.loads(written)["metadata"]["annotations"]["podway.io/interface-addresses"] == "192.0.2.1/24"
+        await membership.register(HERE)
+        assert cluster.bodies[NODE] == written
 
     asyncio.run(main())

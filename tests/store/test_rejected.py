@@ -67,6 +67,7 @@ BODIES = {
     "another object's name": b'{"metadata":{"name":"z","resourceVersion":"2"}}',
     "very deep": b'{"metadata":' * 5000,
     "a bad label": b'{"metadata":{"name":"b","resourceVersion":"2","labels":{"x":"-"}}}',
+    "a bad time": b'{"metadata":{"name":"b","resourceVersion":"2","creationTimestamp":"yesterday"}}',
     "a bad kind": b'{"kind":"Pod","metadata":{"name":"b","resourceVersion":"2"}}',
 }
 

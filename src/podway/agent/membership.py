@@ -50,8 +50,7 @@ class Membership:
 
     async def check_name(self) -> None:
         """Raise NameTaken as `register`. For an agent that starts: before it looks for its addresses."""
-        with contextlib.suppress(NotFound, ObjectDamaged):
-            self._refuse_if_taken(await self._store.get(NodeLease, self._node, namespace=LEASES))
+        await self._lease()
 
     def check(self, addresses: tuple[Interface, ...], others: Collection[Resource]) -> None:
         """Raise InvalidObject if this node overlaps a pool or has another's address.
@@ -106,20 +105,31 @@ class Membership:
             lease_duration_seconds=math.ceil(MISSED_HEARTBEATS * self._interval),
             renew_time=micro_time(time.time()),
         )
-        lease = NodeLease(metadata=Metadata(name=self._node, namespace=LEASES), spec=spec)
-        while True:
-            with contextlib.suppress(AlreadyExists, Conflict):  # somebody was quicker: look again
-                try:
-                    held = await self._store.get(NodeLease, self._node, namespace=LEASES)
-                    self._refuse_if_taken(held)
-                except NotFound:
-                    await self._store.create(lease)
-                    return
-                except ObjectDamaged as error:
-                    held = error.found if isinstance(error.found, NodeLease) else lease
-                with contextlib.suppress(NotFound):
+        renewed = False
+        while not renewed:
+            with contextlib.suppress(AlreadyExists, Conflict, NotFound):  # somebody was quicker: look again
+                held = await self._lease()
+                if held is None:
+                    new = NodeLease(metadata=Metadata(name=self._node, namespace=LEASES), spec=spec)
+                    await self._store.create(new)
+                else:
                     await self._store.update(msgspec.structs.replace(held, spec=spec))
-                    return
+                renewed = True
+
+    async def _lease(self) -> NodeLease | None:
+        """Return this node's lease, None if there is none. Raises NameTaken.
+
+        One that is rejected still says who holds the name, as far as that can be read; the rest of it is left out,
+        so that what is written in its place is right.
+        """
+        try:
+            held = await self._store.get(NodeLease, self._node, namespace=LEASES)
+        except NotFound:
+            return None
+        except ObjectDamaged as error:
+            held = _bare(self._node, error.found if isinstance(error.found, NodeLease) else None)
+        self._refuse_if_taken(held)
+        return held
 
     async def _write(self, addresses: tuple[Interface, ...]) -> bool:
         """Write this node's object as far as it is not as it is to be; tell whether that was done."""
@@ -130,7 +140,9 @@ class Membership:
             return True
         except ObjectDamaged as error:
             found = error.found if isinstance(error.found, Node) else Node(metadata=Metadata(name=self._node))
-            await self._store.update(self._registered(found.metadata, addresses))
+            registered = self._registered(found.metadata, addresses)
+            if registered != error.found:  # what else is wrong with it is not the agent's, and stays
+                await self._store.update(registered)
             return True
         # Only what is the agent's own: others may have written theirs since this was read.
         annotations = {**self._annotations(addresses), **dict.fromkeys(_FORMER)}
@@ -162,16 +174,13 @@ class Membership:
         return [block for node in sorted(gone) for block in await give_back_all_of(self._store, node)]
 
     def _refuse_if_taken(self, lease: NodeLease) -> None:
-        if lease.renewed is None or lease.spec.holder_identity in {"", self._instance}:
-            return
-        silent, counts = time.time() - lease.renewed, float(lease.spec.lease_duration_seconds)
-        # Clocks differ a little; a time that lies further ahead is the word of one that was wrong.
-        if abs(silent) < counts:
+        now = time.time()
+        if lease.renewed is not None and lease.holds(now) and lease.spec.holder_identity != self._instance:
             raise NameTaken(
                 f"Node/{self._node}: an agent on another machine runs under this name (seen "
-                f"{max(0.0, silent):.0f} s ago)",
+                f"{max(0.0, now - lease.renewed):.0f} s ago)",
                 hint="give each node its own --node name, or stop the other agent and try again in "
-                f"{counts:.0f} s",
+                f"{lease.spec.lease_duration_seconds} s",
             )
 
     def _registered(self, metadata: Metadata, addresses: tuple[Interface, ...]) -> Node:
@@ -191,6 +200,13 @@ class Membership:
                 *(NodeAddress(type="InternalIP", address=str(address.ip)) for address in addresses),
             )
         )
+
+
+def _bare(node: str, found: NodeLease | None) -> NodeLease:
+    """Return what is right of a node's lease that is rejected: its version, and its spec if that is right."""
+    version = found.metadata.resource_version if found else ""
+    spec = LeaseSpec() if found is None or any(found.problems()) else found.spec
+    return NodeLease(metadata=Metadata(name=node, namespace=LEASES, resource_version=version), spec=spec)
 
 
 def _without_asn(metadata: Metadata) -> Metadata:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import msgspec
 
 from podway.api.checked import RejectedObject, check
+from podway.api.fields import check_timestamp
 from podway.api.merge_patch import Document, apply, between
 from podway.api.resource import Key, R, Resource, has_status, key, subject
 from podway.errors import Conflict, InvalidObject
@@ -34,11 +35,13 @@ def former(old: Resource | RejectedObject) -> Resource | None:
 
 
 def identity(former: Resource | None) -> dict[str, str]:
-    """Return the metadata that stay for an object's life; those of a new one if nothing is known of a former."""
-    if former is not None:
-        return {"uid": former.metadata.uid, "creation_timestamp": former.metadata.creation_timestamp}
+    """Return the metadata that stay for an object's life; of what cannot be right in a former one, a new one's."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"uid": str(uuid.uuid4()), "creation_timestamp": now}
+    if former is None:
+        return {"uid": str(uuid.uuid4()), "creation_timestamp": now}
+    created = former.metadata.creation_timestamp
+    wrong = bool(created) and any(check_timestamp("metadata.creationTimestamp", created))
+    return {"uid": former.metadata.uid, "creation_timestamp": now if wrong else created}
 
 
 def with_metadata(obj: R, **changes: str) -> R:

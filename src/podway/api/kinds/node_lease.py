@@ -52,6 +52,15 @@ class NodeLease(Resource, frozen=True, kw_only=True):
         """When it was renewed last, in seconds since 1970; None if it never was."""
         return datetime.fromisoformat(self.spec.renew_time).timestamp() if self.spec.renew_time else None
 
+    def holds(self, now: float) -> bool:
+        """Tell whether it shows at a time, in seconds since 1970, that its holder lives.
+
+        Clocks differ a little; a time of renewal that lies further ahead is the word of one that was wrong.
+        """
+        if self.renewed is None or not self.spec.holder_identity:
+            return False
+        return abs(now - self.renewed) < self.spec.lease_duration_seconds
+
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in times."""
         try:
