@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from podway.agent.identity import kernel_instance
 from podway.agent.membership import Membership
 from podway.api.kinds.node import ASN, Node
 from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease, micro_time
@@ -67,6 +68,35 @@ def spoil(cluster: MemoryCluster, about: Key, **metadata: Any) -> None:
 def lease_of(holder: str, renewed: float) -> NodeLease:
     spec = LeaseSpec(holder_identity=holder, lease_duration_seconds=30, renew_time=micro_time(renewed))
     return NodeLease(metadata=Metadata(name="a", namespace=LEASES), spec=spec)
+
+
+@pytest.mark.parametrize(("age", "other", "taken"), [(5, True, True), (100, True, False), (5, False, False)])
+@pytest.mark.parametrize("expired", [False, True], ids=["no lease", "an expired lease"])
+def test_a_living_agent_of_an_older_podway_keeps_its_name(
+    age: int, other: bool, taken: bool, expired: bool
+) -> None:
+    """It knows no leases, and writes onto the node when it lives, and on which kernel."""
+
+    async def main() -> None:
+        store = MemoryStore(MemoryCluster())
+        membership = Membership(store, "a", heartbeat_interval=10.0)
+        if expired:
+            await store.create(lease_of("the kernel before", time.time() - 500))
+        instance = "another kernel" if other else kernel_instance()
+        notes = {"podway.io/agent-seen": f"{time.time() - age:.0f}", "podway.io/agent-instance": instance}
+        await store.create(Node(metadata=Metadata(name="a", annotations=notes)))
+        if taken:
+            with pytest.raises(NameTaken):
+                await membership.check_name()
+            with pytest.raises(NameTaken):
+                await membership.register(HERE)
+            assert (await store.get(Node, "a")).metadata.annotations == notes
+        else:
+            await membership.check_name()
+            await membership.register(HERE)
+            assert (await store.get(Node, "a")).metadata.annotations.keys() == {"podway.io/interface-addresses"}
+
+    asyncio.run(main())
 
 
 BAD_METADATA = [{"labels": {"x": "-"}}, {"annotations": {"a b": "1"}}, {"creationTimestamp": "yesterday"}]

@@ -136,6 +136,16 @@ def test_whether_an_agent_lives(cluster: Podway, silence: int | None, words: str
     assert words.split()[:2] == cluster.lines("get", "nodes", "n2")[1][3:-1][:2]
 
 
+@pytest.mark.parametrize(("seen", "words"), [("60", "silent for 60s"), ("0", "alive"), ("x", "never seen")])
+def test_whether_an_agent_lives_that_knows_no_leases(cluster: Podway, seen: str, words: str) -> None:
+    """One of an older Podway, while the cluster is upgraded, or after its node went back to that."""
+    when = f"{time.time() - float(seen):.0f}" if seen.isdecimal() else seen
+    node: dict[str, object] = {"apiVersion": "v1", "kind": "Node"}
+    node["metadata"] = {"name": "n2", "annotations": {"podway.io/agent-seen": when}}
+    cluster("apply", "-f", "-", stdin=json.dumps(node))
+    assert words.split()[:2] == cluster.lines("get", "nodes", "n2")[1][3:-1][:2]
+
+
 def test_which_pods(cluster: Podway) -> None:
     def names(*args: str) -> list[str]:
         return [line[1] for line in cluster.lines("get", "pods", *args)[1:]]

@@ -4,7 +4,7 @@ Two agents that program one kernel, or two kernels that claim one node's name, w
 The first is prevented by a lock that lives and dies with the process: flock(2) on a file named after the network
 namespace, in a directory that is root's alone and the same for every run directory. (An abstract unix socket,
 whose names are per network namespace, could be bound by anyone there.) The second is noticed in the store: a
-node's object says which kernel its agent runs on, and when it was last seen.
+node's lease says which kernel its agent runs on, and when it lived last.
 """
 
 import fcntl

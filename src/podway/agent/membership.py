@@ -13,6 +13,8 @@ from podway.api.addresses import Interface
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.node import (
     ASN,
+    FORMER_INSTANCE,
+    FORMER_SEEN,
     INTERFACE_ADDRESSES,
     Node,
     NodeAddress,
@@ -27,15 +29,12 @@ from podway.cluster.view import ClusterView
 from podway.errors import AlreadyExists, Conflict, NameTaken, NotFound, ObjectDamaged
 from podway.ipam.claims import give_back_all_of
 from podway.store.base import Store
+from podway.store.leases import lease_of
 
 log = structlog.get_logger(__name__)
 
 MISSED_HEARTBEATS = 3
 """After so many missed heartbeats a node's old agent counts as gone, and another kernel may take its name."""
-
-
-_FORMER = frozenset({"podway.io/agent-instance", "podway.io/agent-seen"})
-"""Annotations by which agents told of their life before they had leases."""
 
 
 class Membership:
@@ -119,17 +118,21 @@ class Membership:
     async def _lease(self) -> NodeLease | None:
         """Return this node's lease, None if there is none. Raises NameTaken.
 
-        One that is rejected still says who holds the name, as far as that can be read; the rest of it is left out,
-        so that what is written in its place is right.
+        Where none counts, an agent of an older Podway may still tell of its life as it knows to. One that is
+        rejected says who holds the name, too, as far as that can be read; the rest of it is left out, so that what
+        is written in its place is right.
         """
+        held = await lease_of(self._store, self._node)
+        self._refuse_if_taken(held if held and held.holds(time.time()) else await self._former_lease())
+        return held
+
+    async def _former_lease(self) -> NodeLease | None:
         try:
-            held = await self._store.get(NodeLease, self._node, namespace=LEASES)
+            return (await self._store.get(Node, self._node)).former_lease
         except NotFound:
             return None
         except ObjectDamaged as error:
-            held = _bare(self._node, error.found if isinstance(error.found, NodeLease) else None)
-        self._refuse_if_taken(held)
-        return held
+            return error.found.former_lease if isinstance(error.found, Node) else None
 
     async def _write(self, addresses: tuple[Interface, ...]) -> bool:
         """Write this node's object as far as it is not as it is to be; tell whether that was done."""
@@ -145,7 +148,7 @@ class Membership:
                 await self._store.update(registered)
             return True
         # Only what is the agent's own: others may have written theirs since this was read.
-        annotations = {**self._annotations(addresses), **dict.fromkeys(_FORMER)}
+        annotations = {**self._annotations(addresses), **dict.fromkeys((FORMER_INSTANCE, FORMER_SEEN))}
         await self._store.patch(Node, self._node, {"metadata": {"annotations": annotations}})
         status = self._status(addresses)
         if status != current.status:
@@ -173,9 +176,11 @@ class Membership:
                 await self._store.delete(NodeLease, node, namespace=LEASES)
         return [block for node in sorted(gone) for block in await give_back_all_of(self._store, node)]
 
-    def _refuse_if_taken(self, lease: NodeLease) -> None:
+    def _refuse_if_taken(self, lease: NodeLease | None) -> None:
         now = time.time()
-        if lease.renewed is not None and lease.holds(now) and lease.spec.holder_identity != self._instance:
+        if lease is None or lease.renewed is None or lease.spec.holder_identity == self._instance:
+            return
+        if lease.holds(now):
             raise NameTaken(
                 f"Node/{self._node}: an agent on another machine runs under this name (seen "
                 f"{max(0.0, now - lease.renewed):.0f} s ago)",
@@ -200,13 +205,6 @@ class Membership:
                 *(NodeAddress(type="InternalIP", address=str(address.ip)) for address in addresses),
             )
         )
-
-
-def _bare(node: str, found: NodeLease | None) -> NodeLease:
-    """Return what is right of a node's lease that is rejected: its version, and its spec if that is right."""
-    version = found.metadata.resource_version if found else ""
-    spec = LeaseSpec() if found is None or any(found.problems()) else found.spec
-    return NodeLease(metadata=Metadata(name=node, namespace=LEASES, resource_version=version), spec=spec)
 
 
 def _without_asn(metadata: Metadata) -> Metadata:

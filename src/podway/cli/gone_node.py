@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from podway.api.columns import age
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.node import SILENT_AFTER, Node
-from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.resource import key, subject
-from podway.errors import NotFound, ObjectDamaged
+from podway.errors import NotFound
 from podway.store.base import Store
+from podway.store.leases import lease_of
 
 BACK_SECONDS = 5.0
 """How long is looked whether a deleted node comes back: its agent hears of it in milliseconds."""
@@ -20,11 +20,8 @@ BACK_SECONDS = 5.0
 
 async def silence(store: Store, node: Node) -> float:
     """Return for how many seconds nothing was heard of a node's agent: infinity if it never was."""
-    with contextlib.suppress(NotFound, ObjectDamaged):
-        lease = await store.get(NodeLease, node.metadata.name, namespace=LEASES)
-        if lease.renewed is not None:
-            return time.time() - lease.renewed
-    return math.inf
+    alive = node.alive_at(await lease_of(store, node.metadata.name))
+    return math.inf if alive is None else time.time() - alive
 
 
 async def lives(store: Store, node: Node) -> bool:

@@ -15,8 +15,8 @@ from podway.api.fields import (
     parse_interface,
 )
 from podway.api.kinds.address_block import AddressBlock
-from podway.api.kinds.node_lease import NodeLease
-from podway.api.meta import Record
+from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease, micro_time
+from podway.api.meta import Metadata, Record
 from podway.api.resource import Names, Resource
 
 INTERFACE_ADDRESSES = "podway.io/interface-addresses"
@@ -44,6 +44,10 @@ STARVED = "podway.io/starved-pools"
 BGP_LOST = "podway.io/bgp-lost"
 """Annotation: the route reflectors with which the node has no session any more, comma-separated."""
 
+FORMER_INSTANCE, FORMER_SEEN = "podway.io/agent-instance", "podway.io/agent-seen"
+"""Annotations: on which kernel an agent runs that knows no leases yet, and when it lived last, in seconds since
+1970."""
+
 RACK = "podway.io/rack"
 """Label: what fails together with the node; without it, the node's subnet says so."""
 
@@ -70,12 +74,12 @@ def _blocks(node: "Node", cluster: Cluster) -> str:
 
 def _agent(node: "Node", cluster: Cluster) -> str:
     name = node.metadata.name
-    lease = cluster.named(NodeLease).get(name)
-    if lease is None or lease.renewed is None:
+    alive = node.alive_at(cluster.named(NodeLease).get(name))
+    if alive is None:
         return "never seen"
     if doubt := cluster.doubts.get(name):
         return doubt
-    silence = cluster.now - lease.renewed
+    silence = cluster.now - alive
     return "alive" if silence < SILENT_AFTER else f"silent for {age(silence)}"
 
 
@@ -166,6 +170,25 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     def starved(self) -> frozenset[str]:
         """The pools of which the node says that a pod got no address lately."""
         return _words(self.metadata.annotations.get(STARVED, ""))
+
+    @property
+    def former_lease(self) -> NodeLease | None:
+        """What the node's agent says of its life on this object, as agents did before they had leases."""
+        notes = self.metadata.annotations
+        seen = notes.get(FORMER_SEEN, "")
+        if not (seen.isascii() and seen.isdecimal() and len(seen) < 12):
+            return None
+        spec = LeaseSpec(
+            holder_identity=notes.get(FORMER_INSTANCE, ""),
+            lease_duration_seconds=int(SILENT_AFTER),
+            renew_time=micro_time(int(seen)),
+        )
+        return NodeLease(metadata=Metadata(name=self.metadata.name, namespace=LEASES), spec=spec)
+
+    def alive_at(self, lease: NodeLease | None) -> float | None:
+        """Return when the node's agent, of which this is the lease, lived last: in seconds since 1970, if ever."""
+        every = (None if one is None else one.renewed for one in (lease, self.former_lease))
+        return max((at for at in every if at is not None), default=None)
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the addresses and in what agents write."""
