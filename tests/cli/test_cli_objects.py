@@ -136,6 +136,19 @@ def test_whether_an_agent_lives(cluster: Podway, silence: int | None, words: str
     assert words.split()[:2] == cluster.lines("get", "nodes", "n2")[1][3:-1][:2]
 
 
+def test_other_leases_of_a_nodes_name_say_nothing_of_its_agent(cluster: Podway) -> None:
+    """A kubelet has one in kube-node-lease, under the same name."""
+    lease = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "spec": {"renewTime": micro_time(time.time())},
+    }
+    others = [{**lease, "metadata": {"name": "n2", "namespace": space}} for space in ("kube-node-lease", "zoo")]
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}}
+    cluster("apply", "-f", "-", stdin="\n---\n".join(map(json.dumps, (node, *others))))
+    assert cluster.lines("get", "nodes", "n2")[1][3:-1] == ["never", "seen"]
+
+
 @pytest.mark.parametrize(("seen", "words"), [("60", "silent for 60s"), ("0", "alive"), ("x", "never seen")])
 def test_whether_an_agent_lives_that_knows_no_leases(cluster: Podway, seen: str, words: str) -> None:
     """One of an older Podway, while the cluster is upgraded, or after its node went back to that."""

@@ -27,7 +27,7 @@ class Cluster:
         self.now = now
         self._ask = ask
         self._by_kind: dict[type[Any], tuple[Any, ...]] = {}
-        self._by_name: dict[type[Any], Mapping[str, Any]] = {}
+        self._by_name: dict[tuple[type[Any], str], Mapping[str, Any]] = {}
 
     @cached_property
     def doubts(self) -> Mapping[str, str]:
@@ -40,11 +40,13 @@ class Cluster:
             self._by_kind[kind] = tuple(obj for obj in self.objects if isinstance(obj, kind))
         return self._by_kind[kind]
 
-    def named(self, kind: type[R]) -> Mapping[str, R]:
-        """Return all objects of a kind by their name, whose objects are in one namespace or in none."""
-        if kind not in self._by_name:
-            self._by_name[kind] = {obj.metadata.name: obj for obj in self.of(kind)}
-        return self._by_name[kind]
+    def named(self, kind: type[R], namespace: str = "") -> Mapping[str, R]:
+        """Return the objects of a kind in a namespace by their name, in none if the kind's are in none."""
+        asked = (kind, namespace)
+        if asked not in self._by_name:
+            every = (obj for obj in self.of(kind) if obj.metadata.namespace == namespace)
+            self._by_name[asked] = {obj.metadata.name: obj for obj in every}
+        return self._by_name[asked]
 
 
 class Column(msgspec.Struct, frozen=True):

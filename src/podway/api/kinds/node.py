@@ -74,7 +74,7 @@ def _blocks(node: "Node", cluster: Cluster) -> str:
 
 def _agent(node: "Node", cluster: Cluster) -> str:
     name = node.metadata.name
-    alive = node.alive_at(cluster.named(NodeLease).get(name))
+    alive = node.alive_at(cluster.named(NodeLease, LEASES).get(name))
     if alive is None:
         return "never seen"
     if doubt := cluster.doubts.get(name):
