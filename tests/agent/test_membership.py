@@ -11,12 +11,15 @@ import pytest
 
 from podway.agent.identity import kernel_instance
 from podway.agent.membership import Membership
+from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.node import ASN, Node
 from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease, micro_time
 from podway.api.meta import Metadata
 from podway.api.resource import Key, R
+from podway.cluster.view import ClusterView
 from podway.errors import NameTaken
 from podway.store.memory import MemoryCluster, MemoryStore
+from tests import builders
 
 HERE = (ip_interface("192.0.2.1/24"),)
 
@@ -30,11 +33,12 @@ class Overtaken(MemoryStore):
         self._meanwhile: Callable[[MemoryStore], Awaitable[object]] | None = meanwhile
 
     async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
-        found = await super().get(kind, name, namespace=namespace)
-        if kind is Node and self._meanwhile is not None:
-            meanwhile, self._meanwhile = self._meanwhile, None
-            await meanwhile(self._others)
-        return found
+        try:
+            return await super().get(kind, name, namespace=namespace)
+        finally:
+            if kind is Node and self._meanwhile is not None:
+                meanwhile, self._meanwhile = self._meanwhile, None
+                await meanwhile(self._others)
 
 
 def test_what_is_set_on_a_node_while_its_agent_registers_it_stays() -> None:
@@ -95,6 +99,71 @@ def test_a_living_agent_of_an_older_podway_keeps_its_name(
             await membership.check_name()
             await membership.register(HERE)
             assert (await store.get(Node, "a")).metadata.annotations.keys() == {"podway.io/interface-addresses"}
+
+    asyncio.run(main())
+
+
+CLAIM, LATER = builders.block("10.0.0.0/26", "pods", "a"), builders.block("10.0.0.64/26", "pods", "a")
+LAGGING = ClusterView.of((builders.node("z", "192.0.2.26/24"), CLAIM))
+"""What node z knows: of the blocks of node a, and not of that node."""
+
+
+async def left(store: MemoryStore) -> tuple[set[str], set[str]]:
+    """Return the names of the claims and leases that there are."""
+    blocks, leases = (await store.list(AddressBlock)).items, (await store.list(NodeLease)).items
+    return {block.spec.cidr for block in blocks}, {lease.metadata.name for lease in leases}
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("renewed", [5.0, 100.0, None])
+def test_blocks_and_lease_of_a_node_go_once_it_is_gone_and_silent(registered: bool, renewed: float | None) -> None:
+    """Whoever sees to it may have heard of a new node's block before it hears of the node itself."""
+
+    async def main() -> None:
+        store = MemoryStore(MemoryCluster())
+        await store.create(CLAIM)
+        if registered:
+            await store.create(builders.node("a", "192.0.2.1/24"))
+        if renewed is not None:
+            await store.create(lease_of("another kernel", time.time() - renewed))
+        before = await left(store)
+        returned = await Membership(store, "z", 10.0).give_back_blocks_of_removed_nodes(LAGGING, patience=1)
+        if registered or renewed == 5.0:
+            assert (returned, await left(store)) == ([], before)
+        else:
+            assert [block.spec.cidr for block in returned] == ["10.0.0.0/26"]
+            assert await left(store) == (set(), set())
+
+    asyncio.run(main())
+
+
+def test_a_node_that_comes_back_meanwhile_keeps_its_lease_and_what_it_claims() -> None:
+    async def come_back(store: MemoryStore) -> None:
+        await Membership(store, "a", heartbeat_interval=10.0).register(HERE)
+        await store.create(LATER)
+
+    async def main() -> None:
+        cluster = MemoryCluster()
+        await MemoryStore(cluster).create(CLAIM)
+        theirs = Membership(Overtaken(cluster, come_back), "z", heartbeat_interval=10.0)
+        assert await theirs.give_back_blocks_of_removed_nodes(LAGGING, patience=1) == []
+        assert await left(MemoryStore(cluster)) == ({"10.0.0.0/26", "10.0.0.64/26"}, {"a"})
+
+    asyncio.run(main())
+
+
+def test_a_claim_that_somebody_writes_to_stays_and_keeps_no_other_from_going() -> None:
+    async def label(store: MemoryStore) -> None:
+        await store.patch(AddressBlock, CLAIM.metadata.name, {"metadata": {"labels": {"x": "y"}}})
+
+    async def main() -> None:
+        cluster = MemoryCluster()
+        for block in (CLAIM, LATER):
+            await MemoryStore(cluster).create(block)
+        theirs = Membership(Overtaken(cluster, label), "z", heartbeat_interval=10.0)
+        returned = await theirs.give_back_blocks_of_removed_nodes(LAGGING, patience=1)
+        assert [block.spec.cidr for block in returned] == ["10.0.0.64/26"]
+        assert (await left(MemoryStore(cluster)))[0] == {"10.0.0.0/26"}
 
     asyncio.run(main())
 

@@ -162,7 +162,7 @@ class Membership:
             await self._store.update(msgspec.structs.replace(found, metadata=metadata))
 
     async def give_back_blocks_of_removed_nodes(self, view: ClusterView, patience: float) -> list[AddressBlock]:
-        """Return to their pools the blocks whose node is gone; return those blocks.
+        """Return to their pools the blocks whose node is gone by this view and by the store; return those blocks.
 
         Every agent would do this, so the first in name order does it and the others only after it had
         `patience` seconds for each node before them.
@@ -171,9 +171,6 @@ class Membership:
         if patience < rank:
             return []
         gone = {block.spec.node for block in view.blocks.values()} - view.registered
-        for node in gone:
-            with contextlib.suppress(NotFound):
-                await self._store.delete(NodeLease, node, namespace=LEASES)
         return [block for node in sorted(gone) for block in await give_back_all_of(self._store, node)]
 
     def _refuse_if_taken(self, lease: NodeLease | None) -> None:

@@ -5,17 +5,21 @@ succeed, so two nodes can never own one block. Giving a block back is its deleti
 since.
 """
 
+import contextlib
 import random
+import time
 from collections.abc import Iterable
 
 from podway.api.addresses import Network
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name, block_named
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
+from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.meta import Metadata
-from podway.errors import AddressUnavailable, AlreadyExists, NotFound, PoolExhausted
+from podway.errors import AddressUnavailable, AlreadyExists, Conflict, NotFound, ObjectDamaged, PoolExhausted
 from podway.ipam.blocks import FreeBlocks, count_blocks
 from podway.store.base import Store
+from podway.store.leases import lease_of
 
 
 async def claim(store: Store, pool: IPPool, node: str, *, wanted: Network | None = None) -> AddressBlock:
@@ -64,18 +68,46 @@ async def give_back(store: Store, block: AddressBlock) -> None:
 
 
 async def give_back_all_of(store: Store, node: str) -> tuple[AddressBlock, ...]:
-    """Delete every claim of a node that is no longer part of the cluster; return what was deleted.
+    """Delete every claim of a node that is no longer part of the cluster, and its lease; return the claims.
 
-    Does nothing if the node is (again) registered when it looks.
+    Does nothing for a node that is (again) registered when it looks, or whose agent gave a sign of life lately:
+    that registers it again, and goes on by its blocks. What a node claims that comes back meanwhile stays.
+    """
+    claims = [block for block in (await store.list(AddressBlock)).items if block.spec.node == node]
+    returned = []
+    for block in claims:
+        if not await _left(store, node):
+            break
+        with contextlib.suppress(Conflict):  # somebody wrote to it since
+            await give_back(store, block)
+            returned.append(block)
+    return tuple(returned)
+
+
+async def _left(store: Store, node: str) -> bool:
+    """Tell whether a node is gone, its agent, too; its lease is then deleted.
+
+    An agent renews its lease before it writes its Node, so they are looked at the other way round.
     """
     try:
         await store.get(Node, node)
     except NotFound:
-        blocks = [block for block in (await store.list(AddressBlock)).items if block.spec.node == node]
-        for block in blocks:
-            await give_back(store, block)
-        return tuple(blocks)
-    return ()
+        lease = await lease_of(store, node)
+    except ObjectDamaged:
+        return False
+    else:
+        return False
+    if lease is None:
+        return True
+    if lease.holds(time.time()):
+        return False
+    try:
+        await store.delete(NodeLease, node, namespace=LEASES, resource_version=lease.metadata.resource_version)
+    except Conflict:
+        return False  # it was renewed just now
+    except NotFound:
+        pass  # somebody else does the same
+    return True
 
 
 def _require_free(wanted: Network, blocks: Iterable[AddressBlock]) -> None:
