@@ -342,6 +342,24 @@ def test_delete(cluster: Podway) -> None:
     assert "delete which pods?" in cluster("delete", "pod", status=2)
 
 
+@pytest.mark.parametrize("words", [["node", "n2"], ["node/n2", "lease/podway/n2"], ["lease/podway/n2", "no/n2"]])
+def test_a_deleted_nodes_name_is_free_at_once(cluster: Podway, words: list[str]) -> None:
+    """The lease by which its agent showed that it lives goes, too, and nobody else's."""
+    lease = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "spec": {"renewTime": micro_time(time.time())},
+    }
+    named = [("n1", "podway"), ("n2", "podway"), ("n2", "kube-node-lease")]
+    leases = [{**lease, "metadata": {"name": name, "namespace": space}} for name, space in named]
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}}
+    cluster("apply", "-f", "-", stdin="\n---\n".join(map(json.dumps, (node, *leases))))
+    cluster("delete", *words)
+    left = cluster("get", "leases", "-A", "-o", "name").split()
+    assert {"lease/podway/n1", "lease/kube-node-lease/n2"} <= set(left)
+    assert "lease/podway/n2" not in left
+
+
 def test_rows_that_are_not_in_the_store(podway: Podway, monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
 

@@ -14,6 +14,7 @@ from podway.api.kinds.node import Node
 from podway.api.meta import LabelSelector, Metadata
 from podway.cni.spec import Code
 from podway.lab import cluster
+from podway.store.leases import forget_lease
 from tests.patience import eventually
 from tests.system.system_lab import PodUnderTest, SystemLab, running_lab
 
@@ -129,13 +130,19 @@ def test_a_node_owns_the_block_of_its_number_and_keeps_it_when_pods_are_few(smal
     eventually(lambda: owned(small) == ["10.244.0.8/29"])
 
 
+def delete_node(lab: SystemLab, node: str) -> None:
+    """Delete a node as `podway delete node` does."""
+    lab.store(lambda store: forget_lease(store, node))
+    lab.store(lambda store: store.delete(Node, node))
+
+
 def test_blocks_of_a_removed_node_return() -> None:
     with running_lab(2, [str(POOL)], [29]) as lab:
         lab.kill_agent("node1")
         lab.start_agent_with("node1", housekeeping=0.1)
         cluster.kill_node(lab.name, "node2")
         assert owned(lab, "node2")
-        lab.store(lambda store: store.delete(Node, "node2"))
+        delete_node(lab, "node2")
         eventually(lambda: set(lab.blocks().values()) == {"node1"})
 
 
@@ -147,7 +154,7 @@ def test_pods_of_a_node_that_was_removed_get_their_blocks_back_if_these_are_free
         lab.kill_agent("node2")
         lab.start_agent_with("node2", housekeeping=0.1)
         lab.kill_agent("node1")
-        lab.store(lambda store: store.delete(Node, "node1"))
+        delete_node(lab, "node1")
         eventually(lambda: block not in lab.blocks())
         if taken:
             thief = lab.new_pod("node2")

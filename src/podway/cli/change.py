@@ -10,10 +10,11 @@ from podway.api.checked import RejectedObject
 from podway.api.decode import Manifest
 from podway.api.kinds import KINDS
 from podway.api.kinds.node import Node
+from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Key, Resource, key, subject
 from podway.api.rules import check_change, check_deletion
-from podway.cli.gone_node import aftermath, blocks_of, warning
+from podway.cli.gone_node import aftermath, before_deletion, warning
 from podway.cli.help import examples
 from podway.cli.kinds import complete_words, key_of, kind_of, namespace_option, nearest_key, read_requests
 from podway.cli.manifests import check_each, merge, placed_in, read_manifests
@@ -21,6 +22,7 @@ from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.errors import InvalidArgument, NotFound
 from podway.preview.interruptions import interruptions
 from podway.store.base import Store
+from podway.store.leases import forget_lease
 
 files_option = click.option(
     "-f",
@@ -87,7 +89,7 @@ def delete(
     """Delete objects, by KIND and NAME or by the manifests that made them.
 
     Nothing is deleted unless all exist and nothing that stays needs them. In a lab, whose pods nobody else runs, a
-    pod ends with its object.
+    pod ends with its object. With a node goes its agent's lease: another machine may take its name at once.
     """
     if bool(words) == bool(filenames):
         raise click.UsageError("give either KIND NAME..., or KIND/NAME..., or -f FILE")
@@ -106,6 +108,8 @@ def delete(
         for obj in found:
             if not (isinstance(obj, Pod) and options.store is None):
                 kind, where, name = obj.key if isinstance(obj, RejectedObject) else key(obj)
+                if kind == Node.KIND and (NodeLease.KIND, LEASES, name) not in unwanted:
+                    await forget_lease(store, name)  # first: an agent that lives renews it, and then registers
                 await store.delete(KINDS[kind], name, namespace=where)
                 click.echo(f"{subject((kind, where, name))} deleted")
 
@@ -113,13 +117,13 @@ def delete(
     if options.store is None:
         _end_in_lab(options.lab, [obj for obj in found if isinstance(obj, Pod)])
     nodes = [obj for obj in found if isinstance(obj, Node)]
-    owned = [options.run(partial(blocks_of, node=node)) for node in nodes]
+    known = [options.run(partial(before_deletion, node=node)) for node in nodes]
     for node in nodes:
         if told := options.run(partial(warning, node=node, lab=options.store is None)):
             click.echo(told, err=True)
     options.run(remove)
-    for node, blocks in zip(nodes, owned, strict=True):
-        click.echo(f"{subject(key(node))}: {options.run(partial(aftermath, node=node, owned=blocks))}", err=True)
+    for node, before in zip(nodes, known, strict=True):
+        click.echo(f"{subject(key(node))}: {options.run(partial(aftermath, node=node, before=before))}", err=True)
 
 
 def _end_in_lab(lab: str, pods: Sequence[Pod]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from podway.api.columns import age
 from podway.api.kinds.address_block import AddressBlock
@@ -18,15 +18,17 @@ BACK_SECONDS = 5.0
 """How long is looked whether a deleted node comes back: its agent hears of it in milliseconds."""
 
 
+class Before(NamedTuple):
+    """A node that is to be deleted: whether its agent lived a moment ago, and the CIDRs of its blocks."""
+
+    alive: bool
+    blocks: tuple[str, ...]
+
+
 async def silence(store: Store, node: Node) -> float:
     """Return for how many seconds nothing was heard of a node's agent: infinity if it never was."""
     alive = node.alive_at(await lease_of(store, node.metadata.name))
     return math.inf if alive is None else time.time() - alive
-
-
-async def lives(store: Store, node: Node) -> bool:
-    """Tell whether a node's agent gave a sign of life a moment ago."""
-    return await silence(store, node) < SILENT_AFTER
 
 
 async def warning(store: Store, node: Node, *, lab: bool) -> str:
@@ -48,9 +50,15 @@ async def blocks_of(store: Store, node: Node) -> list[str]:
     return [one.spec.cidr for one in (await store.list(AddressBlock)).items if one.spec.node == node.metadata.name]
 
 
-async def aftermath(store: Store, node: Node, owned: Sequence[str]) -> str:
-    """Return what became of a deleted node that owned these blocks, and of them."""
-    end = time.monotonic() + (BACK_SECONDS if await lives(store, node) else 0)
+async def before_deletion(store: Store, node: Node) -> Before:
+    """Return what is to be known of a node before it is deleted, to tell afterwards what became of it."""
+    return Before(await silence(store, node) < SILENT_AFTER, tuple(await blocks_of(store, node)))
+
+
+async def aftermath(store: Store, node: Node, before: Before) -> str:
+    """Return what became of a deleted node, and of its blocks."""
+    owned = before.blocks
+    end = time.monotonic() + (BACK_SECONDS if before.alive else 0)
     while True:
         with contextlib.suppress(NotFound):
             await store.get(Node, node.metadata.name)

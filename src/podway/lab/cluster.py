@@ -24,6 +24,7 @@ from podway.lab.fabric import Fabric, Tor, most_nodes, plan_fabric
 from podway.lab.facts import PoolSettings
 from podway.lab.paths import lab_dir
 from podway.lab.state import LabNode, LabState
+from podway.store.leases import forget_lease
 
 DEFAULT_POOL_SETTINGS = PoolSettings()
 
@@ -178,7 +179,7 @@ def start_node(lab: str, node: str, report: Report) -> None:
                 agents.status(lab, node)
                 raise LabError(f"lab {lab}: node {node!r} runs already")
         else:
-            facts.ask(lab, lambda store: facts.forget_kernel(store, node))
+            facts.ask(lab, lambda store: forget_lease(store, node))
             current = _make_node(current, node, msgspec.structs.replace(before, running=True))
         agents.wait_converged(current, _start_agents(current, (node,), report), report)
         pods.restart(current, node)

@@ -14,7 +14,6 @@ from podway.api.kinds.ip_pool import Attach, Distribution, Encapsulation, IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
 from podway.api.kinds.node import ASN, RACK, Node
-from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.kinds.pod import Pod, PodStatus
 from podway.api.meta import LabelSelector, Metadata
 from podway.api.resource import Resource
@@ -28,6 +27,7 @@ from podway.lab.paths import lab_store
 from podway.lab.state import LabNode
 from podway.plan.bgp import Bfd
 from podway.store.base import Store
+from podway.store.leases import forget_lease
 from podway.store.open import open_store
 
 T = TypeVar("T")
@@ -185,11 +185,5 @@ async def remove_node(store: Store, node: str) -> None:
     """Remove a node and give its blocks back. No agent of the node may be running."""
     with contextlib.suppress(NotFound):  # its agent never came so far as to register it
         await store.delete(Node, node)
-    await forget_kernel(store, node)
+    await forget_lease(store, node)
     await give_back_all_of(store, node)
-
-
-async def forget_kernel(store: Store, node: str) -> None:
-    """Note that the kernel on which the node's agent ran is gone, so that another one may take over."""
-    with contextlib.suppress(NotFound):  # its agent never came so far as to register it
-        await store.delete(NodeLease, node, namespace=LEASES)
