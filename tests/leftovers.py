@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from podway import census
 from podway.kernel.netns import RUN_NETNS
 from podway.lab import names
 from podway.lab.paths import LABS
@@ -54,16 +55,12 @@ def mark_this_run() -> None:
 
 def things(*, of_labs: bool) -> Things:
     """Return what there is of this run now; what belongs to labs that stand only if `of_labs`."""
-    labs = set() if of_labs else {lab.name for lab in LABS.iterdir()} if LABS.is_dir() else set()
+    labs = _standing_labs(of_labs=of_labs)
     found = {}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        # Processes end while we look; a zombie has no environment.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            environment = _environment(pid)
-            ours = environment.get(MARK) == os.environ[MARK] and pid != os.getpid()
-            if ours and environment.get(LAB_MARK, "").partition("/")[0] not in labs:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-                found[pid] = command.replace("\0", " ").strip()
+    for pid in census.look(lambda pid: _is_ours(pid, labs))[0]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            found[pid] = command.replace("\0", " ").strip()
     our_name = re.compile(rf"(?<!\d){os.getpid()}(?!\d)")
     named = os.listdir(RUN_NETNS) if RUN_NETNS.is_dir() else []
     prefixes = tuple(map(names.prefix, labs))
@@ -75,7 +72,7 @@ def things(*, of_labs: bool) -> Things:
 def left_since(before: Things, *, of_labs: bool = False) -> Things:
     """Return what is left that was not there before, and kill it; what is about to end gets the time to."""
     deadline = time.monotonic() + ENDING_SECONDS
-    while left := things(of_labs=of_labs) - before:
+    while (left := things(of_labs=of_labs) - before) or _hidden(before, deadline, of_labs=of_labs):
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
@@ -85,6 +82,29 @@ def left_since(before: Things, *, of_labs: bool = False) -> Things:
     return left
 
 
-def _environment(pid: int) -> dict[str, str]:
-    entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-    return dict(entry.partition("=")[::2] for entry in entries)
+def _hidden(before: Things, deadline: float, *, of_labs: bool) -> bool:
+    """Tell whether processes are left though a look found none: they start others and end."""
+    labs = _standing_labs(of_labs=of_labs)
+
+    def is_new(pid: int) -> bool:
+        return pid not in before.processes and _is_ours(pid, labs)
+
+    try:
+        return bool(census.find(is_new, deadline=deadline))
+    except TimeoutError:
+        return True
+
+
+def _standing_labs(*, of_labs: bool) -> set[str]:
+    return set() if of_labs else {lab.name for lab in LABS.iterdir()} if LABS.is_dir() else set()
+
+
+def _is_ours(pid: int, labs: set[str]) -> bool:
+    """Tell whether a process is one of this run, and of none of these labs. Raises OSError of one that ended."""
+    content = Path(f"/proc/{pid}/environ").read_bytes()
+    if not content:  # a zombie, or one in the middle of execve(2)
+        raise ProcessLookupError(f"process {pid} has no environment")
+    entries = content.decode(errors="replace").split("\0")
+    environment = dict(entry.partition("=")[::2] for entry in entries)
+    ours = environment.get(MARK) == os.environ[MARK] and pid != os.getpid()
+    return ours and environment.get(LAB_MARK, "").partition("/")[0] not in labs

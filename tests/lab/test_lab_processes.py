@@ -1,3 +1,5 @@
+import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +42,39 @@ def test_every_process_of_a_namespace_ends_whoever_started_it(node: TestNamespac
     finally:
         processes.Members([node.name], marked=_unmarked).end()
         strangers.wait()
+
+
+CHAIN = """
+import os, sys, time
+os.write(int(sys.argv[2]), b"up;")
+for _ in range(int(sys.argv[1])):
+    os._exit(0) if os.fork() else None
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize("length", [1, 30, 300])
+def test_none_escapes_by_starting_another_and_ending(
+    node: TestNamespace, tmp_path: Path, chains: int, length: int
+) -> None:
+    """As a daemon does that goes into the background. Each holds a pipe open for as long as it lives."""
+    ours, theirs = os.pipe()
+    try:
+        command = [sys.executable, "-c", CHAIN, str(length), str(theirs)]
+        for _ in range(chains):
+            processes.spawn(command, namespace=node.name, mark="x/y", log=tmp_path / "log", kept=[theirs])
+        os.close(theirs)
+        said = b""
+        while len(said) < 3 * chains:
+            said += os.read(ours, 1)
+        processes.Members([node.name], marked=_unmarked).end()
+        living = select.poll()
+        living.register(ours, select.POLLIN)
+        assert living.poll(1000) == [(ours, select.POLLHUP)], "somebody lives"
+    finally:
+        os.close(ours)
+        processes.Members([node.name], marked=_unmarked).end()
 
 
 def test_marked_processes_are_found_without_their_namespaces_name(

@@ -12,10 +12,11 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from podway import census
 from podway.errors import LabError
 from podway.kernel import netns
 
@@ -103,48 +104,57 @@ class Members:
         if grace and self._signal(signal.SIGTERM, grace):
             return
         if not self._signal(signal.SIGKILL, END_SECONDS):
-            stuck = ", ".join(map(str, self.pids()))
+            stuck = ", ".join(map(str, self.pids())) or "they start others faster than these are found"
             raise LabError(f"processes do not end: {stuck}", hint="do they wait for a disk? try again")
 
     def _signal(self, number: signal.Signals, patience: float) -> bool:
         """Signal until none is left; tell whether that was so within `patience` seconds."""
         deadline = time.monotonic() + patience
         while True:
+            try:
+                pids = census.find(self._has, deadline=deadline)
+            except TimeoutError:
+                return False
+            if not pids:
+                return True
             with contextlib.ExitStack() as stack:
-                pidfds = list(self._open(stack))
+                pidfds = list(self._open(pids, stack))
                 for pidfd in pidfds:
                     with contextlib.suppress(ProcessLookupError):
                         signal.pidfd_send_signal(pidfd, number)
-                if not pidfds or not _all_ended(pidfds, deadline):
-                    return not pidfds
+                if not _all_ended(pidfds, deadline) or time.monotonic() > deadline:
+                    return False
 
     def pids(self) -> list[int]:
         """Return the processes' ids now."""
-        return [pid for pid in _all_pids() if self._has(pid)]
+        return census.look(self._has)[0]
 
-    def _open(self, stack: contextlib.ExitStack) -> Iterator[int]:
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError):
+    def _open(self, pids: Iterable[int], stack: contextlib.ExitStack) -> Iterator[int]:
+        for pid in pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 pidfd = os.pidfd_open(pid)
                 stack.callback(os.close, pidfd)
                 if self._has(pid):
                     yield pidfd
 
     def _has(self, pid: int) -> bool:
+        """Tell whether a process is one of them. Raises OSError of one that has ended, or is about to begin.
+
+        A zombie has no namespace and no environment any more; in the middle of execve(2) the latter is empty.
+        """
         if pid in self._spared:
             return False
-        # Processes end while we look; a zombie has no namespace and no environment any more.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            status = os.stat(f"/proc/{pid}/ns/net")
-            if (status.st_dev, status.st_ino) in self._inodes:
-                return True
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            key = f"{MARK}=".encode()
-            return any(
-                entry.startswith(key) and self._marked(entry[len(key) :].decode(errors="replace"))
-                for entry in environment
-            )
-        return False
+        status = os.stat(f"/proc/{pid}/ns/net")
+        if (status.st_dev, status.st_ino) in self._inodes:
+            return True
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        if not environment:
+            raise ProcessLookupError(f"process {pid} has no environment")
+        key = f"{MARK}=".encode()
+        return any(
+            entry.startswith(key) and self._marked(entry[len(key) :].decode(errors="replace"))
+            for entry in environment.split(b"\0")
+        )
 
 
 def _all_ended(pidfds: Collection[int], deadline: float) -> bool:
@@ -162,10 +172,6 @@ def _all_ended(pidfds: Collection[int], deadline: float) -> bool:
             poll.unregister(pidfd)
         waiting -= len(ended)
     return True
-
-
-def _all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def _ancestry() -> Iterator[int]:
