@@ -1,13 +1,13 @@
 """What is planned step by step, only where something came of it, is what planning everything anew gives."""
 
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.api.kinds.address_block import AddressBlock
-from podway.api.kinds.ip_pool import Distribution, Encapsulation, IPPool
+from podway.api.kinds.ip_pool import Attach, Distribution, Encapsulation, IPPool
 from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.lease import Attachment, Lease
 from podway.api.resource import Resource
@@ -17,7 +17,7 @@ from podway.plan.changes import KINDS, merged, patched
 from podway.plan.changes import Change as Difference
 from podway.plan.host_facts import HostFacts
 from podway.plan.mtu import pod_mtu
-from podway.plan.node import NodeFacts, plan_all
+from podway.plan.node import NodeFacts, plan_all, section_of
 from podway.plan.objects import NodePlan, Route
 from podway.plan.uplink import Uplink
 from podway.reconcile.planning import Planning
@@ -41,7 +41,7 @@ def block(number: int, owner: str, version: int = 4) -> AddressBlock:
     return builders.block(cidr, f"ipv{version}", owner)
 
 
-def pools(encapsulation: Encapsulation, distribution: Distribution) -> list[IPPool]:
+def pools(encapsulation: Encapsulation, distribution: Distribution, attach: Attach = "routed") -> list[IPPool]:
     return [
         builders.pool(
             f"ipv{version}",
@@ -49,6 +49,7 @@ def pools(encapsulation: Encapsulation, distribution: Distribution) -> list[IPPo
             block_size=size,
             encapsulation=encapsulation if version == 4 or encapsulation != "ipip" else "none",
             distribution=distribution,
+            attach=attach,
         )
         for version, cidr, size in ((4, "10.244.0.0/16", 24), (6, "fd00:244::/96", 112))
     ]
@@ -99,6 +100,9 @@ class Follower:
         anew = contents(plan_all(self.state.facts()))
         assert contents(self.planning.wanted.plan()) == anew
         assert contents(self.kernel) == anew
+        for each in self.state.facts().leases.values():
+            for field, made in contents(section_of(self.state.wiring(each))).items():
+                assert {key: anew[field].get(key) for key in made} == made, "an ADD makes what is planned"
 
 
 OBJECTS = st.one_of(
@@ -118,7 +122,8 @@ OBJECTS = st.one_of(
             pool
             for encapsulation in ("none", "vxlan", "ipip")
             for distribution in ("store", "bgp")
-            for pool in pools(encapsulation, distribution)
+            for attach in get_args(Attach)
+            for pool in pools(encapsulation, distribution, attach)
         ]
     ),
 )
@@ -263,3 +268,19 @@ def test_what_several_want_stays_while_one_wants_it_and_the_last_has_its_way(ste
         kernel = patched(kernel, changes)
         assert contents(kernel) == contents(wanted.plan()) == expected
         assert not any(change.have == change.want for change in changes)
+
+
+def test_an_add_makes_what_is_planned_while_a_block_is_on_its_way_back() -> None:
+    """All ports of the bridge have one MTU: of the blocks that stay, whose packets are not made longer."""
+    follower = Follower("none", "store")
+    tunnelled = builders.pool("far", "10.9.0.0/16", encapsulation="vxlan", attach="bridge")
+    own = builders.block("10.9.1.0/24", "far", "here")
+    bridged = [(pool, False) for pool in pools("none", "store", "bridge")]
+    follower.hear(*bridged, (tunnelled, False), (own, False))
+    port = Lease(Attachment("c2", "eth0"), "default/2", "podway", "/run/x", (ip_address("10.244.1.2"),), "bridge")
+    assert follower.state.wiring(port).link.mtu < UPLINK.mtu
+    follower.state.withdraw({own.network})
+    assert follower.state.wiring(port).link.mtu == UPLINK.mtu
+    follower.state.leases[port.attachment] = port
+    follower.plan()
+    follower.check()

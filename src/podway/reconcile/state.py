@@ -6,6 +6,7 @@ Only the event loop's thread touches it, and only between awaits, so it needs no
 import math
 import time
 from collections.abc import Collection, Iterable, Set
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import pairwise
 
@@ -130,9 +131,9 @@ class NodeState:
         return self._facts
 
     def wiring(self, lease: Lease) -> PodWiring:
-        """Return what a lease's attachment looks like."""
-        every = {**self.leases, lease.attachment: lease}
-        return wiring_of(NodeFacts(self.view, self.node, self.uplink, every, sent=self.sent), lease)
+        """Return what a lease's attachment looks like: as the plan of the node has it once it has the lease."""
+        facts = self.facts()
+        return wiring_of(replace(facts, leases={**facts.leases, lease.attachment: lease}), lease)
 
     def attach(self, addresses: Collection[Address]) -> Attach:
         """Return how a pod with these addresses is attached, as their pools say.
