@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from podway.cluster.view import ClusterView
 from podway.health.checks import every, of_clusters, of_nodes
 from podway.health.checks.agent import channel, looking
 from podway.health.checks.bgp import bgp_session, reflectors
@@ -15,6 +16,7 @@ from podway.health.checks.bridge import bridge_netfilter
 from podway.health.checks.cluster import agent, clock, node_address, versions
 from podway.health.checks.host import forwarding, kernel
 from podway.health.checks.plan import fight
+from podway.health.doctor import summary
 from podway.health.facts import (
     ClusterFacts,
     Firewall,
@@ -32,6 +34,7 @@ from podway.health.ruleset import Chain, Ruleset
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.objects import Device, NodePlan, Sysctl
 from podway.plan.wiring import GATEWAY_MAC
+from tests import builders
 
 CNI0 = Device("cni0", "bridge", GATEWAY_MAC, 1500)
 DROPS = Chain("nft", "inet", "filter", "forward", hook="forward", policy="drop")
@@ -132,6 +135,23 @@ def test_nodes_that_nobody_could_ask_count_by_their_last_sign() -> None:
     assert "refused" in silent.found
 
 
+def test_an_agent_that_cannot_tell_who_lives_hides_no_dead_one(node_facts: Facts) -> None:
+    """The store did not answer it just then."""
+    names = ("a", "b", "c", "old")
+    view = ClusterView.of(
+        builders.node(name, notes={"podway.io/agent-seen": "940"} if name == "old" else {}) for name in names
+    )
+    renewed = {"a": 999.0, "b": 500.0}
+    told = {
+        name: Heard(summary(node_facts(memory={"node": name, "view": view}, renewed=known)), 1000.0)
+        for name, known in (("a", renewed), ("c", {}))
+    }
+    assert told["a"].summary.seen == {"a": 1.0, "b": 500.0, "old": 60.0}
+    assert told["c"].summary.seen == {"old": 60.0}
+    assert set(told["c"].summary.nodes) == set(names)
+    assert {problem.subject for problem in agent(ClusterFacts(told))} == {"b", "old"}
+
+
 def test_clocks_are_compared_with_the_middle_one() -> None:
     nodes = (heard("a", at=1000.1), heard("b", at=1000.4), heard("c", at=940.0))
     (problem,) = clock(cluster(*nodes))
@@ -192,7 +212,7 @@ def test_the_likely_reason_of_a_session_that_is_down(given: dict[str, Any], word
 
 
 def reflecting(*found: Reflector, racks: int = 1) -> ClusterFacts:
-    return cluster(heard("a", reflectors=found, racks=racks, seen=dict.fromkeys("abcde", 0.0)))
+    return cluster(heard("a", reflectors=found, racks=racks, nodes=tuple("abcde")))
 
 
 def test_reflectors_that_are_too_few_or_lost() -> None:

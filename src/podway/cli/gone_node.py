@@ -27,7 +27,8 @@ class Before(NamedTuple):
 
 async def silence(store: Store, node: Node) -> float:
     """Return for how many seconds nothing was heard of a node's agent: infinity if it never was."""
-    alive = node.alive_at(await lease_of(store, node.metadata.name))
+    lease = await lease_of(store, node.metadata.name)
+    alive = node.alive_at(lease.renewed if lease else None)
     return math.inf if alive is None else time.time() - alive
 
 

@@ -113,7 +113,7 @@ class Doctor:
         """Look at everything once, and judge it."""
         async with self._one_at_a_time:
             facts = await self._gather()
-        return NodeReport(await asyncio.to_thread(_judge, facts), _summary(facts))
+        return NodeReport(await asyncio.to_thread(_judge, facts), summary(facts))
 
     async def _gather(self) -> NodeFacts:
         self._unseen = {}
@@ -312,7 +312,8 @@ def _headers(memory: Memory) -> int:
     return max((pool_overhead(memory.view, memory.uplink, pool) for pool in pools), default=0)
 
 
-def _summary(facts: NodeFacts) -> NodeSummary:
+def summary(facts: NodeFacts) -> NodeSummary:
+    """Return what the command needs of a node's facts besides findings."""
     memory = facts.memory
     return NodeSummary(
         node=memory.node,
@@ -329,8 +330,17 @@ def _summary(facts: NodeFacts) -> NodeSummary:
         rejected={subject(one.key): one.problem for one in memory.view.rejected.values()},
         reflectors=tuple(_reflectors(memory.view)),
         racks=len({node.rack for node in memory.view.nodes.values()}),
-        seen={name: max(0.0, facts.now - facts.renewed.get(name, facts.now)) for name in memory.view.nodes},
+        nodes=tuple(memory.view.nodes),
+        seen=dict(_seen(facts)),
     )
+
+
+def _seen(facts: NodeFacts) -> Iterator[tuple[str, float]]:
+    """Yield the nodes whose agents' last signs of life are known, and how many seconds ago these were."""
+    for name, node in facts.memory.view.nodes.items():
+        alive = node.alive_at(facts.renewed.get(name))
+        if alive is not None:
+            yield name, max(0.0, facts.now - alive)
 
 
 def _reflectors(view: ClusterView) -> Iterator[Reflector]:

@@ -386,8 +386,10 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     """As the node sees them; none in a mesh."""
     racks: int = 1
     """In how many racks the cluster's nodes are."""
+    nodes: tuple[str, ...] = ()
+    """The cluster's nodes, as the node knows them."""
     seen: Mapping[str, float] = {}
-    """For every node of the cluster: seconds since its agent last wrote to the store."""
+    """Seconds since the last sign of life of nodes' agents in the store, for nodes of which that is known."""
 
 
 class Heard(msgspec.Struct, frozen=True):

@@ -74,7 +74,8 @@ def _blocks(node: "Node", cluster: Cluster) -> str:
 
 def _agent(node: "Node", cluster: Cluster) -> str:
     name = node.metadata.name
-    alive = node.alive_at(cluster.named(NodeLease, LEASES).get(name))
+    lease = cluster.named(NodeLease, LEASES).get(name)
+    alive = node.alive_at(lease.renewed if lease else None)
     if alive is None:
         return "never seen"
     if doubt := cluster.doubts.get(name):
@@ -185,10 +186,13 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
         )
         return NodeLease(metadata=Metadata(name=self.metadata.name, namespace=LEASES), spec=spec)
 
-    def alive_at(self, lease: NodeLease | None) -> float | None:
-        """Return when the node's agent, of which this is the lease, lived last: in seconds since 1970, if ever."""
-        every = (None if one is None else one.renewed for one in (lease, self.former_lease))
-        return max((at for at in every if at is not None), default=None)
+    def alive_at(self, renewed: float | None) -> float | None:
+        """Return when the node's agent lived last, if ever; its lease was renewed last at the given time, if ever.
+
+        Times are in seconds since 1970.
+        """
+        former = self.former_lease
+        return max((at for at in (renewed, former.renewed if former else None) if at is not None), default=None)
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the addresses and in what agents write."""

@@ -208,7 +208,8 @@ def reflectors(facts: ClusterFacts) -> Iterator[Problem]:
     last = max(facts.heard.values(), key=lambda heard: heard.summary.at, default=None)
     if last is None or not last.summary.reflectors:
         return
-    every, nodes = last.summary.reflectors, last.summary.seen.keys()
+    # An older agent names all nodes among the seen ones.
+    every, nodes = last.summary.reflectors, last.summary.nodes or tuple(last.summary.seen)
     for each in every:
         if each.lost_by:
             some = ", ".join(each.lost_by[:3]) + (" and others" if len(each.lost_by) > 3 else "")
