@@ -7,25 +7,30 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from podway.agent.blocks import BlockKeeper
-from podway.agent.cluster_handler import ClusterHandler
+from podway.agent.cluster_handler import ChangesRouting, ClusterHandler
 from podway.agent.cluster_informer import ClusterInformer
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
 from podway.agent.membership import Membership
 from podway.agent.registration import Registration
+from podway.agent.routing import Routing
 from podway.api.addresses import Interface
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Encapsulation, IPPool
-from podway.api.kinds.node import Node
+from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.kinds.node_lease import LEASES, NodeLease
+from podway.bgp.passwords import Secrets
+from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import VIEWED, ClusterView
+from podway.plan.bgp import BgpPlan
 from podway.plan.changes import Change
 from podway.plan.uplink import Uplink
 from podway.reconcile.pod_ends import PodEnds
@@ -48,15 +53,47 @@ class Trigger:
         self.count += 1
 
 
-class LoopOnly:
-    """An agent but for what needs root: pods, BIRD, sockets."""
+class Bird(BgpSpeaker):
+    """Stands where BIRD is: it has its routes in a plan's modes as soon as it takes the plan."""
 
-    def __init__(self, cluster: MemoryCluster, name: str, number: int, run_dir: Path) -> None:
+    def __init__(self, agent: "LoopOnly", run_dir: Path) -> None:
+        super().__init__(run_dir)
+        self._agent = agent
+        self.changed = 0
+        self.lost: list[str] = []
+        """Blocks to which no route of ours led while BIRD changed its own."""
+
+    def leads(self, device: str) -> bool:
+        return set(self._agent.kernel.learned.values()) == {device}
+
+    async def apply(self, plan: BgpPlan, secrets: Secrets | None = None) -> bool:
+        view, kernel = self._agent.state.view, self._agent.kernel
+        for network, device in kernel.learned.items():
+            (block,) = (block for block in view.blocks.values() if block.network == network)
+            address = view.nodes[block.spec.node].internal_addresses[0]
+            hops = plan.overlay_next_hops.get(view.pools[block.spec.pool].network, {})
+            wanted = hops[address].device if address in hops else "eth0"
+            if wanted != device:
+                self.changed += 1
+                ours = kernel.routes.get(str(network))
+                if ours is None or ours.device != wanted:
+                    self.lost.append(str(network))
+                kernel.learned[network] = wanted
+        return True
+
+
+class LoopOnly:
+    """An agent but for what needs root: pods, BIRD, sockets. `bgp`: with one who stands where BIRD is."""
+
+    def __init__(
+        self, cluster: MemoryCluster, name: str, number: int, run_dir: Path, *, bgp: bool = False
+    ) -> None:
         self.name = name
         self.addresses: tuple[Interface, ...] = (ip_interface(f"172.30.0.{number}/24"),)
         self.store = MemoryStore(cluster)
         self.kernel = RecordedKernel()
-        self.routing = Trigger()
+        self.routing: ChangesRouting = Trigger()
+        self.bird = Bird(self, run_dir) if bgp else None
         self._run_dir = run_dir
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -71,6 +108,8 @@ class LoopOnly:
         self.reconciler = Reconciler(
             self.kernel, self.state, PodEnds(self.kernel), run_dir=self._run_dir, audit_interval=0.1
         )
+        if self.bird:
+            self.routing = routing = Routing(self.state, self.bird, Trigger(), Trigger(), self.reconciler)
         encapsulation = EncapsulationSwitch(self.kernel, self.state, membership, self.reconciler, self.contact)
         blocks = BlockKeeper(self.store, self.state, 300.0, self.reconciler, membership, self.contact)
         handler = ClusterHandler(
@@ -88,7 +127,8 @@ class LoopOnly:
         encapsulation.refresh(force=True)
         self.reconciler.start()
         await blocks.keep()
-        work = (informer.run, self.reconciler.run, encapsulation.run, blocks.run)
+        work = [informer.run, self.reconciler.run, encapsulation.run, blocks.run]
+        work += [routing.run] if self.bird else []
         self._tasks = [asyncio.ensure_future(each()) for each in work]
 
     async def stop(self) -> None:
@@ -109,8 +149,8 @@ class Cluster:
         self.agents: dict[str, LoopOnly] = {}
         self._run_dir = run_dir
 
-    async def join(self, name: str, number: int) -> LoopOnly:
-        agent = self.agents[name] = LoopOnly(self.memory, name, number, self._run_dir)
+    async def join(self, name: str, number: int, *, bgp: bool = False) -> LoopOnly:
+        agent = self.agents[name] = LoopOnly(self.memory, name, number, self._run_dir, bgp=bgp)
         await agent.start()
         return agent
 
@@ -235,6 +275,68 @@ def test_an_encapsulation_is_switched_without_a_moment_in_which_it_is_sent_and_n
             assert gone.index("device") < gone.index("nft table")
         assert wrong == []
         assert all(not agent.reconciler.failures for agent in agents)
+
+    run(tmp_path, scenario)
+
+
+def test_bird_changes_its_routes_when_ours_stand_in_for_all_of_them(tmp_path: Path) -> None:
+    """To hundreds of nodes: those are planned in portions, and BIRD is told of the change at once."""
+
+    async def scenario(cluster: Cluster) -> None:
+        pool = builders.pool("pods", "10.244.0.0/16", distribution="bgp")
+        await cluster.store.create(pool)
+        others = range(2, 202)
+        for number in others:
+            far = builders.node(f"far{number}", f"172.30.0.{number}/24", notes={ACCEPTS: "vxlan", SENDS: "vxlan"})
+            await cluster.store.create(far)
+            await cluster.store.create(builders.block(f"10.244.{number}.0/24", "pods", far.metadata.name))
+        one = await cluster.join("node1", 1, bgp=True)
+        assert one.bird
+        one.kernel.learned = {ip_network(f"10.244.{number}.0/24"): "eth0" for number in others}
+        for encapsulation, device in (("vxlan", "podway-vxlan"), ("none", "eth0"), ("vxlan", "podway-vxlan")):
+            await cluster.store.patch(IPPool, "pods", {"spec": {"encapsulation": encapsulation}})
+            await eventually(partial(one.bird.leads, device))
+            await eventually(lambda: not one.state.transitional)
+        assert one.bird.changed == 3 * len(others)
+        assert one.bird.lost == []
+
+    run(tmp_path, scenario)
+
+
+def test_bird_does_not_wait_for_ever_for_a_loop_that_comes_to_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("podway.agent.routing.SETTLING", 0.2)
+
+    async def unrest(agent: LoopOnly) -> None:
+        while True:
+            agent.reconciler.wake()
+            await asyncio.sleep(0)
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.store.create(builders.pool("pods", "10.244.0.0/16", distribution="bgp"))
+        await cluster.store.create(
+            builders.node("far2", "172.30.0.2/24", notes={ACCEPTS: "vxlan", SENDS: "vxlan"})
+        )
+        await cluster.store.create(builders.block("10.244.2.0/24", "pods", "far2"))
+        one = await cluster.join("node1", 1, bgp=True)
+        assert one.bird
+        one.kernel.learned = {ip_network("10.244.2.0/24"): "eth0"}
+        restless: list[asyncio.Future[None]] = []
+
+        def begin(change: Change) -> bool:
+            if change.kind == "route" and not restless:
+                one.reconciler.wake()
+                restless.append(asyncio.ensure_future(unrest(one)))
+            return False
+
+        one.kernel.refuses = begin  # with the first route of ours that is to stand in
+        with structlog.testing.capture_logs() as told:
+            await cluster.store.patch(IPPool, "pods", {"spec": {"encapsulation": "vxlan"}})
+            await eventually(partial(one.bird.leads, "podway-vxlan"))
+        restless[0].cancel()
+        assert not one.reconciler.at_rest
+        assert any("packets may be lost" in entry["event"] for entry in told)
 
     run(tmp_path, scenario)
 

@@ -106,7 +106,7 @@ class Agent:
             self._speaker = BgpSpeaker(options.run_dir)
             self._learned = LearnedRoutes(self._speaker, state, reconciler.repairs)
             self._readiness = Readiness(state, self._speaker, self._encapsulation, self._membership)
-            self._routing = Routing(state, self._speaker, self._learned, self._readiness)
+            self._routing = Routing(state, self._speaker, self._learned, self._readiness, reconciler)
             self._pods = PodNetwork(state, self._kernel, remover, ends, self._blocks, reconciler, self._routing)
             self._offloads = OffloadTest(self._kernel, reconciler.plan)
             handler = ClusterHandler(

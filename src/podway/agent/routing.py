@@ -5,11 +5,11 @@ import time
 
 import structlog
 
-from podway.agent.learned import LearnedRoutes
-from podway.agent.readiness import Readiness
+from podway.agent.cluster_handler import Triggered
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import RoutingError
 from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import rest
 
@@ -17,6 +17,9 @@ log = structlog.get_logger(__name__)
 
 LONGEST_REST = 2.0
 """Seconds that BIRD may wait at most for what another node changed: sessions come and go, routes do not wait."""
+
+SETTLING = 10.0
+"""Seconds that BIRD waits at most for routes of ours that stand in for those that it is about to change."""
 
 RETRY = 5.0
 """Seconds until BIRD is given a configuration again that it did not take."""
@@ -26,9 +29,16 @@ class Routing:
     """Gives BIRD what is planned, each time that something came of it."""
 
     def __init__(
-        self, state: NodeState, speaker: BgpSpeaker, learned: LearnedRoutes, readiness: Readiness
+        self,
+        state: NodeState,
+        speaker: BgpSpeaker,
+        learned: Triggered,
+        readiness: Triggered,
+        reconciler: Reconciler,
     ) -> None:
+        """Take what it works with; `learned` and `readiness` are asked for a look when BIRD has taken a plan."""
         self._state = state
+        self._reconciler = reconciler
         self._speaker = speaker
         self._learned = learned
         self._readiness = readiness
@@ -65,6 +75,7 @@ class Routing:
             self._wanted.clear()
             if self._state.node not in self._state.view.nodes:
                 continue
+            await self._until_stood_in()
             began = time.monotonic()
             plan = self._plan()
             took = time.monotonic() - began
@@ -87,6 +98,24 @@ class Routing:
             await self._speaker.reread_passwords()
         except RoutingError as error:
             self._refused(error)
+
+    async def _until_stood_in(self) -> None:
+        """Wait until the kernel has the routes of ours that keep packets on their way while BIRD changes its own.
+
+        The loop, which brings them there, waits for nothing of BIRD's. But it may not come to rest: then sessions
+        with new nodes count for more than a packet.
+        """
+        state = self._state
+        try:
+            async with asyncio.timeout(SETTLING):
+                while state.transitional and not self._reconciler.at_rest:
+                    await self._reconciler.settled()
+        except TimeoutError:
+            log.error(
+                "BIRD changes its routes though ours may not be there to stand in for them: packets may be lost",
+                blocks=len(state.transitional),
+                waited_seconds=SETTLING,
+            )
 
     def _plan(self) -> BgpPlan:
         state = self._state

@@ -35,8 +35,8 @@ is put right, and told.
   a moment ago is taken for its echo, and looked at later.
 - **What was refused is not forgotten.** A change that the kernel refuses leads to an audit, which compares
   everything and says what cannot be had; it is tried again with every audit.
-- **What must be in the kernel before something is said** (that this node accepts an encapsulation) waits for
-  `settled`.
+- **What must be in the kernel before something is said or done** (that this node accepts an encapsulation; that
+  BIRD changes routes for which ours stand in) waits for `settled`. The loop itself waits for nobody.
 
 ## Alternatives
 
@@ -145,6 +145,11 @@ class Reconciler:
         """Wait until the kernel was brought to the state as it is now; what it refused is in `failures`."""
         self.wake()
         await self._settled.wait()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the kernel was brought to the state as it is now; what it refused is in `failures`."""
+        return self._settled.is_set()
 
     def tell_failures(self, listener: asyncio.Event) -> None:
         """Set an event from now on whenever `failures` change."""
