@@ -1,6 +1,7 @@
 """A node's object and lease, while others write to them, too."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ import pytest
 
 from podway.agent.identity import kernel_instance
 from podway.agent.membership import Membership
+from podway.api.addresses import Interface
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.node import ASN, Node
 from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease, micro_time
@@ -18,8 +20,10 @@ from podway.api.meta import Metadata
 from podway.api.resource import Key, R
 from podway.cluster.view import ClusterView
 from podway.errors import NameTaken
+from podway.store.base import Event
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests import builders
+from tests.patience import PATIENCE
 
 HERE = (ip_interface("192.0.2.1/24"),)
 
@@ -54,6 +58,32 @@ def test_what_is_set_on_a_node_while_its_agent_registers_it_stays() -> None:
         await Membership(Overtaken(cluster, set_asn), "a", heartbeat_interval=10.0).register(HERE)
         annotations = (await MemoryStore(cluster).get(Node, "a")).metadata.annotations
         assert annotations == {ASN: "64999", "podway.io/interface-addresses": "192.0.2.1/24"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("change", ["comes", "goes"])
+def test_who_reads_an_address_of_a_node_reads_its_subnet(change: str) -> None:
+    """They are two writes: a session to an address of no subnet would be one across a router, and begin twice."""
+    both = (*HERE, ip_interface("fd30::1/64"))
+    before, after = (HERE, both) if change == "comes" else (both, HERE)
+
+    async def main() -> None:
+        store = MemoryStore(MemoryCluster())
+        membership = Membership(store, "a", heartbeat_interval=10.0)
+        await membership.register(before)
+        version = (await store.list(Node)).version
+        await membership.register(after)
+        read: list[Node] = []
+        async with asyncio.timeout(PATIENCE), contextlib.aclosing(store.watch(Node, version)) as watch:
+            while not (read and read[-1].interface_addresses == after == told(read[-1])):
+                event = await anext(watch)
+                if isinstance(event, Event) and isinstance(event.object, Node):
+                    read.append(event.object)
+        assert all(set(told(node)) <= set(node.interface_addresses) for node in read)
+
+    def told(node: Node) -> tuple[Interface, ...]:
+        return tuple(one for one in both if one.ip in node.internal_addresses)
 
     asyncio.run(main())
 

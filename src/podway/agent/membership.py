@@ -147,13 +147,21 @@ class Membership:
             if registered != error.found:  # what else is wrong with it is not the agent's, and stays
                 await self._store.update(registered)
             return True
+        status = self._status(addresses)
+        # Others act on what they read between the two writes. An address without its subnet would be one that a
+        # router leads to: subnets come before the addresses in them, and go after these.
+        fewer = set(status.addresses) < set(current.status.addresses)
+        if fewer:
+            await self._write_status(status)
         # Only what is the agent's own: others may have written theirs since this was read.
         annotations = {**self._annotations(addresses), **dict.fromkeys((FORMER_INSTANCE, FORMER_SEEN))}
         await self._store.patch(Node, self._node, {"metadata": {"annotations": annotations}})
-        status = self._status(addresses)
-        if status != current.status:
-            await self._store.patch_status(Node, self._node, {"status": msgspec.to_builtins(status)})
+        if status != current.status and not fewer:
+            await self._write_status(status)
         return True
+
+    async def _write_status(self, status: NodeStatus) -> None:
+        await self._store.patch_status(Node, self._node, {"status": msgspec.to_builtins(status)})
 
     async def _rewrite(self, found: Node, words: Mapping[str, str]) -> None:
         annotations = {**found.metadata.annotations, **words}
