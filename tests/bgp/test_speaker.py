@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from podway import census
 from podway.api.addresses import Family
 from podway.bgp.daemon import Bird
 from podway.bgp.render import render
 from podway.errors import RoutingError, UnsupportedSystem
-from tests.bgp.bgp_lab import Segment
-from tests.patience import eventually
+from tests.bgp.bgp_lab import LabNode, Segment
+from tests.patience import PATIENCE, eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -147,6 +148,54 @@ def test_bird_outlives_a_killed_agent(segment: Segment, tmp_path: Path) -> None:
     agent.stdout.close()
     one.start([one])
     assert one.speaker.bird.pid == pid == one.bird
+
+
+def start_and_kill_at_once(segment: Segment, one: LabNode, directory: Path) -> None:
+    """Kill an agent while the BIRD that it starts reads its configuration, which takes a while here."""
+    conf, slow = directory / "first.conf", directory / "bird"
+    conf.write_text(render(segment.plan(one, [one]), one.run_dir / "bird.log"))
+    path = os.environ["PATH"]
+    slow.write_text(f"#!/bin/sh\ntouch '{directory}/begun'\nsleep 1\nPATH='{path}:/usr/sbin' exec bird \"$@\"\n")
+    slow.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{directory}:{path}"}
+    command = (sys.executable, "-c", AGENT, str(one.run_dir), str(conf))
+    agent = one.popen(*command, start_new_session=True, env=environment)
+    eventually((directory / "begun").exists)
+    os.killpg(agent.pid, signal.SIGKILL)
+    agent.wait()
+
+
+def birds_of(one: LabNode) -> list[int]:
+    """Return the processes that serve a node's control socket, or are about to."""
+
+    def serves(pid: int) -> bool:
+        return str(one.run_dir / "bird.ctl") in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+    return census.find(serves, deadline=time.monotonic() + PATIENCE)
+
+
+def test_a_bird_that_a_killed_agent_has_just_started_is_adopted(segment: Segment, tmp_path: Path) -> None:
+    (one,) = segment.add(1)
+    start_and_kill_at_once(segment, one, tmp_path)
+    one.start([one])
+    assert birds_of(one) == [one.speaker.bird.pid] == [one.bird]
+
+
+def test_a_bird_that_a_killed_agent_has_just_started_is_retired(segment: Segment, tmp_path: Path) -> None:
+    (one,) = segment.add(1)
+    start_and_kill_at_once(segment, one, tmp_path)
+    assert one.run(Bird(one.run_dir).retire())
+    assert birds_of(one) == []
+
+
+def test_a_bird_whose_pid_file_is_lost_is_adopted(segment: Segment) -> None:
+    (one,) = segment.add(1)
+    one.start([one])
+    former = one.bird
+    one.stop_agent()
+    (one.run_dir / "bird.pid").unlink()
+    one.start([one])
+    assert one.speaker.bird.pid == former == one.bird
 
 
 def test_a_bird_of_a_former_namespace_is_replaced(segment: Segment) -> None:

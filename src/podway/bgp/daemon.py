@@ -6,13 +6,16 @@ needs no parenthood.
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import structlog
 
+from podway import census
 from podway.bgp.control import BirdControl
 from podway.bgp.status import parse_peers
 from podway.errors import RoutingError, UnsupportedSystem
@@ -24,6 +27,9 @@ MAX_SOCKET_PATH = 107
 
 STOP_TIMEOUT = 5.0
 START_TIMEOUT = 10.0
+
+AGAIN = 0.02
+"""Seconds between looks whether a BIRD that was started has come up."""
 
 STABLE = 10.0
 """A BIRD that lived for so many seconds is started again at once; after a shorter life, with a pause."""
@@ -111,7 +117,7 @@ class Bird:
         async with self._lock:
             # BIRD makes the file before it reads its configuration, and writes its number when it starts.
             crashed = self.pid_file.exists() and self.pid_file.stat().st_size > 0
-            found = self._find()
+            found = await self._find_started()
             if found and not found.in_our_namespace():
                 log.warning("stopping a BIRD of a former network namespace", pid=found.pid)
                 await self._kill(found)
@@ -184,7 +190,7 @@ class Bird:
         Sessions go first: BIRD then withdraws what they told, which `persist` would leave at its end.
         Tells whether there was one. Raises RoutingError.
         """
-        self._process = self._find()
+        self._process = await self._find_started()
         if self._process is None:
             return False
         async with self.control() as control:
@@ -246,6 +252,53 @@ class Bird:
             return process
         process.release()
         return None
+
+    async def _find_started(self) -> BirdProcess | None:
+        """Return the BIRD of this socket, once it runs: it may have been started a moment ago.
+
+        An agent that is killed while BIRD starts leaves it reading its configuration: it goes into the background
+        and writes its number later. One that answers though its number is lost is found all the same, and one that
+        does not come up is killed.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while (found := self._find()) is None:
+            if not self.conf.exists():
+                return None  # none was ever started here
+            try:
+                processes = census.find(self._serves, deadline=deadline)
+            except TimeoutError:
+                return None  # should there be one, it tells the next one that it runs
+            if not processes:
+                return None
+            if len(processes) == 1 and await self._answers():
+                if found := self._find():  # it has come up meanwhile
+                    return found
+                log.warning("BIRD's number was lost: writing it again", pid=processes[0], file=str(self.pid_file))
+                self.pid_file.write_text(f"{processes[0]}\n")
+            elif time.monotonic() > deadline:
+                log.warning("killing BIRDs that do not come up", pids=processes)
+                for pid in processes:
+                    await self._kill_serving(pid)
+            else:
+                await asyncio.sleep(AGAIN)
+        return found
+
+    def _serves(self, pid: int) -> bool:
+        """Tell whether a process is a BIRD of this socket, or is about to become one. Raises OSError if it ended.
+
+        A zombie has no command line, and neither has who is in the middle of execve(2).
+        """
+        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        if command == [""]:
+            raise ProcessLookupError(f"process {pid} has no command line")
+        return str(self.socket) in command and str(self.pid_file) in command
+
+    async def _kill_serving(self, pid: int) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            process = BirdProcess(pid)
+            if self._serves(pid):
+                await self._kill(process)
+            process.release()
 
     async def _answers(self) -> bool:
         try:
