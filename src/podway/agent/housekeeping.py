@@ -32,8 +32,8 @@ class Housekeeping:
         self._membership = membership
         self._routing = routing
         self._contact = contact
-        self._orphaned_since: float | None = None
-        """Since when there are blocks of nodes that are not registered."""
+        self._gone: dict[str, float] = {}
+        """The nodes that own blocks and are not registered, and since when they are seen so."""
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -47,16 +47,12 @@ class Housekeeping:
         leaving = self._blocks.withdraw_idle()
         if self._blocks.starving:
             self._blocks.trigger()
-        state = self._state
-        owners = {block.spec.node for block in state.view.blocks.values()}
-        if owners <= state.view.registered:
-            self._orphaned_since = None
-        elif self._orphaned_since is None:
-            self._orphaned_since = state.now()
+        view, now = self._state.view, self._state.now()
+        gone = {block.spec.node for block in view.blocks.values()} - view.registered
+        self._gone = {node: self._gone.get(node, now) for node in gone}
         try:
             await self._blocks.give_back(leaving)
-            if self._orphaned_since is not None:
-                patience = state.now() - self._orphaned_since
-                await self._membership.give_back_blocks_of_removed_nodes(state.view, patience)
+            for node, since in sorted(self._gone.items()):
+                await self._membership.give_back_blocks_of_removed_node(node, view, now - since)
         except StoreError as error:
             self._contact.lost(error)

@@ -10,7 +10,6 @@ import structlog
 
 from podway.agent.identity import kernel_instance
 from podway.api.addresses import Interface
-from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.node import (
     ASN,
     FORMER_INSTANCE,
@@ -169,17 +168,15 @@ class Membership:
         with contextlib.suppress(Conflict, NotFound):  # the words are said again with the next registration
             await self._store.update(msgspec.structs.replace(found, metadata=metadata))
 
-    async def give_back_blocks_of_removed_nodes(self, view: ClusterView, patience: float) -> list[AddressBlock]:
-        """Return to their pools the blocks whose node is gone by this view and by the store; return those blocks.
+    async def give_back_blocks_of_removed_node(self, node: str, view: ClusterView, gone: float) -> None:
+        """Return to their pools the blocks of a node that this view lacks for so many seconds, and the store, too.
 
-        Every agent would do this, so the first in name order does it and the others only after it had
-        `patience` seconds for each node before them.
+        A node whose agent lives is there again in a moment, so nobody does it at once. Every agent would do it, so
+        the first in name order does, and the others only after they waited a second for each node before them.
         """
         rank = sorted(view.nodes).index(self._node) if self._node in view.nodes else len(view.nodes)
-        if patience < rank:
-            return []
-        gone = {block.spec.node for block in view.blocks.values()} - view.registered
-        return [block for node in sorted(gone) for block in await give_back_all_of(self._store, node)]
+        if gone > rank:
+            await give_back_all_of(self._store, node)
 
     def _refuse_if_taken(self, lease: NodeLease | None) -> None:
         now = time.time()

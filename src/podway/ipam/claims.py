@@ -73,6 +73,8 @@ async def give_back_all_of(store: Store, node: str) -> tuple[AddressBlock, ...]:
     Does nothing for a node that is (again) registered when it looks, or whose agent gave a sign of life lately:
     that registers it again, and goes on by its blocks. What a node claims that comes back meanwhile stays.
     """
+    if not await _left(store, node):
+        return ()
     claims = [block for block in (await store.list(AddressBlock)).items if block.spec.node == node]
     returned = []
     for block in claims:
