@@ -77,7 +77,7 @@ class Routing:
                 continue
             await self._until_stood_in()
             began = time.monotonic()
-            plan = self._plan()
+            plan = await asyncio.to_thread(self._plan)  # which takes a while among thousands of nodes
             took = time.monotonic() - began
             try:
                 await self._speaker.apply(plan, self._state.view.secrets)
@@ -119,7 +119,8 @@ class Routing:
 
     def _plan(self) -> BgpPlan:
         state = self._state
-        return plan_bgp(state.view, state.node, self._speaker.running, uplink=state.uplink)
+        view, uplink = state.view, state.uplink  # what changes meanwhile asks for another plan
+        return plan_bgp(view, state.node, self._speaker.running, uplink=uplink)
 
     def _refused(self, error: RoutingError) -> None:
         if error.message != self.problem:
