@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from podway.errors import KernelError
@@ -45,6 +45,7 @@ def fields(kinds: tuple[NftField, ...]) -> st.SearchStrategy[tuple[str, ...]]:
     return st.tuples(*(ranges(kind) if isinstance(kind, int) else known[kind] for kind in kinds))
 
 
+@example(("nodes6", ("::ffff:0:0",)))
 @given(st.sampled_from(sorted(FIELDS)).flatmap(lambda name: st.tuples(st.just(name), fields(FIELDS[name]))))
 def test_a_key_says_what_an_element_says(case: tuple[str, tuple[str, ...]]) -> None:
     name, said = case

@@ -85,7 +85,7 @@ class _File(msgspec.Struct, rename="camel"):
     store: str
     api_version: str = "v1"
     kind: str = "List"
-    items: list[dict[str, Any]] = []
+    items: list[msgspec.Raw] = []
 
 
 def _objects(view: ClusterView) -> Iterator[Resource]:
@@ -101,10 +101,14 @@ def _item(obj: Resource) -> dict[str, Any]:
     return {"apiVersion": api_version(type(obj)), "kind": obj.KIND, **shape}
 
 
-def _object(item: dict[str, Any]) -> Resource | None:
+class _Head(msgspec.Struct):
+    kind: str
+
+
+def _object(item: msgspec.Raw) -> Resource | None:
     try:
-        found = msgspec.convert(item, KINDS[item["kind"]])
-    except (KeyError, TypeError, msgspec.ValidationError):
+        found = msgspec.json.decode(item, type=KINDS[msgspec.json.decode(item, type=_Head).kind])
+    except (KeyError, msgspec.MsgspecError):
         return None
     checked = check(key(found), msgspec.json.encode(found))
     return None if isinstance(checked, RejectedObject) else checked

@@ -55,7 +55,12 @@ class Kind(Protocol):
 
 
 class Scannable(ABC):
-    """A kind of which a node may hold thousands: it tells one by one what is wanted and what there is."""
+    """A kind of which a node may hold thousands: it tells one by one what is wanted and what there is.
+
+    Such objects are made and removed by the engine alone (`repairs_only` is no matter).
+    """
+
+    name: str
 
     @abstractmethod
     def pairs(self, plan: NodePlan) -> Iterable[tuple[Any, Any]]:
@@ -86,33 +91,32 @@ def audit(kinds: Iterable[Kind], plan: NodePlan) -> Iterator[Change | None]:
     PodwayError.
     """
     for kind in kinds:
-        want: dict[Any, Any] = {}
-        have: dict[Any, Any] = {}
-        scannable = kind if isinstance(kind, Scannable) else None
-        yield from _collect(scannable.pairs(plan) if scannable else kind.wanted(plan).items(), want)
-        yield from _collect(scannable.scan(plan, want) if scannable else kind.list(plan).items(), have)
-        for number, change in enumerate(_compared(kind, have, want)):
+        if not isinstance(kind, Scannable):
+            yield from diff(kind, plan)
+            yield None
+            continue
+        for number, change in enumerate(_compared(kind, plan)):
             if change is not None or number % SLICE == SLICE - 1:
                 yield change
+        yield None
 
 
-def _collect(objects: Iterable[tuple[Any, Any]], into: dict[Any, Any]) -> Iterator[None]:
-    """Put objects into a dictionary; yield now and then, and at the end."""
-    for number, (key, value) in enumerate(objects):
-        into[key] = value
-        if number % SLICE == SLICE - 1:
-            yield
-    yield
+def _compared(kind: Scannable, plan: NodePlan) -> Iterator[Change | None]:
+    """Yield the changes that a kind needs, and None for each object that is read and right.
 
-
-def _compared(kind: Kind, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> Iterator[Change | None]:
-    """Yield for each key the change that it needs, None where it is right."""
-    for key, value in want.items():
-        there = have.get(key)
-        wrong = there != value and not (kind.repairs_only and there is None)
-        yield Change(kind.name, key, there, value) if wrong else None
-    for key, value in have.items() if not kind.repairs_only else ():
-        yield Change(kind.name, key, value, None) if key not in want else None
+    What the kernel has is not gathered: there may be thousands, and most are as they are wanted.
+    """
+    want: dict[Any, Any] = {}
+    for key, value in kind.pairs(plan):
+        want[key] = value
+        yield None
+    missing = set(want)
+    for key, value in kind.scan(plan, want):
+        missing.discard(key)
+        wanted = want.get(key)
+        yield None if wanted == value else Change(kind.name, key, value, wanted)
+    for key, value in want.items() if missing else ():
+        yield Change(kind.name, key, None, value) if key in missing else None
 
 
 def carry_out(kinds: Sequence[Kind], changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:

@@ -11,6 +11,7 @@ element has no key at all: the one that matches everything, `*`.
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_address
 from typing import Literal, NamedTuple, TypeAlias
 
 from podway.kernel.netlink import Connection, Request
@@ -23,7 +24,6 @@ Place: TypeAlias = tuple[NftFamily, str, str]
 """Where a set is: family, table, name."""
 
 _RANGES = c.NFT_SET_INTERVAL | c.NFT_SET_CONCAT
-_ADDRESSES = {"ipv4_addr": socket.AF_INET, "ipv6_addr": socket.AF_INET6}
 _LENGTHS = {"ipv4_addr": 4, "ipv6_addr": 16}
 
 _CATCHALL = c.NFT_SET_ELEM_CATCHALL.to_bytes(4)
@@ -61,7 +61,7 @@ def decode(key: Key, fields: Sequence[NftField]) -> tuple[str, ...]:
         if isinstance(field, int):
             found.append(nft_number(low) if low == high else f"{nft_number(low)}-{nft_number(high)}")
         else:
-            found.append(socket.inet_ntop(_ADDRESSES[field], low))
+            found.append(str(ip_address(low)))  # inet_ntop would write ::ffff:0:0 in another way
     return tuple(found)
 
 
