@@ -61,30 +61,28 @@ def things(*, of_labs: bool) -> Things:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             found[pid] = command.replace("\0", " ").strip()
-    our_name = re.compile(rf"(?<!\d){os.getpid()}(?!\d)")
-    named = os.listdir(RUN_NETNS) if RUN_NETNS.is_dir() else []
-    prefixes = tuple(map(names.prefix, labs))
-    return Things(
-        found, frozenset(name for name in named if our_name.search(name) and not name.startswith(prefixes))
-    )
+    return Things(found, _namespaces(labs))
 
 
 def left_since(before: Things, *, of_labs: bool = False) -> Things:
     """Return what is left that was not there before, and kill it; what is about to end gets the time to."""
     deadline = time.monotonic() + ENDING_SECONDS
-    while (left := things(of_labs=of_labs) - before) or _hidden(before, deadline, of_labs=of_labs):
+    labs = _standing_labs(of_labs=of_labs)
+    while _runs(before, labs, deadline) or _namespaces(labs) - before.namespaces:
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
+    else:
+        return NOTHING
+    left = things(of_labs=of_labs) - before
     for pid in left.processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return left
 
 
-def _hidden(before: Things, deadline: float, *, of_labs: bool) -> bool:
-    """Tell whether processes are left though a look found none: they start others and end."""
-    labs = _standing_labs(of_labs=of_labs)
+def _runs(before: Things, labs: set[str], deadline: float) -> bool:
+    """Tell whether a process is left that was not there before, whoever hides it by starting it and ending."""
 
     def is_new(pid: int) -> bool:
         return pid not in before.processes and _is_ours(pid, labs)
@@ -93,6 +91,13 @@ def _hidden(before: Things, deadline: float, *, of_labs: bool) -> bool:
         return bool(census.find(is_new, deadline=deadline))
     except TimeoutError:
         return True
+
+
+def _namespaces(labs: set[str]) -> frozenset[str]:
+    our_name = re.compile(rf"(?<!\d){os.getpid()}(?!\d)")
+    named = os.listdir(RUN_NETNS) if RUN_NETNS.is_dir() else []
+    prefixes = tuple(map(names.prefix, labs))
+    return frozenset(name for name in named if our_name.search(name) and not name.startswith(prefixes))
 
 
 def _standing_labs(*, of_labs: bool) -> set[str]:
