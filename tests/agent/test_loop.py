@@ -5,6 +5,7 @@ The store is in memory, and so is the kernel (tests.recorded_kernel); all that d
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from ipaddress import ip_interface, ip_network
@@ -30,7 +31,7 @@ from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.bgp.passwords import Secrets
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import VIEWED, ClusterView
-from podway.plan.bgp import BgpPlan
+from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import Change
 from podway.plan.uplink import Uplink
 from podway.reconcile.pod_ends import PodEnds
@@ -59,7 +60,7 @@ class Bird(BgpSpeaker):
     def __init__(self, agent: "LoopOnly", run_dir: Path) -> None:
         super().__init__(run_dir)
         self._agent = agent
-        self.changed = 0
+        self.taken = self.changed = 0
         self.lost: list[str] = []
         """Blocks to which no route of ours led while BIRD changed its own."""
 
@@ -68,6 +69,7 @@ class Bird(BgpSpeaker):
 
     async def apply(self, plan: BgpPlan, secrets: Secrets | None = None) -> bool:
         view, kernel = self._agent.state.view, self._agent.kernel
+        self.taken += 1
         for network, device in kernel.learned.items():
             (block,) = (block for block in view.blocks.values() if block.network == network)
             address = view.nodes[block.spec.node].internal_addresses[0]
@@ -299,6 +301,41 @@ def test_bird_changes_its_routes_when_ours_stand_in_for_all_of_them(tmp_path: Pa
             await eventually(lambda: not one.state.transitional)
         assert one.bird.changed == 3 * len(others)
         assert one.bird.lost == []
+
+    run(tmp_path, scenario)
+
+
+def test_a_plan_that_came_too_late_is_not_given_to_bird(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routes of ours stand in no more for what it changes: a switch was taken back while it was made."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(view: ClusterView, *given: Any, **named: Any) -> BgpPlan:
+        plan = plan_bgp(view, *given, **named)
+        if plan.overlay_next_hops:
+            begun.set()
+            assert go_on.wait(PATIENCE)
+        return plan
+
+    monkeypatch.setattr("podway.agent.routing.plan_bgp", slowly)
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.store.create(builders.pool("pods", "10.244.0.0/16", distribution="bgp"))
+        far = builders.node("far2", "172.30.0.2/24", notes={ACCEPTS: "vxlan", SENDS: "vxlan"})
+        await cluster.store.create(far)
+        await cluster.store.create(builders.block("10.244.2.0/24", "pods", "far2"))
+        one = await cluster.join("node1", 1, bgp=True)
+        assert one.bird
+        one.kernel.learned = {ip_network("10.244.2.0/24"): "eth0"}
+        await cluster.store.patch(IPPool, "pods", {"spec": {"encapsulation": "vxlan"}})
+        await eventually(begun.is_set)
+        await cluster.store.patch(IPPool, "pods", {"spec": {"encapsulation": "none"}})
+        await eventually(lambda: not one.state.transitional)
+        await one.reconciler.settled()
+        assert "10.244.2.0/24" not in one.kernel.routes
+        go_on.set()
+        taken = one.bird.taken
+        await eventually(lambda: one.bird and one.bird.taken > taken)
+        assert (one.bird.changed, one.bird.lost) == (0, [])
 
     run(tmp_path, scenario)
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 
 import structlog
 
 from podway.agent.cluster_handler import Triggered
+from podway.api.addresses import Network
 from podway.bgp.speaker import BgpSpeaker
+from podway.cluster.view import ClusterView
 from podway.errors import RoutingError
 from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.plan.uplink import Uplink
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import rest
@@ -44,6 +48,8 @@ class Routing:
         self._readiness = readiness
         self._wanted = asyncio.Event()
         self._pending = False
+        self._late_since: float | None = None
+        """Since when plans came too late, if they do."""
         self.problem = ""
         """Why BIRD keeps a former configuration, in words; empty if it does not."""
 
@@ -60,7 +66,8 @@ class Routing:
     async def start(self) -> None:
         """Start BIRD, or take over the one that runs. Raises RoutingError if none runs afterwards."""
         try:
-            await self._speaker.start(self._plan(), self._state.view.secrets)
+            plan = self._plan(self._state.view, self._state.uplink)
+            await self._speaker.start(plan, self._state.view.secrets)
         except RoutingError as error:
             if self._speaker.bird.pid is None:
                 raise
@@ -77,8 +84,12 @@ class Routing:
                 continue
             await self._until_stood_in()
             began = time.monotonic()
-            plan = await asyncio.to_thread(self._plan)  # which takes a while among thousands of nodes
+            view, stood_in = self._state.view, self._state.transitional
+            plan = await asyncio.to_thread(self._plan, view, self._state.uplink)  # it may take a while
             took = time.monotonic() - began
+            if self._is_late(view, stood_in):
+                self._wanted.set()
+                continue
             try:
                 await self._speaker.apply(plan, self._state.view.secrets)
             except RoutingError as error:
@@ -117,10 +128,24 @@ class Routing:
                 waited_seconds=SETTLING,
             )
 
-    def _plan(self) -> BgpPlan:
-        state = self._state
-        view, uplink = state.view, state.uplink  # what changes meanwhile asks for another plan
-        return plan_bgp(view, state.node, self._speaker.running, uplink=uplink)
+    def _is_late(self, view: ClusterView, stood_in: Collection[Network]) -> bool:
+        """Tell whether a plan came too late, so that another one has to be made: of the view as it is by now.
+
+        Routes of ours may stand in for what that one changes by now, and no more for what this one does. Where the
+        cluster changes all the time, a late plan is taken in the end.
+        """
+        now = time.monotonic()
+        if self._state.view is view or not (stood_in or self._state.transitional):
+            self._late_since = None
+            return False
+        self._late_since = self._late_since or now
+        late = now - self._late_since < SETTLING
+        if not late:
+            self._late_since = None
+        return late
+
+    def _plan(self, view: ClusterView, uplink: Uplink) -> BgpPlan:
+        return plan_bgp(view, self._state.node, self._speaker.running, uplink=uplink)
 
     def _refused(self, error: RoutingError) -> None:
         if error.message != self.problem:
