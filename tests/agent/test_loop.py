@@ -216,8 +216,9 @@ def test_nodes_that_join_reach_each_other_and_one_that_comes_costs_its_own_objec
         three = await cluster.join("node3", 3)
         (block,) = three.state.view.blocks_of("node3")
         await eventually(lambda: block.spec.cidr in one.kernel.routes)
-        assert keys(one.kernel.log) == {("route", "add")}
-        assert len(one.kernel.log) == 1
+        # Its route, and the address to which pods' packets are not translated.
+        assert keys(one.kernel.log) == {("route", "add"), ("nft element", "add")}
+        assert len(one.kernel.log) == 2
         # What alters no plan costs the kernel nothing, and no other agent hears of signs of life.
         one.kernel.log.clear()
         await cluster.store.patch(Node, "node3", {"metadata": {"annotations": {"example.org/note": "x"}}})

@@ -49,7 +49,9 @@ def test_a_pools_routes_are_those_that_were_planned(lab: str, podway: Callable[.
     assert answer["silent"] == {}
     before = {node: routes(lab, node) for node in nodes}
     planned = {
-        node["node"]: {_route(one["object"]) for one in (*node["kernel"], *node["learned"])}
+        node["node"]: {
+            _route(one["object"]) for one in (*node["kernel"], *node["learned"]) if one["kind"] == "route"
+        }
         for node in answer["nodes"]
     }
     assert planned.keys() == set(nodes)

@@ -75,9 +75,11 @@ def test_a_nodes_death_touches_its_own_routes_only() -> None:
         assert {one.have.destination for one in change.learned} == its
         assert {one.action for one in (*change.learned, *change.sessions)} == {"remove"}
         assert {one.have.peer for one in change.sessions} == set(world.view.nodes[dead].internal_addresses)
-        assert not change.kernel
+        # What pods send to its addresses, one a family, is translated from now on.
+        assert {one.have.set for one in change.kernel} == {"nodes"}
+        assert {one.action for one in change.kernel} == {"remove"}
     death = death_of(world, dead)
-    assert (death.routes, death.blocks, death.sessions, death.kernel) == (len(its), len(its), 2, 0)
+    assert (death.routes, death.blocks, death.sessions, death.kernel) == (len(its), len(its), 2, 2)
     assert death.pods == len(world.sites[dead].leases)
 
 

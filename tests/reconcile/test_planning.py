@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.ip_pool import Attach, Distribution, Encapsulation, IPPool
-from podway.api.kinds.node import ACCEPTS, SENDS, Node
+from podway.api.kinds.network_config import NatSettings
+from podway.api.kinds.node import ACCEPTS, NAT_ADDRESSES, SENDS, Node
 from podway.api.lease import Attachment, Lease
+from podway.api.meta import Metadata
 from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
@@ -18,7 +21,7 @@ from podway.plan.changes import Change as Difference
 from podway.plan.host_facts import HostFacts
 from podway.plan.mtu import pod_mtu
 from podway.plan.node import NodeFacts, plan_all, section_of
-from podway.plan.objects import NodePlan, Route
+from podway.plan.objects import NftTable, NodePlan, Route
 from podway.plan.uplink import Uplink
 from podway.reconcile.planning import Planning
 from podway.reconcile.state import NodeState
@@ -31,8 +34,8 @@ UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"), ip_interface("fd30
 NOTE = "example.org/note"
 
 
-def node(name: str, number: int, modes: str = "vxlan", seen: int = 0) -> Node:
-    notes = {ACCEPTS: modes, SENDS: modes, NOTE: str(seen)}
+def node(name: str, number: int, modes: str = "vxlan", seen: int = 0, chosen: str = "") -> Node:
+    notes = {ACCEPTS: modes, SENDS: modes, NOTE: str(seen), NAT_ADDRESSES: chosen}
     return builders.node(name, f"172.30.0.{number}/24", f"fd30::{number}/64", notes=notes)
 
 
@@ -41,12 +44,15 @@ def block(number: int, owner: str, version: int = 4) -> AddressBlock:
     return builders.block(cidr, f"ipv{version}", owner)
 
 
-def pools(encapsulation: Encapsulation, distribution: Distribution, attach: Attach = "routed") -> list[IPPool]:
+def pools(
+    encapsulation: Encapsulation, distribution: Distribution, attach: Attach = "routed", *, translated: bool = True
+) -> list[IPPool]:
     return [
         builders.pool(
             f"ipv{version}",
             cidr,
             block_size=size,
+            nat_outgoing=translated,
             encapsulation=encapsulation if version == 4 or encapsulation != "ipip" else "none",
             distribution=distribution,
             attach=attach,
@@ -112,6 +118,7 @@ OBJECTS = st.one_of(
         st.sampled_from([1, 2, 3, 9]),
         st.sampled_from(["", "vxlan", "ipip", "ipip,vxlan"]),
         st.integers(0, 3),
+        st.sampled_from(["", "192.0.2.7", "192.0.2.7,2001:db8::7"]),
     ),
     st.builds(
         block, st.sampled_from([1, 2, 3, 9]), st.sampled_from(["n2", "n3", "n9", "here"]), st.sampled_from([4, 6])
@@ -123,9 +130,18 @@ OBJECTS = st.one_of(
             for encapsulation in ("none", "vxlan", "ipip")
             for distribution in ("store", "bgp")
             for attach in get_args(Attach)
-            for pool in pools(encapsulation, distribution, attach)
+            for translated in (True, False)
+            for pool in pools(encapsulation, distribution, attach, translated=translated)
         ]
     ),
+    st.sampled_from(
+        [
+            builders.config(),
+            builders.config(nat=NatSettings(excluded=("198.51.100.0/24", "2001:db8::/32"))),
+            builders.config(service_cidrs=("10.96.0.0/12",)),
+        ]
+    ),
+    st.just(BGPPeer(metadata=Metadata(name="tor"), spec=BGPPeerSpec(address="172.30.0.254", asn=65001))),
 )
 """Objects that come, change, go; two nodes may say that they have the same address, two own one range."""
 
@@ -194,8 +210,41 @@ def test_a_node_that_leaves_takes_its_entries_and_routes_along_and_no_others() -
         ("nft element", "remove"),
     }
     # A neighbour, a forwarding entry, two routes; two addresses that pods may not tunnel to; the node as a sender
-    # of tunnelled packets, and what it may send from: two addresses, two blocks, which themselves are still there.
-    assert len(delta) == 2 + 2 + 2 + 1 + 4
+    # of tunnelled packets, and what it may send from: two addresses, two blocks, which themselves are still there;
+    # two addresses to which pods' packets are not translated.
+    assert len(delta) == 2 + 2 + 2 + 1 + 4 + 2
+
+
+def test_a_node_that_joins_costs_one_element_a_family_where_nothing_is_encapsulated() -> None:
+    follower = Follower("none", "bgp")
+    assert [(str(change.want), change.have) for change in follower.hear((node("n9", 9, ""), False))] == [
+        ("element 172.30.0.9 of nft set ip podway-nat nodes", None),
+        ("element fd30::9 of nft set ip6 podway-nat nodes", None),
+    ]
+    moved = follower.hear((node("n9", 8, ""), False))
+    assert {(change.action, change.key.fields[0]) for change in moved} == {
+        ("add", "172.30.0.8"),
+        ("add", "fd30::8"),
+        ("remove", "172.30.0.9"),
+        ("remove", "fd30::9"),
+    }
+
+
+def test_translation_begins_when_all_nodes_are_known_and_ends_before_they_are_forgotten() -> None:
+    follower = Follower("none", "bgp")
+    off = follower.hear(*((pool, False) for pool in pools("none", "bgp", translated=False)))
+    assert [(change.action, change.kind) for change in off] == [("replace", "nft table")] * 2
+    assert not any("chain" in change.want.body for change in off)
+    first = Planning()
+    state = Follower("none", "bgp").state
+    order = []
+    while (delta := first.step(state.facts())) is not None:
+        order += [change.want for change in delta if getattr(change.want, "table", "") == "podway-nat"]
+        order += [change.want for change in delta if getattr(change.want, "name", "") == "podway-nat"]
+    tables = [number for number, obj in enumerate(order) if isinstance(obj, NftTable)]
+    assert len(tables) == 4
+    assert tables == [0, 1, len(order) - 2, len(order) - 1]
+    assert ["chain" in order[number].body for number in tables] == [False, False, True, True]
 
 
 def test_a_note_that_alters_nothing_plans_nothing() -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import ndiff
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 
 from podway.api.resource import Key, subject
 from podway.plan.changes import Change, words_of
-from podway.plan.objects import Device, ForwardingEntry, Link, Sysctl
+from podway.plan.objects import Device, ForwardingEntry, Link, NftTable, Sysctl
 from podway.preview.paths import Group, PathChange, PathChanges, PlannedPath
 from podway.preview.preview import Comparison, NodeChange
 
@@ -117,8 +118,20 @@ def told(change: Change) -> str:
         line += f" to {obj.endpoint}"
     elif isinstance(obj, Sysctl):
         line += f" = {obj.value}"
+    if isinstance(obj, NftTable):
+        return "\n".join((line, *_rules(change)))
     fields = ", ".join(f"{field} {words_of(have)} -> {words_of(want)}" for field, have, want in change.altered)
     return f"{line} ({fields})" if fields else line
+
+
+def _rules(change: Change) -> Iterator[str]:
+    """Yield the lines of a table's rules that go and come, where it is there before and after."""
+    if change.action != "replace":
+        return
+    before, after = (table.body.splitlines() for table in (change.have, change.want))
+    for text in ndiff(before, after):
+        if text[0] in "+-" and text[1:].strip():
+            yield f"      {text[0]} {text[1:].strip()}"
 
 
 def _paths(paths: PathChanges, *, everything: bool) -> Iterator[str]:

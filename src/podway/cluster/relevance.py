@@ -7,7 +7,7 @@ from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
-from podway.api.kinds.node import ASN, BGP_LOST, BGP_READY, Node
+from podway.api.kinds.node import ASN, BGP_LOST, BGP_READY, NAT_ADDRESSES, Node
 from podway.api.kinds.secret import Secret
 from podway.cluster.change import Change
 
@@ -40,6 +40,7 @@ def _same_place(one: Node | None, other: Node | None) -> bool:
         and one.accepts == other.accepts
         and one.sends == other.sends
         and _note(one, ASN) == _note(other, ASN)
+        and _note(one, NAT_ADDRESSES) == _note(other, NAT_ADDRESSES)
         and _note(one, BGP_READY) == _note(other, BGP_READY)
         and _note(one, BGP_LOST) == _note(other, BGP_LOST)
     )

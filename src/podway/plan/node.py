@@ -20,6 +20,7 @@ from podway.plan.fabric import required_modes
 from podway.plan.guard import plan_pod_guard
 from podway.plan.host_facts import ACCEPT_RA, USUAL_HOST, HostFacts
 from podway.plan.mtu import pod_mtu
+from podway.plan.nat import plan_nat, plan_nat_sets
 from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
 from podway.plan.others import plan_others
 from podway.plan.overlays import RP_FILTER, plan_overlays
@@ -143,6 +144,17 @@ def _guard_inputs(facts: NodeFacts) -> tuple[object, ...]:
     )
 
 
+def _nat(facts: NodeFacts) -> NodePlan:
+    return plan_nat(facts.view, facts.node, bridge=bool(facts.lan))
+
+
+def _nat_inputs(facts: NodeFacts) -> tuple[object, ...]:
+    view = facts.view
+    here = view.nodes.get(facts.node)
+    chosen = here.nat_addresses if here else ()
+    return (chosen, view.pools, view.peers, view.config, bool(facts.lan), facts.modes)
+
+
 def _overlay(facts: NodeFacts) -> NodePlan:
     """Plan the devices of encapsulations, and what keeps a pool's packets from leaving bare."""
     over = plan_overlays(facts.view, facts.node, facts.uplink, strict=facts.strict)
@@ -240,12 +252,15 @@ NODES = KeyedScope("nodes", _nodes_inputs, other_nodes, _nodes)
 SCOPES: tuple[Scope | KeyedScope, ...] = (
     # Rules come before what they guard, devices before what stands on them.
     Scope("guard", _guard_inputs, _guard),
+    Scope("nat sets", lambda facts: (facts.view.pools,), lambda facts: plan_nat_sets(facts.view)),
     Scope("overlay", _overlay_inputs, _overlay),
     Scope("bridge", _bridge_inputs, _bridge),
     Scope("settings", _settings_inputs, _settings),
     Scope("blocks", lambda facts: (facts.blocks,), _blocks),
     PODS,
     NODES,
+    # What translates all but packets to nodes comes when it knows them all.
+    Scope("nat", _nat_inputs, _nat),
 )
 """All scopes, in the order in which they are brought to the kernel."""
 

@@ -28,6 +28,9 @@ NFT_TABLE = "podway"
 NFT_VXLAN_TABLE = "podway-vxlan"
 """Name of those that guard the VXLAN device: they come before it and go after it."""
 
+NFT_NAT_TABLE = "podway-nat"
+"""Name of those that translate what pods send out of the cluster."""
+
 DEVICE_GROUP = 0x70776164
 """IFLA_GROUP of every other device of ours ('pwad'): the overlay devices and the bridge."""
 
@@ -306,7 +309,7 @@ class Sysctl(msgspec.Struct, frozen=True, gc=False):
 
 def is_our_table(name: str) -> bool:
     """Tell whether an nftables table of this name is ours, in whatever family."""
-    return name in {NFT_TABLE, NFT_VXLAN_TABLE}
+    return name in {NFT_TABLE, NFT_VXLAN_TABLE, NFT_NAT_TABLE}
 
 
 class NftSet(msgspec.Struct, frozen=True, gc=False):

@@ -16,6 +16,7 @@ from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
 from podway.plan.guard import node_elements, takes_tunnels
+from podway.plan.nat import nat_elements
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import held_modes, overlay_entries
 from podway.plan.remote import distributed_route, told_by_store
@@ -46,11 +47,9 @@ def plan_others(
             if block.spec.pool in told or block.network in transitional
             if (route := distributed_route(view, node, uplink, block)) is not None
         ]
-        guarded = node_elements(view, (name,)) if taken else ()
-        if guarded or routes:
-            entries = msgspec.structs.replace(
-                entries, elements=(*entries.elements, *guarded), routes=tuple(routes)
-            )
+        known = (*(node_elements(view, (name,)) if taken else ()), *nat_elements(view, (name,)))
+        if known or routes:
+            entries = msgspec.structs.replace(entries, elements=(*entries.elements, *known), routes=tuple(routes))
         found[name] = entries
     return found
 

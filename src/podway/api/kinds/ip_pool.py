@@ -43,6 +43,7 @@ class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
     `block_size` is a prefix length. `excluded` are addresses or networks never given to a pod.
     `cooldown_seconds` is how long a freed address waits before another pod may get it.
     A pool serves a pod if both selectors, where stated, match the pod's node and namespace.
+    With `nat_outgoing` what pods send out of the cluster has their node's address as its source.
     """
 
     cidr: str
@@ -56,6 +57,7 @@ class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
     encapsulation: Encapsulation = "none"
     when: When = "always"
     attach: Attach = "routed"
+    nat_outgoing: bool = True
 
 
 def _usage(pool: "IPPool", cluster: Cluster) -> str:
@@ -86,6 +88,7 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         Column("ENCAPSULATION", _encapsulation),
         Column("ATTACH", lambda pool, _: pool.spec.attach),
         Column("STATE", lambda pool, _: "disabled" if pool.spec.disabled else "in use", wide=True),
+        Column("NAT", lambda pool, _: "outgoing" if pool.spec.nat_outgoing else "none", wide=True),
         Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
         LABELS,
     )

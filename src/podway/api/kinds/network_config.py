@@ -1,10 +1,12 @@
 """NetworkConfig: the settings of the whole cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from typing import ClassVar, Literal, TypeAlias
 
+from podway.api.addresses import Network, is_within
 from podway.api.columns import AGE, NAME, Cluster, Column
-from podway.api.fields import BGP_PORT, Problem, check_asn, check_ranges, check_selector
+from podway.api.fields import BGP_PORT, Problem, check_asn, check_ranges, check_selector, parse_cidr
 from podway.api.kinds.cluster_authority import AUTHORITY_LIVES
 from podway.api.meta import LabelSelector, StrictRecord
 from podway.api.resource import Names, Resource
@@ -69,13 +71,32 @@ class VxlanSettings(StrictRecord, frozen=True, kw_only=True):
     port: int = 4789
 
 
+class NatSettings(StrictRecord, frozen=True, kw_only=True):
+    """What of the translation of outgoing packets (`natOutgoing` of pools) is the same in the whole cluster.
+
+    `excluded` are networks outside that know the way to pods: what pods send there keeps its source.
+    """
+
+    excluded: tuple[str, ...] = ()
+
+
 class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
-    """Settings of the whole cluster. `mtu` 0 means: what the path of pod packets allows."""
+    """Settings of the whole cluster. `mtu` 0 means: what the path of pod packets allows.
+
+    `service_cidrs` are the ranges of Services' addresses, which are no pod's and not outside either.
+    """
 
     bgp: BgpSettings = BgpSettings()
     channel: ChannelSettings = ChannelSettings()
     vxlan: VxlanSettings = VxlanSettings()
     mtu: int = 0
+    nat: NatSettings = NatSettings()
+    service_cidrs: tuple[str, ...] = ()
+
+    @property
+    def service_networks(self) -> tuple[Network, ...]:
+        """The ranges of Services' addresses."""
+        return tuple(map(ip_network, self.service_cidrs))
 
 
 def _bfd(config: "NetworkConfig", _: Cluster) -> str:
@@ -108,6 +129,8 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
         yield from _bgp(self.spec.bgp)
         yield from _vxlan(self.spec.vxlan)
         yield from _channel(self.spec.channel)
+        yield from _apart("spec.nat.excluded", self.spec.nat.excluded, "write a network such as 192.0.2.0/24")
+        yield from _apart("spec.serviceCidrs", self.spec.service_cidrs, "write a network such as 10.96.0.0/12")
         mtu = self.spec.mtu
         if mtu != 0 and not MIN_MTU <= mtu <= MAX_MTU:
             hint = f"write 0 (what the path allows), or {MIN_MTU} to {MAX_MTU}"
@@ -130,6 +153,25 @@ def _vxlan(vxlan: VxlanSettings) -> Iterator[Problem]:
     yield from check_ranges(("spec.vxlan.vni", vxlan.vni, 1, MAX_VNI), ("spec.vxlan.port", vxlan.port, 1, 65535))
     if rfc := BFD_PORTS.get(vxlan.port):
         yield "spec.vxlan.port", f"UDP port {vxlan.port} is BFD's ({rfc})", "use another, such as 4789"
+
+
+def _apart(field: str, texts: Sequence[str], hint: str) -> Iterator[Problem]:
+    """Yield what is wrong with networks that must not overlap, and each of which must leave something outside."""
+    seen: dict[Network, int] = {}
+    for index, text in enumerate(texts):
+        where = f"{field}[{index}]"
+        try:
+            network = parse_cidr(text)
+        except ValueError as error:
+            yield where, str(error), hint
+            continue
+        if network.prefixlen == 0:
+            yield where, f"{network} is everything", "to translate nothing, set natOutgoing: false in the IPPools"
+        for other, place in seen.items():
+            if network.version == other.version and network.overlaps(other):
+                inner = index if is_within(network, other) else place
+                yield where, f"{network} overlaps {other} of {field}[{place}]", f"remove {field}[{inner}]"
+        seen.setdefault(network, index)
 
 
 def _channel(channel: ChannelSettings) -> Iterator[Problem]:

@@ -35,6 +35,10 @@ words when it reads them."""
 ASN = "podway.io/asn"
 """Annotation: the node's own AS number, in place of the cluster's."""
 
+NAT_ADDRESSES = "podway.io/nat-addresses"
+"""Annotation: the addresses, comma-separated and at most one a family, that pods' packets have as their source
+when they leave the cluster from this node, in place of that of the route."""
+
 BGP_READY = "podway.io/bgp-ready"
 """Annotation: the topology for which the node has all the sessions that it needs."""
 
@@ -114,7 +118,11 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
         "address": lambda node: (entry.address for entry in node.status.addresses),
         "families": lambda node: (frozenset(map(Family.of, node.internal_addresses)),),
     }
-    SETTABLE: ClassVar = {"asn": ("annotations", ASN), "rack": ("labels", RACK)}
+    SETTABLE: ClassVar = {
+        "asn": ("annotations", ASN),
+        "rack": ("labels", RACK),
+        "nat-addresses": ("annotations", NAT_ADDRESSES),
+    }
 
     api_version: Literal["v1"] = "v1"
     kind: Literal["Node"] = "Node"
@@ -151,6 +159,16 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
         """The node's own AS number, None if it has the cluster's. Raises ValueError for what is no number."""
         text = self.metadata.annotations.get(ASN)
         return int(text) if text else None
+
+    @cached_property
+    def nat_addresses(self) -> tuple[Address, ...]:
+        """What pods' packets that leave the cluster from here have as their source, at most one a family."""
+        text = self.metadata.annotations.get(NAT_ADDRESSES, "")
+        return tuple(ip_address(part.strip()) for part in text.split(",") if part.strip())
+
+    def nat_address(self, family: Family) -> Address | None:
+        """Return the one of a family, None if it is that of the route."""
+        return next((address for address in self.nat_addresses if address.version == family), None)
 
     @cached_property
     def accepts(self) -> frozenset[str]:
@@ -206,6 +224,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
                 yield field, f"{text!r} is not an interface address", "write ADDRESS/LENGTH,ADDRESS/LENGTH"
         if notes.get(ASN):
             yield from check_asn_text(f"metadata.annotations[{ASN}]", notes[ASN])
+        yield from _wrong_nat_addresses(notes.get(NAT_ADDRESSES, ""))
 
     def _wrong_addresses(self) -> Iterator[Problem]:
         families = []
@@ -226,6 +245,24 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
                     f"has more than one InternalIP of {family.label}",
                     "keep the one that the other nodes reach it by",
                 )
+
+
+def _wrong_nat_addresses(text: str) -> Iterator[Problem]:
+    field = f"metadata.annotations[{NAT_ADDRESSES}]"
+    families = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        wrong = tuple(check_address(field, part))
+        yield from wrong
+        if not wrong:
+            families.append(Family.of(ip_address(part)))
+            yield from check_usable(field, ip_address(part), "write an address of the node that others can answer")
+    for family in Family:
+        if families.count(family) > 1:
+            yield (
+                field,
+                f"has more than one address of {family.label}",
+                "keep the one that packets shall come from",
+            )
 
 
 def _words(text: str) -> frozenset[str]:
