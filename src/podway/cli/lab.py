@@ -239,6 +239,9 @@ def status(options: GlobalOptions) -> None:
             for node, known in current.nodes.items()
         ],
     )
+    if current.outside:
+        addresses = ",".join(str(address.ip) for address in current.outside_interfaces)
+        click.echo(f"host outside: {addresses} in {names.outside_netns(options.lab)}")
 
 
 def _agent_state(name: str, node: str) -> str:
@@ -276,24 +279,30 @@ def node() -> None:
 
 
 class _InnerCommand(_Command):
-    """A command line with another one in it: behind `--`, or from the second word on that is no option.
+    """A command line with another one in it: behind `--`, or behind as many words as are our own.
 
     So the inner command's options are not taken for ours.
     """
+
+    own_words = 1
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `--` before the inner command where nobody wrote it."""
         if "--" not in args:
             with_values = {name for param in self.params if isinstance(param, click.Option) for name in param.opts}
             words, position = 0, 0
-            while position < len(args) and words < 2:
+            while position < len(args) and words <= self.own_words:
                 if args[position].startswith("-"):
                     position += 2 if args[position] in with_values else 1
                     continue
                 words += 1
-                position += words < 2
+                position += words <= self.own_words
             args = [*args[:position], "--", *args[position:]]
         return super().parse_args(ctx, args)
+
+
+class _InnerCommandAlone(_InnerCommand):
+    own_words = 0
 
 
 @click.command(cls=_InnerCommand)
@@ -462,6 +471,40 @@ def execute(options: GlobalOptions, name: str, namespace: str | None, command: t
 
     space, name = _pod(name, namespace)
     _run_inside(lambda: pods.execute(options.lab, name, space, command))
+
+
+@lab.command(
+    "outside",
+    cls=_InnerCommandAlone,
+    short_help="Put a host beside the cluster, or run a command on it.",
+    epilog=examples(
+        "podway lab outside",
+        "podway lab exec client -- curl -s http://203.0.113.10",
+        "podway lab outside -- ip route",
+        "podway lab outside --remove",
+    ),
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--remove", "away", is_flag=True, help="Remove it, and the routes to it.")
+@lab_option()
+@click.pass_obj
+def outside_host(options: GlobalOptions, command: tuple[str, ...], *, away: bool) -> None:
+    """Put a host beside the cluster unless it is there: podway lab outside; run a command on it: ... -- COMMAND.
+
+    It is in none of the cluster's ranges, and knows the way to nodes, not to pods. At port 80 it answers TCP and
+    HTTP, telling the asker's address. `podway trace client outside` shows the way there. It goes with the lab.
+    """
+    from podway.lab import outside
+
+    if away and command:
+        raise click.UsageError("--remove runs no command")
+    if away:
+        _report("host outside is gone" if outside.remove(options.lab) else "there was no host outside")
+        return
+    if command:
+        _run_inside(lambda: outside.execute(options.lab, command))
+    found, _ = outside.ensure(options.lab)
+    click.echo(f"host outside: {' '.join(str(one.ip) for one in found.outside_interfaces)}, port {outside.PORT}")
 
 
 @lab.command("rm", epilog=examples("podway lab rm web", "podway lab rm shop/web"))

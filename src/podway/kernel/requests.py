@@ -12,6 +12,7 @@ from podway.kernel.rtnl.links import set_down as set_link_down
 from podway.kernel.rtnl.links import set_up as set_link_up
 from podway.kernel.rtnl.neighbours import add as add_neighbour
 from podway.kernel.rtnl.routes import add as add_route
+from podway.kernel.rtnl.routes import remove as remove_route
 
 __all__ = [
     "LOOPBACK",
@@ -24,6 +25,7 @@ __all__ = [
     "new_bridge",
     "new_veth",
     "remove_link",
+    "remove_route",
     "set_link_down",
     "set_link_up",
 ]

@@ -18,7 +18,7 @@ from podway.errors import AgentError, InvalidArgument, LabError
 from podway.ipam.blocks import count_blocks
 from podway.kernel import netns
 from podway.kernel.support import require_all
-from podway.lab import agents, facts, names, pods, processes, routers, speakers, state, topology
+from podway.lab import agents, facts, names, outside, pods, processes, routers, speakers, state, topology
 from podway.lab.agents import Report
 from podway.lab.fabric import Fabric, Tor, most_nodes, plan_fabric
 from podway.lab.facts import PoolSettings
@@ -267,6 +267,7 @@ def _make_node(current: LabState, node: str, place: LabNode) -> LabState:
     changed = current.with_node(node, place)
     state.save(changed)  # before anything is built, so that what a crash leaves has a name
     topology.create_node(current.name, node, place, current.fabric)
+    outside.show_way(current, node)
     return changed
 
 

@@ -7,7 +7,6 @@ that the store and the kernel do not know.
 import difflib
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_interface
@@ -23,7 +22,7 @@ from podway.api.validate import validate
 from podway.cni.conflist import FILE_NAME
 from podway.errors import AlreadyExists, LabError, NotFound, PodwayError
 from podway.kernel import netns
-from podway.lab import facts, names, processes, state, topology
+from podway.lab import facts, names, processes, serving, state, topology
 from podway.lab.chain import Container, PluginChain
 from podway.lab.paths import lab_dir, lab_store
 from podway.lab.state import LabState, node_dir
@@ -239,23 +238,13 @@ def _container(pod: Pod, path: str) -> Container:
 def _serve(lab: str, pod: Pod, port: str) -> None:
     """Start the pod's little server and wait until it listens."""
     meta = pod.metadata
-    log = node_dir(lab, pod.spec.node_name) / f"{meta.namespace}.{meta.name}.log"
-    greeting = f"I am pod {meta.namespace}/{meta.name} on {pod.spec.node_name}"
-    read, write = os.pipe()
-    try:
-        processes.spawn(
-            [sys.executable, "-m", "podway.lab.echo", port, greeting, str(write)],
-            namespace=netns_of(lab, pod),
-            mark=f"{lab}/{pod.spec.node_name}",
-            log=log,
-            kept=(write,),
-        )
-    finally:
-        os.close(write)
-    with os.fdopen(read, "rb") as listening:
-        if not listening.read():  # it ended: ours was the only other copy of the pipe's end
-            words = log.read_text(errors="replace").strip().splitlines()
-            raise LabError(f"pod {meta.namespace}/{meta.name}: no server on port {port}: {words[-1:]}")
+    serving.serve(
+        int(port),
+        f"I am pod {meta.namespace}/{meta.name} on {pod.spec.node_name}",
+        namespace=netns_of(lab, pod),
+        mark=f"{lab}/{pod.spec.node_name}",
+        log=node_dir(lab, pod.spec.node_name) / f"{meta.namespace}.{meta.name}.log",
+    )
 
 
 def _tear_down(current: LabState, pod: Pod) -> None:

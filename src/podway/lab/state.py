@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 import msgspec
@@ -43,6 +43,13 @@ class LabState(msgspec.Struct, frozen=True):
     racks: int = 1
     tor: Tor = "none"
     nodes: dict[str, LabNode] = {}
+    outside: tuple[str, ...] = ()
+    """The addresses of the host beside the cluster, with prefix lengths; none while there is none."""
+
+    @property
+    def outside_interfaces(self) -> tuple[Interface, ...]:
+        """The same as addresses."""
+        return tuple(map(ip_interface, self.outside))
 
     @property
     def fabric(self) -> Fabric:

@@ -27,6 +27,7 @@ from podway.kernel.requests import (
     new_bridge,
     new_veth,
     remove_link,
+    remove_route,
     set_link_down,
     set_link_up,
 )
@@ -119,6 +120,15 @@ def route(namespace: str, wanted: Iterable[Route]) -> None:
     """Write static routes in a namespace. Raises KernelError."""
     with connection(namespace) as there:
         there.transact([add_route(entry, find_link(there, entry.device).index, STATIC) for entry in wanted])
+
+
+def unroute(namespace: str, unwanted: Iterable[Route]) -> None:
+    """Remove static routes from a namespace, as far as they are there. Raises KernelError."""
+    with connection(namespace) as there:
+        requests = [remove_route(entry, find_link(there, entry.device).index, STATIC) for entry in unwanted]
+        for failure in there.attempt(requests).values():
+            if failure.errno != errno.ESRCH:
+                raise failure
 
 
 def introduce(lab: str, fabric: Fabric, nodes: Mapping[str, LabNode]) -> None:
