@@ -70,6 +70,8 @@ def bare(family: str) -> dict[str, tuple[bytes, bool]]:
         "udp to the port": (ip(*ends, 17, udp(9, PORT, b"x")), True),
         "udp from the port": (ip(*ends, 17, udp(PORT, 9, b"x")), True),
         "udp with the tag": (ip(*ends, 17, udp(9, OTHER, MAGIC + bytes(60))), True),
+        "small udp with the tag, of a translated port": (ip(*ends, 17, udp(9, OTHER, MAGIC)), True),
+        "udp of three bytes": (ip(*ends, 17, udp(9, OTHER, MAGIC[:3])), False),
         "other udp": (ip(*ends, 17, udp(9, OTHER, b"something else")), False),
         "syn": (ip(*ends, 6, tcp(9, PORT, SYN)), True),
         "data": (ip(*ends, 6, tcp(9, PORT, PUSH)), True),

@@ -14,6 +14,7 @@ from podway.cli.options import GlobalOptions
 from podway.errors import AgentError
 from podway.kernel import netns
 from podway.lab import facts, names, pods
+from podway.lab.outside_tracing import beside
 from podway.probe.build import Protocol
 from podway.store.base import list_all
 from podway.trace.names import resolve
@@ -33,7 +34,8 @@ class TraceLab:
         return facts.ask(self.name, list_all).items
 
     def asker(self, *, remote: bool = False) -> Callable[..., object]:
-        asked = agents(GlobalOptions(None, self.name), remote=remote)
+        hosts = {name: ask for name, (_, ask) in beside(self.name).items()}
+        asked = {**hosts, **agents(GlobalOptions(None, self.name), remote=remote)}
 
         def ask(node: str, method: str, **params: object) -> object:
             if node not in asked:
@@ -53,15 +55,16 @@ class TraceLab:
         ask: Callable[..., object] | None = None,
         **keywords: Any,
     ) -> TraceReport:
-        found = self.resources()
+        found, hosts = self.resources(), {name: addresses for name, (addresses, _) in beside(self.name).items()}
         return trace(
             found,
             ask or self.asker(),
-            resolve(source, found),
-            resolve(target, found),
+            resolve(source, found, hosts),
+            resolve(target, found, hosts),
             protocol=Protocol(protocol),
             port=port,
             families=families,
+            hosts=hosts,
             **{"timeout": 0.4, **keywords},
         )
 
@@ -76,8 +79,8 @@ class TraceLab:
 
     def namespace(self, place: str) -> str:
         """Return the namespace of a node, of the fabric, or of a pod of the namespace default."""
-        if place == "fabric":
-            return names.fabric_netns(self.name)
+        if place in {"fabric", "outside"}:
+            return f"{names.prefix(self.name)}{place}"
         if place.startswith("node"):
             return names.node_netns(self.name, place)
         return names.pod_netns(self.name, "default", place)

@@ -1,13 +1,16 @@
 """`podway trace`: follow a packet from one place to another: as planned, as the kernels say, and as it went."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.errors import AgentError
+
+if TYPE_CHECKING:
+    from podway.api.addresses import Address
 
 PATIENCE = 5.0
 """Seconds to wait for an agent: the trace goes on without one that does not answer."""
@@ -34,6 +37,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         "podway trace node1 web --proto udp -o json",
         "podway trace shop/client web --full           # all that plan, kernel and probe say",
         "podway trace web 192.0.2.1 --dry-run",
+        "podway trace web outside --port 80            # in a lab that has the host: podway lab outside",
     )
 )
 @click.argument("source", metavar="FROM", shell_complete=_complete)
@@ -79,8 +83,8 @@ def trace(
 ) -> None:
     """Show the way of a packet FROM one place TO another, and back.
 
-    FROM and TO are pods (web, shop/web), nodes or addresses. At each hop: what Podway planned there, what
-    the kernel says, and what a real probe showed; in one line where all three agree.
+    FROM and TO are pods (web, shop/web), nodes or addresses, or a lab's host `outside`. At each hop: what Podway
+    planned there, what the kernel says, and what a real probe showed; in one line where all three agree.
 
     Exit status 0: delivered both ways (with --dry-run: as far as the kernels say). 1: not.
     """
@@ -95,26 +99,40 @@ def trace(
     if port and protocol is Protocol.ICMP:
         raise click.UsageError("--port means nothing to ICMP: leave it out, or choose --proto tcp or udp")
     resources = options.run(read_all).items
+    beside = _beside(options)
+    hosts = {name: addresses for name, (addresses, _) in beside.items()}
     report = follow(
         resources,
-        _asker(options),
-        resolve(source, resources),
-        resolve(target, resources),
+        _asker(options, {name: ask for name, (_, ask) in beside.items()}),
+        resolve(source, resources, hosts),
+        resolve(target, resources, hosts),
         protocol=protocol,
         port=port or 0,
         families=[Family(int(only))] if only else (),
         dry_run=dry_run,
         timeout=timeout,
+        hosts=hosts,
     )
     click.echo(to_json(report) if output == "json" else to_text(report, width=_width(), full=full, paint=_paint))
     click.get_current_context().exit(0 if report.delivered else 1)
 
 
-def _asker(options: GlobalOptions) -> Callable[..., Any]:
-    """Return how to call an agent by its node's name."""
+def _beside(options: GlobalOptions) -> dict[str, tuple[Sequence["Address"], Callable[..., Any]]]:
+    """Return the hosts beside the cluster that can be asked: of a lab, its `outside`."""
+    from podway.lab.paths import lab_dir
+
+    if options.store is not None or not lab_dir(options.lab).exists():
+        return {}
+    from podway.lab.outside_tracing import beside
+
+    return beside(options.lab)
+
+
+def _asker(options: GlobalOptions, hosts: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Return how to call an agent by its node's name, or one of the hosts beside the cluster."""
     from podway.cli.agents import HOST, agents
 
-    asked = agents(options)
+    asked = {**hosts, **agents(options)}
     if HOST in asked:  # the agent of this machine, whose name only itself can tell
         asked[asked[HOST]("status")["node"]] = asked[HOST]
 

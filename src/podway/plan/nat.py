@@ -125,6 +125,13 @@ def is_translated(view: ClusterView, source: Address, destination: Address) -> b
     return not any(destination in _addresses(view, name) for name in view.nodes)
 
 
+def translation_words(view: ClusterView, node: str, source: Address, destination: Address) -> str:
+    """Return what becomes of the source of a packet that a node's pod sends, in nft's words; empty: nothing."""
+    if not is_translated(view, source, destination):
+        return ""
+    return _translation(view, node, Family.of(source))
+
+
 def nat_elements(view: ClusterView, names: Iterable[str]) -> tuple[NftElement, ...]:
     """Return the elements that stand for nodes in the tables of `plan_nat_sets`."""
     # Plain, and each made once: it is asked of thousands of nodes.
@@ -143,18 +150,23 @@ def _translating(view: ClusterView, node: str, *, bridge: bool) -> Iterator[NftT
         sources = translated_pools(view, family)
         if not sources:
             continue
-        chosen, ip = chosen_address(view, node, family), NFT_FAMILY[family]
+        ip = NFT_FAMILY[family]
         chains = _CHAINS.format(
             ip=ip,
             nodes=NODES,
             group=LINK_GROUP,
             sources=", ".join(map(str, _collapsed(sources))),
             inside=", ".join(map(str, kept_networks(view, family))),
-            translation=f"snat to {chosen}" if chosen else "masquerade",
+            translation=_translation(view, node, family),
             bridge=_BRIDGE if bridge else "",
         )
         outer = _OUTER.format(ip=ip, nodes=NODES, port=view.config.vxlan.port) if vxlan else ""
         yield _table(family, chains + outer)
+
+
+def _translation(view: ClusterView, node: str, family: Family) -> str:
+    chosen = chosen_address(view, node, family)
+    return f"snat to {chosen}" if chosen else "masquerade"
 
 
 def _table(family: Family, chains: str) -> NftTable:

@@ -17,6 +17,7 @@ from podway.cluster.view import ClusterView
 from podway.plan.bgp import plan_bgp
 from podway.plan.fabric import encapsulation_of, mode_of_device
 from podway.plan.learned import announced
+from podway.plan.nat import translation_words
 from podway.plan.node import plan_node, plan_wiring
 from podway.plan.objects import BRIDGE_DEVICE, Neighbour, Route
 from podway.plan.remote import remote_route
@@ -57,6 +58,8 @@ class PlannedHop(msgspec.Struct, frozen=True):
     bridge, `wire_entry` and `wire_exit` are the devices below, which carry the packet to the next hop.
     `encapsulation` is that with which it leaves for another node.
 
+    `translation` is what becomes of the source where a pod's packet leaves the cluster, in nft's words.
+
     `route` is the one that should decide, `owner` who keeps it: `host` is whoever set up the node's own network.
     `leads_to` is the node that the route leads to, `learned_from` who tells it by BGP: that node, a reflector, or
     a BGPPeer by its name.
@@ -75,6 +78,7 @@ class PlannedHop(msgspec.Struct, frozen=True):
     encapsulation: Encapsulation = "none"
     wire_entry: str = ""
     wire_exit: str = ""
+    translation: str = ""
 
 
 def plan_path(view: ClusterView, sites: Mapping[str, Site], source: End, target: End) -> tuple[PlannedHop, ...]:
@@ -98,6 +102,9 @@ def plan_path(view: ClusterView, sites: Mapping[str, Site], source: End, target:
     while node and node not in {hop.node for hop in hops if not hop.pod}:
         hop = _through_node(view, sites, node, entry, target)
         hops.append(msgspec.structs.replace(hop, wire_entry=below))
+        if hop.disposition == "outside" and source.pod:
+            words = translation_words(view, node, source.address, target.address)
+            hops[-1] = msgspec.structs.replace(hops[-1], translation=words)
         if hops[-1].disposition != "forwarded":
             break
         if target.pod and target.node == node:

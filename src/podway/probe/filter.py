@@ -30,7 +30,7 @@ from podway.probe.packet import (
 
 SO_ATTACH_FILTER = 26
 
-_LD_BYTE, _LD_HALF = 0x30, 0x28
+_LD_BYTE, _LD_HALF, _LD_WORD = 0x30, 0x28, 0x20
 _LD_BYTE_X, _LD_HALF_X, _LD_WORD_X = 0x50, 0x48, 0x40
 _LD_MEM, _ST = 0x60, 0x02
 _LDX_IMM = 0x01
@@ -121,7 +121,7 @@ def capture_filter(port: int, magic: bytes, *, snap: int = _WHOLE) -> bytes:
     p.when(ETHERTYPE_IPV4, "outer-4")
     p.when(ETHERTYPE_IPV6, "outer-6", "drop")
     for family in Family:
-        _outer(p, family, port)
+        _outer(p, family, port, known)
     for family in Family:
         _inner(p, family)
     p.label("transport")
@@ -156,7 +156,7 @@ def _protocol_offset(family: Family) -> int:
     return 9 if family is Family.IPV4 else 6
 
 
-def _outer(p: _Program, family: Family, port: int) -> None:
+def _outer(p: _Program, family: Family, port: int, known: int) -> None:
     """Find out whether the packet is a tunnel's; leave X at the offset of the IP header that matters."""
     header, plain = IP_HEADER[family], f"plain-{family}"
     p.label(f"outer-{family}")
@@ -168,6 +168,9 @@ def _outer(p: _Program, family: Family, port: int) -> None:
     for offset in (0, 2):
         p.do(_LD_HALF, _NET + header + offset)
         p.when(port, plain)
+    # First: a small one ends before an inner frame would, and a load beyond the end drops the packet.
+    p.do(_LD_WORD, _NET + header + _UDP_HEADER)
+    p.when(known, plain)
     frame = header + _UDP_HEADER + _VXLAN_HEADER
     _enter(p, frame + ETHERNET_HEADER - 2, frame + ETHERNET_HEADER, plain)
     p.label(f"gre-{family}")

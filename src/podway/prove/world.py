@@ -41,6 +41,15 @@ class NodePoint(msgspec.Struct, frozen=True):
         return _of_family(self.addresses, family)
 
 
+class HostPoint(NodePoint, frozen=True):
+    """A host beside the cluster that can be asked nevertheless, such as a lab's: none of its nodes."""
+
+    @property
+    def label(self) -> str:
+        """`host NAME`: unique among all points."""
+        return f"host {self.name}"
+
+
 class PodPoint(msgspec.Struct, frozen=True):
     """A pod with a network of its own; `name` is `<namespace>/<name>`."""
 
@@ -83,6 +92,11 @@ Place: TypeAlias = NodePoint | PodPoint
 """Somebody of the cluster: a namespace that can be entered where it is."""
 
 Point: TypeAlias = Place | ExternalPoint
+
+
+def is_beyond(point: Point) -> bool:
+    """Tell whether a point is no part of the cluster."""
+    return isinstance(point, ExternalPoint | HostPoint)
 
 
 class Block(msgspec.Struct, frozen=True):

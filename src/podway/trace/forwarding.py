@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import msgspec
 
+from podway.api.addresses import Address
 from podway.errors import PodwayError
 from podway.kernel.network import Lookup, RouteRecord
 from podway.plan.fabric import DEVICES
@@ -48,6 +49,8 @@ class ForwardingHop(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str:
         """As its point's."""
+        if self.point is not None:
+            return self.point.label
         return f"pod {self.pod}" if self.pod else f"node {self.node}"
 
 
@@ -122,6 +125,14 @@ def _stage(point: Place, device: str, outgoing: bool) -> Stage:
     if device in (*DEVICES.values(), BRIDGE_DEVICE):
         return Stage(point.label, device, outgoing, "overlay")
     return Stage(point.label, device, outgoing, "uplink" if device == point.uplink else "host link")
+
+
+def look(
+    points: PointIndex, inspector: RemoteInspector, planned: PlannedHop, source: Address, to: Address
+) -> ForwardingHop:
+    """Return the hop where a packet from and to these addresses is made, as its kernel sees it."""
+    coming = _Coming(planned.node, planned.pod, "")
+    return _look(points, inspector, End(source), End(to), coming, planned)
 
 
 def _look(
@@ -200,7 +211,8 @@ def _node_after(points: PointIndex, hop: ForwardingHop, lookup: Lookup, target: 
         )
     following = points.node_with(lookup.gateway or target.address)
     if not following and lookup.gateway and hop.planned is not None:
-        return hop.planned.leads_to or target.node  # a router's, which should know the way on
+        # A router's, which should know the way on.
+        return hop.planned.leads_to or target.node or points.host_with(target.address)
     return following
 
 

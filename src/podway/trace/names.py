@@ -1,8 +1,10 @@
 """Whom people mean: a pod, a node or an address, by the name that they typed. Pure."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
+from types import MappingProxyType
+from typing import TypeAlias
 
 import msgspec
 
@@ -21,7 +23,8 @@ _NAMES_SHOWN = 3
 class Subject(msgspec.Struct, frozen=True):
     """An end of a trace. `node` is empty for an address outside the cluster, `pod` is `<namespace>/<name>`.
 
-    `free` says that the address lies in a block of `node`, but that no pod has it.
+    `free` says that the address lies in a block of `node`, but that no pod has it. `host` is the name of a host
+    beside the cluster that can be asked.
     """
 
     label: str
@@ -29,11 +32,17 @@ class Subject(msgspec.Struct, frozen=True):
     pod: str
     addresses: tuple[Address, ...]
     free: bool = False
+    host: str = ""
 
     @property
     def ours(self) -> bool:
-        """Whether it is a pod or a node: packets can be sent from there, and seen there."""
-        return bool(self.pod or (self.node and not self.free))
+        """Whether it is a pod, a node or a known host: packets can be sent from there, and seen there."""
+        return bool(self.pod or self.host or (self.node and not self.free))
+
+    @property
+    def asked(self) -> str:
+        """Who is asked about it: its node's agent, or the host."""
+        return self.node or self.host
 
     def end(self, family: Family) -> End | None:
         """Return it as an end of a path of this family, None if it has no address of it."""
@@ -41,15 +50,20 @@ class Subject(msgspec.Struct, frozen=True):
         return End(address, self.node, self.pod) if address else None
 
 
-def resolve(text: str, resources: Iterable[Resource]) -> Subject:
+Hosts: TypeAlias = Mapping[str, Sequence[Address]]
+"""The addresses of the hosts beside a cluster that can be asked, by name."""
+NO_HOSTS: Hosts = MappingProxyType({})
+
+
+def resolve(text: str, resources: Iterable[Resource], hosts: Hosts = NO_HOSTS) -> Subject:
     """Return whom a text names: `web`, `shop/web`, `pod/shop/web`, `node1`, `node/node1`, `10.244.1.2`.
 
-    Of several pods of one name the one in the namespace `default` is meant. Raises InvalidInput if nobody has this
-    name (with the nearest ones), if several have it, or if the one who has it has no address.
+    Of several pods of one name the one in the namespace `default` is meant; `hosts` come last. Raises InvalidInput
+    if nobody has this name (with the nearest ones), if several have it, or if the one who has it has no address.
     """
     resources = tuple(resources)
     try:
-        return _by_address(ip_address(text), resources)
+        return _by_address(ip_address(text), resources, hosts)
     except ValueError:
         pass
     pods = [
@@ -62,6 +76,9 @@ def resolve(text: str, resources: Iterable[Resource]) -> Subject:
     found = [*pods, *nodes]
     if len(found) == 1:
         return _of_pod(pods[0]) if pods else _of_node(nodes[0])
+    for name in _as_typed(text, "host") if not found else ():
+        if name in hosts:
+            return Subject(f"host {name}", "", "", tuple(hosts[name]), host=name)
     if not found:
         raise InvalidInput(f"no pod or node is called {text!r}", hint=_nearest(text, resources))
     meanings = " or ".join([*(f"pod {_name(pod)}" for pod in pods), *(f"node {text}" for _ in nodes)])
@@ -74,7 +91,7 @@ def _as_typed(text: str, kind: str) -> set[str]:
     return {text, text.removeprefix(f"{kind}/")}
 
 
-def _by_address(address: Address, resources: Sequence[Resource]) -> Subject:
+def _by_address(address: Address, resources: Sequence[Resource], hosts: Hosts) -> Subject:
     for one in resources:
         if isinstance(one, Pod) and address in one.addresses and _runs(one) and not one.spec.host_network:
             return Subject(f"pod {_name(one)}", one.spec.node_name, _name(one), (address,))
@@ -83,6 +100,9 @@ def _by_address(address: Address, resources: Sequence[Resource]) -> Subject:
     for one in resources:
         if isinstance(one, AddressBlock) and address in one.network:
             return Subject(f"{address} (in {one.spec.node}'s block)", one.spec.node, "", (address,), free=True)
+    for name, addresses in hosts.items():
+        if address in addresses:
+            return Subject(f"host {name}", "", "", (address,), host=name)
     return Subject(str(address), "", "", (address,))
 
 

@@ -178,6 +178,8 @@ def _briefly(hop: Hop, *, dry_run: bool) -> str:
     planned = hop.planned
     if planned is None or not _agrees(hop, dry_run=dry_run):
         return ""
+    if planned.translation:
+        return f"{visited}, its source translated ({planned.translation})"
     if planned.disposition != "forwarded" or not planned.route:
         return visited
     told = f" (learned from {planned.learned_from})" if planned.learned_from else ""
@@ -241,6 +243,8 @@ def _plan_words(planned: Planned | None) -> Iterator[str]:
         yield f"{planned.route}: {why}, so it ends here"
     elif planned.disposition == "outside":
         yield "out of the cluster, by the host's own routes"
+        if planned.translation:
+            yield f"its source is translated there ({planned.translation}): the pool has natOutgoing"
     elif not planned.route:
         yield "by the host's own routes" if planned.owner == "host" else "not known without its agent"
     else:
@@ -371,7 +375,10 @@ def _summary(direction: Direction) -> str:
 
 def _facts(verdict: Verdict) -> Iterator[str]:
     if verdict.source_kept is not None:
-        yield "original source kept (no NAT)" if verdict.source_kept else "original source NOT kept (NAT)"
+        if verdict.translated:
+            yield f"from {verdict.translated} as it leaves the cluster (natOutgoing)"
+        else:
+            yield "original source kept (no NAT)" if verdict.source_kept else "original source NOT kept (NAT)"
     if verdict.encapsulated is not None:
         yield f"encapsulated in {verdict.encapsulation}" if verdict.encapsulated else "not encapsulated"
     if verdict.took is not None:

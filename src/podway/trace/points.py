@@ -11,8 +11,9 @@ from podway.plan.mtu import pod_mtu
 from podway.plan.objects import BRIDGE_DEVICE
 from podway.plan.path import Site
 from podway.plan.uplink import Uplink
-from podway.prove.world import Block, NodePoint, Place, PodPoint, World
+from podway.prove.world import Block, HostPoint, NodePoint, Place, PodPoint, World
 from podway.trace.agents import Agents
+from podway.trace.names import NO_HOSTS, Hosts
 
 _UNKNOWN = Uplink("", 0, ())
 
@@ -20,13 +21,16 @@ _UNKNOWN = Uplink("", 0, ())
 class PointIndex:
     """The places of one cluster. It grows as the agents learns of more nodes."""
 
-    def __init__(self, resources: Iterable[Resource], agents: Agents) -> None:
+    def __init__(self, resources: Iterable[Resource], agents: Agents, hosts: Hosts = NO_HOSTS) -> None:
         self.resources = tuple(resources)
+        self.hosts = hosts
         self.view = ClusterView.of(self.resources)
         self.agents = agents
 
     def node(self, name: str) -> NodePoint | None:
-        """Return a node, None if there is none of this name."""
+        """Return a node, or a host beside the cluster; None if there is none of this name."""
+        if name in self.hosts:
+            return HostPoint(name, "", tuple(self.hosts[name]), self._uplink(name).device)
         known = self.view.nodes.get(name)
         return NodePoint(name, "", known.internal_addresses, self._uplink(name).device) if known else None
 
@@ -67,8 +71,13 @@ class PointIndex:
         return self.pod(node, found.pod) if found else None
 
     def node_with(self, address: Address) -> str:
-        """Return the name of the node that has an address, empty if none has."""
-        return next((name for name, node in self.view.nodes.items() if address in node.internal_addresses), "")
+        """Return the name of the node, or host, that has an address, empty if none has."""
+        nodes = (name for name, node in self.view.nodes.items() if address in node.internal_addresses)
+        return next(nodes, "") or self.host_with(address)
+
+    def host_with(self, address: Address) -> str:
+        """Return the name of the host beside the cluster that has an address, empty if none has."""
+        return next((name for name, addresses in self.hosts.items() if address in addresses), "")
 
     def world(self) -> World:
         """Return all of it as diagnosis knows it."""

@@ -18,7 +18,8 @@ class Planned(_Record, frozen=True):
 
     `owner` keeps the route: `podway`, `bird` (it was told by the node `learnedFrom`), `kernel` or `host`
     (whoever set up the node's own network). `disposition` is forwarded, delivered, discarded or outside.
-    `encapsulation` is the encapsulation in which the packet leaves for another node.
+    `encapsulation` is the encapsulation in which the packet leaves for another node, `translation` what becomes of
+    its source where it leaves the cluster, in nft's words; empty: nothing.
     """
 
     disposition: str
@@ -27,6 +28,7 @@ class Planned(_Record, frozen=True):
     learned_from: str = ""
     neighbour: str = ""
     encapsulation: str = "none"
+    translation: str = ""
 
 
 class Neighbour(_Record, frozen=True):
@@ -127,8 +129,10 @@ class Hop(_Record, frozen=True):
 class Verdict(_Record, frozen=True):
     """How it ended. `sourceKept` and `encapsulated` are null if nothing was seen; `encapsulation` is the one seen.
 
-    `hop` is the number of the one where it failed. `largest` is the largest packet, in bytes, that all
-    devices on the way take; `took` the time from the first sight to the last in nanoseconds.
+    `translated` is the source that the packet had in the end, where it was translated on its way out of the
+    cluster as planned, and else empty. `hop` is the number of the one where it failed. `largest` is the largest
+    packet, in bytes, that all devices on the way take; `took` the time from the first sight to the last in
+    nanoseconds.
     """
 
     outcome: Outcome
@@ -145,6 +149,7 @@ class Verdict(_Record, frozen=True):
     detail: str = ""
     last_seen: str = ""
     encapsulation: str = ""
+    translated: str = ""
 
 
 class Direction(_Record, frozen=True):

@@ -68,7 +68,9 @@ def show(
 def _planned(hop: PlannedHop) -> Planned:
     route = str(hop.route).removeprefix("route ") if hop.route else ""
     neighbour = f"{hop.neighbour.address} at {hop.neighbour.mac}" if hop.neighbour else ""
-    return Planned(hop.disposition, hop.owner, route, hop.learned_from, neighbour, hop.encapsulation)
+    return Planned(
+        hop.disposition, hop.owner, route, hop.learned_from, neighbour, hop.encapsulation, hop.translation
+    )
 
 
 def _kernel(view: ClusterView, hop: ForwardingHop) -> Kernel | None:

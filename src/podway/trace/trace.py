@@ -7,19 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from podway.api.addresses import Family
+from podway.api.addresses import Address, Family
 from podway.api.resource import Resource
 from podway.errors import InvalidInput
-from podway.plan.path import End, plan_path
+from podway.plan.nat import is_translated
+from podway.plan.path import End, PlannedHop, Site, plan_path
 from podway.probe.build import Protocol
 from podway.probe.capture import Sighting
 from podway.prove.encapsulation import ExpectedEncapsulation, expected_encapsulation
 from podway.prove.path import Leg
-from podway.prove.world import ExternalPoint, NodePoint, Place, PodPoint, Point
+from podway.prove.world import ExternalPoint, NodePoint, Place, PodPoint, Point, is_beyond
 from podway.trace.agents import Agents, Ask, RemoteInspector
 from podway.trace.evidence import Evidence, Sent, send
-from podway.trace.forwarding import ForwardingHop, forwarding_path, stages_of
-from podway.trace.names import Subject
+from podway.trace.forwarding import ForwardingHop, forwarding_path, look, stages_of
+from podway.trace.names import NO_HOSTS, Hosts, Subject
 from podway.trace.points import PointIndex
 from podway.trace.report import Direction, FamilyTrace, Silent, TraceReport
 from podway.trace.shown import show
@@ -40,16 +41,17 @@ def trace(
     families: Sequence[Family] = (),
     dry_run: bool = False,
     timeout: float = 1.0,
+    hosts: Hosts = NO_HOSTS,
 ) -> TraceReport:
     """Trace a packet from `source` to `target`, and the answer, in each family that both have (or in those named).
 
     `port` is the target's, 0 for one on which hardly anybody listens. With `dry_run` nothing is sent: plan
-    and kernels alone are told. `timeout` is how long an answer may take, in seconds. An agent that does not
-    answer leaves a gap and is named in the report. Raises InvalidInput if the two have no family in common or
-    neither is in the cluster.
+    and kernels alone are told. `timeout` is how long an answer may take, in seconds. `hosts` are beside the
+    cluster, and asked as agents are. An agent that does not answer leaves a gap and is named in the report. Raises
+    InvalidInput if the two have no family in common or neither is in the cluster.
     """
     started = time.monotonic()
-    if not source.ours and not target.ours:
+    if not any(one.ours and not one.host for one in (source, target)):
         raise InvalidInput(
             f"neither {source.label} nor {target.label} is a pod or node: nothing can be sent or seen there",
             hint="name a pod or a node for one of the two",
@@ -59,9 +61,9 @@ def trace(
         wanted = " or ".join(family.label for family in families or tuple(Family))
         raise InvalidInput(f"{source.label} and {target.label} have no {wanted} addresses in common")
     agents = Agents(ask)
-    points = PointIndex(resources, agents)
+    points = PointIndex(resources, agents, hosts)
     for subject in (source, target):
-        agents.learn(subject.node, addresses=(*source.addresses, *target.addresses))
+        agents.learn(subject.asked, addresses=(*source.addresses, *target.addresses))
     conversations = [_Conversation(points, source, target, family, protocol, port, timeout) for family in common]
     with ThreadPoolExecutor(len(conversations)) as threads:
         traces = tuple(threads.map(lambda one: one.hold(dry_run=dry_run), conversations))
@@ -98,6 +100,14 @@ class _Conversation:
         self._source, self._target = _must(source.end(family)), _must(target.end(family))
         self._sender, self._receiver = self._point(source), self._point(target)
         self._free = target.free
+        self._source_host, self._target_host = source.host, target.host
+        self._hides = (
+            is_translated(points.view, self._source.address, self._target.address) if source.pod else False
+        )
+        self._answered: Address | None = None
+        """Where the target's answer goes, if that is not the source's own address, as far as it is known."""
+        if self._hides:
+            self._answered = self._predicted(source.node)
 
     def hold(self, *, dry_run: bool) -> FamilyTrace:
         there, back = self._forwarding_paths(RemoteInspector(self._points.agents))
@@ -106,6 +116,8 @@ class _Conversation:
             evidence = self._probe(self._sender, self._receiver, self._target, self._protocol, there + back)
             if evidence is None or not evidence.answer.sightings:
                 echo = self._probe(self._receiver, self._sender, self._source, Protocol.ICMP, there + back)
+        if self._hides and evidence and evidence.request.sightings:
+            self._answered = evidence.request.sightings[-1].packet.source
         # Asked once more: what the kernels have learned by now, say of neighbours, is part of the answer.
         inspector = RemoteInspector(self._points.agents)
         there, back = self._forwarding_paths(inspector) if evidence or echo else (there, back)
@@ -206,11 +218,36 @@ class _Conversation:
         self, inspector: RemoteInspector
     ) -> tuple[tuple[ForwardingHop, ...], tuple[ForwardingHop, ...]]:
         there = self._forwarding_path(inspector, self._source, self._target)
+        if self._source_host:
+            ends = self._source.address, self._target.address
+            there = (self._out_of_host(inspector, self._source_host, *ends), *there)
         back = () if self._free else self._forwarding_path(inspector, self._target, self._source)
+        if self._target_host:
+            to = self._answered or self._source.address
+            back = (self._out_of_host(inspector, self._target_host, self._target.address, to), *back)
         return there, back
+
+    def _predicted(self, node: str) -> Address | None:
+        """Return the source that a pod's packet most likely has outside: the node's chosen address, or its own."""
+        known = self._points.view.nodes.get(node)
+        if known is None:
+            return None
+        return known.nat_address(self._family) or known.internal_address(self._family)
+
+    def _out_of_host(self, inspector: RemoteInspector, host: str, own: Address, to: Address) -> ForwardingHop:
+        """Return how a host beside the cluster sends a packet from its own address to another."""
+        uplink = self._points.agents.sites.get(host, Site()).uplink
+        device = uplink.device if uplink else ""
+        planned = PlannedHop(host, "", "", device, "forwarded", "host")
+        return look(self._points, inspector, planned, own, to)
 
     def _forwarding_path(self, inspector: RemoteInspector, source: End, target: End) -> tuple[ForwardingHop, ...]:
         planned = plan_path(self._points.view, self._points.agents.sites, source, target)
+        host = self._target_host if target is self._target else self._source_host
+        if planned and host:
+            uplink = self._points.agents.sites.get(host, Site()).uplink
+            arrives = PlannedHop(host, "", uplink.device if uplink else "", "", "delivered", "kernel")
+            planned = (*planned, arrives)
         return forwarding_path(self._points, inspector, source, target, planned)
 
     def _probe(
@@ -225,7 +262,7 @@ class _Conversation:
         places = [hop.point for hop in hops if hop.point and self._points.agents.answers(hop.node)]
         port = self._port if receiver is self._receiver else 0
         ends = sender, receiver
-        size = 0 if port or isinstance(receiver, ExternalPoint) else min(self._mtu(end, hops) for end in ends)
+        size = 0 if port or is_beyond(receiver) else min(self._mtu(end, hops) for end in ends)
 
         def once(size: int, timeout: float = self._timeout) -> Evidence:
             return send(
@@ -269,6 +306,10 @@ class _Conversation:
     def _point(self, subject: Subject) -> Point:
         if not subject.ours:
             return ExternalPoint(subject.label, subject.addresses)
+        if subject.host:
+            host = self._points.node(subject.host)
+            assert host is not None
+            return host
         known: Place | None = self._points.point(subject.node, subject.pod)
         if known is not None:
             return known

@@ -18,7 +18,7 @@ from podway.prove.inspector import Inspector
 from podway.prove.judge import Code, Fault, loss, off_the_way, translation
 from podway.prove.path import Leg, Stage
 from podway.prove.probe import Probe, Result, Step
-from podway.prove.world import ExternalPoint, Point, World
+from podway.prove.world import ExternalPoint, HostPoint, PodPoint, Point, World, is_beyond
 from podway.trace.evidence import Sent
 from podway.trace.forwarding import ForwardingHop
 from podway.trace.report import Basis, Outcome, Verdict
@@ -68,6 +68,21 @@ class Case(msgspec.Struct, frozen=True):
         return Result(probe, port=port, errno=self.sent.errno)
 
     @property
+    def translation(self) -> str:
+        """What should become of the packet's source where it leaves the cluster, in nft's words."""
+        if self.answer:
+            return ""
+        return next((hop.planned.translation for hop in self.hops if hop.planned and hop.planned.translation), "")
+
+    @property
+    def translated_to(self) -> str:
+        """The source that it had in the end, where it was translated as it should be; empty if it was not."""
+        seen = self.leg.sightings
+        if not self.translation or not seen or seen[-1].packet.source == self.sender.address(self.family):
+            return ""
+        return str(seen[-1].packet.source)
+
+    @property
     def target(self) -> Point:
         """Whom the packet is for."""
         return self.sender if self.answer else self.receiver
@@ -79,6 +94,8 @@ def judge(case: Case, world: World, inspector: Inspector) -> Verdict:
 
 
 def _arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
+    if (untranslated := _untranslated(case)) is not None:
+        return untranslated
     fault = translation_of(case)
     if fault is None and case.leg.sightings:
         fault = off_the_way(case.result, case.step, case.leg, case.stages, case.expected)
@@ -90,8 +107,12 @@ def _arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
 def _not_arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
     if not case.answer and (discarding := _discarding(case)):
         return _discarded(case, discarding)
+    if (verdict := _untranslated(case) or _no_way_in(case)) is not None:
+        return verdict
     fault = translation_of(case) or loss(case.result, case.step, case.leg, case.stages)
     seen = fault.last
+    if isinstance(case.target, HostPoint) and seen is not None and seen.point == case.target.label:
+        return _left_the_cluster(case, seen)
     if fault.code is Code.NOT_TAKEN and fault.last is not None and fault.last.point != case.target.label:
         if isinstance(case.target, ExternalPoint) and fault.last.outgoing:
             return _left_the_cluster(case, fault.last)
@@ -115,14 +136,53 @@ def _not_arrived(case: Case, world: World, inspector: Inspector) -> Verdict:
     return msgspec.structs.replace(described, last_seen=seen.words) if seen else described
 
 
+def _no_way_in(case: Case) -> Verdict | None:
+    """Judge a packet that a host beside the cluster cannot send, since it knows no way to pods: few of them do."""
+    first = case.hops[0] if case.hops else None
+    unroutable = first is not None and isinstance(first.lookup, Lookup) and first.lookup.type != "unicast"
+    if case.answer or not isinstance(case.sender, HostPoint) or not unroutable:
+        return None
+    address = case.receiver.address(case.family)
+    return msgspec.structs.replace(
+        _bare_verdict(case, "lost", case.basis),
+        hop=1,
+        code="no-way",
+        problem=f"{case.sender.label} knows no way to {address}: it can answer pods, but not begin",
+        advice="have it, or its router, learn pods' routes (BGPPeer), if it shall",
+        last_seen=f"it did not leave {case.sender.label}",
+    )
+
+
 def translation_of(case: Case) -> Fault | None:
     """Return where addresses were translated that should not be.
 
-    Beyond the cluster addresses are commonly translated, and nothing is wrong with it.
+    Beyond the cluster addresses are commonly translated, by Podway or others, and nothing is wrong with it.
     """
-    if case.translated or any(isinstance(end, ExternalPoint) for end in (case.sender, case.receiver)):
+    if case.translated or is_beyond(case.sender) or is_beyond(case.receiver):
         return None
     return translation(case.result, case.step, case.leg)
+
+
+def _untranslated(case: Case) -> Verdict | None:
+    """Judge a packet that should have left the cluster from an address of the node, and left from the pod's."""
+    if not case.translation:
+        return None
+    (hop,) = (hop for hop in case.hops if hop.planned and hop.planned.translation)
+    own = case.sender.address(case.family)
+    leaving = [seen for seen in case.leg.sightings if seen.point == hop.label and seen.interface == hop.exit]
+    if not leaving or leaving[-1].packet.source != own:
+        return None
+    family = "ip" if case.family is Family.IPV4 else "ip6"
+    return msgspec.structs.replace(
+        _bare_verdict(case, "delivered" if case.taken else "unknown", case.basis),
+        hop=_number(case, hop.label),
+        code="not-translated",
+        problem=f"{hop.label} sends it out of the cluster from the pod's own address {own}, though the pod's pool "
+        "has natOutgoing",
+        advice=f"see `podway doctor {hop.node}`, and there `nft list table {family} podway-nat`; what rules of "
+        "others exempt from tracking (notrack) is not translated",
+        last_seen=case.leg.sightings[-1].words,
+    )
 
 
 def predict(case: Case, world: World, inspector: Inspector) -> Verdict:
@@ -140,6 +200,8 @@ def predict(case: Case, world: World, inspector: Inspector) -> Verdict:
             break
         if as_planned(hop) or _goes_on(hop, case):
             continue
+        if (verdict := _no_way_in(case)) is not None:
+            return msgspec.structs.replace(verdict, basis="kernel")
         fault = msgspec.structs.replace(_predicted_fault(case, hop), expected=case.expected)
         described = _described(case, "lost", fault, _cause(world, fault, inspector))
         return msgspec.structs.replace(described, basis="kernel", last_seen="", took=None)
@@ -208,11 +270,14 @@ def _left_the_cluster(case: Case, last: Sighting) -> Verdict:
     """Judge a packet without an answer that went where our nodes see no further."""
     refusal = case.leg.refusal
     said = f"{refusal.by} answered: {refusal.meaning}" if refusal else "and nobody answered"
+    back = case.translated_to or "pods' addresses"
+    unless = ", or let the pod's pool have natOutgoing" if isinstance(case.sender, PodPoint) else ""
     return msgspec.structs.replace(
         _bare_verdict(case, "unknown", case.basis),
         code="beyond",
         problem=f"the packet left the cluster, {last.words}; {said}",
-        advice="look at the routers beyond, and whether they know the way back to pods' addresses",
+        advice=f"look at the routers beyond, and whether they know the way back to {back}"
+        + ("" if case.translated_to else unless),
         last_seen=last.words,
     )
 
@@ -252,6 +317,7 @@ def _bare_verdict(case: Case, outcome: Outcome, basis: Basis, *, problem: str = 
         answered_by=case.answered_by,
         problem=problem,
         detail=detail,
+        translated=case.translated_to,
     )
 
 
