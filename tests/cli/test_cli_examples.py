@@ -106,6 +106,11 @@ podway trace shop/client 10.244.2.7 --port 80
 podway trace node1 web --proto udp -o json
 podway trace shop/client web --full
 podway trace web 192.0.2.1 --dry-run
+podway lab outside
+podway lab exec client -- curl -s http://203.0.113.10
+podway lab outside -- ip route
+podway trace web outside --port 80
+podway lab outside --remove
 podway policy explain web client --port 80
 podway policy explain web 192.0.2.1 --port 53 --proto udp
 podway policy list web
