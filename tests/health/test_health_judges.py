@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from podway.api.kinds.node import NAT_ADDRESSES
 from podway.cluster.view import ClusterView
 from podway.health.checks import every, of_clusters, of_nodes
 from podway.health.checks.agent import channel, looking
 from podway.health.checks.bgp import bgp_session, reflectors
 from podway.health.checks.bridge import bridge_netfilter
 from podway.health.checks.cluster import agent, clock, node_address, versions
+from podway.health.checks.firewall import nat_address
 from podway.health.checks.host import forwarding, kernel
 from podway.health.checks.plan import fight
 from podway.health.doctor import summary
@@ -29,7 +31,8 @@ from podway.health.facts import (
     Session,
     Settings,
 )
-from podway.health.finding import Severity
+from podway.health.facts import Device as HealthDevice
+from podway.health.finding import Problem, Severity
 from podway.health.ruleset import Chain, Ruleset
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.objects import Device, NodePlan, Sysctl
@@ -230,6 +233,27 @@ def test_reflectors_that_are_too_few_or_lost() -> None:
     assert [problem.severity for problem in told] == [Severity.WARNING, Severity.ERROR]
     (problem,) = reflectors(reflecting(one, Reflector("b", "r2", ("e",)), racks=2))
     assert "other nodes still have theirs" in problem.found
+
+
+def test_a_chosen_address_that_the_node_has_not(node_facts: Facts) -> None:
+    here = builders.node("node1", "192.0.2.1/24", notes={NAT_ADDRESSES: "203.0.113.7,2001:db8::7"})
+    held = HealthDevice("lo", "", 65536, True, (ip_interface("203.0.113.7/32"),))
+
+    def found(*devices: HealthDevice, on: bool = True) -> list[Problem]:
+        pools = [
+            builders.pool(f"p{n}", cidr, nat_outgoing=on) for n, cidr in enumerate(("10.9.0.0/16", "fd09::/64"))
+        ]
+        memory = {"view": ClusterView.of([here, *pools])}
+        return list(nat_address(node_facts(memory=memory, network=KernelNetwork(devices=devices))))
+
+    four, six = found()
+    assert "from 203.0.113.7, which" in four.found
+    assert "from 2001:db8::7, which" in six.found
+    (six,) = found(held)
+    assert six.severity is Severity.WARNING
+    assert "ip address add 2001:db8::7/128 dev lo" in six.advice
+    assert "nat-addresses=" in six.advice
+    assert found(on=False) == []
 
 
 def test_every_check_says_what_it_looks_at_and_why() -> None:

@@ -7,12 +7,14 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import NAT_ADDRESSES
 from podway.api.lease import LINK_PREFIX
 from podway.cluster.view import ClusterView
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.health.ruleset import Chain, Ruleset
 from podway.health.traversal import Drop, Packet, drop_of, translation_of
+from podway.plan.nat import translated_pools
 from podway.plan.objects import BRIDGE_DEVICE, VXLAN_DEVICES
 from podway.plan.remote import remote_route
 
@@ -105,6 +107,28 @@ def nat(facts: NodeFacts) -> Iterator[Problem]:
             str(chain),
             Severity.ERROR if among_pods else Severity.WARNING,
         )
+
+
+@node_check(
+    "nat-address",
+    looks_at="whether addresses that pods' packets shall have outside (podway.io/nat-addresses) are the node's",
+    why="others answer to that address: if their answers do not come to this node, its pods reach nobody outside",
+    caused=False,
+)
+def nat_address(facts: NodeFacts) -> Iterator[Problem]:
+    """A router may lead the address here though no device has it: that cannot be seen from here."""
+    memory = facts.memory
+    here = memory.view.nodes.get(memory.node)
+    held = {interface.ip for device in facts.network.devices for interface in device.addresses}
+    for address in here.nat_addresses if here else ():
+        if address not in held and translated_pools(memory.view, Family.of(address)):
+            yield Problem(
+                f"pods' packets leave the cluster from {address}, which no device of the node has",
+                f"ip address add {address}/{address.max_prefixlen} dev lo, unless a router leads it here anyway; "
+                f"`podway set node/{memory.node} nat-addresses=` takes the route's address instead",
+                NAT_ADDRESSES,
+                Severity.WARNING,
+            )
 
 
 def _ending(
