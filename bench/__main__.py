@@ -16,6 +16,7 @@ BENCHMARKS = (
     "burst",
     "roundtrip",
     "datapath",
+    "nat",
     "racks",
     "restart",
     "withdrawal",

@@ -20,7 +20,7 @@ packets of VXLAN are not: to each connection they would add two more that nobody
 so no packet meets them before they know all nodes. They go in the opposite order.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
@@ -83,7 +83,7 @@ _TYPE: dict[Family, NftField] = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_ad
 
 def plan_nat_sets(view: ClusterView) -> NodePlan:
     """Return the tables that hold what the rules of `plan_nat` ask for, one for each family that has a pool."""
-    return NodePlan(tables=tuple(_table(family, "") for family in Family if _pools(view, family)))
+    return NodePlan(tables=tuple(_table(Family(family), "") for family in sorted(nat_families(view))))
 
 
 def plan_nat(view: ClusterView, node: str, *, bridge: bool) -> NodePlan:
@@ -132,10 +132,14 @@ def translation_words(view: ClusterView, node: str, source: Address, destination
     return _translation(view, node, Family.of(source))
 
 
-def nat_elements(view: ClusterView, names: Iterable[str]) -> tuple[NftElement, ...]:
-    """Return the elements that stand for nodes in the tables of `plan_nat_sets`."""
+def nat_families(view: ClusterView) -> frozenset[int]:
+    """Return the families that have tables (`plan_nat_sets`)."""
+    return frozenset(pool.family for pool in view.pools.values())
+
+
+def nat_elements(view: ClusterView, names: Iterable[str], families: Collection[int]) -> tuple[NftElement, ...]:
+    """Return the elements that stand for nodes in the tables of these families."""
     # Plain, and each made once: it is asked of thousands of nodes.
-    families = [family for family in Family if _pools(view, family)]
     found: dict[NftElement, None] = {}
     for name in names:
         for address in _addresses(view, name):

@@ -16,7 +16,7 @@ from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
 from podway.plan.guard import node_elements, takes_tunnels
-from podway.plan.nat import nat_elements
+from podway.plan.nat import nat_elements, nat_families
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import held_modes, overlay_entries
 from podway.plan.remote import distributed_route, told_by_store
@@ -38,6 +38,7 @@ def plan_others(
     held = held_modes(view, node, uplink)  # once: it is asked of thousands of nodes
     taken = takes_tunnels(view, node)
     told = told_by_store(view)
+    families = nat_families(view)
     found: dict[str, NodePlan] = {}
     for name in only:
         entries = overlay_entries(view, node, held, (name,))
@@ -47,7 +48,7 @@ def plan_others(
             if block.spec.pool in told or block.network in transitional
             if (route := distributed_route(view, node, uplink, block)) is not None
         ]
-        known = (*(node_elements(view, (name,)) if taken else ()), *nat_elements(view, (name,)))
+        known = (*(node_elements(view, (name,)) if taken else ()), *nat_elements(view, (name,), families))
         if known or routes:
             entries = msgspec.structs.replace(entries, elements=(*entries.elements, *known), routes=tuple(routes))
         found[name] = entries
