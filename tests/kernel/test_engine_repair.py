@@ -267,6 +267,18 @@ def test_a_refused_table_leaves_the_old_one_in_place(kernel: Kernel, node: TestN
 
 
 @pytest.mark.kernel
+def test_a_table_that_the_kernel_does_not_take_keeps_no_other_from_standing(
+    kernel: Kernel, node: TestNamespace, plan: NodePlan
+) -> None:
+    lacking = NftTable("ip", "podway-nat", "chain c { type filter hook output priority 0; no such expression; }")
+    report = kernel.apply(msgspec.structs.replace(plan, tables=(lacking, TABLE)))
+    (failure,) = report.failures
+    assert "podway-nat" in failure.message
+    assert "chain forward" in node.sh("nft list table inet podway")
+    assert "podway-nat" not in node.sh("nft list tables")
+
+
+@pytest.mark.kernel
 def test_packets_that_pass_are_no_drift(kernel: Kernel, node: TestNamespace, plan: NodePlan) -> None:
     """Counters count and dynamic sets fill: neither was altered by anybody."""
     node.sh("nft add element inet podway seen '{ 10.0.0.9 }'")

@@ -15,6 +15,8 @@ from podway.kernel.nft.sets import NftSets
 from podway.plan.changes import Change
 from podway.plan.objects import NftElement, NftFamily, NftTable, NodePlan, is_our_table
 
+_REFUSED: Form = (("refused",),)
+
 _AT_ONCE = 1000
 """Elements of one transaction: it has to fit the socket's buffer."""
 
@@ -55,8 +57,7 @@ class NftTables:
     def wanted(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
         """Return the form that each of the plan's tables has when it is loaded."""
         return {
-            table.key: LoadedTable(table.family, table.name, loaded_form(table), table, plan)
-            for table in plan.tables
+            table.key: LoadedTable(table.family, table.name, _form_of(table), table, plan) for table in plan.tables
         }
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
@@ -80,6 +81,17 @@ class NftTables:
             except KernelError as error:
                 failures[position] = error
         return failures
+
+
+def _form_of(table: NftTable) -> Form:
+    """Return the form that a table has once loaded; one that no table has if the kernel does not take it.
+
+    Which of the things that it asks for the kernel lacks is told when it is to be loaded: the other tables stand.
+    """
+    try:
+        return loaded_form(table)
+    except KernelError:
+        return _REFUSED
 
 
 class NftElements(Scannable):
