@@ -5,8 +5,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from podway.policy.lookup import PolicyMaps
 from podway.policy.maps import Prefix
-from tests.policy.clusters import IPS, NODES, NUMBERS, OUTSIDE, Planned, objects
+from podway.policy.planner import PolicyPlanner
+from tests.policy.clusters import IPS, NODES, NUMBERS, OUTSIDE, Planned, objects, resource
 
 events = st.lists(st.tuples(st.booleans(), objects), min_size=1, max_size=25)
 ADDRESSES = [*IPS, "fd00::1:1", "fd00::2:2", *NODES["n1"], NODES["n2"][0], *OUTSIDE]
@@ -82,6 +84,48 @@ def test_deltas_lead_to_what_a_compilation_from_scratch_gives(steps: Any) -> Non
         assert canonical(planned, name) == canonical(anew, name)
         assert len(planned.maps[name].rules) == len(anew.maps[name].rules)
         assert len(planned.maps[name].identities) == len(anew.maps[name].identities)
+
+
+def started_anew(planned: Any, name: Any, manifests: Any) -> Any:
+    """The maps that a planner gives which starts beside those of another one."""
+    planner, maps = PolicyPlanner(name, planned.maps[name].left), PolicyMaps()
+    for manifest in manifests:
+        planner.put(resource(manifest))
+    maps.apply(planner.settle())
+    return maps
+
+
+@given(events, st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=50)
+def test_a_planner_that_starts_anew_finds_everything_right(steps: Any, random: Any) -> None:
+    planned = Planned()
+    follow(planned, steps)
+    manifests = list(planned.now.values())
+    random.shuffle(manifests)
+    for name in NODES:
+        anew, before = started_anew(planned, name, manifests), planned.maps[name]
+        assert anew.rules == before.rules
+        assert anew.rule_sets == before.rule_sets
+        assert anew.identities == before.identities
+        assert anew.endpoints == before.endpoints
+
+
+@given(events, events)
+@settings(deadline=None, max_examples=50)
+def test_who_starts_anew_gives_no_number_that_is_in_use_another_meaning(steps: Any, meanwhile: Any) -> None:
+    planned, later = Planned(), Planned()
+    follow(planned, steps)
+    follow(later, [*steps, *meanwhile])
+    for name in NODES:
+        before, anew = planned.maps[name], started_anew(planned, name, later.now.values())
+        # Who has a number that is used further has it still.
+        kept = set(before.identities.values()) & set(anew.identities.values()) - {0}
+        for prefix, number in before.identities.items():
+            if number in kept and prefix in anew.identities:
+                assert anew.identities[prefix] == number
+        for pod, rules in before.endpoints.items():
+            for number, now in zip(rules, anew.endpoints.get(pod, rules), strict=True):
+                assert number == now or number not in anew.rule_sets
 
 
 @given(events)

@@ -11,7 +11,8 @@ cell; cells, not addresses, go from identity to identity.
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from podway.policy.maps import ANYBODY, Prefix
 from podway.policy.matching import Profile
@@ -72,8 +73,13 @@ class _Cell:
 class Identities:
     """Addresses, blocks and what of them is written. `settle` brings the identities up to date after changes."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, former: Mapping[Prefix, int] = MappingProxyType({})) -> None:
+        """Number from `first` on. `former` are numbers that prefixes have already, below `first`."""
         self._next = first
+        self._former = dict(former)
+        self._had: dict[int, set[Prefix]] = {}
+        for prefix, number in former.items():
+            self._had.setdefault(number, set()).add(prefix)
         self._hosts: dict[Prefix, _Cell] = {}
         self._cells: dict[Profile, dict[_Region | None, _Cell]] = {}
         self._in_region: dict[_Region | None, set[_Cell]] = {}
@@ -150,6 +156,8 @@ class Identities:
                 self._dirty_cells |= self._in_region.get(region, set())
         self._dirty_regions.clear()
         self._move_cells()
+        self._former.clear()
+        self._had.clear()
         changed = {
             identity: before ^ identity.atoms
             for identity, before in self._before.items()
@@ -324,7 +332,7 @@ class Identities:
             for cell in joining:
                 self._put(cell, old)
         for atoms, cells in rest:
-            identity = self._identity(atoms) if atoms else None
+            identity = self._identity(atoms, cells) if atoms else None
             for cell in cells:
                 self._put(cell, identity)
 
@@ -341,13 +349,36 @@ class Identities:
             identity.size += len(cell.members)
         self._dirty_prefixes |= cell.members
 
-    def _identity(self, atoms: frozenset[int]) -> Identity:
+    def _identity(self, atoms: frozenset[int], cells: Iterable[_Cell]) -> Identity:
+        """Return the identity of these atoms, to which cells come."""
         identity = self._by_atoms.get(atoms)
         if identity is None:
-            identity = Identity(self._next, NOTHING)
-            self._next += 1
+            number = self._former_number(cells) if self._former else None
+            if number is None:
+                number = self._next
+                self._next += 1
+            identity = Identity(number, NOTHING)
             self._rename(identity, atoms)
         return identity
+
+    def _former_number(self, cells: Iterable[_Cell]) -> int | None:
+        """Return the number that all of these prefixes had, and no other that somebody has.
+
+        So nobody who had it is led, not even for a moment, to rules that are not his.
+        """
+        members = {prefix for cell in cells for prefix in cell.members}
+        known = {self._former[prefix] for prefix in members & self._former.keys()} - {ANYBODY}
+        for number in sorted(known, key=lambda number: (-len(self._had[number]), number)):
+            if all(prefix in members or self._is_nobodys(prefix) for prefix in self._had[number]):
+                for prefix in self._had.pop(number):
+                    self._former.pop(prefix, None)
+                return number
+        return None
+
+    def _is_nobodys(self, prefix: Prefix) -> bool:
+        """Tell whether a prefix is an address that nobody has any more."""
+        bits = 128 if prefix.version == 6 else 32
+        return prefix.length == bits and prefix not in self._hosts and prefix not in self._regions
 
     def _rename(self, identity: Identity, atoms: frozenset[int]) -> None:
         """Let an identity match other atoms; none at all if it is given up."""

@@ -6,10 +6,12 @@ from typing import NamedTuple
 from podway.policy.maps import (
     ANY_PROTOCOL,
     ANYBODY,
+    CLOSED,
     NO_RULES,
     Columns,
     Delta,
     EndpointRules,
+    Former,
     PodName,
     Prefix,
     Rule,
@@ -53,6 +55,13 @@ class PolicyMaps:
             del self.rules[rule]
         for number in delta.deleted_rule_sets:
             del self.rule_sets[number]
+
+    @property
+    def left(self) -> Former:
+        """What a planner that starts beside these entries has to know."""
+        numbers = (*self.identities.values(), *(key.identity for key in self.rules))
+        sets = frozenset((*self.rule_sets, *(key.rule_set for key in self.rules)))
+        return Former(self.identities, self.endpoints, max(numbers, default=0), sets - {NO_RULES, CLOSED})
 
     def identity(self, address: Prefix) -> int:
         """Return the number of the longest prefix that an address lies in."""

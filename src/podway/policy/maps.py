@@ -8,6 +8,7 @@ tier has to say. `endpoints` names the two rule sets of a pod. `podway.policy.lo
 import enum
 import socket
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -31,7 +32,11 @@ OWN_NODE = 1
 LOOPBACK = 4
 """The rule by which a pod reaches itself."""
 
-MOST_RULE_SETS = 65536
+MOST_RULE_SETS = 65535
+"""Rule sets have numbers below this."""
+
+CLOSED = 65535
+"""A rule set that is never written: whoever has it neither reaches nor is reached."""
 
 PodName: TypeAlias = tuple[str, str]
 """Namespace and name."""
@@ -130,6 +135,21 @@ class EndpointRules(NamedTuple):
 
     ingress: int = NO_RULES
     egress: int = NO_RULES
+
+
+class Former(NamedTuple):
+    """What another planner has left in the data path: who starts beside it gives the same things the same numbers.
+
+    `identities` and `endpoints` say what the numbers mean, `last_identity` and `rule_sets` which are in use.
+    """
+
+    identities: Mapping[Prefix, int] = MappingProxyType({})
+    endpoints: Mapping[PodName, EndpointRules] = MappingProxyType({})
+    last_identity: int = 0
+    rule_sets: frozenset[int] = frozenset()
+
+
+NOTHING_LEFT = Former()
 
 
 class Delta(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ addresses of the cluster; both together make the entries. Policies that select n
 but their selection.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.namespace import Namespace
@@ -27,10 +27,12 @@ from podway.policy.maps import (
     ANYBODY,
     ENGINES_OWN,
     NO_RULES,
+    NOTHING_LEFT,
     Columns,
     Delta,
     Direction,
     EndpointRules,
+    Former,
     PodName,
     Rule,
     RuleKey,
@@ -53,16 +55,18 @@ from podway.policy.rules import (
 class PolicyPlanner:
     """What one node needs of the cluster's policies.
 
-    Numbers of identities and rule sets start at those given, so that a planner can start beside entries that
-    another one has left.
+    A planner can start beside entries that another one has left, which are `former`: what means the same then gets
+    the same number, so that nothing has to be written, and no number gets another meaning while it is in use.
     """
 
-    def __init__(self, node: str, *, first_identity: int = ENGINES_OWN, first_set: int = NO_RULES + 1) -> None:
+    def __init__(self, node: str, former: Former = NOTHING_LEFT) -> None:
         self.node = node
+        self._former = former.endpoints
+        self._had = _holders(former.endpoints)
         self._namespaces = Namespaces()
         self._subjects = Matcher(self._namespaces)
         self._peers = Matcher(self._namespaces)
-        self._identities = Identities(first_identity)
+        self._identities = Identities(max(former.last_identity + 1, ENGINES_OWN), former.identities)
         self._holders = Holders(node, self._peers, self._subjects, self._identities)
         self._atoms = Atoms(self._peers, self._identities)
 
@@ -71,7 +75,7 @@ class PolicyPlanner:
         self._of_subject: dict[Selection, set[Key]] = {}
 
         self._sets: dict[SetName, RuleSet] = {}
-        self._set_numbers = Numbers(first_set)
+        self._set_numbers = Numbers(NO_RULES + 1, former.rule_sets)
         self._rule_numbers = RuleNumbers()
         self._with_policy: dict[Key, set[RuleSet]] = {}
         self._using: dict[Place, set[RuleSet]] = {}
@@ -215,7 +219,7 @@ class PolicyPlanner:
 
     def _choose_sets(self) -> tuple[set[RuleSet], set[RuleSet]]:
         """Give the profiles that changed their rule sets; returns which sets are new, and which dead."""
-        new: set[RuleSet] = set()
+        new: dict[RuleSet, None] = {}
         left: set[RuleSet] = set()
         for profile in self._dirty_subjects | self._holders.local:
             had = self._of_profile.get(profile, {})
@@ -227,8 +231,8 @@ class PolicyPlanner:
                     continue
                 rule_set = self._sets.get(name)
                 if rule_set is None:
-                    rule_set = self._sets[name] = RuleSet(self._set_numbers.take(), name)
-                    new.add(rule_set)
+                    rule_set = self._sets[name] = RuleSet(NO_RULES, name)
+                    new[rule_set] = None
                 has[direction] = rule_set
                 rule_set.holders.add(profile)
             if had != has:
@@ -246,7 +250,31 @@ class PolicyPlanner:
         dead = {rule_set for rule_set in left if not rule_set.holders}
         for rule_set in dead:
             del self._sets[rule_set.name]
-        return new - dead, dead
+        self._number(new)
+        return set(new), dead
+
+    def _number(self, new: Iterable[RuleSet]) -> None:
+        """Give new sets their numbers: those that all their pods had, and no other pod, where there are such."""
+        unnumbered = []
+        for rule_set in new:
+            pods = {pod for profile in rule_set.holders for pod in profile.local}
+            direction = rule_set.name.direction
+            known = {getattr(self._former[pod], direction) for pod in pods & self._former.keys()}
+            for number in sorted(known):
+                others = {pod for pod in self._had[number] - pods if self._is_local(pod)}
+                if not others and self._set_numbers.claim(number):
+                    rule_set.number = number
+                    break
+            else:
+                unnumbered.append(rule_set)
+        for rule_set in unnumbered:
+            rule_set.number = self._set_numbers.take()
+        self._set_numbers.leave()
+        self._former = {}
+
+    def _is_local(self, pod: PodName) -> bool:
+        profile = self._holders.profile_of((Pod.KIND, *pod))
+        return profile is not None and pod in profile.local
 
     def _compose(self, rule_set: RuleSet) -> set[Place]:
         """Fill a set with the rules of its policies; returns the places at which they are others than before."""
@@ -387,6 +415,15 @@ class PolicyPlanner:
                 put[pod] = self._endpoints[pod] = rules
         self._holders.pods.clear()
         return put, tuple(deleted)
+
+
+def _holders(endpoints: Mapping[PodName, EndpointRules]) -> dict[int, set[PodName]]:
+    """Return the pods that have a rule set, by its number."""
+    found: dict[int, set[PodName]] = {}
+    for pod, rules in endpoints.items():
+        for number in rules:
+            found.setdefault(number, set()).add(pod)
+    return found
 
 
 def _selects_alike(one: PolicyRules, other: PolicyRules) -> bool:

@@ -5,6 +5,7 @@ computed together: at each key every tier keeps the rule of greatest precedence,
 there.
 """
 
+import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -139,10 +140,16 @@ class RuleSet:
 
 
 class Numbers:
-    """Numbers of rule sets, the lowest free one first; what is given back is free from the next `turn` on."""
+    """Numbers of rule sets, the lowest free one first; what is given back is free from the next `turn` on.
 
-    def __init__(self, first: int) -> None:
+    `former` are those that another planner has left in the data path: one that is claimed goes on to mean the same
+    set, the others are free once they were deleted there.
+    """
+
+    def __init__(self, first: int, former: Iterable[int] = ()) -> None:
         self._fresh = chain(range(first, MOST_RULE_SETS), range(NO_RULES + 1, first))
+        self._left = set(former)
+        self._former = frozenset(self._left)
         self._free: list[int] = []
         self._resting: list[int] = []
 
@@ -150,13 +157,24 @@ class Numbers:
         """Return a free number. Raises PodwayError if there is none, which so many pods on a node would need."""
         if self._free:
             return heapq.heappop(self._free)
-        number = next(self._fresh, None)
+        number = next((number for number in self._fresh if number not in self._former), None)
         if number is None:
             raise PodwayError(
                 f"the pods of this node need more than {MOST_RULE_SETS - 1} rule sets",
                 hint="run fewer pods on it, or let more of them share their labels and policies",
             )
         return number
+
+    def claim(self, number: int) -> bool:
+        """Take a former number; tell whether it was still to be had."""
+        there = number in self._left
+        self._left.discard(number)
+        return there
+
+    def leave(self) -> None:
+        """Claim no more: what is left of the former numbers is given back."""
+        self._resting += self._left
+        self._left.clear()
 
     def give_back(self, number: int) -> None:
         """Take a number back."""
@@ -170,10 +188,13 @@ class Numbers:
 
 
 class RuleNumbers:
-    """Numbers of rules by their names. A number never means two rules, so that old events can be read."""
+    """Numbers of rules by their names: digests of them, so that a planner that starts anew gives the same.
+
+    Old events can be read, for a number hardly ever means two rules: of two names with one digest, the one that is
+    known later has the next number.
+    """
 
     def __init__(self) -> None:
-        self._next = ENGINES_OWN
         self._numbers: dict[RuleName, int] = {}
         self._held: Counter[RuleName] = Counter()
         self.names: dict[int, RuleName] = {}
@@ -183,9 +204,11 @@ class RuleNumbers:
         self._held[name] += 1
         number = self._numbers.get(name)
         if number is None:
-            number = self._numbers[name] = self._next
+            number = _digest(name)
+            while number in self.names or number < ENGINES_OWN:
+                number = (number + 1) & 0xFFFFFFFF
+            self._numbers[name] = number
             self.names[number] = name
-            self._next += 1
         return number
 
     def release(self, name: RuleName) -> None:
@@ -193,6 +216,10 @@ class RuleNumbers:
         self._held[name] -= 1
         if not self._held[name]:
             del self._held[name], self.names[self._numbers.pop(name)]
+
+
+def _digest(name: RuleName) -> int:
+    return int.from_bytes(hashlib.blake2s(repr(tuple(name)).encode(), digest_size=4).digest())
 
 
 def _numbers(name: NamedPort, served: Iterable[ServedPort]) -> Iterator[PortPrefix]:
