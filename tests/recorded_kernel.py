@@ -8,12 +8,14 @@ import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from podway.api.addresses import Network
+from podway.api.addresses import Address, Network
 from podway.errors import KernelError
 from podway.kernel import engine
 from podway.kernel.engine import Report
+from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, Route
+from podway.policy.maps import Columns, Prefix, RuleKey
 
 
 class RecordedKind:
@@ -50,10 +52,69 @@ class RecordedKind:
         return failures
 
 
+class RecordedFlows:
+    """Implements podway.kernel.interface.FlowDoor: maps in memory, which outlive who wrote them.
+
+    `log` has every write; `refuses` says why the engine cannot be had.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.refuses: Callable[[], KernelError | None] = lambda: None
+        self.log: list[FlowWrites] = []
+        self.ways = 0
+        self._rules: dict[RuleKey, Columns] = {}
+        self._sets: dict[int, int] = {}
+        self._identities: dict[Prefix, int] = {}
+        self._endpoints: dict[Address, FlowEndpoint] = {}
+        self._pools: frozenset[Network] = frozenset()
+
+    def is_attached(self) -> bool:
+        return bool(self.log)
+
+    def open(self, wires: Iterable[str], pods: Iterable[str]) -> None:
+        if error := self.refuses():
+            raise error
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def read(self) -> Entries:
+        return Entries(
+            dict(self._rules), dict(self._sets), dict(self._identities), dict(self._endpoints), self._pools
+        )
+
+    def write(self, changes: FlowWrites) -> Iterator[None]:
+        assert self.is_open
+        if changes.empty:
+            return
+        self.log.append(changes)
+        self._rules.update(changes.rules)
+        yield
+        self._sets.update(changes.rule_sets)
+        self._identities.update(changes.identities)
+        self._endpoints.update(changes.endpoints)
+        self._pools = self._pools - changes.gone_pools | changes.pools
+        gone: tuple[tuple[dict[Any, Any], tuple[Any, ...]], ...] = (
+            (self._endpoints, changes.gone_endpoints),
+            (self._identities, changes.gone_identities),
+            (self._rules, changes.gone_rules),
+            (self._sets, changes.gone_rule_sets),
+        )
+        for entries, keys in gone:
+            for key in keys:
+                del entries[key]
+
+    def look_again(self, *, ways: bool = False) -> None:
+        self.ways += ways
+
+
 class RecordedKernel:
     """Implements podway.kernel.interface.NodeKernel. `log` has every change in its order."""
 
     def __init__(self) -> None:
+        self.flow = RecordedFlows()
         self.log: list[Change] = []
         self.refuses: Callable[[Change], bool] = lambda change: False
         self.auditing: Callable[[], bool] = lambda: False

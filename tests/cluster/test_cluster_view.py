@@ -1,6 +1,7 @@
 """The view: what it holds, how changes advance it, and which changes matter to whom."""
 
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -8,12 +9,14 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import ASN, SENDS, Node
+from podway.api.kinds.node_lease import NodeLease
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
 from podway.api.meta import Metadata
 from podway.cluster.change import Change
-from podway.cluster.relevance import alters_plans, alters_routing
+from podway.cluster.relevance import alters_plans, alters_policy, alters_routing
 from podway.cluster.view import ClusterView
 from tests import builders
 
@@ -72,9 +75,17 @@ def test_a_deleted_configuration_leaves_the_defaults() -> None:
 
 
 def test_kinds_that_no_plan_depends_on_change_nothing() -> None:
-    change = VIEW.change(Pod(metadata=Metadata(name="web", namespace="default")))
+    change = VIEW.change(NodeLease(metadata=Metadata(name="a")))
     assert VIEW.after(change) == VIEW
     assert not alters_plans(change)
+
+
+@pytest.mark.parametrize("kind", [Pod, NetworkPolicy])
+def test_pods_and_policies_alter_policy_alone(kind: Any) -> None:
+    change = VIEW.change(kind(metadata=Metadata(name="web", namespace="default")))
+    assert VIEW.after(change).find(change.key) is change.new
+    assert not alters_plans(change)
+    assert alters_policy(change)
 
 
 def test_the_deletion_of_what_is_not_known_is_an_empty_change() -> None:

@@ -35,13 +35,14 @@ from podway.agent.registration import Registration
 from podway.agent.report import Reporter
 from podway.agent.routing import Routing
 from podway.agent.supervisor import Supervisor
+from podway.api.kinds.pod import Pod
 from podway.bgp.speaker import BgpSpeaker
 from podway.channel import admin
 from podway.channel.admin import Method
 from podway.channel.server import Channel
 from podway.cluster.view import VIEWED, ClusterView
 from podway.cni.server import CniServer
-from podway.errors import PodwayError, StoreError
+from podway.errors import NotFound, PodwayError, StoreError
 from podway.kernel.events import Watcher
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
@@ -107,7 +108,9 @@ class Agent:
             self._learned = LearnedRoutes(self._speaker, state, reconciler.repairs)
             self._readiness = Readiness(state, self._speaker, self._encapsulation, self._membership)
             self._routing = Routing(state, self._speaker, self._learned, self._readiness, reconciler)
-            self._pods = PodNetwork(state, self._kernel, remover, ends, self._blocks, reconciler, self._routing)
+            self._pods = PodNetwork(
+                state, self._kernel, remover, ends, self._blocks, reconciler, self._routing, self._find_pod
+            )
             self._offloads = OffloadTest(self._kernel, reconciler.plan)
             handler = ClusterHandler(
                 state,
@@ -236,6 +239,12 @@ class Agent:
                 task.cancel()
         loop.remove_reader(self._watcher)
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
+
+    async def _find_pod(self, namespace: str, name: str) -> Pod | None:
+        try:
+            return await self._store.get(Pod, name, namespace=namespace)
+        except NotFound:
+            return None
 
     def _first_plan(self) -> None:
         self._encapsulation.refresh(force=True)

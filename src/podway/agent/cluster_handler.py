@@ -10,7 +10,7 @@ from podway.agent.membership import Membership
 from podway.agent.registration import Registration
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.cluster.change import Change
-from podway.cluster.relevance import alters_plans, alters_routing
+from podway.cluster.relevance import alters_plans, alters_routing, to_be_kept
 from podway.cluster.view import ClusterView
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -69,8 +69,11 @@ class ClusterHandler:
         view = self._encapsulation.as_advertised(self._membership.present(view, state.uplink.addresses))
         if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.trigger()
+        if any(to_be_kept(change, node) for change in changes):
+            self._last_known.trigger()
         if not any(map(alters_plans, changes)):
             state.view = view
+            self._reconciler.heard_of_policies(changes)
             return
         removed = node in before.nodes and node not in view.nodes
         if removed:

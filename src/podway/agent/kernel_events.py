@@ -35,7 +35,10 @@ class KernelEvents:
     def read(self) -> None:
         """Take what has come."""
         self._watcher.blocks = self._state.view.block_ranges
-        for event in self._watcher.read():
+        events = self._watcher.read()
+        if any(isinstance(event, Resync) or event.learned or event.uplink for event in events):
+            self._reconciler.enforcement.ways_changed()
+        for event in events:
             self._supervisor.attempt("kernel events", partial(self._consider, event))
 
     def _consider(self, event: Event | Resync) -> None:

@@ -18,6 +18,7 @@ from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.plan.node import section_of
 from podway.plan.objects import BRIDGE_DEVICE, PodWiring
+from podway.reconcile.enforcement import FindPod
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -40,6 +41,7 @@ class PodNetwork:
         blocks: BlockKeeper,
         reconciler: Reconciler,
         routing: Routing,
+        find_pod: FindPod,
     ) -> None:
         self._state = state
         self._kernel = kernel
@@ -49,6 +51,7 @@ class PodNetwork:
         self._leasing = Leasing(state, blocks)
         self._reconciler = reconciler
         self._routing = routing
+        self._find_pod = find_pod
         self._turns: WeakValueDictionary[Attachment, asyncio.Lock] = WeakValueDictionary()
         self._unmended: dict[Attachment, str] = {}
         self._to_mend = asyncio.Event()
@@ -148,6 +151,7 @@ class PodNetwork:
                 f"container {attachment.container} has {attachment.ifname} already, on network {held.network}",
                 hint="DEL it before a second ADD, or use another CNI_IFNAME",
             )
+        await self._reconciler.enforcement.admit(str(request.pod), request.pod.uid, self._find_pod)
         try:
             addresses = await self._leasing.lease(
                 attachment, namespace=request.pod.namespace, wanted=request.addresses, pools=request.pools
@@ -159,24 +163,32 @@ class PodNetwork:
             attach = self._state.attach(addresses)
             lease = Lease(attachment, str(request.pod), request.network, request.netns, addresses, attach)
             wiring = self._state.wiring(lease)
-            self._wire(wiring, netns)
+            self._wire(lease, wiring, netns)
         except BaseException:
             self._state.book.free(addresses, attachment, self._state.now())
+            self._reconciler.enforcement.entered(attachment)
+            self._reconciler.wake()
             raise
         self._state.leases[attachment] = lease
+        self._reconciler.enforcement.entered(attachment)
         self._ends.enter(attachment, netns)
         self._reconciler.adopt(attachment, wiring)
         self._state.touch(attachment.link)
         self._blocks.trigger()
         return wiring
 
-    def _wire(self, wiring: PodWiring, netns: int) -> None:
+    def _wire(self, lease: Lease, wiring: PodWiring, netns: int) -> None:
         if wiring.away and not self._kernel.has_link(BRIDGE_DEVICE):
             # Somebody has just removed the bridge: the pod need not wait until that is found.
             failures = self._reconciler.repair().failures
             if failures and not self._kernel.has_link(BRIDGE_DEVICE):
                 raise failures[0]
-        self._kernel.wire(wiring, netns)
+
+        def judged(stage: str) -> None:
+            if stage == "created":
+                self._reconciler.enforcement.enter(lease)
+
+        self._kernel.wire(wiring, netns, on_stage=judged)
 
     async def _remove(self, lease: Lease) -> None:
         """Remove a pod's link, and free its addresses once it is gone."""
@@ -237,7 +249,8 @@ class PodNetwork:
             except InvalidInput:
                 return False
             self._release(lease)
-            self._wire(self._state.wiring(lease), netns)
+            self._wire(lease, self._state.wiring(lease), netns)
+            self._reconciler.enforcement.entered(lease.attachment)
         return True
 
     def _put_off(self, lease: Lease, error: PodwayError) -> None:

@@ -95,6 +95,7 @@ class Reporter:
             "drift": {
                 "now": [
                     *(str(change) for change in drift),
+                    *self._components.reconciler.enforcement.differences(),
                     *self._components.learned.lost,
                 ],
                 "repaired": [msgspec.to_builtins(repair) for repair in self._components.reconciler.repairs],
@@ -106,6 +107,7 @@ class Reporter:
             },
             "encapsulation": self._components.encapsulation.status(),
             "ipip": self._components.kernel.ipip_counters(),
+            "data_path": self._components.reconciler.enforcement.status(),
             "offloads": self._components.offloads.status(),
             "channel": self._components.channel.status(),
             "failures": [msgspec.to_builtins(failure) for failure in self._components.supervisor.failures],

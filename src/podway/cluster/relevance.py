@@ -5,15 +5,22 @@ from typing import Any
 from podway.api.kinds import KINDS
 from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import ASN, BGP_LOST, BGP_READY, NAT_ADDRESSES, Node
+from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
 from podway.cluster.change import Change
 
 _ROUTING = frozenset({IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND, Secret.KIND})
-_UNPLANNED = frozenset({Node.KIND, ClusterAuthority.KIND})
-"""Kinds of the view of which not every change alters a plan."""
+_POLICIES = frozenset({NetworkPolicy.KIND, ClusterNetworkPolicy.KIND})
+_UNPLANNED = frozenset({Node.KIND, ClusterAuthority.KIND, Pod.KIND, *_POLICIES})
+"""Kinds of the view of which not every change alters a plan; policies and pods alter only what enforces them."""
+
+_JUDGED_BY = frozenset({*_POLICIES, Pod.KIND, Namespace.KIND, Node.KIND})
 
 
 def alters_routing(change: Change[Any]) -> bool:
@@ -28,6 +35,18 @@ def alters_plans(change: Change[Any]) -> bool:
     if change.kind not in _UNPLANNED and KINDS[change.kind].IN_VIEW and not change.empty:
         return True
     return alters_routing(change)
+
+
+def alters_policy(change: Change[Any]) -> bool:
+    """Tell whether a change may alter what connections are judged by."""
+    return change.kind in _JUDGED_BY and not change.empty
+
+
+def to_be_kept(change: Change[Any], node: str) -> bool:
+    """Tell whether an agent that starts anew without a store has to know of a change of pods or policies."""
+    if change.kind == Pod.KIND:
+        return any(one is not None and one.spec.node_name == node for one in (change.old, change.new))
+    return change.kind in _POLICIES and not change.empty
 
 
 def _same_place(one: Node | None, other: Node | None) -> bool:

@@ -1,7 +1,7 @@
 """The view of the cluster that plans are made from: a frozen snapshot of all tables, advanced by changes.
 
-It holds what a node's plan depends on and nothing else; pods are not in it, since a node's own are in its
-kernel and others' are reached by their block.
+It holds what a node's plan depends on and nothing else. Pods are in it for the sake of policies: a node's own are
+in its kernel, and others' are reached by their block.
 """
 
 from collections.abc import Iterable, Mapping

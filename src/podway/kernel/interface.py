@@ -9,12 +9,51 @@ from typing import Protocol
 
 from podway.api.addresses import Network
 from podway.kernel.engine import Report
+from podway.kernel.flow import Entries, FlowWrites
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan
 
 
+class FlowDoor(Protocol):
+    """The flow engine of a node (podway.kernel.flow.FlowEngine). Every method may raise KernelError."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine is there to be written to."""
+        ...
+
+    def is_attached(self) -> bool:
+        """Tell whether programs of an engine are on devices of the node."""
+        ...
+
+    def open(self, wires: Iterable[str], pods: Iterable[str]) -> None:
+        """Have the engine work on these devices. Raises UnsupportedSystem and KernelError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the engine: what is attached goes on."""
+        ...
+
+    def read(self) -> Entries:
+        """Return what the maps say."""
+        ...
+
+    def write(self, changes: FlowWrites) -> Iterator[None]:
+        """Write changes; yields now and then, where a caller may pause."""
+        ...
+
+    def look_again(self, *, ways: bool = False) -> None:
+        """Have flows judged again whose grounds changed; with `ways`, their ways looked up anew."""
+        ...
+
+
 class NodeKernel(Protocol):
     """A kernel as one node's network namespace shows it. Every method may raise KernelError."""
+
+    @property
+    def flow(self) -> FlowDoor:
+        """The node's flow engine."""
+        ...
 
     def apply(self, plan: NodePlan) -> Report:
         """Make the kernel what a plan says; failures are in the report."""

@@ -13,6 +13,7 @@ from podway.api.lease import LINK_PREFIX, Lease
 from podway.errors import InvalidInput, KernelError
 from podway.kernel import engine, ipip, kinds, leases, netns, offload, pods, sysctls, wiring
 from podway.kernel.engine import Kind, Report
+from podway.kernel.flow import FlowEngine
 from podway.kernel.netlink import Connection
 from podway.kernel.netlink.constants import NETLINK_NETFILTER
 from podway.kernel.nft.libnftables import Nftables
@@ -48,6 +49,7 @@ class Kernel:
         self._tunnels = ipip.IpipTunnels(self.connection, lambda: self._inventory.numbers)
         self._endpoints = ipip.TunnelEndpoints(self.connection, lambda: self._inventory.numbers)
         self._sources = ipip.TunnelSources(self.connection, lambda: self._inventory.numbers)
+        self.flow = FlowEngine(self.connection, lambda: self._inventory.numbers)
         self._devices = kinds.Devices(self.connection, self._inventory, self._netns)
         # Rules come before what they guard, and go after it.
         self._kinds: tuple[Kind, ...] = (
@@ -64,6 +66,7 @@ class Kernel:
             self._tunnels,
             self._sources,
             self._endpoints,
+            self.flow,
             kinds.Routes(self.connection, self._inventory),
         )
 
@@ -80,6 +83,7 @@ class Kernel:
 
     def close(self) -> None:
         """Let go of the namespace."""
+        self.flow.close()
         self.connection.close()
         self._netfilter.close()
         if self._nftables:
@@ -101,6 +105,7 @@ class Kernel:
             self._tunnels,
             *maps,
             self._nftables,
+            self.flow,
         )
         return sum(writer.writes for writer in writers if writer)
 
@@ -111,12 +116,21 @@ class Kernel:
     def wire(self, plan: PodWiring, pod_netns: int, *, on_stage: wiring.Stage = lambda _: None) -> None:
         """Build a pod's attachment, or nothing: when a step fails, what was made is removed again.
 
+        Programs that judge its packets are there before it could send one.
+
         `on_stage` hears `created`, `host`, `pod` and `committed`. Raises KernelError, with errno EEXIST if the
         interface's name is taken in the pod; the message says which name.
         """
+
+        def staged(stage: str) -> None:
+            on_stage(stage)
+            if stage == "created":
+                for program in plan.programs:
+                    self.flow.attach(program)
+
         self._change_elements("add", plan.elements)
         try:
-            wiring.wire(self.connection, self._write_sysctls, plan, pod_netns, on_stage)
+            wiring.wire(self.connection, self._write_sysctls, plan, pod_netns, staged)
         except BaseException:
             with contextlib.suppress(KernelError):  # the first failure is the one to tell
                 self._change_elements("delete", plan.elements)

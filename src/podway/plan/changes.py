@@ -104,6 +104,7 @@ KINDS: dict[str, str] = {
     "tunnel source": "sources",
     "tunnel endpoint": "endpoints",
     "route": "routes",
+    "flow program": "programs",
     "nft table": "tables",
     "nft element": "elements",
 }

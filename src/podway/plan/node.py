@@ -21,7 +21,7 @@ from podway.plan.guard import plan_pod_guard
 from podway.plan.host_facts import ACCEPT_RA, USUAL_HOST, HostFacts
 from podway.plan.mtu import pod_mtu
 from podway.plan.nat import plan_nat, plan_nat_sets
-from podway.plan.objects import NodePlan, PodWiring, Route, Sysctl
+from podway.plan.objects import IPIP_DEVICE, VXLAN_DEVICES, FlowProgram, NodePlan, PodWiring, Route, Sysctl
 from podway.plan.others import plan_others
 from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.ports import port_guard
@@ -36,6 +36,8 @@ NODE_FORWARDING: dict[Family, str] = {
     Family.IPV6: "net/ipv6/conf/all/forwarding",
 }
 
+_NONE = NodePlan()
+
 FORWARD_USES_PATH_MTU = "net/ipv4/ip_forward_use_pmtu"
 
 
@@ -45,7 +47,8 @@ class NodeFacts:
 
     `leases` are of the pods that stay. `withdrawn` blocks are being given back. `sent` are the modes in which the
     node may still send, by pool. `transitional` are blocks of other nodes that get a route of ours for a while
-    though BGP advertises them, so that no packet is lost while BIRD changes its own.
+    though BGP advertises them, so that no packet is lost while BIRD changes its own. `engine`: the flow engine
+    judges pods' packets.
     """
 
     view: ClusterView
@@ -56,6 +59,7 @@ class NodeFacts:
     host: HostFacts = USUAL_HOST
     sent: SentModes = field(default_factory=dict)
     transitional: frozenset[Network] = frozenset()
+    engine: bool = False
 
     @cached_property
     def lan(self) -> tuple[Network, ...]:
@@ -200,6 +204,22 @@ def _settings_inputs(facts: NodeFacts) -> tuple[object, ...]:
     return (*_overlay_inputs(facts), facts.host, facts.blocks)
 
 
+def _wires(facts: NodeFacts) -> NodePlan:
+    """Plan the programs of the flow engine on what leads to other machines; pods' links have theirs in `pods`."""
+    return (
+        NodePlan(programs=tuple(FlowProgram(name, "from wire") for name in wires(facts)))
+        if facts.engine
+        else _NONE
+    )
+
+
+def wires(facts: NodeFacts) -> tuple[str, ...]:
+    """Return the devices by which pods' packets come from other machines."""
+    over = plan_overlays(facts.view, facts.node, facts.uplink, strict=facts.strict)
+    names = (device.name for device in over.devices)
+    return (facts.uplink.device, *(name for name in names if name in (*VXLAN_DEVICES, IPIP_DEVICE)))
+
+
 def _blocks(facts: NodeFacts) -> NodePlan:
     """Plan a blackhole route for each own block.
 
@@ -219,7 +239,7 @@ def _pods(facts: NodeFacts, keys: Iterable[Hashable]) -> dict[Hashable, NodePlan
 
 def _pods_inputs(facts: NodeFacts) -> tuple[object, ...]:
     mtus = tuple(pod_mtu(facts.view, facts.uplink, [net.network_address], facts.sent) for net in _pools(facts))
-    return (mtus, facts.view.pools, facts.view.config, facts.lan, facts.lan_mtu, facts.uplink)
+    return (mtus, facts.view.pools, facts.view.config, facts.lan, facts.lan_mtu, facts.uplink, facts.engine)
 
 
 def _pools(facts: NodeFacts) -> list[Network]:
@@ -256,6 +276,7 @@ SCOPES: tuple[Scope | KeyedScope, ...] = (
     Scope("overlay", _overlay_inputs, _overlay),
     Scope("bridge", _bridge_inputs, _bridge),
     Scope("settings", _settings_inputs, _settings),
+    Scope("wires", lambda facts: (*_overlay_inputs(facts), facts.engine), _wires),
     Scope("blocks", lambda facts: (facts.blocks,), _blocks),
     PODS,
     NODES,
@@ -329,7 +350,7 @@ def wiring_of(facts: NodeFacts, lease: Lease) -> PodWiring:
     if together:
         addresses = [block.network_address for block in facts.lan]
     mtu = pod_mtu(facts.view, facts.uplink, addresses, facts.sent)
-    return wire(lease, mtu=mtu, node_addresses=facts.uplink.sources, lan=facts.lan)
+    return wire(lease, mtu=mtu, node_addresses=facts.uplink.sources, lan=facts.lan, engine=facts.engine)
 
 
 def section_of(wiring: PodWiring) -> NodePlan:
@@ -343,6 +364,7 @@ def section_of(wiring: PodWiring) -> NodePlan:
         sysctls=wiring.sysctls,
         routes=wiring.routes,
         elements=wiring.elements,
+        programs=wiring.programs,
     )
 
 

@@ -47,6 +47,8 @@ DEFAULT_METRIC = {Family.IPV4: 0, Family.IPV6: 1024}
 
 Scope: TypeAlias = Literal["global", "link", "host"]
 RouteType: TypeAlias = Literal["unicast", "blackhole", "unreachable"]
+FlowHook: TypeAlias = Literal["from pod", "from wire", "to pod"]
+"""Where a program of the flow engine sees packets (docs/datapath.md)."""
 NftFamily: TypeAlias = Literal["ip", "ip6", "inet", "netdev", "bridge"]
 NftField: TypeAlias = Literal["ipv4_addr", "ipv6_addr"] | int
 
@@ -156,6 +158,22 @@ class TunnelSource(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> Network:
         """The network."""
         return self.network
+
+
+class FlowProgram(msgspec.Struct, frozen=True, gc=False):
+    """A program of the flow engine on a device; `stale` is one of another build, which no plan wants."""
+
+    device: str
+    hook: FlowHook
+    stale: bool = False
+
+    def __str__(self) -> str:
+        return f"flow program {self.hook} on {self.device}"
+
+    @property
+    def key(self) -> tuple[str, FlowHook]:
+        """Device and hook."""
+        return (self.device, self.hook)
 
 
 class Link(msgspec.Struct, frozen=True, gc=False):
@@ -394,6 +412,8 @@ class PodWiring(msgspec.Struct, frozen=True, gc=False):
     proxies: tuple[Proxy, ...] = ()
     elements: tuple[NftElement, ...] = ()
     """What the node's rules must know of the pod before it may send."""
+    programs: tuple[FlowProgram, ...] = ()
+    """What judges its packets."""
 
     @property
     def away(self) -> "tuple[Route | Neighbour | Proxy, ...]":
@@ -419,6 +439,7 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     routes: tuple[Route, ...] = ()
     tables: tuple[NftTable, ...] = ()
     elements: tuple[NftElement, ...] = ()
+    programs: tuple[FlowProgram, ...] = ()
 
     def without(self, devices: Set[str]) -> "NodePlan":
         """Return the plan without what belongs on these devices."""
@@ -432,4 +453,5 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             neighbours=tuple(neighbour for neighbour in self.neighbours if neighbour.device not in devices),
             sysctls=tuple(sysctl for sysctl in self.sysctls if devices.isdisjoint(sysctl.path.split("/"))),
             routes=tuple(route for route in self.routes if route.device not in devices),
+            programs=tuple(program for program in self.programs if program.device not in devices),
         )

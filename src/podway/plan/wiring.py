@@ -16,11 +16,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 
+import msgspec
+
 from podway.api.addresses import Address, Family, Interface, Network, gateway_of, host_network
 from podway.api.kinds.ip_pool import DEFAULT_BLOCK_PREFIX
 from podway.api.lease import Lease
 from podway.plan.objects import (
     BRIDGE_DEVICE,
+    FlowProgram,
     Link,
     LinkAddress,
     Neighbour,
@@ -54,17 +57,28 @@ HOST_SYSCTLS: dict[Family, dict[str, str]] = {
 
 @lru_cache(maxsize=1024)
 def wire(
-    lease: Lease, *, mtu: int, node_addresses: tuple[Address, ...], lan: tuple[Network, ...] = ()
+    lease: Lease,
+    *,
+    mtu: int,
+    node_addresses: tuple[Address, ...],
+    lan: tuple[Network, ...] = (),
+    engine: bool = False,
 ) -> PodWiring:
     """Return everything that the pod's attachment needs.
 
     `mtu` is the pod link's, in bytes. `node_addresses` are the node's own: the node speaks to the pod from
     the one of the same family, never from the link's gateway address. `lan` are the blocks that have the
     bridge's pods among theirs: those pods ask on the bridge for every address in them, and the node answers for
-    one that is routed.
+    one that is routed. `engine`: the flow engine judges the pod's packets.
     """
     shape = _port if lease.attach == "bridge" else _routed
-    return shape(lease, mtu, {Family.of(address): address for address in node_addresses}, lan)
+    wiring = shape(lease, mtu, {Family.of(address): address for address in node_addresses}, lan)
+    return msgspec.structs.replace(wiring, programs=flow_programs(wiring.link.name)) if engine else wiring
+
+
+def flow_programs(link: str) -> tuple[FlowProgram, ...]:
+    """Return the programs that judge what a pod sends and gets, on its link."""
+    return (FlowProgram(link, "from pod"), FlowProgram(link, "to pod"))
 
 
 def _routed(lease: Lease, mtu: int, sources: Mapping[Family, Address], lan: Sequence[Network]) -> PodWiring:

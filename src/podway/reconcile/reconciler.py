@@ -8,7 +8,9 @@ through this loop. The loop then does as little as it can, again and again, unti
 
 1. **Plan.** Every scope of the plan (podway.plan.node) has its inputs. A scope whose inputs changed is dirty; of
    pods and of other nodes, single ones are. What is dirty is planned in portions, in the order of the scopes, and
-   compared with what was wanted before (podway.reconcile.wanted): the difference is a delta.
+   compared with what was wanted before (podway.reconcile.wanted): the difference is a delta. Before that, and
+   again between portions, come policies: they have a planner of their own, which is told facts and says what
+   changes (podway.reconcile.enforcement).
 2. **Carry out.** The delta's additions and replacements go to the kernel at once, without a look at what it holds.
    Removals wait until nothing is dirty any more: a device goes after the routes that led through it have moved,
    whichever scope these are of, and what is wanted again by then stays.
@@ -65,6 +67,7 @@ from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, PodWiring, Sysctl
 from podway.reconcile import saved_sysctls
+from podway.reconcile.enforcement import Enforcement
 from podway.reconcile.host import read_host
 from podway.reconcile.planning import Planning
 from podway.reconcile.pod_ends import PodEnds
@@ -92,6 +95,10 @@ _ORDER = {kind: rank for rank, kind in enumerate((*_RULES, *(kind for kind in KI
 """Kinds are removed in the opposite order: rules come before what they guard, and go after it."""
 
 
+_LEADING = frozenset({"device", "address", "neighbour", "forwarding entry", "IPIP tunnel", "route"})
+"""Kinds by which packets find their ways."""
+
+
 class Reconciler:
     """Brings the kernel to what the node's state asks for. `repairs` are what others changed and it undid."""
 
@@ -117,6 +124,8 @@ class Reconciler:
         self._audits: list[set[ObjectKey]] = []
         """For each look that goes on, what was carried out since it began."""
         self._listeners: list[asyncio.Event] = []
+        self.enforcement = Enforcement(kernel.flow, state)
+        """Brings policies into force, ahead of what is planned: nobody is let through before them."""
         self.repairs = Repairs()
         self.failures: tuple[str, ...] = ()
         """What the kernel refused at the last attempt."""
@@ -133,8 +142,15 @@ class Reconciler:
 
     def heard(self, changes: Iterable[ClusterChange[Any]]) -> None:
         """Say that the cluster changed, and how; the state's view has the changes already."""
-        self._planning.heard(self._state.view, self._state.node, changes)
+        told = tuple(changes)
+        self._planning.heard(self._state.view, self._state.node, told)
+        self.enforcement.heard(told)
         self.wake()
+
+    def heard_of_policies(self, changes: Iterable[ClusterChange[Any]]) -> None:
+        """Say that the cluster changed in what alters no plan, but may alter what connections are judged by."""
+        if self.enforcement.heard(changes):
+            self.wake()
 
     def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:
         """Take what was made for a pod already for wanted."""
@@ -158,6 +174,7 @@ class Reconciler:
     def start(self) -> None:
         """Compare the kernel with everything that is wanted, and bring it there, at once, as an agent starts."""
         self._state.host = read_host(self._kernel, self._state.uplink.device)
+        self.enforcement.start()
         self._planning.all(self._state.facts())
         self._fit(self._state.leases.values(), {link.name: link.mtu for link in self.plan().links})
         report = self._apply()
@@ -172,6 +189,8 @@ class Reconciler:
     def repair(self) -> Report:
         """Compare the kernel with all that is wanted, and undo what others changed, at once."""
         self.bring()
+        if wrong := self.enforcement.repair():
+            self.repairs.note(f"{wrong}: put right")
         report = self._apply()
         self._note_repairs(report)
         if not report.failures:
@@ -239,6 +258,8 @@ class Reconciler:
             self._due, self._full = self._full_due, False
             if self._read_host():
                 self.bring()
+            if full and (wrong := self.enforcement.repair()):
+                self.repairs.note(f"{wrong}: put right")
             await self._look(full=full)
             await self._rest(clock() - began)
 
@@ -274,9 +295,12 @@ class Reconciler:
         """Bring the kernel to the state in bounded steps; yield after each."""
         self._awake = False
         self._read_host()
+        yield from self.enforcement.portions()
         while (delta := self._planning.step(self._state.facts())) is not None:
             self._forward(delta)
             yield
+            if self.enforcement.pending:
+                yield from self.enforcement.portions()
         gone = sorted(self._removals, key=lambda each: -_ORDER[each[0]])
         for start in range(0, len(gone), REMOVALS):
             batch = [self._removals.pop(each) for each in gone[start : start + REMOVALS] if each in self._removals]
@@ -317,6 +341,7 @@ class Reconciler:
         self._state.touch(*(" ".join(change.key) for change in changes if change.kind == "forwarding entry"))
         problem = self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
         report = self._kernel.carry_out(changes, self.plan)
+        self._lead_anew(report)
         for change in report.changes:
             log.debug("applied", change=str(change))
         failures = (*report.failures, *([problem] if problem else []))
@@ -331,10 +356,16 @@ class Reconciler:
         plan = self.plan()
         problem = self._remember(plan.sysctls)
         report = self._kernel.apply(plan)
+        self._lead_anew(report)
         if problem:
             report = Report(report.changes, (*report.failures, problem))
         self._note_failures(report)
         return report
+
+    def _lead_anew(self, report: Report) -> None:
+        """Have packets' ways looked up anew that lead through what was changed."""
+        if any(change.kind in _LEADING for change in report.changes):
+            self.enforcement.ways_changed()
 
     def _remember(self, settings: Iterable[Sysctl]) -> AgentError | None:
         """Note what settings of the whole node were; return what hindered that: pods need them anyway."""
@@ -358,6 +389,7 @@ class Reconciler:
             with contextlib.suppress(PodwayError):
                 found = await self._audit(full=full, pause=self._work)
                 report = self._kernel.carry_out(found, self.plan) if found else Report()
+                self._lead_anew(report)
                 self._note_repairs(report)
                 if not report.failures:
                     if full:

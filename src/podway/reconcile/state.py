@@ -46,6 +46,8 @@ class NodeState:
         """The modes in which this node may still send to others, by pool."""
         self.transitional: frozenset[Network] = frozenset()
         """Blocks of other nodes that keep a route of ours until BIRD's is there."""
+        self.engine = False
+        """Whether the flow engine works (podway.reconcile.enforcement)."""
         self._facts: NodeFacts | None = None
         self._touched: dict[str, float] = {}
         self.view = view
@@ -116,6 +118,7 @@ class NodeState:
             or known.host != self.host
             or known.sent != self.sent
             or known.transitional != self.transitional
+            or known.engine != self.engine
         ):
             self._facts = NodeFacts(
                 self.view,
@@ -126,6 +129,7 @@ class NodeState:
                 self.host,
                 self.sent,
                 self.transitional,
+                self.engine,
             )
         assert self._facts is not None
         return self._facts

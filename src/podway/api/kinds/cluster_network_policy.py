@@ -159,6 +159,7 @@ class ClusterNetworkPolicy(Resource, frozen=True, kw_only=True):
         LABELS,
     )
     COMPLETE: ClassVar = True
+    IN_VIEW: ClassVar = True
 
     api_version: ClusterPolicyVersion = "policy.networking.k8s.io/v1beta1"
     kind: Literal["ClusterNetworkPolicy"] = "ClusterNetworkPolicy"

@@ -28,6 +28,9 @@ BFD_PORTS = {3784: "RFC 5881", 3785: "RFC 5881", 4784: "RFC 5883"}
 Topology: TypeAlias = Literal["auto", "mesh", "reflectors", "none"]
 """Which nodes have BGP sessions with each other."""
 
+DataPath: TypeAlias = Literal["auto", "ebpf", "kernel"]
+"""What judges and carries pods' packets: the flow engine (docs/datapath.md), or the kernel's own forwarding."""
+
 
 class ReflectorSettings(StrictRecord, frozen=True, kw_only=True):
     """Which nodes reflect routes (RFC 4456): all that the selector matches, else `count` chosen by Podway."""
@@ -84,6 +87,8 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     """Settings of the whole cluster. `mtu` 0 means: what the path of pod packets allows.
 
     `service_cidrs` are the ranges of Services' addresses, which are no pod's and not outside either.
+    With data path `ebpf` policies are enforced; with `kernel` nothing enforces them. `auto` is `ebpf` on nodes
+    whose kernel can.
     """
 
     bgp: BgpSettings = BgpSettings()
@@ -92,6 +97,7 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     mtu: int = 0
     nat: NatSettings = NatSettings()
     service_cidrs: tuple[str, ...] = ()
+    data_path: DataPath = "kernel"
 
     @property
     def service_networks(self) -> tuple[Network, ...]:
@@ -115,6 +121,7 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
         Column("ASN", lambda config, _: str(config.spec.bgp.asn)),
         Column("BFD", _bfd),
         Column("MTU", lambda config, _: str(config.spec.mtu) if config.spec.mtu else "auto"),
+        Column("DATAPATH", lambda config, _: config.spec.data_path, wide=True),
         AGE,
     )
     ONLY: ClassVar = "default"

@@ -111,6 +111,7 @@ class NetworkPolicy(Resource, frozen=True, kw_only=True):
         LABELS,
     )
     COMPLETE: ClassVar = True
+    IN_VIEW: ClassVar = True
 
     api_version: Literal["networking.k8s.io/v1"] = "networking.k8s.io/v1"
     kind: Literal["NetworkPolicy"] = "NetworkPolicy"

@@ -74,6 +74,7 @@ class Pod(Resource, frozen=True, kw_only=True):
         AGE,
         LABELS,
     )
+    IN_VIEW: ClassVar = True
 
     api_version: Literal["v1"] = "v1"
     kind: Literal["Pod"] = "Pod"

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
 from podway.api.addresses import Address, Network
-from podway.policy.maps import Rule, RuleKey, Tier, Verdict
+from podway.policy.maps import Columns, Prefix, Rule, RuleKey, Tier, Verdict
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _MAPPED_BITS = 96
@@ -161,6 +161,25 @@ def unpack_prefix(data: bytes) -> Network:
     return IPv6Network((address, length - _FAMILY_BITS))
 
 
+def pack_policy_prefix(prefix: Prefix) -> bytes:
+    """Return a prefix as policies have it as a trie's key."""
+    four = prefix.version == 4
+    address = _MAPPED + prefix.number.to_bytes(4) if four else prefix.number.to_bytes(16)
+    length = _FAMILY_BITS + prefix.length + (_MAPPED_BITS if four else 0)
+    return PREFIX.pack(length, struct.pack("!I", prefix.version), address)
+
+
+def unpack_policy_prefix(data: bytes) -> Prefix:
+    """Return the prefix of a trie's key as policies have it."""
+    length, family, address = PREFIX.unpack(data)
+    if family[3] == 4:
+        return Prefix(4, int.from_bytes(address[12:]), length - _FAMILY_BITS - _MAPPED_BITS)
+    return Prefix(6, int.from_bytes(address), length - _FAMILY_BITS)
+
+
+IDENTITY = struct.Struct("=I")
+"""An identity, as the trie's value."""
+
 STATE = Layout("state", epoch="I", way_generation="I", half_open="I", established="I", generations="I")
 
 
@@ -204,6 +223,12 @@ def pack_rule_key(key: RuleKey) -> bytes:
     return RULE_KEY.pack(key.rule_set, key.identity, key.port, key.port_length, key.protocol)
 
 
+def unpack_rule_key(data: bytes) -> RuleKey:
+    """Read an entry's key."""
+    number, identity, port, length, protocol = RULE_KEY.unpack(data)
+    return RuleKey(number, identity, protocol, port, length)
+
+
 def pack_rule(rule: Rule) -> int:
     """Return a rule as one number: the greater goes before the smaller."""
     return rule.precedence << 34 | rule.verdict << 32 | rule.number
@@ -221,6 +246,17 @@ RULES_ENTRY = Layout("rules_entry", tier="3Q")
 def pack_rules(tiers: Mapping[Tier, Rule]) -> bytes:
     """Return an entry's value from what each tier says."""
     return RULES_ENTRY.pack(*(pack_rule(tiers[tier]) if tier in tiers else 0 for tier in Tier))
+
+
+def pack_columns(columns: Columns) -> bytes:
+    """Return an entry's value from what the tiers say, in their order."""
+    return RULES_ENTRY.pack(*(0 if rule is None else pack_rule(rule) for rule in columns))
+
+
+def unpack_columns(data: bytes) -> Columns:
+    """Return what the tiers say, in their order."""
+    admin, allowing, baseline = map(unpack_rule, RULES_ENTRY.unpack(data))
+    return (admin, allowing, baseline)
 
 
 def unpack_rules(data: bytes) -> dict[Tier, Rule]:

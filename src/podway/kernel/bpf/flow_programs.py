@@ -24,6 +24,7 @@ import os
 import struct
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import podway
@@ -94,9 +95,19 @@ def compiled() -> Image:
     return Image(data)
 
 
-def attached(connection: Connection, devices: Iterable[int]) -> list[Attached]:
-    """Return the engine's programs on these devices, of every build. Raises KernelError and UnsupportedSystem."""
+def attached(
+    connection: Connection,
+    devices: Iterable[int],
+    known: Mapping[int, Hook] = MappingProxyType({}),
+    build: int = 0,
+) -> list[Attached]:
+    """Return the engine's programs on these devices, of every build; none where there is no tcx.
+
+    `known` are programs, by their ids, that need not be looked into: they are of this `build`. Raises KernelError.
+    """
     wanted = list(devices)
+    if not tcx.is_supported():
+        return []
     directions: tuple[Direction, ...] = ("ingress", "egress")
 
     def on_tcx() -> list[tuple[int, Direction, int]]:
@@ -107,7 +118,12 @@ def attached(connection: Connection, devices: Iterable[int]) -> list[Attached]:
             for program in tcx.programs(device, direction)
         ]
 
-    found = [_recognized(*where) for where in connection.inside(on_tcx)]
+    found = [
+        Attached(Place(device, known[program]), program, build)
+        if program in known
+        else _recognized(device, direction, program)
+        for device, direction, program in connection.inside(on_tcx)
+    ]
     return [one for one in found if one]
 
 

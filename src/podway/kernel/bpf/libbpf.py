@@ -222,6 +222,20 @@ def items(fd: int) -> dict[bytes, bytes]:
     return dict(zip(_pieces(found[0], info.key_size), _pieces(found[1], info.value_size), strict=True))
 
 
+def array(fd: int) -> bytes:
+    """Return the elements of an array in one piece. Raises KernelError."""
+    info = map_info(fd)
+    keys = ctypes.create_string_buffer(info.key_size * info.max_entries)
+    values = ctypes.create_string_buffer(info.value_size * info.max_entries)
+    position, count = ctypes.c_uint32(), ctypes.c_uint32(info.max_entries)
+    said = library().bpf_map_lookup_batch(
+        fd, None, ctypes.byref(position), keys, values, ctypes.byref(count), None
+    )
+    if said != -errno.ENOENT:  # that is: there are no more
+        checked("read an eBPF array", said)
+    return values.raw
+
+
 def _pieces(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 

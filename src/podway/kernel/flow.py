@@ -1,0 +1,365 @@
+"""The flow engine of a node (docs/datapath.md): its programs as the loop drives them, and what its maps say.
+
+Programs are a kind as others are (podway.kernel.engine). What the maps hold is not: there may be a hundred
+thousand entries, of which one event changes a few, and in what order they are written decides whether anybody is
+let through in between. So they are written by changes (`FlowWrites`), in the order that `FlowEngine.write` keeps.
+"""
+
+import errno
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from podway.api.addresses import Address, Network
+from podway.api.lease import LINK_PREFIX
+from podway.errors import KernelError, PodwayError, UnsupportedSystem
+from podway.kernel.bpf import flow_programs, tcx
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_layout import (
+    BRIDGED,
+    ENDPOINT,
+    IDENTITY,
+    RULE_SET,
+    Counter,
+    Endpoint,
+    Hook,
+    Reason,
+    RuleSet,
+    pack_address,
+    pack_columns,
+    pack_policy_prefix,
+    pack_prefix,
+    pack_rule_key,
+    unpack_address,
+    unpack_columns,
+    unpack_policy_prefix,
+    unpack_prefix,
+    unpack_rule_key,
+)
+from podway.kernel.bpf.flow_maps import FlowMaps
+from podway.kernel.bpf.flow_programs import Engine, Place
+from podway.kernel.netlink import Connection
+from podway.kernel.rtnl import links
+from podway.plan.changes import Change
+from podway.plan.objects import FlowHook, FlowProgram, NodePlan
+from podway.policy.maps import Columns, Prefix, RuleKey
+
+Numbers = Callable[[], Mapping[str, int]]
+"""Gives the devices' numbers by name, as they were at the latest look."""
+
+PORTION = 200
+"""Entries after which whoever writes may pause: less than a millisecond."""
+
+_HOOKS: dict[FlowHook, Hook] = {"from pod": Hook.FROM_POD, "from wire": Hook.FROM_WIRE, "to pod": Hook.TO_POD}
+_NAMES = {hook: name for name, hook in _HOOKS.items()}
+_NO_SET = RuleSet(0, 0)
+
+
+class FlowEndpoint(NamedTuple):
+    """A pod of this node, by one of its addresses: its link, its rule sets, and whether it is a bridge's port."""
+
+    link: str
+    ingress: int
+    egress: int
+    bridged: bool = False
+
+
+class Entries(NamedTuple):
+    """What the engine's maps say. `rule_sets` are the lengths of port prefixes in use (bit n: n bits)."""
+
+    rules: Mapping[RuleKey, Columns]
+    rule_sets: Mapping[int, int]
+    identities: Mapping[Prefix, int]
+    endpoints: Mapping[Address, FlowEndpoint]
+    pools: frozenset[Network]
+
+
+class FlowWrites(NamedTuple):
+    """Changes of the maps. A mapping is put, the rest deleted; `rule_sets` are all of which an entry changes."""
+
+    rules: Mapping[RuleKey, Columns]
+    rule_sets: Mapping[int, int]
+    identities: Mapping[Prefix, int]
+    endpoints: Mapping[Address, FlowEndpoint]
+    pools: frozenset[Network] = frozenset()
+    gone_endpoints: tuple[Address, ...] = ()
+    gone_identities: tuple[Prefix, ...] = ()
+    gone_rules: tuple[RuleKey, ...] = ()
+    gone_rule_sets: tuple[int, ...] = ()
+    gone_pools: frozenset[Network] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing changes."""
+        return not any(self)
+
+
+class FlowEngine:
+    """The engine's programs and maps, held open while it works. `writes` counts what was written so far.
+
+    Every method may raise KernelError; those that write do if it is not open.
+    """
+
+    name = "flow program"
+    repairs_only = False
+    compared = False
+
+    def __init__(self, connection: Connection, numbers: Numbers) -> None:
+        self._connection = connection
+        self._numbers = numbers
+        self._engine: Engine | None = None
+        self._own: dict[int, Hook] = {}
+        """The programs that we attach, by their ids."""
+        self.writes = 0
+
+    # Programs.
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine is there to be written to."""
+        return self._engine is not None
+
+    def open(self, wires: Iterable[str], pods: Iterable[str]) -> None:
+        """Have the engine work on these devices, uplink and tunnels first of all.
+
+        One that an agent before this one left goes on, at pods' links too. Where there was none, pods' links are
+        left to be attached to once the maps tell of the pods. Raises UnsupportedSystem and KernelError.
+        """
+        if self._engine is not None:
+            return
+        if not tcx.is_supported():
+            raise UnsupportedSystem("the flow engine needs tcx", hint="use a kernel from 6.6 on")
+        numbers = {link.name: link.index for link in links.dump(self._connection)}
+        places = [Place(numbers[name], Hook.FROM_WIRE) for name in wires if name in numbers]
+        if flow_programs.attached(self._connection, numbers.values()):
+            both = (Hook.FROM_POD, Hook.TO_POD)
+            places += [Place(numbers[name], hook) for name in pods if name in numbers for hook in both]
+        self._engine = flow_programs.take_over(self._connection, places)
+        self._own = {bpf.program_id(fd): hook for hook, fd in self._engine.programs.items()}
+
+    def is_attached(self) -> bool:
+        """Tell whether programs of an engine are on devices of the node, of whatever build."""
+        return not why_not() and bool(flow_programs.attached(self._connection, self._numbers().values()))
+
+    def close(self) -> None:
+        """Let go of the engine: what is attached goes on."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine, self._own = None, {}
+
+    def attach(self, program: FlowProgram) -> None:
+        """Hang a program on a device, unless it is there already."""
+        engine, index = self._opened(f"attach {program}"), links.find(self._connection, program.device).index
+        try:
+            engine.attach(self._connection, Place(index, _HOOKS[program.hook]))
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        else:
+            self.writes += 1
+
+    def wanted(self, plan: NodePlan) -> Mapping[tuple[str, FlowHook], FlowProgram]:
+        """Return the programs that a plan wants."""
+        return {program.key: program for program in plan.programs}
+
+    def list(self, plan: NodePlan) -> Mapping[tuple[str, FlowHook], FlowProgram]:
+        """Return the engine's programs, but for those on pods' links that the plan does not name."""
+        if why_not():
+            return {}
+        pods = {link.name for link in plan.links}
+        names = {
+            number: name
+            for name, number in self._numbers().items()
+            if not name.startswith(LINK_PREFIX) or name in pods
+        }
+        return {program.key: program for _, program in self._on(names)}
+
+    def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
+        """Attach and detach programs."""
+        failures: dict[int, KernelError] = {}
+        numbers = self._numbers()
+        for position, change in enumerate(changes):
+            device, hook = change.key
+            try:
+                former = list(self._on({numbers[device]: device})) if device in numbers else []
+                if change.want is not None:
+                    self.attach(change.want)
+                for found, program in former:
+                    if program.hook == hook and (program.stale or change.want is None):
+                        flow_programs.detach(self._connection, found)
+                        self.writes += 1
+            except KernelError as error:
+                if change.want is not None or error.errno != errno.ENOENT:
+                    failures[position] = error
+        return failures
+
+    def _on(self, devices: Mapping[int, str]) -> Iterator[tuple[flow_programs.Attached, FlowProgram]]:
+        """Yield the engine's programs on devices (names by number); `stale` are those of another build."""
+        for found in flow_programs.attached(self._connection, devices, self._own, self._build):
+            stale = bool(self._build) and found.build != self._build
+            yield found, FlowProgram(devices[found.place.device], _NAMES[found.place.hook], stale)
+
+    @property
+    def _build(self) -> int:
+        return self._engine.build if self._engine else 0
+
+    def _opened(self, what: str) -> Engine:
+        if self._engine is None:
+            raise KernelError(f"{what}: the flow engine does not work here", errno.ENODEV)
+        return self._engine
+
+    # Maps.
+
+    def read(self) -> Entries:
+        """Return what the maps say."""
+        maps = self._opened("read the flow engine's maps").maps
+        names = {link.index: link.name for link in links.dump(self._connection)}
+        endpoints = {}
+        for address, value in bpf.items(maps["endpoints"]).items():
+            found = Endpoint(*ENDPOINT.unpack(value))
+            endpoints[unpack_address(address)] = FlowEndpoint(
+                names.get(found.ifindex, ""), found.ingress_rules, found.egress_rules, bool(found.flags & BRIDGED)
+            )
+        rules, identities = bpf.items(maps["rules"]), bpf.items(maps["identities"])
+        return Entries(
+            {unpack_rule_key(entry): unpack_columns(value) for entry, value in rules.items()},
+            {number: one.port_lengths for number, one in _sets(maps["rule_sets"])},
+            {unpack_policy_prefix(prefix): IDENTITY.unpack(value)[0] for prefix, value in identities.items()},
+            endpoints,
+            frozenset(map(unpack_prefix, bpf.items(maps["pools"]))),
+        )
+
+    def write(self, changes: FlowWrites) -> Iterator[None]:
+        """Write changes; yields now and then, where a caller may pause.
+
+        What is new comes before what leads to it, removals last: nobody is led to a rule that is not there. A set
+        of which an entry cannot be written denies everything. In the end flows are looked at again. Raises the
+        first KernelError once the rest was tried.
+        """
+        if changes.empty:
+            return
+        maps = self._opened("write the flow engine's maps").maps
+        known = {number: _set(maps["rule_sets"], number) for number in changes.rule_sets}
+        for number, lengths in changes.rule_sets.items():
+            before = known[number]
+            if before.generation and lengths & ~before.port_lengths:
+                # First of all: an entry that is not looked for is one that says nothing.
+                self._put_set(number, RuleSet(before.generation, before.port_lengths | lengths))
+        unwritten = yield from self._put(
+            "rules", ((pack_rule_key(key), pack_columns(said)) for key, said in changes.rules.items())
+        )
+        closed = {unpack_rule_key(entry).rule_set for entry in unwritten}
+        for number in closed:
+            self._put_set(number, _NO_SET)
+        sound = {number: one for number, one in changes.rule_sets.items() if number not in closed}
+        self._count_up({number: one for number, one in sound.items() if not known[number].generation})
+        more: tuple[tuple[str, Iterable[tuple[bytes, bytes | None]]], ...] = (
+            ("identities", ((pack_policy_prefix(p), _number(n)) for p, n in changes.identities.items())),
+            ("pools", ((pack_prefix(pool), _number(1)) for pool in changes.pools)),
+            ("endpoints", self._endpoints(changes.endpoints)),
+            ("endpoints", ((pack_address(address), None) for address in changes.gone_endpoints)),
+            ("pools", ((pack_prefix(pool), None) for pool in changes.gone_pools)),
+            ("identities", ((pack_policy_prefix(prefix), None) for prefix in changes.gone_identities)),
+            ("rules", ((pack_rule_key(key), None) for key in changes.gone_rules)),
+        )
+        for name, entries in more:
+            unwritten |= yield from self._put(name, entries)
+        self._count_up({number: one for number, one in sound.items() if known[number].generation})
+        for number in changes.gone_rule_sets:
+            self._put_set(number, _NO_SET)
+        self.look_again()
+        for error in unwritten.values():
+            raise error
+
+    def _put(
+        self, name: str, entries: Iterable[tuple[bytes, bytes | None]]
+    ) -> Generator[None, None, dict[bytes, KernelError]]:
+        """Write entries of a map, or without a value delete them; returns what could not be, by key."""
+        maps, failures = self._opened("write the flow engine's maps").maps, {}
+        for done, (entry, value) in enumerate(entries, 1):
+            try:
+                if value is None:
+                    bpf.delete(maps[name], entry)
+                else:
+                    bpf.insert(maps[name], entry, value)
+                self.writes += 1
+            except KernelError as error:
+                if value is not None or error.errno != errno.ENOENT:
+                    failures[entry] = _told(error, name, maps[name])
+            if not done % PORTION:
+                yield
+        return failures
+
+    def _put_set(self, number: int, rule_set: RuleSet) -> None:
+        maps = self._opened("write the flow engine's maps").maps
+        bpf.insert(maps["rule_sets"], _number(number), RULE_SET.pack(*rule_set))
+        self.writes += 1
+
+    def look_again(self, *, ways: bool = False) -> None:
+        """Have flows judged again whose grounds changed; with `ways`, their ways looked up anew."""
+        if self._engine is not None:
+            FlowMaps(self._engine.maps).changed(ways=ways)
+
+    def counters(self) -> dict[Reason | Counter, int]:
+        """Return what the engine counted; nothing if it is not open."""
+        return FlowMaps(self._engine.maps).counters() if self._engine else {}
+
+    def _count_up(self, rule_sets: Mapping[int, int]) -> None:
+        """Give sets a generation that no set ever had: their flows are judged again."""
+        if not rule_sets:
+            return
+        door = FlowMaps(self._opened("write the flow engine's maps").maps)
+        generation = door.state.generations
+        door.set_state(generations=generation + len(rule_sets))
+        for count, (number, lengths) in enumerate(rule_sets.items(), 1):
+            self._put_set(number, RuleSet(generation + count, lengths))
+
+    def _endpoints(self, endpoints: Mapping[Address, FlowEndpoint]) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries of pods whose links are there: who makes a link has its pod written again."""
+        for address, endpoint in endpoints.items():
+            try:
+                index = links.find(self._connection, endpoint.link).index
+            except KernelError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                continue
+            flags = BRIDGED if endpoint.bridged else 0
+            yield pack_address(address), ENDPOINT.pack(index, endpoint.egress, endpoint.ingress, flags)
+
+
+def why_not() -> str:
+    """Say why this system cannot have the flow engine, as far as is known before it is tried; empty if it can."""
+    try:
+        return "" if tcx.is_supported() else "its kernel has no tcx (before 6.6), or forbids eBPF"
+    except PodwayError as error:
+        return error.message
+
+
+def _told(error: KernelError, name: str, fd: int) -> KernelError:
+    """Return the error that says how many entries a map takes, if it is full."""
+    if error.errno not in {errno.E2BIG, errno.ENOSPC}:
+        return error
+    most = bpf.map_info(fd).max_entries
+    return KernelError(f"write the flow engine's map of {name}, which takes {most} entries", error.errno)
+
+
+def _number(number: int) -> bytes:
+    return IDENTITY.pack(number)
+
+
+def _set(fd: int, number: int) -> RuleSet:
+    return RuleSet(*RULE_SET.unpack(bpf.element(fd, number)))
+
+
+def _sets(fd: int) -> Iterator[tuple[int, RuleSet]]:
+    """Yield the sets that are there, of tens of thousands that might be."""
+    data = bpf.array(fd)
+    stretch = 512 * RULE_SET.size
+    nothing = bytes(stretch)
+    for start in range(0, len(data), stretch):
+        part = data[start : start + stretch]
+        if part == nothing[: len(part)]:
+            continue
+        for at in range(0, len(part), RULE_SET.size):
+            found = RuleSet(*RULE_SET.unpack(part[at : at + RULE_SET.size]))
+            if found.generation:
+                yield (start + at) // RULE_SET.size, found

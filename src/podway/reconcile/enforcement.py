@@ -1,0 +1,413 @@
+"""Policies in force: what the planner of policies says, brought to the maps of the node's flow engine.
+
+Scopes of the plan are functions of facts, and what they give is compared. The planner of policies
+(podway.policy.planner) is told facts one by one, remembers what came of them, and says what changes: one event in
+a cluster of thousands of pods changes a few entries of many thousands, in an order that matters. So it has its
+place beside the scopes in the loop (podway.reconcile.reconciler), with the same life:
+
+- **Told** of each change of pods, namespaces, nodes and policies; nothing is done then but to note it.
+- **Portions.** What was told is settled and written, before scopes are planned and carried out: programs are hung
+  on a pod's link when the maps know the pod.
+- **First comparison.** An agent that starts reads the maps. Its planner takes the numbers of identities and rule
+  sets from there, so that what is right already is not written, and no number that is in use gets another meaning.
+- **Audits** compare all that was written with the maps, and undo what others changed.
+
+What is not known is closed. A pod whose object is gone, finished or not to be read has a rule set that is never
+written. One of which the store says that there is no object has no policy, for none can select it; an agent that
+starts finds in the maps which of the two a pod was.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+import structlog
+
+from podway.api.addresses import Address
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_policy import NetworkPolicy
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.lease import Attachment, Lease, shorten
+from podway.cluster.change import Change
+from podway.cluster.relevance import alters_policy
+from podway.errors import AgentError, KernelError, PodwayError, UnsupportedSystem
+from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
+from podway.kernel.interface import FlowDoor
+from podway.plan.node import wires
+from podway.policy.lookup import PolicyMaps
+from podway.policy.maps import CLOSED, NO_RULES, Delta, EndpointRules, PodName
+from podway.policy.planner import PolicyPlanner
+from podway.reconcile.state import NodeState
+
+log = structlog.get_logger(__name__)
+
+RETRY = 10.0
+"""Seconds until an engine that could not be had is tried again."""
+
+MANY = 100
+"""Pods that are gone and remembered all the same."""
+
+_JUDGED_BY = (Namespace, Node, NetworkPolicy, ClusterNetworkPolicy, Pod)
+_OPEN, _SHUT = EndpointRules(NO_RULES, NO_RULES), EndpointRules(CLOSED, CLOSED)
+
+FindPod = Callable[[str, str], Awaitable[Pod | None]]
+"""Asks the store for a pod by namespace and name; None if there is none. Raises StoreError."""
+
+
+class Enforcement:
+    """Keeps the flow engine's maps in step with the cluster's policies, where NetworkConfig asks for the engine.
+
+    `problem` says why policies are not in force as they should be; empty if they are, or are not to be.
+    """
+
+    def __init__(self, flow: FlowDoor, state: NodeState) -> None:
+        self._flow = flow
+        self._state = state
+        self._planner: PolicyPlanner | None = None
+        self._dirty = False
+        self._maps = PolicyMaps()
+        """What the planner wants written."""
+        self._endpoints: dict[Address, FlowEndpoint] = {}
+        self._pools: frozenset[Any] = frozenset()
+        """Both as they were written."""
+        self._entering: dict[Attachment, Lease] = {}
+        self._absent: dict[PodName, EndpointRules] = {}
+        """Rules of pods of which the planner does not know."""
+        self._writing: Iterator[None] | None = None
+        self._again = 0.0
+        self.problem = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the cluster's settings ask for the engine."""
+        return self._state.view.config.data_path != "kernel"
+
+    @property
+    def in_force(self) -> bool:
+        """Whether policies are enforced."""
+        return self._flow.is_open and self._planner is not None
+
+    @property
+    def maps(self) -> PolicyMaps:
+        """The entries in force, as the planner knows them."""
+        return self._maps
+
+    @property
+    def planner(self) -> PolicyPlanner | None:
+        """Who knows whose rule a number is; None while policies are not enforced."""
+        return self._planner
+
+    @property
+    def shut(self) -> tuple[str, ...]:
+        """The pods that are cut off because it is not known what they are."""
+        pods = (each.pod for each in self._state.leases.values() if self._rules_of(each.pod) == _SHUT)
+        return tuple(sorted(pods)) if self.in_force else ()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was told that is not written yet."""
+        return self._dirty or self._writing is not None
+
+    def status(self) -> dict[str, Any]:
+        """Return what `podway status` tells."""
+        return {
+            "wanted": self._state.view.config.data_path,
+            "in_force": "ebpf" if self.in_force else "kernel",
+            "problem": self.problem,
+            "shut": list(self.shut),
+            "rule_sets": len(self._maps.rule_sets),
+            "rules": len(self._maps.rules),
+            "identities": len(self._maps.identities),
+        }
+
+    # What changes.
+
+    def heard(self, changes: Iterable[Change[Any]]) -> bool:
+        """Take changes of the cluster; tell whether there is anything to do for it."""
+        if self._planner is None:
+            return False
+        for change in changes:
+            if alters_policy(change):
+                self._dirty = True
+                if change.new is None:
+                    self._planner.drop(change.key)
+                else:
+                    self._planner.put(change.new)
+        return self._dirty
+
+    async def admit(self, pod: str, uid: str, find: FindPod) -> None:
+        """See to it that the rules of a pod, `<namespace>/<name>`, are known and written before it is wired.
+
+        Who is known already waits for nobody. Raises AgentError if nothing can be enforced, and StoreError if the
+        store has to be asked for the pod and is away.
+        """
+        if not self._state.engine:
+            return
+        if self._planner is None:
+            raise AgentError(
+                f"pod {pod or '-'}: policies cannot be enforced on this node: {self.problem}",
+                hint="mend that, or have policies not enforced: podway set config default dataPath=kernel",
+            )
+        name = _name(pod)
+        if name is None:
+            return
+        known = self._state.view.find((Pod.KIND, *name))
+        if known is None or (uid and known.metadata.uid and known.metadata.uid != uid):
+            found = await find(*name)
+            if found is not None:
+                self._planner.put(found)
+                self._dirty = True
+                self._absent.pop(name, None)
+            elif known is None:
+                self._absent[name] = _OPEN
+        self.bring()
+
+    def enter(self, lease: Lease) -> None:
+        """Have a pod judged whose link has just been made, before anything can pass there. Raises KernelError."""
+        if not self.in_force:
+            return
+        self._entering[lease.attachment] = lease
+        for address in lease.addresses:
+            self._endpoints.pop(address, None)  # its link has another number than the former one
+        self.bring(strict=True)
+
+    def entered(self, attachment: Attachment) -> None:
+        """The pod's lease is among the node's now, or will never be."""
+        self._entering.pop(attachment, None)
+
+    # The loop's share.
+
+    def start(self) -> None:
+        """Compare the maps with everything, as an agent starts."""
+        self._choose()
+        self.bring()
+
+    def bring(self, *, strict: bool = False) -> None:
+        """Write at once all that is to be written. With `strict` raises the KernelError of what cannot be."""
+        for _ in self.portions(strict=strict):
+            pass
+
+    def portions(self, *, strict: bool = False) -> Iterator[None]:
+        """Write what is to be written, in bounded steps; yields after each. Others may do so in between."""
+        self._choose()
+        while self._planner is not None:
+            if self._writing is None:
+                writes = self._due()
+                if writes.empty:
+                    return
+                self._writing = self._flow.write(writes)
+            try:
+                next(self._writing)
+            except StopIteration:
+                self._writing = None
+                continue
+            except KernelError as error:
+                self._writing = None
+                self._note(error)
+                if strict:
+                    raise
+                return
+            yield
+
+    def repair(self) -> str:
+        """Compare the maps with all that is wanted, and put right what is not so; say what it was, if anything."""
+        self.bring()
+        if self._planner is None:
+            return ""
+        wrong = self._compared(self._flow.read())
+        if wrong.empty:
+            self.problem = ""
+            return ""
+        self._writing = self._flow.write(wrong)
+        self.bring()
+        return told(wrong)
+
+    def differences(self) -> tuple[str, ...]:
+        """Return in words what of the maps is not as it should be."""
+        if self._planner is None or self._writing is not None or self._dirty:
+            return ()
+        wrong = self._compared(self._flow.read())
+        return () if wrong.empty else (told(wrong),)
+
+    def ways_changed(self) -> None:
+        """Have the engine look up anew how packets go on: routes, neighbours or devices changed."""
+        if self._flow.is_open:
+            self._flow.look_again(ways=True)
+
+    # Beginning and end.
+
+    def _choose(self) -> None:
+        """Begin or end to enforce, as the settings ask."""
+        if not self.wanted:
+            if self._state.engine or self.problem:
+                log.info("policies are not enforced any more", data_path="kernel")
+            self._end()
+            self._state.engine, self.problem = False, ""
+        elif self._planner is None and self._state.now() >= self._again:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._again = self._state.now() + RETRY
+        links = [lease.attachment.link for lease in self._state.leases.values()]
+        try:
+            self._flow.open(wires(self._state.facts()), links)
+            left = self._flow.read()
+            self._compile(left)
+            for _ in self._flow.write(self._compared(left)):
+                pass
+        except (KernelError, UnsupportedSystem) as error:
+            self._end()
+            self._note(error)
+            # What another agent left goes on to judge, and nobody is let through because we cannot.
+            self._state.engine = self._is_attached()
+            return
+        self.problem = ""
+        self._state.engine = True
+        log.info("policies are enforced", rule_sets=len(self._maps.rule_sets), rules=len(self._maps.rules))
+
+    def _is_attached(self) -> bool:
+        try:
+            return self._flow.is_attached()
+        except PodwayError:
+            return False
+
+    def _end(self) -> None:
+        self._flow.close()
+        self._planner, self._maps, self._writing, self._dirty = None, PolicyMaps(), None, False
+        self._endpoints.clear()
+        self._absent.clear()
+        self._pools = frozenset()
+
+    def _compile(self, left: Entries) -> None:
+        """Make a planner that knows the whole cluster, and takes numbers from what another one left."""
+        self._absent.clear()
+        former = PolicyMaps()
+        former.rules, former.rule_sets = dict(left.rules), dict(left.rule_sets)
+        former.identities = dict(left.identities)
+        for lease in self._state.leases.values():
+            name = _name(lease.pod)
+            there = [left.endpoints[address] for address in lease.addresses if address in left.endpoints]
+            if name is not None and there:
+                rules = former.endpoints[name] = EndpointRules(there[0].ingress, there[0].egress)
+                self._absent[name] = _OPEN if rules == _OPEN else _SHUT
+        self._planner = PolicyPlanner(self._state.node, former.left)
+        for kind in _JUDGED_BY:
+            for obj in self._state.view.tables[kind.KIND].values():
+                self._planner.put(obj)
+        self._maps = PolicyMaps()
+        self._maps.apply(self._planner.settle())
+        self._dirty = False
+
+    # What is to be written.
+
+    def _due(self) -> FlowWrites:
+        assert self._planner is not None
+        delta: Delta | None = None
+        if self._dirty:
+            self._dirty = False
+            delta = self._planner.settle()
+            self._maps.apply(delta)
+            for name in delta.deleted_endpoints:
+                self._absent[name] = _SHUT
+            for name in delta.endpoints:
+                self._absent.pop(name, None)
+        if len(self._absent) > 2 * len(self._state.leases) + MANY:
+            here = {_name(lease.pod) for lease in (*self._state.leases.values(), *self._entering.values())}
+            self._absent = {name: rules for name, rules in self._absent.items() if name in here}
+        endpoints, pools = self._wanted_endpoints(), self._wanted_pools()
+        put = {where: one for where, one in endpoints.items() if self._endpoints.get(where) != one}
+        writes = FlowWrites(
+            rules=delta.rules if delta else {},
+            rule_sets=delta.rule_sets if delta else {},
+            identities=delta.identities if delta else {},
+            endpoints=put,
+            pools=pools - self._pools,
+            gone_endpoints=tuple(self._endpoints.keys() - endpoints.keys()),
+            gone_identities=delta.deleted_identities if delta else (),
+            gone_rules=delta.deleted_rules if delta else (),
+            gone_rule_sets=delta.deleted_rule_sets if delta else (),
+            gone_pools=self._pools - pools,
+        )
+        self._endpoints, self._pools = endpoints, pools
+        return writes
+
+    def _compared(self, have: Entries) -> FlowWrites:
+        """Return what differs between the maps and all that is wanted."""
+        want = self._maps
+        self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
+        rules = {key: said for key, said in want.rules.items() if have.rules.get(key) != said}
+        gone = tuple(key for key in have.rules if key not in want.rules)
+        touched = {key.rule_set for key in (*rules, *gone)}
+        sets = {
+            number: lengths
+            for number, lengths in want.rule_sets.items()
+            if number in touched or number not in have.rule_sets or lengths & ~have.rule_sets[number]
+        }
+        return FlowWrites(
+            rules=rules,
+            rule_sets=sets,
+            identities={one: n for one, n in want.identities.items() if have.identities.get(one) != n},
+            endpoints={one: what for one, what in self._endpoints.items() if have.endpoints.get(one) != what},
+            pools=self._pools - have.pools,
+            gone_endpoints=tuple(have.endpoints.keys() - self._endpoints.keys()),
+            gone_identities=tuple(have.identities.keys() - want.identities.keys()),
+            gone_rules=gone,
+            gone_rule_sets=tuple(have.rule_sets.keys() - want.rule_sets.keys()),
+            gone_pools=have.pools - self._pools,
+        )
+
+    def _wanted_endpoints(self) -> dict[Address, FlowEndpoint]:
+        found: dict[Address, FlowEndpoint] = {}
+        for attachment, lease in {**self._state.leases, **self._entering}.items():
+            rules = self._rules_of(lease.pod)
+            endpoint = FlowEndpoint(attachment.link, rules.ingress, rules.egress, lease.attach == "bridge")
+            found.update(dict.fromkeys(lease.addresses, endpoint))
+        return found
+
+    def _wanted_pools(self) -> frozenset[Any]:
+        return frozenset(pool.network for pool in self._state.view.pools.values())
+
+    def _rules_of(self, pod: str) -> EndpointRules:
+        name = _name(pod)
+        if name is None:
+            return _OPEN  # no runtime of Kubernetes made it
+        known = self._maps.endpoints.get(name)
+        if known is not None:
+            return known
+        if "~" in pod:  # the kernel has but a part of the name (podway.api.lease.shorten)
+            every = self._maps.endpoints.items()
+            return next((rules for one, rules in every if _is_short_for(pod, one)), _SHUT)
+        wanted = (Pod.KIND, *name)
+        if self._state.view.find(wanted) is not None or wanted in self._state.view.rejected:
+            return _SHUT  # finished, or said to be on another node, or not to be read
+        return self._absent.get(name, _OPEN)
+
+    def _note(self, error: PodwayError) -> None:
+        if error.message != self.problem:
+            log.error("policies are not enforced as they should be", problem=error.message, hint=error.hint)
+        self.problem = error.message
+
+
+def told(wrong: FlowWrites) -> str:
+    """Say what of the flow engine's maps is not as it should be."""
+    counts = {
+        "rules": len(wrong.rules) + len(wrong.gone_rules),
+        "rule sets": len(wrong.rule_sets) + len(wrong.gone_rule_sets),
+        "identities": len(wrong.identities) + len(wrong.gone_identities),
+        "pods' addresses": len(wrong.endpoints) + len(wrong.gone_endpoints),
+        "pools": len(wrong.pools) + len(wrong.gone_pools),
+    }
+    return (
+        f"flow engine: not as planned: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
+    )
+
+
+def _is_short_for(cut: str, name: PodName) -> bool:
+    return shorten("/".join(name), len(cut.encode())) == cut
+
+
+def _name(pod: str) -> PodName | None:
+    """Return namespace and name of a lease's pod, None if the runtime did not say."""
+    namespace, _, name = pod.partition("/")
+    return (namespace, name) if name else None

@@ -1,0 +1,212 @@
+"""Policies brought to a flow engine's maps: in steps as from scratch, found right again, closed where in doubt.
+
+The maps are in memory (tests.recorded_kernel): what a kernel makes of them, the tests of the lab show.
+"""
+
+import asyncio
+import errno
+from ipaddress import ip_address, ip_interface
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.pod import Pod
+from podway.api.lease import Attachment, Lease
+from podway.api.meta import Metadata
+from podway.api.resource import key
+from podway.cluster.change import Change
+from podway.cluster.view import ClusterView
+from podway.errors import AgentError, KernelError, StoreUnavailable
+from podway.plan.uplink import Uplink
+from podway.policy.maps import CLOSED, NO_RULES
+from podway.reconcile.enforcement import Enforcement
+from podway.reconcile.state import NodeState
+from tests.policy.clusters import IPS, SPACES, network_policy, objects, pod, resource
+from tests.recorded_kernel import RecordedFlows
+
+UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
+EBPF = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(data_path="ebpf"))
+WEB = pod("x", "web", IPS[0])
+DENY = network_policy("deny", policyTypes=["Ingress", "Egress"])
+
+
+class Node:
+    """A node that judges by the objects that it is told."""
+
+    def __init__(self, *manifests: Any) -> None:
+        self.flows = RecordedFlows()
+        self.state = NodeState("n1", ClusterView.of([EBPF, *map(resource, manifests)]), UPLINK)
+        self.start()
+
+    def start(self) -> None:
+        """Have an agent start, beside what the last one left."""
+        self.flows.close()
+        self.state.engine = False
+        self.agent = Enforcement(self.flows, self.state)
+        self.agent.start()
+
+    def tell(self, *changes: Change[Any]) -> None:
+        self.state.view = self.state.view.after(*changes)
+        self.agent.heard(changes)
+        self.agent.bring()
+
+    def put(self, manifest: Any) -> None:
+        obj = resource(manifest)
+        self.tell(Change(key(obj), self.state.view.find(key(obj)), obj))
+
+    def drop(self, manifest: Any) -> None:
+        obj = resource(manifest)
+        self.tell(Change(key(obj), self.state.view.find(key(obj)), None))
+
+    def lease(self, manifest: Any) -> Lease:
+        """Have a pod's link."""
+        meta = manifest["metadata"]
+        addresses = tuple(ip_address(one["ip"]) for one in manifest["status"]["podIPs"])
+        made = Lease(
+            Attachment(f"c-{meta['namespace']}-{meta['name']}", "eth0"),
+            f"{meta['namespace']}/{meta['name']}",
+            "podway",
+            "/run/x",
+            addresses,
+        )
+        self.state.leases[made.attachment] = made
+        self.agent.bring()
+        return made
+
+    def rules(self, address: str = IPS[0]) -> tuple[int, int]:
+        """The rule sets of who has an address."""
+        found = self.flows.read().endpoints[ip_address(address)]
+        return found.ingress, found.egress
+
+    def writes(self) -> int:
+        return len(self.flows.log)
+
+
+def admit(node: Node, name: str, found: Pod | None = None, uid: str = "") -> None:
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        return found
+
+    asyncio.run(node.agent.admit(name, uid, find))
+
+
+@given(st.lists(st.tuples(st.booleans(), objects), max_size=20))
+@settings(deadline=None, max_examples=60)
+def test_after_any_events_the_maps_are_right_and_who_starts_anew_writes_nothing(steps: Any) -> None:
+    node = Node()
+    for number, (space, name) in enumerate(product(SPACES, "abcdef")):
+        node.lease(pod(space, name, f"10.9.0.{number}"))
+    for put, manifest in steps:
+        (node.put if put else node.drop)(manifest)
+        assert not node.agent.differences()
+    before = node.writes()
+    node.start()
+    assert node.writes() == before
+    assert not node.agent.differences()
+
+
+def test_what_others_changed_is_put_right_and_told() -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    (number,) = node.flows.read().rule_sets.keys() & {node.rules()[0]}
+    node.flows._rules.clear()
+    told = node.agent.repair()
+    assert "rules" in told
+    assert any(entry.rule_set == number for entry in node.flows.read().rules)
+    assert node.agent.repair() == ""
+
+
+def test_a_pod_whose_object_goes_is_cut_off_and_stays_so_for_the_next_agent() -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    assert CLOSED not in node.rules()
+    node.drop(WEB)
+    assert node.rules() == (CLOSED, CLOSED)
+    assert node.agent.shut == ("x/web",)
+    node.start()
+    assert node.rules() == (CLOSED, CLOSED)
+    node.put(WEB)
+    assert CLOSED not in node.rules()
+
+
+@pytest.mark.parametrize("wrong", [{"phase": "Succeeded"}, {"node": "n2"}])
+def test_a_pod_that_ended_or_is_said_to_be_elsewhere_is_cut_off(wrong: Any) -> None:
+    node = Node(WEB)
+    node.lease(WEB)
+    assert node.rules() == (NO_RULES, NO_RULES)
+    node.put(pod("x", "web", IPS[0], **wrong))
+    assert node.rules() == (CLOSED, CLOSED)
+
+
+def test_a_pod_without_an_object_has_no_policy_also_for_the_next_agent() -> None:
+    node = Node(DENY)
+    admit(node, "x/web")
+    node.lease(WEB)
+    assert node.rules() == (NO_RULES, NO_RULES)
+    node.start()
+    assert node.rules() == (NO_RULES, NO_RULES)
+    node.put(WEB)
+    assert NO_RULES not in node.rules()
+
+
+def test_a_pod_of_which_the_agent_has_not_heard_is_asked_for_before_it_is_let_in() -> None:
+    node = Node(DENY)
+    admit(node, "x/web", resource(WEB))
+    node.lease(WEB)
+    assert {NO_RULES, CLOSED}.isdisjoint(node.rules())
+
+
+def test_a_pod_that_bears_the_name_of_another_has_its_own_rules() -> None:
+    policy = network_policy("deny", podSelector={"matchLabels": {"app": "a"}})
+    node = Node(pod("x", "web", uid="1", creationTimestamp="2026-01-01T00:00:00Z"), policy)
+    admit(node, "x/web", resource(pod("x", "web", labels={"app": "a"}, uid="2")), uid="2")
+    node.lease(WEB)
+    assert node.rules()[0] not in {NO_RULES, CLOSED}
+
+
+def test_a_pod_that_nobody_can_be_asked_for_is_not_let_in() -> None:
+    node = Node(WEB)
+
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        raise StoreUnavailable("the store is away")
+
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(node.agent.admit("x/other", "", find))
+    asyncio.run(node.agent.admit("x/web", "", find))  # who is known waits for nobody
+
+
+def test_an_engine_that_cannot_be_had_is_told_and_pretends_nothing() -> None:
+    node = Node(WEB)
+    node.flows = RecordedFlows()
+    node.flows.refuses = lambda: KernelError("load the eBPF object podway", errno.EACCES)
+    node.start()
+    assert not node.state.engine
+    assert not node.agent.in_force
+    assert "eBPF object" in node.agent.problem
+    admit(node, "x/web")
+
+
+def test_an_engine_that_an_agent_left_goes_on_where_the_next_one_cannot_have_it() -> None:
+    node = Node(WEB)
+    node.lease(WEB)
+    node.flows.refuses = lambda: KernelError("open eBPF program 1", errno.EPERM)
+    node.start()
+    assert node.state.engine, "its programs stay in the plan"
+    with pytest.raises(AgentError, match="cannot be enforced"):
+        admit(node, "x/web")
+
+
+def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    off = NetworkConfig(metadata=Metadata(name="default"))
+    node.tell(Change(key(EBPF), EBPF, off))
+    assert not node.state.engine
+    assert not node.flows.is_open
+    node.agent._again = 0.0
+    node.tell(Change(key(EBPF), off, EBPF))
+    assert node.state.engine
+    assert not node.agent.differences()
