@@ -43,6 +43,13 @@ def test_a_nodes_as_number_is_an_annotation() -> None:
     assert assign(new, ["asn="]).metadata.annotations == {"other": "stays"}
 
 
+def test_every_label_is_set_by_its_key_and_an_empty_one_goes() -> None:
+    new = assign(NODE, ["labels.app.example.org/tier=front"])
+    assert new.metadata.labels["app.example.org/tier"] == "front"
+    assert list(differences(NODE, new)) == ["labels.app.example.org/tier nothing → front"]
+    assert "app.example.org/tier" not in assign(new, ["labels.app.example.org/tier="]).metadata.labels
+
+
 @pytest.mark.parametrize(
     ("obj", "word", "told"),
     [

@@ -84,6 +84,7 @@ podway trace web client
 podway lab node node1 -- ip route
 podway lab run shop/client --node node2
 podway lab run fixed --node node1 --ip 10.244.1.77
+podway lab run api --serve 8080 --port http=8080
 podway lab exec shop/client -- ip route
 + podway lab run seven --node node2 --ip 10.244.2.7 --serve 80
 + podway lab run shop/db --node node3

@@ -1,6 +1,7 @@
 """`FIELD=VALUE` to a changed resource: fields are named as in a manifest, below `spec`. Pure.
 
-Besides, what a kind keeps in labels and annotations can be set by the names that it gives to it (SETTABLE).
+Besides, what a kind keeps in labels and annotations can be set by the names that it gives to it (SETTABLE), and
+every label as `labels.KEY=VALUE`.
 """
 
 import difflib
@@ -13,6 +14,8 @@ import msgspec
 
 from podway.api.encode import to_builtins
 from podway.api.resource import Resource, invalid
+
+LABEL_PREFIX = "labels."
 
 
 def assign(obj: Resource, assignments: Iterable[str]) -> Resource:
@@ -27,6 +30,8 @@ def assign(obj: Resource, assignments: Iterable[str]) -> Resource:
             raise invalid(obj, field, "has no value", f"write {field}=VALUE; {field}= takes back the default")
         if field in obj.SETTABLE:
             _place(shape, ("metadata", *obj.SETTABLE[field]), text or None)
+        elif field.startswith(LABEL_PREFIX):
+            _place(shape, ("metadata", "labels", field.removeprefix(LABEL_PREFIX)), text or None)
         else:
             path = field.split(".")
             _place(shape, ("spec", *path), _value(obj, field, _type_of(obj, path), text) if text else None)
@@ -46,6 +51,11 @@ def differences(before: Resource, after: Resource) -> Iterator[str]:
         was, now = _stated(before, name), _stated(after, name)
         if was != now:
             yield f"{name} {_shown(was)} → {_shown(now)}"
+    told = {name for place, name in kind.SETTABLE.values() if place == "labels"}
+    was, now = before.metadata.labels, after.metadata.labels
+    for name in sorted((was.keys() | now.keys()) - told):
+        if was.get(name) != now.get(name):
+            yield f"{LABEL_PREFIX}{name} {_shown(was.get(name))} → {_shown(now.get(name))}"
 
 
 def _stated(obj: Resource, name: str) -> Any:

@@ -1,7 +1,7 @@
 """`podway lab`: a whole cluster on one machine."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 from click.core import ParameterSource
@@ -15,6 +15,9 @@ from podway.cli.mistakes import Group, Mistake, in_arguments, say
 from podway.cli.options import GlobalOptions, complete_labs, lab_option
 from podway.errors import AgentError, LabError
 from podway.lab.fabric import Tor
+
+if TYPE_CHECKING:
+    from podway.api.kinds.pod import ContainerPort
 
 _NAMESPACE = click.option(
     "-n",
@@ -386,6 +389,7 @@ def start(options: GlobalOptions, node: str) -> None:
         "podway lab run web --serve 80 --label app=web",
         "podway lab run shop/client --node node2",
         "podway lab run fixed --node node1 --ip 10.244.1.77",
+        "podway lab run api --serve 8080 --port http=8080",
     ),
 )
 @click.argument("name")
@@ -404,6 +408,13 @@ def start(options: GlobalOptions, node: str) -> None:
     metavar="PORT",
     help="Answer TCP and HTTP there, telling the asker's address.",
 )
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="NAME=PORT[/PROTO]",
+    help="A port that policies may call by its name; repeat for more.",
+)
 @lab_option()
 @click.pass_obj
 def run(
@@ -415,6 +426,7 @@ def run(
     labels: Sequence[str],
     addresses: Sequence[str],
     serve: int | None,
+    ports: Sequence[str],
 ) -> None:
     """Run a pod: make its network namespace and attach it by the CNI plugin."""
     from podway.lab import pods
@@ -429,6 +441,7 @@ def run(
             labels=dict(_pair(label) for label in labels),
             addresses=[_address(text) for text in addresses],
             serve=serve,
+            ports=[_named_port(text) for text in ports],
         )
     click.echo(f"pod {space}/{name} on {pod.spec.node_name}: {' '.join(map(str, pod.addresses))}")
 
@@ -440,6 +453,21 @@ def _address(text: str) -> str:
         return str(ip_address(text))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--ip") from error
+
+
+def _named_port(text: str) -> "ContainerPort":
+    from podway.api.fields import check_port, check_port_name
+    from podway.api.kinds.pod import ContainerPort
+    from podway.policy.rules import PROTOCOLS
+
+    name, equals, rest = text.partition("=")
+    number, _, protocol = rest.partition("/")
+    protocol = protocol.upper() or "TCP"
+    if not equals or not number.isdecimal() or protocol not in PROTOCOLS:
+        raise click.BadParameter(f"{text!r} is no NAME=PORT, such as http=8080 or dns=53/udp", param_hint="--port")
+    for _, problem, hint in (*check_port_name("", name), *check_port("", int(number))):
+        raise click.BadParameter(f"{text!r}: {problem}: {hint}", param_hint="--port")
+    return ContainerPort(name=name, container_port=int(number), protocol=protocol)
 
 
 def _pair(label: str) -> tuple[str, str]:

@@ -16,12 +16,13 @@ import msgspec
 
 import podway.cni
 from podway.agent.options import AgentOptions
-from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
+from podway.api.kinds.pod import Container, ContainerPort, Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import Metadata
 from podway.api.validate import validate
 from podway.cni.conflist import FILE_NAME
 from podway.errors import AlreadyExists, LabError, NotFound, PodwayError
 from podway.kernel import netns
+from podway.lab import chain as chains
 from podway.lab import facts, names, processes, serving, state, topology
 from podway.lab.chain import Container, PluginChain
 from podway.lab.paths import lab_dir, lab_store
@@ -51,11 +52,13 @@ def run(
     labels: Mapping[str, str] | None = None,
     addresses: Sequence[str] = (),
     serve: int | None = None,
+    ports: Sequence[ContainerPort] = (),
 ) -> Pod:
     """Run a pod, on the node with the fewest unless `node` names one; return it with its addresses.
 
-    `serve` is the port of a little server in it. When anything fails, what was made is removed again.
-    Raises LabError with the plugin's words, InvalidObject, StoreError or KernelError.
+    `serve` is the port of a little server in it, `ports` are those that policies may call by names.
+    When anything fails, what was made is removed again. Raises LabError with the plugin's words, InvalidObject,
+    StoreError or KernelError.
     """
     annotations = {SERVE: str(serve)} if serve is not None else {}
     if addresses:
@@ -64,7 +67,7 @@ def run(
         current = state.load(lab)
         pod = Pod(
             metadata=Metadata(name=name, namespace=namespace, labels=dict(labels or {}), annotations=annotations),
-            spec=PodSpec(node_name=_choose_node(current, node)),
+            spec=PodSpec(node_name=_choose_node(current, node), containers=_containers(ports)),
         )
         validate(pod)
         try:
@@ -178,6 +181,10 @@ def execute(lab: str, name: str, namespace: str, command: Sequence[str]) -> int:
     return processes.run(command, namespace=netns_of(lab, pod))
 
 
+def _containers(ports: Sequence[ContainerPort]) -> tuple[Container, ...]:
+    return (Container(name="main", ports=tuple(ports)),) if ports else ()
+
+
 async def _create(store: Store, pod: Pod) -> Pod:
     await facts.ensure_namespace(store, pod.metadata.namespace)
     return await store.create(pod)
@@ -216,11 +223,11 @@ def _chain(current: LabState, pod: Pod) -> PluginChain:
     )
 
 
-def _container(pod: Pod, path: str) -> Container:
+def _container(pod: Pod, path: str) -> chains.Container:
     meta = pod.metadata
     identity = hashlib.sha256(meta.uid.encode()).hexdigest()
     wanted = meta.annotations.get(WANTED, "")
-    return Container(
+    return chains.Container(
         id=identity,
         netns=path,
         ifname=IFNAME,
