@@ -72,13 +72,16 @@ class RecordedFlows:
     def is_attached(self) -> bool:
         return bool(self.log)
 
-    def open(self, wires: Iterable[str], pods: Iterable[str]) -> None:
+    def open(self, wires: Iterable[str], pods: Iterable[str], fill: Callable[[], None]) -> None:
         if error := self.refuses():
             raise error
         self.is_open = True
+        fill()
 
     def close(self) -> None:
         self.is_open = False
+
+    stop = close
 
     def read(self) -> Entries:
         return Entries(

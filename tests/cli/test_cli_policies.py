@@ -70,7 +70,7 @@ items:
 """
 
 
-def test_a_connection_is_explained_by_the_rules_of_both_ends_and_as_not_enforced(podway: Any) -> None:
+def test_a_connection_is_explained_by_the_rules_of_both_ends(podway: Any) -> None:
     podway("apply", "-f", "-", stdin=CLUSTER)
     told = podway("policy", "explain", "shop/web", "shop/db", "--port", "80")
     assert told.splitlines()[:3] == [
@@ -125,3 +125,12 @@ spec: {tier: Admin, priority: 10, subject: {namespaces: {}}}
     assert "NetworkPolicy/shop/typo: spec.ingress: has rules that nobody reads" in told
     assert "spec.egress: allows no DNS (port 53 of TCP)" in told
     assert "ClusterNetworkPolicy/second: spec.priority: 10 is that of ClusterNetworkPolicy/guests" in told
+
+
+def test_it_is_said_where_nothing_enforces_policies(podway: Any) -> None:
+    podway("apply", "-f", "-", stdin=CLUSTER)
+    command = ["--store", podway.url, "policy", "list", "shop/web"]
+    assert "note: nothing enforces policies here" in CliRunner().invoke(root.main, command).stderr
+    config = "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, spec: {dataPath: ebpf}}"
+    podway("apply", "-f", "-", stdin=config)
+    assert "note:" not in CliRunner().invoke(root.main, command).stderr

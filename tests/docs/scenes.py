@@ -74,6 +74,14 @@ PAGES: dict[str, Scene] = {
             "'spec: {cidr: 10.99.0.0/23}' >pool.yaml",
         )
     ),
+    "docs/policy.md": Scene(
+        (
+            "podway lab up --nodes 2",
+            "podway lab run db -n shop",
+            "printf '%s\\n' 'apiVersion: networking.k8s.io/v1' 'kind: NetworkPolicy' 'metadata: {name: web}' "
+            "'spec: {podSelector: {}}' >policy.yaml",
+        )
+    ),
     "docs/simulate.md": Scene(
         without={
             "podway simulate --nodes 5000 --pods 100000": "takes minutes; tests/preview simulates smaller clusters"

@@ -82,6 +82,10 @@ class Node:
         found = self.flows.read().endpoints[ip_address(address)]
         return found.ingress, found.egress
 
+    def enforces(self) -> tuple[bool, bool]:
+        """Whether the engine is wanted in the plan, and whether it is open."""
+        return self.state.engine, self.flows.is_open
+
     def writes(self) -> int:
         return len(self.flows.log)
 
@@ -204,9 +208,7 @@ def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> N
     node.lease(WEB)
     off = NetworkConfig(metadata=Metadata(name="default"))
     node.tell(Change(key(EBPF), EBPF, off))
-    assert not node.state.engine
-    assert not node.flows.is_open
-    node.agent._again = 0.0
+    assert node.enforces() == (False, False)
     node.tell(Change(key(EBPF), off, EBPF))
-    assert node.state.engine
+    assert node.enforces() == (True, True)
     assert not node.agent.differences()

@@ -48,6 +48,7 @@ class Checkup:
             self._components.problems(),
             self._components.channel.status(),
         )
+        enforcement = self._components.reconciler.enforcement
         return Memory(
             node=state.node,
             version=__version__,
@@ -73,6 +74,9 @@ class Checkup:
             channel_problem=channel["problem"],
             pending=msgspec.convert(self._components.encapsulation.status()["pending"], tuple[str, ...]),
             leases=tuple(state.leases.values()),
+            enforced=enforcement.in_force,
+            policy_problem=enforcement.problem,
+            cut_off=enforcement.shut,
             certificate_expires=(
                 datetime.fromisoformat(channel["certificate"]).timestamp() if channel["certificate"] else None
             ),

@@ -125,6 +125,21 @@ def _encapsulation(encapsulation: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _data_path(told: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows about the data path; none where the kernel's own is all that is wanted."""
+    if told["wanted"] == "kernel":
+        return []
+    counts = f"{told['rules']} rules in {told['rule_sets']} sets"
+    said = (
+        f"eBPF, policies are enforced: {counts}" if told["in_force"] == "ebpf" else "the kernel's, without policy"
+    )
+    return [
+        ("data path", said),
+        *((("  problem", told["problem"]),) if told["problem"] else ()),
+        *(("  cut off", f"pod {pod}: nothing is known of it") for pod in told["shut"]),
+    ]
+
+
 def _show(answer: dict[str, Any]) -> None:
     import time
 
@@ -154,6 +169,7 @@ def _show(answer: dict[str, Any]) -> None:
         *((("  reflectors", _reflectors(answer["routing"])),) if answer["routing"].get("lost") else ()),
         *(("offload", one["problem"]) for one in answer["offloads"].values() if one["problem"]),
         *_encapsulation(answer["encapsulation"]),
+        *_data_path(answer["data_path"]),
         ("channel", channel["problem"] or _channel(channel)),
         *((("  refused", f"{channel['refused']}, last {channel['last_refusal']}"),) if channel["refused"] else ()),
         *(("  failure", f"{one['task']}, {age(time.time() - one['at'])} ago: {one['error']}") for one in failures),
@@ -174,7 +190,7 @@ def _show(answer: dict[str, Any]) -> None:
         click.echo(click.style(folded, fg="red") if label.strip() in _WRONG else folded)
 
 
-_WRONG = {"problem", "rejected", "reflectors", "offload", "failure", "now", "refused"}
+_WRONG = {"problem", "rejected", "reflectors", "offload", "failure", "now", "refused", "cut off"}
 """Rows that tell what is wrong."""
 
 

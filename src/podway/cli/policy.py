@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from podway.api.resource import Resource, subject
+from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.resource import Resource, of_kind, subject
+from podway.cli.agents import agents, ask_all
 from podway.cli.get import everything
 from podway.cli.help import examples
 from podway.cli.kinds import DEFAULT_NAMESPACE, namespace_option
 from podway.cli.mistakes import Group
 from podway.cli.options import GlobalOptions, cluster_options
-from podway.errors import InvalidArgument
-
-NOT_ENFORCED = "policies are not enforced yet: every pod reaches every other one, whatever is said here"
+from podway.errors import AgentError, InvalidArgument, PodwayError
 
 DEFAULT_PROTOCOL = "tcp"
 
@@ -24,7 +24,7 @@ DEFAULT_PROTOCOL = "tcp"
     epilog=examples("podway policy explain web client --port 80", "podway policy list web", "podway policy lint"),
 )
 def policy() -> None:
-    """Say what policies mean, by the cluster's objects. Nothing enforces them yet."""
+    """Say what policies mean, by the cluster's objects."""
 
 
 @policy.command(
@@ -65,7 +65,7 @@ def explain(
             said = "allowed" if reason.allowed else "denied"
             where = f"{reason.direction} of {reason.pod}" if reason.direction else reason.pod
             click.echo(f"  {where}: {said}: {reason.reason}")
-    _say_not_enforced()
+    _say_what_is_not_enforced(options, objects)
 
 
 @policy.command("list", epilog=examples("podway policy list web", "podway policy list shop/client"))
@@ -86,7 +86,7 @@ def list_policies(options: GlobalOptions, *, pod: str, namespace: str | None) ->
         click.echo(f"{subject(wanted)}: {', '.join(directions) or 'no rules'}")
     if not policies:
         click.echo(f"no policy selects {found.name}")
-    _say_not_enforced()
+    _say_what_is_not_enforced(options, objects)
 
 
 @policy.command("lint", epilog=examples("podway policy lint"))
@@ -105,10 +105,30 @@ def lint_policies(options: GlobalOptions) -> None:
         click.echo(f"{subject(wanted)}: {field}: {problem}\n  hint: {hint}")
     if not found:
         click.echo("nothing found")
-    _say_not_enforced()
+    _say_what_is_not_enforced(options, objects)
     if found:
         sys.exit(1)
 
 
-def _say_not_enforced() -> None:
-    click.echo(f"note: {NOT_ENFORCED}", err=True)
+def _say_what_is_not_enforced(options: GlobalOptions, objects: Sequence[Resource]) -> None:
+    """Say where nothing enforces what was said: by the settings, and on nodes whose agents can be asked."""
+    spec = next((one.spec for one in of_kind(NetworkConfig, objects)), NetworkConfigSpec())
+    if spec.data_path == "kernel":
+        told = "nothing enforces policies here: podway set config dataPath=ebpf"
+    else:
+        without = _without_enforcement(options)
+        told = f"nothing enforces policies on {', '.join(without)}: see `podway status`" if without else ""
+    if told:
+        click.echo(f"note: {told}", err=True)
+
+
+def _without_enforcement(options: GlobalOptions) -> list[str]:
+    try:
+        answers = ask_all(agents(options), "status")
+    except PodwayError:  # a snapshot, or nobody here who may be asked: what policies mean is said all the same
+        return []
+    return [
+        node
+        for node, answer in answers.items()
+        if not isinstance(answer, AgentError) and answer["data_path"]["in_force"] != "ebpf"
+    ]

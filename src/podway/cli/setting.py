@@ -71,7 +71,7 @@ def set_fields(
     wait: bool,
     timeout: float,
 ) -> None:
-    """Change fields of an object. They are named as in its manifest, without `spec`.
+    """Change fields of an object. They are named as in its manifest, without `spec`; labels as labels.KEY.
 
     The cluster switches while it runs; a change that cannot be right is refused, and nothing is changed.
     `podway plan -f` tells what a manifest with the same change would do.
@@ -138,6 +138,8 @@ def _wait(options: GlobalOptions, changed: Key, timeout: float, *, sessions: boo
                 waiting[node] = answer.message
             elif heard[node] != list(versions.values()):
                 waiting[node] = "has not heard of the change yet"
+            elif answer["data_path"]["pending"]:
+                waiting[node] = answer["data_path"]["problem"] or "is about to judge connections by the change"
             elif answer["encapsulation"]["pending"]:
                 waiting[node] = "; ".join(answer["encapsulation"]["pending"])
             elif unrouted := _unrouted(answer["routing"], reached if sessions else ()):

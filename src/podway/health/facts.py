@@ -69,6 +69,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[str, ...] = ()
     """What the node waits for before packets cross as the pools ask, in words."""
     leases: tuple[Lease, ...] = ()
+    enforced: bool = False
+    """Whether policies are enforced, as far as there is no `policy_problem`."""
+    policy_problem: str = ""
+    cut_off: tuple[str, ...] = ()
+    """Pods that are cut off, since it is not known what policies they have."""
     certificate_expires: float | None = None
     """When the certificate of the agent's channel expires; None before it has one."""
 

@@ -118,11 +118,11 @@ class FlowEngine:
         """Whether the engine is there to be written to."""
         return self._engine is not None
 
-    def open(self, wires: Iterable[str], pods: Iterable[str]) -> None:
-        """Have the engine work on these devices, uplink and tunnels first of all.
+    def open(self, wires: Iterable[str], pods: Iterable[str], fill: Callable[[], None]) -> None:
+        """Have the engine work on these devices: uplink and tunnels, and pods' links.
 
-        One that an agent before this one left goes on, at pods' links too. Where there was none, pods' links are
-        left to be attached to once the maps tell of the pods. Raises UnsupportedSystem and KernelError.
+        One that an agent before this one left goes on meanwhile. `fill` writes the maps: where no engine worked
+        before, none does until they are right. Raises UnsupportedSystem and KernelError.
         """
         if self._engine is not None:
             return
@@ -130,21 +130,36 @@ class FlowEngine:
             raise UnsupportedSystem("the flow engine needs tcx", hint="use a kernel from 6.6 on")
         numbers = {link.name: link.index for link in links.dump(self._connection)}
         places = [Place(numbers[name], Hook.FROM_WIRE) for name in wires if name in numbers]
-        if flow_programs.attached(self._connection, numbers.values()):
-            both = (Hook.FROM_POD, Hook.TO_POD)
-            places += [Place(numbers[name], hook) for name in pods if name in numbers for hook in both]
-        self._engine = flow_programs.take_over(self._connection, places)
+        both = (Hook.FROM_POD, Hook.TO_POD)
+        places += [Place(numbers[name], hook) for name in pods if name in numbers for hook in both]
+
+        def filled(engine: Engine) -> None:
+            self._engine = engine
+            fill()
+
+        try:
+            self._engine = flow_programs.take_over(self._connection, places, fill=filled)
+        except BaseException:
+            self._engine = None
+            raise
         self._own = {bpf.program_id(fd): hook for hook, fd in self._engine.programs.items()}
 
     def is_attached(self) -> bool:
-        """Tell whether programs of an engine are on devices of the node, of whatever build."""
-        return not why_not() and bool(flow_programs.attached(self._connection, self._numbers().values()))
+        """Tell whether an engine is at work on devices of the node, of whatever build."""
+        numbers = [link.index for link in links.dump(self._connection)]
+        return not why_not() and flow_programs.works(self._connection, numbers)
 
     def close(self) -> None:
         """Let go of the engine: what is attached goes on."""
         if self._engine is not None:
             self._engine.close()
             self._engine, self._own = None, {}
+
+    def stop(self) -> None:
+        """Have the engine judge nothing any more, on all devices at once, and let go of it."""
+        if self._engine is not None:
+            self._engine.stop()
+            self.close()
 
     def attach(self, program: FlowProgram) -> None:
         """Hang a program on a device, unless it is there already."""

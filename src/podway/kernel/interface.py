@@ -23,15 +23,22 @@ class FlowDoor(Protocol):
         ...
 
     def is_attached(self) -> bool:
-        """Tell whether programs of an engine are on devices of the node."""
+        """Tell whether an engine is at work on devices of the node."""
         ...
 
-    def open(self, wires: Iterable[str], pods: Iterable[str]) -> None:
-        """Have the engine work on these devices. Raises UnsupportedSystem and KernelError."""
+    def open(self, wires: Iterable[str], pods: Iterable[str], fill: Callable[[], None]) -> None:
+        """Have the engine work on these devices, once `fill` wrote its maps.
+
+        Raises UnsupportedSystem and KernelError.
+        """
         ...
 
     def close(self) -> None:
         """Let go of the engine: what is attached goes on."""
+        ...
+
+    def stop(self) -> None:
+        """Have the engine judge nothing any more, on all devices at once, and let go of it."""
         ...
 
     def read(self) -> Entries:

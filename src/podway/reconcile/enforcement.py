@@ -115,6 +115,7 @@ class Enforcement:
             "wanted": self._state.view.config.data_path,
             "in_force": "ebpf" if self.in_force else "kernel",
             "problem": self.problem,
+            "pending": self.pending or (self._state.view.config.data_path == "ebpf" and not self.in_force),
             "shut": list(self.shut),
             "rule_sets": len(self._maps.rule_sets),
             "rules": len(self._maps.rules),
@@ -242,23 +243,20 @@ class Enforcement:
         if not self.wanted:
             if self._state.engine or self.problem:
                 log.info("policies are not enforced any more", data_path="kernel")
+            self._flow.stop()  # before programs are taken off one by one, of which some know half of what goes on
             self._end()
             self._state.engine, self.problem = False, ""
         elif self._planner is None and self._state.now() >= self._again:
             self._begin()
 
     def _begin(self) -> None:
-        self._again = self._state.now() + RETRY
         links = [lease.attachment.link for lease in self._state.leases.values()]
         try:
-            self._flow.open(wires(self._state.facts()), links)
-            left = self._flow.read()
-            self._compile(left)
-            for _ in self._flow.write(self._compared(left)):
-                pass
+            self._flow.open(wires(self._state.facts()), links, self._fill)
         except (KernelError, UnsupportedSystem) as error:
             self._end()
             self._note(error)
+            self._again = self._state.now() + RETRY
             # What another agent left goes on to judge, and nobody is let through because we cannot.
             self._state.engine = self._is_attached()
             return
@@ -278,6 +276,13 @@ class Enforcement:
         self._endpoints.clear()
         self._absent.clear()
         self._pools = frozenset()
+
+    def _fill(self) -> None:
+        """Bring the maps to what is wanted, whatever another agent left in them."""
+        left = self._flow.read()
+        self._compile(left)
+        for _ in self._flow.write(self._compared(left)):
+            pass
 
     def _compile(self, left: Entries) -> None:
         """Make a planner that knows the whole cluster, and takes numbers from what another one left."""

@@ -127,6 +127,12 @@ def attached(
     return [one for one in found if one]
 
 
+def works(connection: Connection, devices: Iterable[int]) -> bool:
+    """Tell whether any engine judges packets on these devices. Raises KernelError."""
+    with _working(attached(connection, devices)) as working:
+        return bool(working.build)
+
+
 def _recognized(device: int, direction: Direction, program: int) -> Attached | None:
     try:
         with bpf.opened(program) as opened:
@@ -170,6 +176,10 @@ class Engine:
             os.close(fd)
         self.programs, self.maps = {}, {}
 
+    def stop(self) -> None:
+        """Have the programs leave every packet to who is behind them, all at once. Raises KernelError."""
+        bpf.insert(self.maps["active"], _ZERO, bytes(_BUILD.size))
+
     def attach(self, connection: Connection, place: Place) -> None:
         """Hang the program of a hook on a device. Raises KernelError."""
         program = self.programs[place.hook]
@@ -211,12 +221,14 @@ def take_over(
     image: Image | None = None,
     sizes: Mapping[str, int] | None = None,
     converters: Mapping[str, Converter] | None = None,
+    fill: Callable[[Engine], None] = lambda _: None,
 ) -> Engine:
     """Have this build's programs work at these places, and give them to be held; what others did goes on.
 
     `sizes` are how many entries maps shall have, by name. `converters` read entries of maps (by name) that another
-    build wrote in another layout; without one, such a map begins empty. Programs of ours on the same devices that
-    are not wanted go. Raises KernelError and UnsupportedSystem.
+    build wrote in another layout; without one, such a map begins empty. `fill` may write maps before they are
+    asked: where no programs worked before, none drops a packet for a map that is empty still. Programs of ours on
+    the same devices that are not wanted go. Raises KernelError and UnsupportedSystem, and what `fill` raises.
     """
     image, sizes, wanted = image or compiled(), sizes or {}, list(places)
     if not tcx.is_supported():
@@ -233,7 +245,7 @@ def take_over(
             fresh = stack.enter_context(loaded(image, former.maps, sizes))
             engine = Engine(build, fresh.programs)
         try:
-            _bring_over(connection, engine, former, found, wanted, converters or {})
+            _bring_over(connection, engine, former, found, wanted, converters or {}, fill)
         except BaseException:
             engine.close()
             raise
@@ -267,6 +279,7 @@ def _bring_over(
     found: list[Attached],
     wanted: list[Place],
     converters: Mapping[str, Converter],
+    fill: Callable[[Engine], None],
 ) -> None:
     new = [name for name in COPIED if not _is_same(engine.maps[name], former.maps.get(name))]
     if "state" in new:
@@ -281,6 +294,7 @@ def _bring_over(
         state = State(*STATE.unpack(bpf.element(engine.maps["state"], 0)))
         state = state._replace(epoch=int.from_bytes(os.urandom(4), "little"))
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*state))
+    fill(engine)
     bpf.insert(engine.maps["active"], _ZERO, _BUILD.pack(engine.build))
     if "flows" in copied:
         _copy(former.maps["flows"], engine.maps["flows"], converters.get("flows"), known["flows"])

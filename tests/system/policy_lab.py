@@ -1,0 +1,158 @@
+"""Pods of a lab whose policies are enforced, and connections between them.
+
+A server is a listening socket alone: the kernel answers who connects, if his packets come through.
+"""
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from podway.api.kinds.pod import Pod
+from podway.kernel import netns
+from podway.lab import names, pods
+from tests.patience import eventually
+from tests.system.system_lab import SystemLab
+
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+SOON = 0.4
+"""Seconds after which a packet that did not come does not come: nothing but a verdict holds any up here."""
+
+POLICY = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+CLUSTER_POLICY = {"apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy"}
+
+
+class Place:
+    """Where a connection begins or ends: a network namespace and its addresses."""
+
+    def __init__(self, name: str, path: str, addresses: tuple[str, ...]) -> None:
+        self.name, self.path, self.addresses = name, path, addresses
+
+    def open(self, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """Open a socket there."""
+        with netns.opened(self.path) as fd:
+            made = netns.run(fd, lambda: socket.socket(family, kind))
+        made.settimeout(SOON)
+        return made
+
+    def address(self, family: int) -> str:
+        """Its address of a family."""
+        return next(one for one in self.addresses if (":" in one) == (family == socket.AF_INET6))
+
+
+class PolicyLab:
+    """A lab with pods of some labels and namespaces, which listen at some ports."""
+
+    def __init__(self, lab: SystemLab) -> None:
+        self.lab = lab
+        self._stack = ExitStack()
+        self.pods: dict[str, Place] = {}
+        self.nodes = {name: self._node(name) for name in lab.nodes}
+        lab.podway("set", "config", "dataPath=ebpf", "--wait")
+
+    def close(self) -> None:
+        """Remove the pods, and all policies."""
+        self._stack.close()
+        self.forget_policies()
+        for name in list(self.pods):
+            self.remove(name)
+
+    def _node(self, name: str) -> Place:
+        own = json.loads(self.lab.podway("get", "node", name, "-o", "json"))
+        found = tuple(one["address"] for one in own["status"]["addresses"] if one["type"] == "InternalIP")
+        return Place(name, str(netns.path_of(names.node_netns(self.lab.name, name))), found)
+
+    def run(self, name: str, node: str, *ports: int, **options: Any) -> Place:
+        """Run a pod, `namespace/name`, that listens."""
+        namespace, _, own = name.rpartition("/")
+        made = pods.run(self.lab.name, own, namespace=namespace or "default", node=node, **options)
+        return self._enter(name, made, ports)
+
+    def _enter(self, name: str, made: Pod, ports: tuple[int, ...]) -> Place:
+        path = str(netns.path_of(pods.netns_of(self.lab.name, made)))
+        place = self.pods[name] = Place(name, path, tuple(map(str, made.addresses)))
+        for port in ports:
+            for family in FAMILIES:
+                self.listen(place, family, port)
+        return place
+
+    def listen(self, place: Place, family: int, port: int) -> socket.socket:
+        """Have somebody listen, for as long as the lab stands."""
+        server = self._stack.enter_context(place.open(family))
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        server.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+        server.listen(4096)  # nobody takes what comes
+        return server
+
+    def remove(self, name: str) -> None:
+        """Remove a pod."""
+        namespace, _, own = name.rpartition("/")
+        pods.remove_named(self.lab.name, own, namespace or "default")
+        del self.pods[name]
+
+    # Policies.
+
+    def apply(self, *manifests: dict[str, Any]) -> None:
+        """Apply objects at once, as `podway apply` does with several documents."""
+        text = "\n---\n".join(map(json.dumps, manifests))
+        self.lab.podway("apply", "-f", "-", stdin=text)
+
+    def policy(self, name: str = "p", namespace: str = "default", **spec: Any) -> None:
+        """Apply a NetworkPolicy."""
+        metadata = {"name": name, "namespace": namespace}
+        self.apply({**POLICY, "metadata": metadata, "spec": {"podSelector": {}, **spec}})
+
+    def forget_policies(self) -> None:
+        """Delete all policies, and wait until all nodes know."""
+        for kind in ("netpol", "cnp"):
+            found = json.loads(self.lab.podway("get", kind, "-A", "-o", "json"))
+            for one in found["items"]:
+                meta = one["metadata"]
+                where = ("-n", meta["namespace"]) if meta.get("namespace") else ()
+                self.lab.podway("delete", kind, meta["name"], *where)
+        eventually(lambda: not any(self.data_path(node)["rule_sets"] for node in self.lab.nodes))
+
+    def data_path(self, node: str) -> dict[str, Any]:
+        """What a node says of its data path."""
+        found: dict[str, Any] = self.lab.status(node)["data_path"]
+        return found
+
+    # Connections.
+
+    def connects(self, source: Place, target: Place, port: int, family: int) -> bool:
+        """Tell whether a connection comes about."""
+        with source.open(family) as client:
+            try:
+                client.connect((target.address(family), port))
+            except (TimeoutError, ConnectionRefusedError):
+                return False
+        return True
+
+    def who(self, target: Place, port: int = 80, *, among: str = "") -> set[str]:
+        """Return who reaches a pod's port, in both families alike: pods, and nodes."""
+        places = {**self.pods, **self.nodes}
+        asked = {name: place for name, place in places.items() if place is not target}
+        if among:
+            asked = {name: places[name] for name in among.split()}
+        with ThreadPoolExecutor() as threads:
+            attempts = {
+                name: [threads.submit(self.connects, place, target, port, family) for family in FAMILIES]
+                for name, place in asked.items()
+            }
+            answers = {name: {one.result() for one in both} for name, both in attempts.items()}
+        mixed = {name for name, both in answers.items() if len(both) > 1}
+        assert not mixed, f"one family only: {mixed}"
+        return {name for name, both in answers.items() if both == {True}}
+
+    def reached_by(self, target: Place, expected: str, port: int = 80, *, among: str = "") -> None:
+        """Wait until those reach a pod's port, and nobody else."""
+        wanted = set(expected.split())
+
+        def so() -> bool:
+            found = self.who(target, port, among=among)
+            assert found == wanted, f"{target.name}:{port} is reached by {sorted(found)}, not {sorted(wanted)}"
+            return True
+
+        eventually(so)
