@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from podway.api.checked import RejectedObject
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
 from podway.api.kinds.pod import Pod
 from podway.api.lease import Attachment, Lease
@@ -180,6 +181,22 @@ def test_a_pod_that_nobody_can_be_asked_for_is_not_let_in() -> None:
     with pytest.raises(StoreUnavailable):
         asyncio.run(node.agent.admit("x/other", "", find))
     asyncio.run(node.agent.admit("x/web", "", find))  # who is known waits for nobody
+
+
+def test_a_policy_that_cannot_be_read_isolates_its_namespace_until_it_can_or_is_gone() -> None:
+    node = Node(WEB)
+    node.lease(WEB)
+    unread = RejectedObject(("NetworkPolicy", "x", "deny"), "spec.podSelector: is no selector")
+    for end in (resource(DENY), None):
+        before = node.state.view
+        node.state.view = before.without(unread)
+        assert node.agent.heard(())
+        node.agent.bring()
+        assert {NO_RULES, CLOSED}.isdisjoint(node.rules())
+        node.tell(Change(unread.key, None, end))
+        assert (NO_RULES in node.rules()) is (end is None)
+        node.drop(DENY)
+    assert node.rules() == (NO_RULES, NO_RULES)
 
 
 def test_an_engine_that_cannot_be_had_is_told_and_pretends_nothing() -> None:

@@ -12,7 +12,8 @@ place beside the scopes in the loop (podway.reconcile.reconciler), with the same
   sets from there, so that what is right already is not written, and no number that is in use gets another meaning.
 - **Audits** compare all that was written with the maps, and undo what others changed.
 
-What is not known is closed. A pod whose object is gone, finished or not to be read has a rule set that is never
+What is not known is closed. A NetworkPolicy that cannot be read isolates its namespace, unless its last good state
+is known. A pod whose object is gone, finished or not to be read has a rule set that is never
 written. One of which the store says that there is no object has no policy, for none can select it; an agent that
 starts finds in the maps which of the two a pod was.
 """
@@ -25,10 +26,12 @@ import structlog
 from podway.api.addresses import Address
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.namespace import Namespace
-from podway.api.kinds.network_policy import NetworkPolicy
+from podway.api.kinds.network_policy import NetworkPolicy, NetworkPolicySpec
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.lease import Attachment, Lease, shorten
+from podway.api.meta import Metadata
+from podway.api.resource import Key
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_policy
 from podway.errors import AgentError, KernelError, PodwayError, UnsupportedSystem
@@ -74,6 +77,8 @@ class Enforcement:
         self._entering: dict[Attachment, Lease] = {}
         self._absent: dict[PodName, EndpointRules] = {}
         """Rules of pods of which the planner does not know."""
+        self._unread: set[Key] = set()
+        """Policies that cannot be read."""
         self._writing: Iterator[None] | None = None
         self._again = 0.0
         self.problem = ""
@@ -135,7 +140,26 @@ class Enforcement:
                     self._planner.drop(change.key)
                 else:
                     self._planner.put(change.new)
+        self._isolate_in_doubt()
         return self._dirty
+
+    def _isolate_in_doubt(self) -> None:
+        """Have a NetworkPolicy that cannot be read, and never could be, isolate all pods of its namespace."""
+        assert self._planner is not None
+        view = self._state.view
+        unread = {each for each in view.rejected if each[0] == NetworkPolicy.KIND and view.find(each) is None}
+        for each in unread - self._unread:
+            _, namespace, name = each
+            spec = NetworkPolicySpec(policy_types=("Ingress", "Egress"))
+            self._planner.put(NetworkPolicy(metadata=Metadata(name=name, namespace=namespace), spec=spec))
+        for each in self._unread - unread:
+            known = view.find(each)
+            if known is None:
+                self._planner.drop(each)
+            else:
+                self._planner.put(known)
+        self._dirty = self._dirty or unread != self._unread
+        self._unread = unread
 
     async def admit(self, pod: str, uid: str, find: FindPod) -> None:
         """See to it that the rules of a pod, `<namespace>/<name>`, are known and written before it is wired.
@@ -300,6 +324,8 @@ class Enforcement:
         for kind in _JUDGED_BY:
             for obj in self._state.view.tables[kind.KIND].values():
                 self._planner.put(obj)
+        self._unread = set()
+        self._isolate_in_doubt()
         self._maps = PolicyMaps()
         self._maps.apply(self._planner.settle())
         self._dirty = False
