@@ -54,8 +54,13 @@ def _fail_to_plan(path: Path) -> None:
 def _die_at(stage: str) -> None:
     wire = Kernel.wire
 
-    def dying(self: Kernel, plan: Any, pod_netns: int) -> None:
-        wire(self, plan, pod_netns, on_stage=lambda reached: _die() if reached == stage else None)
+    def dying(self: Kernel, plan: Any, pod_netns: int, *, on_stage: Any) -> None:
+        def dying_there(reached: str) -> None:
+            on_stage(reached)
+            if reached == stage:
+                _die()
+
+        wire(self, plan, pod_netns, on_stage=dying_there)
 
     Kernel.wire = dying  # type: ignore[method-assign, assignment]
 
