@@ -1,5 +1,6 @@
 """Policies in a lab on SQLite, by packets: what they allow arrives and nothing else, in every form of network."""
 
+import json
 import re
 import socket
 import subprocess
@@ -246,6 +247,36 @@ def test_status_and_explanations_say_what_is_in_force(lab: PolicyLab) -> None:
     told = lab.lab.podway("policy", "explain", "near", "web", "--port", "80", check=False)
     assert "denied" in told
     assert "not enforced" not in told
+
+
+def test_trace_names_the_rule_that_lets_a_packet_pass_or_stops_it(lab: PolicyLab) -> None:
+    pod = {"matchLabels": {"app": "client"}}
+    lab.policy(podSelector={"matchLabels": {"app": "web"}}, ingress=[{"from": [{"podSelector": pod}]}])
+    lab.reached_by(lab.pods["web"], "client node1")
+    passed = lab.lab.podway("trace", "client", "web", "--port", "80")
+    assert "allowed: rule ingress[0] of NetworkPolicy/default/p allows it" in " ".join(passed.split())
+    for more in ((), ("--dry-run",)):
+        stopped = lab.lab.podway("trace", "near", "web", "--port", "80", *more, check=False)
+        told = " ".join(stopped.split())
+        assert "NOT DELIVERED" in told
+        assert "policies deny it: ingress of Pod/default/web: it is isolated by NetworkPolicy/default/p" in told
+
+
+def test_verify_proves_what_policies_deny_and_finds_what_a_node_lets_through(lab: PolicyLab) -> None:
+    lab.policy(podSelector={"matchLabels": {"app": "web"}})
+    lab.reached_by(lab.pods["web"], "node1")
+    told = lab.lab.podway("verify", check=False)
+    assert "All three rules hold" in told
+    assert "what policies deny does not arrive" in told
+    lab.lab.kill_agent("node2")
+    lab.policy("q", "ops", podSelector={})
+    report = json.loads(lab.lab.podway("verify", "-o", "json", check=False))
+    lab.lab.start_agent("node2")
+    assert not report["holds"]
+    (found,) = report["findings"]
+    assert found["code"] == "policy-not-held"
+    assert "NetworkPolicy/ops/q" in found["problem"]
+    assert {pair["receiver"] for pair in found["pairs"]} == {"pod ops/far"}
 
 
 def _free_address(near: Place) -> str:

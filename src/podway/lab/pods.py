@@ -24,7 +24,7 @@ from podway.errors import AlreadyExists, LabError, NotFound, PodwayError
 from podway.kernel import netns
 from podway.lab import chain as chains
 from podway.lab import facts, names, processes, serving, state, topology
-from podway.lab.chain import Container, PluginChain
+from podway.lab.chain import PluginChain
 from podway.lab.paths import lab_dir, lab_store
 from podway.lab.state import LabState, node_dir
 from podway.store.base import Store

@@ -35,6 +35,8 @@ class Reason(msgspec.Struct, frozen=True):
     pod: str
     allowed: bool
     reason: str
+    selected: bool = False
+    """Whether any policy selects the pod for this direction."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -77,14 +79,30 @@ def explain(
             f"{source.name} and {destination.name} have no addresses of one family",
             hint="a pod has addresses once it runs; look at them: podway get pods -A",
         )
-    nodes = {end.node for end in (source, destination) if end.pod is not None}
-    compiled = {node: compile_node(known, node) for node in nodes}
+    judge = Judge(known)
     found = []
     for near, far in pairs:
-        reasons = tuple(_reasons(compiled, source, destination, (near, far), protocol, port))
+        reasons = judge.reasons(source, destination, (near, far), protocol, port)
         allowed = all(reason.allowed for reason in reasons)
         found.append(Explanation(f"{source.name}", f"{destination.name}", str(far), allowed, reasons))
     return tuple(found)
+
+
+class Judge:
+    """Judges many connections in a cluster; each node's entries are compiled once."""
+
+    def __init__(self, objects: Iterable[Resource]) -> None:
+        self._objects = tuple(objects)
+        self._compiled: dict[str, tuple[PolicyPlanner, PolicyMaps]] = {}
+
+    def reasons(
+        self, source: End, destination: End, addresses: tuple[Address, Address], protocol: int, port: int
+    ) -> tuple[Reason, ...]:
+        """Return what each end's rules say of a connection between two of their addresses."""
+        for end in (source, destination):
+            if end.pod is not None and end.node not in self._compiled:
+                self._compiled[end.node] = compile_node(self._objects, end.node)
+        return tuple(_reasons(self._compiled, source, destination, addresses, protocol, port))
 
 
 def compile_node(objects: Iterable[Resource], node: str) -> tuple[PolicyPlanner, PolicyMaps]:
@@ -143,7 +161,7 @@ def _reasons(
         number = rules.egress if direction is Direction.EGRESS else rules.ingress
         decision = maps.decide(number, Prefix.host_of(peer), protocol, port)
         reason = why(decision, planner.rule_name(decision.rule), selected=bool(number))
-        yield Reason(direction, end.name, decision.allowed, reason)
+        yield Reason(direction, end.name, decision.allowed, reason, selected=bool(number))
 
 
 def why(decision: Decision, name: RuleName | None, *, selected: bool) -> str:

@@ -107,6 +107,7 @@ def _family(page: _Page, report: TraceReport, family: FamilyTrace, *, full: bool
     page.blank()
     _verdict(page, "There", family.there)
     _verdict(page, "Back", family.back)
+    _policy(page, family)
     page.blank()
     _direction(page, family.there, dry_run=report.dry_run, full=full)
     if family.back.hops and _smooth(family.back):
@@ -335,6 +336,16 @@ def _seen_words(seen: Seen, ends: str) -> str:
     return (
         f"{seen.direction:<3} {seen.interface}: {ends}, TTL {seen.hop_limit}, {seen.length} bytes{since}{inside}"
     )
+
+
+def _policy(page: _Page, family: FamilyTrace) -> None:
+    for number, said in enumerate(family.policy):
+        verdict = "allowed" if said.allowed else "DENIED"
+        where = f"{said.direction} of {said.pod}" if said.direction else said.pod
+        good = said.allowed or not family.enforced
+        page.row("" if number else "Policy", f"{where}: {verdict}: {said.reason}", "good" if good else "bad")
+    if family.policy and not family.enforced:
+        page.row("", "nothing enforces that: spec.dataPath of the NetworkConfig is kernel")
 
 
 def _verdict(page: _Page, name: str, direction: Direction) -> None:

@@ -161,8 +161,20 @@ class Direction(_Record, frozen=True):
     verdict: Verdict
 
 
+class PolicySaid(_Record, frozen=True):
+    """What policies say of the conversation at one end: `direction` is ingress or egress of `pod`."""
+
+    direction: str
+    pod: str
+    allowed: bool
+    reason: str
+
+
 class FamilyTrace(_Record, frozen=True):
-    """Both directions by one IP version. Ports are 0 where there are none."""
+    """Both directions by one IP version. Ports are 0 where there are none.
+
+    `policy` is empty where no policy selects either end; `enforced` tells whether the cluster enforces policies.
+    """
 
     family: str
     source: str
@@ -171,6 +183,8 @@ class FamilyTrace(_Record, frozen=True):
     port: int
     there: Direction
     back: Direction
+    policy: tuple[PolicySaid, ...] = ()
+    enforced: bool = False
 
 
 class Silent(_Record, frozen=True):

@@ -22,6 +22,7 @@ from podway.trace.evidence import Evidence, Sent, send
 from podway.trace.forwarding import ForwardingHop, forwarding_path, look, stages_of
 from podway.trace.names import NO_HOSTS, Hosts, Subject
 from podway.trace.points import PointIndex
+from podway.trace.policy import PolicyJudge, with_policy
 from podway.trace.report import Direction, FamilyTrace, Silent, TraceReport
 from podway.trace.shown import show
 from podway.trace.verdict import Case, judge, predict, translation_of
@@ -64,7 +65,10 @@ def trace(
     points = PointIndex(resources, agents, hosts)
     for subject in (source, target):
         agents.learn(subject.asked, addresses=(*source.addresses, *target.addresses))
-    conversations = [_Conversation(points, source, target, family, protocol, port, timeout) for family in common]
+    policies = PolicyJudge(points.view)
+    conversations = [
+        _Conversation(points, policies, source, target, family, protocol, port, timeout) for family in common
+    ]
     with ThreadPoolExecutor(len(conversations)) as threads:
         traces = tuple(threads.map(lambda one: one.hold(dry_run=dry_run), conversations))
     silent = tuple(Silent(node, reason) for node, reason in agents.silent.items())
@@ -85,6 +89,7 @@ class _Conversation:
     def __init__(
         self,
         points: PointIndex,
+        policies: PolicyJudge,
         source: Subject,
         target: Subject,
         family: Family,
@@ -93,6 +98,8 @@ class _Conversation:
         timeout: float,
     ) -> None:
         self._points = points
+        self._policies = policies
+        self._ends = source, target
         self._family = family
         self._protocol = protocol
         self._port = port
@@ -123,13 +130,22 @@ class _Conversation:
         there, back = self._forwarding_paths(inspector) if evidence or echo else (there, back)
         ways = self._there(there, evidence, echo), self._back(back, evidence, echo)
         sent = evidence.sent if evidence else Sent(self._protocol, port=self._port)
+        addresses = self._source.address, self._target.address
+        policy = self._policies.said(*self._ends, addresses, self._protocol, sent.port)
+        forth, home = (self._direction(case, inspector, sure=sure) for case, sure in ways)
+        if self._policies.enforced:
+            verdict = with_policy(forth.verdict, policy, sent=evidence is not None)
+            forth = msgspec.structs.replace(forth, verdict=verdict)
         return FamilyTrace(
             self._family.label,
             str(self._source.address),
             str(self._target.address),
             0 if self._protocol is Protocol.ICMP else sent.source_port,
             sent.port,
-            *(self._direction(case, inspector, sure=sure) for case, sure in ways),
+            forth,
+            home,
+            policy,
+            self._policies.enforced,
         )
 
     def _there(

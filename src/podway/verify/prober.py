@@ -35,6 +35,8 @@ class Trial(msgspec.Struct, frozen=True):
     fault: Fault | None
     legs: dict[Step, Leg]
     observed: frozenset[ObservedEncapsulation] = frozenset()
+    arrived: bool = False
+    """Whether anything of it was taken by the socket that it was meant for."""
 
 
 class Prober:
@@ -49,8 +51,9 @@ class Prober:
         self.missed = 0
         self._magic = os.urandom(8)
         _raise_file_limit()
-        port, echo_id = self._open(world)
-        self._engine = Engine(self._endpoints, magic=self._magic, port=port, echo_id=echo_id, timeout=timeout)
+        self.port, echo_id = self._open(world)
+        """To which probes of TCP and UDP are sent."""
+        self._engine = Engine(self._endpoints, magic=self._magic, port=self.port, echo_id=echo_id, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +89,7 @@ class Prober:
                 judge(self.world, result, legs[result.probe.number]),
                 legs[result.probe.number],
                 frozenset(observed_encapsulations(self.world, result.probe, legs[result.probe.number])),
+                bool(result.reached),
             )
             for result in results
         ]

@@ -16,6 +16,10 @@ RULES: dict[int, str] = {
     3: "every node reaches every pod, and every pod every node",
 }
 
+DENIALS = 4
+"""The number, in a report, of what is proved besides where policies deny something."""
+RULES_OF_POLICY = "what policies deny does not arrive; of it the rules above do not speak"
+
 
 class Verdict(enum.StrEnum):
     """Of one rule. `vacuous`: there is nothing it speaks of (one pod has no other pod to reach)."""
@@ -31,12 +35,15 @@ class _Record(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RuleReport(_Record, frozen=True):
-    """One rule. Of `total` things (addresses, or ordered pairs per family) `tried` were, and `proved` hold."""
+    """One rule, or (number 4) what policies deny.
+
+    Of `total` things (addresses, or ordered pairs per family) `tried` were, and `proved` hold.
+    """
 
     rule: int
     statement: str
     verdict: Verdict
-    unit: Literal["addresses", "pairs"]
+    unit: Literal["addresses", "pairs", "conversations"]
     proved: int
     tried: int
     total: int

@@ -5,7 +5,7 @@ The rules: https://kubernetes.io/docs/concepts/services-networking/#the-kubernet
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -23,9 +23,12 @@ from podway.prove.path_mtu import node_path_of
 from podway.prove.probe import Pair, Probe, Step, node_pairs, plan_probes, pod_pairs, sample
 from podway.prove.world import Point, World
 from podway.verify.addressing import AddressFault, address_faults
+from podway.verify.policy import Denials
 from podway.verify.prober import Prober, Trial, enter, link_mtus
 from podway.verify.report import (
+    DENIALS,
     RULES,
+    RULES_OF_POLICY,
     FailedPair,
     Finding,
     NodePairEncapsulation,
@@ -92,10 +95,17 @@ def verify(
             unusable += [pair for pair in pairs if not prober.usable(pair)]
             chosen += sample(usable, limit or len(usable), seed)
         planned = plan_probes(chosen, link_mtus(world, kernel_states))
+        denials = Denials(world.view, prober.port)
+        denied = {probe: reason for probe in planned if (reason := denials.reason(probe))}
+        planned = [probe for probe in planned if probe not in denied]
         outcome = _hold_all(prober, planned, progress)
+        passed = [trial.probe for trial in _held_in_waves(prober, denied) if trial.arrived]
         # The kernel is asked while the endpoints still stand: nothing has been tidied up yet.
         causes = _causes(world, outcome.faults, overflowed=neighbour_overflows() > overflows)
         absent = world.absent + prober.unusable
+        left = {(probe.sender.label, probe.receiver.label, probe.family) for probe in planned}
+        silent = [pair for pair in chosen if _ends(pair) not in left]
+        chosen = [pair for pair in chosen if _ends(pair) in left]
         packets, missed = prober.packets, prober.missed
     return Report(
         nodes=len(world.nodes),
@@ -108,17 +118,19 @@ def verify(
                     rule,
                     chosen,
                     outcome.faults,
-                    total=sum(len(pairs) for (number, _), pairs in every.items() if number == rule),
+                    total=sum(len(pairs) for (number, _), pairs in every.items() if number == rule)
+                    - sum(pair.rule == rule for pair in silent),
                     complete=all(pair.rule != rule for pair in unusable),
-                    vacuous=rule == 2 and len(world.pods) == 1,
+                    vacuous=(rule == 2 and len(world.pods) == 1) or any(pair.rule == rule for pair in silent),
                 )
                 for rule in (2, 3)
             ),
+            *_denials_rule(len(denied), len(passed)),
         ),
-        findings=(*map(_address_finding, wrong), *_findings(causes)),
+        findings=(*map(_address_finding, wrong), *_findings(causes), *_passed_findings(passed, denied)),
         unproved=absent,
         sample=Sample(limit, seed) if limit and any(len(pairs) > limit for pairs in every.values()) else None,
-        probes=outcome.probes,
+        probes=outcome.probes + len(denied),
         retried=outcome.retried,
         packets=packets,
         packets_missed=missed,
@@ -177,6 +189,12 @@ def _hold_all(prober: Prober, probes: Sequence[Probe], progress: Progress) -> _O
                 outcome.faults.append(first if first.refusal and not trial.fault.refusal else trial.fault)
         progress(start + len(wave), len(probes))
     return outcome
+
+
+def _held_in_waves(prober: Prober, probes: Iterable[Probe]) -> Iterator[Trial]:
+    every = tuple(probes)
+    for start in range(0, len(every), _WAVE):
+        yield from prober.hold(every[start : start + _WAVE])
 
 
 def _held(prober: Prober, probes: Sequence[Probe], outcome: _Outcome) -> list[Trial]:
@@ -259,6 +277,34 @@ def _address_rule(world: World, faults: Sequence[AddressFault]) -> RuleReport:
     proved = sum(len(pod.addresses) for pod in world.pods if pod.label not in hit)
     verdict = Verdict.FAILED if faults else Verdict.PROVED if total else Verdict.UNPROVED
     return RuleReport(1, RULES[1], verdict, "addresses", proved, total, total)
+
+
+def _ends(pair: Pair) -> tuple[str, str, Family]:
+    return (pair.sender.label, pair.receiver.label, pair.family)
+
+
+def _denials_rule(denied: int, passed: int) -> Iterator[RuleReport]:
+    """Yield what became of conversations that policies deny, where there are any."""
+    if denied:
+        verdict = Verdict.FAILED if passed else Verdict.PROVED
+        yield RuleReport(DENIALS, RULES_OF_POLICY, verdict, "conversations", denied - passed, denied, denied)
+
+
+def _passed_findings(passed: Iterable[Probe], reasons: Mapping[Probe, str]) -> Iterator[Finding]:
+    """Yield what arrived though a policy denies it, by what denies it."""
+    found: dict[str, dict[tuple[str, str, str], list[str]]] = {}
+    for probe in passed:
+        pairs = found.setdefault(reasons[probe], {})
+        key = probe.sender.label, probe.receiver.label, probe.family.label
+        pairs.setdefault(key, []).append(probe.protocol)
+    for reason, pairs in found.items():
+        yield Finding(
+            (DENIALS,),
+            "policy-not-held",
+            f"it arrives, though policies deny it: {reason}",
+            "look at the data path of the nodes at both ends: podway status, podway doctor",
+            pairs=tuple(FailedPair(*key, tuple(protocols)) for key, protocols in pairs.items()),
+        )
 
 
 def _pair_rule(

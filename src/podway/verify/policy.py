@@ -1,0 +1,53 @@
+"""Which of verify's conversations policies deny: those must not take place. Pure."""
+
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.network_policy import NetworkPolicy
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.resource import subject
+from podway.cluster.view import ClusterView
+from podway.errors import InvalidInput
+from podway.policy.explain import End, Judge
+from podway.probe.build import Protocol
+from podway.probe.packet import ECHO_REQUEST, ICMP
+from podway.prove.probe import Probe
+from podway.prove.world import PodPoint, Point
+
+
+class Denials:
+    """What the policies of a cluster deny; nothing where its settings say that nobody enforces them."""
+
+    def __init__(self, view: ClusterView, port: int) -> None:
+        """`port` is the one to which probes of TCP and UDP are sent."""
+        self._view = view
+        self._port = port
+        there_are = any(view.tables[kind.KIND] for kind in (NetworkPolicy, ClusterNetworkPolicy))
+        self._enforced = there_are and view.config.data_path != "kernel"
+        objects = (obj for table in view.tables.values() for obj in table.values())
+        self._judge = Judge(objects if self._enforced else ())
+
+    def reason(self, probe: Probe) -> str:
+        """Return in words what denies a conversation; empty if nothing does."""
+        if not self._enforced:
+            return ""
+        protocol, port = _asked(probe, self._port)
+        ends = (self._end(probe.sender), self._end(probe.receiver))
+        reasons = self._judge.reasons(*ends, (probe.source, probe.destination), protocol, port)
+        return next((f"{one.direction} of {one.pod}: {one.reason}" for one in reasons if not one.allowed), "")
+
+    def _end(self, point: Point) -> End:
+        if isinstance(point, PodPoint):
+            namespace, _, name = point.name.partition("/")
+            wanted = (Pod.KIND, namespace, name)
+            found = self._view.find(wanted)
+            if not isinstance(found, Pod):
+                raise InvalidInput(f"{subject(wanted)} is gone", hint="try again")
+            return End(subject(wanted), point.addresses, found, point.node)
+        return End(subject((Node.KIND, "", point.node)), point.addresses, None, point.node)
+
+
+def _asked(probe: Probe, port: int) -> tuple[int, int]:
+    """Return protocol and port by which rules know a conversation: of ICMP that is type and code."""
+    if probe.protocol is Protocol.ICMP:
+        return ICMP[probe.family], ECHO_REQUEST[probe.family] << 8
+    return {Protocol.TCP: 6, Protocol.UDP: 17}[probe.protocol], port
