@@ -50,11 +50,16 @@ class Cluster:
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column: its header, and how a row's text is made. `wide` columns appear with -o wide only."""
+    """A column: its header, and how a row's text is made. `wide` columns appear with -o wide only.
+
+    `path` (JSONPath) and `type` are for `kubectl get`, which shows a field as it is; it goes without the others.
+    """
 
     header: str
     text: Callable[[Any, Cluster], str]
     wide: bool = False
+    path: str = ""
+    type: str = "string"
 
 
 def age_of(timestamp: str, *, now: float) -> str:
@@ -83,5 +88,10 @@ def _labels(obj: "Resource", _: Cluster) -> str:
 
 NAME = Column("NAME", lambda obj, _: obj.metadata.name)
 NAMESPACE = Column("NAMESPACE", lambda obj, _: obj.metadata.namespace)
-AGE = Column("AGE", lambda obj, cluster: age_of(obj.metadata.creation_timestamp, now=cluster.now))
+AGE = Column(
+    "AGE",
+    lambda obj, cluster: age_of(obj.metadata.creation_timestamp, now=cluster.now),
+    path=".metadata.creationTimestamp",
+    type="date",
+)
 LABELS = Column("LABELS", _labels, wide=True)

@@ -4,13 +4,22 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from ipaddress import ip_address, ip_interface, ip_network
+from types import MappingProxyType
+from typing import Any
 
 from podway.api.addresses import Address, Interface, Network
-from podway.api.meta import LabelSelector
+from podway.api.meta import LabelSelector, Record
 
 # Names as Kubernetes has them: RFC 1123 labels and subdomains, and what follows a label key's prefix.
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+# The same for schemas, whose regular expressions (RE2) look neither ahead nor behind.
+SUBDOMAIN_SCHEMA: Mapping[str, Any] = MappingProxyType(
+    {"maxLength": 253, "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"}
+)
+LABEL_SCHEMA: Mapping[str, Any] = MappingProxyType(
+    {"maxLength": 63, "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
+)
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 _PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
@@ -202,6 +211,15 @@ def check_asn(field: str, asn: int) -> Iterator[Problem]:
         hint = "use a private one: 64512 to 65534, or 4200000000 to 4294967294 (RFC 6996)"
         yield field, f"{asn} is reserved ({RESERVED_ASNS[asn]})", hint
     yield from check_ranges((field, asn, 0, 4294967295))
+
+
+def check_limits(obj: Record) -> Iterator[Problem]:
+    """Yield the fields of an object that are out of the limits that its type states (LIMITS)."""
+    for path, (low, high) in obj.LIMITS.items():
+        value: Any = obj
+        for step in path.split("."):
+            value = getattr(value, re.sub("([A-Z])", r"_\1", step).lower())
+        yield from check_ranges((path, value, low, high))
 
 
 def check_ranges(*ranges: tuple[str, int, int, int]) -> Iterator[Problem]:

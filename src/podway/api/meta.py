@@ -1,7 +1,8 @@
 """What every resource has: Kubernetes' object metadata and label selectors."""
 
 from collections.abc import Mapping
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -9,8 +10,26 @@ REDACTED = "(redacted)"
 """What is shown in place of a secret value."""
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """What a Kubernetes API server judges itself: a rule in CEL for the field at `path`, which it calls `self`."""
+
+    path: str
+    rule: str
+    message: str
+
+
 class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
-    """Base of all parts of a resource: frozen, camelCase on the wire, unknown fields passed over."""
+    """Base of all parts of a resource: frozen, camelCase on the wire, unknown fields passed over.
+
+    A part of Podway's own kinds says here what podway.api.crd cannot read off its fields. Paths are those of a
+    manifest (`spec.import[].cidr`). What is right by `problems` is right by these, too.
+    """
+
+    LIMITS: ClassVar[Mapping[str, tuple[int, int]]] = MappingProxyType({})
+    """The least and the most that numbers may be; for `podway.api.fields.check_limits`, too."""
+    SCHEMA: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """More of the schemas of fields (OpenAPI v3): patterns, lengths."""
+    RULES: ClassVar[tuple[Rule, ...]] = ()
 
 
 class StrictRecord(Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,6 +55,19 @@ class Metadata(Record, frozen=True, kw_only=True):
 class SelectorRequirement(StrictRecord, frozen=True, kw_only=True):
     """One `matchExpressions` entry of a label selector."""
 
+    SCHEMA: ClassVar = {
+        "key": {"minLength": 1, "maxLength": 317},
+        "values": {"maxItems": 64},
+        "values[]": {"maxLength": 63},
+    }
+    RULES: ClassVar = (
+        Rule(
+            "",
+            "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+            "operators In and NotIn need values, the others take none",
+        ),
+    )
+
     key: str
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: tuple[str, ...] = ()
@@ -43,6 +75,8 @@ class SelectorRequirement(StrictRecord, frozen=True, kw_only=True):
 
 class LabelSelector(StrictRecord, frozen=True, kw_only=True):
     """Kubernetes LabelSelector: all requirements must hold; an empty selector matches everything."""
+
+    SCHEMA: ClassVar = {"matchLabels": {"maxProperties": 64}, "matchExpressions": {"maxItems": 64}}
 
     match_labels: dict[str, str] = {}
     match_expressions: tuple[SelectorRequirement, ...] = ()

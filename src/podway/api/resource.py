@@ -59,6 +59,10 @@ class Resource(Record, frozen=True, kw_only=True):
     """Whether plans depend on the kind: every agent then keeps a table of its objects (podway.cluster.view)."""
     INDICES: ClassVar[Mapping[str, Callable[[Any], Iterable[Hashable]]]] = MappingProxyType({})
     """The indices of that table: what planners ask for, by name, and the values under which it has an object."""
+    JUDGED: ClassVar[bool] = False
+    """Whether its objects are judged among the others: in Kubernetes their status then has conditions."""
+    SELECTABLE: ClassVar[tuple[str, ...]] = ()
+    """Fields by which an API server selects objects."""
     SETTABLE: ClassVar[Mapping[str, tuple[str, str]]] = MappingProxyType({})
     """What `podway set` changes besides fields of the spec: where in the metadata it stands."""
 

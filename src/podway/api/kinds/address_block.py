@@ -6,9 +6,10 @@ from ipaddress import ip_network
 from typing import ClassVar, Literal
 
 from podway.api.addresses import Network
+from podway.api.cel import NETWORK, USABLE_NETWORK
 from podway.api.columns import AGE, Column
-from podway.api.fields import Problem, check_name, check_usable_network, parse_cidr
-from podway.api.meta import StrictRecord
+from podway.api.fields import SUBDOMAIN_SCHEMA, Problem, check_name, check_usable_network, parse_cidr
+from podway.api.meta import Rule, StrictRecord
 from podway.api.resource import Names, Resource
 
 
@@ -32,13 +33,30 @@ class AddressBlock(Resource, frozen=True, kw_only=True, dict=True, forbid_unknow
     NAMESPACED: ClassVar = False
     NAMES: ClassVar = Names("addressblocks", usual=("blocks", "block"))
     COLUMNS: ClassVar = (
-        Column("CIDR", lambda block, _: block.spec.cidr),
-        Column("POOL", lambda block, _: block.spec.pool),
-        Column("NODE", lambda block, _: block.spec.node),
+        Column("CIDR", lambda block, _: block.spec.cidr, path=".spec.cidr"),
+        Column("POOL", lambda block, _: block.spec.pool, path=".spec.pool"),
+        Column("NODE", lambda block, _: block.spec.node, path=".spec.node"),
         AGE,
         Column("NAME", lambda block, _: block.metadata.name, wide=True),
     )
     IN_VIEW: ClassVar = True
+    SELECTABLE: ClassVar = ("spec.node", "spec.pool")
+    SCHEMA: ClassVar = {
+        "spec.cidr": {"maxLength": 43},
+        "spec.pool": SUBDOMAIN_SCHEMA,
+        "spec.node": SUBDOMAIN_SCHEMA,
+    }
+    RULES: ClassVar = (
+        Rule("spec.cidr", *NETWORK),
+        Rule("spec.cidr", *USABLE_NETWORK),
+        Rule(
+            "",
+            # The name of an IPv6 block is written out in full, which CEL cannot do.
+            "self.spec.cidr.contains(':') "
+            "|| self.metadata.name == self.spec.cidr.replace('.', '-').replace('/', '-')",
+            "the name is that of the block, 10-244-3-0-24 for 10.244.3.0/24: it is what makes a claim unique",
+        ),
+    )
     INDICES: ClassVar = {"node": lambda block: (block.spec.node,), "length": _length}
 
     api_version: Literal["podway.io/v1"] = "podway.io/v1"

@@ -9,22 +9,25 @@ from typing import ClassVar, Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Address, Family, Network, is_within
+from podway.api.cel import ADDRESS, ASN, NETWORK, USABLE_ADDRESS
 from podway.api.columns import AGE, NAME, Column
 from podway.api.fields import (
     BGP_PORT,
     LABEL,
+    LABEL_SCHEMA,
     MAX_DIGITS,
+    SUBDOMAIN_SCHEMA,
     Problem,
     check_address,
     check_asn,
+    check_limits,
     check_name,
-    check_ranges,
     check_selector,
     check_usable,
     parse_cidr,
 )
 from podway.api.kinds.secret import SECRET_KEY
-from podway.api.meta import LabelSelector, StrictRecord
+from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
 
 MAX_PASSWORD = 80
@@ -43,6 +46,12 @@ Advertisement: TypeAlias = Literal["blocks", "aggregates"]
 class SecretKey(StrictRecord, frozen=True, kw_only=True):
     """One value of a Secret."""
 
+    SCHEMA: ClassVar = {
+        "namespace": LABEL_SCHEMA,
+        "name": SUBDOMAIN_SCHEMA,
+        "key": {"maxLength": 253, "pattern": f"^{SECRET_KEY.pattern.partition('{')[0]}+$"},
+    }
+
     namespace: str
     name: str
     key: str
@@ -50,6 +59,11 @@ class SecretKey(StrictRecord, frozen=True, kw_only=True):
 
 class PasswordSource(StrictRecord, frozen=True, kw_only=True):
     """Where the password of a session is kept: in a file on every node that has the session, or in a Secret."""
+
+    SCHEMA: ClassVar = {"file": {"pattern": "^(/.*)?$"}}
+    RULES: ClassVar = (
+        Rule("", "(has(self.file) && self.file != '') != has(self.secret)", "needs either a file or a secret"),
+    )
 
     file: str = ""
     secret: SecretKey | None = None
@@ -62,6 +76,28 @@ class PrefixRule(StrictRecord, frozen=True, kw_only=True, dict=True):
     at least as long; with `max_length` alone `cidr` and what is inside it, up to that length (the maxLength of
     RFC 6482).
     """
+
+    SCHEMA: ClassVar = {
+        "cidr": {"maxLength": 43},
+        "minLength": {"minimum": 0, "maximum": 128},
+        "maxLength": {"minimum": 0, "maximum": 128},
+    }
+    RULES: ClassVar = (
+        Rule("cidr", *NETWORK),
+        Rule(
+            "",
+            "!isCIDR(self.cidr) || ["
+            "has(self.minLength) ? self.minLength : cidr(self.cidr).prefixLength(), "
+            "has(self.maxLength) ? self.maxLength : cidr(self.cidr).prefixLength()].all(length, "
+            "cidr(self.cidr).prefixLength() <= length && length <= (self.cidr.contains(':') ? 128 : 32))",
+            "minLength and maxLength are lengths of parts of the network",
+        ),
+        Rule(
+            "",
+            "!has(self.minLength) || !has(self.maxLength) || self.minLength <= self.maxLength",
+            "minLength is above maxLength",
+        ),
+    )
 
     cidr: str
     action: Literal["accept", "reject"]
@@ -92,6 +128,47 @@ class BGPPeerSpec(StrictRecord, frozen=True, kw_only=True):
     no more than `max_prefixes` routes are.
     """
 
+    SCHEMA: ClassVar = {
+        "address": {"maxLength": 45},
+        "node": {"maxLength": 253, "pattern": f"^$|{SUBDOMAIN_SCHEMA['pattern']}"},
+        "sourceAddress": {"maxLength": 45},
+        "communities": {"maxItems": 64},
+        "communities[]": {"maxLength": 35, "pattern": "^[0-9]{1,10}(:[0-9]{1,10}){1,2}$"},
+        "import": {"maxItems": 256},
+        "export": {"maxItems": 256},
+    }
+    RULES: ClassVar = (
+        Rule("address", *ADDRESS),
+        Rule("address", *USABLE_ADDRESS),
+        Rule("asn", *ASN),
+        Rule(
+            "",
+            "!(has(self.node) && self.node != '' && has(self.nodeSelector))",
+            "node and nodeSelector stand beside each other: keep one of them; without both, all nodes peer",
+        ),
+        Rule(
+            "",
+            f"!(has(self.ttlSecurity) && self.ttlSecurity && has(self.multihop) && self.multihop == {MAX_TTL})",
+            f"with ttlSecurity, {MAX_TTL} hops keep nobody out: write the number of hops to the peer (RFC 5082)",
+        ),
+        Rule(
+            "",
+            "!has(self.sourceAddress) || self.sourceAddress == '' || has(self.node) && self.node != '' "
+            "&& isIP(self.sourceAddress) && isIP(self.address) "
+            "&& ip(self.sourceAddress).family() == ip(self.address).family()",
+            "sourceAddress is an address of the one node that node names, of the family of address",
+        ),
+        *(
+            Rule(
+                "",
+                f"!has(self.{field}) "
+                f"|| self.{field}.all(rule, rule.cidr.contains(':') == self.address.contains(':'))",
+                f"{field.strip('_')} has a network that is not of the family of address, which is the session's",
+            )
+            for field in ("__import__", "export")  # import is a word of CEL's own
+        ),
+    )
+
     address: str
     asn: int
     port: int = BGP_PORT
@@ -117,15 +194,22 @@ class BGPPeer(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fie
     NAMES: ClassVar = Names("bgppeers")
     COLUMNS: ClassVar = (
         NAME,
-        Column("ADDRESS", lambda peer, _: peer.spec.address),
-        Column("AS", lambda peer, _: str(peer.spec.asn)),
+        Column("ADDRESS", lambda peer, _: peer.spec.address, path=".spec.address"),
+        Column("AS", lambda peer, _: str(peer.spec.asn), path=".spec.asn", type="integer"),
         Column("NODES", lambda peer, _: peer.spec.node or ("selected" if peer.spec.node_selector else "all")),
-        Column("ADVERTISE", lambda peer, _: peer.spec.advertise),
-        Column("BFD", lambda peer, _: "on" if peer.spec.bfd else "off"),
+        Column("ADVERTISE", lambda peer, _: peer.spec.advertise, path=".spec.advertise"),
+        Column("BFD", lambda peer, _: "on" if peer.spec.bfd else "off", path=".spec.bfd", type="boolean"),
         AGE,
         Column("PASSWORD", lambda peer, _: "yes" if peer.spec.password else "no", wide=True),
     )
     IN_VIEW: ClassVar = True
+    JUDGED: ClassVar = True
+    LIMITS: ClassVar = {
+        "spec.port": (1, 65535),
+        "spec.multihop": (0, MAX_TTL),
+        "spec.maxPrefixes": (1, MOST_PREFIXES),
+    }
+    SCHEMA: ClassVar = {"spec.asn": {"minimum": 0, "maximum": 4294967295}}
 
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["BGPPeer"] = "BGPPeer"
@@ -151,11 +235,7 @@ class BGPPeer(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fie
         """Yield what cannot be right in the session's settings and the rules for routes."""
         spec = self.spec
         yield from check_asn("spec.asn", spec.asn)
-        yield from check_ranges(
-            ("spec.port", spec.port, 1, 65535),
-            ("spec.multihop", spec.multihop, 0, MAX_TTL),
-            ("spec.maxPrefixes", spec.max_prefixes, 1, MOST_PREFIXES),
-        )
+        yield from check_limits(self)
         yield from _nodes(spec)
         yield from _password(spec.password)
         yield from _communities(spec.communities)

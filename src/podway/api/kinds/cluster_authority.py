@@ -11,7 +11,7 @@ import msgspec
 
 from podway.api.columns import AGE, NAME, Cluster, Column
 from podway.api.fields import Problem
-from podway.api.meta import REDACTED, StrictRecord
+from podway.api.meta import REDACTED, Rule, StrictRecord
 from podway.api.resource import Names, Resource
 
 AUTHORITY = "default"
@@ -23,6 +23,11 @@ AUTHORITY_LIVES = 6
 
 class KeyedCertificate(StrictRecord, frozen=True, kw_only=True):
     """A certificate and its private key (PKCS #8), both PEM. The times are those in the certificate."""
+
+    SCHEMA: ClassVar = {"certificate": {"maxLength": 16384}, "privateKey": {"maxLength": 16384}}
+    RULES: ClassVar = (
+        Rule("privateKey", f"self != '{REDACTED}'", "is redacted: leave this object to the agents"),
+    )
 
     certificate: str
     private_key: str
@@ -52,7 +57,7 @@ class ClusterAuthority(Resource, frozen=True, kw_only=True, forbid_unknown_field
     NAMES: ClassVar = Names("clusterauthorities", usual=("authority", "authorities"))
     COLUMNS: ClassVar = (
         NAME,
-        Column("CLUSTER", lambda authority, _: authority.spec.cluster),
+        Column("CLUSTER", lambda authority, _: authority.spec.cluster, path=".spec.cluster"),
         Column("TRUSTED", lambda authority, _: str(len(authority.spec.authorities))),
         Column("UNTIL", _until),
         AGE,
@@ -60,6 +65,7 @@ class ClusterAuthority(Resource, frozen=True, kw_only=True, forbid_unknown_field
     ONLY: ClassVar = AUTHORITY
     LEAVES_STORE: ClassVar = False
     IN_VIEW: ClassVar = True
+    SCHEMA: ClassVar = {"spec.authorities": {"minItems": 1, "maxItems": 16}}
 
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["ClusterAuthority"] = "ClusterAuthority"

@@ -6,6 +6,7 @@ from ipaddress import collapse_addresses, ip_network
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from podway.api.addresses import Family, Network, host_network, is_within
+from podway.api.cel import NETWORK, USABLE_NETWORK
 from podway.api.columns import LABELS, NAME, Cluster, Column
 from podway.api.fields import (
     Problem,
@@ -15,7 +16,7 @@ from podway.api.fields import (
     parse_cidr,
 )
 from podway.api.kinds.address_block import AddressBlock
-from podway.api.meta import LabelSelector, StrictRecord
+from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
 
 DEFAULT_BLOCK_PREFIX = {Family.IPV4: 24, Family.IPV6: 122}
@@ -81,18 +82,63 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
     NAMES: ClassVar = Names("ippools", usual=("pools", "pool"))
     COLUMNS: ClassVar = (
         NAME,
-        Column("CIDR", lambda pool, _: pool.spec.cidr),
-        Column("BLOCK", lambda pool, _: f"/{pool.block_prefix}"),
+        Column("CIDR", lambda pool, _: pool.spec.cidr, path=".spec.cidr"),
+        Column("BLOCK", lambda pool, _: f"/{pool.block_prefix}", path=".spec.blockSize", type="integer"),
         Column("NODES/BLOCKS", _usage),
-        Column("DISTRIBUTION", lambda pool, _: pool.spec.distribution),
-        Column("ENCAPSULATION", _encapsulation),
-        Column("ATTACH", lambda pool, _: pool.spec.attach),
+        Column("DISTRIBUTION", lambda pool, _: pool.spec.distribution, path=".spec.distribution"),
+        Column("ENCAPSULATION", _encapsulation, path=".spec.encapsulation"),
+        Column("ATTACH", lambda pool, _: pool.spec.attach, path=".spec.attach"),
         Column("STATE", lambda pool, _: "disabled" if pool.spec.disabled else "in use", wide=True),
         Column("NAT", lambda pool, _: "outgoing" if pool.spec.nat_outgoing else "none", wide=True),
         Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
         LABELS,
     )
     IN_VIEW: ClassVar = True
+    JUDGED: ClassVar = True
+    SCHEMA: ClassVar = {
+        "spec.cidr": {"maxLength": 43},
+        "spec.blockSize": {"minimum": 1, "maximum": 126},
+        "spec.cooldownSeconds": {"minimum": 0},
+        "spec.excluded": {"maxItems": 512},
+        "spec.excluded[]": {"maxLength": 43},
+    }
+    RULES: ClassVar = (
+        Rule("spec.cidr", *NETWORK),
+        Rule("spec.cidr", *USABLE_NETWORK),
+        Rule(
+            "spec",
+            "!isCIDR(self.cidr) || has(self.blockSize) "
+            f"|| cidr(self.cidr).prefixLength() <= (self.cidr.contains(':') ? {DEFAULT_BLOCK_PREFIX[Family.IPV6]} "
+            f": {DEFAULT_BLOCK_PREFIX[Family.IPV4]})",
+            "the pool is smaller than a block of the default size: state blockSize",
+        ),
+        Rule(
+            "spec",
+            "!isCIDR(self.cidr) || !has(self.blockSize) "
+            "|| cidr(self.cidr).prefixLength() <= self.blockSize && "
+            f"self.blockSize <= (self.cidr.contains(':') ? {MAX_BLOCK_PREFIX[Family.IPV6]} "
+            f": {MAX_BLOCK_PREFIX[Family.IPV4]})",
+            "blockSize is a prefix length between the pool's and "
+            f"{MAX_BLOCK_PREFIX[Family.IPV4]} in IPv4, {MAX_BLOCK_PREFIX[Family.IPV6]} in IPv6",
+        ),
+        Rule(
+            "spec",
+            "!isCIDR(self.cidr) || !has(self.excluded) || self.excluded.all(one, isCIDR(one) "
+            "? cidr(self.cidr).containsCIDR(one) : isIP(one) && cidr(self.cidr).containsIP(one))",
+            "excluded are addresses, or networks, inside the pool",
+        ),
+        Rule(
+            "spec",
+            "!(has(self.encapsulation) && self.encapsulation == 'ipip' && self.cidr.contains(':'))",
+            "ipip carries IPv4 only (RFC 2003): use vxlan for an IPv6 pool",
+        ),
+        Rule(
+            "spec",
+            "!(has(self.when) && self.when != 'always') "
+            "|| has(self.encapsulation) && self.encapsulation != 'none'",
+            "when says when to encapsulate, but encapsulation is none",
+        ),
+    )
 
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["IPPool"] = "IPPool"

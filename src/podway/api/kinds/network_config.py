@@ -5,10 +5,11 @@ from ipaddress import ip_network
 from typing import ClassVar, Literal, TypeAlias
 
 from podway.api.addresses import Network, is_within
+from podway.api.cel import ASN
 from podway.api.columns import AGE, NAME, Cluster, Column
-from podway.api.fields import BGP_PORT, Problem, check_asn, check_ranges, check_selector, parse_cidr
+from podway.api.fields import BGP_PORT, Problem, check_asn, check_limits, check_selector, parse_cidr
 from podway.api.kinds.cluster_authority import AUTHORITY_LIVES
-from podway.api.meta import LabelSelector, StrictRecord
+from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
 
 DEFAULT_ASN = 64512
@@ -118,14 +119,51 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
     NAMES: ClassVar = Names("networkconfigs", usual=("config", "configs"))
     COLUMNS: ClassVar = (
         NAME,
-        Column("ASN", lambda config, _: str(config.spec.bgp.asn)),
+        Column("ASN", lambda config, _: str(config.spec.bgp.asn), path=".spec.bgp.asn", type="integer"),
         Column("BFD", _bfd),
-        Column("MTU", lambda config, _: str(config.spec.mtu) if config.spec.mtu else "auto"),
-        Column("DATAPATH", lambda config, _: config.spec.data_path, wide=True),
+        Column(
+            "MTU",
+            lambda config, _: str(config.spec.mtu) if config.spec.mtu else "auto",
+            path=".spec.mtu",
+            type="integer",
+        ),
+        Column("DATAPATH", lambda config, _: config.spec.data_path, wide=True, path=".spec.dataPath"),
         AGE,
     )
     ONLY: ClassVar = "default"
     IN_VIEW: ClassVar = True
+    JUDGED: ClassVar = True
+    LIMITS: ClassVar = {
+        "spec.bgp.port": (1, 65535),
+        "spec.bgp.meshLimit": (1, 1000),
+        "spec.bgp.reflectors.count": (1, MAX_REFLECTORS),
+        "spec.bgp.bfdInterval": (10, 60_000),
+        "spec.bgp.bfdMultiplier": (1, 255),
+        "spec.vxlan.vni": (1, MAX_VNI),
+        "spec.vxlan.port": (1, 65535),
+        "spec.channel.port": (1, 65535),
+        "spec.channel.certificateLifetimeSeconds": (1, MAX_LIFETIME),
+        "spec.channel.authorityLifetimeSeconds": (1, MAX_LIFETIME),
+    }
+    SCHEMA: ClassVar = {"spec.bgp.asn": {"minimum": 0, "maximum": 4294967295}}
+    RULES: ClassVar = (
+        Rule("spec.bgp.asn", *ASN),
+        Rule(
+            "spec.mtu",
+            f"self == 0 || {MIN_MTU} <= self && self <= {MAX_MTU}",
+            f"write 0 (what the path allows), or {MIN_MTU} to {MAX_MTU}",
+        ),
+        Rule("spec.vxlan.port", f"!(self in {sorted(BFD_PORTS)})", "is BFD's UDP port: use another, such as 4789"),
+        Rule(
+            "spec.channel",
+            "(has(self.authorityLifetimeSeconds) ? self.authorityLifetimeSeconds : "
+            f"{ChannelSettings().authority_lifetime_seconds}) >= {AUTHORITY_LIVES} * "
+            "(has(self.certificateLifetimeSeconds) ? self.certificateLifetimeSeconds : "
+            f"{ChannelSettings().certificate_lifetime_seconds})",
+            f"authorityLifetimeSeconds is at least {AUTHORITY_LIVES} times certificateLifetimeSeconds: "
+            "old and new must overlap",
+        ),
+    )
 
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["NetworkConfig"] = "NetworkConfig"
@@ -133,6 +171,7 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the settings."""
+        yield from check_limits(self)
         yield from _bgp(self.spec.bgp)
         yield from _vxlan(self.spec.vxlan)
         yield from _channel(self.spec.channel)
@@ -146,18 +185,10 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def _bgp(bgp: BgpSettings) -> Iterator[Problem]:
     yield from check_asn("spec.bgp.asn", bgp.asn)
-    yield from check_ranges(
-        ("spec.bgp.port", bgp.port, 1, 65535),
-        ("spec.bgp.meshLimit", bgp.mesh_limit, 1, 1000),
-        ("spec.bgp.reflectors.count", bgp.reflectors.count, 1, MAX_REFLECTORS),
-        ("spec.bgp.bfdInterval", bgp.bfd_interval, 10, 60_000),
-        ("spec.bgp.bfdMultiplier", bgp.bfd_multiplier, 1, 255),
-    )
     yield from check_selector("spec.bgp.reflectors.nodeSelector", bgp.reflectors.node_selector)
 
 
 def _vxlan(vxlan: VxlanSettings) -> Iterator[Problem]:
-    yield from check_ranges(("spec.vxlan.vni", vxlan.vni, 1, MAX_VNI), ("spec.vxlan.port", vxlan.port, 1, 65535))
     if rfc := BFD_PORTS.get(vxlan.port):
         yield "spec.vxlan.port", f"UDP port {vxlan.port} is BFD's ({rfc})", "use another, such as 4789"
 
@@ -182,11 +213,6 @@ def _apart(field: str, texts: Sequence[str], hint: str) -> Iterator[Problem]:
 
 
 def _channel(channel: ChannelSettings) -> Iterator[Problem]:
-    yield from check_ranges(
-        ("spec.channel.port", channel.port, 1, 65535),
-        ("spec.channel.certificateLifetimeSeconds", channel.certificate_lifetime_seconds, 1, MAX_LIFETIME),
-        ("spec.channel.authorityLifetimeSeconds", channel.authority_lifetime_seconds, 1, MAX_LIFETIME),
-    )
     least = AUTHORITY_LIVES * channel.certificate_lifetime_seconds
     if channel.authority_lifetime_seconds < least:
         hint = (
