@@ -290,7 +290,18 @@ class ApiServer:
                     document,
                     content="application/apply-patch+yaml",
                 )
-                eventually(lambda at=f"{path}/{name}": self._established(at), f"{name} is served")
+                served = f"/apis/{document['spec']['group']}/v1/{document['spec']['names']['plural']}"
+                eventually(lambda at=f"{path}/{name}": self._established(at), f"{name} is established")
+                eventually(lambda at=served: self._answers(at), f"{name} is served")
+
+    def _answers(self, path: str) -> bool:
+        try:
+            self.ask("GET", path)
+        except Answer as answer:
+            if answer.status not in (404, 429):  # its storage is being made
+                raise
+            return False
+        return True
 
     def _established(self, path: str) -> bool:
         conditions = self.ask("GET", path).get("status", {}).get("conditions") or []

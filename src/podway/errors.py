@@ -11,6 +11,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 │   ├── VersionExpired      a watch asked for history that is no longer kept: list that kind again
 │   ├── ObjectDamaged       a stored object cannot be read, or its fields cannot be right: it is rejected
 │   ├── StoreUnavailable    cannot be reached, read or written now; trying again may help
+│   │   └── StoreForbidden  ... by us: it does not know us, or does not allow us that
 │   ├── StoreDamaged        the file is not a healthy database
 │   └── StoreTooNew         written by a newer Podway than this one
 ├── IpamError
@@ -100,6 +101,10 @@ class ObjectDamaged(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, read or written now."""
+
+
+class StoreForbidden(StoreUnavailable):
+    """The store does not know us, or does not allow us what we ask: Kubernetes answers 401 or 403."""
 
 
 class StoreDamaged(StoreError):

@@ -16,7 +16,7 @@ from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options, store_option
 from podway.cli.output import fold
 from podway.errors import AgentError
-from podway.store.open import path_of
+from podway.store.open import check_url
 
 
 @click.command(
@@ -52,7 +52,7 @@ def agent(options: GlobalOptions, *, node: str, run_dir: Path, interface: str, l
     """Run the agent of a node, until SIGTERM. Pods, routes and BIRD outlive it. Needs root."""
     if options.store is None:
         raise click.UsageError("name the cluster's store: --store URL, or PODWAY_STORE")
-    path_of(options.store)
+    check_url(options.store)
     from podway.agent.agent import run
     from podway.agent.logs import configure
     from podway.agent.options import AgentOptions

@@ -75,8 +75,10 @@ def _open(url: str, *, create: bool) -> Store:
         from podway.preview.store import SnapshotStore
 
         return SnapshotStore(read(Path(url.removeprefix(SNAPSHOT))))
-    from podway.store.open import open_store, path_of
+    from podway.store.open import is_kubernetes, open_store, path_of
 
+    if is_kubernetes(url):
+        return open_store(url)
     path = path_of(url)
     if os.geteuid() != 0 and not os.access(path, os.R_OK | os.W_OK) and not _is_missing(path):
         raise NeedsRoot(f"reading the store {path}")
@@ -106,7 +108,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def store_option(**settings: Any) -> Callable[[F], F]:
     """Return the option that names the store; `settings` go to click."""
     text = (
-        "The cluster's store, such as sqlite:///var/lib/podway/store.db, or snapshot:FILE to look at one. "
+        "The cluster's store, such as sqlite:///var/lib/podway/store.db, kubernetes: or "
+        "kubernetes:///path/of/a/kubeconfig, or snapshot:FILE to look at one. "
         "Without it: the lab's."
     )
     given = {"help": text, **settings}

@@ -33,7 +33,8 @@ class Listing(msgspec.Struct, Generic[R], frozen=True):
 class Event(msgspec.Struct, frozen=True):
     """One change, and the version of its kind from which a watch goes on behind it.
 
-    `object` is the new state, or for `deleted` the last state before deletion. A state that is no fact
+    `object` is the new state, or for `deleted` the last state before deletion, under some version. An object may
+    be told as modified, with a deletion timestamp, before it is deleted. A state that is no fact
     (podway.api.checked) is told as rejected.
     """
 

@@ -1,32 +1,68 @@
 """Stores by URL."""
 
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from podway.errors import InvalidArgument
 from podway.store.base import Store
 
 SQLITE = "sqlite://"
+KUBERNETES = "kubernetes"
+
+URLS = (
+    "a store's URL is sqlite:///absolute/path/of/the/file, kubernetes: (this pod's service account, else "
+    "KUBECONFIG or ~/.kube/config), or kubernetes:///absolute/path/of/a/kubeconfig, with ?context=NAME behind it"
+)
 
 
 def open_store(url: str, *, create: bool = True, later: bool = False) -> Store:
-    """Open the store at a URL: `sqlite:///absolute/path`.
+    """Open the store at a URL: `sqlite:///absolute/path`, `kubernetes:` or `kubernetes:///path/of/a/kubeconfig`.
 
-    A missing one is made if `create` is true. With `later` it is opened when it is first needed, and what is wrong
-    with it is raised then.
+    A missing file is made if `create` is true. With `later` it is opened when it is first needed, and what is
+    wrong with it is raised then. A Kubernetes API is never asked before it is needed.
 
-    Raises InvalidArgument if the URL names no store, and StoreUnavailable, StoreDamaged or StoreTooNew.
+    Raises InvalidArgument if the URL names no store, InvalidInput for what is no kubeconfig, and StoreUnavailable,
+    StoreDamaged or StoreTooNew.
     """
+    if is_kubernetes(url):
+        from podway.store.kubernetes.access import find_access
+        from podway.store.kubernetes.store import KubernetesStore
+
+        path, context = _kubeconfig(url)
+        return KubernetesStore(lambda: find_access(path, context), later=later)
     path = path_of(url)
     from podway.store.sqlite import SqliteStore
 
     return SqliteStore(path, create=create, later=later)
 
 
+def is_kubernetes(url: str) -> bool:
+    """Tell whether a URL names a Kubernetes API."""
+    return url == KUBERNETES or url.startswith(f"{KUBERNETES}:")
+
+
+def check_url(url: str) -> None:
+    """Raise InvalidArgument if a URL names no store."""
+    if is_kubernetes(url):
+        _kubeconfig(url)
+    else:
+        path_of(url)
+
+
 def path_of(url: str) -> Path:
-    """Return the file that a store's URL names. Raises InvalidArgument if it names none."""
+    """Return the file that the URL of an SQLite store names. Raises InvalidArgument if it names none."""
     path = url.removeprefix(SQLITE)
     if not url.startswith(SQLITE) or not path.startswith("/") or path.endswith("/"):
-        raise InvalidArgument(
-            f"no store can be opened at {url!r}", hint="a store's URL is sqlite:///absolute/path/of/the/file"
-        )
+        raise InvalidArgument(f"no store can be opened at {url!r}", hint=URLS)
     return Path(path)
+
+
+def _kubeconfig(url: str) -> tuple[Path | None, str]:
+    """Return the kubeconfig that a URL names, None if it names none, and the context. Raises InvalidArgument."""
+    parts = urlsplit(url if ":" in url else f"{url}:")
+    query = parse_qs(parts.query)
+    if parts.netloc or parts.fragment or query.keys() - {"context"} or parts.path.endswith("/"):
+        raise InvalidArgument(f"no store can be opened at {url!r}", hint=URLS)
+    if parts.path and not parts.path.startswith("/"):
+        raise InvalidArgument(f"no store can be opened at {url!r}: its path is not absolute", hint=URLS)
+    return Path(parts.path) if parts.path else None, query.get("context", [""])[-1]

@@ -1,0 +1,302 @@
+"""Requests to a Kubernetes API and streams of it: over any of its servers, as whoever we are now.
+
+A request is asked again where that does no harm: of another server if one cannot be reached, after a while if a
+server has too much to do (429, with Retry-After), once more if it does not believe who we are (401): tokens end.
+"""
+
+import asyncio
+import logging
+import random
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeAlias
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from podway.errors import StoreForbidden, StoreUnavailable
+from podway.store.kubernetes.access import Access, Identity
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for a connection: another server is asked then."""
+ANSWER_TIMEOUT = 30.0
+"""Seconds to wait for a whole answer, and for the beginning of a stream."""
+IDLE_TIMEOUT = 150.0
+"""Seconds that a stream may be silent: a server writes a bookmark into it every minute."""
+PATIENCE = 20.0
+"""Seconds that one who was told to come back later comes back in all."""
+BUSY_TRIES = 6
+
+# A peer that vanished is noticed by the kernel (tcp(7)): probes after 15 s of silence, 5 s apart, three of them.
+_SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+)
+
+Sockets: TypeAlias = Callable[[Any], socket.socket]
+"""Makes the socket for an address (an entry of getaddrinfo(3))."""
+
+MERGE_PATCH = "application/merge-patch+json"
+
+
+def plain_socket(address: Any) -> socket.socket:
+    """Make a socket in this process's network namespace."""
+    return socket.socket(address[0], address[1], address[2])
+
+
+class StatusDetails(msgspec.Struct, rename="camel", frozen=True):
+    """What a Status is about."""
+
+    name: str = ""
+    kind: str = ""
+    causes: tuple[dict[str, Any], ...] = ()
+    retry_after_seconds: int = 0
+
+
+class Status(msgspec.Struct, rename="camel", frozen=True):
+    """What an API server says where it does not do what it was asked (metav1.Status)."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+    details: StatusDetails = StatusDetails()
+
+
+class Refused(Exception):
+    """An API server did not do what it was asked, for a reason that whoever asked has to judge."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"{status.code} {status.reason}: {status.message}")
+        self.status = status
+
+
+class Client:
+    """One user's way to a Kubernetes API. It belongs to the event loop in which it is used first."""
+
+    def __init__(self, access: Access, sockets: Sockets = plain_socket) -> None:
+        self._access = access
+        self._identity = Identity(access)
+        self._servers = list(access.servers)
+        self._make_socket = sockets
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+        self.losses = 0
+        """How often a server could not be reached: whoever answers next may be another."""
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The servers, the one first that is asked first."""
+        return tuple(self._servers)
+
+    def learn(self, servers: tuple[str, ...]) -> None:
+        """Take these servers for those of the cluster, besides the ones that were given."""
+        current = self._servers[0]
+        known = (*servers, *self._access.servers)
+        self._servers = [current] if current in known else []
+        self._servers += [one for one in dict.fromkeys(known) if one != current]
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        content: str = "application/json",
+    ) -> bytes:
+        """Ask, and return the answer's body. Raises Refused, StoreUnavailable and StoreForbidden."""
+        headers = {"Content-Type": content} if body is not None else {}
+        tries, waited, refusals = 0, 0.0, 0
+        while True:
+            server = self._servers[0]
+            try:
+                answer, code, after = await self._ask(server, method, path, query, body, headers)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                self._require_open()
+                self.losses += 1
+                tries += 1
+                harmless = method == "GET" or isinstance(error, aiohttp.ClientConnectorError)
+                self._turn(server)
+                if not harmless or tries >= len(self._servers):
+                    raise _unreachable(server, error) from error
+                continue
+            if code < 300:
+                return answer
+            if code == 401 and refusals == 0:
+                refusals += 1
+                self._identity.refused()
+                continue
+            if code == 429 or (code == 503 and after is not None):
+                tries += 1
+                pause = (after or 1.0) * random.uniform(1.0, 1.5)
+                if tries >= BUSY_TRIES or waited + pause > PATIENCE:
+                    raise StoreUnavailable(
+                        f"the API server {server} has too much to do: {_status(answer).message}"
+                    )
+                waited += pause
+                await asyncio.sleep(pause)
+                continue
+            if code >= 500 and method == "GET" and tries + 1 < len(self._servers):
+                tries += 1
+                self._turn(server)
+                continue
+            raise _judged(server, method, path, code, _status(answer))
+
+    async def _ask(
+        self,
+        server: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: Mapping[str, str],
+    ) -> tuple[bytes, int, float | None]:
+        arguments = await self._arguments(headers)
+        session = self._opened()
+        async with (
+            asyncio.timeout(ANSWER_TIMEOUT),
+            session.request(method, URL(server + path), params=query, data=body, **arguments) as response,
+        ):
+            return await response.read(), response.status, _after(response)
+
+    async def stream(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """Yield an empty line once a stream stands, then its lines, until the server ends it.
+
+        Raises Refused, StoreUnavailable and StoreForbidden.
+        """
+        server = self._servers[0]
+        try:
+            response = await self._begin(server, path, query)
+            try:
+                yield b""
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
+                    for line in lines:
+                        if line:
+                            yield line
+            finally:
+                _cut(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._require_open()
+            self.losses += 1
+            self._turn(server)
+            raise _unreachable(server, error) from error
+        self._require_open()
+
+    async def _begin(self, server: str, path: str, query: Mapping[str, str]) -> aiohttp.ClientResponse:
+        for trial in range(2):
+            arguments = await self._arguments({})
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                response = await self._opened().get(URL(server + path), params=query, **arguments)
+            if response.status < 300:
+                return response
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    answer = await response.read()
+            finally:
+                _cut(response)
+            if response.status == 401 and trial == 0:
+                self._identity.refused()
+                continue
+            if response.status == 429:
+                after = response.headers.get("Retry-After", "")
+                await asyncio.sleep(
+                    min(PATIENCE, float(after) if after.isdecimal() else 1.0) * random.uniform(1, 1.5)
+                )
+            raise _judged(server, "WATCH", path, response.status, _status(answer))
+        raise AssertionError  # the second trial returns or raises
+
+    async def _arguments(self, headers: Mapping[str, str]) -> dict[str, Any]:
+        who, context = await self._identity.present()
+        arguments: dict[str, Any] = {"headers": {**who, **headers}, "ssl": context}
+        if self._access.server_name:
+            arguments["server_hostname"] = self._access.server_name
+        return arguments
+
+    def _opened(self) -> aiohttp.ClientSession:
+        self._require_open()
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # Compression costs an API server more than a network does.
+                headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "podway"},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=IDLE_TIMEOUT),
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=self._socket),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    def _socket(self, address: Any) -> socket.socket:
+        made = self._make_socket(address)
+        try:
+            for level, option, value in _SOCKET_OPTIONS:
+                made.setsockopt(level, option, value)
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    def _turn(self, server: str) -> None:
+        """Ask another server first from now on."""
+        if len(self._servers) > 1 and self._servers[0] == server:
+            self._servers.append(self._servers.pop(0))
+            log.warning("API server %s does not answer: %s is asked now", server, self._servers[0])
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable(f"the store at {self._access.servers[0]} was closed")
+
+    async def close(self) -> None:
+        """Close all connections. Streams end with StoreUnavailable."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+
+def _cut(response: aiohttp.ClientResponse) -> None:
+    """Close the connection of a stream at once: a parting that TLS has would outlast the store."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
+
+
+def _after(response: aiohttp.ClientResponse) -> float | None:
+    """Return after how many seconds a server wants to be asked again, if it says so."""
+    text = response.headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else None
+
+
+def _status(body: bytes) -> Status:
+    try:
+        return msgspec.json.decode(body, type=Status)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Status(message=body[:200].decode(errors="replace").strip())
+
+
+def _unreachable(server: str, error: BaseException) -> StoreUnavailable:
+    words = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    return StoreUnavailable(f"the API server {server} cannot be reached: {words}")
+
+
+def _judged(server: str, method: str, path: str, code: int, status: Status) -> Exception:
+    words = status.message or status.reason or "it does not say why"
+    if code == 401:
+        return StoreForbidden(
+            f"the API server {server} does not believe who asks (401): {words}",
+            hint="is the token or certificate still good, and is the clock right?",
+        )
+    if code == 403:
+        return StoreForbidden(
+            f"the API server {server} forbids it: {words}",
+            hint=f"RBAC has to allow that ({method} {path})",
+        )
+    if code >= 500:
+        return StoreUnavailable(f"the API server {server} failed ({code}): {words}")
+    return Refused(msgspec.structs.replace(status, code=code))

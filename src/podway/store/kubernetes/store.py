@@ -1,0 +1,497 @@
+"""The store that is a Kubernetes API.
+
+Versions of kinds are `CLUSTER.NUMBER`: the uid of the namespace kube-system tells this cluster from one that was
+made anew at the same address, and the number is the API's resourceVersion. Since Kubernetes 1.35 these are in
+order for whoever looks (KEP-5504), so a database that was set back to an older state is found out: a watch from a
+version that it has not reached yet would stand, and be silent about all that happens until then.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from podway.api.checked import RejectedObject, check, key_in
+from podway.api.kinds import KINDS
+from podway.api.merge_patch import Document, between
+from podway.api.resource import GROUP, Key, Resource, key, subject
+from podway.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidObject,
+    NotFound,
+    StoreForbidden,
+    StoreUnavailable,
+    VersionExpired,
+)
+from podway.store.base import Bookmark, Event, Listing, R
+from podway.store.kubernetes.access import Access
+from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Sockets, Status, plain_socket
+from podway.store.kubernetes.translation import TRANSLATIONS, Translation
+from podway.store.objects import Alteration, check_version, encode, patching, replacing, replacing_status
+
+PAGE = 500
+"""Objects in one answer."""
+STEP = 50
+"""Objects that are read before others have their turn."""
+ABSENT = "absent"
+"""The number in the version of a kind that the API server does not know."""
+LOOK_AGAIN = 30.0
+"""Seconds after which the API server is asked whether it knows such a kind by now."""
+WATCH_SECONDS = (300, 600)
+"""How long a server is asked to let a watch stand: not all that began together are to end together."""
+TRIES = 10
+"""How often a patch for which any version will do is made again because somebody was quicker."""
+
+LIST_AGAIN = "list this kind again, then watch from the version of that list"
+
+
+class _ListMeta(msgspec.Struct, rename="camel", frozen=True):
+    resource_version: str = ""
+    more: str = msgspec.field(default="", name="continue")
+
+
+class _Page(msgspec.Struct, frozen=True):
+    metadata: _ListMeta = _ListMeta()
+    items: list[msgspec.Raw] | None = None
+
+
+class _Meta(msgspec.Struct, rename="camel", frozen=True):
+    resource_version: str = ""
+    uid: str = ""
+    annotations: dict[str, str] | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    metadata: _Meta = _Meta()
+
+
+class _WatchEvent(msgspec.Struct, frozen=True):
+    type: str
+    object: msgspec.Raw
+
+
+class _ApiResource(msgspec.Struct, frozen=True):
+    name: str
+    kind: str
+    namespaced: bool = False
+
+
+class _ApiResources(msgspec.Struct, frozen=True):
+    resources: tuple[_ApiResource, ...] = ()
+
+
+_Found: TypeAlias = list[tuple[Key, Resource | RejectedObject]]
+_Bodies: TypeAlias = list[bytes]
+
+_page = msgspec.json.Decoder(_Page)
+_body = msgspec.json.Decoder(_Body)
+_event = msgspec.json.Decoder(_WatchEvent)
+
+
+class KubernetesStore:
+    """See podway.store.base.Store. With `later` it is found out when it is first needed where the API is."""
+
+    def __init__(
+        self, access: Callable[[], Access], *, later: bool = False, sockets: Sockets = plain_socket
+    ) -> None:
+        self._access = access
+        self._sockets = sockets
+        self._opened: Client | None = None
+        self._closed = False
+        if not later:
+            _ = self._client
+        self._cluster: tuple[int, str] | None = None
+        """What tells the cluster from others, and how often a server had been lost when it was asked for."""
+        self._served: dict[str, str] = {}
+        """By optional kind, the apiVersion under which it is served."""
+
+    async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
+        """See Store.list."""
+        how = TRANSLATIONS[kind.KIND]
+        cluster = await self._which()
+        path = await self._place(how, namespace or how.space)
+        if path is None:
+            return Listing((), f"{cluster}.{ABSENT}")
+        found, version = await self._list(how, path)
+        found.sort(key=lambda one: one[0])
+        return Listing(
+            tuple(cast("R", one) for _, one in found if not isinstance(one, RejectedObject)),
+            f"{cluster}.{version}",
+            tuple(one for _, one in found if isinstance(one, RejectedObject)),
+        )
+
+    async def unknown(self) -> tuple[RejectedObject, ...]:
+        """See Store.unknown: objects of kinds that a newer Podway defined."""
+        rejected: list[RejectedObject] = []
+        try:
+            answer = await self._client.request("GET", f"/apis/{GROUP}/v1")
+            for one in msgspec.json.decode(answer, type=_ApiResources).resources:
+                if one.kind not in KINDS and "/" not in one.name:
+                    found, _ = await self._pages(f"/apis/{GROUP}/v1/{one.name}")
+                    keys = (key_in(one.kind, body) for body in found)
+                    rejected += [cast("RejectedObject", check(each, b"")) for each in keys if each is not None]
+        except Refused as error:
+            if error.status.code != 404:
+                raise _unexpected(error) from error
+        return tuple(rejected)
+
+    async def get(self, kind: type[R], name: str, *, namespace: str = "") -> R:
+        """See Store.get."""
+        _, found = await self._get(TRANSLATIONS[kind.KIND], (kind.KIND, namespace, name))
+        if isinstance(found, RejectedObject):
+            raise found.error
+        return cast("R", found)
+
+    async def create(self, obj: R) -> R:
+        """See Store.create."""
+        how = TRANSLATIONS[obj.KIND]
+        version = await self._version(how)
+        metadata = {
+            name: value
+            for name, value in msgspec.to_builtins(obj.metadata).items()
+            if name not in {"uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"}
+        }
+        shape = {**_document(encode(obj)), "apiVersion": version, "kind": obj.KIND, "metadata": metadata}
+        path = how.path(version, obj.metadata.namespace)
+        body = msgspec.json.encode(how.writing(shape))
+        try:
+            answer = await self._client.request("POST", path, body=body)
+        except Refused as error:
+            raise _told(error.status, key(obj), creating=True) from error
+        return cast("R", _fact(how, answer))
+
+    async def update(self, obj: R) -> R:
+        """See Store.update."""
+        how, version = TRANSLATIONS[obj.KIND], obj.metadata.resource_version
+        return cast("R", await self._alter(how, key(obj), version, replacing(obj), obj))
+
+    async def update_status(self, obj: R) -> R:
+        """See Store.update_status."""
+        how, version = TRANSLATIONS[obj.KIND], obj.metadata.resource_version
+        return cast("R", await self._alter(how, key(obj), version, replacing_status(obj), obj, status=True))
+
+    async def patch(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """See Store.patch."""
+        how, wanted = TRANSLATIONS[kind.KIND], (kind.KIND, namespace, name)
+        alteration = patching(kind, patch, status=False)
+        return cast("R", await self._alter(how, wanted, resource_version or None, alteration))
+
+    async def patch_status(
+        self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
+    ) -> R:
+        """See Store.patch_status."""
+        how, wanted = TRANSLATIONS[kind.KIND], (kind.KIND, namespace, name)
+        alteration = patching(kind, patch, status=True)
+        return cast("R", await self._alter(how, wanted, resource_version or None, alteration, status=True))
+
+    async def delete(
+        self, kind: type[Resource], name: str, *, namespace: str = "", resource_version: str = ""
+    ) -> None:
+        """See Store.delete."""
+        how, unwanted = TRANSLATIONS[kind.KIND], (kind.KIND, namespace, name)
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if resource_version:
+            if not resource_version.isdecimal():
+                _, old = await self._get(how, unwanted)
+                check_version(unwanted, old, resource_version)
+            options["preconditions"] = {"resourceVersion": resource_version}
+        path = how.path(await self._version(how), namespace, name)
+        try:
+            await self._client.request("DELETE", path, body=msgspec.json.encode(options))
+        except Refused as error:
+            raise _told(error.status, unwanted) from error
+
+    async def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
+        """See Store.watch."""
+        how = TRANSLATIONS[kind.KIND]
+        cluster, _, number = version.rpartition(".")
+        if cluster != await self._which() or not (number == ABSENT or number.isdecimal()):
+            raise VersionExpired(f"{version!r} is no version of kind {kind.KIND} here", hint=LIST_AGAIN)
+        path = await self._place(how, how.space)
+        if path is None or number == ABSENT:
+            yield Bookmark(version)
+            if path is None:
+                await self._appearance(how)
+            raise VersionExpired(f"the API server knows kind {kind.KIND} by now", hint=LIST_AGAIN)
+        await self._require_reached(how, path, int(number))
+        query = {
+            "watch": "1",
+            "resourceVersion": number,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),
+        }
+        try:
+            async with aclosing(self._client.stream(path, query)) as lines:
+                async for line in lines:
+                    yield _told_by(how, cluster, line) if line else Bookmark(version)
+        except Refused as error:
+            if error.status.code in (404, 410):
+                raise _expired(how, number, error.status) from error
+            raise _unexpected(error) from error
+
+    async def close(self) -> None:
+        """See Store.close."""
+        self._closed = True
+        if self._opened is not None:
+            await self._opened.close()
+
+    @property
+    def _client(self) -> Client:
+        if self._opened is None:
+            if self._closed:
+                raise StoreUnavailable("this store was closed")
+            self._opened = Client(self._access(), self._sockets)
+        return self._opened
+
+    async def _which(self) -> str:
+        """Return what tells this cluster from others."""
+        if self._cluster is None or self._cluster[0] != self._client.losses:
+            losses = self._client.losses
+            try:
+                answer = await self._client.request("GET", "/api/v1/namespaces/kube-system")
+                uid = _body.decode(answer).metadata.uid
+            except (Refused, StoreForbidden):
+                uid = ""
+            self._cluster = (losses, uid)
+        return self._cluster[1]
+
+    async def _version(self, how: Translation) -> str:
+        """Return the apiVersion under which a kind is served, the first if none is."""
+        await self._place(how, "")
+        return self._served.get(how.kind.KIND, how.versions[0])
+
+    async def _place(self, how: Translation, namespace: str) -> str | None:
+        """Return where a kind's objects are; None if the API server does not know the kind, which may be."""
+        if not how.optional:
+            return how.path(how.versions[0], namespace)
+        if how.kind.KIND not in self._served:
+            for version in how.versions:
+                try:
+                    answer = await self._client.request("GET", f"/apis/{version}")
+                except Refused as error:
+                    if error.status.code != 404:
+                        raise _unexpected(error) from error
+                    continue
+                resources = msgspec.json.decode(answer, type=_ApiResources).resources
+                if any(one.name == how.kind.NAMES.plural for one in resources):
+                    self._served[how.kind.KIND] = version
+                    break
+            else:
+                return None
+        return how.path(self._served[how.kind.KIND], namespace)
+
+    async def _appearance(self, how: Translation) -> None:
+        """Wait until the API server knows a kind."""
+        while await self._place(how, "") is None:  # noqa: ASYNC110 - it happens elsewhere
+            await asyncio.sleep(LOOK_AGAIN * random.uniform(0.8, 1.2))
+
+    async def _require_reached(self, how: Translation, path: str, number: int) -> None:
+        """Raise VersionExpired if the API server has not come to a version: its state is an older one."""
+        try:
+            answer = await self._client.request("GET", path, query={"limit": "1"})
+        except Refused as error:
+            raise _expired(how, str(number), error.status) from error
+        reached = _page.decode(answer).metadata.resource_version
+        if not reached.isdecimal() or int(reached) < number:
+            raise VersionExpired(
+                f"the API server is at {reached}, and kind {how.kind.KIND} was known at {number}: "
+                "its database was set back",
+                hint=LIST_AGAIN,
+            )
+
+    async def _list(self, how: Translation, path: str) -> tuple[_Found, str]:
+        try:
+            bodies, version = await self._pages(path)
+        except Refused as error:
+            if error.status.code == 404 and how.optional:
+                self._served.pop(how.kind.KIND, None)
+                return [], ABSENT
+            if error.status.code == 404:
+                raise StoreUnavailable(
+                    f"the API server does not know kind {how.kind.KIND} ({path})",
+                    hint="apply Podway's custom resource definitions: deploy/crds.yaml",
+                ) from error
+            raise _unexpected(error) from error
+        found: _Found = []
+        for number, body in enumerate(bodies, start=1):
+            found.append(_checked(how, body))
+            if number % STEP == 0:
+                await asyncio.sleep(0)
+        return found, version
+
+    async def _pages(self, path: str) -> tuple[_Bodies, str]:
+        """Return the bodies of all objects at a path, as they were at one version. Raises Refused."""
+        for trial in range(TRIES):
+            bodies: _Bodies = []
+            query = {"limit": str(PAGE)}
+            try:
+                while True:
+                    page = _page.decode(await self._client.request("GET", path, query=query))
+                    bodies += map(bytes, page.items or ())
+                    if not page.metadata.more:
+                        return bodies, page.metadata.resource_version
+                    query["continue"] = page.metadata.more
+            except Refused as error:
+                # It took too long to read on: begin anew.
+                if error.status.code != 410 or trial + 1 == TRIES:
+                    raise
+        raise AssertionError  # the last trial returns or raises
+
+    async def _get(self, how: Translation, wanted: Key) -> tuple[bytes, Resource | RejectedObject]:
+        path = how.path(await self._version(how), wanted[1], wanted[2])
+        try:
+            body = await self._client.request("GET", path)
+        except Refused as error:
+            raise _told(error.status, wanted) from error
+        return body, _checked(how, body)[1]
+
+    async def _alter(
+        self,
+        how: Translation,
+        wanted: Key,
+        expected: str | None,
+        alteration: Alteration,
+        obj: Resource | None = None,
+        *,
+        status: bool = False,
+    ) -> Resource:
+        """Make of an object what an alteration makes of it, if it has the version that is expected.
+
+        What is sent names the version that the alteration was made to, so that nobody's change is undone.
+        """
+        for trial in range(TRIES):
+            body, old = await self._get(how, wanted)
+            if expected is not None:
+                _require_version(wanted, old, body, expected)
+            before = how.reading(_document(body))
+            after = alteration(msgspec.json.encode(before), old)
+            version = _body.decode(body).metadata.resource_version
+            path = how.path(await self._version(how), wanted[1], wanted[2]) + ("/status" if status else "")
+            try:
+                if isinstance(old, RejectedObject) and how.own:
+                    assert obj is not None  # the others refuse to alter what is rejected
+                    after["metadata"] = {**after["metadata"], "resourceVersion": version}
+                    shape = {**after, "apiVersion": how.versions[0], "kind": how.kind.KIND}
+                    answer = await self._client.request("PUT", path, body=msgspec.json.encode(shape))
+                else:
+                    patch = _patch(before, after, old)
+                    if not patch:
+                        return cast("Resource", old)
+                    patch["metadata"] = {**patch.get("metadata", {}), "resourceVersion": version}
+                    data = msgspec.json.encode(patch)
+                    answer = await self._client.request("PATCH", path, body=data, content=MERGE_PATCH)
+            except Refused as error:
+                if error.status.code == 409 and expected is None and trial + 1 < TRIES:
+                    await asyncio.sleep(random.uniform(0, 0.02) * trial)
+                    continue
+                raise _told(error.status, wanted) from error
+            return _fact(how, answer)
+        raise AssertionError  # the last trial returns or raises
+
+
+def _patch(before: Document, after: Document, old: Resource | RejectedObject) -> Document:
+    """Return the merge patch that alters a stored document. Of a rejected one of others' nothing is removed."""
+    patch = after if isinstance(old, RejectedObject) else between(before, after)
+    metadata = {name: value for name, value in patch.get("metadata", {}).items() if name not in _SERVERS}
+    patch = {name: value for name, value in patch.items() if name not in {"metadata", "apiVersion", "kind"}}
+    return {**patch, "metadata": metadata} if metadata else patch
+
+
+_SERVERS = frozenset({"resourceVersion", "uid", "creationTimestamp", "name", "namespace"})
+"""Metadata that the API server gives."""
+
+
+def _require_version(wanted: Key, old: Resource | RejectedObject, body: bytes, expected: str) -> None:
+    """Raise Conflict unless an object has the version that it is expected to have."""
+    if isinstance(old, RejectedObject) and old.found is None:
+        version = _body.decode(body).metadata.resource_version
+        if expected not in ("", version):
+            raise Conflict(f"{subject(wanted)} changed since it was read", hint="read it again, then decide again")
+        return
+    check_version(wanted, old, expected)
+
+
+def _checked(how: Translation, body: bytes) -> tuple[Key, Resource | RejectedObject]:
+    """Return an object's key, and the object or why it is none."""
+    stored = key_in(how.kind.KIND, body)
+    if stored is None:
+        raise StoreUnavailable(f"the API server gave an object of kind {how.kind.KIND} without a name")
+    found = check(stored, body)
+    if isinstance(found, RejectedObject):
+        found = check(stored, msgspec.json.encode(how.reading(_document(body))))
+    return stored, found
+
+
+def _fact(how: Translation, body: bytes) -> Resource:
+    _, found = _checked(how, body)
+    if isinstance(found, RejectedObject):
+        raise found.error
+    return found
+
+
+def _told_by(how: Translation, cluster: str, line: bytes) -> Event | Bookmark:
+    """Return what a line of a watch tells. Raises VersionExpired and StoreUnavailable."""
+    try:
+        event = _event.decode(line)
+        if event.type == "ERROR":
+            status = msgspec.json.decode(event.object, type=Status)
+            if status.code == 410:
+                raise _expired(how, "", status)
+            raise StoreUnavailable(f"the API server ended a watch of kind {how.kind.KIND}: {status.message}")
+        version = f"{cluster}.{_body.decode(event.object).metadata.resource_version}"
+    except msgspec.MsgspecError as error:
+        raise StoreUnavailable(f"the API server wrote what is no event: {error}") from error
+    if event.type == "BOOKMARK":
+        return Bookmark(version)
+    type_ = _TYPES[event.type]
+    return Event(type_, _checked(how, bytes(event.object))[1], version)
+
+
+_TYPES: Mapping[str, Any] = {"ADDED": "added", "MODIFIED": "modified", "DELETED": "deleted"}
+
+
+def _told(status: Status, about: Key, *, creating: bool = False) -> Exception:
+    """Return the error that an API server's words are about an object."""
+    match status.code:
+        case 404 if creating:
+            return StoreUnavailable(
+                f"{subject(about)} cannot be created: {status.message}",
+                hint="is its namespace there, and does the API server know its kind (deploy/crds.yaml)?",
+            )
+        case 404:
+            return NotFound(f"{subject(about)} does not exist")
+        case 409 if status.reason == "AlreadyExists":
+            return AlreadyExists(f"{subject(about)} exists already")
+        case 409:
+            return Conflict(
+                f"{subject(about)} changed since it was read: {status.message}",
+                hint="read it again, then decide again",
+            )
+        case 400 | 413 | 422:
+            cause: Mapping[str, Any] = status.details.causes[0] if status.details.causes else {}
+            problem = str(cause.get("message") or status.message)
+            return InvalidObject(subject(about), str(cause.get("field", "")), problem, hint="nothing was changed")
+    return StoreUnavailable(f"{subject(about)}: the API server answers {status.code}: {status.message}")
+
+
+def _expired(how: Translation, number: str, status: Status) -> VersionExpired:
+    since = f" after {number}" if number else ""
+    return VersionExpired(
+        f"the API server no longer has every change of kind {how.kind.KIND}{since}: {status.message}",
+        hint=LIST_AGAIN,
+    )
+
+
+def _unexpected(error: Refused) -> StoreUnavailable:
+    return StoreUnavailable(f"the API server answers {error.status.code}: {error.status.message}")
+
+
+def _document(body: bytes) -> Document:
+    document: Document = msgspec.json.decode(body)
+    return document
