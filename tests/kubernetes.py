@@ -31,6 +31,10 @@ PORT = 6443
 HOST = "127.0.0.1"
 CLIENT_PORT = 2379
 
+ADMIN = "secret-of-admin"
+NOBODY = "secret-of-nobody"
+"""Tokens of one who may do everything, and of one who may do nothing."""
+
 
 def programs() -> Path:
     """Return where ./dev kubernetes put the programs."""
@@ -120,7 +124,7 @@ class ApiServer:
         self.admin = self.authority.issue("admin", "admin", group="system:masters")
         (directory / "sa.key").write_bytes(_pem(rsa.generate_private_key(65537, 2048)))
         self.tokens = directory / "tokens.csv"
-        self.tokens.write_text('secret-of-admin,admin,1,"system:masters"\n')
+        self.tokens.write_text(f'{ADMIN},admin,1,"system:masters"\n{NOBODY},nobody,2,""\n')
         self.fd = -1
 
     def start(self) -> None:
@@ -199,8 +203,18 @@ class ApiServer:
         process.kill()
         process.wait()
 
+    @property
+    def data(self) -> Path:
+        """What the database wrote."""
+        return self.directory / "etcd"
+
     def stop(self) -> None:
         """End both, and remove what they wrote."""
+        self.end()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def end(self) -> None:
+        """End both."""
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
@@ -209,7 +223,6 @@ class ApiServer:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-        shutil.rmtree(self.directory / "etcd", ignore_errors=True)
 
     def socket(self, family: int = socket.AF_INET) -> socket.socket:
         """Make a TCP socket where the API server is."""
@@ -290,7 +303,8 @@ class ApiServer:
                     document,
                     content="application/apply-patch+yaml",
                 )
-                served = f"/apis/{document['spec']['group']}/v1/{document['spec']['names']['plural']}"
+                spec = document["spec"]
+                served = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
                 eventually(lambda at=f"{path}/{name}": self._established(at), f"{name} is established")
                 eventually(lambda at=served: self._answers(at), f"{name} is served")
 

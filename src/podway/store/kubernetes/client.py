@@ -87,7 +87,7 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self.losses = 0
-        """How often a server could not be reached: whoever answers next may be another."""
+        """How often a server was lost, or ended a stream: whoever answers next may be another."""
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -189,6 +189,7 @@ class Client:
             self._turn(server)
             raise _unreachable(server, error) from error
         self._require_open()
+        self.losses += 1
 
     async def _begin(self, server: str, path: str, query: Mapping[str, str]) -> aiohttp.ClientResponse:
         for trial in range(2):

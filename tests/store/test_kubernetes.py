@@ -1,0 +1,685 @@
+"""The Kubernetes store where things go wrong, and what Podway's kinds are there: against a real API server."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from podway.api.checked import RejectedObject
+from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.cluster_network_policy import (
+    ClusterNetworkPolicy,
+    ClusterNetworkPolicySpec,
+    ClusterPolicySubject,
+    NamespacedPod,
+)
+from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
+from podway.api.kinds.node import Node, NodeAddress, NodeStatus
+from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease
+from podway.api.meta import Metadata
+from podway.api.resource import Resource
+from podway.errors import (
+    InvalidInput,
+    InvalidObject,
+    ObjectDamaged,
+    StoreError,
+    StoreForbidden,
+    StoreUnavailable,
+    VersionExpired,
+)
+from podway.store import informer as informers
+from podway.store.base import Bookmark, Event, Listing, Store
+from podway.store.informer import Informer
+from podway.store.kubernetes import access, client
+from podway.store.kubernetes import store as kubernetes
+from podway.store.kubernetes.access import Access, Material, in_cluster, read_kubeconfig
+from podway.store.kubernetes.store import KubernetesStore
+from tests.kubernetes import ADMIN, HOST, NOBODY, PORT, ROOT, ApiServer
+from tests.patience import PATIENCE
+from tests.store.conftest import Kubernetes
+
+pytestmark = pytest.mark.kernel
+
+Scenario = Callable[..., Awaitable[None]]
+
+
+def entry(server: ApiServer, *ports: int, token: str = ADMIN, **more: Any) -> Access:
+    servers = tuple(f"https://{HOST}:{port}" for port in ports or (PORT,))
+    given = {"token": Material(data=token.encode()), "authorities": Material(path=server.authority.path), **more}
+    return Access(servers=servers, source="the test", **given)
+
+
+@contextlib.asynccontextmanager
+async def opened(server: ApiServer, where: Access | Callable[[], Access]) -> AsyncIterator[KubernetesStore]:
+    found = where if callable(where) else lambda: where
+    store = KubernetesStore(found, sockets=lambda address: server.socket(address[0]))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def run(server: ApiServer, scenario: Scenario, where: Access | Callable[[], Access] | None = None) -> None:
+    async def main() -> None:
+        async with opened(server, where or entry(server)) as store, asyncio.timeout(2 * PATIENCE):
+            await scenario(store)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def server(api_server: ApiServer) -> ApiServer:
+    """The API server that all tests share, empty."""
+    Kubernetes(api_server).clean()
+    return api_server
+
+
+@pytest.fixture(scope="module")
+def frail_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server for what others would not survive."""
+    server = ApiServer(tmp_path_factory.mktemp("frail"))
+    try:
+        server.start()
+        server.define(ROOT / "deploy/crds.yaml")
+        yield server
+    finally:
+        server.stop()
+
+
+def node(name: str, **labels: str) -> Node:
+    return Node(metadata=Metadata(name=name, labels=labels))
+
+
+def kubeconfig(tmp_path: Path, server: ApiServer, **user: Any) -> Path:
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump(server.kubeconfig(**user)))
+    return path
+
+
+# Who asks
+
+
+@pytest.mark.parametrize("how", ["certificate", "token", "file", "data"])
+def test_a_kubeconfig_says_who_asks(server: ApiServer, tmp_path: Path, how: str) -> None:
+    config = server.kubeconfig()
+    user = config["users"][0]["user"]
+    if how in ("token", "file"):
+        user.clear()
+        user.update({"token": ADMIN} if how == "token" else {"tokenFile": "the-token"})
+        (tmp_path / "the-token").write_text(f"{ADMIN}\n")
+    if how == "data":
+        for name in ("client-certificate", "client-key"):
+            user[f"{name}-data"] = _base64(Path(user.pop(name)).read_bytes())
+        cluster = config["clusters"][0]["cluster"]
+        cluster["certificate-authority-data"] = _base64(Path(cluster.pop("certificate-authority")).read_bytes())
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump(config))
+
+    async def scenario(store: Store) -> None:
+        await store.create(node("n"))
+        assert [one.metadata.name for one in (await store.list(Node)).items] == ["n"]
+
+    run(server, scenario, lambda: read_kubeconfig(path))
+
+
+def _base64(data: bytes) -> str:
+    import base64
+
+    return base64.b64encode(data).decode()
+
+
+def test_a_token_that_ended_is_read_again_at_once(server: ApiServer, tmp_path: Path) -> None:
+    """As a pod has it: the kubelet puts another one into the file."""
+    (tmp_path / "token").write_text("one-that-ended")
+    shutil.copy(server.authority.path, tmp_path / "ca.crt")
+    where = in_cluster({"KUBERNETES_SERVICE_HOST": HOST, "KUBERNETES_SERVICE_PORT": str(PORT)}, tmp_path)
+
+    async def scenario(store: Store) -> None:
+        with pytest.raises(StoreForbidden, match="401"):
+            await store.list(Node)
+        (tmp_path / "token").write_text(ADMIN)
+        assert (await store.list(Node)).items == ()
+        start = (await store.list(Node)).version
+        (tmp_path / "token").write_text("one-that-ended")
+        kubernetes_client = store._client  # type: ignore[attr-defined]
+        kubernetes_client._identity.refused()
+        with pytest.raises(StoreForbidden, match="401"):
+            await anext(store.watch(Node, start))
+        (tmp_path / "token").write_text(ADMIN)
+        assert isinstance(await anext(store.watch(Node, start)), Bookmark)
+
+    run(server, scenario, where)
+
+
+def test_what_is_forbidden_is_told_by_verb_and_resource(server: ApiServer) -> None:
+    async def scenario(store: Store) -> None:
+        with pytest.raises(StoreForbidden, match=r'cannot list resource "nodes".*at the cluster scope'):
+            await store.list(Node)
+        with pytest.raises(StoreForbidden, match=r'cannot create resource "ippools" in API group "podway.io"'):
+            await store.create(IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/16")))
+
+    run(server, scenario, entry(server, token=NOBODY))
+
+
+PLUGIN = """#!/bin/sh
+echo called >> {directory}/calls
+test -n "$KUBERNETES_EXEC_INFO"
+cat {directory}/answer
+"""
+
+
+def test_a_plugin_is_asked_once_until_what_it_said_ends(server: ApiServer, tmp_path: Path) -> None:
+    (tmp_path / "plugin").write_text(PLUGIN.format(directory=tmp_path))
+    (tmp_path / "plugin").chmod(0o755)
+
+    def say(ends: str) -> None:
+        status = {"token": ADMIN, "expirationTimestamp": ends}
+        (tmp_path / "answer").write_text(msgspec.json.encode({"status": status}).decode())
+
+    api = "client.authentication.k8s.io/v1"
+    exec_ = {"apiVersion": api, "command": "./plugin", "interactiveMode": "Never", "provideClusterInfo": True}
+    path = kubeconfig(tmp_path, server, exec=exec_)
+    calls = tmp_path / "calls"
+
+    async def scenario(store: Store) -> None:
+        await store.list(Node)
+        await store.list(IPPool)
+        assert calls.read_text().count("called") == 1
+
+    async def again(store: Store) -> None:
+        await store.list(Node)
+        await store.list(IPPool)
+        assert calls.read_text().count("called") > 2
+
+    async def failing(store: Store) -> None:
+        with pytest.raises(StoreUnavailable, match=r"plugin .*plugin failed \(status 1\): cat: "):
+            await store.list(Node)
+
+    say("2100-01-01T00:00:00Z")
+    run(server, scenario, lambda: read_kubeconfig(path))
+    say("2020-01-01T00:00:00Z")
+    run(server, again, lambda: read_kubeconfig(path))
+    (tmp_path / "answer").unlink()
+    run(server, failing, lambda: read_kubeconfig(path))
+
+
+CONFIG: dict[str, Any] = {
+    "clusters": [{"name": "c", "cluster": {"server": "https://[::1]:6443"}}],
+    "users": [{"name": "u", "user": {"token": "t"}}],
+    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    "current-context": "x",
+}
+
+
+NO_BASE64 = {"server": "https://x", "certificate-authority-data": "-"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"current-context": ""}, "has no current-context"),
+        ({"current-context": "y"}, "context 'y' does not exist"),
+        ({"clusters": []}, "cluster 'c' does not exist"),
+        ({"users": []}, "user 'u' does not exist"),
+        ({"clusters": [{"name": "c", "cluster": {"server": "http://x"}}]}, "has no server https"),
+        ({"clusters": [{"name": "c", "cluster": NO_BASE64}]}, "is not base64"),
+        ({"clusters": 5}, "is no kubeconfig"),
+    ],
+)
+def test_what_is_no_kubeconfig_is_told(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump({**CONFIG, **change}))
+    with pytest.raises(InvalidInput, match=why):
+        read_kubeconfig(path)
+    path.unlink()
+    with pytest.raises(StoreUnavailable, match="there is no kubeconfig"):
+        read_kubeconfig(path)
+
+
+# What servers do
+
+
+class Proxy:
+    """Stands before the API server, in its network namespace, and can misbehave."""
+
+    def __init__(self, server: ApiServer, port: int, context: ssl.SSLContext) -> None:
+        self._server = server
+        self._port = port
+        self._context = context
+        self.answers: list[bytes] = []
+        """What is answered to the next requests in place of the API server's words."""
+        self.asked = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> "Proxy":
+        listening = self._server.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((HOST, self._port))
+        self._listening = await asyncio.start_server(self._serve, sock=listening, ssl=self._context)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listening.close()
+        self.cut()
+        await asyncio.sleep(0.05)
+
+    def cut(self) -> None:
+        """Break off all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        other: asyncio.StreamWriter | None = None
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.asked += 1
+            if self.answers:
+                writer.write(self.answers.pop(0))
+                await writer.drain()
+                return
+            plain = self._server.socket()
+            plain.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(plain, (HOST, PORT))
+            trust = ssl.create_default_context(cafile=str(self._server.authority.path))
+            upstream, other = await asyncio.open_connection(sock=plain, ssl=trust, server_hostname=HOST)
+            self._writers.add(other)
+            other.write(head[:-2] + b"Connection: close\r\n\r\n")  # so that each request passes here
+            await asyncio.gather(_pass_on(reader, other), _pass_on(upstream, writer))
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # cut off, which is what it is for
+        finally:
+            for one in (writer, other):
+                if one is not None:
+                    self._writers.discard(one)
+                    one.transport.abort()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.transport.abort()
+
+
+def proxy(server: ApiServer, port: int) -> Proxy:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(server.directory / "server.crt", server.directory / "server.key")
+    return Proxy(server, port, context)
+
+
+def answer(status: str, body: bytes = b"{}", *headers: str) -> bytes:
+    lines = (f"HTTP/1.1 {status}", *headers, "Content-Type: application/json", f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "Connection: close", "", "")).encode() + body
+
+
+def test_one_that_has_too_much_to_do_is_asked_again_when_it_says(server: ApiServer) -> None:
+    async def scenario(store: Store) -> None:
+        async with proxy(server, 7001) as before:
+            before.answers = [answer("429 Too Many Requests", b"{}", "Retry-After: 1")]
+            began = asyncio.get_running_loop().time()
+            await store.create(node("n"))
+            assert asyncio.get_running_loop().time() - began >= 1
+            assert before.asked == 2
+            assert [one.metadata.name for one in (await store.list(Node)).items] == ["n"]
+            before.answers = [answer("429 Too Many Requests", b'{"message":"no"}', "Retry-After: 3600")]
+            with pytest.raises(StoreUnavailable, match="has too much to do: no"):
+                await store.list(IPPool)
+
+    run(server, scenario, entry(server, 7001))
+
+
+def test_410_comes_as_a_status_or_in_the_stream(server: ApiServer) -> None:
+    gone = b'{"kind":"Status","code":410,"reason":"Expired","message":"too old"}'
+    stream = b'{"type":"ERROR","object":' + gone + b"}\n"
+
+    async def scenario(store: Store) -> None:
+        async with proxy(server, 7001) as before:
+            for wrong in (answer("410 Gone", gone), answer("200 OK", stream)):
+                version = (await store.list(Node)).version
+                watch = store.watch(Node, version)
+
+                async def read(watch: Any = watch) -> None:
+                    async for _ in watch:
+                        pass
+
+                limited = b'{"metadata":{"resourceVersion":"999999999"},"items":[]}'
+                before.answers = [answer("200 OK", limited), wrong]
+                with pytest.raises(VersionExpired, match=r"kind Node.*too old"):
+                    await read()
+            before.answers = [answer("410 Gone", gone)]  # of a list that was read too slowly
+            assert (await store.list(Node)).items == ()
+
+    run(server, scenario, entry(server, 7001))
+
+
+def test_another_server_is_asked_when_one_is_gone(server: ApiServer) -> None:
+    both = entry(server, 7001, 7002)
+
+    async def scenario(store: Store) -> None:
+        await store.create(node("n"))  # the first server's port is closed
+        async with proxy(server, 7001) as one, proxy(server, 7002) as two, opened(server, both) as other:
+            start = (await other.list(Node)).version
+            watch = other.watch(Node, start)
+            await anext(watch)
+            assert (one.asked > 0, two.asked) == (True, 0)
+            made = await store.create(node("m"))
+            told = await anext(watch)
+            assert isinstance(told, Event)
+            assert told.object == made
+            one.answers = [answer("503 Service Unavailable")] * 9
+            one.cut()
+            with pytest.raises(StoreUnavailable, match="cannot be reached"):
+                await anext(watch)
+            last = await store.create(node("o"))
+            async with contextlib.aclosing(other.watch(Node, told.version)) as again:
+                assert isinstance(await anext(again), Bookmark)
+                event = await anext(again)
+                assert isinstance(event, Event)
+                assert event.object == last
+            assert two.asked > 0
+
+    run(server, scenario, entry(server, 7009, PORT))
+
+
+def test_an_authority_that_was_replaced_is_believed_without_a_restart(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.kubernetes import Authority
+
+    monkeypatch.setattr(access, "READ_AGAIN", 0.0)
+    new = Authority(tmp_path, "new-ca")
+    certificate, key = new.issue("server", "kube-apiserver", hosts=(HOST,))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    trusted = tmp_path / "ca.crt"
+    shutil.copy(server.authority.path, trusted)
+
+    async def scenario(store: Store) -> None:
+        async with Proxy(server, 7001, context):
+            with pytest.raises(StoreUnavailable, match=r"(?i)certificate verify failed"):
+                await store.list(Node)
+            trusted.write_text(server.authority.pem + new.pem)  # both, while it is being replaced
+            assert (await store.list(Node)).items == ()
+
+    run(server, scenario, entry(server, 7001, authorities=Material(path=trusted)))
+
+
+class Known:
+    """What one knows of nodes who hears what an informer tells."""
+
+    def __init__(self, store: Store) -> None:
+        self.names: set[str] = set()
+        self.listings = 0
+        self.lost: list[StoreError] = []
+        self._told = asyncio.Event()
+        self._informer = Informer(
+            store, Node, version=None, hear=self._hear, lost=self._lose, reached=self._told.set
+        )
+
+    def _hear(self, one: Event | Listing[Resource]) -> None:
+        if isinstance(one, Listing):
+            self.names = {obj.metadata.name for obj in one.items}
+            self.listings += 1
+        else:
+            assert not isinstance(one.object, RejectedObject)
+            (self.names.discard if one.type == "deleted" else self.names.add)(one.object.metadata.name)
+        self._told.set()
+
+    def _lose(self, error: StoreError) -> None:
+        self.lost.append(error)
+        self._told.set()
+
+    @contextlib.asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._informer.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        while not holds():
+            self._told.clear()
+            await self._told.wait()
+
+
+def test_a_server_that_hangs_is_left_and_gone_back_to(
+    frail_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "IDLE_TIMEOUT", 1.0)
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr(informers, "RETRY", 0.1)
+
+    async def scenario(store: Store) -> None:
+        known = Known(store)
+        async with known.following():
+            await known.until(lambda: known.listings)
+            frail_server.signal(signal.SIGSTOP)
+            try:
+                await known.until(lambda: known.lost)
+            finally:
+                frail_server.signal(signal.SIGCONT)
+            async with opened(frail_server, entry(frail_server)) as other:
+                while True:
+                    with contextlib.suppress(StoreUnavailable):
+                        await other.create(node("after-it-hung"))
+                        break
+            await known.until(lambda: "after-it-hung" in known.names)
+        assert known.listings == 1, "the watch was taken up again"
+
+    run(frail_server, scenario)
+
+
+@pytest.mark.parametrize("how", ["restarted", "set back"])
+def test_nothing_is_lost_when_the_server_comes_back(
+    frail_server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    """The same API server; one with an older state of its database; another cluster at the same address."""
+    monkeypatch.setattr(informers, "RETRY", 0.1)
+    frail_server.end()
+    saved = tmp_path / "saved"
+    shutil.copytree(frail_server.data, saved)
+    frail_server.start()
+
+    async def scenario(store: Store) -> None:
+        known = Known(store)
+        async with known.following():
+            await store.create(node(f"before-{how.replace(' ', '-')}"))
+            await known.until(lambda: any(name.startswith("before") for name in known.names))
+            before = set(known.names)
+            if how == "set back":
+                # So many changes that those which the API server makes when it starts do not make up for them.
+                for number in range(400):
+                    change = {"metadata": {"labels": {"x": str(number)}}}
+                    await store.patch(Node, f"before-{how.replace(' ', '-')}", change)
+            # In this very thread: with another, its children would end.
+            come_back(frail_server, how, saved)
+            async with opened(frail_server, entry(frail_server)) as other:
+                await other.create(node(f"after-{how.replace(' ', '-')}"))
+                stored = {one.metadata.name for one in (await other.list(Node)).items}
+            await known.until(lambda: known.names == stored)
+            assert before <= stored if how == "restarted" else not before <= stored
+
+    run(frail_server, scenario)
+
+
+def come_back(server: ApiServer, how: str, saved: Path) -> None:
+    server.end()
+    if how == "set back":
+        shutil.rmtree(server.data)
+        shutil.copytree(saved, server.data)
+    if how == "made anew":
+        shutil.rmtree(server.data)
+    server.start()
+
+
+# What the kinds are
+
+
+def test_a_kind_that_the_server_does_not_know_is_empty_until_it_does(
+    frail_server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kubernetes, "LOOK_AGAIN", 0.1)
+    selector = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    pods = {
+        "type": "object",
+        "required": ["namespaceSelector", "podSelector"],  # as the project's own definition has it
+        "properties": {"namespaceSelector": selector, "podSelector": selector},
+    }
+    subject = {"type": "object", "properties": {"pods": pods}}
+    spec = {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {"subject": subject}}
+    definition = tmp_path / "cnp.yaml"
+    names = {"kind": "ClusterNetworkPolicy", "plural": "clusternetworkpolicies"}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}
+    version = {"name": "v1beta1", "served": True, "storage": True, "schema": schema}
+    group = "policy.networking.k8s.io"
+    approved = {"api-approved.kubernetes.io": "unapproved, a test"}
+    definition.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": f"clusternetworkpolicies.{group}", "annotations": approved},
+                "spec": {"group": group, "scope": "Cluster", "names": names, "versions": [version]},
+            }
+        )
+    )
+
+    async def scenario(store: Store) -> None:
+        listing = await store.list(ClusterNetworkPolicy)
+        assert (listing.items, listing.rejected) == ((), ())
+        watch = store.watch(ClusterNetworkPolicy, listing.version)
+        assert isinstance(await anext(watch), Bookmark)
+        await asyncio.to_thread(frail_server.define, definition)
+        with pytest.raises(VersionExpired):
+            await anext(watch)
+        everything = ClusterPolicySubject(pods=NamespacedPod())
+        spec = ClusterNetworkPolicySpec(tier="Admin", priority=1, subject=everything)
+        policy = ClusterNetworkPolicy(metadata=Metadata(name="p"), spec=spec)
+        made = await store.create(policy)
+        assert made.spec == policy.spec
+        assert (await store.list(ClusterNetworkPolicy)).items == (made,)
+
+    run(frail_server, scenario)
+
+
+def test_only_podways_own_leases_are_seen(server: ApiServer) -> None:
+    """A kubelet's lease has the node's name, too."""
+    lease = {"metadata": {"name": "n"}, "spec": {"holderIdentity": "kubelet"}}
+    path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+    server.ask("POST", path, lease)
+
+    async def scenario(store: Store) -> None:
+        assert (await store.list(NodeLease)).items == ()
+        spec = LeaseSpec(holder_identity="me", lease_duration_seconds=30, renew_time="2026-01-31T12:00:00.123456Z")
+        start = (await store.list(NodeLease)).version
+        made = await store.create(NodeLease(metadata=Metadata(name="n", namespace=LEASES), spec=spec))
+        assert made.spec == spec
+        assert (await store.list(NodeLease)).items == (made,)
+        async with contextlib.aclosing(store.watch(NodeLease, start)) as watch:
+            await anext(watch)
+            told = await anext(watch)
+            assert isinstance(told, Event)
+            assert told.object == made
+
+    try:
+        run(server, scenario)
+    finally:
+        server.ask("DELETE", f"{path}/n")
+
+
+def test_of_several_addresses_of_a_family_a_node_has_the_first(server: ApiServer) -> None:
+    async def scenario(store: Store) -> None:
+        made = await store.create(node("n"))
+        several = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]
+        addresses = tuple(NodeAddress(type="InternalIP", address=one) for one in several)
+        await store.update_status(msgspec.structs.replace(made, status=NodeStatus(addresses=addresses)))
+        seen = await store.get(Node, "n")
+        assert list(map(str, seen.internal_addresses)) == ["192.0.2.1", "2001:db8::1"]
+        await store.patch(Node, "n", {"metadata": {"annotations": {"podway.io/asn": "64513"}}})
+        stored = server.ask("GET", "/api/v1/nodes/n")
+        assert [one["address"] for one in stored["status"]["addresses"]] == several
+
+    run(server, scenario)
+
+
+def test_a_foreign_object_that_is_rejected_is_patched_and_one_of_ours_replaced(server: ApiServer) -> None:
+    server.ask(
+        "POST",
+        "/api/v1/nodes",
+        {
+            "metadata": {"name": "n", "annotations": {"podway.io/asn": "many"}},
+            "spec": {"providerID": "cloud://n", "unschedulable": True},
+        },
+    )
+    # The name of an IPv6 block is beyond CEL.
+    block = AddressBlock(
+        metadata=Metadata(name="wrong"), spec=AddressBlockSpec(cidr="fd00::/122", pool="p", node="n")
+    )
+
+    async def scenario(store: Store) -> None:
+        await store.create(node("other"))
+        listing = await store.list(Node)
+        assert [one.metadata.name for one in listing.items] == ["other"]
+        assert "asn" in listing.rejected[0].problem
+        with pytest.raises(ObjectDamaged):
+            await store.get(Node, "n")
+        found = listing.rejected[0].found
+        assert isinstance(found, Node)
+        await store.update(
+            msgspec.structs.replace(
+                found, metadata=msgspec.structs.replace(found.metadata, annotations={"podway.io/asn": "64513"})
+            )
+        )
+        assert (await store.get(Node, "n")).asn == 64513
+        assert server.ask("GET", "/api/v1/nodes/n")["spec"]["providerID"] == "cloud://n"
+        with pytest.raises(ObjectDamaged):
+            await store.create(block)
+        assert [one.key[2] for one in (await store.list(AddressBlock)).rejected] == ["wrong"]
+        await store.delete(AddressBlock, "wrong")
+        with pytest.raises(InvalidObject, match=r"IPPool/p: spec: .*RFC 2003"):
+            await store.create(
+                IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="fd00::/64", encapsulation="ipip"))
+            )
+
+    run(server, scenario)
+
+
+def test_commands_work_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path, server)
+    pid = server._processes["etcd"].pid
+
+    def podway(*arguments: str, text: str = "") -> str:
+        command = ("nsenter", f"--net=/proc/{pid}/ns/net", str(Path(sys.executable).parent / "podway"))
+        done = subprocess.run(
+            [*command, "--store", f"kubernetes://{path}", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pool = "apiVersion: podway.io/v1\nkind: IPPool\nmetadata: {name: pods}\nspec: {cidr: 10.9.0.0/16}\n"
+    podway("apply", "-f", "-", text=pool)
+    assert "10.9.0.0/16" in podway("get", "pools")
+    podway("set", "pool/pods", "encapsulation=vxlan")
+    assert server.ask("GET", "/apis/podway.io/v1/ippools/pods")["spec"]["encapsulation"] == "vxlan"
+    podway("delete", "pool", "pods")
+    assert server.ask("GET", "/apis/podway.io/v1/ippools")["items"] == []
