@@ -240,6 +240,28 @@ def test_what_somebody_does_to_the_table_is_put_right(lab: GuardLab, family: Fam
     test_between_pods_and_nodes_nothing_is_translated(lab, family, "udp")
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_beside_rules_for_services_like_kube_proxys(lab: GuardLab, family: Family, *, outside: bool) -> None:
+    """A Service's endpoint is a pod of another node, or a host outside."""
+    pod, ip = lab.pods[0], NFT_FAMILY[family]
+    service = {Family.IPV4: ip_address("10.96.0.10"), Family.IPV6: ip_address("fd00:96::10")}[family]
+    endpoint = OUTSIDE[family] if outside else ip_network(BLOCKS[family][1]).network_address + 7
+    lab.follow(changed(lab.view, builders.config(service_cidrs=("10.96.0.0/12", "fd00:96::/112"))))
+    lab.node.sh(
+        f"nft -f - <<'END'\ntable {ip} kube-proxy {{\n"
+        f"chain service {{ type nat hook prerouting priority dstnat; {ip} daddr {service} dnat to {endpoint}; }}\n"
+        "chain outgoing { type nat hook postrouting priority srcnat; meta mark & 0x4000 != 0 masquerade; }\n"
+        "}\nEND"
+    )
+    with serving(lab, endpoint, "tcp") as server, _socket(pod.netns, service, "tcp") as client:
+        client.connect((str(service), server.getsockname()[1]))
+        conversation, peer = server.accept()
+        with conversation:
+            conversation.settimeout(PATIENCE)
+            _talk(client, conversation)
+        assert ip_address(peer[0]) == (HERE[family].ip if outside else pod.address[family])
+
+
 def test_the_nodes_own_packets_are_not_looked_at(lab: GuardLab, family: Family) -> None:
     """Also not those from an address of a pool, such as the bridge's."""
     own = ip_network(BLOCKS[family][0]).network_address + 1
