@@ -4,6 +4,7 @@ import asyncio
 from contextlib import ExitStack
 from weakref import WeakValueDictionary
 
+import msgspec
 import structlog
 
 from podway.agent.blocks import BlockKeeper
@@ -18,6 +19,7 @@ from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.plan.node import section_of
 from podway.plan.objects import BRIDGE_DEVICE, PodWiring
+from podway.plan.ports import port_guard
 from podway.reconcile.enforcement import FindPod
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
@@ -99,6 +101,8 @@ class PodNetwork:
         stated = request.previous.addresses(request.attachment.ifname)
         wrong = [f"address {a} of prevResult is not leased to it" for a in stated if a not in lease.addresses]
         host = section_of(wiring)  # what else there is belongs to other pods
+        if host.elements:  # which are read as the table says that holds them
+            host = msgspec.structs.replace(host, tables=port_guard(self._state.facts().lan))
         wrong += [change.difference for change in self._kernel.diff(host) if change.action != "remove"]
         wrong += self._kernel.check_pod(netns, wiring.pod)
         if wrong:
