@@ -29,6 +29,8 @@ FORMS = {
     "vxlan": {"encapsulation": "vxlan"},
     "bridge, vxlan": {"attach": "bridge", "encapsulation": "vxlan", "distribution": "store"},
     "ipip": {"encapsulation": "ipip"},
+    "flow engine": {},
+    "flow engine, vxlan": {"encapsulation": "vxlan"},
     "racks": {"encapsulation": "vxlan", "when": "cross-subnet"},
     "racks that learn pods' routes": {},
 }
@@ -55,6 +57,8 @@ class Lab:
         try:
             self.state, new = outside.ensure(self.name)
             assert new
+            if form.startswith("flow engine"):
+                self.podway("set", "config", "dataPath=ebpf", "--wait")
             self.pods = [self.run(f"p{number}", f"node{number}") for number in (1, 2)]
         except BaseException:
             cluster.down(self.name)
