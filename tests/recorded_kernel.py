@@ -5,7 +5,7 @@ real kernel does asks one: this serves tests of what drives it.
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from podway.api.addresses import Address, Network
@@ -83,7 +83,13 @@ class RecordedFlows:
 
     stop = close
 
-    def read(self) -> Entries:
+    def read(self) -> Generator[None, None, Entries]:
+        yield
+        return self.entries
+
+    @property
+    def entries(self) -> Entries:
+        """What the maps say."""
         return Entries(
             dict(self._rules), dict(self._sets), dict(self._identities), dict(self._endpoints), self._pools
         )

@@ -52,6 +52,7 @@ class Reporter:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
         problems, target = self._components.problems(), topology(self._components.state.view)
         drift = await self._components.reconciler.differences()
+        differing = await self._components.reconciler.policy_differences()
         try:
             peers = await self.peers()
         except RoutingError as error:
@@ -95,7 +96,7 @@ class Reporter:
             "drift": {
                 "now": [
                     *(str(change) for change in drift),
-                    *self._components.reconciler.enforcement.differences(),
+                    *differing,
                     *self._components.learned.lost,
                 ],
                 "repaired": [msgspec.to_builtins(repair) for repair in self._components.reconciler.repairs],

@@ -224,8 +224,8 @@ class FlowEngine:
 
     # Maps.
 
-    def read(self) -> Entries:
-        """Return what the maps say."""
+    def read(self) -> Generator[None, None, Entries]:
+        """Return what the maps say; yields now and then, where a caller may pause."""
         maps = self._opened("read the flow engine's maps").maps
         names = {link.index: link.name for link in links.dump(self._connection)}
         endpoints = {}
@@ -234,11 +234,23 @@ class FlowEngine:
             endpoints[unpack_address(address)] = FlowEndpoint(
                 names.get(found.ifindex, ""), found.ingress_rules, found.egress_rules, bool(found.flags & BRIDGED)
             )
-        rules, identities = bpf.items(maps["rules"]), bpf.items(maps["identities"])
+        yield
+        rules: dict[RuleKey, Columns] = {}
+        for done, (entry, value) in enumerate(bpf.items(maps["rules"]).items(), 1):
+            rules[unpack_rule_key(entry)] = unpack_columns(value)
+            if not done % PORTION:
+                yield
+        yield
+        identities: dict[Prefix, int] = {}
+        for done, (prefix, value) in enumerate(bpf.items(maps["identities"]).items(), 1):
+            identities[unpack_policy_prefix(prefix)] = IDENTITY.unpack(value)[0]
+            if not done % PORTION:
+                yield
+        yield
         return Entries(
-            {unpack_rule_key(entry): unpack_columns(value) for entry, value in rules.items()},
+            rules,
             {number: one.port_lengths for number, one in _sets(maps["rule_sets"])},
-            {unpack_policy_prefix(prefix): IDENTITY.unpack(value)[0] for prefix, value in identities.items()},
+            identities,
             endpoints,
             frozenset(map(unpack_prefix, bpf.items(maps["pools"]))),
         )

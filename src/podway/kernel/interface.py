@@ -4,7 +4,7 @@
 is driven by the same engine (podway.kernel.engine).
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from podway.api.addresses import Network
@@ -41,8 +41,8 @@ class FlowDoor(Protocol):
         """Have the engine judge nothing any more, on all devices at once, and let go of it."""
         ...
 
-    def read(self) -> Entries:
-        """Return what the maps say."""
+    def read(self) -> Generator[None, None, Entries]:
+        """Return what the maps say; yields now and then, where a caller may pause."""
         ...
 
     def write(self, changes: FlowWrites) -> Iterator[None]:

@@ -10,7 +10,7 @@ place beside the scopes in the loop (podway.reconcile.reconciler), with the same
   on a pod's link when the maps know the pod.
 - **First comparison.** An agent that starts reads the maps. Its planner takes the numbers of identities and rule
   sets from there, so that what is right already is not written, and no number that is in use gets another meaning.
-- **Audits** compare all that was written with the maps, and undo what others changed.
+- **Audits** compare all that was written with the maps, in slices, and undo what others changed.
 
 What is not known is closed. A NetworkPolicy that cannot be read isolates its namespace, unless its last good state
 is known. A pod whose object is gone, finished or not to be read has a rule set that is never
@@ -18,8 +18,8 @@ written. One of which the store says that there is no object has no policy, for 
 starts finds in the maps which of the two a pod was.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from typing import Any, TypeVar
 
 import structlog
 
@@ -39,11 +39,16 @@ from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.kernel.interface import FlowDoor
 from podway.plan.node import wires
 from podway.policy.lookup import PolicyMaps
-from podway.policy.maps import CLOSED, NO_RULES, Delta, EndpointRules, PodName
+from podway.policy.maps import CLOSED, NO_RULES, Columns, Delta, EndpointRules, PodName, RuleKey
 from podway.policy.planner import PolicyPlanner
 from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+SLICE = 1000
+"""Entries that are compared at once: less than a millisecond."""
 
 RETRY = 10.0
 """Seconds until an engine that could not be had is tried again."""
@@ -77,6 +82,8 @@ class Enforcement:
         self._entering: dict[Attachment, Lease] = {}
         self._absent: dict[PodName, EndpointRules] = {}
         """Rules of pods of which the planner does not know."""
+        self._written = 0
+        """How often something was written."""
         self._unread: set[Key] = set()
         """Policies that cannot be read."""
         self._writing: Iterator[None] | None = None
@@ -229,31 +236,45 @@ class Enforcement:
                 continue
             except KernelError as error:
                 self._writing = None
-                self._note(error)
+                self.note(error)
                 if strict:
                     raise
                 return
             yield
 
-    def repair(self) -> str:
-        """Compare the maps with all that is wanted, and put right what is not so; say what it was, if anything."""
-        self.bring()
-        if self._planner is None:
+    def audit(self) -> Generator[None, None, FlowWrites | None]:
+        """Compare the maps with all that is wanted, in slices; yields after each, where others may go first.
+
+        Returns what differs; None if nobody can tell, since something was written meanwhile. Raises KernelError.
+        """
+        before = self._written
+        if self._planner is None or self.pending:
+            return None
+        have = yield from self._flow.read()
+        wrong = yield from self._compared(have)
+        return wrong if self._written == before and not self.pending else None
+
+    def mend(self, wrong: FlowWrites | None) -> str:
+        """Put right what an audit found, if anything; say what it was."""
+        if wrong is None:
             return ""
-        wrong = self._compared(self._flow.read())
         if wrong.empty:
             self.problem = ""
             return ""
+        self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
+        self._written += 1
         self._writing = self._flow.write(wrong)
         self.bring()
-        return told(wrong)
+        return f"{told(wrong)}: put right"
 
-    def differences(self) -> tuple[str, ...]:
-        """Return in words what of the maps is not as it should be."""
-        if self._planner is None or self._writing is not None or self._dirty:
-            return ()
-        wrong = self._compared(self._flow.read())
-        return () if wrong.empty else (told(wrong),)
+    def repair(self) -> str:
+        """Audit and mend at once. What the kernel refuses is in `problem`."""
+        self.bring()
+        try:
+            return self.mend(_in_one_go(self.audit()))
+        except KernelError as error:
+            self.note(error)
+            return ""
 
     def ways_changed(self) -> None:
         """Have the engine look up anew how packets go on: routes, neighbours or devices changed."""
@@ -279,7 +300,7 @@ class Enforcement:
             self._flow.open(wires(self._state.facts()), links, self._fill)
         except (KernelError, UnsupportedSystem) as error:
             self._end()
-            self._note(error)
+            self.note(error)
             self._again = self._state.now() + RETRY
             # What another agent left goes on to judge, and nobody is let through because we cannot.
             self._state.engine = self._is_attached()
@@ -303,9 +324,11 @@ class Enforcement:
 
     def _fill(self) -> None:
         """Bring the maps to what is wanted, whatever another agent left in them."""
-        left = self._flow.read()
+        left = _in_one_go(self._flow.read())
         self._compile(left)
-        for _ in self._flow.write(self._compared(left)):
+        wrong = _in_one_go(self._compared(left))
+        self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
+        for _ in self._flow.write(wrong):
             pass
 
     def _compile(self, left: Entries) -> None:
@@ -361,14 +384,24 @@ class Enforcement:
             gone_pools=self._pools - pools,
         )
         self._endpoints, self._pools = endpoints, pools
+        self._written += not writes.empty
         return writes
 
-    def _compared(self, have: Entries) -> FlowWrites:
-        """Return what differs between the maps and all that is wanted."""
-        want = self._maps
-        self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
-        rules = {key: said for key, said in want.rules.items() if have.rules.get(key) != said}
-        gone = tuple(key for key in have.rules if key not in want.rules)
+    def _compared(self, have: Entries) -> Generator[None, None, FlowWrites]:
+        """Find what differs between the maps and all that is wanted; yields now and then."""
+        want, endpoints, pools = self._maps, self._wanted_endpoints(), self._wanted_pools()
+        rules: dict[RuleKey, Columns] = {}
+        gone: list[RuleKey] = []
+        for number, (key, said) in enumerate(tuple(want.rules.items())):
+            if have.rules.get(key) != said:
+                rules[key] = said
+            if number % SLICE == SLICE - 1:
+                yield
+        for number, key in enumerate(have.rules):
+            if key not in want.rules:
+                gone.append(key)
+            if number % SLICE == SLICE - 1:
+                yield
         touched = {key.rule_set for key in (*rules, *gone)}
         sets = {
             number: lengths
@@ -379,13 +412,13 @@ class Enforcement:
             rules=rules,
             rule_sets=sets,
             identities={one: n for one, n in want.identities.items() if have.identities.get(one) != n},
-            endpoints={one: what for one, what in self._endpoints.items() if have.endpoints.get(one) != what},
-            pools=self._pools - have.pools,
-            gone_endpoints=tuple(have.endpoints.keys() - self._endpoints.keys()),
+            endpoints={one: what for one, what in endpoints.items() if have.endpoints.get(one) != what},
+            pools=pools - have.pools,
+            gone_endpoints=tuple(have.endpoints.keys() - endpoints.keys()),
             gone_identities=tuple(have.identities.keys() - want.identities.keys()),
-            gone_rules=gone,
+            gone_rules=tuple(gone),
             gone_rule_sets=tuple(have.rule_sets.keys() - want.rule_sets.keys()),
-            gone_pools=have.pools - self._pools,
+            gone_pools=have.pools - pools,
         )
 
     def _wanted_endpoints(self) -> dict[Address, FlowEndpoint]:
@@ -414,10 +447,21 @@ class Enforcement:
             return _SHUT  # finished, or said to be on another node, or not to be read
         return self._absent.get(name, _OPEN)
 
-    def _note(self, error: PodwayError) -> None:
+    def note(self, error: PodwayError) -> None:
+        """Take down, and log once, what keeps policies from being in force."""
         if error.message != self.problem:
             log.error("policies are not enforced as they should be", problem=error.message, hint=error.hint)
         self.problem = error.message
+
+
+def _in_one_go(steps: Generator[None, None, T]) -> T:
+    """Return what a generator that may pause returns, without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 def told(wrong: FlowWrites) -> str:

@@ -52,7 +52,7 @@ change only between two of them.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,14 @@ import structlog
 
 from podway.api.lease import Attachment, Lease
 from podway.cluster.change import Change as ClusterChange
-from podway.errors import AgentError, PodwayError
+from podway.errors import AgentError, KernelError, PodwayError
 from podway.kernel.engine import Report
+from podway.kernel.flow import FlowWrites
 from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, PodWiring, Sysctl
 from podway.reconcile import saved_sysctls
-from podway.reconcile.enforcement import Enforcement
+from podway.reconcile.enforcement import Enforcement, told
 from podway.reconcile.host import read_host
 from podway.reconcile.planning import Planning
 from podway.reconcile.pod_ends import PodEnds
@@ -190,7 +191,7 @@ class Reconciler:
         """Compare the kernel with all that is wanted, and undo what others changed, at once."""
         self.bring()
         if wrong := self.enforcement.repair():
-            self.repairs.note(f"{wrong}: put right")
+            self.repairs.note(wrong)
         report = self._apply()
         self._note_repairs(report)
         if not report.failures:
@@ -258,10 +259,38 @@ class Reconciler:
             self._due, self._full = self._full_due, False
             if self._read_host():
                 self.bring()
-            if full and (wrong := self.enforcement.repair()):
-                self.repairs.note(f"{wrong}: put right")
+            if full:
+                await self._look_at_policies()
             await self._look(full=full)
             await self._rest(clock() - began)
+
+    async def _look_at_policies(self) -> None:
+        """Audit what policies have in the kernel, and put right what differs."""
+        self.enforcement.bring()
+        try:
+            wrong = await self._in_slices(self.enforcement.audit(), self._work)
+        except KernelError as error:
+            self.enforcement.note(error)
+            return
+        if mended := self.enforcement.mend(wrong):
+            self.repairs.note(mended)
+
+    async def policy_differences(self) -> tuple[str, ...]:
+        """Return in words what policies should have in the kernel and have not, found in slices."""
+        wrong = await self._in_slices(self.enforcement.audit(), partial(asyncio.sleep, 0))
+        return () if wrong is None or wrong.empty else (told(wrong),)
+
+    @staticmethod
+    async def _in_slices(
+        audit: Generator[None, None, FlowWrites | None], pause: Callable[[], Awaitable[None]]
+    ) -> FlowWrites | None:
+        while True:
+            try:
+                next(audit)
+            except StopIteration as end:
+                found: FlowWrites | None = end.value
+                return found
+            await pause()
 
     async def _work(self) -> None:
         """Bring the kernel to the state if something came of it, and let others go first in any case."""
