@@ -173,6 +173,7 @@ class Client:
         server = self._servers[0]
         try:
             response = await self._begin(server, path, query)
+            transport = _transport(response)
             try:
                 yield b""
                 rest = b""
@@ -182,7 +183,7 @@ class Client:
                         if line:
                             yield line
             finally:
-                _cut(response)
+                _cut(response, transport)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._require_open()
             self.losses += 1
@@ -202,7 +203,7 @@ class Client:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     answer = await response.read()
             finally:
-                _cut(response)
+                _cut(response, _transport(response))
             if response.status == 401 and trial == 0:
                 self._identity.refused()
                 continue
@@ -260,11 +261,15 @@ class Client:
             await self._session.close()
 
 
-def _cut(response: aiohttp.ClientResponse) -> None:
-    """Close the connection of a stream at once: a parting that TLS has would outlast the store."""
+def _transport(response: aiohttp.ClientResponse) -> asyncio.Transport | None:
     connection = response.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()
+    return connection.transport if connection is not None else None
+
+
+def _cut(response: aiohttp.ClientResponse, transport: asyncio.Transport | None) -> None:
+    """Close the connection of a stream at once: a parting that TLS has would outlast the store."""
+    if transport is not None:
+        transport.abort()
     response.close()
 
 
