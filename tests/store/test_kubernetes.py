@@ -500,14 +500,15 @@ def test_nothing_is_lost_when_the_server_comes_back(
     async def scenario(store: Store) -> None:
         known = Known(store)
         async with known.following():
-            await store.create(node(f"before-{how.replace(' ', '-')}"))
-            await known.until(lambda: any(name.startswith("before") for name in known.names))
+            mark = f"before-{how.replace(' ', '-')}"
+            await store.create(node(mark))
+            await known.until(lambda: mark in known.names)
             before = set(known.names)
             if how == "set back":
                 # So many changes that those which the API server makes when it starts do not make up for them.
                 for number in range(400):
                     change = {"metadata": {"labels": {"x": str(number)}}}
-                    await store.patch(Node, f"before-{how.replace(' ', '-')}", change)
+                    await store.patch(Node, mark, change)
             # In this very thread: with another, its children would end.
             come_back(frail_server, how, saved)
             async with opened(frail_server, entry(frail_server)) as other:
