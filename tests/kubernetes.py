@@ -113,13 +113,14 @@ class ApiServer:
     Nodes are served without a watch cache, so that their history is as long as etcd's, and pods with one.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, hosts: tuple[str, ...] = ()) -> None:
+        directory.mkdir(exist_ok=True)
         self.directory = directory
         self._programs = programs()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.authority = Authority(directory)
         self.authority.issue(
-            "server", "kube-apiserver", hosts=(HOST, "10.96.0.1", "kubernetes.default.svc", "localhost")
+            "server", "kube-apiserver", hosts=(HOST, *hosts, "10.96.0.1", "kubernetes.default.svc", "localhost")
         )
         self.admin = self.authority.issue("admin", "admin", group="system:masters")
         (directory / "sa.key").write_bytes(_pem(rsa.generate_private_key(65537, 2048)))
@@ -148,8 +149,17 @@ class ApiServer:
         self.fd = netns.open_path(path)
 
     @property
+    def pid(self) -> int:
+        """A process in the network namespace."""
+        return self._processes["etcd"].pid
+
+    def inside(self, *command: str) -> None:
+        """Run a command in the network namespace."""
+        subprocess.run([*self._inside, *command], check=True)
+
+    @property
     def _inside(self) -> list[str]:
-        return ["nsenter", f"--net=/proc/{self._processes['etcd'].pid}/ns/net", "--"]
+        return ["nsenter", f"--net=/proc/{self.pid}/ns/net", "--"]
 
     @property
     def etcd(self) -> str:
@@ -160,7 +170,7 @@ class ApiServer:
         """Start the API server alone."""
         here = self.directory
         command = [
-            *(str(self._programs / "kube-apiserver"), f"--etcd-servers={self.etcd}", f"--bind-address={HOST}"),
+            *(str(self._programs / "kube-apiserver"), f"--etcd-servers={self.etcd}", "--bind-address=0.0.0.0"),
             *(f"--secure-port={PORT}", f"--advertise-address={HOST}", f"--client-ca-file={self.authority.path}"),
             *(f"--tls-cert-file={here / 'server.crt'}", f"--tls-private-key-file={here / 'server.key'}"),
             *(f"--service-account-key-file={here / 'sa.key'}", "--service-cluster-ip-range=10.96.0.0/12"),
@@ -278,10 +288,10 @@ class ApiServer:
         assert process.returncode == 0, process.stderr
         return process.stdout
 
-    def kubeconfig(self, **user: str) -> dict[str, Any]:
+    def kubeconfig(self, host: str = HOST, **user: Any) -> dict[str, Any]:
         """Return the kubeconfig of an administrator, or of the user that is given."""
         who = user or {"client-certificate": str(self.admin[0]), "client-key": str(self.admin[1])}
-        cluster = {"server": f"https://{HOST}:{PORT}", "certificate-authority": str(self.authority.path)}
+        cluster = {"server": f"https://{host}:{PORT}", "certificate-authority": str(self.authority.path)}
         return {
             "apiVersion": "v1",
             "kind": "Config",

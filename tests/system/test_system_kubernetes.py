@@ -1,0 +1,196 @@
+"""Agents whose store is a Kubernetes API: two nodes, a real API server over veths, which goes and comes back."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from podway.channel.client import call
+from podway.cni.conflist import FILE_NAME, render_conflist
+from podway.errors import AgentError
+from podway.kernel import netns
+from podway.lab.chain import Container, PluginChain
+from podway.lab.pods import SHIM
+from tests.kubernetes import ROOT, ApiServer
+from tests.namespaces import TestNamespace
+from tests.patience import PATIENCE, eventually
+
+pytestmark = pytest.mark.kernel
+
+PODWAY = [sys.executable, "-m", "podway"]
+
+
+class Machine:
+    """A node made by hand, with an agent, and a way to the API server besides the nodes' own network."""
+
+    def __init__(self, namespace: TestNamespace, directory: Path, number: int, server: ApiServer) -> None:
+        self.namespace, self.name, self.directory = namespace, f"n{number}", directory / f"n{number}"
+        self.directory.mkdir()
+        self._agent: subprocess.Popen[bytes] | None = None
+        namespace.sh(f"ip link add api0 type veth peer name api{number} netns {server.pid}")
+        namespace.sh(f"ip link set api0 up; ip addr add 172.31.{number}.2/24 dev api0")
+        server.inside("ip", "link", "set", f"api{number}", "up")
+        server.inside("ip", "addr", "add", f"172.31.{number}.1/24", "dev", f"api{number}")
+        self._config = self.directory / "kubeconfig"
+        self._config.write_text(yaml.safe_dump(server.kubeconfig(host=f"172.31.{number}.1")))
+        (self.directory / FILE_NAME).write_bytes(render_conflist(version="1.1.0"))
+        self._pods: list[Container] = []
+
+    @property
+    def store(self) -> list[str]:
+        return ["--store", f"kubernetes://{self._config}"]
+
+    def start(self) -> None:
+        options = ["agent", "--node", self.name, *self.store, "--interface", "eth0"]
+        command = [*PODWAY, *options, "--run-dir", str(self.directory)]
+        with open(self.directory / "agent.log", "ab") as log:
+            self._agent = netns.run(self.namespace.fd, lambda: subprocess.Popen(command, stderr=log))
+        eventually(self._answers, f"the agent of {self.name} answers")
+
+    def _answers(self) -> bool:
+        assert self._agent is not None
+        assert self._agent.poll() is None, (self.directory / "agent.log").read_text()[-3000:]
+        try:
+            return bool(self.status())
+        except AgentError:
+            return False
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = call(self.directory / "agent.sock", "status")
+        return answer
+
+    def stop(self) -> None:
+        assert self._agent is not None
+        self._agent.send_signal(signal.SIGTERM)
+        self._agent.wait(PATIENCE)
+        self._agent = None
+
+    def podway(self, *arguments: str, text: str = "") -> str:
+        done = self.namespace.run(*PODWAY, *self.store, *arguments, check=False, input=text)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @property
+    def _chain(self) -> PluginChain:
+        return PluginChain(
+            self.directory / FILE_NAME,
+            node=self.namespace.name,
+            search=(SHIM,),
+            cache=self.directory / "results",
+            environment={
+                "PODWAY_CNI_SOCKET": str(self.directory / "cni.sock"),
+                "PODWAY_CNI_SPOOL": str(self.directory / "cni-deletes"),
+                "PATH": os.environ["PATH"],
+            },
+        )
+
+    def add(self, pod: TestNamespace, name: str) -> str:
+        """Attach a pod; return its address."""
+        told = {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": name}
+        container = Container(id=f"{self.name}-{name}", netns=str(pod.path), args=told)
+        result = self._chain.add(container)
+        self._pods.append(container)
+        address: str = result["ips"][0]["address"]
+        return address.partition("/")[0]
+
+    def remove(self, name: str) -> None:
+        """Detach a pod."""
+        (container,) = (one for one in self._pods if one.args["K8S_POD_NAME"] == name)
+        self._chain.delete(container)
+        self._pods.remove(container)
+
+    def end(self) -> None:
+        if self._agent is not None:
+            self._agent.kill()
+            self._agent.wait()
+        pid = self.directory / "bird.pid"
+        if pid.exists():
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    """An API server of this test's own."""
+    made = ApiServer(tmp_path / "server", hosts=("172.31.1.1", "172.31.2.1"))
+    try:
+        made.start()
+        made.define(ROOT / "deploy/crds.yaml")
+        made.ask("POST", "/api/v1/namespaces", {"metadata": {"name": "podway"}})
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def machines(
+    new_netns: Callable[[], TestNamespace], tmp_path: Path, server: ApiServer
+) -> Iterator[tuple[Machine, Machine]]:
+    first, second = new_netns(), new_netns()
+    first.sh(f"ip link add eth0 type veth peer name eth0 netns {second.name}")
+    for number, namespace in enumerate((first, second), 1):
+        namespace.sh(f"ip link set eth0 up; ip addr add 172.30.0.{number}/24 dev eth0")
+    made = Machine(first, tmp_path, 1, server), Machine(second, tmp_path, 2, server)
+    yield made
+    for machine in made:
+        machine.end()
+
+
+POOL = """
+apiVersion: podway.io/v1
+kind: IPPool
+metadata: {name: pods}
+spec: {cidr: 10.244.0.0/16, blockSize: 29}
+"""
+
+
+def reach(pod: TestNamespace, address: str) -> None:
+    """Wait until a pod reaches an address."""
+    eventually(
+        lambda: pod.run("ping", "-nc1", "-W1", address, check=False).returncode == 0,
+        f"{address} answers",
+        every=0.2,
+    )
+
+
+def test_pods_come_and_go_while_the_api_server_is_away(
+    machines: tuple[Machine, Machine], server: ApiServer, new_netns: Callable[[], TestNamespace]
+) -> None:
+    """Nothing is lost, and nothing is leaked."""
+    one, two = machines
+    one.podway("apply", "-f", "-", text=POOL)
+    one.start()
+    two.start()
+    early, other = new_netns(), new_netns()
+    one.add(early, "early")
+    other_address = two.add(other, "other")
+    reach(early, other_address)
+    assert [node["metadata"]["name"] for node in server.ask("GET", "/api/v1/nodes")["items"]] == ["n1", "n2"]
+
+    server.stop_api()
+    late = new_netns()
+    late_address = one.add(late, "late")  # of the block that its node has: an ADD asks the API server nothing
+    reach(late, other_address)
+    one.remove("early")
+    eventually(lambda: one.status()["store"]["problem"], "the agent knows that its store is away")
+    one.stop()
+    one.start()  # by what its predecessor knew
+    reach(late, other_address)
+
+    server.start_api()
+    third = new_netns()
+    third_address = two.add(third, "third")
+    reach(third, late_address)
+    assert len({late_address, other_address, third_address}) == 3
+    one.podway("set", "pool/pods", "encapsulation=vxlan")
+    eventually(lambda: "dev podway-vxlan" in one.namespace.sh("ip route"), "a change of now reaches the agent")
+    reach(late, third_address)
+    blocks = server.ask("GET", "/apis/podway.io/v1/addressblocks")["items"]
+    assert sorted(block["spec"]["node"] for block in blocks) == ["n1", "n2"]
+    leases = server.ask("GET", "/apis/coordination.k8s.io/v1/namespaces/podway/leases")["items"]
+    assert [lease["metadata"]["name"] for lease in leases] == ["n1", "n2"]
