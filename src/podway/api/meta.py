@@ -1,6 +1,6 @@
 """What every resource has: Kubernetes' object metadata and label selectors."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -85,7 +85,7 @@ class LabelSelector(StrictRecord, frozen=True, kw_only=True):
         """Tell whether an object with these labels is selected."""
         if any(labels.get(key) != value for key, value in self.match_labels.items()):
             return False
-        return all(_holds(requirement, labels) for requirement in self.match_expressions)
+        return all(meets(labels, one.key, one.operator, one.values) for one in self.match_expressions)
 
 
 def selector_text(selector: LabelSelector) -> str:
@@ -96,14 +96,18 @@ def selector_text(selector: LabelSelector) -> str:
     return ",".join(parts) or "all"
 
 
-def _holds(requirement: SelectorRequirement, labels: Mapping[str, str]) -> bool:
-    present = requirement.key in labels
-    match requirement.operator:
+def meets(labels: Mapping[str, str], label: str, operator: str, values: Collection[str]) -> bool:
+    """Tell whether labels meet one condition; the operators are those of Kubernetes' `matchExpressions`.
+
+    One that nobody knows is met by nothing, nor is `NotIn` without values, which the API refuses.
+    """
+    value = labels.get(label)
+    match operator:
         case "In":
-            return present and labels[requirement.key] in requirement.values
+            return value in values
         case "NotIn":
-            return not present or labels[requirement.key] not in requirement.values
+            return bool(values) and value not in values
         case "Exists":
-            return present
-        case "DoesNotExist":
-            return not present
+            return value is not None
+        case _:
+            return operator == "DoesNotExist" and value is None

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator, Mapping, Set
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from podway.api.meta import LabelSelector
+from podway.api.meta import LabelSelector, meets
 
 T = TypeVar("T", bound=Hashable)
 
@@ -33,19 +33,7 @@ def selector_of(selector: LabelSelector) -> Selector:
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
     """Tell whether an object with these labels is selected."""
-    for key, operator, values in selector:
-        value = labels.get(key)
-        if operator == "In":
-            met = value in values
-        elif operator == "NotIn":
-            met = bool(values) and value not in values  # without values it is broken: fail closed
-        elif operator == "Exists":
-            met = value is not None
-        else:
-            met = operator == "DoesNotExist" and value is None
-        if not met:
-            return False
-    return True
+    return all(meets(labels, *requirement) for requirement in selector)
 
 
 class LabelIndex(Generic[T]):
