@@ -8,6 +8,7 @@ no write, so starting the agent on a correct node changes nothing, and stopping 
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
@@ -56,6 +57,14 @@ from podway.store.base import list_all
 from podway.store.open import open_store
 
 log = structlog.get_logger(__name__)
+
+SETTLING = 10.0
+"""Seconds that a new address of the uplink waits at most for the kernel to be ready before others hear of it."""
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that computes lets another go on (sys.setswitchinterval).
+
+The loop lets go of the interpreter with each system call, and would wait ten times as long each time to go on."""
 
 
 class Agent:
@@ -264,7 +273,11 @@ class Agent:
         while True:
             await self._uplink.changed.wait()
             self._uplink.changed.clear()
-            await self._reconciler.settled()
+            try:
+                async with asyncio.timeout(SETTLING):
+                    await self._reconciler.settled()
+            except TimeoutError:
+                log.error("others are told of the uplink's addresses though the kernel is not ready for them")
             self._channel.trigger()
             self._routing.trigger()
             await self._registration.renew()
@@ -272,6 +285,7 @@ class Agent:
 
 def run(options: AgentOptions) -> None:
     """Run an agent until it is told to stop. Raises PodwayError."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         steps = Steps()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(steps)) as runner:
