@@ -28,11 +28,13 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Encapsulation, IPPool
 from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.kinds.node_lease import LEASES, NodeLease
+from podway.api.lease import Attachment, Lease
 from podway.bgp.passwords import Secrets
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import VIEWED, ClusterView
 from podway.plan.bgp import BgpPlan, plan_bgp
-from podway.plan.changes import Change
+from podway.plan.changes import KINDS, Change
+from podway.plan.node import section_of
 from podway.plan.uplink import Uplink
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
@@ -434,6 +436,71 @@ def test_a_change_does_not_wait_for_the_end_of_an_audit(tmp_path: Path) -> None:
         await eventually(lambda: "10.244.2.0/24" in one.kernel.routes)
         await one.reconciler.settled()
         assert list(one.reconciler.repairs) == []
+
+    run(tmp_path, scenario)
+
+
+def bridged_pod(one: LoopOnly) -> tuple[Lease, list[tuple[str, Any]]]:
+    """Return a lease of a pod on the bridge, and what its request makes in the kernel, with their kinds."""
+    (block,) = one.state.view.blocks_of(one.name)
+    address = block.network[5]
+    attachment = Attachment("c0ffee", "eth0")
+    lease = Lease(attachment, "default/web", "podway", "/run/netns/x", (address,), one.state.attach((address,)))
+    section = section_of(one.state.wiring(lease))
+    return lease, [(kind, obj) for kind, field in KINDS.items() for obj in getattr(section, field)]
+
+
+def add(one: LoopOnly, lease: Lease, made: list[tuple[str, Any]]) -> None:
+    """Do as an ADD does."""
+    for kind, obj in made:
+        one.kernel.kinds[kind].objects[obj.key] = obj
+    wiring = one.state.wiring(lease)
+    one.state.leases[lease.attachment] = lease
+    one.reconciler.adopt(lease.attachment, wiring)
+    one.state.touch(lease.attachment.link)
+
+
+def while_an_audit_goes_on(one: LoopOnly, work: Callable[[], None]) -> asyncio.Event:
+    """Have work done between two slices of the next audit; the event tells that it is done."""
+    done = asyncio.Event()
+
+    def auditing() -> bool:
+        if not done.is_set():
+            done.set()
+            work()
+        return False
+
+    one.kernel.auditing = auditing
+    one.reconciler.trigger(0)
+    return done
+
+
+def test_an_audit_leaves_alone_what_a_request_makes_and_removes_meanwhile(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.store.create(builders.pool("pods", "10.244.0.0/16", attach="bridge"))
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        lease, made = bridged_pod(one)
+        assert {kind for kind, obj in made if lease.attachment.link not in str(obj)} >= {"route", "nft element"}
+
+        one.kernel.log.clear()
+        await while_an_audit_goes_on(one, partial(add, one, lease, made)).wait()
+        await asyncio.sleep(0.3)
+        assert [str(change) for change in one.kernel.log] == []
+
+        def remove() -> None:
+            one.state.leaving.add(lease.attachment)
+            for kind, obj in made:
+                del one.kernel.kinds[kind].objects[obj.key]
+
+        await while_an_audit_goes_on(one, remove).wait()
+        await asyncio.sleep(0.02)
+        one.state.forget(lease.attachment)
+        one.state.leaving.discard(lease.attachment)
+        one.reconciler.wake()
+        await asyncio.sleep(0.3)
+        assert [str(change) for change in one.kernel.log] == []
+        assert not list(one.reconciler.repairs)
 
     run(tmp_path, scenario)
 

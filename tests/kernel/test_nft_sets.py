@@ -152,6 +152,13 @@ def test_many_elements_of_several_sets_are_one_transaction(node: TestNamespace, 
     assert listed(node, "nodes") == listed(node, "blocks") == []
 
 
+def test_a_set_of_other_keys_is_told(node: TestNamespace, sets: NftSets) -> None:
+    node.sh("nft 'add set ip podway ports { type inet_service; }; add element ip podway ports { 80 }'")
+    with pytest.raises(KernelError, match="nft set ip podway ports") as caught:
+        list(sets.read(("ip", "podway", "ports"), FIELDS["nodes"]))
+    assert caught.value.errno == errno.EINVAL
+
+
 def test_a_set_that_is_not_there_is_told(sets: NftSets) -> None:
     with pytest.raises(KernelError) as caught:
         list(sets.read(("ip6", "podway", "nodes"), FIELDS["nodes"]))

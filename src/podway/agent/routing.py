@@ -87,7 +87,7 @@ class Routing:
             view, stood_in = self._state.view, self._state.transitional
             plan = await asyncio.to_thread(self._plan, view, self._state.uplink)  # it may take a while
             took = time.monotonic() - began
-            if self._is_late(view, stood_in):
+            if self._is_late(stood_in):
                 self._wanted.set()
                 continue
             try:
@@ -128,14 +128,15 @@ class Routing:
                 waited_seconds=SETTLING,
             )
 
-    def _is_late(self, view: ClusterView, stood_in: Collection[Network]) -> bool:
-        """Tell whether a plan came too late, so that another one has to be made: of the view as it is by now.
+    def _is_late(self, stood_in: Collection[Network]) -> bool:
+        """Tell whether a plan came too late, so that another one has to be made: of what is known by now.
 
         Routes of ours may stand in for what that one changes by now, and no more for what this one does. Where the
         cluster changes all the time, a late plan is taken in the end.
         """
         now = time.monotonic()
-        if self._state.view is view or not (stood_in or self._state.transitional):
+        transitional = self._state.transitional
+        if not (self._wanted.is_set() or transitional != stood_in) or not (stood_in or transitional):
             self._late_since = None
             return False
         self._late_since = self._late_since or now

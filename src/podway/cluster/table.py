@@ -5,7 +5,7 @@ A table never changes. `put` and `drop` return another one that shares all but a
 change does not grow with the number of objects: a dict of 100,000 would be copied in 2.6 ms for each event.
 
 An index is built when it is first asked for, and from then on kept by every table that comes of this one.
-Tables are read and made in one thread.
+Tables are made in one thread. Others may read them, and build what an index lacks.
 """
 
 from bisect import bisect_left, insort
@@ -143,7 +143,9 @@ class Table(Mapping[K, R], Generic[K, R]):
     def _with(self, objects: Map[K, R], name: K, change: Change[R]) -> "Table[K, R]":
         table = Table(objects, self._indices)
         table._built = {
-            index: _moved(built, self._indices[index], name, change) for index, built in self._built.items()
+            # A thread that reads the table may build an index just now.
+            index: _moved(built, self._indices[index], name, change)
+            for index, built in list(self._built.items())
         }
         table._order = _reordered(self._order, name, change)
         return table

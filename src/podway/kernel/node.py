@@ -166,12 +166,14 @@ class Kernel:
 
     def gateway_devices(self, protocol: int, lengths: Collection[tuple[int, int]]) -> dict[Network, str]:
         """See NodeKernel.gateway_devices."""
-        names = {link.index: link.name for link in links.dump(self.connection)}
         found: dict[Network, str] = {}
-        for family in Family:
-            wanted = {length for version, length in lengths if version == family}
-            for destination, index in routes.gateways(self.connection, family, protocol=protocol, lengths=wanted):
-                found[destination] = names.get(index, "")
+        # A thread may ask this: nobody shall wait for the loop's own connection until all routes are read.
+        with Connection(self._netns) as connection:
+            names = {link.index: link.name for link in links.dump(connection)}
+            for family in Family:
+                wanted = {length for version, length in lengths if version == family}
+                for destination, index in routes.gateways(connection, family, protocol=protocol, lengths=wanted):
+                    found[destination] = names.get(index, "")
         return found
 
     def ipip_counters(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from podway.api.addresses import Address, Family, Network, host_network
 from podway.cluster.view import ClusterView
-from podway.plan.fabric import required_modes
+from podway.plan.fabric import TunnelMode, required_modes
 from podway.plan.guard import NFT_FAMILY, NODES
 from podway.plan.objects import (
     BRIDGE_DEVICE,
@@ -77,6 +77,9 @@ _OUTER = """
 \t}}
 """
 """VXLAN's outer packets: both ways to this port, from a source port that says nothing (RFC 7348, section 5)."""
+
+_VXLAN: dict[Family, TunnelMode] = {Family.IPV4: "vxlan", Family.IPV6: "vxlan6"}
+"""The mode whose outer packets are of a family."""
 
 _TYPE: dict[Family, NftField] = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 
@@ -149,7 +152,7 @@ def nat_elements(view: ClusterView, names: Iterable[str], families: Collection[i
 
 
 def _translating(view: ClusterView, node: str, *, bridge: bool) -> Iterator[NftTable]:
-    vxlan = "vxlan" in required_modes(view, node)
+    modes = required_modes(view, node)
     for family in Family:
         sources = translated_pools(view, family)
         if not sources:
@@ -164,7 +167,7 @@ def _translating(view: ClusterView, node: str, *, bridge: bool) -> Iterator[NftT
             translation=_translation(view, node, family),
             bridge=_BRIDGE if bridge else "",
         )
-        outer = _OUTER.format(ip=ip, nodes=NODES, port=view.config.vxlan.port) if vxlan else ""
+        outer = _OUTER.format(ip=ip, nodes=NODES, port=view.config.vxlan.port) if _VXLAN[family] in modes else ""
         yield _table(family, chains + outer)
 
 

@@ -45,6 +45,7 @@ class Planning:
         self.wanted = Wanted()
         self._facts: NodeFacts | None = None
         self._inputs: dict[str, tuple[object, ...]] = {}
+        self._silent: list[Difference] = []
         self._dirty: dict[str, dict[Hashable, None]] = {}
         """Keys to be planned, by scope; of a scope that has none, the scope itself."""
 
@@ -72,7 +73,7 @@ class Planning:
                 self._mark(scope, [*_keys(scope, facts), *self._known(scope)])
         pods = self._known(PODS)
         for gone in [each for each in pods if each not in facts.leases]:
-            self.wanted.drop(Owner(_RANK[PODS.name], gone))
+            self._silent += self.wanted.drop(Owner(_RANK[PODS.name], gone))
         self._mark(PODS, [each for each in facts.leases if each not in pods])
         if former is not None and former.transitional != facts.transitional:
             changed = former.transitional ^ facts.transitional
@@ -119,8 +120,13 @@ class Planning:
 
     def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:
         """Take what was made for a pod already for wanted."""
-        self.wanted.put(Owner(_RANK[PODS.name], attachment), section_of(wiring))
+        self._silent += self.wanted.put(Owner(_RANK[PODS.name], attachment), section_of(wiring))
         self._mark(PODS, [attachment])  # what it was made by may be a moment older than what is known
+
+    def silent(self) -> list[Difference]:
+        """Return how the wanted objects changed since this was asked last by an ADD or DEL that did it itself."""
+        found, self._silent = self._silent, []
+        return found
 
     def _known(self, scope: Scope | KeyedScope) -> Collection[Hashable]:
         """Return the keys of a scope that have a section."""

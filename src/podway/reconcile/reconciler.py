@@ -156,6 +156,7 @@ class Reconciler:
     def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:
         """Take what was made for a pod already for wanted."""
         self._planning.adopt(attachment, wiring)
+        self._tell_audits(self._planning.silent())
         self.wake()
 
     async def settled(self) -> None:
@@ -223,6 +224,9 @@ class Reconciler:
                 if self._state.now() - turn > STEP:
                     await pause()
                     turn = self._state.now()
+            # Pods that came or went meanwhile: their requests made and removed what is theirs.
+            self._planning.look(self._state.facts())
+            self._tell_audits(self._planning.silent())
         finally:
             self._audits.remove(altered)
         return [
@@ -365,8 +369,7 @@ class Reconciler:
     def _carry_out(self, changes: Collection[Change]) -> None:
         if not changes:
             return
-        for audit in self._audits:
-            audit.update((change.kind, change.key) for change in changes)
+        self._tell_audits((*changes, *self._planning.silent()))
         self._state.touch(*(" ".join(change.key) for change in changes if change.kind == "forwarding entry"))
         problem = self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
         report = self._kernel.carry_out(changes, self.plan)
@@ -380,6 +383,12 @@ class Reconciler:
             self._refused |= {(change.kind, change.key) for change in changes}
         if failures or self.failures:  # what was refused before may be had now, or wanted no more
             self.trigger()
+
+    def _tell_audits(self, changes: Iterable[Change]) -> None:
+        """Have the audits that go on leave out what was made or removed since they began."""
+        keys = {(change.kind, change.key) for change in changes}
+        for audit in self._audits:
+            audit.update(keys)
 
     def _apply(self) -> Report:
         plan = self.plan()

@@ -9,12 +9,14 @@ of several fields with intervals (NFT_SET_CONCAT | NFT_SET_INTERVAL) hold a seco
 element has no key at all: the one that matches everything, `*`.
 """
 
+import errno
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Literal, NamedTuple, TypeAlias
 
-from podway.kernel.netlink import Connection, Request
+from podway.errors import KernelError
+from podway.kernel.netlink import Connection, Message, Request
 from podway.kernel.netlink import constants as c
 from podway.kernel.netlink.codec import attribute, nested, parse, parse_all, text
 from podway.kernel.nft.messages import BEGIN, BODY, END, header, message_type
@@ -57,7 +59,7 @@ def decode(key: Key, fields: Sequence[NftField]) -> tuple[str, ...]:
     for field in fields:
         length = field if isinstance(field, int) else _LENGTHS[field]
         low, high = (part[offset : offset + length] for part in key)
-        offset += length + -length % 4
+        offset += _padded(length)
         if isinstance(field, int):
             found.append(nft_number(low) if low == high else f"{nft_number(low)}-{nft_number(high)}")
         else:
@@ -76,19 +78,27 @@ class NftSets:
         self._connection = connection
 
     def read(self, place: Place, fields: Sequence[NftField]) -> Iterator[NftElement]:
-        """Return the elements of a set, whose keys have these fields; raises ENOENT if there is no such set.
+        """Return the elements of a set, whose keys have these fields.
+
+        Raises ENOENT if there is no such set, EINVAL if it is another than that.
 
         The kernel is asked at once, its answers are read one by one.
         """
         family, table, name = place
         body = header(family) + text(c.NFTA_SET_ELEM_LIST_TABLE, table) + text(c.NFTA_SET_ELEM_LIST_SET, name)
         request = Request(message_type(c.NFT_MSG_GETSETELEM), body, "list", f"nft set {' '.join(place)}")
-        answers = self._connection.dump(request)
-        return (
-            NftElement(*place, decode(key, fields) if key else EVERYTHING)
-            for answer in answers
-            for key in _keys(answer.body)
-        )
+        return self._elements(place, fields, self._connection.dump(request))
+
+    def _elements(
+        self, place: Place, fields: Sequence[NftField], answers: Iterable[Message]
+    ) -> Iterator[NftElement]:
+        size = sum(_padded(field if isinstance(field, int) else _LENGTHS[field]) for field in fields)
+        for answer in answers:
+            for key in _keys(answer.body):
+                if key is not None and len(key.start) != size:
+                    told = f"its keys have {len(key.start)} bytes, not {size}"
+                    raise KernelError(f"read nft set {' '.join(place)}", errno.EINVAL, told)
+                yield NftElement(*place, decode(key, fields) if key else EVERYTHING)
 
     def change(self, action: Literal["add", "delete"], elements: Sequence[NftElement]) -> None:
         """Add elements to sets or delete them: all of them or, if one is refused, none."""
@@ -110,6 +120,10 @@ class NftSets:
         request = Request(message_type(c.NFT_MSG_GETSET), body, "look at", f"nft set {' '.join(place)}")
         flags = int.from_bytes(parse(self._connection.get(request).body, BODY).get(c.NFTA_SET_FLAGS, b""))
         return flags & _RANGES == _RANGES
+
+
+def _padded(length: int) -> int:
+    return length + -length % 4
 
 
 def _bytes(field: str) -> bytes:
