@@ -239,15 +239,17 @@ class ApiServer:
         return netns.run(self.fd, lambda: socket.socket(family, socket.SOCK_STREAM))
 
     def ask(
-        self, method: str, path: str, body: Any = None, *, content: str = "application/json", port: int = PORT
+        self, method: str, path: str, body: Any = None, *, content: str = "application/json", token: str = ""
     ) -> Any:
-        """Ask as an administrator; return the answer's document, or its text. Raises Answer."""
+        """Ask as an administrator, or with a token; return the answer's document, or its text. Raises Answer."""
         context = ssl.create_default_context(cafile=str(self.authority.path))
-        context.load_cert_chain(*self.admin)
-        connection = _Connection(self, HOST, port, context=context, timeout=PATIENCE)
+        if not token:
+            context.load_cert_chain(*self.admin)
+        connection = _Connection(self, HOST, PORT, context=context, timeout=PATIENCE)
         try:
             data = None if body is None else json.dumps(body) if not isinstance(body, str) else body
-            connection.request(method, path, data, {"Content-Type": content})
+            who = {"Authorization": f"Bearer {token}"} if token else {}
+            connection.request(method, path, data, {"Content-Type": content, **who})
             answer = connection.getresponse()
             text = answer.read().decode()
         finally:
@@ -300,6 +302,19 @@ class ApiServer:
             "contexts": [{"name": "here", "context": {"cluster": "test", "user": "who"}}],
             "current-context": "here",
         }
+
+    def token(self, node: str) -> str:
+        """Return the token that a pod of the agent on a node has (authentication.k8s.io, TokenRequest)."""
+        pods = "/api/v1/namespaces/podway/pods"
+        container = {"name": "agent", "image": "none"}
+        spec = {"serviceAccountName": "podway-agent", "nodeName": node, "containers": [container]}
+        pod = {"metadata": {"name": f"agent-{node}", "namespace": "podway"}, "spec": spec}
+        uid = self.ask("POST", pods, pod)["metadata"]["uid"]
+        bound = {"kind": "Pod", "apiVersion": "v1", "name": f"agent-{node}", "uid": uid}
+        path = "/api/v1/namespaces/podway/serviceaccounts/podway-agent/token"
+        asked = {"spec": {"expirationSeconds": 3600, "boundObjectRef": bound}}
+        token: str = self.ask("POST", path, asked)["status"]["token"]
+        return token
 
     def define(self, *manifests: Path) -> None:
         """Apply the custom resource definitions of files, and wait until they are served."""

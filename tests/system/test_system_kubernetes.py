@@ -26,6 +26,15 @@ pytestmark = pytest.mark.kernel
 PODWAY = [sys.executable, "-m", "podway"]
 
 
+def register(server: ApiServer, name: str, address: str) -> None:
+    """Register a node as its kubelet does."""
+    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+    addresses = [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]
+    status = {"addresses": addresses, "nodeInfo": {"kubeletVersion": "v1.37.2"}}
+    content = "application/merge-patch+json"
+    server.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, content=content)
+
+
 class Machine:
     """A node made by hand, with an agent, and a way to the API server besides the nodes' own network."""
 
@@ -37,17 +46,17 @@ class Machine:
         namespace.sh(f"ip link set api0 up; ip addr add 172.31.{number}.2/24 dev api0")
         server.inside("ip", "link", "set", f"api{number}", "up")
         server.inside("ip", "addr", "add", f"172.31.{number}.1/24", "dev", f"api{number}")
-        self._config = self.directory / "kubeconfig"
-        self._config.write_text(yaml.safe_dump(server.kubeconfig(host=f"172.31.{number}.1")))
+        host = f"172.31.{number}.1"
+        self._admin = self.directory / "admin.config"
+        self._admin.write_text(yaml.safe_dump(server.kubeconfig(host=host)))
+        self._config = self.directory / "agent.config"
+        register(server, self.name, f"172.30.0.{number}")
+        self._config.write_text(yaml.safe_dump(server.kubeconfig(host=host, token=server.token(self.name))))
         (self.directory / FILE_NAME).write_bytes(render_conflist(version="1.1.0"))
         self._pods: list[Container] = []
 
-    @property
-    def store(self) -> list[str]:
-        return ["--store", f"kubernetes://{self._config}"]
-
     def start(self) -> None:
-        options = ["agent", "--node", self.name, *self.store, "--interface", "eth0"]
+        options = ["agent", "--node", self.name, "--store", f"kubernetes://{self._config}", "--interface", "eth0"]
         command = [*PODWAY, *options, "--run-dir", str(self.directory)]
         with open(self.directory / "agent.log", "ab") as log:
             self._agent = netns.run(self.namespace.fd, lambda: subprocess.Popen(command, stderr=log))
@@ -72,7 +81,9 @@ class Machine:
         self._agent = None
 
     def podway(self, *arguments: str, text: str = "") -> str:
-        done = self.namespace.run(*PODWAY, *self.store, *arguments, check=False, input=text)
+        done = self.namespace.run(
+            *PODWAY, "--store", f"kubernetes://{self._admin}", *arguments, check=False, input=text
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -121,7 +132,7 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
     try:
         made.start()
         made.define(ROOT / "deploy/crds.yaml")
-        made.ask("POST", "/api/v1/namespaces", {"metadata": {"name": "podway"}})
+        made.kubectl("apply", "-f", str(ROOT / "deploy/rbac.yaml"))
         yield made
     finally:
         made.stop()
@@ -161,7 +172,7 @@ def reach(pod: TestNamespace, address: str) -> None:
 def test_pods_come_and_go_while_the_api_server_is_away(
     machines: tuple[Machine, Machine], server: ApiServer, new_netns: Callable[[], TestNamespace]
 ) -> None:
-    """Nothing is lost, and nothing is leaked."""
+    """Nothing is lost, and nothing is leaked. Agents have the rights of deploy/rbac.yaml and no more."""
     one, two = machines
     one.podway("apply", "-f", "-", text=POOL)
     one.start()
@@ -170,7 +181,9 @@ def test_pods_come_and_go_while_the_api_server_is_away(
     one.add(early, "early")
     other_address = two.add(other, "other")
     reach(early, other_address)
-    assert [node["metadata"]["name"] for node in server.ask("GET", "/api/v1/nodes")["items"]] == ["n1", "n2"]
+    for node in server.ask("GET", "/api/v1/nodes")["items"]:
+        assert node["metadata"]["annotations"]["podway.io/interface-addresses"].startswith("172.30.0.")
+        assert node["status"]["addresses"][0]["type"] == "InternalIP", "as the kubelet wrote it"
 
     server.stop_api()
     late = new_netns()

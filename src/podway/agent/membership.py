@@ -25,7 +25,7 @@ from podway.api.resource import Resource
 from podway.api.rules import check_change
 from podway.api.validate import problems
 from podway.cluster.view import ClusterView
-from podway.errors import AlreadyExists, Conflict, NameTaken, NotFound, ObjectDamaged
+from podway.errors import AlreadyExists, Conflict, NameTaken, NotFound, ObjectDamaged, StoreForbidden
 from podway.ipam.claims import give_back_all_of
 from podway.store.base import Store
 from podway.store.leases import lease_of
@@ -45,6 +45,8 @@ class Membership:
         self._interval = heartbeat_interval
         self._instance = kernel_instance()
         self._words: dict[str, str] = {}
+        self._left: set[str] = set()
+        """The removed nodes whose blocks this agent is not allowed to give back."""
 
     async def check_name(self) -> None:
         """Raise NameTaken as `register`. For an agent that starts: before it looks for its addresses."""
@@ -146,7 +148,8 @@ class Membership:
             if registered != error.found:  # what else is wrong with it is not the agent's, and stays
                 await self._store.update(registered)
             return True
-        status = self._status(addresses)
+        # A kubelet observes its node itself, and would write its own again.
+        status = current.status if current.status.node_info.kubelet_version else self._status(addresses)
         # Others act on what they read between the two writes. An address without its subnet would be one that a
         # router leads to: subnets come before the addresses in them, and go after these.
         fewer = set(status.addresses) < set(current.status.addresses)
@@ -175,8 +178,14 @@ class Membership:
         the first in name order does, and the others only after they waited a second for each node before them.
         """
         rank = sorted(view.nodes).index(self._node) if self._node in view.nodes else len(view.nodes)
-        if gone > rank:
-            await give_back_all_of(self._store, node)
+        if gone > rank and node not in self._left:
+            try:
+                await give_back_all_of(self._store, node)
+            except StoreForbidden as error:
+                self._left.add(node)
+                log.warning(
+                    "the blocks of a removed node are for others to give back", gone=node, problem=str(error)
+                )
 
     def _refuse_if_taken(self, lease: NodeLease | None) -> None:
         now = time.time()

@@ -66,10 +66,17 @@ class NodeAddress(Record, frozen=True, kw_only=True):
     address: str
 
 
+class NodeInfo(Record, frozen=True, kw_only=True):
+    """What runs on a node."""
+
+    kubelet_version: str = ""
+
+
 class NodeStatus(Record, frozen=True, kw_only=True):
-    """What is observed of a node."""
+    """What is observed of a node: by its kubelet, where there is one."""
 
     addresses: tuple[NodeAddress, ...] = ()
+    node_info: NodeInfo = NodeInfo()
 
 
 def _blocks(node: "Node", cluster: Cluster) -> str:
