@@ -394,6 +394,36 @@ def test_another_server_is_asked_when_one_is_gone(server: ApiServer) -> None:
     run(server, scenario, entry(server, 7009, PORT))
 
 
+def test_in_a_cluster_all_servers_are_found_behind_the_service(server: ApiServer, tmp_path: Path) -> None:
+    """The second of them answers still when the first, and the Service, are gone."""
+    server.inside("ip", "addr", "add", "192.0.2.77/32", "dev", "lo")
+    (tmp_path / "token").write_text(ADMIN)
+    shutil.copy(server.authority.path, tmp_path / "ca.crt")
+    where = in_cluster({"KUBERNETES_SERVICE_HOST": HOST, "KUBERNETES_SERVICE_PORT": "7001"}, tmp_path)
+    path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+    servers = {
+        "metadata": {"name": "kubernetes"},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["192.0.2.78"]}, {"addresses": ["192.0.2.77"]}],
+        "ports": [{"name": "https", "port": PORT, "protocol": "TCP"}],
+    }
+    server.ask("POST", path, servers)
+
+    async def scenario(store: Store) -> None:
+        async with proxy(server, 7001):
+            await store.create(node("n"))
+            version = (await store.list(Node)).version
+        assert [one.metadata.name for one in (await store.list(Node)).items] == ["n"]
+        async with contextlib.aclosing(store.watch(Node, version)) as watch:
+            assert isinstance(await anext(watch), Bookmark)
+
+    try:
+        run(server, scenario, where)
+    finally:
+        server.ask("DELETE", f"{path}/kubernetes")
+        server.inside("ip", "addr", "del", "192.0.2.77/32", "dev", "lo")
+
+
 def test_an_authority_that_was_replaced_is_believed_without_a_restart(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,8 +514,6 @@ def test_a_server_that_hangs_is_left_and_gone_back_to(
     run(frail_server, scenario)
 
 
-# The server died; asyncio waits for it to part from idle connections as TLS wants it, longer than this test lasts.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["restarted", "set back", "made anew"])
 def test_nothing_is_lost_when_the_server_comes_back(
     frail_server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str

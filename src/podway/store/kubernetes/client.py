@@ -5,9 +5,11 @@ server has too much to do (429, with Retry-After), once more if it does not beli
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
+import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -29,6 +31,8 @@ IDLE_TIMEOUT = 150.0
 PATIENCE = 20.0
 """Seconds that one who was told to come back later comes back in all."""
 BUSY_TRIES = 6
+CLOSING_STEP, CLOSING_STEPS = 0.01, 50
+"""Seconds between looks whether all connections are closed by now, and how many."""
 
 # A peer that vanished is noticed by the kernel (tcp(7)): probes after 15 s of silence, 5 s apart, three of them.
 _SOCKET_OPTIONS = (
@@ -85,6 +89,7 @@ class Client:
         self._servers = list(access.servers)
         self._make_socket = sockets
         self._session: aiohttp.ClientSession | None = None
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
         self.losses = 0
         """How often a server was lost, or ended a stream: whoever answers next may be another."""
@@ -94,12 +99,17 @@ class Client:
         """The servers, the one first that is asked first."""
         return tuple(self._servers)
 
+    @property
+    def in_cluster(self) -> bool:
+        """Whether the server that was given is the Service `kubernetes`, behind which others are."""
+        return self._access.in_cluster
+
     def learn(self, servers: tuple[str, ...]) -> None:
-        """Take these servers for those of the cluster, besides the ones that were given."""
+        """Ask these servers from now on, and the ones that were given if none of them answers."""
         current = self._servers[0]
-        known = (*servers, *self._access.servers)
-        self._servers = [current] if current in known else []
-        self._servers += [one for one in dict.fromkeys(known) if one != current]
+        others = random.sample([one for one in servers if one != current], k=len(set(servers) - {current}))
+        first = [current] if current in servers else []
+        self._servers = [*first, *others, *(one for one in self._access.servers if one not in servers)]
 
     async def request(
         self,
@@ -242,6 +252,7 @@ class Client:
         except OSError:
             made.close()
             raise
+        self._sockets.add(made)
         return made
 
     def _turn(self, server: str) -> None:
@@ -257,8 +268,18 @@ class Client:
     async def close(self) -> None:
         """Close all connections. Streams end with StoreUnavailable."""
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        if self._session is None:
+            return
+        await self._session.close()
+        # asyncio parts from a peer as TLS wants it, which takes half a minute where the peer is dead.
+        for made in self._sockets:
+            if made.fileno() >= 0:
+                with contextlib.suppress(OSError):
+                    made.shutdown(socket.SHUT_RDWR)
+        for _ in range(CLOSING_STEPS):
+            if all(made.fileno() < 0 for made in self._sockets):
+                break
+            await asyncio.sleep(CLOSING_STEP)
 
 
 def _transport(response: aiohttp.ClientResponse) -> asyncio.Transport | None:

@@ -8,9 +8,10 @@ version that it has not reached yet would stand, and be silent about all that ha
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeAlias, cast
+from functools import partial
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -43,8 +44,13 @@ LOOK_AGAIN = 30.0
 """Seconds after which the API server is asked whether it knows such a kind by now."""
 WATCH_SECONDS = (300, 600)
 """How long a server is asked to let a watch stand: not all that began together are to end together."""
+REMEMBERED = 16
+"""Objects of which the body is kept that was read last."""
 TRIES = 10
 """How often a patch for which any version will do is made again because somebody was quicker."""
+
+SERVERS = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes"
+"""Where the addresses of all API servers are, each of which writes its own."""
 
 LIST_AGAIN = "list this kind again, then watch from the version of that list"
 
@@ -74,6 +80,20 @@ class _WatchEvent(msgspec.Struct, frozen=True):
     object: msgspec.Raw
 
 
+class _Endpoint(msgspec.Struct, frozen=True):
+    addresses: tuple[str, ...] = ()
+
+
+class _EndpointPort(msgspec.Struct, frozen=True):
+    name: str = ""
+    port: int = 0
+
+
+class _EndpointSlice(msgspec.Struct, frozen=True):
+    endpoints: tuple[_Endpoint, ...] = ()
+    ports: tuple[_EndpointPort, ...] = ()
+
+
 class _ApiResource(msgspec.Struct, frozen=True):
     name: str
     kind: str
@@ -84,8 +104,9 @@ class _ApiResources(msgspec.Struct, frozen=True):
     resources: tuple[_ApiResource, ...] = ()
 
 
-_Found: TypeAlias = list[tuple[Key, Resource | RejectedObject]]
-_Bodies: TypeAlias = list[bytes]
+T = TypeVar("T")
+
+_Found: TypeAlias = Sequence[tuple[Key, Resource | RejectedObject]]
 
 _page = msgspec.json.Decoder(_Page)
 _body = msgspec.json.Decoder(_Body)
@@ -106,6 +127,8 @@ class KubernetesStore:
             _ = self._client
         self._cluster: tuple[int, str] | None = None
         """What tells the cluster from others, and how often a server had been lost when it was asked for."""
+        self._last: dict[Key, bytes] = {}
+        """What was read last of a few objects: whoever updates one has read it just before."""
         self._served: dict[str, str] = {}
         """By optional kind, the apiVersion under which it is served."""
 
@@ -116,8 +139,8 @@ class KubernetesStore:
         path = await self._place(how, namespace or how.space)
         if path is None:
             return Listing((), f"{cluster}.{ABSENT}")
-        found, version = await self._list(how, path)
-        found.sort(key=lambda one: one[0])
+        listed, version = await self._list(how, path)
+        found = sorted(listed, key=lambda one: one[0])
         return Listing(
             tuple(cast("R", one) for _, one in found if not isinstance(one, RejectedObject)),
             f"{cluster}.{version}",
@@ -131,8 +154,7 @@ class KubernetesStore:
             answer = await self._client.request("GET", f"/apis/{GROUP}/v1")
             for one in msgspec.json.decode(answer, type=_ApiResources).resources:
                 if one.kind not in KINDS and "/" not in one.name:
-                    found, _ = await self._pages(f"/apis/{GROUP}/v1/{one.name}")
-                    keys = (key_in(one.kind, body) for body in found)
+                    keys, _ = await self._pages(f"/apis/{GROUP}/v1/{one.name}", partial(key_in, one.kind))
                     rejected += [cast("RejectedObject", check(each, b"")) for each in keys if each is not None]
         except Refused as error:
             if error.status.code != 404:
@@ -258,8 +280,21 @@ class KubernetesStore:
                 uid = _body.decode(answer).metadata.uid
             except (Refused, StoreForbidden):
                 uid = ""
+            if self._client.in_cluster:
+                await self._learn_servers()
             self._cluster = (losses, uid)
         return self._cluster[1]
+
+    async def _learn_servers(self) -> None:
+        """Find out where the API servers behind the Service `kubernetes` are: who asks them needs no Service."""
+        try:
+            found = msgspec.json.decode(await self._client.request("GET", SERVERS), type=_EndpointSlice)
+        except (Refused, StoreForbidden):
+            return  # what was given does
+        ports = [port.port for port in found.ports if port.name == "https"]
+        hosts = [f"[{host}]" if ":" in host else host for end in found.endpoints for host in end.addresses]
+        if ports and hosts:
+            self._client.learn(tuple(f"https://{host}:{ports[0]}" for host in hosts))
 
     async def _version(self, how: Translation) -> str:
         """Return the apiVersion under which a kind is served, the first if none is."""
@@ -307,7 +342,7 @@ class KubernetesStore:
 
     async def _list(self, how: Translation, path: str) -> tuple[_Found, str]:
         try:
-            bodies, version = await self._pages(path)
+            return await self._pages(path, partial(_checked, how))
         except Refused as error:
             if error.status.code == 404 and how.optional:
                 self._served.pop(how.kind.KIND, None)
@@ -318,24 +353,21 @@ class KubernetesStore:
                     hint="apply Podway's custom resource definitions: deploy/crds.yaml",
                 ) from error
             raise _unexpected(error) from error
-        found: _Found = []
-        for number, body in enumerate(bodies, start=1):
-            found.append(_checked(how, body))
-            if number % STEP == 0:
-                await asyncio.sleep(0)
-        return found, version
 
-    async def _pages(self, path: str) -> tuple[_Bodies, str]:
-        """Return the bodies of all objects at a path, as they were at one version. Raises Refused."""
+    async def _pages(self, path: str, read: Callable[[bytes], T]) -> tuple[Sequence[T], str]:
+        """Return what is read of all objects at a path, as they were at one version. Raises Refused."""
         for trial in range(TRIES):
-            bodies: _Bodies = []
+            found = []
             query = {"limit": str(PAGE)}
             try:
                 while True:
                     page = _page.decode(await self._client.request("GET", path, query=query))
-                    bodies += map(bytes, page.items or ())
+                    for body in page.items or ():
+                        found.append(read(bytes(body)))
+                        if len(found) % STEP == 0:
+                            await asyncio.sleep(0)
                     if not page.metadata.more:
-                        return bodies, page.metadata.resource_version
+                        return found, page.metadata.resource_version
                     query["continue"] = page.metadata.more
             except Refused as error:
                 # It took too long to read on: begin anew.
@@ -349,7 +381,26 @@ class KubernetesStore:
             body = await self._client.request("GET", path)
         except Refused as error:
             raise _told(error.status, wanted) from error
+        self._remember(wanted, body)
         return body, _checked(how, body)[1]
+
+    def _remember(self, about: Key, body: bytes) -> None:
+        self._last.pop(about, None)
+        self._last[about] = body
+        if len(self._last) > REMEMBERED:
+            del self._last[next(iter(self._last))]
+
+    async def _read(
+        self, how: Translation, wanted: Key, expected: str | None
+    ) -> tuple[bytes, Resource | RejectedObject, bool]:
+        """Return an object as it is stored (True), or as it was read last if that is what is expected (False).
+
+        Who writes to it then learns from the API server if it is another by now.
+        """
+        body = self._last.get(wanted)
+        if expected and body is not None and _body.decode(body).metadata.resource_version == expected:
+            return body, _checked(how, body)[1], False
+        return *await self._get(how, wanted), True
 
     async def _alter(
         self,
@@ -366,7 +417,7 @@ class KubernetesStore:
         What is sent names the version that the alteration was made to, so that nobody's change is undone.
         """
         for trial in range(TRIES):
-            body, old = await self._get(how, wanted)
+            body, old, fresh = await self._read(how, wanted, expected)
             if expected is not None:
                 _require_version(wanted, old, body, expected)
             before = how.reading(_document(body))
@@ -381,8 +432,11 @@ class KubernetesStore:
                     answer = await self._client.request("PUT", path, body=msgspec.json.encode(shape))
                 else:
                     patch = _patch(before, after, old)
-                    if not patch:
+                    if not patch and fresh:
                         return cast("Resource", old)
+                    if not patch:
+                        self._last.pop(wanted)  # nothing would be written that says whether it is so still
+                        continue
                     patch["metadata"] = {**patch.get("metadata", {}), "resourceVersion": version}
                     data = msgspec.json.encode(patch)
                     answer = await self._client.request("PATCH", path, body=data, content=MERGE_PATCH)
@@ -390,7 +444,9 @@ class KubernetesStore:
                 if error.status.code == 409 and expected is None and trial + 1 < TRIES:
                     await asyncio.sleep(random.uniform(0, 0.02) * trial)
                     continue
+                self._last.pop(wanted, None)
                 raise _told(error.status, wanted) from error
+            self._remember(wanted, answer)
             return _fact(how, answer)
         raise AssertionError  # the last trial returns or raises
 
