@@ -331,9 +331,9 @@ class ApiServer:
                 spec = document["spec"]
                 served = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
                 eventually(lambda at=f"{path}/{name}": self._established(at), f"{name} is established")
-                eventually(lambda at=served: self._answers(at), f"{name} is served")
+                eventually(lambda at=served: self.answers(at), f"{name} is served")
 
-    def _answers(self, path: str) -> bool:
+    def answers(self, path: str) -> bool:
         try:
             self.ask("GET", path)
         except Answer as answer:

@@ -47,7 +47,7 @@ from podway.store.kubernetes import store as kubernetes
 from podway.store.kubernetes.access import Access, Material, in_cluster, read_kubeconfig
 from podway.store.kubernetes.store import KubernetesStore
 from tests.kubernetes import ADMIN, HOST, NOBODY, PORT, ROOT, ApiServer
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, eventually
 from tests.store.conftest import Kubernetes
 
 pytestmark = pytest.mark.kernel
@@ -572,23 +572,33 @@ def test_a_kind_that_the_server_does_not_know_is_empty_until_it_does(
         "properties": {"namespaceSelector": selector, "podSelector": selector},
     }
     subject = {"type": "object", "properties": {"pods": pods}}
-    spec = {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {"subject": subject}}
+    whatever = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    ingress = {"type": "array", "items": {**whatever, "properties": {"from": {"type": "array", "items": subject}}}}
+    spec = {**whatever, "properties": {"subject": subject, "ingress": ingress}}
     definition = tmp_path / "cnp.yaml"
     names = {"kind": "ClusterNetworkPolicy", "plural": "clusternetworkpolicies"}
     schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}
-    version = {"name": "v1beta1", "served": True, "storage": True, "schema": schema}
     group = "policy.networking.k8s.io"
     approved = {"api-approved.kubernetes.io": "unapproved, a test"}
-    definition.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "apiextensions.k8s.io/v1",
-                "kind": "CustomResourceDefinition",
-                "metadata": {"name": f"clusternetworkpolicies.{group}", "annotations": approved},
-                "spec": {"group": group, "scope": "Cluster", "names": names, "versions": [version]},
-            }
+
+    def write(*versions: tuple[str, bool]) -> None:
+        """Write the definition with these versions; the first is stored, and those are served that are to be."""
+        every = [
+            {"name": name, "served": served, "storage": name == versions[0][0], "schema": schema}
+            for name, served in versions
+        ]
+        definition.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "apiextensions.k8s.io/v1",
+                    "kind": "CustomResourceDefinition",
+                    "metadata": {"name": f"clusternetworkpolicies.{group}", "annotations": approved},
+                    "spec": {"group": group, "scope": "Cluster", "names": names, "versions": every},
+                }
+            )
         )
-    )
+
+    write(("v1beta1", True))
 
     async def scenario(store: Store) -> None:
         listing = await store.list(ClusterNetworkPolicy)
@@ -604,6 +614,19 @@ def test_a_kind_that_the_server_does_not_know_is_empty_until_it_does(
         made = await store.create(policy)
         assert made.spec == policy.spec
         assert (await store.list(ClusterNetworkPolicy)).items == (made,)
+        # A list that is changed is sent whole, so what the API wants of its items has to be in it.
+        peer = {"pods": {"podSelector": {"matchLabels": {"app": "web"}}}}
+        rule = {"name": "r", "action": "Deny", "from": [peer]}
+        await store.patch(ClusterNetworkPolicy, "p", {"spec": {"ingress": [rule]}})
+        ruled = await store.patch(ClusterNetworkPolicy, "p", {"spec": {"ingress": [{**rule, "action": "Accept"}]}})
+        assert [each.action for each in ruled.spec.ingress] == ["Accept"]
+
+        # Served in another version from now on, it is the same object.
+        write(("v1alpha2", True), ("v1beta1", False))
+        await asyncio.to_thread(frail_server.define, definition)
+        former = f"/apis/{group}/v1beta1/clusternetworkpolicies"
+        await asyncio.to_thread(eventually, lambda: not frail_server.answers(former))
+        assert (await store.list(ClusterNetworkPolicy)).items[0].spec == ruled.spec
 
     run(frail_server, scenario)
 

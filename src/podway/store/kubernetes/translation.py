@@ -31,7 +31,8 @@ class Translation(msgspec.Struct, frozen=True):
 
     `versions` are the apiVersions under which it may be served, the best first. `space` is the namespace that all
     objects of a kind are looked for in, "" if everywhere. A kind that is `optional` may be unknown to a server.
-    `reading` makes of a stored document what Podway's type can be read of, `writing` of Podway's what is sent.
+    `reading` makes of a stored document what Podway's type can be read of, `writing` of Podway's what is sent,
+    and `creating` what is sent of a new object besides.
     """
 
     kind: type[Resource]
@@ -40,6 +41,7 @@ class Translation(msgspec.Struct, frozen=True):
     optional: bool = False
     reading: Alteration = _same
     writing: Alteration = _same
+    creating: Alteration = _same
 
     @property
     def own(self) -> bool:
@@ -112,7 +114,7 @@ def _with_selectors(document: Document) -> Document:
 _TABLE: Mapping[str, Translation] = MappingProxyType(
     {
         Node.KIND: Translation(Node, ("v1",), reading=_first_addresses),
-        Pod.KIND: Translation(Pod, ("v1",), writing=_with_containers),
+        Pod.KIND: Translation(Pod, ("v1",), creating=_with_containers),
         # The kubelets' leases have the nodes' names, too, in a namespace of theirs.
         NodeLease.KIND: Translation(NodeLease, ("coordination.k8s.io/v1",), space=LEASES),
         # Podway reads passwords of BGP peers, and is to see no other secret.
