@@ -28,6 +28,7 @@ _VARYING = (
     (re.compile(r"\d+ checks on"), "<checks> on"),  # what the doctor looks at grows
     (re.compile(r"\b(REACHABLE|STALE|DELAY|PROBE)\b"), "<learned>"),  # ages of a neighbour entry
     (re.compile(r"\d+ packets captured"), "<packets> captured"),  # whatever else was on the wires
+    (re.compile(r"(you are [\d.]+):\d+"), r"\1:<port>"),  # one that a translation chose may be any
     (re.compile(r"(?<=[.\]\d]:)[3-6]\d{4}\b"), "<port>"),  # ephemeral: net.ipv4.ip_local_port_range
     (re.compile(r"(?<=\d\.)[3-6]\d{4}(?= >|: )"), "<port>"),
 )

@@ -1,12 +1,16 @@
 """Traces out of the cluster: an expected translation, none where there should be one, and one that is a fault."""
 
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 import pytest
 
 from podway.api.addresses import Family
 from podway.api.kinds.ip_pool import IPPool
+from podway.kernel import netns
 from podway.lab import facts, outside
 from podway.store.base import Store
 from podway.trace.report import Direction
@@ -53,6 +57,39 @@ def test_the_translation_and_what_the_host_saw(lab: TraceLab, protocol: str, por
         # What comes back is the node's until the node gives it to the pod.
         assert {seen.destination for seen in back.hops[0].seen} == {NODE[family.family]}
         assert {seen.destination for seen in back.hops[-1].seen} == {family.source}
+
+
+def test_an_answer_whose_port_only_the_translation_knows(lab: TraceLab) -> None:
+    with udp_server(lab.namespace("outside"), 7777, b"no copy of what was asked"):
+        (family,) = lab.trace("a", "outside", protocol="UDP", port=7777).families
+    assert (family.there.verdict.outcome, family.there.verdict.problem) == ("delivered", "")
+    assert family.there.verdict.answered_by == "a server answered"
+    assert (family.back.verdict.outcome, family.back.verdict.problem) == ("delivered", "")
+    assert family.back.hops[-1].seen
+
+
+@contextmanager
+def udp_server(namespace: str, port: int, answer: bytes) -> Iterator[None]:
+    """Answer one datagram after the other in a namespace while the block runs."""
+    with netns.opened(netns.path_of(namespace)) as fd:
+        sock = netns.run(fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock.bind(("0.0.0.0", port))
+    sock.settimeout(0.1)
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                sock.sendto(answer, sock.recvfrom(999)[1])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        sock.close()
 
 
 def test_without_a_probe_the_plan_tells(lab: TraceLab) -> None:

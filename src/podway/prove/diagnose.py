@@ -10,7 +10,7 @@ from podway.prove.cause import Cause, command, place
 from podway.prove.inspector import Inspector
 from podway.prove.judge import Code, Fault, Flow
 from podway.prove.loss import conflicting_route, explain_loss
-from podway.prove.world import PodPoint, World
+from podway.prove.world import PodPoint, World, is_beyond
 
 
 def diagnose(world: World, fault: Fault, inspector: Inspector) -> Cause:
@@ -102,6 +102,12 @@ def _change(before: Flow, after: Flow) -> str:
 def _wrong_encapsulation(world: World, fault: Fault, inspector: Inspector) -> Cause:
     sender = world.node(fault.origin.node)
     destination = fault.target.address(fault.probe.family)
+    if is_beyond(fault.origin):
+        where = fault.here.words if fault.here else fault.next.words if fault.next else "on the wire"
+        return Cause(
+            f"packets from {fault.origin.label} arrive, but are not seen as they are when {where}",
+            "see whether they come into the cluster by another device or node",
+        )
     if sender is None or destination is None:
         raise ValueError("a probe was judged between points that it cannot have been sent between")
     lookup = inspector.lookup(sender, destination, None, "")

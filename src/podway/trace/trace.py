@@ -171,6 +171,10 @@ class _Conversation:
             request = self._case(hops, evidence, evidence.request)
             translated = translation_of(request) is not None
             case = self._case(hops, evidence, evidence.answer, answer=True, taken=taken, translated=translated)
+            if self._hides and self._protocol is Protocol.UDP and not evidence.refused:
+                # To which port it goes outside only the translation knows: no capture there tells it from others'.
+                inside = tuple(stage for stage in case.stages if stage.role != "uplink")
+                case = msgspec.structs.replace(case, stages=inside)
             return case, True
         if echo and not echo.sent.problem:
             taken = bool(echo.answer.sightings) or _entered(echo.request.sightings, self._sender)
