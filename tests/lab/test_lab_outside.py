@@ -193,6 +193,22 @@ def _socket(namespace: str, family: Family, kind: socket.SocketKind) -> socket.s
     return sock
 
 
+def test_a_node_that_gets_another_address_is_followed(flat: Lab) -> None:
+    host = flat.outside(Family.IPV4)
+    # Else the kernel removes the second address of a subnet along with the first.
+    flat.sh("node1", "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1")
+    for was, now in (("172.30.0.1", "172.30.9.1"), ("172.30.9.1", "172.30.0.1")):
+        flat.sh("node1", f"ip address add {now}/16 dev eth0; ip address del {was}/16 dev eth0")
+        assert flat.seen_by(host, flat.pods[0]) == now
+        eventually(lambda now=now: _nodes_known_to(flat, "node2") == {now})
+
+
+def _nodes_known_to(lab: Lab, node: str) -> set[str]:
+    path = netns.path_of(names.node_netns(lab.name, node))
+    command = ["nsenter", f"--net={path}", "nft", "list", "set", "ip", "podway-nat", "nodes"]
+    return set(re.findall(r"172\.30\.\d+\.\d+", subprocess.run(command, capture_output=True, text=True).stdout))
+
+
 def test_switched_off_and_on_by_a_command(flat: Lab) -> None:
     host, pod = flat.outside(Family.IPV4), flat.pods[0]
     (own,) = (address for address in pod.addresses if address.version == 4)
