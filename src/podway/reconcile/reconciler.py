@@ -68,7 +68,7 @@ from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, PodWiring, Sysctl
 from podway.reconcile import saved_sysctls
-from podway.reconcile.enforcement import Enforcement, told
+from podway.reconcile.enforcement import RETRY, Enforcement, told
 from podway.reconcile.host import read_host
 from podway.reconcile.planning import Planning
 from podway.reconcile.pod_ends import PodEnds
@@ -269,8 +269,12 @@ class Reconciler:
             await self._rest(clock() - began)
 
     async def _look_at_policies(self) -> None:
-        """Audit what policies have in the kernel, and put right what differs."""
+        """Audit what policies have in the kernel, and put right what differs; try again what could not be had."""
+        worked = self._state.engine
         self.enforcement.bring()
+        if self._state.engine != worked:
+            self.wake()
+        self._try_policies_again()
         try:
             wrong = await self._in_slices(self.enforcement.audit(), self._work)
         except KernelError as error:
@@ -278,6 +282,10 @@ class Reconciler:
             return
         if mended := self.enforcement.mend(wrong):
             self.repairs.note(mended)
+
+    def _try_policies_again(self) -> None:
+        if self.enforcement.problem:
+            self.trigger(RETRY)
 
     async def policy_differences(self) -> tuple[str, ...]:
         """Return in words what policies should have in the kernel and have not, found in slices."""
@@ -329,6 +337,7 @@ class Reconciler:
         self._awake = False
         self._read_host()
         yield from self.enforcement.portions()
+        self._try_policies_again()
         while (delta := self._planning.step(self._state.facts())) is not None:
             self._forward(delta)
             yield
@@ -339,7 +348,7 @@ class Reconciler:
             batch = [self._removals.pop(each) for each in gone[start : start + REMOVALS] if each in self._removals]
             self._carry_out(batch)
             yield
-        if not self._awake and not self._planning.dirty:
+        if not (self._awake or self._planning.dirty or self.enforcement.pending):
             self._settled.set()
 
     def _forward(self, delta: Sequence[Change]) -> None:
