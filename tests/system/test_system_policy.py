@@ -249,6 +249,18 @@ def test_status_and_explanations_say_what_is_in_force(lab: PolicyLab) -> None:
     assert "not enforced" not in told
 
 
+def test_an_agent_that_starts_takes_off_an_engine_that_is_not_wanted_any_more(lab: PolicyLab) -> None:
+    lab.policy(podSelector={"matchLabels": {"app": "web"}})
+    lab.reached_by(lab.pods["web"], "node1")
+    lab.lab.kill_agent("node1")
+    lab.lab.podway("set", "config", "dataPath=kernel")
+    lab.lab.start_agent("node1")
+    lab.reached_by(lab.pods["web"], ALL)
+    assert not lab.lab.status("node1")["drift"]["now"]
+    lab.lab.podway("set", "config", "dataPath=ebpf", "--wait")
+    lab.reached_by(lab.pods["web"], "node1")
+
+
 def test_trace_names_the_rule_that_lets_a_packet_pass_or_stops_it(lab: PolicyLab) -> None:
     pod = {"matchLabels": {"app": "client"}}
     lab.policy(podSelector={"matchLabels": {"app": "web"}}, ingress=[{"from": [{"podSelector": pod}]}])

@@ -156,10 +156,13 @@ class FlowEngine:
             self._engine, self._own = None, {}
 
     def stop(self) -> None:
-        """Have the engine judge nothing any more, on all devices at once, and let go of it."""
-        if self._engine is not None:
-            self._engine.stop()
-            self.close()
+        """Have the engine judge nothing any more, on all devices at once, and let go of it.
+
+        Also one that another agent left.
+        """
+        if not why_not():
+            flow_programs.stop(self._connection, [link.index for link in links.dump(self._connection)])
+        self.close()
 
     def attach(self, program: FlowProgram) -> None:
         """Hang a program on a device, unless it is there already."""

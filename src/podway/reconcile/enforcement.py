@@ -212,7 +212,7 @@ class Enforcement:
 
     def start(self) -> None:
         """Compare the maps with everything, as an agent starts."""
-        self._choose()
+        self._choose(starts=True)
         self.bring()
 
     def bring(self, *, strict: bool = False) -> None:
@@ -283,16 +283,24 @@ class Enforcement:
 
     # Beginning and end.
 
-    def _choose(self) -> None:
-        """Begin or end to enforce, as the settings ask."""
+    def _choose(self, *, starts: bool = False) -> None:
+        """Begin or end to enforce, as the settings ask; an agent that `starts` may find another one's engine."""
         if not self.wanted:
             if self._state.engine or self.problem:
                 log.info("policies are not enforced any more", data_path="kernel")
-            self._flow.stop()  # before programs are taken off one by one, of which some know half of what goes on
+            if self._flow.is_open or starts:
+                self._stop()
             self._end()
             self._state.engine, self.problem = False, ""
         elif self._planner is None and self._state.now() >= self._again:
             self._begin()
+
+    def _stop(self) -> None:
+        """Have nothing judge any more, before programs are taken off one by one, of which some know half."""
+        try:
+            self._flow.stop()
+        except KernelError as error:
+            log.warning("the flow engine could not be stopped at once", problem=error.message)
 
     def _begin(self) -> None:
         links = [lease.attachment.link for lease in self._state.leases.values()]

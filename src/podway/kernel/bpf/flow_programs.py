@@ -133,6 +133,13 @@ def works(connection: Connection, devices: Iterable[int]) -> bool:
         return bool(working.build)
 
 
+def stop(connection: Connection, devices: Iterable[int]) -> None:
+    """Have the programs on these devices leave all packets to who is behind them, at once. Raises KernelError."""
+    for one in attached(connection, devices):
+        with bpf.opened(one.program) as opened:
+            bpf.insert(opened.maps["active"], _ZERO, bytes(_BUILD.size))
+
+
 def _recognized(device: int, direction: Direction, program: int) -> Attached | None:
     try:
         with bpf.opened(program) as opened:
@@ -175,10 +182,6 @@ class Engine:
         for fd in (*self.programs.values(), *self.maps.values()):
             os.close(fd)
         self.programs, self.maps = {}, {}
-
-    def stop(self) -> None:
-        """Have the programs leave every packet to who is behind them, all at once. Raises KernelError."""
-        bpf.insert(self.maps["active"], _ZERO, bytes(_BUILD.size))
 
     def attach(self, connection: Connection, place: Place) -> None:
         """Hang the program of a hook on a device. Raises KernelError."""
