@@ -69,7 +69,8 @@ def test_an_agent_writes_what_is_its_own_nodes(server: ApiServer, token: str) ->
     server.ask("PATCH", f"{LEASES}/n1", {"spec": {"holderIdentity": "y"}}, content=MERGE, token=token)
     server.ask("PATCH", "/api/v1/nodes/n1", annotation("podway.io/accepts"), content=MERGE, token=token)
     server.ask("DELETE", f"{BLOCKS}/10-244-1-0-24", token=token)
-    for path in (BLOCKS, "/apis/podway.io/v1/ippools", "/api/v1/nodes", "/api/v1/namespaces/podway/secrets"):
+    read = ("/apis/podway.io/v1/ippools", "/api/v1/nodes", "/api/v1/namespaces/podway/secrets", "/api/v1/pods")
+    for path in (BLOCKS, *read, "/apis/networking.k8s.io/v1/networkpolicies"):
         server.ask("GET", path, token=token)
 
 
@@ -89,7 +90,8 @@ def test_an_agent_writes_what_is_its_own_nodes(server: ApiServer, token: str) ->
         ("DELETE", "/api/v1/nodes/n1", None, "cannot delete resource"),
         ("GET", "/api/v1/secrets", None, "cannot list resource"),
         ("GET", "/api/v1/namespaces/default/secrets", None, "cannot list resource"),
-        ("GET", "/api/v1/pods", None, "cannot list resource"),
+        ("GET", "/api/v1/configmaps", None, "cannot list resource"),
+        ("DELETE", "/api/v1/namespaces/default/pods/web", None, "cannot delete resource"),
         ("POST", "/apis/podway.io/v1/ippools", {}, "cannot create resource"),
         ("DELETE", "/apis/podway.io/v1/clusterauthorities/default", None, "cannot delete resource"),
     ],
