@@ -17,7 +17,7 @@ import structlog
 
 from podway.agent.blocks import BlockKeeper
 from podway.agent.cluster_handler import ChangesRouting, ClusterHandler
-from podway.agent.cluster_informer import ClusterInformer
+from podway.agent.cluster_informer import ClusterInformer, first_view
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
 from podway.agent.membership import Membership
@@ -26,12 +26,16 @@ from podway.agent.routing import Routing
 from podway.api.addresses import Interface
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Encapsulation, IPPool
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.kinds.node_lease import LEASES, NodeLease
+from podway.api.kinds.pod import Pod
 from podway.api.lease import Attachment, Lease
 from podway.bgp.passwords import Secrets
 from podway.bgp.speaker import BgpSpeaker
-from podway.cluster.view import VIEWED, ClusterView
+from podway.cluster.view import JUDGING, VIEWED, ClusterView
+from podway.errors import AgentError, StoreUnavailable
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import KINDS, Change
 from podway.plan.node import section_of
@@ -39,7 +43,6 @@ from podway.plan.uplink import Uplink
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
-from podway.store.base import list_all
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests import builders
 from tests.patience import PATIENCE
@@ -104,8 +107,8 @@ class LoopOnly:
     async def start(self) -> None:
         membership = Membership(self.store, self.name, heartbeat_interval=10.0)
         await membership.register(self.addresses)
-        listing = await list_all(self.store, VIEWED)
-        self.state = NodeState(self.name, ClusterView.of(listing.items), Uplink("eth0", 1500, self.addresses))
+        view, versions = await first_view(self.store)
+        self.state = NodeState(self.name, view, Uplink("eth0", 1500, self.addresses))
         self.contact = StoreContact()
         registration = Registration(membership, self.state, self.contact, 10.0)
         # Nobody tells of what others change here: an audit looks every tenth of a second.
@@ -127,7 +130,7 @@ class LoopOnly:
             Trigger(),
             Trigger(),
         )
-        informer = ClusterInformer(self.store, self.state, self.contact, listing.versions, handler)
+        informer = ClusterInformer(self.store, self.state, self.contact, versions, handler)
         encapsulation.refresh(force=True)
         self.reconciler.start()
         await blocks.keep()
@@ -554,6 +557,88 @@ def test_watches_that_end_and_history_that_is_gone_lose_nothing(tmp_path: Path, 
                 await cluster.store.delete(Node, f"far{number - 1}")
         await eventually(lambda: {"10.244.30.0/24", "10.244.50.0/24"} <= one.kernel.routes.keys())
         await eventually(lambda: not {"10.244.20.0/24", "10.244.40.0/24"} & one.kernel.routes.keys())
+
+    run(tmp_path, scenario)
+
+
+def test_pods_and_policies_are_followed_only_while_policies_are_to_be_enforced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judging = frozenset(kind.KIND for kind in JUDGING)
+    listed: list[str] = []
+    listing = MemoryStore.list
+
+    async def counted(store: MemoryStore, kind: Any, **options: Any) -> Any:
+        if kind.KIND in judging:
+            listed.append(kind.KIND)
+        return await listing(store, kind, **options)
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        await cluster.store.create(builders.config())
+        monkeypatch.setattr(MemoryStore, "list", counted)
+        one = await cluster.join("node1", 1)
+        web, other = (builders.pod(name, "node9", "10.244.99.1", namespace="x") for name in ("web", "other"))
+        await cluster.store.create(web)
+
+        def known() -> set[str]:
+            return {name for _, name in one.state.view.namespaced_table(Pod)}
+
+        async def switch(path: str) -> None:
+            await cluster.store.patch(NetworkConfig, "default", {"spec": {"dataPath": path}})
+
+        await one.reconciler.settled()
+        assert not listed
+        assert not known()
+        assert one.state.view.unlisted == judging
+        for number in range(1, 3):  # a second time as the first
+            await switch("ebpf")
+            await eventually(lambda: one.reconciler.enforcement.in_force)
+            assert (sorted(listed), known()) == (sorted([*judging] * number), {"web"})
+            await cluster.store.create(other)
+            await eventually(lambda: known() == {"web", "other"})
+            await switch("kernel")
+            await eventually(lambda: not one.reconciler.enforcement.in_force and not known())
+            await cluster.store.delete(Pod, "other", namespace="x")
+        await cluster.store.create(other)
+        await one.reconciler.settled()
+        assert known() == set()
+
+    run(tmp_path, scenario)
+
+
+def test_nothing_is_enforced_and_nobody_let_in_before_it_is_known_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, away = MemoryStore.list, True
+
+    async def slow(store: MemoryStore, kind: Any, **options: Any) -> Any:
+        if away and kind is NetworkPolicy:
+            raise StoreUnavailable("the store is away")
+        return await listing(store, kind, **options)
+
+    async def find(_namespace: str, _name: str) -> None:
+        return None
+
+    async def scenario(cluster: Cluster) -> None:
+        nonlocal away
+        await cluster.pool("none")
+        await cluster.store.create(builders.config())
+        one = await cluster.join("node1", 1)
+        enforcement = one.reconciler.enforcement
+        await enforcement.admit("x/web", "", find)
+        monkeypatch.setattr(MemoryStore, "list", slow)
+        await cluster.store.patch(NetworkConfig, "default", {"spec": {"dataPath": "ebpf"}})
+        await eventually(lambda: one.state.view.unlisted == {"NetworkPolicy"})
+        await one.reconciler.settled()
+        assert not enforcement.in_force
+        assert "NetworkPolicy" in enforcement.status()["problem"]
+        with pytest.raises(AgentError, match="not listed yet: NetworkPolicy"):
+            await enforcement.admit("x/web", "", find)
+        away = False
+        await eventually(lambda: enforcement.in_force)
+        await enforcement.admit("x/web", "", find)
+        assert enforcement.problem == ""
 
     run(tmp_path, scenario)
 

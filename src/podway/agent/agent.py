@@ -16,7 +16,7 @@ import structlog
 
 from podway.agent.blocks import BlockKeeper
 from podway.agent.cluster_handler import ClusterHandler
-from podway.agent.cluster_informer import ClusterInformer
+from podway.agent.cluster_informer import ClusterInformer, first_view
 from podway.agent.components import Components
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
@@ -41,7 +41,7 @@ from podway.bgp.speaker import BgpSpeaker
 from podway.channel import admin
 from podway.channel.admin import Method
 from podway.channel.server import Channel
-from podway.cluster.view import VIEWED, ClusterView
+from podway.cluster.view import PLANNED, ClusterView
 from podway.cni.server import CniServer
 from podway.errors import NotFound, PodwayError, StoreError
 from podway.kernel.events import Watcher
@@ -189,18 +189,17 @@ class Agent:
         node, connection = self._options.node, self._kernel.connection
         here = [known.nodes[node]] if known and node in known.nodes else []
         try:
-            stored = (await list_all(self._store, VIEWED)).items
+            stored = (await list_all(self._store, PLANNED)).items
             await self._membership.check_name()
             choice = await first_uplink(connection, self._options, (*here, *stored))
             self._membership.check(choice.uplink.addresses, stored)
             await self._membership.register(choice.uplink.addresses)
-            listing = await list_all(self._store, VIEWED)
+            view, versions = await first_view(self._store, known)
         except StoreError as error:
             if known is None or not here:
                 raise
             return known, await first_uplink(connection, self._options, known.nodes.values()), {}, error
-        view = ClusterView.of(listing.items, rejected=listing.rejected, former=known)
-        return self._membership.present(view, choice.uplink.addresses), choice, listing.versions, None
+        return self._membership.present(view, choice.uplink.addresses), choice, versions, None
 
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
         loop = asyncio.get_running_loop()

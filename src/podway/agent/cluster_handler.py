@@ -69,7 +69,7 @@ class ClusterHandler:
         view = self._encapsulation.as_advertised(self._membership.present(view, state.uplink.addresses))
         if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.trigger()
-        if any(to_be_kept(change, node) for change in changes):
+        if view.unlisted != before.unlisted or any(to_be_kept(change, node) for change in changes):
             self._last_known.trigger()
         if not any(map(alters_plans, changes)):
             state.view = view

@@ -1,6 +1,7 @@
 """Informs an agent of the cluster: every change of a kind once, in order, many at a time where many come.
 
-Each kind has an informer of its own, and there is no order among kinds.
+Each kind has an informer of its own, and there is no order among kinds. Pods and policies, of which a cluster may
+have very many, are followed only while NetworkConfig has policies enforced.
 """
 
 import asyncio
@@ -15,9 +16,9 @@ from podway.agent.contact import StoreContact
 from podway.api.checked import RejectedObject
 from podway.api.resource import Resource
 from podway.cluster.change import Change
-from podway.cluster.view import VIEWED
+from podway.cluster.view import JUDGING, PLANNED, ClusterView
 from podway.reconcile.state import NodeState
-from podway.store.base import Event, Listing, Store
+from podway.store.base import Event, Everything, Listing, Store, list_all
 from podway.store.informer import Informer
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,24 @@ log = structlog.get_logger(__name__)
 class _Queued(NamedTuple):
     kind: type[Resource]
     one: Event | Listing[Resource]
+
+
+async def first_view(store: Store, former: ClusterView | None = None) -> tuple[ClusterView, Mapping[str, str]]:
+    """List what has to be followed; return the view of it, and the versions from which to follow.
+
+    `former` knows the last good state of what is rejected. Raises StoreError.
+    """
+    listing = await list_all(store, PLANNED)
+    view = ClusterView.of(listing.items, rejected=listing.rejected, former=former)
+    if not view.enforces:
+        return view.unfollowed(), listing.versions
+    more = await list_all(store, JUDGING)
+    every = Everything(
+        (*listing.items, *more.items),
+        (*listing.rejected, *more.rejected),
+        {**listing.versions, **more.versions},
+    )
+    return ClusterView.of(every.items, rejected=every.rejected, former=former), every.versions
 
 
 class ClusterInformer:
@@ -43,34 +62,59 @@ class ClusterInformer:
         versions: Mapping[str, str],
         handler: ClusterHandler,
     ) -> None:
+        self._store = store
         self._state = state
+        self._contact = contact
         self._handler = handler
         self._queue: list[_Queued] = []
         self._arrived = asyncio.Event()
-        self._informers = [
-            Informer(
-                store,
-                kind,
-                version=versions.get(kind.KIND),
-                hear=partial(self._enqueue, kind),
-                lost=partial(contact.lost, kind=kind.KIND),
-                reached=partial(contact.reached, kind.KIND),
-            )
-            for kind in VIEWED
-        ]
+        self._informers = [self._informer(kind, versions.get(kind.KIND)) for kind in PLANNED]
+        self._judging = {kind: self._informer(kind, versions.get(kind.KIND)) for kind in JUDGING}
+        """Those that know where to begin: a later switch begins with a listing."""
+        self._following: list[asyncio.Task[None]] = []
+        """Those at work that are followed only while policies are enforced."""
+
+    def _informer(self, kind: type[Resource], version: str | None) -> Informer:
+        return Informer(
+            self._store,
+            kind,
+            version=version,
+            hear=partial(self._enqueue, kind),
+            lost=partial(self._contact.lost, kind=kind.KIND),
+            reached=partial(self._contact.reached, kind.KIND),
+        )
 
     async def run(self) -> None:
         """Follow for ever."""
+        self._following = []  # a task that failed took the former ones along
         async with asyncio.TaskGroup() as tasks:
             for informer in self._informers:
                 tasks.create_task(informer.run())
-            tasks.create_task(self._deliver())
+            self._follow_policies(tasks)
+            tasks.create_task(self._deliver(tasks))
+
+    def _follow_policies(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin or end to follow what only matters where policies are enforced, as the view asks."""
+        state = self._state
+        if state.view.enforces:
+            if not self._following:
+                followed = self._judging or {kind: self._informer(kind, None) for kind in JUDGING}
+                self._judging = followed
+                self._following = [tasks.create_task(informer.run()) for informer in followed.values()]
+            return
+        for task in self._following:
+            task.cancel()
+        for kind in JUDGING if self._following else ():
+            self._contact.reached(kind.KIND)  # whether it could be asked for them matters to nobody
+        self._following, self._judging = [], {}
+        self._queue = [each for each in self._queue if each.kind not in JUDGING]
+        state.view = state.view.unfollowed()
 
     def _enqueue(self, kind: type[Resource], one: Event | Listing[Resource]) -> None:
         self._queue.append(_Queued(kind, one))
         self._arrived.set()
 
-    async def _deliver(self) -> None:
+    async def _deliver(self, tasks: asyncio.TaskGroup) -> None:
         """Hand on what was queued. What arrives while that is taken in makes one next view, not many."""
         while True:
             await self._arrived.wait()
@@ -92,3 +136,4 @@ class ClusterInformer:
             for name in view.rejected.keys() - self._state.view.rejected.keys():
                 log.error("an object is rejected, and its last good state stays", problem=str(view.rejected[name]))
             await self._handler.take(view, tuple(changes))
+            self._follow_policies(tasks)

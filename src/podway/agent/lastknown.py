@@ -21,7 +21,7 @@ from podway.agent.identity import kernel_instance
 from podway.api.checked import RejectedObject, check
 from podway.api.kinds import KINDS
 from podway.api.resource import Resource, api_version, key
-from podway.cluster.view import ClusterView
+from podway.cluster.view import JUDGING, ClusterView
 from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,8 @@ class LastKnown:
         if (kept.instance, kept.store) != (kernel_instance(), self._store):
             return None
         found = [one for item in kept.items if (one := _object(item)) is not None]
-        return ClusterView.of(found)
+        view = ClusterView.of(found)
+        return view if kept.judging and view.enforces else view.unfollowed()
 
     def trigger(self) -> None:
         """Ask for the file to be written: something else is known."""
@@ -68,7 +69,8 @@ class LastKnown:
             await asyncio.sleep(max(REST, RESTS * (time.monotonic() - began)))
 
     def _write(self, view: ClusterView) -> None:
-        head = msgspec.json.encode(_File(kernel_instance(), self._store))  # up to an empty list: `[]}`
+        # Up to an empty list: `[]}`.
+        head = msgspec.json.encode(_File(kernel_instance(), self._store, judging=not view.unlisted))
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)  # else it would keep its mode
         with open(fresh, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
@@ -85,13 +87,16 @@ class _File(msgspec.Struct, rename="camel"):
     store: str
     api_version: str = "v1"
     kind: str = "List"
+    judging: bool = False
+    """Whether it has all pods and policies; else it says nothing of them."""
     items: list[msgspec.Raw] = []
 
 
 def _objects(view: ClusterView) -> Iterator[Resource]:
     """Yield a view's objects that may be written down."""
+    left_out = {kind.KIND for kind in JUDGING} if view.unlisted else set()
     for name, table in view.tables.items():
-        if KINDS[name].LEAVES_STORE:
+        if KINDS[name].LEAVES_STORE and name not in left_out:
             yield from table.values()
 
 

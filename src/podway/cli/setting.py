@@ -21,7 +21,7 @@ from podway.cli.kinds import complete_keys, namespace_option, nearest_key, read_
 from podway.cli.mistakes import in_arguments
 from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.cli.views import VIEW_BY_NAME
-from podway.cluster.view import VIEWED
+from podway.cluster.view import JUDGING, PLANNED
 from podway.errors import AgentError, Conflict, NotFound
 from podway.preview.interruptions import interruptions
 from podway.store.base import Store, list_all
@@ -170,9 +170,13 @@ def _unrouted(routing: dict[str, Any], reached: Collection[str]) -> str:
 async def _versions(store: Store, changed: Key) -> dict[Key, str]:
     """Return the versions of the cluster's settings, and of the object that changed."""
     kind = KINDS[changed[0]]
-    heard_of = {*SETTINGS, kind} if kind in VIEWED else SETTINGS
+    listed = list((await list_all(store, {*SETTINGS, kind} if kind in PLANNED else SETTINGS)).items)
+    if kind in JUDGING and any(
+        isinstance(one, NetworkConfig) and one.spec.data_path != "kernel" for one in listed
+    ):
+        listed += (await list_all(store, [kind])).items
     return {
         key(obj): obj.metadata.resource_version
-        for obj in (await list_all(store, heard_of)).items
+        for obj in listed
         if isinstance(obj, SETTINGS) or key(obj) == changed
     }

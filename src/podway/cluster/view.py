@@ -1,7 +1,8 @@
 """The view of the cluster that plans are made from: a frozen snapshot of all tables, advanced by changes.
 
-It holds what a node's plan depends on and nothing else. Pods are in it for the sake of policies: a node's own are
-in its kernel, and others' are reached by their block.
+It holds what a node's plan depends on and nothing else. Pods and policies are in it only where policies are
+enforced: a node's own pods are in its kernel, others' are reached by their block, and there may be a hundred
+thousand.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,10 +17,13 @@ from podway.api.kinds import KINDS
 from podway.api.kinds.address_block import AddressBlock, block_name
 from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
 from podway.api.resource import Key, R, Resource, key
 from podway.cluster.change import Change
@@ -31,6 +35,12 @@ _KINDS = {name: kind for name, kind in KINDS.items() if kind.IN_VIEW}
 
 VIEWED = tuple(_KINDS.values())
 """The kinds that a view is made of."""
+
+JUDGING: tuple[type[Resource], ...] = (Pod, NetworkPolicy, ClusterNetworkPolicy)
+"""Those of them on which nothing depends unless policies are enforced: agents follow them only then."""
+
+PLANNED = tuple(kind for kind in VIEWED if kind not in JUDGING)
+"""The kinds that every agent follows."""
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -46,6 +56,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     """What the NetworkConfig says, or the defaults."""
     rejected: Mapping[Key, RejectedObject] = MappingProxyType({})
     """Objects of the store that are no facts: what the tables have of them is their last good state, if any."""
+    unlisted: frozenset[str] = frozenset()
+    """Kinds (of JUDGING) of which it is not known what there is: nobody follows them, or not yet."""
 
     @classmethod
     def of(
@@ -131,6 +143,20 @@ class ClusterView(msgspec.Struct, frozen=True):
         """Return the view in which an object's state is no fact: the last good one stays."""
         return msgspec.structs.replace(self, rejected={**self.rejected, obj.key: obj})
 
+    @property
+    def enforces(self) -> bool:
+        """Whether policies are to be enforced, for which kinds of JUDGING have to be followed."""
+        return self.config.data_path != "kernel"
+
+    def unfollowed(self) -> "ClusterView":
+        """Return the view of who does not follow what only matters where policies are enforced."""
+        names = frozenset(kind.KIND for kind in JUDGING)
+        if self.unlisted == names:
+            return self
+        tables = {**self.tables, **{name: Table({}, _KINDS[name].INDICES) for name in names}}
+        rejected = {wanted: one for wanted, one in self.rejected.items() if wanted[0] not in names}
+        return msgspec.structs.replace(self, tables=tables, rejected=rejected, unlisted=names)
+
     def relisted(
         self, kind: type[Resource], resources: Iterable[Resource], rejected: Iterable[RejectedObject] = ()
     ) -> "ClusterView":
@@ -141,7 +167,8 @@ class ClusterView(msgspec.Struct, frozen=True):
         gone = [Change(each, obj, None) for each, obj in known.items() if each not in listed and each not in unfit]
         came = [Change(each, known.get(each), obj) for each, obj in listed.items() if known.get(each) != obj]
         others = {wanted: one for wanted, one in self.rejected.items() if wanted[0] != kind.KIND}
-        return msgspec.structs.replace(self.after(*gone, *came), rejected={**others, **unfit})
+        unlisted = self.unlisted - {kind.KIND}
+        return msgspec.structs.replace(self.after(*gone, *came), rejected={**others, **unfit}, unlisted=unlisted)
 
     def after(self, *changes: Change[Any]) -> "ClusterView":
         """Return the view after changes. Objects of kinds that plans do not depend on change nothing."""

@@ -74,6 +74,8 @@ class Enforcement:
         self._state = state
         self._planner: PolicyPlanner | None = None
         self._dirty = False
+        self._anew = False
+        """Whether the planner has missed changes: another one has to be made."""
         self._maps = PolicyMaps()
         """What the planner wants written."""
         self._endpoints: dict[Address, FlowEndpoint] = {}
@@ -93,7 +95,7 @@ class Enforcement:
     @property
     def wanted(self) -> bool:
         """Whether the cluster's settings ask for the engine."""
-        return self._state.view.config.data_path != "kernel"
+        return self._state.view.enforces
 
     @property
     def in_force(self) -> bool:
@@ -119,7 +121,7 @@ class Enforcement:
     @property
     def pending(self) -> bool:
         """Whether something was told that is not written yet."""
-        return self._dirty or self._writing is not None
+        return self._dirty or self._anew or self._writing is not None
 
     def status(self) -> dict[str, Any]:
         """Return what `podway status` tells."""
@@ -138,8 +140,12 @@ class Enforcement:
 
     def heard(self, changes: Iterable[Change[Any]]) -> bool:
         """Take changes of the cluster; tell whether there is anything to do for it."""
+        if self._state.view.unlisted:
+            # The store's pods and policies are not followed, or not yet: a planner misses what they do.
+            self._anew = self._planner is not None
+            return self._anew
         if self._planner is None:
-            return False
+            return self.wanted and self._state.now() >= self._again
         for change in changes:
             if alters_policy(change):
                 self._dirty = True
@@ -174,6 +180,7 @@ class Enforcement:
         Who is known already waits for nobody. Raises AgentError if nothing can be enforced, and StoreError if the
         store has to be asked for the pod and is away.
         """
+        self._await_listing(pod)
         if not self._state.engine:
             return
         if self._planner is None:
@@ -194,6 +201,18 @@ class Enforcement:
             elif known is None:
                 self._absent[name] = _OPEN
         self.bring()
+
+    def _await_listing(self, pod: str) -> None:
+        """Raise AgentError while policies are to be enforced and it is not known yet what there are."""
+        if self.wanted and self._state.view.unlisted:
+            raise AgentError(
+                f"pod {pod or '-'}: policies cannot be enforced on this node yet: {self._unlisted}",
+                hint="they are listed as soon as the store answers; see `podway status` on this node",
+            )
+
+    @property
+    def _unlisted(self) -> str:
+        return f"not listed yet: {', '.join(sorted(self._state.view.unlisted))}"
 
     def enter(self, lease: Lease) -> None:
         """Have a pod judged whose link has just been made, before anything can pass there. Raises KernelError."""
@@ -292,6 +311,13 @@ class Enforcement:
                 self._stop()
             self._end()
             self._state.engine, self.problem = False, ""
+            return
+        if self._anew:
+            self._end()
+        if self._planner is None and self._state.view.unlisted:
+            if self.problem != self._unlisted:
+                self._state.engine, self.problem = self._is_attached(), self._unlisted
+                log.info("policies will be enforced once they are known", problem=self.problem)
         elif self._planner is None and self._state.now() >= self._again:
             self._begin()
 
@@ -325,7 +351,8 @@ class Enforcement:
 
     def _end(self) -> None:
         self._flow.close()
-        self._planner, self._maps, self._writing, self._dirty = None, PolicyMaps(), None, False
+        self._planner, self._maps, self._writing = None, PolicyMaps(), None
+        self._dirty = self._anew = False
         self._endpoints.clear()
         self._absent.clear()
         self._pools = frozenset()
