@@ -26,7 +26,7 @@ from podway.errors import AgentError, KernelError, StoreUnavailable
 from podway.kernel.flow import FlowWrites
 from podway.plan.uplink import Uplink
 from podway.policy.maps import CLOSED, NO_RULES
-from podway.reconcile.enforcement import Enforcement
+from podway.reconcile.enforcement import INTERRUPTED, SOON, Enforcement
 from podway.reconcile.state import NodeState
 from tests.policy.clusters import IPS, SPACES, network_policy, objects, pod, resource
 from tests.recorded_kernel import RecordedFlows
@@ -246,6 +246,39 @@ def test_an_engine_that_an_agent_left_goes_on_where_the_next_one_cannot_have_it(
     assert node.state.engine, "its programs stay in the plan"
     with pytest.raises(AgentError, match="cannot be enforced"):
         admit(node, "x/web")
+
+
+def refused(_: FlowWrites) -> Any:
+    """What a write does that the kernel refuses."""
+    yield
+    raise KernelError("write the flow engine's map of rules", errno.ENOMEM)
+
+
+def test_what_was_refused_stays_pending_until_an_audit_brought_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(WEB)
+    node.lease(WEB)
+    with monkeypatch.context() as patch:
+        patch.setattr(node.flows, "write", refused)
+        node.put(DENY)
+    node.put(pod("y", "more", IPS[1], node="n2"))
+    assert node.rules() == (NO_RULES, NO_RULES), "the write was lost"
+    assert (node.agent.pending, node.agent.busy, node.agent.retry) == (True, False, SOON)
+    assert node.agent.repair() == "", "nobody else changed anything"
+    assert NO_RULES not in node.rules()
+    assert (node.agent.pending, node.agent.problem) == (False, "")
+
+
+def test_an_audit_that_others_writes_make_worthless_again_and_again_is_made_in_one_go() -> None:
+    node = Node(WEB)
+    node.lease(WEB)
+    for number in range(INTERRUPTED):
+        steps = node.agent.audit()
+        next(steps)
+        node.put(network_policy(f"p{number}", ingress=[{}]))
+        assert ended(steps) is None
+    with pytest.raises(StopIteration) as end:
+        next(node.agent.audit())
+    assert end.value.value.empty
 
 
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:

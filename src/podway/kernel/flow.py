@@ -6,7 +6,7 @@ let through in between. So they are written by changes (`FlowWrites`), in the or
 """
 
 import errno
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from podway.api.addresses import Address, Network
@@ -74,7 +74,10 @@ class Entries(NamedTuple):
 
 
 class FlowWrites(NamedTuple):
-    """Changes of the maps. A mapping is put, the rest deleted; `rule_sets` are all of which an entry changes."""
+    """Changes of the maps. A mapping is put, the rest deleted; `rule_sets` are all of which an entry changes.
+
+    With `compared` they were found by comparing all that there is, and after them all is right.
+    """
 
     rules: Mapping[RuleKey, Columns]
     rule_sets: Mapping[int, int]
@@ -86,11 +89,12 @@ class FlowWrites(NamedTuple):
     gone_rules: tuple[RuleKey, ...] = ()
     gone_rule_sets: tuple[int, ...] = ()
     gone_pools: frozenset[Network] = frozenset()
+    compared: bool = False
 
     @property
     def empty(self) -> bool:
         """Whether nothing changes."""
-        return not any(self)
+        return not any(self._replace(compared=False))
 
 
 class FlowEngine:
@@ -109,6 +113,8 @@ class FlowEngine:
         self._engine: Engine | None = None
         self._own: dict[int, Hook] = {}
         """The programs that we attach, by their ids."""
+        self._closed: set[int] = set()
+        """Sets that lack a refused entry: they deny everything until all was compared and written."""
         self.writes = 0
 
     # Programs.
@@ -154,6 +160,7 @@ class FlowEngine:
         if self._engine is not None:
             self._engine.close()
             self._engine, self._own = None, {}
+            self._closed.clear()
 
     def stop(self) -> None:
         """Have the engine judge nothing any more, on all devices at once, and let go of it.
@@ -262,7 +269,8 @@ class FlowEngine:
         """Write changes; yields now and then, where a caller may pause.
 
         What is new comes before what leads to it, removals last: nobody is led to a rule that is not there. A set
-        of which an entry cannot be written denies everything. In the end flows are looked at again. Raises the
+        of which an entry cannot be written denies everything, and so does one that tells an address by an identity
+        that cannot be, until a `compared` write went through. In the end flows are looked at again. Raises the
         first KernelError once the rest was tried.
         """
         if changes.empty:
@@ -277,27 +285,36 @@ class FlowEngine:
         unwritten = yield from self._put(
             "rules", ((pack_rule_key(key), pack_columns(said)) for key, said in changes.rules.items())
         )
-        closed = {unpack_rule_key(entry).rule_set for entry in unwritten}
-        for number in closed:
-            self._put_set(number, _NO_SET)
-        sound = {number: one for number, one in changes.rule_sets.items() if number not in closed}
-        self._count_up({number: one for number, one in sound.items() if not known[number].generation})
+        refused = {unpack_rule_key(entry).rule_set for entry in unwritten}
+        late = {number for number, one in known.items() if one.generation} | self._closed
+        if changes.compared:  # which has every entry that a closed set lacks
+            self._closed.clear()
+        self._close(refused)
+        self._count_up(self._open({one: n for one, n in changes.rule_sets.items() if one not in late}))
+        lost: dict[bytes, KernelError] = {}
         more: tuple[tuple[str, Iterable[tuple[bytes, bytes | None]]], ...] = (
             ("identities", ((pack_policy_prefix(p), _number(n)) for p, n in changes.identities.items())),
             ("pools", ((pack_prefix(pool), _number(1)) for pool in changes.pools)),
-            ("endpoints", self._endpoints(changes.endpoints)),
+            ("endpoints", self._endpoints(changes.endpoints, lost)),
             ("endpoints", ((pack_address(address), None) for address in changes.gone_endpoints)),
             ("pools", ((pack_prefix(pool), None) for pool in changes.gone_pools)),
             ("identities", ((pack_policy_prefix(prefix), None) for prefix in changes.gone_identities)),
             ("rules", ((pack_rule_key(key), None) for key in changes.gone_rules)),
         )
         for name, entries in more:
-            unwritten |= yield from self._put(name, entries)
-        self._count_up({number: one for number, one in sound.items() if known[number].generation})
+            failures = yield from self._put(name, entries)
+            unwritten |= failures
+            if name == "rules":
+                self._close({unpack_rule_key(entry).rule_set for entry in failures})
+            elif name == "identities" and failures:
+                self._close(self._naming({changes.identities.get(unpack_policy_prefix(one)) for one in failures}))
+                self._close(self._naming({self._identity(one) for one in failures}))
+        self._count_up(self._open({one: n for one, n in changes.rule_sets.items() if one in late}))
+        self._closed.difference_update(changes.gone_rule_sets)
         for number in changes.gone_rule_sets:
             self._put_set(number, _NO_SET)
         self.look_again()
-        for error in unwritten.values():
+        for error in (*unwritten.values(), *lost.values()):
             raise error
 
     def _put(
@@ -318,6 +335,25 @@ class FlowEngine:
             if not done % PORTION:
                 yield
         return failures
+
+    def _close(self, numbers: Iterable[int]) -> None:
+        """Have sets deny everything, until a comparison has put them right."""
+        for number in numbers:
+            self._put_set(number, _NO_SET)
+            self._closed.add(number)
+
+    def _open(self, rule_sets: Mapping[int, int]) -> dict[int, int]:
+        """Return those of some sets that lack nothing."""
+        return {number: lengths for number, lengths in rule_sets.items() if number not in self._closed}
+
+    def _identity(self, prefix: bytes) -> int | None:
+        found = bpf.lookup(self._opened("read the flow engine's maps").maps["identities"], prefix)
+        return None if found is None else IDENTITY.unpack(found)[0]
+
+    def _naming(self, identities: Set[int | None]) -> set[int]:
+        """Return the sets with entries for one of these identities."""
+        entries = map(unpack_rule_key, bpf.items(self._opened("read the flow engine's maps").maps["rules"]))
+        return {key.rule_set for key in entries if key.identity and key.identity in identities}
 
     def _put_set(self, number: int, rule_set: RuleSet) -> None:
         maps = self._opened("write the flow engine's maps").maps
@@ -343,14 +379,19 @@ class FlowEngine:
         for count, (number, lengths) in enumerate(rule_sets.items(), 1):
             self._put_set(number, RuleSet(generation + count, lengths))
 
-    def _endpoints(self, endpoints: Mapping[Address, FlowEndpoint]) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the entries of pods whose links are there: who makes a link has its pod written again."""
+    def _endpoints(
+        self, endpoints: Mapping[Address, FlowEndpoint], lost: dict[bytes, KernelError]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries of pods whose links are there: who makes a link has its pod written again.
+
+        Those of whose links the kernel does not tell are `lost`.
+        """
         for address, endpoint in endpoints.items():
             try:
                 index = links.find(self._connection, endpoint.link).index
             except KernelError as error:
                 if error.errno != errno.ENODEV:
-                    raise
+                    lost[pack_address(address)] = error
                 continue
             flags = BRIDGED if endpoint.bridged else 0
             yield pack_address(address), ENDPOINT.pack(index, endpoint.egress, endpoint.ingress, flags)

@@ -51,7 +51,13 @@ SLICE = 1000
 """Entries that are compared at once: less than a millisecond."""
 
 RETRY = 10.0
-"""Seconds until an engine that could not be had is tried again."""
+"""Seconds until an engine that could not be had is tried again, and what was refused more than once."""
+
+SOON = 1.0
+"""Seconds until what was refused once is tried again."""
+
+INTERRUPTED = 3
+"""Audits that others' writes made worthless, after which one is made without a pause."""
 
 MANY = 100
 """Pods that are gone and remembered all the same."""
@@ -89,6 +95,11 @@ class Enforcement:
         self._unread: set[Key] = set()
         """Policies that cannot be read."""
         self._writing: Iterator[None] | None = None
+        self._mending = False
+        """Whether that is what a comparison found."""
+        self._refusals = 0
+        """How often in a row something was refused that is not written yet."""
+        self._interrupted = 0
         self._again = 0.0
         self.problem = ""
 
@@ -120,8 +131,20 @@ class Enforcement:
 
     @property
     def pending(self) -> bool:
-        """Whether something was told that is not written yet."""
+        """Whether something was told that is not written, or was refused."""
+        return self.busy or self._refusals > 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to write now; what was refused waits for an audit."""
         return self._dirty or self._anew or self._writing is not None
+
+    @property
+    def retry(self) -> float:
+        """In how many seconds an audit should try again what is not in force; 0 if all is."""
+        if not self.problem:
+            return 0.0
+        return SOON if self._refusals == 1 else RETRY
 
     def status(self) -> dict[str, Any]:
         """Return what `podway status` tells."""
@@ -251,11 +274,13 @@ class Enforcement:
             try:
                 next(self._writing)
             except StopIteration:
-                self._writing = None
+                if self._mending:
+                    self._all_right()
+                self._writing, self._mending = None, False
                 continue
             except KernelError as error:
-                self._writing = None
-                self.note(error)
+                self._writing, self._mending = None, False
+                self._note_refusal(error)
                 if strict:
                     raise
                 return
@@ -267,24 +292,40 @@ class Enforcement:
         Returns what differs; None if nobody can tell, since something was written meanwhile. Raises KernelError.
         """
         before = self._written
-        if self._planner is None or self.pending:
+        if self._planner is None or self.busy:
             return None
-        have = yield from self._flow.read()
-        wrong = yield from self._compared(have)
-        return wrong if self._written == before and not self.pending else None
+        if self._interrupted < INTERRUPTED:
+            have = yield from self._flow.read()
+            wrong = yield from self._compared(have)
+        else:  # there is always something to write, and what was refused must not wait for ever
+            wrong = _in_one_go(self._compared(_in_one_go(self._flow.read())))
+        if self._written != before or self.busy:
+            self._interrupted += 1
+            return None
+        self._interrupted = 0
+        return wrong
 
     def mend(self, wrong: FlowWrites | None) -> str:
         """Put right what an audit found, if anything; say what it was."""
         if wrong is None:
             return ""
         if wrong.empty:
-            self.problem = ""
+            self._all_right()
             return ""
+        ours = self._refusals > 0
         self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
         self._written += 1
-        self._writing = self._flow.write(wrong)
+        self._writing, self._mending = self._flow.write(wrong), True
         self.bring()
-        return f"{told(wrong)}: put right"
+        return "" if ours or self._refusals else f"{told(wrong)}: put right"
+
+    def _all_right(self) -> None:
+        self._refusals, self.problem = 0, ""
+
+    def _note_refusal(self, error: KernelError) -> None:
+        """Remember that not all that is wanted is in the maps: an audit will find what."""
+        self._refusals += 1
+        self.note(error)
 
     def repair(self) -> str:
         """Audit and mend at once. What the kernel refuses is in `problem`."""
@@ -352,7 +393,8 @@ class Enforcement:
     def _end(self) -> None:
         self._flow.close()
         self._planner, self._maps, self._writing = None, PolicyMaps(), None
-        self._dirty = self._anew = False
+        self._dirty = self._anew = self._mending = False
+        self._refusals = self._interrupted = 0
         self._endpoints.clear()
         self._absent.clear()
         self._pools = frozenset()
@@ -454,6 +496,7 @@ class Enforcement:
             gone_rules=tuple(gone),
             gone_rule_sets=tuple(have.rule_sets.keys() - want.rule_sets.keys()),
             gone_pools=have.pools - pools,
+            compared=True,
         )
 
     def _wanted_endpoints(self) -> dict[Address, FlowEndpoint]:

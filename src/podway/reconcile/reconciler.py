@@ -68,7 +68,7 @@ from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, PodWiring, Sysctl
 from podway.reconcile import saved_sysctls
-from podway.reconcile.enforcement import RETRY, Enforcement, told
+from podway.reconcile.enforcement import Enforcement, told
 from podway.reconcile.host import read_host
 from podway.reconcile.planning import Planning
 from podway.reconcile.pod_ends import PodEnds
@@ -284,8 +284,8 @@ class Reconciler:
             self.repairs.note(mended)
 
     def _try_policies_again(self) -> None:
-        if self.enforcement.problem:
-            self.trigger(RETRY)
+        if seconds := self.enforcement.retry:
+            self.trigger(seconds)
 
     async def policy_differences(self) -> tuple[str, ...]:
         """Return in words what policies should have in the kernel and have not, found in slices."""
@@ -341,14 +341,14 @@ class Reconciler:
         while (delta := self._planning.step(self._state.facts())) is not None:
             self._forward(delta)
             yield
-            if self.enforcement.pending:
+            if self.enforcement.busy:
                 yield from self.enforcement.portions()
         gone = sorted(self._removals, key=lambda each: -_ORDER[each[0]])
         for start in range(0, len(gone), REMOVALS):
             batch = [self._removals.pop(each) for each in gone[start : start + REMOVALS] if each in self._removals]
             self._carry_out(batch)
             yield
-        if not (self._awake or self._planning.dirty or self.enforcement.pending):
+        if not (self._awake or self._planning.dirty or self.enforcement.busy):
             self._settled.set()
 
     def _forward(self, delta: Sequence[Change]) -> None:

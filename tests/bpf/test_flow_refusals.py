@@ -1,0 +1,100 @@
+"""What the kernel refuses to write closes the rule sets that it is about, until all of them is there."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from podway.errors import KernelError
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_layout import pack_policy_prefix, pack_rule_key
+from podway.kernel.flow import FlowEngine, FlowWrites
+from podway.kernel.netlink import Connection
+from podway.policy.maps import Columns, Prefix, Rule, RuleKey, Verdict
+
+pytestmark = pytest.mark.kernel
+
+SET, FRONT = 7, 50
+DENY, ALLOW = Rule(Verdict.DENY, 0, 100), Rule(Verdict.ALLOW, 1, 101)
+ISOLATED, WEB, MORE = RuleKey(SET), RuleKey(SET, 0, 6, 80, 16), RuleKey(SET, 0, 6, 81, 16)
+BLOCKED = RuleKey(SET, FRONT)
+RULES: dict[RuleKey, Columns] = {ISOLATED: (None, DENY, None), WEB: (None, ALLOW, None)}
+SETS = {SET: 1 << 16}
+FAR = Prefix(4, 0x0A000001, 32)
+
+
+@pytest.fixture
+def engine(new_netns: Callable[[], Any]) -> Iterator[FlowEngine]:
+    """The engine's real maps; its programs hang nowhere."""
+    with Connection(new_netns().fd) as connection:
+        engine = FlowEngine(connection, dict)
+        engine.open((), (), lambda: None)
+        yield engine
+        engine.stop()
+
+
+def write(engine: FlowEngine, **changes: Any) -> None:
+    nothing: dict[str, Any] = {"rules": {}, "rule_sets": SETS, "identities": {}, "endpoints": {}}
+    for _ in engine.write(FlowWrites(**{**nothing, **changes})):
+        pass
+
+
+def is_open(engine: FlowEngine) -> bool:
+    steps = engine.read()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return SET in end.value.rule_sets
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, function: str, key: bytes) -> None:
+    """Have the kernel refuse one entry, as if it had no memory just then."""
+    real = getattr(bpf, function)
+
+    def short_of_memory(fd: int, entry: bytes, *value: bytes) -> None:
+        if entry == key:
+            raise KernelError("write an eBPF map", 12)
+        real(fd, entry, *value)
+
+    monkeypatch.setattr(bpf, function, short_of_memory)
+
+
+def test_a_set_that_lacks_an_entry_stays_closed_whatever_else_is_written(
+    engine: FlowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse(patch, "insert", pack_rule_key(ISOLATED))
+        with pytest.raises(KernelError):
+            write(engine, rules=RULES)
+    assert not is_open(engine)
+    write(engine, rules={MORE: (None, ALLOW, None)})
+    assert not is_open(engine)
+    write(engine, rules=RULES, compared=True)
+    assert is_open(engine)
+
+
+def test_a_set_that_keeps_an_entry_that_should_go_is_closed(
+    engine: FlowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(engine, rules=RULES)
+    with monkeypatch.context() as patch:
+        refuse(patch, "delete", pack_rule_key(WEB))
+        with pytest.raises(KernelError):
+            write(engine, gone_rules=(WEB,))
+    assert not is_open(engine)
+    write(engine, gone_rules=(WEB,), compared=True)
+    assert is_open(engine)
+
+
+def test_an_address_that_cannot_be_told_closes_the_sets_that_tell_it(
+    engine: FlowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(engine, rules={**RULES, BLOCKED: (DENY, None, None)})
+    with monkeypatch.context() as patch:
+        refuse(patch, "insert", pack_policy_prefix(FAR))
+        with pytest.raises(KernelError):
+            write(engine, rule_sets={}, identities={FAR: FRONT})
+    assert not is_open(engine)
+    write(engine, identities={FAR: FRONT}, compared=True)
+    assert is_open(engine)
