@@ -281,6 +281,23 @@ def test_an_audit_that_others_writes_make_worthless_again_and_again_is_made_in_o
     assert end.value.value.empty
 
 
+def test_an_engine_of_which_nobody_can_tell_whether_it_works_is_not_taken_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = Node(WEB)
+    node.lease(WEB)
+
+    def untold() -> Any:
+        raise KernelError("open eBPF program 1", errno.EMFILE)
+
+    monkeypatch.setattr(node.flows, "is_attached", untold)
+    node.flows.refuses = lambda: KernelError("open eBPF program 1", errno.EMFILE)
+    node.start()
+    assert node.state.engine, "its programs stay in the plan"
+    with pytest.raises(AgentError, match="cannot be enforced"):
+        admit(node, "x/web")
+
+
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

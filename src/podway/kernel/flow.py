@@ -153,7 +153,7 @@ class FlowEngine:
     def is_attached(self) -> bool:
         """Tell whether an engine is at work on devices of the node, of whatever build."""
         numbers = [link.index for link in links.dump(self._connection)]
-        return not why_not() and flow_programs.works(self._connection, numbers)
+        return tcx.is_supported() and flow_programs.works(self._connection, numbers)
 
     def close(self) -> None:
         """Let go of the engine: what is attached goes on."""

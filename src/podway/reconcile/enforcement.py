@@ -388,7 +388,7 @@ class Enforcement:
         try:
             return self._flow.is_attached()
         except PodwayError:
-            return False
+            return True  # nobody can tell: what may be at work is not taken off
 
     def _end(self) -> None:
         self._flow.close()
