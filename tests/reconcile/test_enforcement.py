@@ -298,6 +298,22 @@ def test_an_engine_of_which_nobody_can_tell_whether_it_works_is_not_taken_off(
         admit(node, "x/web")
 
 
+def test_an_entry_that_is_refused_as_an_agent_starts_leaves_the_others_in_force(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    node.flows = RecordedFlows()
+    with monkeypatch.context() as patch:
+        patch.setattr(node.flows, "write", refused)
+        node.start()
+    assert node.enforces() == (True, True)
+    assert (node.agent.pending, "map of rules" in node.agent.problem) == (True, True)
+    node.agent.repair()
+    assert (node.agent.pending, node.agent.problem) == (False, "")
+    assert {NO_RULES, CLOSED}.isdisjoint(node.rules())
+
+
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

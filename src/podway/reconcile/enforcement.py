@@ -380,14 +380,17 @@ class Enforcement:
             # What another agent left goes on to judge, and nobody is let through because we cannot.
             self._state.engine = self._is_attached()
             return
-        self.problem = ""
+        if not self._refusals:
+            self.problem = ""
         self._state.engine = True
         log.info("policies are enforced", rule_sets=len(self._maps.rule_sets), rules=len(self._maps.rules))
 
     def _is_attached(self) -> bool:
         try:
             return self._flow.is_attached()
-        except PodwayError:
+        except UnsupportedSystem:
+            return False
+        except KernelError:
             return True  # nobody can tell: what may be at work is not taken off
 
     def _end(self) -> None:
@@ -405,8 +408,12 @@ class Enforcement:
         self._compile(left)
         wrong = _in_one_go(self._compared(left))
         self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
-        for _ in self._flow.write(wrong):
-            pass
+        try:
+            for _ in self._flow.write(wrong):
+                pass
+        except KernelError as error:
+            # What it is about stays closed, and is tried again: no reason to have all the rest go unjudged.
+            self._note_refusal(error)
 
     def _compile(self, left: Entries) -> None:
         """Make a planner that knows the whole cluster, and takes numbers from what another one left."""
