@@ -26,6 +26,7 @@ from podway.errors import AgentError, KernelError, StoreUnavailable
 from podway.kernel.flow import FlowWrites
 from podway.plan.uplink import Uplink
 from podway.policy.maps import CLOSED, NO_RULES
+from podway.policy.planner import PolicyPlanner
 from podway.reconcile.enforcement import INTERRUPTED, SOON, Enforcement
 from podway.reconcile.state import NodeState
 from tests.policy.clusters import IPS, SPACES, network_policy, objects, pod, resource
@@ -312,6 +313,39 @@ def test_an_entry_that_is_refused_as_an_agent_starts_leaves_the_others_in_force(
     node.agent.repair()
     assert (node.agent.pending, node.agent.problem) == (False, "")
     assert {NO_RULES, CLOSED}.isdisjoint(node.rules())
+
+
+def test_a_mistake_in_the_middle_of_a_change_has_all_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(WEB)
+    node.lease(WEB)
+    for method in ("put", "settle"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PolicyPlanner, method, mistaken)
+            with pytest.raises(ZeroDivisionError):
+                node.put(DENY)
+        node.agent.bring()
+        assert {NO_RULES, CLOSED}.isdisjoint(node.rules())
+        assert node.right()
+        node.drop(DENY)
+
+
+def test_a_mistake_as_an_agent_begins_leaves_no_half_of_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    node.flows._rules.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(node.flows, "write", mistaken)
+        with pytest.raises(ZeroDivisionError):
+            node.start()
+    assert node.enforces() == (True, False), "what another agent left goes on"
+    with pytest.raises(AgentError, match="cannot be enforced"):
+        admit(node, "x/web")
+    node.start()
+    assert node.right()
+
+
+def mistaken(*_: Any) -> Any:
+    raise ZeroDivisionError
 
 
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:

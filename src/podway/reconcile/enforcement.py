@@ -18,6 +18,7 @@ written. One of which the store says that there is no object has no policy, for 
 starts finds in the maps which of the two a pod was.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -169,15 +170,25 @@ class Enforcement:
             return self._anew
         if self._planner is None:
             return self.wanted and self._state.now() >= self._again
-        for change in changes:
-            if alters_policy(change):
-                self._dirty = True
-                if change.new is None:
-                    self._planner.drop(change.key)
-                else:
-                    self._planner.put(change.new)
-        self._isolate_in_doubt()
+        with self._or_anew():
+            for change in changes:
+                if alters_policy(change):
+                    self._dirty = True
+                    if change.new is None:
+                        self._planner.drop(change.key)
+                    else:
+                        self._planner.put(change.new)
+            self._isolate_in_doubt()
         return self._dirty
+
+    @contextlib.contextmanager
+    def _or_anew(self) -> Iterator[None]:
+        """Have another planner made if this one fails in the middle of something: who knows what it knows."""
+        try:
+            yield
+        except BaseException:
+            self._anew = True
+            raise
 
     def _isolate_in_doubt(self) -> None:
         """Have a NetworkPolicy that cannot be read, and never could be, isolate all pods of its namespace."""
@@ -267,7 +278,8 @@ class Enforcement:
         self._choose()
         while self._planner is not None:
             if self._writing is None:
-                writes = self._due()
+                with self._or_anew():
+                    writes = self._due()
                 if writes.empty:
                     return
                 self._writing = self._flow.write(writes)
@@ -284,6 +296,9 @@ class Enforcement:
                 if strict:
                     raise
                 return
+            except BaseException:
+                self._writing, self._mending, self._anew = None, False, True
+                raise
             yield
 
     def audit(self) -> Generator[None, None, FlowWrites | None]:
@@ -380,6 +395,12 @@ class Enforcement:
             # What another agent left goes on to judge, and nobody is let through because we cannot.
             self._state.engine = self._is_attached()
             return
+        except BaseException:  # a mistake of ours: no half of an engine stays
+            self._end()
+            self._again = self._state.now() + RETRY
+            self._state.engine = self._is_attached()
+            self.problem = "the agent failed as it began; its log tells how"
+            raise
         if not self._refusals:
             self.problem = ""
         self._state.engine = True
