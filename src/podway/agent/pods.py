@@ -213,6 +213,7 @@ class PodNetwork:
     def _forget(self, attachment: Attachment) -> None:
         self._state.forget(attachment)
         self._ends.forget(attachment)
+        self._reconciler.enforcement.entered(attachment)
         self._unmended.pop(attachment, None)
         self._reconciler.wake()
 
@@ -253,8 +254,10 @@ class PodNetwork:
             except InvalidInput:
                 return False
             self._release(lease)
-            self._wire(lease, self._state.wiring(lease), netns)
-            self._reconciler.enforcement.entered(lease.attachment)
+            try:
+                self._wire(lease, self._state.wiring(lease), netns)
+            finally:
+                self._reconciler.enforcement.entered(lease.attachment)
         return True
 
     def _put_off(self, lease: Lease, error: PodwayError) -> None:
