@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from podway.api.resource import Resource
+from podway.cluster.view import VIEWED
+from podway.store.kubernetes.translation import TRANSLATIONS
 from tests.kubernetes import ROOT, Answer, ApiServer
 from tests.patience import eventually
 
@@ -74,6 +77,18 @@ def test_an_agent_writes_what_is_its_own_nodes(server: ApiServer, token: str) ->
         server.ask("GET", path, token=token)
 
 
+@pytest.mark.parametrize("kind", VIEWED, ids=lambda kind: kind.KIND)
+def test_an_agent_reads_what_plans_depend_on(server: ApiServer, token: str, kind: type[Resource]) -> None:
+    how = TRANSLATIONS[kind.KIND]
+    review = {"spec": {"resourceAttributes": {"resource": how.kind.NAMES.plural, "namespace": how.space}}}
+    review["spec"]["resourceAttributes"]["group"] = how.versions[0].rpartition("/")[0]
+    for verb in ("get", "list", "watch"):
+        review["spec"]["resourceAttributes"]["verb"] = verb
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        answer = server.ask("POST", path, review, token=token)
+        assert answer["status"]["allowed"], f"deploy/rbac.yaml does not let agents {verb} {how.kind.KIND}"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "why"),
     [
@@ -92,6 +107,7 @@ def test_an_agent_writes_what_is_its_own_nodes(server: ApiServer, token: str) ->
         ("GET", "/api/v1/namespaces/default/secrets", None, "cannot list resource"),
         ("GET", "/api/v1/configmaps", None, "cannot list resource"),
         ("DELETE", "/api/v1/namespaces/default/pods/web", None, "cannot delete resource"),
+        ("DELETE", "/api/v1/namespaces/podway/pods/agent-n1", None, "cannot delete resource"),
         ("POST", "/apis/podway.io/v1/ippools", {}, "cannot create resource"),
         ("DELETE", "/apis/podway.io/v1/clusterauthorities/default", None, "cannot delete resource"),
     ],
