@@ -544,6 +544,9 @@ def test_nothing_is_lost_when_the_server_comes_back(
                 stored = {one.metadata.name for one in (await other.list(Node)).items}
             await known.until(lambda: known.names == stored)
             assert before <= stored if how == "restarted" else not before <= stored
+            if how == "made anew":
+                with pytest.raises(StoreUnavailable, match=r"(?s)does not know kind IPPool.*deploy/crds.yaml"):
+                    await store.list(IPPool)
 
     run(frail_server, scenario)
 
