@@ -348,6 +348,32 @@ def mistaken(*_: Any) -> Any:
     raise ZeroDivisionError
 
 
+def test_what_is_heard_of_a_pod_while_the_store_is_asked_for_it_is_newer_than_the_answer() -> None:
+    node = Node()
+
+    async def find(_namespace: str, _name: str) -> Pod:
+        node.put(WEB)
+        node.drop(WEB)
+        obj: Pod = resource(WEB)
+        return obj
+
+    asyncio.run(node.agent.admit("x/web", "", find))
+    node.lease(WEB)
+    assert node.rules() == (CLOSED, CLOSED)
+
+
+def test_policies_may_be_switched_off_while_the_store_is_asked_for_a_pod() -> None:
+    node = Node(DENY)
+
+    async def find(_namespace: str, _name: str) -> Pod:
+        node.tell(Change(key(EBPF), EBPF, NetworkConfig(metadata=Metadata(name="default"))))
+        obj: Pod = resource(WEB)
+        return obj
+
+    asyncio.run(node.agent.admit("x/web", "", find))
+    assert node.enforces() == (False, False)
+
+
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

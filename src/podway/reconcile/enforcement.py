@@ -89,6 +89,8 @@ class Enforcement:
         self._pools: frozenset[Any] = frozenset()
         """Both as they were written."""
         self._entering: dict[Attachment, Lease] = {}
+        self._asking: dict[object, PodName] = {}
+        """For whom the store is asked; those leave of whom something is heard meanwhile."""
         self._absent: dict[PodName, EndpointRules] = {}
         """Rules of pods of which the planner does not know."""
         self._written = 0
@@ -172,6 +174,8 @@ class Enforcement:
             return self.wanted and self._state.now() >= self._again
         with self._or_anew():
             for change in changes:
+                if change.kind == Pod.KIND:
+                    self._asking = {one: name for one, name in self._asking.items() if name != change.key[1:]}
                 if alters_policy(change):
                     self._dirty = True
                     if change.new is None:
@@ -214,27 +218,42 @@ class Enforcement:
         Who is known already waits for nobody. Raises AgentError if nothing can be enforced, and StoreError if the
         store has to be asked for the pod and is away.
         """
-        self._await_listing(pod)
-        if not self._state.engine:
-            return
-        if self._planner is None:
-            raise AgentError(
-                f"pod {pod or '-'}: policies cannot be enforced on this node: {self.problem}",
-                hint="mend that, or have policies not enforced: podway set config default dataPath=kernel",
-            )
         name = _name(pod)
-        if name is None:
+        if self._judging(pod) is None or name is None:
             return
         known = self._state.view.find((Pod.KIND, *name))
         if known is None or (uid and known.metadata.uid and known.metadata.uid != uid):
-            found = await find(*name)
-            if found is not None:
-                self._planner.put(found)
+            self._asking[asked := object()] = name
+            try:
+                found = await find(*name)
+            finally:
+                untold = self._asking.pop(asked, None) is not None
+            planner = self._judging(pod)  # the loop has gone on meanwhile
+            if planner is None:
+                return
+            if not untold:  # what was heard since is newer than the answer
+                if self._state.view.find((Pod.KIND, *name)) is None:
+                    self._absent[name] = _SHUT
+            elif found is not None:
+                with self._or_anew():
+                    planner.put(found)
                 self._dirty = True
                 self._absent.pop(name, None)
             elif known is None:
                 self._absent[name] = _OPEN
         self.bring()
+
+    def _judging(self, pod: str) -> PolicyPlanner | None:
+        """Return the planner, None if nothing is to be enforced. Raises AgentError if it is, and cannot be."""
+        self._await_listing(pod)
+        if not self._state.engine:
+            return None
+        if self._planner is None:
+            raise AgentError(
+                f"pod {pod or '-'}: policies cannot be enforced on this node: {self.problem}",
+                hint="mend that, or have policies not enforced: podway set config default dataPath=kernel",
+            )
+        return self._planner
 
     def _await_listing(self, pod: str) -> None:
         """Raise AgentError while policies are to be enforced and it is not known yet what there are."""
