@@ -1,4 +1,4 @@
-"""What the kernel refuses to write closes the rule sets that it is about, until all of them is there."""
+"""Writes that come to no good end: refused entries close their sets, flows are told of what was cut off."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from podway.errors import KernelError
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_layout import pack_policy_prefix, pack_rule_key
-from podway.kernel.flow import FlowEngine, FlowWrites
+from podway.kernel.flow import FlowEngine, FlowWrites, _set
 from podway.kernel.netlink import Connection
 from podway.policy.maps import Columns, Prefix, Rule, RuleKey, Verdict
 
@@ -31,6 +31,53 @@ def engine(new_netns: Callable[[], Any]) -> Iterator[FlowEngine]:
         engine.open((), (), lambda: None)
         yield engine
         engine.stop()
+
+
+def generation(engine: FlowEngine) -> int:
+    assert engine._engine is not None
+    return _set(engine._engine.maps["rule_sets"], SET).generation
+
+
+@pytest.fixture
+def agents(new_netns: Callable[[], Any]) -> Iterator[Callable[[], FlowEngine]]:
+    """Begins agents one after the other, whose programs hang on a device."""
+    netns = new_netns()
+    netns.run("ip", "link", "add", "wire", "type", "veth", "peer", "name", "pod")
+    with Connection(netns.fd) as connection:
+
+        def begin() -> FlowEngine:
+            engine = FlowEngine(connection, dict)
+            engine.open(["wire"], ["pod"], lambda: None)
+            return engine
+
+        yield begin
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["ended", "cut off"])
+def test_flows_are_judged_again_if_an_agent_was_killed_as_it_wrote(
+    agents: Callable[[], FlowEngine], monkeypatch: pytest.MonkeyPatch, *, cut: bool
+) -> None:
+    monkeypatch.setattr("podway.kernel.flow.PORTION", 1)
+    one = agents()
+    write(one, rules={**RULES, MORE: (None, ALLOW, None)})
+    before = generation(one)
+    steps = one.write(FlowWrites({}, SETS, {}, {}, gone_rules=(MORE,)))
+    assert one._engine is not None
+    while bpf.lookup(one._engine.maps["rules"], pack_rule_key(MORE)):
+        next(steps)
+    assert generation(one) == before, "the entry is gone, and no flow knows of it"
+    if not cut:
+        for _ in steps:
+            pass
+    before = generation(one)
+    one.close()
+    two = agents()
+    assert (generation(two) != before) is cut
+    assert two.writes == cut
+    two.close()
+    three = agents()
+    assert three.writes == 0
+    three.stop()
 
 
 def write(engine: FlowEngine, **changes: Any) -> None:

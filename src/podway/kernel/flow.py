@@ -41,7 +41,7 @@ from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
 from podway.plan.changes import Change
 from podway.plan.objects import FlowHook, FlowProgram, NodePlan
-from podway.policy.maps import Columns, Prefix, RuleKey
+from podway.policy.maps import NO_RULES, Columns, Prefix, RuleKey
 
 Numbers = Callable[[], Mapping[str, int]]
 """Gives the devices' numbers by name, as they were at the latest look."""
@@ -52,6 +52,8 @@ PORTION = 200
 _HOOKS: dict[FlowHook, Hook] = {"from pod": Hook.FROM_POD, "from wire": Hook.FROM_WIRE, "to pod": Hook.TO_POD}
 _NAMES = {hook: name for name, hook in _HOOKS.items()}
 _NO_SET = RuleSet(0, 0)
+_UNDER_WAY = RuleSet(0, 1)
+"""What stands in the place of the set without rules, which no program looks at, while maps are written."""
 
 
 class FlowEndpoint(NamedTuple):
@@ -142,6 +144,8 @@ class FlowEngine:
         def filled(engine: Engine) -> None:
             self._engine = engine
             fill()
+            if self._is_torn():
+                self._judge_all_again()
 
         try:
             self._engine = flow_programs.take_over(self._connection, places, fill=filled)
@@ -276,6 +280,8 @@ class FlowEngine:
         if changes.empty:
             return
         maps = self._opened("write the flow engine's maps").maps
+        torn = self._is_torn()
+        self._mark(_UNDER_WAY)
         known = {number: _set(maps["rule_sets"], number) for number in changes.rule_sets}
         for number, lengths in changes.rule_sets.items():
             before = known[number]
@@ -314,6 +320,9 @@ class FlowEngine:
         for number in changes.gone_rule_sets:
             self._put_set(number, _NO_SET)
         self.look_again()
+        if torn:
+            self._judge_all_again()
+        self._mark(_NO_SET)
         for error in (*unwritten.values(), *lost.values()):
             raise error
 
@@ -335,6 +344,22 @@ class FlowEngine:
             if not done % PORTION:
                 yield
         return failures
+
+    def _mark(self, mark: RuleSet) -> None:
+        """Say whether a write is under way: who is killed in it has not told flows yet to be judged again."""
+        maps = self._opened("write the flow engine's maps").maps
+        bpf.insert(maps["rule_sets"], _number(NO_RULES), RULE_SET.pack(*mark))
+
+    def _is_torn(self) -> bool:
+        """Tell whether a write began and did not come to its end."""
+        return _set(self._opened("read the flow engine's maps").maps["rule_sets"], NO_RULES) == _UNDER_WAY
+
+    def _judge_all_again(self) -> None:
+        """Have all flows judged again that a set judges: nobody knows which a torn write was about."""
+        sets = _sets(self._opened("read the flow engine's maps").maps["rule_sets"])
+        self._count_up({number: one.port_lengths for number, one in sets})
+        self.look_again()
+        self._mark(_NO_SET)
 
     def _close(self, numbers: Iterable[int]) -> None:
         """Have sets deny everything, until a comparison has put them right."""
