@@ -374,6 +374,31 @@ def test_policies_may_be_switched_off_while_the_store_is_asked_for_a_pod() -> No
     assert node.enforces() == (False, False)
 
 
+def test_others_go_on_while_an_add_waits_for_what_is_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(WEB)
+    monkeypatch.setattr(node.flows, "write", lambda _: iter([None] * 100))
+    turns = 0
+
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        return None
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        task = asyncio.create_task(other())
+        node.agent.heard([Change(key(resource(DENY)), None, resource(DENY))])
+        await node.agent.admit("x/web", "", find)
+        task.cancel()
+
+    node.lease(WEB)
+    asyncio.run(main())
+    assert turns >= 100
+
+
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

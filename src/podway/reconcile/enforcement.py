@@ -18,6 +18,7 @@ written. One of which the store says that there is no object has no policy, for 
 starts finds in the maps which of the two a pod was.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
@@ -241,7 +242,9 @@ class Enforcement:
                 self._absent.pop(name, None)
             elif known is None:
                 self._absent[name] = _OPEN
-        self.bring()
+        for _ in self.portions():
+            await asyncio.sleep(0)
+        self._judging(pod)
 
     def _judging(self, pod: str) -> PolicyPlanner | None:
         """Return the planner, None if nothing is to be enforced. Raises AgentError if it is, and cannot be."""
