@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from podway.errors import KernelError
+from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_layout import pack_policy_prefix, pack_rule_key
 from podway.kernel.flow import FlowEngine, FlowWrites, _set
 from podway.kernel.netlink import Connection
+from podway.kernel.rtnl import links
 from podway.policy.maps import Columns, Prefix, Rule, RuleKey, Verdict
 
 pytestmark = pytest.mark.kernel
@@ -78,6 +80,34 @@ def test_flows_are_judged_again_if_an_agent_was_killed_as_it_wrote(
     three = agents()
     assert three.writes == 0
     three.stop()
+
+
+class Killed(BaseException):
+    """An agent's end in the middle of its work."""
+
+
+def killed(*_: Any) -> None:
+    raise Killed
+
+
+def test_programs_that_a_killed_agent_never_had_begin_are_not_taken_for_those_that_work(
+    new_netns: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netns = new_netns()
+    netns.run("ip", "link", "add", "wire", "type", "veth", "peer", "name", "pod")
+    with Connection(netns.fd) as connection:
+        engine = FlowEngine(connection, dict)
+        with pytest.raises(Killed):
+            engine.open(["wire"], ["pod"], killed)
+        with monkeypatch.context() as patch:  # what the next one is killed at is to take the idle ones off
+            patch.setattr(flow_programs, "detach", killed)
+            with pytest.raises(Killed):
+                engine.open(["wire"], ["pod"], lambda: write(engine, rules=RULES))
+        engine.open(["wire"], ["pod"], lambda: None)
+        assert is_open(engine), "these are the maps that were written"
+        numbers = [link.index for link in links.dump(connection)]
+        assert len(flow_programs.attached(connection, numbers)) == 3
+        engine.stop()
 
 
 def write(engine: FlowEngine, **changes: Any) -> None:

@@ -240,7 +240,8 @@ def take_over(
     build = number(image, sizes)
     with contextlib.ExitStack() as stack:
         former = stack.enter_context(_working(found))
-        there = {one.place.hook: one.program for one in found if one.build == build and one.build == former.build}
+        ours = [one for one in found if one.program in former.programs and one.build == build]
+        there = {one.place.hook: one.program for one in ours}
         if there.keys() == set(Hook):
             programs = {hook: stack.enter_context(bpf.opened(program)).fd for hook, program in there.items()}
             engine = Engine(build, programs)
@@ -256,23 +257,32 @@ def take_over(
 
 
 class _Working(NamedTuple):
-    """The build that `active` names (0: there is none), and its maps."""
+    """The build that `active` names (0: there is none), its maps, and its programs by their ids.
+
+    Programs of the same build may hang there that do nothing: another agent was killed before it had them begin.
+    """
 
     build: int
     maps: Mapping[str, int]
+    programs: Container[int]
 
 
 @contextlib.contextmanager
 def _working(found: Iterable[Attached]) -> Iterator[_Working]:
     with contextlib.ExitStack() as stack:
         shared: dict[str, int] = {}
-        working = 0
+        working, chosen = 0, 0
+        programs: set[int] = set()
         for one in found:
             maps = stack.enter_context(bpf.opened(one.program)).maps
-            if bpf.element(maps["active"], 0) == _BUILD.pack(one.build):
+            if bpf.element(maps["active"], 0) != _BUILD.pack(one.build):
+                continue
+            group = bpf.map_info(maps["active"]).id
+            if not working or group == chosen:
+                working, chosen = one.build, group
                 shared |= maps
-                working = one.build
-        yield _Working(working, shared)
+                programs.add(one.program)
+        yield _Working(working, shared, programs)
 
 
 def _bring_over(
@@ -287,9 +297,10 @@ def _bring_over(
     new = [name for name in COPIED if not _is_same(engine.maps[name], former.maps.get(name))]
     if "state" in new:
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*FIRST_STATE))
-    kept = {one.place for one in found if one.build == engine.build == former.build}
+    kept = [one for one in found if one.program in former.programs and one.build == engine.build]
+    there = {one.place for one in kept}
     for place in wanted:
-        if place not in kept:
+        if place not in there:
             engine.attach(connection, place)
     copied = [name for name in new if name in former.maps]
     known = {name: _copy(former.maps[name], engine.maps[name], converters.get(name)) for name in copied}
@@ -302,8 +313,13 @@ def _bring_over(
     if "flows" in copied:
         _copy(former.maps["flows"], engine.maps["flows"], converters.get("flows"), known["flows"])
     for one in found:
-        if one.place not in kept or one.place not in wanted:
+        if one in kept and one.place in wanted:
+            continue
+        try:
             detach(connection, one)
+        except KernelError as error:  # it may have gone with its device
+            if error.errno not in {errno.ENOENT, errno.ENODEV}:
+                raise
 
 
 def _is_same(one: int, other: int | None) -> bool:
