@@ -399,6 +399,22 @@ def test_others_go_on_while_an_add_waits_for_what_is_to_be_written(monkeypatch: 
     assert turns >= 100
 
 
+@pytest.mark.parametrize("worked", [True, False])
+def test_settings_that_were_never_readable_leave_the_engine_as_it_was(*, worked: bool) -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    if not worked:
+        node.flows = RecordedFlows()
+    unread = RejectedObject(key(EBPF), "spec.dataPath: is no data path")
+    node.state.view = ClusterView.of([resource(WEB), resource(DENY)], rejected=[unread])
+    node.start()
+    assert node.enforces() == (worked, worked)
+    node.put(network_policy("more", ingress=[{}]))
+    assert node.enforces() == (worked, worked)
+    node.tell(Change(key(EBPF), None, NetworkConfig(metadata=Metadata(name="default"))))
+    assert node.enforces() == (False, False)
+
+
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

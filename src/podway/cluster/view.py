@@ -145,8 +145,15 @@ class ClusterView(msgspec.Struct, frozen=True):
 
     @property
     def enforces(self) -> bool:
-        """Whether policies are to be enforced, for which kinds of JUDGING have to be followed."""
-        return self.config.data_path != "kernel"
+        """Whether policies are, or may be, to be enforced, for which kinds of JUDGING have to be followed."""
+        return self.config.data_path != "kernel" or self.unsettled
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is a NetworkConfig of which no state is known that can be read."""
+        return not self.tables[NetworkConfig.KIND] and any(
+            kind == NetworkConfig.KIND for kind, *_ in self.rejected
+        )
 
     def unfollowed(self) -> "ClusterView":
         """Return the view of who does not follow what only matters where policies are enforced."""

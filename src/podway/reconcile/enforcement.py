@@ -105,12 +105,14 @@ class Enforcement:
         """How often in a row something was refused that is not written yet."""
         self._interrupted = 0
         self._again = 0.0
+        self._kept = False
+        """Whether an engine stays at work because nobody can tell whether it is to."""
         self.problem = ""
 
     @property
     def wanted(self) -> bool:
-        """Whether the cluster's settings ask for the engine."""
-        return self._state.view.enforces
+        """Whether the cluster's settings ask for the engine; if they cannot be read, whether it worked before."""
+        return self._state.view.enforces and (self._kept or not self._state.view.unsettled)
 
     @property
     def in_force(self) -> bool:
@@ -382,6 +384,10 @@ class Enforcement:
 
     def _choose(self, *, starts: bool = False) -> None:
         """Begin or end to enforce, as the settings ask; an agent that `starts` may find another one's engine."""
+        kept, unsettled = self._kept, self._state.view.unsettled
+        self._kept = unsettled and (kept or self._state.engine or self._is_attached())
+        if self._kept and not kept:
+            log.error("the NetworkConfig cannot be read: policies stay enforced, as they were before")
         if not self.wanted:
             if self._state.engine or self.problem:
                 log.info("policies are not enforced any more", data_path="kernel")
