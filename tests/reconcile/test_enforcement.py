@@ -415,6 +415,16 @@ def test_settings_that_were_never_readable_leave_the_engine_as_it_was(*, worked:
     assert node.enforces() == (False, False)
 
 
+def test_a_pod_is_not_wired_unjudged_when_the_engine_is_lost_after_it_was_admitted() -> None:
+    node = Node(WEB)
+    lease = node.lease(WEB)
+    admit(node, "x/web")
+    node.flows.refuses = lambda: KernelError("open eBPF program 1", errno.EPERM)
+    node.start()
+    with pytest.raises(AgentError, match="cannot be enforced"):
+        node.agent.enter(lease)
+
+
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

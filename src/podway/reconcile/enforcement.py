@@ -273,8 +273,11 @@ class Enforcement:
         return f"not listed yet: {', '.join(sorted(self._state.view.unlisted))}"
 
     def enter(self, lease: Lease) -> None:
-        """Have a pod judged whose link has just been made, before anything can pass there. Raises KernelError."""
-        if not self.in_force:
+        """Have a pod judged whose link has just been made, before anything can pass there.
+
+        Raises KernelError, and AgentError if nothing can be enforced any more.
+        """
+        if self._judging(lease.pod) is None:
             return
         self._entering[lease.attachment] = lease
         for address in lease.addresses:
