@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from podway.agent.lastknown import LastKnown
+from podway.agent.lastknown import FILE, LastKnown
+from podway.api.checked import RejectedObject
 from podway.cluster.view import JUDGING, ClusterView
 from tests import builders
 
@@ -35,3 +36,26 @@ def test_without_policies_no_pod_is_kept(tmp_path: Path) -> None:
     found = kept(tmp_path, ClusterView.of([WEB, builders.config()]).unfollowed())
     assert not found.tables["Pod"]
     assert found.unlisted
+
+
+def test_what_was_no_fact_is_none_for_the_next_agent_either(tmp_path: Path) -> None:
+    """An unreadable policy isolates its namespace, and unreadable settings are not the defaults."""
+    unfit = [
+        RejectedObject(("NetworkPolicy", "shop", "p"), "it cannot be read: a new field"),
+        RejectedObject(("NetworkConfig", "", "default"), "it cannot be read: a new field"),
+        RejectedObject(("ClusterAuthority", "", "default"), "it cannot be read"),
+    ]
+    found = kept(tmp_path, ClusterView.of([WEB], rejected=unfit))
+    assert found.rejected.keys() == {one.key for one in unfit[:2]}
+    assert found.unsettled
+    assert len(found.tables["Pod"]) == 1
+
+
+def test_what_this_podway_cannot_read_is_rejected_and_not_forgotten(tmp_path: Path) -> None:
+    LastKnown(tmp_path, "memory:")._write(ClusterView.of([WEB, builders.config(data_path="ebpf")]))
+    file = tmp_path / FILE
+    file.write_bytes(file.read_bytes().replace(b'"dataPath":"ebpf"', b'"dataPath":"ebpf","newer":1'))
+    found = LastKnown(tmp_path, "memory:").load()
+    assert found is not None
+    assert found.rejected.keys() == {("NetworkConfig", "", "default")}
+    assert found.unsettled

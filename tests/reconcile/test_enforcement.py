@@ -425,6 +425,28 @@ def test_a_pod_is_not_wired_unjudged_when_the_engine_is_lost_after_it_was_admitt
         node.agent.enter(lease)
 
 
+def test_a_pod_of_which_the_store_was_asked_is_asked_for_again_after_all_was_compiled_anew() -> None:
+    """What the store said is forgotten by then: unknown is not the same as without policies."""
+    node = Node(DENY)
+    admit(node, "x/web", resource(WEB))
+    node.agent._anew = True
+    made = node.lease(WEB)
+    del node.state.leases[made.attachment]
+    with pytest.raises(AgentError, match="not known any more"):
+        node.agent.enter(made)
+
+
+def test_an_audit_that_the_engine_was_begun_anew_under_finds_nothing() -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    steps = node.agent.audit()
+    next(steps)
+    node.agent._anew = True
+    node.agent.bring()
+    assert ended(steps) is None
+    assert node.right()
+
+
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

@@ -74,6 +74,8 @@ class ClusterHandler:
         if not any(map(alters_plans, changes)):
             state.view = view
             self._reconciler.heard_of_policies(changes)
+            if (view.enforces, view.unsettled) != (before.enforces, before.unsettled):
+                self._reconciler.wake()  # settings that nobody could read are gone, say
             return
         removed = node in before.nodes and node not in view.nodes
         if removed:

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from podway.agent.identity import kernel_instance
-from podway.api.checked import RejectedObject, check
+from podway.api.checked import RejectedObject, check, key_in
 from podway.api.kinds import KINDS
 from podway.api.resource import Resource, api_version, key
 from podway.cluster.view import JUDGING, ClusterView
@@ -51,8 +51,15 @@ class LastKnown:
             return None
         if (kept.instance, kept.store) != (kernel_instance(), self._store):
             return None
-        found = [one for item in kept.items if (one := _object(item)) is not None]
-        view = ClusterView.of(found)
+        found: list[Resource] = []
+        rejected = [RejectedObject((one.kind, one.namespace, one.name), one.problem) for one in kept.rejected]
+        for item in kept.items:
+            read = _object(item)
+            if isinstance(read, RejectedObject):  # by this Podway, which may be older or newer than who wrote it
+                rejected.append(read)
+            elif read is not None:
+                found.append(read)
+        view = ClusterView.of(found, rejected=rejected)
         return view if kept.judging and view.enforces else view.unfollowed()
 
     def trigger(self) -> None:
@@ -70,7 +77,9 @@ class LastKnown:
 
     def _write(self, view: ClusterView) -> None:
         # Up to an empty list: `[]}`.
-        head = msgspec.json.encode(_File(kernel_instance(), self._store, judging=not view.unlisted))
+        head = msgspec.json.encode(
+            _File(kernel_instance(), self._store, judging=not view.unlisted, rejected=list(_rejected(view)))
+        )
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)  # else it would keep its mode
         with open(fresh, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
@@ -82,6 +91,13 @@ class LastKnown:
         fresh.replace(self._path)
 
 
+class _Rejected(msgspec.Struct):
+    kind: str
+    namespace: str
+    name: str
+    problem: str
+
+
 class _File(msgspec.Struct, rename="camel"):
     instance: str
     store: str
@@ -89,6 +105,8 @@ class _File(msgspec.Struct, rename="camel"):
     kind: str = "List"
     judging: bool = False
     """Whether it has all pods and policies; else it says nothing of them."""
+    rejected: list[_Rejected] = []
+    """What was no fact: a policy that cannot be read isolates all the same, and settings are not the defaults."""
     items: list[msgspec.Raw] = []
 
 
@@ -98,6 +116,13 @@ def _objects(view: ClusterView) -> Iterator[Resource]:
     for name, table in view.tables.items():
         if KINDS[name].LEAVES_STORE and name not in left_out:
             yield from table.values()
+
+
+def _rejected(view: ClusterView) -> Iterator[_Rejected]:
+    """Yield what of a view's rejected objects may be written down."""
+    for (kind, namespace, name), one in view.rejected.items():
+        if kind in KINDS and KINDS[kind].LEAVES_STORE:
+            yield _Rejected(kind, namespace, name, one.problem)
 
 
 def _item(obj: Resource) -> dict[str, Any]:
@@ -110,10 +135,15 @@ class _Head(msgspec.Struct):
     kind: str
 
 
-def _object(item: msgspec.Raw) -> Resource | None:
+def _object(item: msgspec.Raw) -> Resource | RejectedObject | None:
+    """Read an object; None if not even its name can be read."""
     try:
-        found = msgspec.json.decode(item, type=KINDS[msgspec.json.decode(item, type=_Head).kind])
+        kind = KINDS[msgspec.json.decode(item, type=_Head).kind]
     except (KeyError, msgspec.MsgspecError):
         return None
-    checked = check(key(found), msgspec.json.encode(found))
-    return None if isinstance(checked, RejectedObject) else checked
+    try:
+        found = msgspec.json.decode(item, type=kind)
+    except msgspec.MsgspecError as error:
+        named = key_in(kind.KIND, bytes(item))
+        return RejectedObject(named, f"it cannot be read: {error}") if named else None
+    return check(key(found), msgspec.json.encode(found))

@@ -170,12 +170,29 @@ class ClusterView(msgspec.Struct, frozen=True):
         """Return the view after one kind was listed anew: what is not listed is gone, other kinds stay."""
         listed = {key(obj): obj for obj in resources}
         unfit = {one.key: one for one in rejected}
-        known = {key(obj): obj for obj in self.tables[kind.KIND].values()}
+        former = self.tables[kind.KIND]
+        if not former:  # to put one object after the other would take longer the more there are
+            objects: dict[Any, Any] = {_name(each): obj for each, obj in listed.items()}
+            table: Table[Any, Any] = Table(objects, _KINDS[kind.KIND].INDICES)
+            return self._with_table(kind, table, unfit)
+        known = {key(obj): obj for obj in former.values()}
         gone = [Change(each, obj, None) for each, obj in known.items() if each not in listed and each not in unfit]
         came = [Change(each, known.get(each), obj) for each, obj in listed.items() if known.get(each) != obj]
+        return self.after(*gone, *came)._with_table(kind, None, unfit)
+
+    def _with_table(
+        self, kind: type[Resource], table: Table[Any, Any] | None, unfit: Mapping[Key, RejectedObject]
+    ) -> "ClusterView":
+        """Return the view with all of a kind listed: with this table, if there is one, and what is rejected."""
+        tables: _Tables = {**self.tables, **({} if table is None else {kind.KIND: table})}
         others = {wanted: one for wanted, one in self.rejected.items() if wanted[0] != kind.KIND}
-        unlisted = self.unlisted - {kind.KIND}
-        return msgspec.structs.replace(self.after(*gone, *came), rejected={**others, **unfit}, unlisted=unlisted)
+        return msgspec.structs.replace(
+            self,
+            tables=tables,
+            config=_config(tables),
+            rejected={**others, **unfit},
+            unlisted=self.unlisted - {kind.KIND},
+        )
 
     def after(self, *changes: Change[Any]) -> "ClusterView":
         """Return the view after changes. Objects of kinds that plans do not depend on change nothing."""

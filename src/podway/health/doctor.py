@@ -14,6 +14,8 @@ from typing import TypeVar
 import msgspec
 
 from podway.api.addresses import Family, Network
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
 from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.kinds.pod import Pod
@@ -134,6 +136,7 @@ class Doctor:
             pending = do(self._pending(memory.pending))
             leases = do(self._look("leases in the store", self._renewed(), {}))
             known_pods = do(self._look("pods in the store", self._known_pods(), None))
+            policies = do(self._look("policies in the store", self._policies(), 0))
         return NodeFacts(
             now=time.time(),
             memory=msgspec.structs.replace(memory, pending=pending.result()),
@@ -145,6 +148,7 @@ class Doctor:
             store=trial.result(),
             pods=inside.result(),
             pods_known=known_pods.result(),
+            policies=policies.result(),
             renewed=leases.result(),
             drift=drift.result(),
             unseen=self._unseen,
@@ -221,6 +225,17 @@ class Doctor:
         except StoreError:
             return {}  # which is a finding of its own
         return {lease.metadata.name: lease.renewed for lease in found if lease.renewed is not None}
+
+    async def _policies(self) -> int:
+        """Return how many policies there are, also such as cannot be read; 0 if the store does not answer."""
+        count = 0
+        try:
+            for kind in (NetworkPolicy, ClusterNetworkPolicy):
+                listing = await self._store.list(kind)
+                count += len(listing.items) + len(listing.rejected)
+        except StoreError:
+            return 0  # which is a finding of its own
+        return count
 
     async def _known_pods(self) -> tuple[KnownPod, ...] | None:
         """Return the Pods in the store that run; None where nobody seems to write any, or it does not answer."""

@@ -336,6 +336,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     files: Files = Files()
     store: StoreTrial = StoreTrial()
     pods: tuple[PodDevice, ...] = ()
+    policies: int = 0
+    """How many policies there are in the store: the agent knows them only where they are enforced."""
     pods_known: tuple[KnownPod, ...] | None = None
     """The Pods in the store, None where nobody writes any there."""
     renewed: Mapping[str, float] = {}

@@ -21,7 +21,7 @@ starts finds in the maps which of the two a pod was.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -279,10 +279,24 @@ class Enforcement:
         """
         if self._judging(lease.pod) is None:
             return
+        if lease.attachment not in self._state.leases and not self._is_known(lease.pod):
+            # All was compiled anew since it was admitted, of what is known; the store has to be asked once more.
+            raise AgentError(
+                f"pod {lease.pod}: its policies are not known any more: the agent began anew meanwhile",
+                hint="the runtime repeats its ADD",
+            )
         self._entering[lease.attachment] = lease
         for address in lease.addresses:
             self._endpoints.pop(address, None)  # its link has another number than the former one
         self.bring(strict=True)
+
+    def _is_known(self, pod: str) -> bool:
+        """Tell whether it is known what rules a pod has, or that it has none."""
+        name = _name(pod)
+        if name is None or name in self._absent or name in self._maps.endpoints:
+            return True
+        wanted = (Pod.KIND, *name)
+        return self._state.view.find(wanted) is not None or wanted in self._state.view.rejected
 
     def entered(self, attachment: Attachment) -> None:
         """The pod's lease is among the node's now, or will never be."""
@@ -333,12 +347,19 @@ class Enforcement:
 
         Returns what differs; None if nobody can tell, since something was written meanwhile. Raises KernelError.
         """
-        before = self._written
-        if self._planner is None or self.busy:
+        before, planner = self._written, self._planner
+        if planner is None or self.busy:
             return None
         if self._interrupted < INTERRUPTED:
-            have = yield from self._flow.read()
-            wrong = yield from self._compared(have)
+            for _ in (reading := _Returned(self._flow.read())):
+                yield
+                if self._planner is not planner:
+                    return None  # the engine was ended, and perhaps begun again: these are other maps
+            for _ in (comparing := _Returned(self._compared(reading.value))):
+                yield
+                if self._planner is not planner:
+                    return None
+            wrong = comparing.value
         else:  # there is always something to write, and what was refused must not wait for ever
             wrong = _in_one_go(self._compared(_in_one_go(self._flow.read())))
         if self._written != before or self.busy:
@@ -388,7 +409,7 @@ class Enforcement:
     def _choose(self, *, starts: bool = False) -> None:
         """Begin or end to enforce, as the settings ask; an agent that `starts` may find another one's engine."""
         kept, unsettled = self._kept, self._state.view.unsettled
-        self._kept = unsettled and (kept or self._state.engine or self._is_attached())
+        self._kept = unsettled and (kept or self._state.engine or (starts and self._is_attached()))
         if self._kept and not kept:
             log.error("the NetworkConfig cannot be read: policies stay enforced, as they were before")
         if not self.wanted:
@@ -589,6 +610,17 @@ class Enforcement:
         if error.message != self.problem:
             log.error("policies are not enforced as they should be", problem=error.message, hint=error.hint)
         self.problem = error.message
+
+
+class _Returned(Generic[T]):
+    """A generator to be iterated over, with what it returned in `value` at the end."""
+
+    def __init__(self, steps: Generator[None, None, T]) -> None:
+        self._steps = steps
+        self.value: T
+
+    def __iter__(self) -> Iterator[None]:
+        self.value = yield from self._steps
 
 
 def _in_one_go(steps: Generator[None, None, T]) -> T:

@@ -274,14 +274,14 @@ class Reconciler:
         self.enforcement.bring()
         if self._state.engine != worked:
             self.wake()
-        self._try_policies_again()
         try:
             wrong = await self._in_slices(self.enforcement.audit(), self._work)
+            if mended := self.enforcement.mend(wrong):
+                self.repairs.note(mended)
         except KernelError as error:
             self.enforcement.note(error)
-            return
-        if mended := self.enforcement.mend(wrong):
-            self.repairs.note(mended)
+        finally:
+            self._try_policies_again()
 
     def _try_policies_again(self) -> None:
         if seconds := self.enforcement.retry:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
-from podway.api.kinds.network_policy import NetworkPolicy
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 
@@ -18,7 +16,7 @@ from podway.health.finding import Problem, Severity, node_check
 def policies(facts: NodeFacts) -> Iterator[Problem]:
     """Policies that nobody wrote are not missed."""
     memory = facts.memory
-    count = sum(len(memory.view.tables[kind.KIND]) for kind in (NetworkPolicy, ClusterNetworkPolicy))
+    count = facts.policies
     wanted = memory.view.config.data_path
     if memory.policy_problem:
         yield Problem(
