@@ -11,7 +11,7 @@ from typing import Any
 from podway.api.addresses import Address, Network
 from podway.errors import KernelError
 from podway.kernel import engine
-from podway.kernel.engine import Report
+from podway.kernel.engine import Compared, Report
 from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, Route
@@ -21,7 +21,7 @@ from podway.policy.maps import Columns, Prefix, RuleKey
 class RecordedKind:
     """One kind of kernel object (podway.kernel.engine.Kind)."""
 
-    compared = False
+    compared: Compared = False
 
     def __init__(self, name: str, kernel: "RecordedKernel") -> None:
         self.name = name

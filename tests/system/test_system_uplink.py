@@ -132,6 +132,9 @@ def test_a_bridge_takes_the_uplink_over_and_gives_it_back(pair: Pair, pause: flo
     pair.sh(f"ip address del {V4} dev br0; ip address del {V6} dev br0; ip link set eth0 nomaster")
     pair.sh(f"ip address add {V4} dev eth0; ip address add {V6} dev eth0 nodad; ip link del br0")
     eventually(lambda: pair.uplink == ("eth0", ADDRESSES))
+    eventually(pair.healthy)
+    # What the tunnel's programs and maps lose with a device comes with the new one: nobody else changed them.
+    assert not [what for what in pair.lab.repaired("node1") if "IPIP" in what or "tunnel" in what]
     assert beside.cni("DEL").ok
 
 

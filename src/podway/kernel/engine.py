@@ -6,7 +6,7 @@ what a plan wants of it, lists what the kernel has that bears our mark, and carr
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -29,14 +29,19 @@ class Report(msgspec.Struct, frozen=True):
     failures: tuple[PodwayError, ...] = ()
 
 
+Compared: TypeAlias = Literal[False, "by key", "in parts"]
+
+
 class Kind(Protocol):
     """One kind of kernel object, on one node."""
 
     name: str
     repairs_only: bool
     """Objects of this kind are made and removed elsewhere; the engine only puts them right."""
-    compared: bool
-    """They are few, and what a plan says is not what `apply` takes: only a comparison tells what is to be done."""
+    compared: Compared
+    """They are few, and what a plan says is not what `apply` takes: only a comparison tells what is to be done.
+
+    Each has a plan's key, or an object of a plan is several of them."""
 
     def wanted(self, plan: NodePlan) -> Mapping[Any, Any]:
         """Return what a plan wants, by key, in the form in which `list` would show it."""
@@ -145,7 +150,8 @@ def carry_out(kinds: Sequence[Kind], changes: Iterable[Change], plan: Callable[[
                 continue
         if any(change.action != "remove" for change in mine):
             report.carry_out(kind, [change for change in found if change.action != "remove"])
-        if any(change.action == "remove" for change in mine):
+        # Of what is replaced and stands in the kernel as several things, some may be in no one's way any more.
+        if kind.compared == "in parts" or any(change.action == "remove" for change in mine):
             removals.append((kind, [change for change in found if change.action == "remove"]))
     for kind, gone in reversed(removals):
         report.carry_out(kind, gone)

@@ -37,6 +37,7 @@ from podway.kernel.bpf.flow_layout import (
 )
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Engine, Place
+from podway.kernel.engine import Compared
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
 from podway.plan.changes import Change
@@ -107,7 +108,7 @@ class FlowEngine:
 
     name = "flow program"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, numbers: Numbers) -> None:
         self._connection = connection

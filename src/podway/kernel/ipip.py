@@ -15,6 +15,7 @@ from podway.errors import KernelError
 from podway.kernel.bpf import ipip_programs, tcx
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.ipip_programs import Attached, Config, Hook, Place, Role
+from podway.kernel.engine import Compared
 from podway.kernel.netlink import Connection
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan, TunnelEndpoint, TunnelSource
@@ -72,7 +73,7 @@ class IpipTunnels:
 
     name = "IPIP tunnel"
     repairs_only = False
-    compared = True
+    compared: Compared = "in parts"
 
     def __init__(self, connection: Connection, numbers: Numbers) -> None:
         self._connection = connection
@@ -142,7 +143,7 @@ class _MapEntries:
     """One of the programs' maps: what it holds, and changes of it. `writes` counts those carried out so far."""
 
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, numbers: Numbers, name: str) -> None:
         self._connection = connection

@@ -232,8 +232,8 @@ class Kernel:
     def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
         """Carry out changes that lead to a plan, without a look at the rest; failures are in the report.
 
-        Where a device was made anew, or lost an address, what stood on it may have gone with it: then all of the
-        plan is applied.
+        Where a device was made anew, or lost an address, what stood on it may have gone with it, and a program of
+        IPIP that is the only one has nothing in its maps: then all of the plan is applied.
         """
         with self._lock:
             self._inventory.look()
@@ -284,4 +284,6 @@ class Kernel:
 def _takes_others_along(change: Change) -> bool:
     if change.kind == "device":
         return change.action == "replace"
+    if change.kind == "IPIP tunnel":  # a program that is the only one begins with empty maps
+        return change.action != "remove"
     return change.kind == "address" and change.action == "remove"

@@ -10,6 +10,7 @@ import msgspec
 from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel import offload
+from podway.kernel.engine import Compared
 from podway.kernel.kinds.inventory import Inventory
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import links
@@ -37,7 +38,7 @@ class Devices:
 
     name = "device"
     repairs_only = False
-    compared = True
+    compared: Compared = "by key"
 
     def __init__(self, connection: Connection, inventory: Inventory, netns_fd: int | None) -> None:
         self._connection = connection

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from podway.errors import KernelError
-from podway.kernel.engine import Scannable
+from podway.kernel.engine import Compared, Scannable
 from podway.kernel.kinds.inventory import Inventory, devices_of
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import addresses, forwarding, neighbours
@@ -17,7 +17,7 @@ class Addresses(Scannable):
 
     name = "address"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -49,7 +49,7 @@ class Neighbours(Scannable):
 
     name = "neighbour"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -80,7 +80,7 @@ class Forwarding(Scannable):
 
     name = "forwarding entry"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from podway.api.lease import Attachment
 from podway.errors import KernelError
 from podway.kernel import leases
+from podway.kernel.engine import Compared
 from podway.kernel.kinds.inventory import Inventory
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
@@ -17,7 +18,7 @@ class PodLinks:
 
     name = "link"
     repairs_only = True
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

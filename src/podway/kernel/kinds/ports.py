@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from podway.errors import KernelError
+from podway.kernel.engine import Compared
 from podway.kernel.kinds.inventory import Inventory
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import bridge, links, proxies
@@ -29,7 +30,7 @@ class Ports:
 
     name = "port"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection
@@ -86,7 +87,7 @@ class Proxies:
 
     name = "proxy"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

@@ -8,7 +8,7 @@ import msgspec
 from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel import leases
-from podway.kernel.engine import Scannable
+from podway.kernel.engine import Compared, Scannable
 from podway.kernel.kinds.inventory import Inventory, devices_of
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import routes
@@ -30,7 +30,7 @@ class Routes(Scannable):
 
     name = "route"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, connection: Connection, inventory: Inventory) -> None:
         self._connection = connection

@@ -6,7 +6,7 @@ from typing import Any
 
 from podway.errors import KernelError
 from podway.kernel import sysctls
-from podway.kernel.engine import Consequence
+from podway.kernel.engine import Compared, Consequence
 from podway.kernel.kinds.inventory import Inventory
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan, Sysctl
@@ -17,7 +17,7 @@ class Sysctls:
 
     name = "sysctl"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, inside: Callable[[Callable[[], Any]], Any], inventory: Inventory) -> None:
         self._inside = inside

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from podway.errors import KernelError
-from podway.kernel.engine import Scannable
+from podway.kernel.engine import Compared, Scannable
 from podway.kernel.netlink import Connection
 from podway.kernel.nft.forms import Form, form, loaded_form, tables
 from podway.kernel.nft.libnftables import Nftables
@@ -48,7 +48,7 @@ class NftTables:
 
     name = "nft table"
     repairs_only = False
-    compared = True
+    compared: Compared = "by key"
 
     def __init__(self, connection: Connection, nftables: Callable[[], Nftables]) -> None:
         self._connection = connection
@@ -99,7 +99,7 @@ class NftElements(Scannable):
 
     name = "nft element"
     repairs_only = False
-    compared = False
+    compared: Compared = False
 
     def __init__(self, sets: NftSets) -> None:
         self._sets = sets
