@@ -131,7 +131,7 @@ class LoopOnly:
             Trigger(),
         )
         informer = ClusterInformer(self.store, self.state, self.contact, versions, handler)
-        encapsulation.refresh(force=True)
+        encapsulation.refresh()
         self.reconciler.start()
         await blocks.keep()
         work = [informer.run, self.reconciler.run, encapsulation.run, blocks.run]

@@ -255,7 +255,7 @@ class Agent:
             return None
 
     def _first_plan(self) -> None:
-        self._encapsulation.refresh(force=True)
+        self._encapsulation.refresh()
         self._reconciler.start()
 
     def _look_again(self) -> None:

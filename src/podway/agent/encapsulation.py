@@ -139,32 +139,25 @@ class EncapsulationSwitch:
         and a look at the kernel, which has to read all its routes, may wait until more came and went.
         """
         state = self._state
-        if not (state.sent or state.transitional or any(concerns(v, state.node) for v in (before, state.view))):
+        if not self._is_concerned(before, state.view):
             return
         self._followed += 1
         asked = [accepted_modes(v, state.node) for v in (before, state.view)]
         if state.transitional or asked[0] != asked[1] or any(alters_ways(each, state.node) for each in changes):
-            self.refresh(force=True)
+            self.refresh()
             return
         state.sent = with_newcomers(state.view, state.node, state.sent, changes)
         self._look_later()
 
-    def refresh(self, *, force: bool = False) -> bool:
-        """Take over from the kernel what the node may still send, and which blocks need a route of ours.
-
-        `force` looks although nothing seems to need it: when the agent starts, and when only the former view
-        needed it. Tells whether anything changed.
-        """
-        state = self._state
-        if not (force or state.sent or state.transitional or concerns(state.view, state.node)):
-            return False
+    def refresh(self) -> None:
+        """Take over from the kernel what the node may still send, and which blocks need a route of ours."""
         self.trigger()
-        return self._take(self._look(state.view))
+        self._take(self._look(self._state.view))
 
     async def _refresh(self) -> None:
         """Do the same beside all else: to read and compare all routes may take longer than an ADD should wait."""
         state = self._state
-        if not (state.sent or state.transitional or concerns(state.view, state.node)):
+        if not self._is_concerned(state.view):
             return
         began = self._followed
         found = await asyncio.to_thread(self._look, state.view)
@@ -186,6 +179,11 @@ class EncapsulationSwitch:
         state.sent, self._left = found.sent, found.left
         state.transitional = self._transitional(found)
         return before != (state.sent, state.transitional)
+
+    def _is_concerned(self, *views: ClusterView) -> bool:
+        """Tell whether there is anything to look at, by what is sent already or by what one of the views asks."""
+        state = self._state
+        return bool(state.sent or state.transitional or any(concerns(view, state.node) for view in views))
 
     def _look_later(self) -> None:
         if self._later is None:
