@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from podway.errors import KernelError, UnsupportedSystem
+from podway.kernel.netlink.constants import NETLINK_NETFILTER
 from podway.plan.objects import NftElement, NftTable
 
 _T = TypeVar("_T")
@@ -26,9 +27,6 @@ _OUTPUT_STATELESS = 1 << 2
 _OUTPUT_JSON = 1 << 4
 _OUTPUT_TERSE = 1 << 11
 """include/nftables/libnftables.h: without the values of counters; as JSON; without the elements of sets."""
-
-_NETLINK_NETFILTER = 12
-"""include/uapi/linux/netlink.h"""
 
 _lock = threading.Lock()
 """libnftables keeps a cache of interface names for the whole process (src/iface.c)."""
@@ -169,7 +167,7 @@ def _port(descriptor: int) -> int | None:
     except OSError:
         return None  # closed meanwhile
     try:
-        if sock.family != socket.AF_NETLINK or sock.proto != _NETLINK_NETFILTER:
+        if sock.family != socket.AF_NETLINK or sock.proto != NETLINK_NETFILTER:
             return None
         return int(sock.getsockname()[0])
     finally:
