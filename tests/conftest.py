@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 from tests import leftovers
-from tests.kubernetes import ROOT, ApiServer
+from tests.kubernetes import ApiServer, running_api_server
 from tests.namespaces import TestNamespace
 
 # How long an example takes says more of the machine than of the code.
@@ -47,13 +47,8 @@ def nothing_left(nothing_left_by_the_file: None) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A real Kubernetes API server that knows Podway's kinds; tests leave it as they found it."""
-    server = ApiServer(tmp_path_factory.mktemp("kubernetes"))
-    try:
-        server.start()
-        server.define(ROOT / "deploy/crds.yaml")
+    with running_api_server(tmp_path_factory.mktemp("kubernetes")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Both end with the process that started them, however it ends (prctl(2), PR_SET_P
 them. They are started without the mark of tests.leftovers, since several files of tests share one.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import ssl
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -364,3 +366,15 @@ class _Connection(http.client.HTTPSConnection):
         except BaseException:
             plain.close()
             raise
+
+
+@contextlib.contextmanager
+def running_api_server(directory: Path, *, hosts: tuple[str, ...] = ()) -> Iterator[ApiServer]:
+    """Have an API server run that knows Podway's kinds; it is gone afterwards, whatever happens."""
+    server = ApiServer(directory, hosts=hosts)
+    try:
+        server.start()
+        server.define(ROOT / "deploy/crds.yaml")
+        yield server
+    finally:
+        server.stop()

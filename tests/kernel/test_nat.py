@@ -34,18 +34,6 @@ CHOSEN = {Family.IPV4: ip_address("192.0.2.77"), Family.IPV6: ip_address("2001:d
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
-@pytest.fixture(params=["routed", "bridge"])
-def attach(request: pytest.FixtureRequest) -> Attach:
-    param: Attach = request.param
-    return param
-
-
-@pytest.fixture(params=list(Family), ids=lambda family: family.label)
-def family(request: pytest.FixtureRequest) -> Family:
-    param: Family = request.param
-    return param
-
-
 @pytest.fixture
 def lab(new_netns: Callable[[], TestNamespace], attach: Attach) -> Iterator[GuardLab]:
     with guard_lab(new_netns, cluster(attach)) as lab:

@@ -34,12 +34,6 @@ BROADCAST, ALL_SOLICITED = "ff:ff:ff:ff:ff:ff", "33:33:ff:00:00:01"
 GATEWAY = ip_address("fe80::1")
 
 
-@pytest.fixture(params=["routed", "bridge"])
-def attach(request: pytest.FixtureRequest) -> Attach:
-    param: Attach = request.param
-    return param
-
-
 @pytest.fixture(params=["0", "2"], ids=["strict", "loose"])
 def lab(
     request: pytest.FixtureRequest, new_netns: Callable[[], TestNamespace], attach: Attach

@@ -36,18 +36,6 @@ pytestmark = pytest.mark.kernel
 BFD = 3784
 
 
-@pytest.fixture(params=["routed", "bridge"])
-def attach(request: pytest.FixtureRequest) -> Attach:
-    param: Attach = request.param
-    return param
-
-
-@pytest.fixture(params=list(Family), ids=lambda family: family.label)
-def family(request: pytest.FixtureRequest) -> Family:
-    param: Family = request.param
-    return param
-
-
 @pytest.fixture
 def lab(new_netns: Callable[[], TestNamespace], attach: Attach) -> Iterator[GuardLab]:
     with guard_lab(new_netns, cluster(attach)) as lab:

@@ -46,12 +46,6 @@ def lab(new_netns: Callable[[], TestNamespace]) -> Iterator[GuardLab]:
         yield lab
 
 
-@pytest.fixture(params=list(Family), ids=lambda family: family.label)
-def family(request: pytest.FixtureRequest) -> Family:
-    param: Family = request.param
-    return param
-
-
 def arrives(
     lab: GuardLab, packet: bytes, part: bytes, *, to: str = "", kind: int = 0, wait: float = 0.0, **how: Any
 ) -> bool:

@@ -46,7 +46,7 @@ from podway.store.kubernetes import access, client
 from podway.store.kubernetes import store as kubernetes
 from podway.store.kubernetes.access import Access, Material, in_cluster, read_kubeconfig
 from podway.store.kubernetes.store import KubernetesStore
-from tests.kubernetes import ADMIN, HOST, NOBODY, PORT, ROOT, ApiServer
+from tests.kubernetes import ADMIN, HOST, NOBODY, PORT, ApiServer, running_api_server
 from tests.patience import PATIENCE, eventually
 from tests.store.conftest import Kubernetes
 
@@ -89,13 +89,8 @@ def server(api_server: ApiServer) -> ApiServer:
 @pytest.fixture(scope="module")
 def frail_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server for what others would not survive."""
-    server = ApiServer(tmp_path_factory.mktemp("frail"))
-    try:
-        server.start()
-        server.define(ROOT / "deploy/crds.yaml")
+    with running_api_server(tmp_path_factory.mktemp("frail")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def node(name: str, **labels: str) -> Node:

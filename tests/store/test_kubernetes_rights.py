@@ -8,7 +8,7 @@ import pytest
 from podway.api.resource import Resource
 from podway.cluster.view import VIEWED
 from podway.store.kubernetes.translation import TRANSLATIONS
-from tests.kubernetes import ROOT, Answer, ApiServer
+from tests.kubernetes import ROOT, Answer, ApiServer, running_api_server
 from tests.patience import eventually
 
 pytestmark = pytest.mark.kernel
@@ -21,16 +21,11 @@ MERGE = "application/merge-patch+json"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server with two nodes, and agents on them."""
-    made = ApiServer(tmp_path_factory.mktemp("rights"))
-    try:
-        made.start()
-        made.define(ROOT / "deploy/crds.yaml")
+    with running_api_server(tmp_path_factory.mktemp("rights")) as made:
         made.kubectl("apply", "-f", str(ROOT / "deploy/rbac.yaml"))
         for name in ("n1", "n2"):
             made.ask("POST", "/api/v1/nodes", {"metadata": {"name": name, "annotations": {"theirs": "x"}}})
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from podway.errors import AgentError
 from podway.kernel import netns
 from podway.lab.chain import Container, PluginChain
 from podway.lab.pods import SHIM
-from tests.kubernetes import ROOT, ApiServer
+from tests.kubernetes import ROOT, ApiServer, running_api_server
 from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE, eventually
 
@@ -128,14 +128,9 @@ class Machine:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     """An API server of this test's own."""
-    made = ApiServer(tmp_path / "server", hosts=("172.31.1.1", "172.31.2.1"))
-    try:
-        made.start()
-        made.define(ROOT / "deploy/crds.yaml")
+    with running_api_server(tmp_path / "server", hosts=("172.31.1.1", "172.31.2.1")) as made:
         made.kubectl("apply", "-f", str(ROOT / "deploy/rbac.yaml"))
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture
