@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from podway.api.kinds.address_block import AddressBlock
@@ -19,7 +22,9 @@ from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.errors import InvalidObject, LabError
 from podway.lab import agents, cluster, facts, names, pods, processes, state, topology
+from podway.lab.facts import PoolSettings
 from podway.lab.paths import lab_dir
+from podway.store.base import Store
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.kernel
@@ -48,6 +53,10 @@ def _blocks(lab: str) -> dict[str, list[str]]:
     for block in facts.ask(lab, lambda store: store.list(AddressBlock)).items:
         found.setdefault(block.spec.node, []).append(block.spec.cidr)
     return found
+
+
+async def _update(obj: IPPool, store: Store) -> IPPool:
+    return await store.update(obj)
 
 
 def _traces(lab: str) -> list[str]:
@@ -173,6 +182,39 @@ def test_an_agent_that_was_killed_starts_again_on_the_same_node(build: Callable[
     cluster.start_node(lab, "node1", lambda _: None)
     pods.run(lab, "web2")
     assert agents.status(lab, "node1")["leases"] == 1
+
+
+def test_nodes_have_converged_once_packets_cross_as_is_asked_for(lab_name: str) -> None:
+    """Not while routes still lead through an overlay that is not asked for any more."""
+    cluster.up(
+        lab_name,
+        nodes=2,
+        pools=DUAL,
+        block_sizes=(),
+        asn=64512,
+        report=lambda _: None,
+        pool_settings=PoolSettings(encapsulation="vxlan"),
+    )
+    ours = {node: processes.Spawned(agents.status(lab_name, node)["pid"]) for node in ("node1", "node2")}
+    for process in ours.values():
+        os.kill(process.pid, signal.SIGSTOP)
+    for pool in facts.ask(lab_name, lambda store: store.list(IPPool)).items:
+        bare = msgspec.structs.replace(pool, spec=msgspec.structs.replace(pool.spec, encapsulation="none"))
+        facts.ask(lab_name, partial(_update, bare))
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(agents.wait_converged, state.load(lab_name), ours, lambda _: None)
+        try:
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1.0)
+        finally:
+            for process in ours.values():
+                os.kill(process.pid, signal.SIGCONT)
+        waiting.result(timeout=PATIENCE)
+    for family in ("-4", "-6"):
+        command = ["ip", "-n", names.node_netns(lab_name, "node1"), family, "route", "show", "dev", "podway-vxlan"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        assert "10.244." not in shown
+        assert "fd00:10:244" not in shown
 
 
 def test_a_node_joins_although_another_ones_agent_is_dead_and_that_is_said(build: Callable[..., str]) -> None:

@@ -14,7 +14,7 @@ from podway.api.kinds.node import Node
 from podway.channel.client import call
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, LabError
-from podway.kernel.network import Connection, dump_links, dump_routes
+from podway.kernel.network import Connection, RouteRecord, dump_links, dump_routes
 from podway.lab import facts, names, processes, topology
 from podway.lab.paths import lab_store
 from podway.lab.processes import Spawned
@@ -33,6 +33,7 @@ PROGRESS_SECONDS = 3.0
 ANSWER_SECONDS = 5.0
 """How long an agent may take to answer before it counts as silent."""
 ASKED_AT_ONCE = 16
+_OVERLAYS = frozenset(DEVICES.values())
 LOG = "agent.log"
 """Where an agent's output goes, in its run directory."""
 LOG_LINES = 15
@@ -80,7 +81,8 @@ def wait_ready(lab: str, started: Mapping[str, Spawned], report: Report) -> None
 def wait_converged(state: LabState, started: Mapping[str, Spawned], report: Report) -> None:
     """Wait until every running node has a route to every block of other ones that its packets can reach.
 
-    The kernels themselves are asked. Nodes whose agents do not answer learn nothing, and nobody learns of them:
+    And in the encapsulation that is asked for. The kernels themselves are asked. Nodes whose agents do not
+    answer learn nothing, and nobody learns of them:
     they are reported and left out. Raises LabError naming a node and what it cannot reach, or a node whose agent,
     one of `started`, ended meanwhile.
     """
@@ -91,13 +93,11 @@ def wait_converged(state: LabState, started: Mapping[str, Spawned], report: Repo
     told = begun
     with ExitStack() as stack:
         connections = {
-            node: stack.enter_context(topology.connection(names.node_netns(state.name, node))) for node in lacking
+            node: stack.enter_context(topology.connection(names.node_netns(state.name, node)))
+            for node in sorted(set(state.running) - silent)
         }
         while lacking:
-            for node in list(lacking):
-                lacking[node] -= _found(connections[node], lacking[node])
-                if not lacking[node]:
-                    del lacking[node]
+            lacking = _still(connections, lacking)
             _require_alive(state.name, started)
             if lacking and time.monotonic() - begun > patience:
                 node, missing = next(iter(lacking.items()))
@@ -109,6 +109,8 @@ def wait_converged(state: LabState, started: Mapping[str, Spawned], report: Repo
                 silent |= _report_silent(state.name, _concerned(lacking) - started.keys(), report)
                 lacking = _without(lacking, silent)
             _pause(lacking)
+            if not lacking:  # what nodes said of themselves meanwhile may ask for other routes
+                lacking = _still(connections, _awaited(state, silent))
     told_of = len(state.running) - len(silent)
     report(f"{len(blocks)} address ranges known on {'all ' if not silent else ''}{told_of} nodes")
 
@@ -154,7 +156,7 @@ def _progress(lacking: Mapping[str, Collection["_ExpectedRoute"]], seconds: floa
 
 
 class _ExpectedRoute(NamedTuple):
-    """A route to wait for; through any device if none is named."""
+    """A route to wait for, through this device; through any but those of overlays if none is named."""
 
     block: Network
     owner: str
@@ -182,7 +184,7 @@ def _awaited(state: LabState, silent: Collection[str]) -> dict[str, set[_Expecte
 
 
 def _device(state: LabState, pool: IPPool, here: Node, there: Node) -> str | None:
-    """Return what a pool's packets will cross by from one node to another: an overlay device, or "" for any.
+    """Return what a pool's packets will cross by from one node to another: an overlay device, or "" for another.
 
     None: they cannot cross at all. Those of a family that nodes lack cross in VXLAN only, and BGP advertises
     nothing of them; routers that were told nothing of pods drop what is not encapsulated.
@@ -199,15 +201,27 @@ def _device(state: LabState, pool: IPPool, here: Node, there: Node) -> str | Non
     return "" if len(racks) == 1 or state.tor != "none" else None
 
 
+def _still(
+    connections: Mapping[str, Connection], awaited: Mapping[str, set[_ExpectedRoute]]
+) -> dict[str, set[_ExpectedRoute]]:
+    """Return those of the routes that kernels have not, by node."""
+    lacking = {node: routes - _found(connections[node], routes) for node, routes in awaited.items()}
+    return {node: routes for node, routes in lacking.items() if routes}
+
+
 def _found(connection: Connection, awaited: Collection[_ExpectedRoute]) -> set[_ExpectedRoute]:
     """Return those of the routes that a node's kernel has."""
     names_by_index = {link.index: link.name for link in dump_links(connection)}
+    best: dict[Network, RouteRecord] = {}
+    for family in {Family.of(expected.block) for expected in awaited}:
+        for route in dump_routes(connection, family):
+            if route.destination not in best or route.metric < best[route.destination].metric:
+                best[route.destination] = route
     there = {
-        (route.destination, device)
-        for family in {Family.of(expected.block) for expected in awaited}
-        for route in dump_routes(connection, family)
+        (route.destination, device if device in _OVERLAYS else "")
+        for route in best.values()
         if route.type == "unicast"
-        for device in ("", names_by_index.get(route.index))
+        for device in (names_by_index.get(route.index),)
     }
     return {expected for expected in awaited if (expected.block, expected.device) in there}
 
