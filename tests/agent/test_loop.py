@@ -508,6 +508,29 @@ def test_an_audit_leaves_alone_what_a_request_makes_and_removes_meanwhile(tmp_pa
     run(tmp_path, scenario)
 
 
+def test_of_two_audits_at_once_the_longer_one_leaves_alone_what_is_made_after_the_other(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.store.create(builders.pool("pods", "10.244.0.0/16", attach="bridge"))
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        lease, made = bridged_pod(one)
+        longer, begun = asyncio.ensure_future(one.reconciler.differences()), asyncio.Event()
+
+        def auditing() -> bool:
+            if asyncio.current_task() is not longer:
+                return False
+            begun.set()
+            return lease.attachment not in one.state.leases
+
+        one.kernel.auditing = auditing
+        await begun.wait()
+        assert await one.reconciler.differences() == []
+        add(one, lease, made)
+        assert await longer == []
+
+    run(tmp_path, scenario)
+
+
 def test_a_kernel_that_is_right_is_not_written_by_an_agent_that_starts(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.pool("vxlan")

@@ -228,7 +228,8 @@ class Reconciler:
             self._planning.look(self._state.facts())
             self._tell_audits(self._planning.silent())
         finally:
-            self._audits.remove(altered)
+            # This one, not another look's that is equal to it as long as nothing was carried out.
+            self._audits = [each for each in self._audits if each is not altered]
         return [
             change
             for change in found
