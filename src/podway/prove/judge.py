@@ -93,7 +93,7 @@ def judge(world: World, result: Result, legs: Mapping[Step, Leg]) -> Fault | Non
         path = planned_path(world, *ends, overlay=expected.seen_above)
         leg = without_flooding(legs.get(step, Leg()), path)
         fault = translation(result, step, leg)
-        if fault is None and not _reached(result, step, legs):
+        if fault is None and (not _reached(result, step, legs) or _resent(probe, step, leg, path)):
             fault = loss(result, step, leg, path)
         fault = fault or _altered(result, step, leg, path, expected)
         if fault is not None:
@@ -122,6 +122,17 @@ def _reached(result: Result, step: Step, legs: Mapping[Step, Leg]) -> bool:
         return False
     receiver = result.probe.receiver.label
     return any(sighting.point == receiver and sighting.outgoing for sighting in answer.sightings)
+
+
+def _resent(probe: Probe, step: Step, leg: Leg, path: Sequence[Stage]) -> bool:
+    """Tell whether a segment was lost on its way, though TCP got its bytes there later, in others.
+
+    A segment that is too large is cut before it is sent again (tcp_retransmit_skb, net/ipv4/tcp_output.c). Its
+    head has no PSH any more, and is not captured.
+    """
+    if probe.protocol is not Protocol.TCP or step not in (Step.REQUEST, Step.REPLY):
+        return False
+    return bool(leg.sightings) and not any(path[-1].matches(seen) for seen in leg.sightings)
 
 
 def loss(result: Result, step: Step, leg: Leg, path: Sequence[Stage]) -> Fault:
