@@ -68,29 +68,65 @@ def test_allowed_port_only(lab: Lab, family: int) -> None:
     }
 
 
+@pytest.fixture(params=["all", "none of pods", "none of the wire"])
+def offloads(request: pytest.FixtureRequest, lab: Lab) -> Iterator[None]:
+    """Who sums up: the device, or who sends, so that who hears a packet looks at its checksum."""
+    places = {
+        "all": [],
+        "none of pods": [(pod.netns, "eth0") for pod in (lab.a, lab.b, lab.c)],
+        "none of the wire": [(node.netns, "wire") for node in (lab.one, lab.two)],
+    }[request.param]
+    for place, device in places:
+        place.sh(f"ethtool -K {device} tx off")
+    yield
+    for place, device in places:
+        place.sh(f"ethtool -K {device} tx on")
+
+
 @families
+@pytest.mark.usefixtures("offloads")
 @pytest.mark.parametrize("there", ["b", "c"], ids=["own node", "other node"])
-def test_changed_rule_cuts_an_open_connection(lab: Lab, family: int, there: str) -> None:
+def test_changed_rule_resets_an_open_connection(lab: Lab, family: int, there: str) -> None:
+    """Both ends are told as soon as they go on with it, with packets that their kernels believe."""
     server, node = getattr(lab, there), lab.one if there == "b" else lab.two
     port = {"protocol": 6, "port": 7000, "port_length": 16}
     node.isolate(server, port)
-    with Echo(server, family, 7000), open_socket(lab.a, family) as client:
+    with open_socket(server, family) as listening, open_socket(lab.a, family) as client:
+        listening.bind((server.addresses[family], 7000))
+        listening.listen()
         client.connect((server.addresses[family], 7000))
+        serving, _ = listening.accept()
+        with serving:
+            serving.settimeout(PATIENCE)
+            client.sendall(b"before")
+            assert serving.recv(10) == b"before"
+            node.isolate(server, port | {"port": 7001})
+            node.maps.set_rules(rules := node.device(server.link) * 2, {}, [RuleKey(rules, **port)])
+            node.maps.changed()
+            for end in (client, serving):
+                end.sendall(b"after" * 1000)
+                with pytest.raises(ConnectionResetError):
+                    end.recv(10)
+    assert node.counted()[Counter.RESETS_SENT] >= 2
+    kinds = {(one.kind, one.reason) for one in node.told()}
+    assert (EventKind.FLOW_REJUDGED, Reason.DENIED_INGRESS) in kinds
+
+
+@families
+def test_rules_that_are_not_written_yet_break_no_connection(lab: Lab, family: int) -> None:
+    """Nothing passes, but it goes on once they are there: TCP sends it again."""
+    with Echo(lab.c, family, 7000), open_socket(lab.a, family) as client:
+        client.connect((lab.c.addresses[family], 7000))
         assert said(client, b"before") == b"before"
-        other = port | {"port": 7001}
-        rules = node.device(server.link) * 2
-        node.isolate(server, other)
-        node.maps.set_rules(rules, {}, [RuleKey(rules, **port)])
-        node.maps.changed()
+        lab.two.endpoint(lab.c, ingress=999)
         client.settimeout(0.6)
         client.sendall(b"after")
         with pytest.raises(TimeoutError):
             client.recv(10)
-        node.isolate(server, port)
+        lab.two.endpoint(lab.c)
         client.settimeout(PATIENCE)
-        assert client.recv(10) == b"after"  # TCP sends it again
-    kinds = {(one.kind, one.reason) for one in node.told()}
-    assert (EventKind.FLOW_REJUDGED, Reason.DENIED_INGRESS) in kinds
+        assert client.recv(10) == b"after"
+    assert Counter.RESETS_SENT not in lab.two.counted()
 
 
 @families

@@ -33,6 +33,7 @@
 #include "flow/event.h"
 #include "flow/way.h"
 #include "flow/judge.h"
+#include "flow/reject.h"
 #include "flow/track.h"
 #include "flow/learn.h"
 #include "flow/related.h"
@@ -88,7 +89,7 @@ new:
 		return TC_ACT_SHOT;
 known:
 	if (flow->reason)
-		return drop(skb, packet, flow, flow->reason);
+		return cut(skb, packet, flow);
 	if (is_counted(skb, packet, flow))
 		track(skb, packet, flow);
 	return go_on(skb, packet, flow);

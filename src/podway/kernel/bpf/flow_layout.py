@@ -80,6 +80,7 @@ class Counter(enum.IntEnum):
     FLOWS_JUDGED_AGAIN = 20
     WAYS_RENEWED = 21
     EVENTS_LOST = 22
+    RESETS_SENT = 23
 
 
 class FlowState(enum.IntEnum):

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// Refusals that the sender hears of: the packet that is refused is made into its answer, in the name of whom it was
+// sent to. TCP is answered with RST (RFC 9293 section 3.10.7.1), what else a pod sends with ICMP (RFC 792, RFC 4443).
+// What cannot be answered is dropped: fragments, what has IP options or extension headers, a RST.
+#pragma once
+
+#define TCP_CHECK 16 // where the checksum is in TCP's header
+
+// The words of TCP's header as they are computed with.
+struct tcp_header {
+	__be16 source, destination;
+	__be32 sequence, acknowledged;
+	__u8 length, flags; // the upper four bits: in words
+	__be16 window;
+	__sum16 check;
+	__be16 urgent;
+};
+
+static __always_inline __u16 folded(__s64 sum)
+{
+	__u32 all = sum;
+
+	all = (all & 0xffff) + (all >> 16);
+	all = (all & 0xffff) + (all >> 16);
+	return all;
+}
+
+// The sum of the pseudo header of an answer. Who sends and who gets it may change places in a sum, and the one of
+// IPv4 is that of IPv6 with less in it (RFC 9293 section 3.1, RFC 8200 section 8.1).
+static __always_inline __u16 pseudo_sum(const struct packet *packet, __u8 protocol, __u32 length)
+{
+	struct {
+		struct address source, destination;
+		__be32 length, protocol;
+	} pseudo = { packet->key.source, packet->key.destination, bpf_htonl(length), bpf_htonl(protocol) };
+
+	if (is_ipv4(&packet->key.source))
+		pseudo.source.word[2] = pseudo.destination.word[2] = 0;
+	return folded(bpf_csum_diff(NULL, 0, (void *)&pseudo, sizeof(pseudo), 0));
+}
+
+// Write the IP header of an answer with so many bytes in it, and the addresses of the link.
+static __always_inline int write_heads(struct __sk_buff *skb, const struct packet *packet, __u8 protocol, __u16 length)
+{
+	__u8 hardware[12], swapped[12];
+
+	if (bpf_skb_load_bytes(skb, 0, hardware, sizeof(hardware)))
+		return -1;
+	__builtin_memcpy(swapped, hardware + 6, 6);
+	__builtin_memcpy(swapped + 6, hardware, 6);
+	if (bpf_skb_store_bytes(skb, 0, swapped, sizeof(swapped), BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	if (is_ipv4(&packet->key.source)) {
+		struct iphdr ip = {
+			.version = 4,
+			.ihl = sizeof(ip) / 4,
+			.tot_len = bpf_htons(sizeof(ip) + length),
+			.frag_off = bpf_htons(0x4000), // don't fragment
+			.ttl = 64,
+			.protocol = protocol,
+			.saddr = packet->key.destination.word[3],
+			.daddr = packet->key.source.word[3],
+		};
+
+		ip.check = ~folded(bpf_csum_diff(NULL, 0, (void *)&ip, sizeof(ip), 0));
+		return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	} else {
+		struct ipv6hdr ip = {
+			.version = 6,
+			.payload_len = bpf_htons(length),
+			.nexthdr = protocol,
+			.hop_limit = 64,
+		};
+
+		__builtin_memcpy(&ip.saddr, &packet->key.destination, sizeof(ip.saddr));
+		__builtin_memcpy(&ip.daddr, &packet->key.source, sizeof(ip.daddr));
+		return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	}
+}
+
+// Send the answer that a packet was made into: into the pod, behind all that sees what goes to it, or on the way
+// that the kernel has to the sender.
+static __always_inline int send_back(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
+	struct bpf_redir_neigh next = {};
+
+	if (packet->hook == FROM_POD)
+		return bpf_redirect_peer(skb->ifindex, 0);
+	if (packet->hook != FROM_WIRE)
+		return TC_ACT_SHOT;
+	if (is_ipv4(&packet->key.source)) {
+		fib.family = AF_INET;
+		fib.ipv4_src = packet->key.destination.word[3];
+		fib.ipv4_dst = packet->key.source.word[3];
+	} else {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, &packet->key.destination, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_dst, &packet->key.source, sizeof(fib.ipv6_dst));
+	}
+	switch (bpf_fib_lookup(skb, &fib, sizeof(fib), 0)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		break;
+	default:
+		return TC_ACT_SHOT;
+	}
+	next.nh_family = fib.family;
+	__builtin_memcpy(next.ipv6_nh, fib.ipv6_dst, sizeof(next.ipv6_nh));
+	return bpf_redirect_neigh(fib.ifindex, &next, sizeof(next), 0);
+}
+
+static __always_inline bool is_plain(const struct packet *packet)
+{
+	return !packet->fragment &&
+	       packet->l4 == ETH_HLEN + (is_ipv4(&packet->key.source) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+}
+
+// How long what follows the IP header is, by that header: a link may have padded the frame.
+static __always_inline __u32 upper_length(struct __sk_buff *skb, const struct packet *packet)
+{
+	bool ipv4 = is_ipv4(&packet->key.source);
+	__be16 length;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + (ipv4 ? offsetof(struct iphdr, tot_len) : offsetof(struct ipv6hdr, payload_len)),
+			       &length, sizeof(length)))
+		return 0;
+	return bpf_ntohs(length) - (ipv4 ? sizeof(struct iphdr) : 0);
+}
+
+// Answer what TCP sent with RST. Returns what becomes of the packet.
+static __noinline int reset_sender(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct tcp_header tcp, was;
+	__sum16 check, changed;
+	__u32 sum;
+
+	if (!packet || packet->key.protocol != IPPROTO_TCP || packet->tcp_flags & TCP_RST || !is_plain(packet) ||
+	    packet->hook == TO_POD || bpf_skb_load_bytes(skb, packet->l4, &was, sizeof(was)))
+		return TC_ACT_SHOT;
+	tcp = (struct tcp_header){
+		.source = was.destination,
+		.destination = was.source,
+		.length = sizeof(tcp) / 4 << 4,
+		.flags = TCP_RST,
+	};
+	if (was.flags & TCP_ACK) {
+		tcp.sequence = was.acknowledged;
+	} else {
+		tcp.flags |= TCP_ACK;
+		tcp.acknowledged = bpf_htonl(bpf_ntohl(was.sequence) + upper_length(skb, packet) - packet->l4_length +
+					     !!(was.flags & TCP_SYN) + !!(was.flags & TCP_FIN));
+	}
+	if (bpf_skb_change_tail(skb, packet->l4 + sizeof(tcp), 0))
+		return TC_ACT_SHOT;
+	sum = pseudo_sum(packet, IPPROTO_TCP, sizeof(tcp));
+	// Who sends last may be left the rest of the sum (CHECKSUM_PARTIAL), which nothing here tells but this: then
+	// what is changed in the header changes nothing in the sum.
+	if (bpf_l4_csum_replace(skb, packet->l4 + TCP_CHECK, 0, 1, 0) ||
+	    bpf_skb_load_bytes(skb, packet->l4 + TCP_CHECK, &changed, sizeof(changed)))
+		return TC_ACT_SHOT;
+	check = changed == was.check ? sum : ~folded(bpf_csum_diff(NULL, 0, (void *)&tcp, sizeof(tcp), sum));
+	tcp.check = check;
+	if (bpf_skb_store_bytes(skb, packet->l4, &tcp, sizeof(tcp), BPF_F_RECOMPUTE_CSUM) ||
+	    write_heads(skb, packet, IPPROTO_TCP, sizeof(tcp)))
+		return TC_ACT_SHOT;
+	count(RESETS_SENT);
+	return send_back(skb, packet);
+}
+
+// A connection that policy has cut: who goes on with it is told, of TCP. What only waits for its rules to be written
+// is not over.
+static __noinline int cut(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+{
+	if (!packet || !flow)
+		return TC_ACT_SHOT;
+	drop(skb, packet, flow, flow->reason);
+	if (flow->reason == DENIED_EGRESS || flow->reason == DENIED_INGRESS)
+		return reset_sender(skb, packet);
+	return TC_ACT_SHOT;
+}
