@@ -10,14 +10,14 @@ import msgspec
 import pytest
 
 from podway.api.kinds import KINDS
-from podway.api.kinds.bgp_peer import BGPPeer
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PrefixRule
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod, PodAddress, PodStatus
 from podway.api.meta import Metadata
 from podway.api.resource import R, Resource
-from podway.errors import AlreadyExists, Conflict, InvalidObject, NotFound, VersionExpired
+from podway.errors import AlreadyExists, Conflict, InvalidObject, NotFound, ObjectDamaged, VersionExpired
 from podway.store.base import Bookmark, Event, Store, list_all
 from podway.store.notifier import SLOW_POLL
 from tests.store.conftest import Scene, fact, unversioned
@@ -343,6 +343,44 @@ def test_a_patch_of_which_no_fact_would_come_changes_nothing(scene: Scene) -> No
             with pytest.raises(InvalidObject, match="IPPool/p"):
                 await store.patch(IPPool, "p", patch)
         assert await store.get(IPPool, "p") == made
+
+    scene.run(scenario)
+
+
+CONDITION = {
+    "type": "Accepted",
+    "status": "False",
+    "reason": "Invalid",
+    "message": "so it is",
+    "lastTransitionTime": "2026-01-01T00:00:00Z",
+}
+
+
+def test_of_a_judged_object_the_status_is_written_by_itself(scene: Scene) -> None:
+    """Of one that is rejected, too: there it is said why."""
+
+    async def scenario(store: Store) -> None:
+        told = {"status": {"conditions": [CONDITION]}}
+        await store.create(IPPool(metadata=Metadata(name="p"), spec=IPPoolSpec(cidr="10.0.0.0/16")))
+        judged = await store.patch_status(IPPool, "p", told | {"spec": {"cidr": "10.9.0.0/16"}})
+        assert judged.spec.cidr == "10.0.0.0/16"
+        assert [one.message for one in judged.status.conditions] == ["so it is"]
+        again = await store.patch_status(IPPool, "p", told)
+        assert again.metadata.resource_version == judged.metadata.resource_version, "nothing was written"
+        changed = await store.update(msgspec.structs.replace(judged, spec=IPPoolSpec(cidr="10.1.0.0/16")))
+        assert changed.status == judged.status
+        # A rule that can never match: no schema refuses it, but whoever reads it does.
+        rules = tuple(PrefixRule(cidr="10.0.0.0/8", max_length=24, action=one) for one in ("accept", "reject"))
+        never = BGPPeerSpec(address="192.0.2.1", asn=64512, imports=rules)
+        with contextlib.suppress(ObjectDamaged):  # said after it was stored, or not
+            await store.create(BGPPeer(metadata=Metadata(name="b"), spec=never))
+        with pytest.raises(ObjectDamaged) as refused:
+            await store.get(BGPPeer, "b")
+        assert refused.value.found is not None
+        unfit = refused.value.found
+        shown = await store.patch_status(BGPPeer, "b", told, resource_version=unfit.metadata.resource_version)
+        assert (await store.list(BGPPeer)).rejected[0].found == shown
+        assert [one.message for one in shown.status.conditions] == ["so it is"]
 
     scene.run(scenario)
 

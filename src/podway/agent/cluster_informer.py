@@ -16,6 +16,7 @@ from podway.agent.contact import StoreContact
 from podway.api.checked import RejectedObject
 from podway.api.resource import Resource
 from podway.cluster.change import Change
+from podway.cluster.setting_aside import RANGED, consistent, needs_a_look
 from podway.cluster.view import JUDGING, PLANNED, ClusterView
 from podway.reconcile.state import NodeState
 from podway.store.base import Event, Everything, Listing, Store, list_all
@@ -37,14 +38,15 @@ async def first_view(store: Store, former: ClusterView | None = None) -> tuple[C
     listing = await list_all(store, PLANNED)
     view = ClusterView.of(listing.items, rejected=listing.rejected, former=former)
     if not view.enforces:
-        return view.unfollowed(), listing.versions
+        return consistent(view.unfollowed(), former), listing.versions
     more = await list_all(store, JUDGING)
     every = Everything(
         (*listing.items, *more.items),
         (*listing.rejected, *more.rejected),
         {**listing.versions, **more.versions},
     )
-    return ClusterView.of(every.items, rejected=every.rejected, former=former), every.versions
+    view = ClusterView.of(every.items, rejected=every.rejected, former=former)
+    return consistent(view, former), every.versions
 
 
 class ClusterInformer:
@@ -133,6 +135,10 @@ class ClusterInformer:
                     change = view.change(one.object, deleted=one.type == "deleted")
                     view = view.after(change)
                     changes.append(change)
+            if needs_a_look(view, tuple(changes)):
+                view = consistent(view, self._state.view)
+                kept = [change for change in changes if change.kind not in RANGED]
+                changes = [*kept, *self._state.view.changes_to(view, RANGED)]
             for name in view.rejected.keys() - self._state.view.rejected.keys():
                 log.error("an object is rejected, and its last good state stays", problem=str(view.rejected[name]))
             await self._handler.take(view, tuple(changes))

@@ -103,7 +103,8 @@ _CONDITIONS: Schema = {
     "properties": {
         "conditions": {
             "type": "array",
-            "description": "Accepted tells whether the object holds; if not, nodes go on by its last good state.",
+            "description": "Accepted tells whether the object holds. A pool that does not is set aside: "
+            "nodes go on by its last good state, if they know one.",
             "maxItems": 16,
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["type"],

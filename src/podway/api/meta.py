@@ -40,12 +40,14 @@ class Metadata(Record, frozen=True, kw_only=True):
     """Kubernetes ObjectMeta, as far as Podway reads it.
 
     `resource_version` is opaque to readers; an update succeeds only if it is still the stored one.
+    `generation` counts what is asked for (the spec) where an API server counts it, and is 0 elsewhere.
     """
 
     name: str
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""
+    generation: int = 0
     creation_timestamp: str = ""
     deletion_timestamp: str = ""
     labels: dict[str, str] = {}

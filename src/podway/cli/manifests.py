@@ -114,6 +114,7 @@ def merge(new: Resource, old: Resource | None) -> Resource:
         uid=old.metadata.uid,
         creation_timestamp=old.metadata.creation_timestamp,
         resource_version=old.metadata.resource_version,
+        generation=old.metadata.generation,
         annotations={**old.metadata.annotations, **new.metadata.annotations},
     )
     status = getattr(old, "status", None)

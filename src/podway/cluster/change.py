@@ -32,3 +32,15 @@ class Change(msgspec.Struct, Generic[R], frozen=True):
     def empty(self) -> bool:
         """Whether nothing changed: an object came again as it was, or what is not known was deleted."""
         return self.old is self.new or self.old == self.new
+
+    @property
+    def told(self) -> bool:
+        """Whether an object is asked for as before, and only what is observed of it changed."""
+        old, new = self.old, self.new
+        if old is None or new is None or not old.JUDGED:
+            return False
+        metadata = msgspec.structs.replace(new.metadata, resource_version=old.metadata.resource_version)
+        return bool(
+            msgspec.structs.replace(old, status=None)
+            == msgspec.structs.replace(new, metadata=metadata, status=None)
+        )

@@ -5,7 +5,7 @@ enforced: a node's own pods are in its kernel, others' are reached by their bloc
 thousand.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
@@ -210,11 +210,9 @@ class ClusterView(msgspec.Struct, frozen=True):
             more["config"] = _config(tables)
         return msgspec.structs.replace(self, tables={**self.tables, **tables}, **more)
 
-    def changes_to(self, other: "ClusterView") -> tuple[Change[Any], ...]:
-        """Return what leads from this view to another one."""
-        return tuple(
-            change for name, table in self.tables.items() for change in table.changes_to(other.tables[name])
-        )
+    def changes_to(self, other: "ClusterView", kinds: Collection[str] = _KINDS) -> tuple[Change[Any], ...]:
+        """Return what leads from this view to another one, of these kinds."""
+        return tuple(change for name in kinds for change in self.tables[name].changes_to(other.tables[name]))
 
     @property
     def registered(self) -> frozenset[str]:

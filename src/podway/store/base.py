@@ -107,7 +107,11 @@ class Store(Protocol):
     async def patch_status(
         self, kind: type[R], name: str, patch: Document, *, namespace: str = "", resource_version: str = ""
     ) -> R:
-        """Change what a merge patch names of the status, and nothing else; otherwise as `patch`."""
+        """Change what a merge patch names of the status, and nothing else; otherwise as `patch`.
+
+        The status of an object that is rejected is changed, too, if the object can be read at all; it stays
+        rejected, and what could be read of it is returned.
+        """
         ...
 
     async def delete(

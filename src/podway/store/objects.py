@@ -85,13 +85,16 @@ def replacing_status(obj: Resource) -> Alteration:
 def patching(kind: type[Resource], patch: Document, *, status: bool) -> Alteration:
     """Return the alteration by a merge patch: of the status alone, or of all but the status.
 
-    It raises InvalidObject if what becomes of the object is no fact.
+    It raises InvalidObject if what becomes of the object is no fact. The status of one that is rejected, if it can
+    be read at all, is altered all the same: there it is said why.
     """
     if status or has_status(kind):
         patch = {name: value for name, value in patch.items() if (name == "status") is status}
 
     def alter(body: bytes, old: Resource | RejectedObject) -> Document:
         if isinstance(old, RejectedObject):
+            if status and old.found is not None:
+                return apply(_document(body), patch)
             raise old.error
         kept = {name: value for name, value in _document(body)["metadata"].items() if name in _IDENTITY}
         after = apply(_document(body), patch)
@@ -105,7 +108,7 @@ def patching(kind: type[Resource], patch: Document, *, status: bool) -> Alterati
     return alter
 
 
-_IDENTITY = frozenset({"name", "namespace", "uid", "resourceVersion", "creationTimestamp"})
+_IDENTITY = frozenset({"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp"})
 """Metadata that no patch changes."""
 
 

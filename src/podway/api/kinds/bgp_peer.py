@@ -29,6 +29,7 @@ from podway.api.fields import (
 from podway.api.kinds.secret import SECRET_KEY
 from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
+from podway.api.status import JudgedStatus, accepted
 
 MAX_PASSWORD = 80
 """Bytes (TCP_MD5SIG_MAXKEYLEN, include/uapi/linux/tcp.h)."""
@@ -201,6 +202,12 @@ class BGPPeer(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fie
         Column("BFD", lambda peer, _: "on" if peer.spec.bfd else "off", path=".spec.bfd", type="boolean"),
         AGE,
         Column("PASSWORD", lambda peer, _: "yes" if peer.spec.password else "no", wide=True),
+        Column(
+            "ACCEPTED",
+            lambda peer, _: accepted(peer.status),
+            wide=True,
+            path=".status.conditions[?(@.type=='Accepted')].status",
+        ),
     )
     IN_VIEW: ClassVar = True
     JUDGED: ClassVar = True
@@ -214,6 +221,7 @@ class BGPPeer(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fie
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["BGPPeer"] = "BGPPeer"
     spec: BGPPeerSpec
+    status: JudgedStatus = JudgedStatus()
 
     @cached_property
     def address(self) -> Address:

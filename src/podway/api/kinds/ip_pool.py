@@ -18,6 +18,7 @@ from podway.api.fields import (
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
+from podway.api.status import JudgedStatus, accepted
 
 DEFAULT_BLOCK_PREFIX = {Family.IPV4: 24, Family.IPV6: 122}
 DEFAULT_POOL = "10.244.0.0/16"
@@ -92,6 +93,12 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         Column("NAT", lambda pool, _: "outgoing" if pool.spec.nat_outgoing else "none", wide=True),
         Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
         LABELS,
+        Column(
+            "ACCEPTED",
+            lambda pool, _: accepted(pool.status),
+            wide=True,
+            path=".status.conditions[?(@.type=='Accepted')].status",
+        ),
     )
     IN_VIEW: ClassVar = True
     JUDGED: ClassVar = True
@@ -143,6 +150,7 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["IPPool"] = "IPPool"
     spec: IPPoolSpec
+    status: JudgedStatus = JudgedStatus()
 
     @cached_property
     def network(self) -> Network:

@@ -11,6 +11,7 @@ from podway.api.fields import BGP_PORT, Problem, check_asn, check_limits, check_
 from podway.api.kinds.cluster_authority import AUTHORITY_LIVES
 from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
+from podway.api.status import JudgedStatus, accepted
 
 DEFAULT_ASN = 64512
 
@@ -129,6 +130,12 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
         ),
         Column("DATAPATH", lambda config, _: config.spec.data_path, wide=True, path=".spec.dataPath"),
         AGE,
+        Column(
+            "ACCEPTED",
+            lambda config, _: accepted(config.status),
+            wide=True,
+            path=".status.conditions[?(@.type=='Accepted')].status",
+        ),
     )
     ONLY: ClassVar = "default"
     IN_VIEW: ClassVar = True
@@ -168,6 +175,7 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
     kind: Literal["NetworkConfig"] = "NetworkConfig"
     spec: NetworkConfigSpec = NetworkConfigSpec()
+    status: JudgedStatus = JudgedStatus()
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the settings."""

@@ -27,7 +27,7 @@ def check_change(new: Resource, others: Sequence[Resource], old: Resource | None
             _check_node(new, others)
         case NetworkConfig():
             for pool in of_kind(IPPool, others):
-                _check_mtu(new, pool, blamed=new)
+                check_mtu(new, pool, blamed=new)
         case AddressBlock():
             _check_block(new, others)
             if isinstance(old, AddressBlock) and new.spec != old.spec:
@@ -56,21 +56,26 @@ def check_deletion(obj: Resource, others: Sequence[Resource]) -> None:
 
 def _check_pool(pool: IPPool, others: Sequence[Resource]) -> None:
     for other in of_kind(IPPool, others):
-        if _overlap(pool.network, other.network):
-            raise invalid(
-                pool,
-                "spec.cidr",
-                f"{pool.network} overlaps {other.network} of {subject(key(other))}",
-                "give each pool a range of its own",
-            )
-        _check_attach(pool, other)
+        check_apart(pool, other)
+        check_attach(pool, other)
     for node in of_kind(Node, others):
-        _check_pool_beside_node(pool, node, blamed=pool)
+        check_pool_beside_node(pool, node, blamed=pool)
     for config in of_kind(NetworkConfig, others):
-        _check_mtu(config, pool, blamed=pool)
+        check_mtu(config, pool, blamed=pool)
 
 
-def _check_attach(pool: IPPool, other: IPPool) -> None:
+def check_apart(pool: IPPool, other: IPPool) -> None:
+    """Check that two pools have no address in common. Raises InvalidObject."""
+    if _overlap(pool.network, other.network):
+        raise invalid(
+            pool,
+            "spec.cidr",
+            f"{pool.network} overlaps {other.network} of {subject(key(other))}",
+            "give each pool a range of its own",
+        )
+
+
+def check_attach(pool: IPPool, other: IPPool) -> None:
     """A dual-stack pod has one link: the pools that serve the same pods must want it to be of one kind.
 
     Pools whose selectors differ may have pods in common or not: an agent refuses to attach such a pod.
@@ -105,7 +110,36 @@ def _check_pool_change(pool: IPPool, old: IPPool, others: Sequence[Resource]) ->
             )
 
 
-def _check_pool_beside_node(pool: IPPool, node: Node, *, blamed: Resource) -> None:
+def check_blocks_fit(pool: IPPool, blocks: Sequence[AddressBlock]) -> None:
+    """Check that the blocks of a pool that nodes own are blocks of what it is now. Raises InvalidObject."""
+    for block in blocks:
+        within = is_within(block.network, pool.network)
+        if within and block.network.prefixlen == pool.block_prefix:
+            continue
+        now = f"blocks of /{pool.block_prefix}" if within else str(pool.network)
+        raise invalid(
+            pool,
+            "spec.blockSize" if within else "spec.cidr",
+            f"cannot be {now} while nodes own other blocks of it: {block.spec.node} owns {block.network}",
+            f"set it back, and add another IPPool for the new range; {_return_hint(pool)}",
+        )
+
+
+def check_beside_blocks(pool: IPPool, blocks: Sequence[AddressBlock]) -> None:
+    """Check that no node owns a block of another pool in this one's range. Raises InvalidObject."""
+    for block in blocks:
+        if _overlap(pool.network, block.network):
+            raise invalid(
+                pool,
+                "spec.cidr",
+                f"{pool.network} overlaps block {block.network} of IPPool/{block.spec.pool}, which "
+                f"{block.spec.node} owns",
+                "give each pool a range of its own",
+            )
+
+
+def check_pool_beside_node(pool: IPPool, node: Node, *, blamed: Resource) -> None:
+    """Check that a pool has no address of a node and its subnets. Raises InvalidObject about the one to blame."""
     other = pool if blamed is node else node
     subnets = (interface.network for interface in node.interface_addresses)
     for taken in (*subnets, *map(host_network, node.internal_addresses)):
@@ -121,7 +155,7 @@ def _check_pool_beside_node(pool: IPPool, node: Node, *, blamed: Resource) -> No
 
 def _check_node(node: Node, others: Sequence[Resource]) -> None:
     for pool in of_kind(IPPool, others):
-        _check_pool_beside_node(pool, node, blamed=node)
+        check_pool_beside_node(pool, node, blamed=node)
     for other in of_kind(Node, others):
         for address in set(node.internal_addresses) & set(other.internal_addresses):
             raise invalid(
@@ -132,7 +166,8 @@ def _check_node(node: Node, others: Sequence[Resource]) -> None:
             )
 
 
-def _check_mtu(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> None:
+def check_mtu(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> None:
+    """Check that the MTU is enough for a pool's family. Raises InvalidObject about the one to blame."""
     if pool.family is Family.IPV6 and 0 < config.spec.mtu < MIN_IPV6_MTU:
         other = pool if blamed is config else config
         raise invalid(

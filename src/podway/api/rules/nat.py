@@ -18,10 +18,10 @@ def check_change(new: Resource, others: Sequence[Resource], old: Resource | None
                 _check_node(new, other, blamed=new)
         case IPPool():
             for config in of_kind(NetworkConfig, others):
-                _check_services(config, new, blamed=new)
+                check_services(config, new, blamed=new)
         case NetworkConfig():
             for pool in of_kind(IPPool, others):
-                _check_services(new, pool, blamed=new)
+                check_services(new, pool, blamed=new)
         case _:
             pass
     if isinstance(new, IPPool | NetworkConfig | BGPPeer | Node):
@@ -29,7 +29,8 @@ def check_change(new: Resource, others: Sequence[Resource], old: Resource | None
             _check_node(node, new, blamed=new)
 
 
-def _check_services(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> None:
+def check_services(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> None:
+    """Check that Services and a pool's pods have ranges apart. Raises InvalidObject about the one to blame."""
     for index, network in enumerate(config.spec.service_networks):
         if network.version != pool.network.version or not network.overlaps(pool.network):
             continue

@@ -32,7 +32,7 @@ from podway.store.base import Bookmark, Event, Listing, R
 from podway.store.kubernetes.access import Access
 from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Sockets, Status, plain_socket
 from podway.store.kubernetes.translation import TRANSLATIONS, Translation
-from podway.store.objects import Alteration, check_version, encode, patching, replacing, replacing_status
+from podway.store.objects import Alteration, check_version, encode, former, patching, replacing, replacing_status
 
 PAGE = 500
 """Objects in one answer."""
@@ -175,7 +175,7 @@ class KubernetesStore:
         metadata = {
             name: value
             for name, value in msgspec.to_builtins(obj.metadata).items()
-            if name not in {"uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"}
+            if name not in {"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"}
         }
         shape = {**_document(encode(obj)), "apiVersion": version, "kind": obj.KIND, "metadata": metadata}
         path = how.path(version, obj.metadata.namespace)
@@ -428,15 +428,15 @@ class KubernetesStore:
             version = _body.decode(body).metadata.resource_version
             path = how.path(await self._version(how), wanted[1], wanted[2]) + ("/status" if status else "")
             try:
-                if isinstance(old, RejectedObject) and how.own:
+                if isinstance(old, RejectedObject) and how.own and not status:
                     assert obj is not None  # the others refuse to alter what is rejected
                     after["metadata"] = {**after["metadata"], "resourceVersion": version}
                     shape = {**after, "apiVersion": how.versions[0], "kind": how.kind.KIND}
                     answer = await self._client.request("PUT", path, body=msgspec.json.encode(shape))
                 else:
-                    patch = _patch(before, after, old)
+                    patch = _patch(before, after, None if status else old)
                     if not patch and fresh:
-                        return cast("Resource", old)
+                        return _readable(old)
                     if not patch:
                         self._last.pop(wanted)  # nothing would be written that says whether it is so still
                         continue
@@ -450,11 +450,11 @@ class KubernetesStore:
                 self._last.pop(wanted, None)
                 raise _told(error.status, wanted) from error
             self._remember(wanted, answer)
-            return _fact(how, answer)
+            return _readable(_checked(how, answer)[1]) if status else _fact(how, answer)
         raise AssertionError  # the last trial returns or raises
 
 
-def _patch(before: Document, after: Document, old: Resource | RejectedObject) -> Document:
+def _patch(before: Document, after: Document, old: Resource | RejectedObject | None) -> Document:
     """Return the merge patch that alters a stored document. Of a rejected one of others' nothing is removed."""
     patch = after if isinstance(old, RejectedObject) else between(before, after)
     metadata = {name: value for name, value in patch.get("metadata", {}).items() if name not in _SERVERS}
@@ -462,7 +462,7 @@ def _patch(before: Document, after: Document, old: Resource | RejectedObject) ->
     return {**patch, "metadata": metadata} if metadata else patch
 
 
-_SERVERS = frozenset({"resourceVersion", "uid", "creationTimestamp", "name", "namespace"})
+_SERVERS = frozenset({"resourceVersion", "generation", "uid", "creationTimestamp", "name", "namespace"})
 """Metadata that the API server gives."""
 
 
@@ -485,6 +485,15 @@ def _checked(how: Translation, body: bytes) -> tuple[Key, Resource | RejectedObj
     if isinstance(found, RejectedObject):
         found = check(stored, msgspec.json.encode(how.reading(_document(body))))
     return stored, found
+
+
+def _readable(stored: Resource | RejectedObject) -> Resource:
+    """Return what can be read of an object, a fact or not. Raises ObjectDamaged if nothing can."""
+    found = former(stored)
+    if found is None:
+        assert isinstance(stored, RejectedObject)
+        raise stored.error
+    return found
 
 
 def _fact(how: Translation, body: bytes) -> Resource:
