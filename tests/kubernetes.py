@@ -305,15 +305,16 @@ class ApiServer:
             "current-context": "here",
         }
 
-    def token(self, node: str) -> str:
-        """Return the token that a pod of the agent on a node has (authentication.k8s.io, TokenRequest)."""
+    def token(self, node: str, of: str = "agent") -> str:
+        """Return the token that a pod of the agent on a node has (authentication.k8s.io, TokenRequest), or of the
+        controller there."""
         pods = "/api/v1/namespaces/podway/pods"
-        container = {"name": "agent", "image": "none"}
-        spec = {"serviceAccountName": "podway-agent", "nodeName": node, "containers": [container]}
-        pod = {"metadata": {"name": f"agent-{node}", "namespace": "podway"}, "spec": spec}
+        container = {"name": of, "image": "none"}
+        spec = {"serviceAccountName": f"podway-{of}", "nodeName": node, "containers": [container]}
+        pod = {"metadata": {"name": f"{of}-{node}", "namespace": "podway"}, "spec": spec}
         uid = self.ask("POST", pods, pod)["metadata"]["uid"]
-        bound = {"kind": "Pod", "apiVersion": "v1", "name": f"agent-{node}", "uid": uid}
-        path = "/api/v1/namespaces/podway/serviceaccounts/podway-agent/token"
+        bound = {"kind": "Pod", "apiVersion": "v1", "name": f"{of}-{node}", "uid": uid}
+        path = f"/api/v1/namespaces/podway/serviceaccounts/podway-{of}/token"
         asked = {"spec": {"expirationSeconds": 3600, "boundObjectRef": bound}}
         token: str = self.ask("POST", path, asked)["status"]["token"]
         return token

@@ -376,8 +376,8 @@ def test_of_a_judged_object_the_status_is_written_by_itself(scene: Scene) -> Non
             await store.create(BGPPeer(metadata=Metadata(name="b"), spec=never))
         with pytest.raises(ObjectDamaged) as refused:
             await store.get(BGPPeer, "b")
-        assert refused.value.found is not None
         unfit = refused.value.found
+        assert isinstance(unfit, BGPPeer)
         shown = await store.patch_status(BGPPeer, "b", told, resource_version=unfit.metadata.resource_version)
         assert (await store.list(BGPPeer)).rejected[0].found == shown
         assert [one.message for one in shown.status.conditions] == ["so it is"]

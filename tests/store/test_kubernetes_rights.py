@@ -90,6 +90,7 @@ def test_an_agent_reads_what_plans_depend_on(server: ApiServer, token: str, kind
         ("POST", BLOCKS, block("n2", 2), "blocks of its own node only"),
         ("DELETE", f"{BLOCKS}/10-244-9-0-24", None, "blocks of its own node only"),
         ("POST", LEASES, lease("n2"), "not of node n1"),
+        ("POST", LEASES, lease("podway-controller"), "the controller's"),
         ("PATCH", "/api/v1/nodes/n2", annotation("podway.io/accepts"), "not of node n1"),
         ("PATCH", "/api/v1/nodes/n1", annotation("theirs"), "but annotations of podway.io"),
         ("PATCH", "/api/v1/nodes/n1", annotation("new"), "but annotations of podway.io"),

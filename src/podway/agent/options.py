@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from podway.api.fields import check_name
+from podway.api.kinds.node_lease import CONTROLLER
 from podway.errors import InvalidInput
 
 DEFAULT_RUN_DIR = Path("/run/podway")
@@ -28,6 +29,10 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
         """Check the node's name and make the run directory. Raises InvalidInput, OSError."""
         for field, problem, hint in check_name("--node", self.node):
             raise InvalidInput(f"{field}: {problem}", hint=f"{hint}, as Kubernetes names nodes")
+        if self.node == CONTROLLER:
+            raise InvalidInput(
+                f"--node: {self.node} is the name of the controller's lease", hint="use another name"
+            )
         self.run_dir.mkdir(parents=True, exist_ok=True)
 
     @property

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "install": ("podway.cli.host:install", "Install the plugin and the agent's unit on this host."),
     "uninstall": ("podway.cli.host:uninstall", "Remove Podway from this host, and set back what it changed."),
     "agent": ("podway.cli.agent:agent", "Run the agent of a node."),
+    "controller": ("podway.cli.controller:controller", "Run the controller of a cluster in Kubernetes."),
     "lab": ("podway.cli.lab:lab", "Build and use a whole cluster on this machine."),
     "completion": ("podway.cli.completion:completion", "Print the script for completion in bash, zsh or fish."),
 }

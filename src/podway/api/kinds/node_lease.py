@@ -17,6 +17,9 @@ from podway.api.resource import Names, Resource
 LEASES = "podway"
 """The namespace of the leases of nodes' agents."""
 
+CONTROLLER = "podway-controller"
+"""The lease there by which one of several controllers works: no node may have its name."""
+
 
 class LeaseSpec(Record, frozen=True, kw_only=True):
     """Who holds a lease, and until when."""

@@ -1,0 +1,44 @@
+"""`podway controller`: what one has to do for a whole cluster."""
+
+import click
+
+from podway.cli.help import examples
+from podway.cli.options import GlobalOptions, store_option
+from podway.store.open import check_url
+
+
+@click.command(
+    epilog=examples(
+        "podway controller --store kubernetes:",
+        "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug",
+    )
+)
+@store_option(help="The cluster's store, such as kubernetes: in a pod.")
+@click.option(
+    "--name",
+    default="",
+    metavar="NAME",
+    help="What it calls itself among several controllers.  [default: the machine's name and a number]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much it says on standard error.",
+)
+@click.pass_obj
+def controller(options: GlobalOptions, *, name: str, log_level: str) -> None:
+    """Run the controller of a cluster, until SIGTERM. Needs no root.
+
+    It gives back what removed nodes leave behind, and says of pools, peers and settings whether they hold. Of
+    several one works. Pods need none of them.
+    """
+    if options.store is None:
+        raise click.UsageError("name the cluster's store: --store URL, or PODWAY_STORE")
+    check_url(options.store)
+    from podway.agent.logs import configure
+    from podway.controller.controller import ControllerOptions, run
+
+    configure(log_level)
+    run(ControllerOptions(store=options.store, name=name))

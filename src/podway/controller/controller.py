@@ -1,0 +1,197 @@
+"""Does what is to be done for the cluster, while this controller is the one that does it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from podway.api.kinds import KINDS
+from podway.api.kinds.node_lease import CONTROLLER, LEASES, NodeLease
+from podway.api.resource import subject
+from podway.controller.duties import Departures, Telling, tellings
+from podway.controller.election import INTERVAL, Candidate, held
+from podway.controller.following import Following
+from podway.errors import AlreadyExists, Conflict, NotFound, ObjectDamaged, PodwayError, StoreError
+from podway.ipam.claims import give_back_all_of
+from podway.store.base import Store
+from podway.store.open import open_store
+
+log = structlog.get_logger(__name__)
+
+GRACE = 10.0
+"""Seconds that a node is gone before what it owned is given back."""
+LOOK = 5.0
+"""Seconds after which to look, though nothing was heard."""
+TOGETHER = 0.2
+"""Seconds in which changes are gathered: what one command writes is judged together."""
+LEASES_LOOK = 300.0
+"""Seconds between looks at all leases of agents: nobody watches them."""
+
+
+class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """A controller's settings."""
+
+    store: str
+    name: str = ""
+    """What it calls itself in the election; the machine's name and a number unless stated."""
+    grace: float = GRACE
+
+
+class Controller:
+    """One controller. `run` it once; `store` stays open."""
+
+    def __init__(self, store: Store, options: ControllerOptions) -> None:
+        self._store = store
+        self._following = Following(store)
+        self._candidate = Candidate(options.name or f"{socket.gethostname()}_{os.getpid()}")
+        self._departures = Departures(options.grace)
+        self._lessees: tuple[str, ...] = ()
+        self._leases_at = -LEASES_LOOK
+        self._problem = ""
+        self._leading = False
+
+    async def run(self) -> None:
+        """Stand for election, and work while elected, for ever."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._following.run())
+                tasks.create_task(self._stand())
+                tasks.create_task(self._work())
+        finally:
+            await self._give_up()
+
+    # The election.
+
+    async def _stand(self) -> None:
+        while True:
+            now = time.monotonic()
+            try:
+                async with asyncio.timeout(INTERVAL * 3):
+                    await self._look(now)
+            except (TimeoutError, StoreError) as error:
+                log.debug("the lease could not be looked at", problem=str(error))
+            leads = self._candidate.leads(time.monotonic())
+            if leads is not self._leading:
+                self._leading = leads
+                log.info("this controller works now" if leads else "another controller works", name=self.name)
+                self._following.changed.set()
+            await asyncio.sleep(INTERVAL)
+
+    async def _look(self, now: float) -> None:
+        lease = await self._lease()
+        step = self._candidate.look(lease, now)
+        if step == "wait":
+            self._candidate.lost()
+            return
+        try:
+            if lease is None:
+                await self._store.create(held(self.name, time.time()))
+            else:
+                await self._store.update(held(self.name, time.time(), lease))
+        except (AlreadyExists, Conflict, NotFound):
+            return  # somebody was quicker: the next look tells
+        self._candidate.wrote(now)
+
+    async def _lease(self) -> NodeLease | None:
+        try:
+            return await self._store.get(NodeLease, CONTROLLER, namespace=LEASES)
+        except NotFound:
+            return None
+        except ObjectDamaged as error:
+            if isinstance(error.found, NodeLease):
+                return error.found
+            raise
+
+    async def _give_up(self) -> None:
+        """Leave the lease to the next one, if the store is there."""
+        if not self._candidate.leads(time.monotonic()):
+            return
+        self._candidate.lost()
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(INTERVAL):
+                lease = await self._lease()
+                if lease is not None and lease.spec.holder_identity == self.name:
+                    await self._store.update(held("", time.time(), lease))
+
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+        return self._candidate.name
+
+    # The work.
+
+    async def _work(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await self._following.changed.wait()
+            await asyncio.sleep(TOGETHER)
+            self._following.changed.clear()
+            if not (self._following.facts.complete and self._candidate.leads(time.monotonic())):
+                continue
+            try:
+                await self._do()
+                self._problem = ""
+            except PodwayError as error:
+                if error.message != self._problem:
+                    log.error("work is left undone, and tried again", problem=error.message, hint=error.hint)
+                self._problem = error.message
+
+    async def _do(self) -> None:
+        facts = self._following.facts
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for telling in tuple(tellings(facts, now)):
+            await self._tell(telling)
+        await self._learn_lessees()
+        for node in self._departures.due(facts, self._lessees, time.monotonic()):
+            blocks = await give_back_all_of(self._store, node)
+            if blocks:
+                returned = [block.spec.cidr for block in blocks]
+                log.info("a removed node's blocks are given back", node=node, blocks=returned)
+
+    async def _tell(self, telling: Telling) -> None:
+        kind, _, name = telling.key
+        patch = {"status": {"conditions": msgspec.to_builtins(telling.conditions)}}
+        try:
+            await self._store.patch_status(KINDS[kind], name, patch, resource_version=telling.version)
+        except (Conflict, NotFound):
+            return  # it is another by now: the next look judges that
+        log.info(
+            "judged", object=subject(telling.key), accepted=telling.verdict.accepted, why=telling.verdict.message
+        )
+
+    async def _learn_lessees(self) -> None:
+        """Find out now and then whose leases there are: of a node that is gone its lease goes, too."""
+        now = time.monotonic()
+        if now - self._leases_at < LEASES_LOOK:
+            return
+        listing = await self._store.list(NodeLease, namespace=LEASES)
+        self._lessees = tuple(lease.metadata.name for lease in listing.items if lease.metadata.name != CONTROLLER)
+        self._leases_at = now
+
+
+def run(options: ControllerOptions) -> None:
+    """Run a controller until SIGTERM or SIGINT. Raises PodwayError if it cannot start."""
+    asyncio.run(_run(options))
+
+
+async def _run(options: ControllerOptions) -> None:
+    store = open_store(options.store, later=True)
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    controller = Controller(store, options)
+    log.info("ready", name=controller.name, store=options.store)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(controller.run())
+            await stop.wait()
+            task.cancel()
+    finally:
+        await store.close()

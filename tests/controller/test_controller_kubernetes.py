@@ -1,0 +1,144 @@
+"""The controller before a real API server, with the token and the rights of deploy/rbac.yaml and no more."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from podway.kernel import netns
+from tests.kubernetes import ROOT, Answer, ApiServer, running_api_server
+from tests.patience import PATIENCE, eventually
+
+pytestmark = pytest.mark.kernel
+
+KINDS = "/apis/podway.io/v1"
+MERGE = "application/merge-patch+json"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server with a controller on node c."""
+    with running_api_server(tmp_path_factory.mktemp("controlled")) as made:
+        made.kubectl("apply", "-f", str(ROOT / "deploy/rbac.yaml"))
+        made.ask("POST", "/api/v1/nodes", {"metadata": {"name": "c"}})
+        yield made
+
+
+@pytest.fixture(scope="module")
+def token(server: ApiServer) -> str:
+    return server.token("c", of="controller")
+
+
+@pytest.fixture
+def controller(server: ApiServer, token: str, tmp_path: Path) -> Iterator[Path]:
+    """A controller that runs, and its log."""
+    config, log = tmp_path / "config", tmp_path / "log"
+    config.write_text(yaml.safe_dump(server.kubeconfig(token=token)))
+    command = [sys.executable, "-m", "podway", "--store", f"kubernetes://{config}", "controller", "--name", "one"]
+    with open(log, "ab") as file:
+        process = netns.run(server.fd, lambda: subprocess.Popen(command, stderr=file))
+    yield log
+    process.send_signal(signal.SIGTERM)
+    process.wait(PATIENCE)
+    assert '"level": "error"' not in log.read_text(), "a right is missing"
+
+
+def make(server: ApiServer, plural: str, kind: str, name: str, spec: dict[str, Any]) -> None:
+    document = {"apiVersion": "podway.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    server.ask("POST", f"{KINDS}/{plural}", document)
+
+
+def accepted(server: ApiServer, path: str) -> dict[str, Any]:
+    """Return the condition Accepted of an object, empty if it has none of its generation."""
+    found = server.ask("GET", f"{KINDS}/{path}")
+    for one in found.get("status", {}).get("conditions", []):
+        if one["type"] == "Accepted" and one["observedGeneration"] == found["metadata"]["generation"]:
+            condition: dict[str, Any] = one
+            return condition
+    return {}
+
+
+def test_what_people_wrote_is_judged_and_kubectl_shows_it(server: ApiServer, controller: Path) -> None:
+    make(server, "ippools", "IPPool", "first", {"cidr": "10.0.0.0/16"})
+    make(
+        server,
+        "addressblocks",
+        "AddressBlock",
+        "10-0-1-0-24",
+        {"cidr": "10.0.1.0/24", "pool": "first", "node": "c"},
+    )
+    make(server, "ippools", "IPPool", "second", {"cidr": "10.0.128.0/17"})
+    make(server, "networkconfigs", "NetworkConfig", "default", {"serviceCidrs": ["10.0.9.0/24"]})
+    rules = [{"cidr": "10.0.0.0/8", "action": "accept", "maxLength": 24}] * 2
+    make(server, "bgppeers", "BGPPeer", "rules", {"address": "192.0.2.1", "asn": 64512, "import": rules})
+    expected = {
+        "ippools/first": ("True", "Accepted", "nothing contradicts it"),
+        "ippools/second": ("False", "Overlaps", "10.0.128.0/17 overlaps 10.0.0.0/16 of IPPool/first"),
+        "networkconfigs/default": ("False", "Overlaps", "10.0.9.0/24 overlaps 10.0.0.0/16 of IPPool/first"),
+        "bgppeers/rules": ("False", "Invalid", "spec.import[1]: cannot match"),
+    }
+    for path, (status, reason, words) in expected.items():
+        eventually(lambda path=path: accepted(server, path), f"{path} is judged")
+        told = accepted(server, path)
+        assert (told["status"], told["reason"]) == (status, reason)
+        assert words in told["message"]
+    server.ask("PATCH", f"{KINDS}/ippools/first", {"spec": {"cidr": "10.3.0.0/16"}}, content=MERGE)
+    eventually(lambda: accepted(server, "ippools/first").get("reason") == "InUse", "a pool in use is not changed")
+    server.ask("PATCH", f"{KINDS}/ippools/first", {"spec": {"cidr": "10.0.0.0/16"}}, content=MERGE)
+    server.ask("DELETE", f"{KINDS}/networkconfigs/default")
+    server.ask("DELETE", f"{KINDS}/ippools/second")
+    eventually(lambda: accepted(server, "ippools/first").get("reason") == "Accepted", "set back, it holds")
+    assert "True" in server.kubectl("get", "ippools", "first", "-o", "wide")
+
+
+def test_what_a_node_had_is_given_back_when_kubernetes_has_it_no_more(server: ApiServer, controller: Path) -> None:
+    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": "n7"}})
+    make(server, "ippools", "IPPool", "p7", {"cidr": "10.7.0.0/16"})
+    make(
+        server, "addressblocks", "AddressBlock", "10-7-1-0-24", {"cidr": "10.7.1.0/24", "pool": "p7", "node": "n7"}
+    )
+    leases = "/apis/coordination.k8s.io/v1/namespaces/podway/leases"
+    spent = {"holderIdentity": "k", "leaseDurationSeconds": 30, "renewTime": "2026-01-01T00:00:00.000000Z"}
+    server.ask("POST", leases, {"metadata": {"name": "n7"}, "spec": spent})
+    eventually(lambda: accepted(server, "ippools/p7"), "the controller works")
+    server.ask("DELETE", "/api/v1/nodes/n7")
+
+    def gone(path: str) -> bool:
+        try:
+            server.ask("GET", path)
+        except Answer as answer:
+            return answer.status == 404
+        return False
+
+    eventually(lambda: gone(f"{KINDS}/addressblocks/10-7-1-0-24"), "the block is given back", within=2 * PATIENCE)
+    eventually(lambda: gone(f"{leases}/n7"), "and the lease")
+    assert accepted(server, "ippools/p7")["status"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "/api/v1/nodes/c", {"metadata": {"annotations": {"podway.io/accepts": "x"}}}),
+        ("DELETE", "/api/v1/nodes/c", None),
+        ("GET", "/api/v1/pods", None),
+        ("GET", "/api/v1/secrets", None),
+        ("GET", "/api/v1/namespaces/podway/secrets", None),
+        ("GET", "/api/v1/namespaces/default", None),
+        ("PATCH", f"{KINDS}/ippools/none", {"spec": {"cidr": "10.9.0.0/16"}}),
+        ("DELETE", f"{KINDS}/ippools/none", None),
+        ("POST", f"{KINDS}/addressblocks", {}),
+        ("GET", "/apis/coordination.k8s.io/v1/leases", None),
+        ("POST", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases", {}),
+    ],
+)
+def test_a_stolen_token_of_it_does_nothing_else(
+    server: ApiServer, token: str, method: str, path: str, body: Any
+) -> None:
+    with pytest.raises(Answer, match="cannot") as refused:
+        server.ask(method, path, body, content=MERGE if method == "PATCH" else "application/json", token=token)
+    assert refused.value.status == 403
