@@ -30,6 +30,7 @@ from podway.store import database, notifier, sqlite
 from podway.store.base import Bookmark, Event, Store, list_all
 from podway.store.open import open_store
 from podway.store.sqlite import SqliteStore
+from tests.patience import PATIENCE
 from tests.store.conftest import fact
 
 
@@ -443,3 +444,24 @@ def test_a_user_who_may_not_write(tmp_path: Path) -> None:
         assert "StoreUnavailable" in result.stderr
     finally:
         shutil.rmtree(path.parent)
+
+
+def test_changes_that_follow_one_another_are_notified_of_together_and_the_last_one_too(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.touch()
+
+    async def main() -> None:
+        told = notifier.ChangeNotifier(path)
+        with told.listening() as notified:
+            for _ in range(200):
+                os.utime(path)
+                await asyncio.sleep(0)
+            before = told.notifications
+            assert 0 < before < 100
+            notified.clear()
+            os.utime(path)
+            async with asyncio.timeout(PATIENCE):
+                await notified.wait()
+            assert told.notifications > before
+
+    asyncio.run(main())
