@@ -141,8 +141,9 @@ class BlockKeeper:
             self._said = starved
 
     def _starved_elsewhere(self) -> frozenset[str]:
-        others = (node for name, node in self._state.view.nodes.items() if name != self._state.node)
-        return frozenset().union(*(node.starved for node in others))
+        nodes, own = self._state.view.nodes, self._state.node
+        pools = self._state.view.pools
+        return frozenset(pool for pool in pools if nodes.has("starved", pool, but=own))
 
     async def _reclaim(self) -> None:
         """Claim again the blocks of living pods that were returned, say while this node was removed."""

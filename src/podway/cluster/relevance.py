@@ -10,7 +10,16 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.network_policy import NetworkPolicy
-from podway.api.kinds.node import ASN, BGP_LOST, BGP_READY, NAT_ADDRESSES, Node
+from podway.api.kinds.node import (
+    ACCEPTS,
+    ASN,
+    BGP_LOST,
+    BGP_READY,
+    INTERFACE_ADDRESSES,
+    NAT_ADDRESSES,
+    SENDS,
+    Node,
+)
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
 from podway.cluster.change import Change
@@ -19,6 +28,9 @@ _ROUTING = frozenset({IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND, Secret.KIND
 _POLICIES = frozenset({NetworkPolicy.KIND, ClusterNetworkPolicy.KIND})
 _UNPLANNED = frozenset({Node.KIND, ClusterAuthority.KIND, Pod.KIND, *_POLICIES})
 """Kinds of the view of which not every change alters a plan; policies and pods alter only what enforces them."""
+
+_PLANNED_BY = (INTERFACE_ADDRESSES, ACCEPTS, SENDS, ASN, NAT_ADDRESSES, BGP_READY, BGP_LOST)
+"""The annotations of a node that plans read."""
 
 _JUDGED_BY = frozenset({*_POLICIES, Pod.KIND, Namespace.KIND, Node.KIND})
 
@@ -50,18 +62,13 @@ def to_be_kept(change: Change[Any], node: str) -> bool:
 
 
 def _same_place(one: Node | None, other: Node | None) -> bool:
+    """Tell whether two states of a node say the same of what plans read; by their text, which costs little."""
     if one is None or other is None:
         return one is other
     return (
-        one.internal_addresses == other.internal_addresses
-        and one.interface_addresses == other.interface_addresses
+        one.status.addresses == other.status.addresses
         and one.metadata.labels == other.metadata.labels
-        and one.accepts == other.accepts
-        and one.sends == other.sends
-        and _note(one, ASN) == _note(other, ASN)
-        and _note(one, NAT_ADDRESSES) == _note(other, NAT_ADDRESSES)
-        and _note(one, BGP_READY) == _note(other, BGP_READY)
-        and _note(one, BGP_LOST) == _note(other, BGP_LOST)
+        and all(_note(one, name) == _note(other, name) for name in _PLANNED_BY)
     )
 
 

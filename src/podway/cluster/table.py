@@ -4,7 +4,8 @@ A table never changes. `put` and `drop` return another one that shares all but a
 (`immutables.Map`, a hash array mapped trie), so a snapshot of the whole cluster costs nothing, and following one
 change does not grow with the number of objects: a dict of 100,000 would be copied in 2.6 ms for each event.
 
-An index is built when it is first asked for, and from then on kept by every table that comes of this one.
+An index is built when it is first asked for, and from then on kept by every table that comes of this one. It holds
+names, not objects: most changes of an object alter nothing under which it is found, and so no index.
 Tables are made in one thread. Others may read them, and build what an index lacks.
 """
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 Index: TypeAlias = Callable[[R], Iterable[Hashable]]
 """From an object to the values under which it is found."""
 
-_Built: TypeAlias = Map[Hashable, Map[K, R]]
+_Built: TypeAlias = Map[Hashable, Map[K, None]]
 
 _EMPTY: Map[Any, Any] = Map()
 
@@ -37,7 +38,7 @@ class Table(Mapping[K, R], Generic[K, R]):
     def __init__(self, objects: Mapping[K, R] = _EMPTY, indices: Mapping[str, Index[R]] = _EMPTY) -> None:
         self._objects: Map[K, R] = objects if isinstance(objects, Map) else Map(objects)
         self._indices = indices
-        self._built: dict[str, _Built[K, R]] = {}
+        self._built: dict[str, _Built[K]] = {}
         self._order: list[K] | None = None
         self._listed: dict[K, R] | None = None
 
@@ -65,7 +66,7 @@ class Table(Mapping[K, R], Generic[K, R]):
     def select(self, index: str, value: Hashable) -> tuple[R, ...]:
         """Return the objects that an index has under a value, in the order of their names."""
         found = self._index(index).get(value, _EMPTY)
-        return tuple(found[name] for name in (sorted(found) if len(found) > 1 else found))
+        return tuple(self._objects[name] for name in (sorted(found) if len(found) > 1 else found))
 
     def names(self, index: str, value: Hashable) -> frozenset[K]:
         """Return the names of the objects that an index has under a value."""
@@ -129,15 +130,15 @@ class Table(Mapping[K, R], Generic[K, R]):
             self._order = sorted(self._objects)
         return self._order
 
-    def _index(self, name: str) -> _Built[K, R]:
+    def _index(self, name: str) -> _Built[K]:
         built = self._built.get(name)
         if built is None:
             values = self._indices[name]
-            found: dict[Hashable, dict[K, R]] = {}
+            found: dict[Hashable, dict[K, None]] = {}
             for key, obj in self._objects.items():
                 for value in values(obj):
-                    found.setdefault(value, {})[key] = obj
-            built = self._built[name] = Map([(value, Map(objects.items())) for value, objects in found.items()])
+                    found.setdefault(value, {})[key] = None
+            built = self._built[name] = Map([(value, Map(names.items())) for value, names in found.items()])
         return built
 
     def _with(self, objects: Map[K, R], name: K, change: Change[R]) -> "Table[K, R]":
@@ -151,16 +152,15 @@ class Table(Mapping[K, R], Generic[K, R]):
         return table
 
 
-def _moved(built: _Built[K, R], values: Index[R], name: K, change: Change[R]) -> _Built[K, R]:
+def _moved(built: _Built[K], values: Index[R], name: K, change: Change[R]) -> _Built[K]:
     """Return an index after a change."""
     before = frozenset(values(change.old)) if change.old is not None else frozenset()
     after = frozenset(values(change.new)) if change.new is not None else frozenset()
     for value in before - after:
         rest = built[value].delete(name)
         built = built.set(value, rest) if rest else built.delete(value)
-    if change.new is not None:
-        for value in after:
-            built = built.set(value, built.get(value, _EMPTY).set(name, change.new))
+    for value in after - before:
+        built = built.set(value, built.get(value, _EMPTY).set(name, None))
     return built
 
 

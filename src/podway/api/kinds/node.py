@@ -100,6 +100,12 @@ def _sends(node: "Node") -> Iterable[Hashable]:
     return node.sends if SENDS in node.metadata.annotations else ()
 
 
+def _families(node: "Node") -> Iterable[Hashable]:
+    # By the text: it is asked at each change of each of thousands of nodes.
+    own = (entry.address for entry in node.status.addresses if entry.type == "InternalIP")
+    return (frozenset(Family.IPV6 if ":" in address else Family.IPV4 for address in own),)
+
+
 class Node(Resource, frozen=True, kw_only=True, dict=True):
     """A machine that runs pods."""
 
@@ -123,7 +129,8 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     INDICES: ClassVar = {
         "sends": _sends,
         "address": lambda node: (entry.address for entry in node.status.addresses),
-        "families": lambda node: (frozenset(map(Family.of, node.internal_addresses)),),
+        "families": _families,
+        "starved": lambda node: node.starved if STARVED in node.metadata.annotations else (),
     }
     SETTABLE: ClassVar = {
         "asn": ("annotations", ASN),
