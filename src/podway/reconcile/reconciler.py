@@ -52,6 +52,7 @@ change only between two of them.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -179,9 +180,7 @@ class Reconciler:
         self.enforcement.start()
         self._planning.all(self._state.facts())
         self._fit(self._state.leases.values(), {link.name: link.mtu for link in self.plan().links})
-        report = self._apply()
-        for change in report.changes:
-            log.debug("applied", change=str(change))
+        self._apply()
 
     def bring(self) -> None:
         """Bring the kernel to the state at once, without a pause: for who cannot wait."""
@@ -384,8 +383,7 @@ class Reconciler:
         problem = self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
         report = self._kernel.carry_out(changes, self.plan)
         self._lead_anew(report)
-        for change in report.changes:
-            log.debug("applied", change=str(change))
+        _log_applied(report)
         failures = (*report.failures, *([problem] if problem else []))
         for failure in failures:
             log.info("to be looked at again", problem=failure.message)
@@ -405,6 +403,7 @@ class Reconciler:
         problem = self._remember(plan.sysctls)
         report = self._kernel.apply(plan)
         self._lead_anew(report)
+        _log_applied(report)
         if problem:
             report = Report(report.changes, (*report.failures, problem))
         self._note_failures(report)
@@ -454,6 +453,12 @@ class Reconciler:
             self.failures = said
             for listener in self._listeners:
                 listener.set()
+
+
+def _log_applied(report: Report) -> None:
+    if log.is_enabled_for(logging.DEBUG):  # to put them into words takes longer than to carry them out
+        for change in report.changes:
+            log.debug("applied", change=str(change))
 
 
 def _devices(change: Change) -> Iterable[str]:
