@@ -119,6 +119,10 @@ class ProbeSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, which takes as long as an RCU grace period."""
         self._socket.close()
 
     def fileno(self) -> int:
