@@ -18,8 +18,11 @@ class Rule(msgspec.Struct, frozen=True):
     message: str
 
 
-class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True, gc=False):
     """Base of all parts of a resource: frozen, camelCase on the wire, unknown fields passed over.
+
+    They are trees of plain values, in which nothing leads back: the garbage collector need not walk through the
+    thousands that an agent knows.
 
     A part of Podway's own kinds says here what podway.api.crd cannot read off its fields. Paths are those of a
     manifest (`spec.import[].cidr`). What is right by `problems` is right by these, too.

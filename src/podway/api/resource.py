@@ -32,7 +32,7 @@ class Names(msgspec.Struct, frozen=True):
     usual: tuple[str, ...] = ()
 
 
-class Resource(Record, frozen=True, kw_only=True):
+class Resource(Record, frozen=True, kw_only=True, gc=True):
     """Base of all kinds: what Podway has to know of a kind is stated here, and by the kind in its own module.
 
     The type's fields, in Kubernetes' shape, are the schema, and its docstrings the descriptions in it. A kind of

@@ -70,7 +70,7 @@ class PasswordSource(StrictRecord, frozen=True, kw_only=True):
     secret: SecretKey | None = None
 
 
-class PrefixRule(StrictRecord, frozen=True, kw_only=True, dict=True):
+class PrefixRule(StrictRecord, frozen=True, kw_only=True, dict=True, gc=True):
     """What to do with routes to certain prefixes: those inside `cidr` of a length between the two stated.
 
     Lengths are prefix lengths. Without any only `cidr` itself is meant; with `min_length` alone all that are
