@@ -2,7 +2,6 @@
 
 import select
 import struct
-import time
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -592,39 +591,6 @@ def test_quota_of_open_connections(bench: Bench, family: int) -> None:
 
 
 @families
-def test_sweep_takes_out_what_is_over(bench: Bench, family: int) -> None:
-    """Of every state; and connections that ended in silence leave their quota."""
-    there, back = (A[family], B[family]), (B[family], A[family])
-
-    def call(port: int, *answers: tuple[int, bool]) -> None:
-        bench.from_pod("pa", frame(ip(*there, TCP, tcp(port, 80))))
-        for flags, answer in answers:
-            one = ip(*back, TCP, tcp(80, port, flags)) if answer else ip(*there, TCP, tcp(port, 80, flags))
-            bench.from_pod("pb" if answer else "pa", frame(one))
-
-    opened = ((SYN | ACK, True), (ACK, False))
-    closing = (*opened, (FIN | ACK, False))
-    states = {1: (), 2: opened, 3: closing, 4: (*closing, (FIN | ACK, True)), 5: (*opened, (RST, True))}
-    for port, answers in states.items():
-        call(port, *answers)
-        now = time.monotonic_ns()
-        flow = bench.flow(*there, TCP, (port, 80))
-        seconds = lifetime(TCP, flow.state)
-        assert bench.maps.sweep(now + (seconds - 5) * SECOND) == []
-        [(key, one, other)] = bench.maps.sweep(now + (seconds + 5) * SECOND)
-        assert other
-        assert (key.source_port, one.state, other.state) == (port, flow.state, flow.state)
-        assert other.packets == sum(answer for _, answer in answers)
-        assert list(bench.maps.flows()) == []
-
-    bench.reset(established=1)
-    call(1, *opened)
-    assert bench.from_pod("pa", frame(ip(*there, TCP, tcp(2, 80)))) == SHOT
-    assert len(bench.maps.sweep(time.monotonic_ns() + (lifetime(TCP, FlowState.OPEN) + 1) * SECOND)) == 1
-    assert bench.from_pod("pa", frame(ip(*there, TCP, tcp(2, 80)))) == REDIRECT
-
-
-@families
 def test_route_that_changes_changes_the_way(bench: Bench, family: int) -> None:
     """At once where the agent says so, and after a second where nobody does."""
     packet = frame(ip(A[family], REMOTE[family], UDP, udp(1, 2)))
@@ -662,14 +628,14 @@ def test_lost_events_are_counted(bench: Bench) -> None:
     packet = frame(ip(A[0], B[0], TCP, tcp(1, 2)))
 
     def many() -> None:
-        bench.bare(Hook.FROM_POD, "pa", packet, repeat=20000)
+        bench.bare(Hook.FROM_POD, "pa", packet, repeat=60000)
 
     bench.inside(many)
     told = len(bench.events())
     counted = bench.counted()
-    assert counted[Reason.DENIED_EGRESS] == 20000
-    assert 0 < told < 20000
-    assert told + counted[Counter.EVENTS_LOST] == 20000
+    assert counted[Reason.DENIED_EGRESS] == 60000
+    assert 0 < told < 60000
+    assert told + counted[Counter.EVENTS_LOST] == 60000
 
 
 def test_agent_is_woken_when_much_waits(bench: Bench) -> None:
@@ -686,9 +652,9 @@ def test_agent_is_woken_when_much_waits(bench: Bench) -> None:
         bench.inside(lambda: bench.bare(Hook.FROM_POD, "pa", packet, repeat=packets))
 
     assert not is_awake()  # epoll looks again only when asked
-    send(2000)
+    send(1500)
     assert not is_awake()
     send(1000)
     assert is_awake()
-    assert len(bench.events()) == 3000
+    assert len(bench.events()) == 2500
     assert not is_awake()

@@ -8,6 +8,8 @@ firewall      reads all firewall rules
 netns         namespaces: open, make, run something inside
 sysctls       read and write settings
 events        what somebody else changed
+flow, flow_events
+              the flow engine: what it goes by, and what it tells
 leases, removal, ipip, offload, engine
               leases read, links removed, IPIP's objects, spoiled offloads, what applying a plan did
 support       whether this system can do it at all

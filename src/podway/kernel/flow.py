@@ -38,6 +38,7 @@ from podway.kernel.bpf.flow_layout import (
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Engine, Place
 from podway.kernel.engine import Compared
+from podway.kernel.flow_events import FlowEvents
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
 from podway.plan.changes import Change
@@ -154,6 +155,19 @@ class FlowEngine:
             self._engine = None
             raise
         self._own = {bpf.program_id(fd): hook for hook, fd in self._engine.programs.items()}
+
+    def events(self) -> FlowEvents | None:
+        """Return how to read what the engine tells; None if it is not open. Close it."""
+        return FlowEvents(self._engine.maps) if self._engine else None
+
+    @property
+    def opening(self) -> object:
+        """What is another object whenever the engine was opened anew, and None while it is not open."""
+        return self._engine
+
+    def devices(self) -> dict[int, str]:
+        """Return the devices' names by number, as they were at the latest look."""
+        return {number: name for name, number in self._numbers().items()}
 
     def is_attached(self) -> bool:
         """Tell whether an engine is at work on devices of the node, of whatever build."""

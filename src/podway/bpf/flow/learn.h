@@ -108,17 +108,27 @@ static __always_inline __u8 charge(struct flow *flow, const struct state *state,
 	return take(&quota->half_open_until, state->half_open, packet->now) ? KEPT : QUOTA_HALF_OPEN;
 }
 
-// What stood there before: an open connection that ended in silence.
-static __always_inline void forget(const struct flow_key *key)
+// What stood there before: a connection that ended in silence. Nobody went through the table since.
+static __noinline int forget(struct __sk_buff *skb, const struct packet *packet)
 {
-	struct flow *old = bpf_map_lookup_elem(&flows, key);
+	struct flow_key back;
+	struct flow *old;
 	struct quota *quota;
 
-	if (old && old->owner && is_open(key->protocol, old->state)) {
+	if (!packet)
+		return 0;
+	old = bpf_map_lookup_elem(&flows, &packet->key);
+	if (!old || old->state >= CLOSED)
+		return 0;
+	if (old->owner && is_open(packet->key.protocol, old->state)) {
 		quota = quota_of(old);
 		if (quota)
 			__sync_fetch_and_add(&quota->open, -1ULL);
 	}
+	back = reversed(&packet->key);
+	tell_both(skb, packet, old, bpf_map_lookup_elem(&flows, &back), FLOW_END, KEPT);
+	old->state = CLOSED;
+	return 0;
 }
 
 // Make the entry of one direction anew from the other's: the table may have given up either alone, as the one that
@@ -192,7 +202,7 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	}
 	if (reset)
 		return leave_to_stack(skb);
-	forget(&packet->key);
+	forget(skb, packet);
 	if (flow->owner) {
 		reason = charge(flow, state, packet);
 		if (reason)

@@ -71,7 +71,7 @@ static __noinline int change_state(struct __sk_buff *skb, const struct packet *p
 			__sync_fetch_and_add(&quota->open, is_open(protocol, next) ? 1ULL : -1ULL);
 	}
 	if (next == CLOSED || next == RESET)
-		tell(skb, packet, flow, FLOW_END, KEPT);
+		tell_both(skb, packet, flow, other, FLOW_END, KEPT);
 	return 0;
 }
 

@@ -40,6 +40,15 @@ class Layout:
             at += struct.calcsize("=" + form)
         return found
 
+    def picker(self, *names: str) -> struct.Struct:
+        """Return what reads only some fields, in the order of the struct, of records that follow each other."""
+        return struct.Struct(
+            "="
+            + "".join(
+                form if name in names else f"{struct.calcsize('=' + form)}x" for name, form in self.fields.items()
+            )
+        )
+
     def pack(self, *values: object) -> bytes:
         """Return the struct's bytes, from its values in order."""
         return self._struct.pack(*values)
@@ -128,6 +137,8 @@ class EventKind(enum.IntEnum):
     FLOW_REJUDGED = 1
     FLOW_END = 2
     PACKET_DROPPED = 3
+    FLOW_LIVES = 4
+    FLOW_EVICTED = 5
 
 
 MOST_PRECEDENCE = (1 << 30) - 1
@@ -402,11 +413,6 @@ def lifetime(protocol: int, state: FlowState) -> int:
     return 30 if protocol in {_ICMP, _ICMPV6} else 600
 
 
-def is_open(key: FlowKey, flow: Flow) -> bool:
-    """Tell whether a connection is one of those that its quota counts: TCP's open ones."""
-    return key.protocol == _TCP and flow.state in {FlowState.OPEN, FlowState.CLOSING}
-
-
 class QuotaKey(NamedTuple):
     """Whose quota: an endpoint's link, and whether it was called."""
 
@@ -423,47 +429,77 @@ EVENT = Layout(
     key="40s",
     packets="Q",
     bytes="Q",
+    packets_back="Q",
+    bytes_back="Q",
+    made="Q",
     rule="2I",
     identity="2I",
     ifindex="I",
+    out="I",
+    lost="I",
+    processor="H",
     kind="B",
     reason="B",
     hook="B",
     flags="B",
+    state="B",
+    way="B",
+    unused="4x",
 )
 
 
 class Event(NamedTuple):
-    """What the engine told. Counters are those of the key's direction; pairs are egress, then ingress."""
+    """What the engine told. Pairs are egress, then ingress; times are CLOCK_MONOTONIC's, in ns.
+
+    Counters are those of the key's direction so far, then of the other one; of a dropped packet its own. `out` is
+    the device of the flow's way (0: the stack), `lost` how many events its processor had lost by then.
+    """
 
     time: int
     key: FlowKey
     packets: int
     octets: int
+    packets_back: int
+    octets_back: int
+    made: int
     rules: tuple[int, int]
     identities: tuple[int, int]
     ifindex: int
+    out: int
+    lost: int
+    processor: int
     kind: EventKind
     reason: Reason
     hook: Hook
     flags: FlowFlag
+    state: FlowState
+    way: Way
 
     @classmethod
     def unpack(cls, data: bytes) -> "Event":
         """Read an event."""
-        time, key, packets, octets, r0, r1, i0, i1, ifindex, kind, reason, hook, flags = EVENT.unpack(data)
+        time, key, packets, octets, packets_back, octets_back, made, *rest = EVENT.unpack(data)
+        r0, r1, i0, i1, ifindex, out, lost, processor, kind, reason, hook, flags, state, way = rest
         return cls(
             time,
             FlowKey.unpack(key),
             packets,
             octets,
+            packets_back,
+            octets_back,
+            made,
             (r0, r1),
             (i0, i1),
             ifindex,
+            out,
+            lost,
+            processor,
             EventKind(kind),
             Reason(reason),
             Hook(hook),
             FlowFlag(flags),
+            FlowState(state),
+            Way(way),
         )
 
 

@@ -4,31 +4,22 @@ Whoever writes several things calls `changed` once afterwards: flows that were j
 from then on, at their next packet, and judged again if what they were judged by is another now.
 """
 
-import contextlib
 import struct
-from collections import Counter as Counts
 from collections.abc import Iterable, Iterator, Mapping
 
 from podway.api.addresses import Address, Network
-from podway.errors import KernelError
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_layout import (
     ENDPOINT,
-    QUOTA,
-    QUOTA_KEY,
     RULE_SET,
     STATE,
     Counter,
     Endpoint,
     Flow,
-    FlowFlag,
     FlowKey,
-    QuotaKey,
     Reason,
     RuleSet,
     State,
-    is_open,
-    lifetime,
     pack_address,
     pack_prefix,
     pack_rule_key,
@@ -37,7 +28,6 @@ from podway.kernel.bpf.flow_layout import (
 from podway.policy.maps import MOST_RULE_SETS, Rule, RuleKey, Tier
 
 _ONLY = bytes(4)
-_SECOND = 10**9
 _NUMBER = struct.Struct("=I")
 
 
@@ -117,43 +107,6 @@ class FlowMaps:
         """Go through the table of flows as it was at one time or another."""
         for key, value in bpf.items(self._maps["flows"]).items():
             yield FlowKey.unpack(key), Flow.unpack(value)
-
-    def sweep(self, now: int) -> list[tuple[FlowKey, Flow, Flow | None]]:
-        """Take out the connections that are over at a time (CLOCK_MONOTONIC, ns), and count the open ones anew.
-
-        Returns what was taken out: the direction of who called, and both its entries. What the engine itself saw
-        the end of (TCP's FIN and RST) it has told already. Nothing depends on a sweep but how soon an end is told,
-        and that connections which ended in silence leave their quota.
-        """
-        flows = dict(self.flows())
-        open_now: Counts[QuotaKey] = Counts()
-        over = []
-        for key, flow in flows.items():
-            if FlowFlag.REPLY in flow.flags:
-                continue
-            back = flows.get(key.reversed())
-            seen = max(flow.seen, back.seen if back else 0)
-            if now - seen > lifetime(key.protocol, flow.state) * _SECOND:
-                over.append((key, flow, back))
-            elif flow.owner and is_open(key, flow):
-                open_now[QuotaKey(flow.owner, int(FlowFlag.INCOMING in flow.flags))] += 1
-        taken = [one for one in over if self._take_out(one[0], one[1].seen)]
-        for place, value in bpf.items(self._maps["quotas"]).items():
-            half_open, replied, counted = QUOTA.unpack(value)
-            right = open_now[QuotaKey(*QUOTA_KEY.unpack(place))]
-            if counted != right:
-                bpf.insert(self._maps["quotas"], place, QUOTA.pack(half_open, replied, right))
-        return taken
-
-    def _take_out(self, key: FlowKey, seen: int) -> bool:
-        """Remove both entries, unless a packet came since."""
-        flow = self.flow(key)
-        if flow is None or flow.seen != seen:
-            return False
-        for one in (key.reversed(), key):
-            with contextlib.suppress(KernelError):  # the table gave it up
-                bpf.delete(self._maps["flows"], one.pack())
-        return True
 
     def counters(self) -> dict[Reason | Counter, int]:
         """Return what was counted, summed over processors."""

@@ -222,6 +222,33 @@ def items(fd: int) -> dict[bytes, bytes]:
     return dict(zip(_pieces(found[0], info.key_size), _pieces(found[1], info.value_size), strict=True))
 
 
+def batches(fd: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Go through a hash map: yield keys and values of so many entries at most, each in one piece (kernel 5.6).
+
+    What comes or goes meanwhile may be left out; what stays is not. Raises KernelError.
+    """
+    info = map_info(fd)
+    keys = ctypes.create_string_buffer(info.key_size * size)
+    values = ctypes.create_string_buffer(info.value_size * size)
+    position, first = ctypes.c_uint64(), True
+    while True:
+        count = ctypes.c_uint32(size)
+        start = None if first else ctypes.byref(position)
+        said = library().bpf_map_lookup_batch(
+            fd, start, ctypes.byref(position), keys, values, ctypes.byref(count), None
+        )
+        if said != -errno.ENOENT:  # that is: there are no more
+            checked("list an eBPF map", said)
+        view_of_keys, view_of_values = memoryview(keys), memoryview(values)
+        yield (
+            bytes(view_of_keys[: count.value * info.key_size]),
+            bytes(view_of_values[: count.value * info.value_size]),
+        )
+        if said:
+            return
+        first = False
+
+
 def array(fd: int) -> bytes:
     """Return the elements of an array in one piece. Raises KernelError."""
     info = map_info(fd)
