@@ -22,10 +22,11 @@ from podway.plan.fabric import (
     planned_modes,
     required_modes,
 )
+from podway.plan.learned import METRIC as BIRD_METRIC
 from podway.plan.mtu import pod_mtu
 from podway.plan.node import plan_node
 from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE, Route
-from podway.plan.remote import LAST_METRIC
+from podway.plan.remote import LAST_METRIC, STORE_METRIC
 from podway.plan.switching import impossible
 from podway.plan.uplink import Uplink
 from tests import builders
@@ -171,6 +172,23 @@ def test_less_than_ipv6_needs_is_no_way_for_ipv6_and_told_to_ipv4(mtu: int, six:
     next_hop = overlay_next_hop(pool("fd00::/56", encapsulation="vxlan"), here, there, mtu)
     assert next_hop is not None
     assert next_hop.gateway == (gateway if six else None)
+
+
+def test_what_the_store_distributes_and_cannot_be_encapsulated_does_not_fall_to_a_route_below() -> None:
+    """Not even to one of BIRD's, from before the store distributed it, which leads there bare."""
+    stored = pool("fd00::/56", encapsulation="vxlan", distribution="store")
+    here, there = (
+        node(name, *interfaces, accepts="vxlan", sends="vxlan")
+        for name, interfaces in (("one", ("10.0.0.1/24", "fd01::1/64")), ("two", ("10.0.0.2/24", "fd01::2/64")))
+    )
+    theirs = block("fd00::40/122", "two", stored)
+    for mtu, kind in ((1500, "unicast"), (1300, "unreachable")):
+        plan = plan_node(
+            view(here, there, stored, theirs), "one", Uplink("eth0", mtu, here.interface_addresses), ()
+        )
+        (route,) = [route for route in plan.routes if route.destination == theirs.network]
+        assert (route.type, route.metric) == (kind, STORE_METRIC)
+    assert STORE_METRIC < BIRD_METRIC
 
 
 def test_nodes_without_a_family_in_common_do_not_meet_and_nothing_crosses_otherwise() -> None:

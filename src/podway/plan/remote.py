@@ -23,9 +23,23 @@ def told_by_store(view: ClusterView) -> frozenset[str]:
 
 
 def distributed_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> Route | None:
-    """Return a node's own route to a block of another one, None if there is no way that it knows of."""
+    """Return a node's own route to a block of another one, None if there is no way that it knows of.
+
+    What is to be encapsulated and cannot be is unreachable: below may stand a route of BIRD's from before, which
+    leads there bare.
+    """
     route = remote_route(view, node, uplink, block)
+    if route is None and _cannot_be_encapsulated(view, node, uplink, block):
+        route = Route(block.network, "unreachable")
     return None if route is None else msgspec.structs.replace(route, metric=STORE_METRIC)
+
+
+def _cannot_be_encapsulated(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> bool:
+    here, there, pool = view.nodes.get(node), view.nodes.get(block.spec.node), pool_of(view, block)
+    if here is None or there is None or there is here or pool is None:
+        return False
+    next_hop = overlay_next_hop(pool, here, there, uplink.mtu)
+    return next_hop is not None and next_hop.gateway is None
 
 
 def last_resorts(view: ClusterView) -> Iterator[Route]:
