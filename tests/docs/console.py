@@ -22,7 +22,7 @@ _VARYING = (
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC"), "<date>"),
     (re.compile(r"(?<![\w:])\d\d:\d\d:\d\d(\.\d+)?(?![\w:])"), "<clock>"),
     (re.compile(r"\b(\d+\.\d+/){3}\d+\.\d+ ms"), "<times>"),
-    (re.compile(r"(?<![\w.])\d+(\.\d+)? ?(µs|ms|ns|s|min|h)(?![\w])"), "<time>"),
+    (re.compile(r"(?<![\w.])(\d+[dhm])*\d+(\.\d+)? ?(µs|ms|ns|s|min|h)(?![\w])"), "<time>"),
     (re.compile(r"\b(id|pid) \d+"), r"\1 <number>"),  # tcpdump's, of ICMP echoes; a process's
     (re.compile(r"\d+ MiB"), "<memory>"),
     (re.compile(r"\d+ checks on"), "<checks> on"),  # what the doctor looks at grows

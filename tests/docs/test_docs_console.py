@@ -53,6 +53,7 @@ def test_outputs_are_replaced_where_they_stand() -> None:
         (["abc…"], ["abcdef"]),
         (["rtt min/avg/max/mdev = 0.045/0.045/0.045/0.000 ms"], ["rtt min/avg/max/mdev = 1.1/2.20/3.3/0.1 ms"]),
         (["took 37µs, 5 hops"], ["took 1.25 ms, 5 hops"]),
+        (["up 36s, 52 MiB"], ["up 2m59s, 56 MiB"]),
         (["dev pway111111111aa", "dev pway111111111aa"], ["dev pway222222222bb", "dev pway222222222bb"]),
         (["is at 02:2b:8d:78:60:8f"], ["is at 02:55:1c:45:18:53"]),
         (["REACHABLE at 10:11:12.5"], ["REACHABLE at 23:59:59"]),
