@@ -9,23 +9,30 @@ there was no such process.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 
-def look(belongs: Callable[[int], bool]) -> tuple[list[int], frozenset[int]]:
-    """Return the processes that belong, by number, and those of which it cannot be told.
+def look(
+    belongs: Callable[[int], bool], without: Collection[int] = ()
+) -> tuple[list[int], frozenset[int], frozenset[int]]:
+    """Return the processes that belong, by number, those of which it cannot be told, and those that do not belong.
 
-    `belongs` raises OSError where it cannot tell: the process has ended, or nobody may look into it.
+    `belongs` raises OSError where it cannot tell: the process has ended, or nobody may look into it. Those
+    `without` which to look are in none.
     """
-    found, unclear = [], set()
+    found, unclear, others = [], set(), set()
     for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+        if pid in without:
+            continue
         try:
             if belongs(pid):
                 found.append(pid)
+            else:
+                others.add(pid)
         except OSError:
             unclear.add(pid)
-    return found, frozenset(unclear)
+    return found, frozenset(unclear), frozenset(others)
 
 
 def find(belongs: Callable[[int], bool], *, deadline: float) -> list[int]:
@@ -33,21 +40,27 @@ def find(belongs: Callable[[int], bool], *, deadline: float) -> list[int]:
 
     Whoever is to belong has to be one from the start, or be started by one. `belongs` is as for `look`. Raises
     TimeoutError if at the deadline (of time.monotonic) so many processes start and end that it cannot be told.
+
+    All are looked at once. What one that ended may have started was in no listing before: only such are looked at
+    then, and again what was unclear, since it may have been about to begin (execve). They are few, so that hardly
+    any of them ends meanwhile, however many come and go on a busy machine.
     """
-    known: frozenset[int] | None = None
+    others: frozenset[int] = frozenset()
+    known: frozenset[int] = frozenset()
     last = 0
     while True:
         began = _last_number()
-        found, unclear = look(belongs)
+        found, unclear, more = look(belongs, others)
         ended = _last_number()
         if found:
             return found
+        anew = not last <= began <= ended
         # What was unclear before, too, has been a zombie since: what it started is in the listing.
-        if known is not None and unclear <= known and last <= began <= ended:
+        if unclear <= known and not anew:
             return []
         if time.monotonic() > deadline:
             raise TimeoutError("processes start and end too quickly")
-        known, last = unclear, ended
+        others, known, last = (frozenset(), frozenset(), 0) if anew else (others | more, unclear, ended)
 
 
 def _last_number() -> int:

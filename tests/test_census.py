@@ -1,0 +1,87 @@
+"""Processes are found, and none is believed to be there, though others come and go all the time."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from podway import census
+from tests.patience import PATIENCE
+
+CROWD = "import os\nwhile True:\n    os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)"
+
+
+@pytest.fixture
+def crowd() -> Iterator[None]:
+    """Processes that start and end as quickly as they can."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            process = subprocess.Popen([sys.executable, "-c", CROWD])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
+def marked(mark: str) -> list[int]:
+    """Find the processes with this in their environment."""
+
+    def belongs(pid: int) -> bool:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        if not environment and pid != os.getpid():
+            raise ProcessLookupError(pid)
+        return mark.encode() in environment.split(b"\0")
+
+    return census.find(belongs, deadline=time.monotonic() + PATIENCE)
+
+
+@pytest.mark.usefixtures("crowd")
+def test_that_there_is_none_is_told_in_a_crowd() -> None:
+    for number in range(20):
+        assert marked(f"CENSUS={os.getpid()}-{number}") == []
+
+
+@pytest.fixture
+def passers_by() -> Iterator[None]:
+    """Processes that last for a tenth of a second each, some at any time."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            process = subprocess.Popen(["sh", "-c", "while :; do sleep 0.1; done"])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
+@pytest.mark.usefixtures("passers_by")
+def test_a_look_that_takes_long_comes_to_an_end_though_some_always_end_meanwhile() -> None:
+    """As on a busy machine, where a look at all processes outlasts many of them."""
+
+    def belongs(pid: int) -> bool:
+        time.sleep(0.002)
+        os.stat(f"/proc/{pid}/ns/net")  # of one that has ended it raises
+        return False
+
+    assert census.find(belongs, deadline=time.monotonic() + PATIENCE) == []
+
+
+@pytest.mark.usefixtures("crowd")
+def test_one_of_a_chain_of_short_lived_ones_is_found_in_a_crowd() -> None:
+    chain = "import os, time\nfor _ in range(40):\n    os._exit(0) if os.fork() else None\ntime.sleep(1000)"
+    for number in range(5):
+        mark = f"CENSUS={os.getpid()}-chain-{number}"
+        name, _, value = mark.partition("=")
+        subprocess.run([sys.executable, "-c", chain], check=True, env={**os.environ, name: value})
+        ended = set()
+        deadline = time.monotonic() + PATIENCE
+        while (found := marked(mark)) and time.monotonic() < deadline:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    ended.add(pid)
+        assert found == []
+        assert ended
