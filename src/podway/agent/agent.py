@@ -6,7 +6,6 @@ no write, so starting the agent on a correct node changes nothing, and stopping 
 """
 
 import asyncio
-import gc
 import signal
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from podway import memory
 from podway.agent.blocks import BlockKeeper
 from podway.agent.cluster_handler import ClusterHandler
 from podway.agent.cluster_informer import ClusterInformer, first_view
@@ -145,7 +145,7 @@ class Agent:
             reporter = Reporter(self._components())
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(state.leases))
-            gc.freeze()  # what is known of a large cluster stays: the collector need not walk through it again
+            memory.settle()
             await self._serve(server, reporter.methods)
 
     def _adopt_pods(self) -> PodEnds:
@@ -285,6 +285,7 @@ class Agent:
 def run(options: AgentOptions) -> None:
     """Run an agent until it is told to stop. Raises PodwayError."""
     sys.setswitchinterval(SWITCH_INTERVAL)
+    memory.share_arena()
     try:
         steps = Steps()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(steps)) as runner:

@@ -9,6 +9,7 @@ do with them.
 """
 
 import asyncio
+import hashlib
 import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -77,6 +78,7 @@ class SqliteStore:
         """The last look for all watches, and how many notifications had come before it."""
         self._closed = False
         self._known: dict[str, dict[Key, tuple[bytes, Resource | RejectedObject]]] = {}
+        """What was checked last, by kind and key, with a digest of the body that it was."""
 
     async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
         """See Store.list."""
@@ -301,10 +303,11 @@ class SqliteStore:
     def _checked(self, stored: Key, content: object) -> Resource | RejectedObject:
         """Check an object, unless it is the one that was checked last under this key."""
         body = _bytes(content)
+        digest = hashlib.blake2b(body, digest_size=16).digest()  # bodies are several times as large
         of_kind = self._known.setdefault(stored[0], {})
         known = of_kind.get(stored)
-        if known is None or known[0] != body:
-            known = of_kind[stored] = (body, check(stored, body))
+        if known is None or known[0] != digest:
+            known = of_kind[stored] = (digest, check(stored, body))
         return known[1]
 
 

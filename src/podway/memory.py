@@ -1,0 +1,30 @@
+"""How much memory a process of long life holds beyond what it uses.
+
+glibc gives each thread an arena of its own (mallopt(3), M_ARENA_MAX), and keeps what is freed in it. An agent's
+threads come and go, each with work that takes much memory for a moment: one arena serves them all, since they
+take turns at the interpreter anyway.
+"""
+
+import ctypes
+import gc
+
+_M_ARENA_MAX = -8
+"""malloc.h"""
+
+_libc = ctypes.CDLL(None)
+
+
+def share_arena() -> None:
+    """Have all threads allocate from one arena; to be called before there are any."""
+    if hasattr(_libc, "mallopt"):  # musl has none, and no arenas
+        _libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def settle() -> None:
+    """Keep what there is out of the garbage collector's sight, and give what is free back to the kernel.
+
+    What is known of a large cluster stays, and a start takes more memory than what comes then.
+    """
+    gc.freeze()
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
