@@ -24,6 +24,9 @@ from podway.store.informer import Informer
 
 log = structlog.get_logger(__name__)
 
+TOGETHER = 0.02
+"""Seconds after a delivery for which changes are gathered: each costs the loop more than a change in it does."""
+
 
 class _Queued(NamedTuple):
     kind: type[Resource]
@@ -117,7 +120,7 @@ class ClusterInformer:
         self._arrived.set()
 
     async def _deliver(self, tasks: asyncio.TaskGroup) -> None:
-        """Hand on what was queued. What arrives while that is taken in makes one next view, not many."""
+        """Hand on what was queued: the first change after a pause at once, those that follow it together."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -143,3 +146,4 @@ class ClusterInformer:
                 log.error("an object is rejected, and its last good state stays", problem=str(view.rejected[name]))
             await self._handler.take(view, tuple(changes))
             self._follow_policies(tasks)
+            await asyncio.sleep(TOGETHER)

@@ -19,8 +19,9 @@ from podway.reconcile.steps import rest
 
 log = structlog.get_logger(__name__)
 
-LONGEST_REST = 2.0
-"""Seconds that BIRD may wait at most for what another node changed: sessions come and go, routes do not wait."""
+RESTS, LONGEST_REST = 30.0, 2.0
+"""How many times as long as a plan took BIRD waits for the next one, and for how many seconds at most: sessions
+come and go, routes do not wait."""
 
 SETTLING = 10.0
 """Seconds that BIRD waits at most for routes of ours that stand in for those that it is about to change."""
@@ -101,7 +102,7 @@ class Routing:
                 self._pending = self._wanted.is_set()
                 self._readiness.trigger()
                 self._learned.trigger()
-            await rest(took, longest=LONGEST_REST)
+            await rest(took, times=RESTS, longest=LONGEST_REST)
 
     async def reread_passwords(self) -> None:
         """Have BIRD take passwords that changed in files."""

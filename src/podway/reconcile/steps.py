@@ -22,9 +22,9 @@ BUCKETS = 4000
 _Events: TypeAlias = list[tuple[selectors.SelectorKey, int]]
 
 
-async def rest(took: float, *, longest: float = LONGEST_REST) -> None:
-    """Rest after work that took so many seconds, for at most so many: requests come first."""
-    await asyncio.sleep(min(longest, REST * took))
+async def rest(took: float, *, times: float = REST, longest: float = LONGEST_REST) -> None:
+    """Rest after work that took so many seconds: so many times as long, within a limit. Requests come first."""
+    await asyncio.sleep(min(longest, times * took))
 
 
 class Steps(selectors.EpollSelector):
