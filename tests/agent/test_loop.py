@@ -234,6 +234,38 @@ def test_nodes_that_join_reach_each_other_and_one_that_comes_costs_its_own_objec
     run(tmp_path, scenario)
 
 
+def test_the_agent_goes_on_while_the_kernel_removes_elements(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(change: Change) -> bool:
+        if change.kind == "nft element" and change.want is None:
+            begun.set()
+            assert go_on.wait(PATIENCE)
+        return False
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        await cluster.store.create(builders.node("far2", "172.30.0.2/24"))
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        elements = one.kernel.kinds["nft element"].objects
+        (element,) = (each for each in elements if each.fields == ("172.30.0.2",))
+        one.kernel.refuses = slowly
+        await cluster.store.delete(Node, "far2")
+        await eventually(begun.is_set)
+        assert element in elements
+        assert not one.reconciler.at_rest
+        await cluster.store.create(builders.node("far3", "172.30.0.3/24"))
+        await eventually(lambda: "far3" in one.state.view.nodes)
+        go_on.set()
+        await one.reconciler.settled()
+        assert element not in elements
+        assert any(each.fields == ("172.30.0.3",) for each in elements)
+        assert not one.reconciler.failures
+
+    run(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("at_once", [1, 1000], ids=lambda number: f"{number} removed at once")
 def test_an_encapsulation_is_switched_without_a_moment_in_which_it_is_sent_and_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int

@@ -14,7 +14,9 @@ through this loop. The loop then does as little as it can, again and again, unti
 2. **Carry out.** The delta's additions and replacements go to the kernel at once, without a look at what it holds.
    Removals wait until nothing is dirty any more: a device goes after the routes that led through it have moved,
    whichever scope these are of, and what is wanted again by then stays.
-3. **Pause.** After each portion (some milliseconds) whoever is ready goes first.
+3. **Pause.** After each portion (some milliseconds) whoever is ready goes first. What takes the kernel longer than
+   that, the removal of elements of nftables sets, is left to a thread: the loop of the agent goes on, and this
+   one when it is done.
 
 So a node that joins a cluster of 5,000 costs the others a plan of that one node and a handful of writes; a pool
 that changes costs all of it, in portions. The very first time there is no delta: the kernel is compared with
@@ -91,6 +93,13 @@ STEP = 0.004
 
 REMOVALS = 100
 """Objects that are removed at once."""
+
+SLOW_KIND, SLOW_REMOVALS = "nft element", 8
+"""A kind whose removals take the kernel long, and how many of them are removed at once.
+
+From a set with ranges one is removed by comparing it with each of thousands (nft_pipapo_remove in
+net/netfilter/nft_set_pipapo.c): 30 to 45 ms at 5,000 nodes. To add one takes a hundredth of that.
+"""
 
 _RULES = ("nft table", "nft element")
 _ORDER = {kind: rank for rank, kind in enumerate((*_RULES, *(kind for kind in KINDS if kind not in _RULES)))}
@@ -184,8 +193,8 @@ class Reconciler:
 
     def bring(self) -> None:
         """Bring the kernel to the state at once, without a pause: for who cannot wait."""
-        for _ in self._portions():
-            pass
+        for slow in self._portions():
+            self._carry_out(slow)
 
     def repair(self) -> Report:
         """Compare the kernel with all that is wanted, and undo what others changed, at once."""
@@ -307,8 +316,13 @@ class Reconciler:
     async def _work(self) -> None:
         """Bring the kernel to the state if something came of it, and let others go first in any case."""
         if self._awake:
-            for _ in self._portions():
-                await asyncio.sleep(0)
+            for slow in self._portions():
+                if slow:
+                    problem = self._prepare(slow)
+                    report = await asyncio.to_thread(self._kernel.carry_out, slow, self.plan)
+                    self._conclude(slow, report, problem)
+                else:
+                    await asyncio.sleep(0)
         else:
             await asyncio.sleep(0)
 
@@ -332,24 +346,40 @@ class Reconciler:
             except TimeoutError:
                 return
 
-    def _portions(self) -> Iterator[None]:
-        """Bring the kernel to the state in bounded steps; yield after each."""
+    def _portions(self) -> Iterator[Sequence[Change]]:
+        """Bring the kernel to the state in bounded steps; yield after each.
+
+        What is yielded, if anything, takes the kernel long: it is carried out by the caller before the next step.
+        """
         self._awake = False
         self._read_host()
-        yield from self.enforcement.portions()
+        for _ in self.enforcement.portions():
+            yield ()
         self._try_policies_again()
         while (delta := self._planning.step(self._state.facts())) is not None:
             self._forward(delta)
-            yield
+            yield ()
             if self.enforcement.busy:
-                yield from self.enforcement.portions()
-        gone = sorted(self._removals, key=lambda each: -_ORDER[each[0]])
-        for start in range(0, len(gone), REMOVALS):
-            batch = [self._removals.pop(each) for each in gone[start : start + REMOVALS] if each in self._removals]
-            self._carry_out(batch)
-            yield
+                for _ in self.enforcement.portions():
+                    yield ()
+        yield from self._remove()
         if not (self._awake or self._planning.dirty or self.enforcement.busy):
             self._settled.set()
+
+    def _remove(self) -> Iterator[Sequence[Change]]:
+        """Remove what is wanted no more, as `_portions` does."""
+        gone = sorted(self._removals, key=lambda each: -_ORDER[each[0]])
+        for start in range(0, len(gone), REMOVALS):
+            quick = [each for each in gone[start : start + REMOVALS] if each[0] != SLOW_KIND]
+            self._carry_out(self._no_more_wanted(quick))
+            yield ()
+        slow = [each for each in gone if each[0] == SLOW_KIND]
+        for start in range(0, len(slow), SLOW_REMOVALS):
+            yield self._no_more_wanted(slow[start : start + SLOW_REMOVALS])
+
+    def _no_more_wanted(self, keys: Iterable[ObjectKey]) -> list[Change]:
+        """Take these removals, but for those of what is wanted again meanwhile."""
+        return [self._removals.pop(each) for each in keys if each in self._removals]
 
     def _forward(self, delta: Sequence[Change]) -> None:
         """Add and replace what a delta says; keep what it removes for later."""
@@ -376,12 +406,18 @@ class Reconciler:
             self._ends.fit(held, planned)
 
     def _carry_out(self, changes: Collection[Change]) -> None:
-        if not changes:
-            return
+        if changes:
+            problem = self._prepare(changes)
+            self._conclude(changes, self._kernel.carry_out(changes, self.plan), problem)
+
+    def _prepare(self, changes: Collection[Change]) -> AgentError | None:
+        """Note what is about to be carried out; return what hindered that."""
         self._tell_audits((*changes, *self._planning.silent()))
         self._state.touch(*(" ".join(change.key) for change in changes if change.kind == "forwarding entry"))
-        problem = self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
-        report = self._kernel.carry_out(changes, self.plan)
+        return self._remember(change.want for change in changes if change.kind == "sysctl" and change.want)
+
+    def _conclude(self, changes: Collection[Change], report: Report, problem: AgentError | None = None) -> None:
+        """Take in what became of changes that were carried out."""
         self._lead_anew(report)
         _log_applied(report)
         failures = (*report.failures, *([problem] if problem else []))
