@@ -266,6 +266,39 @@ def test_the_agent_goes_on_while_the_kernel_removes_elements(tmp_path: Path) -> 
     run(tmp_path, scenario)
 
 
+def test_what_another_node_says_is_acted_on_without_a_look_at_all_routes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read them takes long in a large cluster: a thread does it, afterwards."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("vxlan")
+        await cluster.store.create(builders.node("far2", "172.30.0.2/24"))
+        await cluster.store.create(builders.block("10.244.99.0/24", "pods", "far2"))
+        one = await cluster.join("node1", 1)
+        await eventually(lambda: "vxlan" in one.state.view.nodes["node1"].sends)
+        await one.reconciler.settled()
+        looks: list[threading.Thread] = []
+        read = one.kernel.gateway_devices
+
+        def watched(*given: Any) -> Any:
+            looks.append(threading.current_thread())
+            return read(*given)
+
+        def leads(device: str) -> bool:
+            return one.kernel.routes["10.244.99.0/24"].device == device
+
+        monkeypatch.setattr(one.kernel, "gateway_devices", watched)
+        for accepts, device in (("vxlan", "podway-vxlan"), ("", "eth0"), ("vxlan", "podway-vxlan")):
+            patch = {"metadata": {"annotations": {ACCEPTS: accepts, SENDS: accepts}}}
+            await cluster.store.patch(Node, "far2", patch)
+            await eventually(partial(leads, device))
+        await eventually(lambda: looks)
+        assert threading.main_thread() not in looks
+
+    run(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("at_once", [1, 1000], ids=lambda number: f"{number} removed at once")
 def test_an_encapsulation_is_switched_without_a_moment_in_which_it_is_sent_and_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int

@@ -42,10 +42,11 @@ from podway.plan.switching import (
     missing_modes,
     missing_routes,
     modes_to_advertise,
+    needs_look,
     sent_modes,
     unconverged,
     waiting,
-    with_newcomers,
+    with_changed,
 )
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -135,19 +136,23 @@ class EncapsulationSwitch:
     def follow(self, before: ClusterView, changes: Collection[Change[Any]]) -> None:
         """Take over what the node may send after changes, before they are brought to the kernel.
 
-        Nodes that come or go alter no way that is known already: what may be sent to newcomers is added at once,
-        and a look at the kernel, which has to read all its routes, may wait until more came and went.
+        What other nodes' changes make it send besides is added at once. What it sends no more, a look at the
+        kernel tells, which has to read all its routes: that may wait, the longer if nodes only came or went, which
+        alters no way that is known already.
         """
         state = self._state
         if not self._is_concerned(before, state.view):
             return
         self._followed += 1
         asked = [accepted_modes(v, state.node) for v in (before, state.view)]
-        if state.transitional or asked[0] != asked[1] or any(alters_ways(each, state.node) for each in changes):
+        if state.transitional or asked[0] != asked[1] or needs_look(state.view, state.node, changes):
             self.refresh()
             return
-        state.sent = with_newcomers(state.view, state.node, state.sent, changes)
-        self._look_later()
+        state.sent = with_changed(state.view, state.node, state.sent, changes)
+        if any(alters_ways(each, state.node) for each in changes):
+            self.trigger()
+        else:
+            self._look_later()
 
     def refresh(self) -> None:
         """Take over from the kernel what the node may still send, and which blocks need a route of ours."""

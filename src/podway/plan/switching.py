@@ -91,10 +91,26 @@ def alters_ways(change: ClusterChange[Any], node: str) -> bool:
     return not comes_or_goes or change.key[2] == node
 
 
-def with_newcomers(
+def needs_look(view: ClusterView, node: str, changes: Iterable[ClusterChange[Any]]) -> bool:
+    """Tell whether only a node's routes say what it is to do after changes: `with_changed` is not enough.
+
+    So it is where anything else than other nodes changed, or where routes of BIRD's may need some of ours in their
+    place (`unconverged`).
+    """
+    by_bgp = any(pool.spec.distribution == "bgp" for pool in view.pools.values())
+    return any(
+        change.kind != Node.KIND or change.key[2] == node or (by_bgp and alters_ways(change, node))
+        for change in changes
+    )
+
+
+def with_changed(
     view: ClusterView, node: str, sent: SentModes, changes: Iterable[ClusterChange[Any]]
 ) -> SentModes:
-    """Return which encapsulations a node may put on, by pool, after nodes came: those as before, and theirs."""
+    """Return which encapsulations a node may put on, by pool, after other nodes came or changed.
+
+    Those as before, and those in which these are sent to now.
+    """
     here = view.nodes.get(node)
     names = {change.key[2] for change in changes if change.kind == Node.KIND and change.new is not None}
     others = [there for name in names - {node} if (there := view.nodes.get(name)) is not None]
