@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from podway.kernel.bpf.flow_layout import Counter, EventKind, FlowKey, Reason, Way
+from podway.plan.objects import VXLAN_DEVICE
+from podway.policy.maps import RuleKey
 from tests.bpf.flow_nodes import Echo, Lab, open_socket, reaches_only, said
 from tests.patience import ANSWERED
 
@@ -60,6 +62,33 @@ def test_policy_holds_behind_a_tunnel(tunnel: tuple[Lab, int]) -> None:
     lab.one.isolate(lab.a)
     reaches_only(lab.a, lab.c, family, port=7000, denied=7001)
     assert lab.two.counted()[Reason.DENIED_INGRESS] >= 1
+
+
+@pytest.mark.parametrize("offloads", ["on", "off"])
+def test_a_connection_that_is_cut_is_reset_through_the_tunnel(tunnel: tuple[Lab, int], offloads: str) -> None:
+    """Who called is on the other node, which lets it through: the one of who is called says no."""
+    lab, family = tunnel
+    if VXLAN_DEVICE not in lab.two.wires:
+        pytest.skip("what comes out of IPIP cannot be cut short, so nothing is answered there")
+    port = {"protocol": 6, "port": 7000, "port_length": 16}
+    lab.two.isolate(lab.c, port)
+    places = [(lab.a.netns, "eth0"), *((node.netns, node.wires[-1]) for node in (lab.one, lab.two))]
+    for place, device in places:
+        place.sh(f"ethtool -K {device} tx {offloads}")
+    try:
+        with open_socket(lab.c, family) as listening, open_socket(lab.a, family) as client:
+            listening.bind((lab.c.addresses[family], 7000))
+            listening.listen()
+            client.connect((lab.c.addresses[family], 7000))
+            with listening.accept()[0]:
+                lab.two.maps.set_rules(rules := lab.two.device(lab.c.link) * 2, {}, [RuleKey(rules, **port)])
+                lab.two.maps.changed()
+                client.sendall(b"after")
+                with pytest.raises(ConnectionResetError):
+                    client.recv(10)
+    finally:
+        for place, device in places:
+            place.sh(f"ethtool -K {device} tx on")
 
 
 def test_long_packets_and_errors(tunnel: tuple[Lab, int]) -> None:
