@@ -55,7 +55,7 @@ configs = st.fixed_dictionaries(
         "ipam": json_values,
         "ipv4Pools": st.lists(st.text(max_size=3)) | json_values,
         "capabilities": st.dictionaries(st.sampled_from(["ips", "mac", "a.b"]), st.booleans()) | json_values,
-        "runtimeConfig": st.fixed_dictionaries({"ips": json_values}) | json_values,
+        "runtimeConfig": st.fixed_dictionaries({"ips": json_values, "bandwidth": json_values}) | json_values,
         "prevResult": result_like | json_values,
         "cni.dev/valid-attachments": json_values,
         "dns": json_values,
@@ -169,6 +169,23 @@ def test_addresses_come_with_or_without_prefix_and_from_both_places() -> None:
     request = parse(environment, json.dumps(config).encode())
     assert isinstance(request, Add)
     assert [str(address) for address in request.addresses] == ["10.0.0.7", "fd00::7"]
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "limited"),
+    [(None, False), ({}, False), ({"egressRate": 0}, False), ({"ingressRate": 8000, "ingressBurst": 80}, True)],
+)
+def test_it_is_told_of_a_limit_that_another_plugin_sets(bandwidth: object, *, limited: bool) -> None:
+    config = {**CONFIG, "capabilities": {"bandwidth": True}, "runtimeConfig": {"bandwidth": bandwidth}}
+    request = parse(ENVIRONMENT, json.dumps(config).encode())
+    assert isinstance(request, Add)
+    assert request.limited is limited
+
+
+def test_a_limit_that_is_no_number_is_named() -> None:
+    config = {**CONFIG, "runtimeConfig": {"bandwidth": {"egressRate": "8M"}}}
+    with pytest.raises(CniError, match=r"runtimeConfig\.bandwidth"):
+        parse(ENVIRONMENT, json.dumps(config).encode())
 
 
 def test_deep_nesting_is_no_crash() -> None:

@@ -167,7 +167,7 @@ class PodNetwork:
             attach = self._state.attach(addresses)
             lease = Lease(attachment, str(request.pod), request.network, request.netns, addresses, attach)
             wiring = self._state.wiring(lease)
-            self._wire(lease, wiring, netns)
+            self._wire(lease, msgspec.structs.replace(wiring, limited=request.limited), netns)
         except BaseException:
             self._state.book.free(addresses, attachment, self._state.now())
             self._reconciler.enforcement.entered(attachment)

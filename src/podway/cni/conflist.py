@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Family
-from podway.cni.request import CAPABILITIES
+from podway.cni.request import CAPABILITIES, TOLD
 from podway.cni.spec import NETWORK
 
 FILE_NAME = "10-podway.conflist"
@@ -37,7 +37,9 @@ def render_conflist(
     `pools` (names, by family) are left to the cluster's configuration unless given.
     `sysctls` are set inside each pod, by tuning (`{"net.core.somaxconn": "500"}`).
     """
-    ours: dict[str, Any] = {"type": NETWORK, "capabilities": dict.fromkeys(CAPABILITIES, True)}
+    others = {name for plugin in chained for name in _CHAINED[plugin].get("capabilities", {})}
+    capabilities = (*CAPABILITIES, *(name for name in TOLD if name in others))
+    ours: dict[str, Any] = {"type": NETWORK, "capabilities": dict.fromkeys(capabilities, True)}
     for family, names in (pools or {}).items():
         ours[f"ipv{family.value}Pools"] = list(names)
     plugins = [ours, *(dict(_CHAINED[plugin]) for plugin in chained)]

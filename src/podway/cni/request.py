@@ -24,6 +24,9 @@ VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 CAPABILITIES = ("ips",)
 """Capabilities of the plugin: what its configuration may list under `capabilities`."""
 
+TOLD = ("bandwidth",)
+"""Capabilities of chained plugins of which this one is told, too: what its configuration may list besides."""
+
 SINCE = {"ADD": "0.3.0", "DEL": "0.3.0", "CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 """Each command and the version of the specification that brought it (or the oldest spoken here)."""
 
@@ -38,7 +41,7 @@ class Add(msgspec.Struct, frozen=True, kw_only=True):
 
     `netns` is the namespace's path as the runtime gave it. `addresses` are wanted ones, at most one a
     family. `pools` names the pools to choose from where the configuration does. `previous` is the result of
-    the chain's plugins before this one.
+    the chain's plugins before this one. `limited` tells that a plugin after this one limits the bandwidth.
     """
 
     version: str
@@ -50,6 +53,7 @@ class Add(msgspec.Struct, frozen=True, kw_only=True):
     pools: dict[Family, tuple[str, ...]] = {}
     dns: Dns = Dns()
     previous: Result | None = None
+    limited: bool = False
 
 
 class Delete(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +185,7 @@ def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
         },
         dns=config.dns,
         previous=previous,
+        limited=_is_limited(config),
     )
 
 
@@ -258,7 +263,7 @@ def _refuse_unsupported(config: _Config) -> None:
     }
     for name, wanted in config.capabilities.items():
         # A dotted name, such as io.kubernetes.cri.pod-annotations, tells something and asks for nothing.
-        if name not in CAPABILITIES and "." not in name:
+        if name not in (*CAPABILITIES, *TOLD) and "." not in name:
             hint = "move it to the chained plugin that provides it; this one has " + ", ".join(CAPABILITIES)
             unsupported[f"capabilities.{name}"] = (wanted, hint)
     for key, (value, hint) in unsupported.items():
@@ -300,6 +305,17 @@ def _capability_ips(config: _Config) -> tuple[Address, ...]:
         return tuple(ip_interface(text).ip for text in msgspec.json.decode(raw, type=tuple[str, ...] | None) or ())
     except ValueError as error:
         raise _invalid(field, str(error), 'state a list such as ["10.244.1.7"]') from None
+
+
+def _is_limited(config: _Config) -> bool:
+    """Tell whether the `bandwidth` capability asks for a limit (CNI conventions, "bandwidth limits")."""
+    raw: Any = config.runtime_config.get("bandwidth")
+    if raw is None:
+        return False
+    try:
+        return any((msgspec.json.decode(raw, type=dict[str, int | None] | None) or {}).values())
+    except ValueError as error:
+        raise _invalid("runtimeConfig.bandwidth", str(error), 'state numbers: {"egressRate": 8000000}') from None
 
 
 def _wanted(addresses: tuple[Address, ...]) -> tuple[Address, ...]:

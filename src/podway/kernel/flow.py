@@ -42,7 +42,7 @@ from podway.kernel.flow_events import FlowEvents
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
 from podway.plan.changes import Change
-from podway.plan.objects import FlowHook, FlowProgram, NodePlan
+from podway.plan.objects import FlowHook, FlowProgram, NodePlan, PodWiring
 from podway.policy.maps import NO_RULES, Columns, Prefix, RuleKey
 
 Numbers = Callable[[], Mapping[str, int]]
@@ -201,6 +201,24 @@ class FlowEngine:
         else:
             self.writes += 1
 
+    def attach_pod(self, wiring: PodWiring) -> None:
+        """Hang a pod's programs, if it has any, on its link, which has just been made and is not up."""
+        if not wiring.programs:
+            return
+        name = wiring.link.name
+        engine, index = self._opened(f"attach {wiring.programs[0]}"), links.find(self._connection, name).index
+        if not wiring.limited:
+            try:
+                engine.attach_new(self._connection, index)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise  # else this kernel has no clsact
+            else:
+                self.writes += len(wiring.programs)
+                return
+        for program in wiring.programs:
+            self.attach(program)
+
     def wanted(self, plan: NodePlan) -> Mapping[tuple[str, FlowHook], FlowProgram]:
         """Return the programs that a plan wants."""
         return {program.key: program for program in plan.programs}
@@ -237,9 +255,12 @@ class FlowEngine:
         return failures
 
     def _on(self, devices: Mapping[int, str]) -> Iterator[tuple[flow_programs.Attached, FlowProgram]]:
-        """Yield the engine's programs on devices (names by number); `stale` are those of another build."""
+        """Yield the engine's programs on devices (names by number).
+
+        `stale` are those of another build, and those that others' see packets before.
+        """
         for found in flow_programs.attached(self._connection, devices, self._own, self._build):
-            stale = bool(self._build) and found.build != self._build
+            stale = (bool(self._build) and found.build != self._build) or found.late
             yield found, FlowProgram(devices[found.place.device], _NAMES[found.place.hook], stale)
 
     @property

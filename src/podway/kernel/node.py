@@ -125,8 +125,7 @@ class Kernel:
         def staged(stage: str) -> None:
             on_stage(stage)
             if stage == "created":
-                for program in plan.programs:
-                    self.flow.attach(program)
+                self.flow.attach_pod(plan)
 
         self._change_elements("add", plan.elements)
         try:

@@ -161,7 +161,10 @@ class TunnelSource(msgspec.Struct, frozen=True, gc=False):
 
 
 class FlowProgram(msgspec.Struct, frozen=True, gc=False):
-    """A program of the flow engine on a device; `stale` is one of another build, which no plan wants."""
+    """A program of the flow engine on a device.
+
+    `stale` is one that no plan wants: of another build, or behind others' programs.
+    """
 
     device: str
     hook: FlowHook
@@ -414,6 +417,8 @@ class PodWiring(msgspec.Struct, frozen=True, gc=False):
     """What the node's rules must know of the pod before it may send."""
     programs: tuple[FlowProgram, ...] = ()
     """What judges its packets."""
+    limited: bool = False
+    """Whether the runtime has a chained plugin put a qdisc of its own on the link: there is place for one."""
 
     @property
     def away(self) -> "tuple[Route | Neighbour | Proxy, ...]":

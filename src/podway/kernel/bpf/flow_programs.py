@@ -13,7 +13,12 @@ a hook only those of the build that the map `active` names do anything. Entries 
 and then one write to `active` switches from one build to the other on all devices between two packets. Flows
 that were made since the copy are copied once more; then the former programs go.
 
-Programs hang on tcx (kernel 6.6).
+**Where they hang.** On uplink and tunnels' devices on tcx (kernel 6.6): no queue is stopped for it. But with
+each program that comes or goes, also with its device, the kernel waits for an RCU grace period, and holds the lock
+of all devices meanwhile (tcx_entry_sync in include/net/tcx.h): some 14 ms each. So on a pod's link, which is made
+and removed while somebody waits, they are filters of a clsact qdisc, put there before the link is up: 0.5 ms for
+both, and the link's end takes no longer. A qdisc that comes to a link that is up has it lose packets, so pods that
+are older than the engine have tcx, and so has a link on which another's programs are on tcx, which go first.
 """
 
 import contextlib
@@ -32,7 +37,8 @@ from podway.errors import KernelError, UnsupportedSystem
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf import tcx
 from podway.kernel.bpf.flow_layout import STATE, Hook, State
-from podway.kernel.netlink import Connection
+from podway.kernel.netlink import Connection, Request
+from podway.kernel.rtnl import tc
 from podway.kernel.rtnl.tc import Direction
 
 _OBJECT = Path(podway.__file__).parent / "bpf/bin/flow.o"
@@ -70,11 +76,16 @@ class Place(NamedTuple):
 
 
 class Attached(NamedTuple):
-    """A program of the engine: where it hangs, its id, and of which build it is."""
+    """A program of the engine: where it hangs, its id, of which build it is, and on clsact its filter.
+
+    `late` tells that another's programs on the same hook see packets first, and may let them pass.
+    """
 
     place: Place
     program: int
     build: int
+    filter: tc.Filter | None = None
+    late: bool = False
 
 
 class Image(NamedTuple):
@@ -105,26 +116,38 @@ def attached(
 
     `known` are programs, by their ids, that need not be looked into: they are of this `build`. Raises KernelError.
     """
-    wanted = list(devices)
+    wanted = frozenset(devices)
     if not tcx.is_supported():
         return []
     directions: tuple[Direction, ...] = ("ingress", "egress")
 
-    def on_tcx() -> list[tuple[int, Direction, int]]:
-        return [
-            (device, direction, program)
-            for device in wanted
-            for direction in directions
-            for program in tcx.programs(device, direction)
-        ]
+    def on_tcx() -> dict[tuple[int, Direction], list[int]]:
+        hooks = [(device, direction) for device in sorted(wanted) for direction in directions]
+        return {hook: programs for hook in hooks if (programs := tcx.programs(*hook))}
 
-    found = [
-        Attached(Place(device, known[program]), program, build)
-        if program in known
-        else _recognized(device, direction, program)
-        for device, direction, program in connection.inside(on_tcx)
-    ]
-    return [one for one in found if one]
+    def told(hook: tuple[int, Direction], program: int) -> Attached | None:
+        if program in known:
+            return Attached(Place(hook[0], known[program]), program, build)
+        return _recognized(*hook, program)
+
+    found: list[Attached] = []
+    foreign: set[tuple[int, Direction]] = set()
+    for hook, programs in connection.inside(on_tcx).items():
+        for program in programs:
+            if one := told(hook, program):
+                found.append(one)
+            else:
+                foreign.add(hook)
+    qdiscs = tc.hooks(connection)
+    for device in sorted(wanted & qdiscs.keys()):
+        for direction in qdiscs[device]:
+            hook = (device, direction)
+            found += [
+                one._replace(filter=filtered, late=hook in foreign)
+                for filtered in tc.filters(connection, device, direction)
+                if (one := told(hook, filtered.program))
+            ]
+    return found
 
 
 def works(connection: Connection, devices: Iterable[int]) -> bool:
@@ -184,17 +207,46 @@ class Engine:
         self.programs, self.maps = {}, {}
 
     def attach(self, connection: Connection, place: Place) -> None:
-        """Hang the program of a hook on a device. Raises KernelError."""
+        """Hang the program of a hook on a device. Raises KernelError, with errno EEXIST if it is there."""
         program = self.programs[place.hook]
         # On the uplink behind IPIP's, which takes outer headers off. On pods' links ahead of all: what another's
         # program lets pass there would pass us by.
         last = place.hook is Hook.FROM_WIRE
+        if not last and self._may_be_filter(connection, place):
+            connection.transact([self._filter(place)])
+            return
         connection.inside(lambda: tcx.put(place.device, place.direction, program, None, label=place, last=last))
+
+    def attach_new(self, connection: Connection, device: int) -> None:
+        """Hang both programs of a pod's link on it, which has just been made and is not up. Raises KernelError."""
+        places = [Place(device, hook) for hook in (Hook.FROM_POD, Hook.TO_POD)]
+        connection.transact([tc.add_hooks(device), *map(self._filter, places)])
+
+    def _filter(self, place: Place) -> Request:
+        name, program = _PROGRAMS[place.hook], self.programs[place.hook]
+        return tc.put(place.device, place.direction, name, program, None, priority=tc.FIRST, beside=True)
+
+    def _may_be_filter(self, connection: Connection, place: Place) -> bool:
+        """Tell whether clsact is there, and nobody on tcx, who would go first.
+
+        Raises KernelError, with errno EEXIST if the program is there.
+        """
+        if place.direction not in tc.hooks(connection).get(place.device, ()):
+            return False
+        own = bpf.program_id(self.programs[place.hook])
+        if connection.inside(lambda: tcx.programs(place.device, place.direction)):
+            return False
+        if any(one.program == own for one in tc.filters(connection, place.device, place.direction)):
+            raise KernelError(f"attach {place}", errno.EEXIST)
+        return True
 
 
 def detach(connection: Connection, found: Attached) -> None:
-    """Take a program off its device. Raises KernelError."""
-    place = found.place
+    """Take a program off its device; a qdisc stays, which would take packets along. Raises KernelError."""
+    place, filtered = found.place, found.filter
+    if filtered is not None:
+        connection.transact([tc.remove(filtered)])
+        return
     connection.inside(lambda: tcx.detach(place.device, place.direction, found.program, label=place))
 
 
@@ -298,7 +350,7 @@ def _bring_over(
     if "state" in new:
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*FIRST_STATE))
     kept = [one for one in found if one.program in former.programs and one.build == engine.build]
-    there = {one.place for one in kept}
+    there = {one.place for one in kept if not one.late}
     for place in wanted:
         if place not in there:
             engine.attach(connection, place)
@@ -313,7 +365,7 @@ def _bring_over(
     if "flows" in copied:
         _copy(former.maps["flows"], engine.maps["flows"], converters.get("flows"), known["flows"])
     for one in found:
-        if one in kept and one.place in wanted:
+        if one in kept and one.place in wanted and not one.late:
             continue
         try:
             detach(connection, one)

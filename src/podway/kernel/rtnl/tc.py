@@ -16,17 +16,21 @@ from podway.kernel.netlink.codec import TCMSG, nested, number, parse, string, te
 
 Direction: TypeAlias = Literal["ingress", "egress"]
 
-_PLACE = (112, 1, c.ETH_P_ALL)
-"""Priority, handle and Ethernet type of a filter of ours.
+PRIORITY = 112
+"""Of a filter of ours: behind the filters that others number from 1, ahead of those that let the kernel choose.
 
-It is behind the filters that others number from 1, ahead of those that let the kernel choose (49152 down).
+It chooses from 49152 down.
 """
+FIRST = 1
+"""The priority ahead of all others."""
+_HANDLE = 1
+_CLSACT = "clsact"
 _QDISC_HANDLE = 0xFFFF0000
 _PARENTS: dict[Direction, int] = {
     "ingress": _QDISC_HANDLE | c.TC_H_MIN_INGRESS,
     "egress": _QDISC_HANDLE | c.TC_H_MIN_EGRESS,
 }
-_HOOKS: dict[str, tuple[Direction, ...]] = {"clsact": ("ingress", "egress"), "ingress": ("ingress",)}
+_HOOKS: dict[str, tuple[Direction, ...]] = {_CLSACT: ("ingress", "egress"), "ingress": ("ingress",)}
 """The qdiscs that filters can hang on without queueing, and where. A device has one of them at most."""
 
 
@@ -69,7 +73,7 @@ def is_empty(connection: Connection, index: int, directions: Iterable[Direction]
 
 def add_hooks(index: int) -> Request:
     """Build a request that puts a clsact qdisc on a device."""
-    body = TCMSG.pack(0, index, _QDISC_HANDLE, c.TC_H_CLSACT, 0) + text(c.TCA_KIND, "clsact")
+    body = TCMSG.pack(0, index, _QDISC_HANDLE, c.TC_H_CLSACT, 0) + text(c.TCA_KIND, _CLSACT)
     return Request(c.RTM_NEWQDISC, body, "add", f"qdisc clsact on device {index}", c.NLM_F_CREATE | c.NLM_F_EXCL)
 
 
@@ -79,10 +83,20 @@ def remove_hooks(index: int) -> Request:
     return Request(c.RTM_DELQDISC, body, "remove", f"qdisc clsact of device {index}")
 
 
-def put(index: int, direction: Direction, name: str, program: int, former: Filter | None) -> Request:
+def put(
+    index: int,
+    direction: Direction,
+    name: str,
+    program: int,
+    former: Filter | None,
+    *,
+    priority: int = PRIORITY,
+    beside: bool = False,
+) -> Request:
     """Build a request that hangs a program (a descriptor) there, or puts it in the place of a `former` one.
 
-    In replacing, no packet sees neither or both: the kernel swaps them in one step.
+    In replacing, no packet sees neither or both: the kernel swaps them in one step. `beside` others of ours it
+    comes after them; else there may be none of this priority.
     """
     options = nested(
         c.TCA_OPTIONS,
@@ -90,7 +104,9 @@ def put(index: int, direction: Direction, name: str, program: int, former: Filte
         text(c.TCA_BPF_NAME, name),
         u32(c.TCA_BPF_FLAGS, c.TCA_BPF_FLAG_ACT_DIRECT),
     )
-    priority, handle, protocol = _PLACE if former is None else (former.priority, former.handle, former.protocol)
+    handle, protocol = 0 if beside else _HANDLE, c.ETH_P_ALL
+    if former is not None:
+        priority, handle, protocol = former.priority, former.handle, former.protocol
     info = priority << 16 | socket.htons(protocol)
     body = TCMSG.pack(0, index, handle, _PARENTS[direction], info) + text(c.TCA_KIND, "bpf") + options
     flags = c.NLM_F_CREATE | (c.NLM_F_EXCL if former is None else 0)
