@@ -5,7 +5,7 @@ have very many, are followed only while NetworkConfig has policies enforced.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,25 +125,34 @@ class ClusterInformer:
             await self._arrived.wait()
             self._arrived.clear()
             queued, self._queue = self._queue, []
-            view = self._state.view
-            changes: list[Change[Any]] = []
-            for kind, one in queued:
-                if isinstance(one, Listing):
-                    newer = view.relisted(kind, one.items, one.rejected)
-                    changes += view.changes_to(newer)
-                    view = newer
-                elif isinstance(one.object, RejectedObject) and one.type != "deleted":
-                    view = view.without(one.object)
-                else:
-                    change = view.change(one.object, deleted=one.type == "deleted")
-                    view = view.after(change)
-                    changes.append(change)
-            if needs_a_look(view, tuple(changes)):
-                view = consistent(view, self._state.view)
-                kept = [change for change in changes if change.kind not in RANGED]
-                changes = [*kept, *self._state.view.changes_to(view, RANGED)]
-            for name in view.rejected.keys() - self._state.view.rejected.keys():
-                log.error("an object is rejected, and its last good state stays", problem=str(view.rejected[name]))
-            await self._handler.take(view, tuple(changes))
+            try:
+                await self._hand_on(queued)
+            except BaseException:
+                # Informers go on behind what they have told: what nobody took is handed on again.
+                self._queue = queued + self._queue
+                self._arrived.set()
+                raise
             self._follow_policies(tasks)
             await asyncio.sleep(TOGETHER)
+
+    async def _hand_on(self, queued: Sequence[_Queued]) -> None:
+        view = self._state.view
+        changes: list[Change[Any]] = []
+        for kind, one in queued:
+            if isinstance(one, Listing):
+                newer = view.relisted(kind, one.items, one.rejected)
+                changes += view.changes_to(newer)
+                view = newer
+            elif isinstance(one.object, RejectedObject) and one.type != "deleted":
+                view = view.without(one.object)
+            else:
+                change = view.change(one.object, deleted=one.type == "deleted")
+                view = view.after(change)
+                changes.append(change)
+        if needs_a_look(view, tuple(changes)):
+            view = consistent(view, self._state.view)
+            kept = [change for change in changes if change.kind not in RANGED]
+            changes = [*kept, *self._state.view.changes_to(view, RANGED)]
+        for name in view.rejected.keys() - self._state.view.rejected.keys():
+            log.error("an object is rejected, and its last good state stays", problem=str(view.rejected[name]))
+        await self._handler.take(view, tuple(changes))
