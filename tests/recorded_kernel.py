@@ -55,8 +55,10 @@ class RecordedKind:
 class RecordedFlows:
     """Implements podway.kernel.interface.FlowDoor: maps in memory, which outlive who wrote them.
 
-    `log` has every write; `refuses` says why the engine cannot be had.
+    `log` has every write; `refuses` says why the engine cannot be had, `unsupported` that no kernel like it can.
     """
+
+    unsupported = ""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -68,6 +70,9 @@ class RecordedFlows:
         self._identities: dict[Prefix, int] = {}
         self._endpoints: dict[Address, FlowEndpoint] = {}
         self._pools: frozenset[Network] = frozenset()
+
+    def why_not(self) -> str:
+        return self.unsupported
 
     def is_attached(self) -> bool:
         return bool(self.log)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.api.checked import RejectedObject
-from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.network_config import DataPath, NetworkConfig, NetworkConfigSpec
 from podway.api.kinds.pod import Pod
 from podway.api.lease import Attachment, Lease
 from podway.api.meta import Metadata
@@ -360,6 +360,59 @@ def test_what_is_heard_of_a_pod_while_the_store_is_asked_for_it_is_newer_than_th
     asyncio.run(node.agent.admit("x/web", "", find))
     node.lease(WEB)
     assert node.rules() == (CLOSED, CLOSED)
+
+
+@pytest.mark.parametrize("heard", ["it ends", "it changes"])
+def test_what_is_heard_of_a_pods_former_namesake_is_older_than_the_answer(heard: str) -> None:
+    policy = network_policy("deny", podSelector={"matchLabels": {"app": "a"}})
+    former = pod("x", "web", uid="1", creationTimestamp="2026-01-01T00:00:00Z")
+    node = Node(former, policy)
+
+    async def find(_namespace: str, _name: str) -> Pod:
+        if heard == "it ends":
+            node.drop(former)
+        else:
+            node.put(pod("x", "web", uid="1", creationTimestamp="2026-01-01T00:00:00Z", labels={"old": "yes"}))
+        obj: Pod = resource(pod("x", "web", labels={"app": "a"}, uid="2"))
+        return obj
+
+    asyncio.run(node.agent.admit("x/web", "2", find))
+    node.lease(WEB)
+    assert node.rules()[0] not in {NO_RULES, CLOSED}
+
+
+def test_an_answer_that_comes_after_all_was_compiled_anew_is_not_believed() -> None:
+    """The pod may have been deleted meanwhile, of which nobody was told. Once it is heard of it is open."""
+    node = Node()
+
+    async def find(_namespace: str, _name: str) -> Pod:
+        node.agent._anew = True
+        node.agent.bring()
+        obj: Pod = resource(WEB)
+        return obj
+
+    asyncio.run(node.agent.admit("x/web", "", find))
+    node.lease(WEB)
+    assert node.rules() == (CLOSED, CLOSED)
+    node.put(WEB)
+    assert node.rules() == (NO_RULES, NO_RULES)
+
+
+@pytest.mark.parametrize("path", ["auto", "ebpf"])
+@pytest.mark.parametrize("unsupported", ["", "its kernel has no tcx"])
+def test_an_add_waits_for_no_policies_that_this_kernel_could_not_enforce(path: DataPath, unsupported: str) -> None:
+    """Nobody can list them yet. With `ebpf` somebody wanted them enforced everywhere."""
+    node = Node()
+    node.flows.unsupported = unsupported
+    config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(data_path=path))
+    node.state.view = ClusterView.of([config]).unfollowed()
+    node.state.engine = False
+    node.agent = Enforcement(node.flows, node.state)
+    if path == "auto" and unsupported:
+        admit(node, "x/web")
+    else:
+        with pytest.raises(AgentError, match="not listed yet"):
+            admit(node, "x/web")
 
 
 def test_policies_may_be_switched_off_while_the_store_is_asked_for_a_pod() -> None:

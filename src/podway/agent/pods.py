@@ -170,8 +170,8 @@ class PodNetwork:
             self._wire(lease, msgspec.structs.replace(wiring, limited=request.limited), netns)
         except BaseException:
             self._state.book.free(addresses, attachment, self._state.now())
-            self._reconciler.enforcement.entered(attachment)
-            self._reconciler.wake()
+            if self._reconciler.enforcement.entered(attachment):
+                self._reconciler.wake()  # what was written for it goes
             raise
         self._state.leases[attachment] = lease
         self._reconciler.enforcement.entered(attachment)

@@ -169,6 +169,10 @@ class FlowEngine:
         """Return the devices' names by number, as they were at the latest look."""
         return {number: name for name, number in self._numbers().items()}
 
+    def why_not(self) -> str:
+        """Say why this system cannot have the engine, as far as is known before it is tried; empty if it can."""
+        return why_not()
+
     def is_attached(self) -> bool:
         """Tell whether an engine is at work on devices of the node, of whatever build."""
         numbers = [link.index for link in links.dump(self._connection)]

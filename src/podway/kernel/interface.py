@@ -22,6 +22,10 @@ class FlowDoor(Protocol):
         """Whether the engine is there to be written to."""
         ...
 
+    def why_not(self) -> str:
+        """Say why this system cannot have the flow engine, as far as is known before it is tried."""
+        ...
+
     def is_attached(self) -> bool:
         """Tell whether an engine is at work on devices of the node."""
         ...

@@ -21,7 +21,7 @@ starts finds in the maps which of the two a pod was.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -90,7 +90,7 @@ class Enforcement:
         self._pools: frozenset[Any] = frozenset()
         """Both as they were written."""
         self._entering: dict[Attachment, Lease] = {}
-        self._asking: dict[object, PodName] = {}
+        self._asking: dict[object, _Asked] = {}
         """For whom the store is asked; those leave of whom something is heard meanwhile."""
         self._absent: dict[PodName, EndpointRules] = {}
         """Rules of pods of which the planner does not know."""
@@ -178,7 +178,7 @@ class Enforcement:
         with self._or_anew():
             for change in changes:
                 if change.kind == Pod.KIND:
-                    self._asking = {one: name for one, name in self._asking.items() if name != change.key[1:]}
+                    self._asking = {one: asked for one, asked in self._asking.items() if not asked.told_by(change)}
                 if alters_policy(change):
                     self._dirty = True
                     if change.new is None:
@@ -226,7 +226,7 @@ class Enforcement:
             return
         known = self._state.view.find((Pod.KIND, *name))
         if known is None or (uid and known.metadata.uid and known.metadata.uid != uid):
-            self._asking[asked := object()] = name
+            self._asking[asked := object()] = _Asked(name, known.metadata.uid if known else "")
             try:
                 found = await find(*name)
             finally:
@@ -262,11 +262,16 @@ class Enforcement:
 
     def _await_listing(self, pod: str) -> None:
         """Raise AgentError while policies are to be enforced and it is not known yet what there are."""
-        if self.wanted and self._state.view.unlisted:
+        if self.wanted and self._state.view.unlisted and not self._can_do_without:
             raise AgentError(
                 f"pod {pod or '-'}: policies cannot be enforced on this node yet: {self._unlisted}",
                 hint="they are listed as soon as the store answers; see `podway status` on this node",
             )
+
+    @property
+    def _can_do_without(self) -> bool:
+        """Whether the settings leave it to the node, whose kernel cannot have the engine."""
+        return self._state.view.config.data_path == "auto" and bool(self._flow.why_not())
 
     @property
     def _unlisted(self) -> str:
@@ -298,9 +303,9 @@ class Enforcement:
         wanted = (Pod.KIND, *name)
         return self._state.view.find(wanted) is not None or wanted in self._state.view.rejected
 
-    def entered(self, attachment: Attachment) -> None:
-        """The pod's lease is among the node's now, or will never be."""
-        self._entering.pop(attachment, None)
+    def entered(self, attachment: Attachment) -> bool:
+        """The pod's lease is among the node's now, or will never be; tell whether anything was written for it."""
+        return self._entering.pop(attachment, None) is not None
 
     # The loop's share.
 
@@ -491,6 +496,7 @@ class Enforcement:
     def _compile(self, left: Entries) -> None:
         """Make a planner that knows the whole cluster, and takes numbers from what another one left."""
         self._absent.clear()
+        self._asking.clear()  # an answer that is under way is no newer than what is known by now
         former = PolicyMaps()
         former.rules, former.rule_sets = dict(left.rules), dict(left.rule_sets)
         former.identities = dict(left.identities)
@@ -610,6 +616,18 @@ class Enforcement:
         if error.message != self.problem:
             log.error("policies are not enforced as they should be", problem=error.message, hint=error.hint)
         self.problem = error.message
+
+
+class _Asked(NamedTuple):
+    """A pod for which the store is asked, and the uid of its namesake that was known before, or none."""
+
+    name: PodName
+    former: str
+
+    def told_by(self, change: Change[Any]) -> bool:
+        """Tell whether a change says something newer than the answer will: not if it is of the namesake's end."""
+        obj = change.new or change.old
+        return change.key[1:] == self.name and not (self.former and obj and obj.metadata.uid == self.former)
 
 
 class _Returned(Generic[T]):
