@@ -146,14 +146,17 @@ def test_a_pod_whose_bandwidth_another_plugin_limits_has_place_for_its_qdisc(
     assert repaired(kernel, plan) == 0
 
 
-def test_a_kernel_without_clsact_has_tcx(
-    kernel: Kernel, pod: TestNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["_CLSACT", "_BPF"])
+def test_a_kernel_without_clsact_or_filters_for_it_has_tcx(
+    kernel: Kernel, node: TestNamespace, pod: TestNamespace, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """As one answers that was built so."""
-    monkeypatch.setattr(tc, "_CLSACT", "clsnone")
+    monkeypatch.setattr(tc, what, "unheard-of")
     plan = wiring()
     kernel.wire(plan, pod.fd)
     assert hung(kernel, plan) == TCX
+    know(kernel, plan)
+    talk(pod, V4, node, NODE[0])
 
 
 def test_the_next_agent_goes_on_with_the_same_programs(

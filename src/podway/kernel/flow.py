@@ -194,11 +194,11 @@ class FlowEngine:
             flow_programs.stop(self._connection, [link.index for link in links.dump(self._connection)])
         self.close()
 
-    def attach(self, program: FlowProgram) -> None:
-        """Hang a program on a device, unless it is there already."""
+    def attach(self, program: FlowProgram, *, on_tcx: bool = False) -> None:
+        """Hang a program on a device, unless it is there already; if so told on tcx in any case."""
         engine, index = self._opened(f"attach {program}"), links.find(self._connection, program.device).index
         try:
-            engine.attach(self._connection, Place(index, _HOOKS[program.hook]))
+            engine.attach(self._connection, Place(index, _HOOKS[program.hook]), on_tcx=on_tcx)
         except KernelError as error:
             if error.errno != errno.EEXIST:
                 raise
@@ -216,12 +216,12 @@ class FlowEngine:
                 engine.attach_new(self._connection, index)
             except KernelError as error:
                 if error.errno != errno.ENOENT:
-                    raise  # else this kernel has no clsact
+                    raise  # else this kernel has no clsact, or no eBPF filters for it
             else:
                 self.writes += len(wiring.programs)
                 return
         for program in wiring.programs:
-            self.attach(program)
+            self.attach(program, on_tcx=True)
 
     def wanted(self, plan: NodePlan) -> Mapping[tuple[str, FlowHook], FlowProgram]:
         """Return the programs that a plan wants."""

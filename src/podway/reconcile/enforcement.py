@@ -625,7 +625,7 @@ class _Asked(NamedTuple):
     former: str
 
     def told_by(self, change: Change[Any]) -> bool:
-        """Tell whether a change says something newer than the answer will: not if it is of the namesake's end."""
+        """Tell whether a change says something newer than the answer will: not if it is about the namesake."""
         obj = change.new or change.old
         return change.key[1:] == self.name and not (self.former and obj and obj.metadata.uid == self.former)
 

@@ -206,13 +206,16 @@ class Engine:
             os.close(fd)
         self.programs, self.maps = {}, {}
 
-    def attach(self, connection: Connection, place: Place) -> None:
-        """Hang the program of a hook on a device. Raises KernelError, with errno EEXIST if it is there."""
+    def attach(self, connection: Connection, place: Place, *, on_tcx: bool = False) -> None:
+        """Hang the program of a hook on a device, and if so told on tcx in any case.
+
+        Raises KernelError, with errno EEXIST if it is there.
+        """
         program = self.programs[place.hook]
         # On the uplink behind IPIP's, which takes outer headers off. On pods' links ahead of all: what another's
         # program lets pass there would pass us by.
         last = place.hook is Hook.FROM_WIRE
-        if not last and self._may_be_filter(connection, place):
+        if not (last or on_tcx) and self._may_be_filter(connection, place):
             connection.transact([self._filter(place)])
             return
         connection.inside(lambda: tcx.put(place.device, place.direction, program, None, label=place, last=last))

@@ -24,7 +24,8 @@ It chooses from 49152 down.
 FIRST = 1
 """The priority ahead of all others."""
 _HANDLE = 1
-_CLSACT = "clsact"
+_CLSACT, _BPF = "clsact", "bpf"
+"""Kinds of a qdisc and of a filter."""
 _QDISC_HANDLE = 0xFFFF0000
 _PARENTS: dict[Direction, int] = {
     "ingress": _QDISC_HANDLE | c.TC_H_MIN_INGRESS,
@@ -108,7 +109,7 @@ def put(
     if former is not None:
         priority, handle, protocol = former.priority, former.handle, former.protocol
     info = priority << 16 | socket.htons(protocol)
-    body = TCMSG.pack(0, index, handle, _PARENTS[direction], info) + text(c.TCA_KIND, "bpf") + options
+    body = TCMSG.pack(0, index, handle, _PARENTS[direction], info) + text(c.TCA_KIND, _BPF) + options
     flags = c.NLM_F_CREATE | (c.NLM_F_EXCL if former is None else 0)
     return Request(c.RTM_NEWTFILTER, body, "put", f"{direction} filter {name!r}", flags)
 
@@ -116,7 +117,7 @@ def put(
 def remove(found: Filter) -> Request:
     """Build a request that removes a filter."""
     info = found.priority << 16 | socket.htons(found.protocol)
-    body = TCMSG.pack(0, found.index, found.handle, _PARENTS[found.direction], info) + text(c.TCA_KIND, "bpf")
+    body = TCMSG.pack(0, found.index, found.handle, _PARENTS[found.direction], info) + text(c.TCA_KIND, _BPF)
     return Request(c.RTM_DELTFILTER, body, "remove", found)
 
 
@@ -128,7 +129,7 @@ def _dump(connection: Connection, index: int, direction: Direction) -> list[Mess
 def _read(message: Message, direction: Direction) -> Filter | None:
     _, index, handle, _, info = TCMSG.unpack_from(message.body)
     found = parse(message.body, TCMSG.size)
-    if string(found.get(c.TCA_KIND)) != "bpf" or c.TCA_OPTIONS not in found:
+    if string(found.get(c.TCA_KIND)) != _BPF or c.TCA_OPTIONS not in found:
         return None
     options = parse(found[c.TCA_OPTIONS])
     if c.TCA_BPF_ID not in options:
