@@ -1,16 +1,27 @@
 """The controller before a real API server, with the token and the rights of deploy/rbac.yaml and no more."""
 
+import asyncio
+import base64
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from podway.api.kinds.network_config import ChannelSettings
+from podway.channel.certificate import Credential
+from podway.errors import AgentError
+from podway.identity import tls
 from podway.kernel import netns
+from podway.store.base import Store
+from podway.store.kubernetes.access import read_kubeconfig
+from podway.store.kubernetes.store import KubernetesStore
 from tests.kubernetes import ROOT, Answer, ApiServer, running_api_server
 from tests.patience import PATIENCE, eventually
 
@@ -51,6 +62,14 @@ def controller(server: ApiServer, token: str, tmp_path: Path) -> Iterator[Path]:
 def make(server: ApiServer, plural: str, kind: str, name: str, spec: dict[str, Any]) -> None:
     document = {"apiVersion": "podway.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
     server.ask("POST", f"{KINDS}/{plural}", document)
+
+
+def gone(server: ApiServer, path: str) -> bool:
+    try:
+        server.ask("GET", path)
+    except Answer as answer:
+        return answer.status == 404
+    return False
 
 
 def accepted(server: ApiServer, path: str) -> dict[str, Any]:
@@ -108,16 +127,76 @@ def test_what_a_node_had_is_given_back_when_kubernetes_has_it_no_more(server: Ap
     eventually(lambda: accepted(server, "ippools/p7"), "the controller works")
     server.ask("DELETE", "/api/v1/nodes/n7")
 
-    def gone(path: str) -> bool:
-        try:
-            server.ask("GET", path)
-        except Answer as answer:
-            return answer.status == 404
-        return False
-
-    eventually(lambda: gone(f"{KINDS}/addressblocks/10-7-1-0-24"), "the block is given back", within=2 * PATIENCE)
-    eventually(lambda: gone(f"{leases}/n7"), "and the lease")
+    block = f"{KINDS}/addressblocks/10-7-1-0-24"
+    eventually(lambda: gone(server, block), "the block is given back", within=2 * PATIENCE)
+    eventually(lambda: gone(server, f"{leases}/n7"), "and the lease")
     assert accepted(server, "ippools/p7")["status"] == "True"
+
+
+@pytest.fixture(scope="module")
+def agents(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Store]:
+    """Stores as agents open them, with a token of the node's."""
+
+    def opened(node: str) -> Store:
+        server.ask("POST", "/api/v1/nodes", {"metadata": {"name": node}})
+        path = tmp_path_factory.mktemp(node) / "config"
+        path.write_text(yaml.safe_dump(server.kubeconfig(token=server.token(node))))
+        return KubernetesStore(lambda: read_kubeconfig(path), sockets=lambda address: server.socket(address[0]))
+
+    return opened
+
+
+def test_the_controller_signs_for_the_node_that_asks_and_keeps_the_key(
+    server: ApiServer, controller: Path, agents: Callable[[str], Store]
+) -> None:
+    async def scenario() -> tuple[tls.Credentials, tls.Credentials]:
+        found = []
+        for node in ("a1", "a2"):
+            store = agents(node)
+            credential = Credential(store, node, requested=True)
+            for _ in range(60):  # the authority may not be there yet
+                try:
+                    await credential.keep(ChannelSettings())
+                    break
+                except AgentError:
+                    await asyncio.sleep(0.5)
+            before = credential.credentials
+            await credential.keep(ChannelSettings())
+            assert credential.credentials == before, "what is right is not asked for again"
+            assert before is not None
+            found.append(before)
+            await store.close()
+        return found[0], found[1]
+
+    first, second = asyncio.run(scenario())
+    assert shake(first, second) == f"spiffe://{first.cluster}/node/a2"
+    authority = server.ask("GET", f"{KINDS}/clusterauthorities/default")
+    assert "PRIVATE KEY" not in str(authority)
+    keys = server.ask("GET", "/api/v1/namespaces/podway-authority/secrets/keys")["data"]
+    assert all("PRIVATE KEY" in base64.b64decode(one).decode() for one in keys.values())
+    assert len(keys) == len(authority["spec"]["authorities"]) == 1
+    server.ask("DELETE", "/api/v1/nodes/a1")
+    path = f"{KINDS}/nodecertificates/a1"
+    eventually(lambda: gone(server, path), "what a removed node asked for is forgotten", within=2 * PATIENCE)
+
+
+def test_what_is_no_request_is_told_so(server: ApiServer, controller: Path) -> None:
+    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": "bad"}})
+    make(
+        server, "nodecertificates", "NodeCertificate", "bad", {"request": "-----BEGIN CERTIFICATE REQUEST-----\nx"}
+    )
+    path = f"{KINDS}/nodecertificates/bad"
+    eventually(lambda: server.ask("GET", path).get("status", {}).get("problem"), "the request is refused")
+    assert "no certificate request" in server.ask("GET", path)["status"]["problem"]
+
+
+def shake(asker: tls.Credentials, answerer: tls.Credentials) -> str:
+    """Have one speak TLS with the other; return whom the asker then speaks with."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        server = pool.submit(tls.server_context(answerer).wrap_socket, theirs, server_side=True)
+        with tls.client_context(asker).wrap_socket(ours) as client, server.result(PATIENCE):
+            return tls.holder(client)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +211,10 @@ def test_what_a_node_had_is_given_back_when_kubernetes_has_it_no_more(server: Ap
         ("PATCH", f"{KINDS}/ippools/none", {"spec": {"cidr": "10.9.0.0/16"}}),
         ("DELETE", f"{KINDS}/ippools/none", None),
         ("POST", f"{KINDS}/addressblocks", {}),
+        ("POST", f"{KINDS}/nodecertificates", {}),
+        ("DELETE", f"{KINDS}/clusterauthorities/default", None),
+        ("GET", "/api/v1/namespaces/podway-authority/secrets", None),
+        ("GET", "/api/v1/namespaces/podway-authority/secrets/others", None),
         ("GET", "/apis/coordination.k8s.io/v1/leases", None),
         ("POST", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases", {}),
     ],

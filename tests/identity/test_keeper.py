@@ -11,8 +11,9 @@ import pytest
 
 from podway.api.decode import decode
 from podway.api.encode import to_builtins, to_json
-from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority, KeyedCertificate
+from podway.api.kinds.cluster_authority import AUTHORITY, KEYS, KEYS_SPACE, ClusterAuthority, KeyedCertificate
 from podway.api.kinds.network_config import ChannelSettings
+from podway.api.kinds.secret import Secret
 from podway.api.meta import REDACTED, Metadata
 from podway.api.validate import validate
 from podway.errors import InvalidObject
@@ -89,3 +90,45 @@ def test_an_authority_must_outlive_its_certificates_several_times() -> None:
     config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(channel=channel))
     with pytest.raises(InvalidObject, match="authorityLifetimeSeconds: 432000 is too short"):
         validate(config)
+
+
+def test_keys_are_kept_apart_from_what_everybody_may_know(tmp_path: Path) -> None:
+    """Those that stood in the object move; one whose key is lost stays trusted, and another one signs."""
+
+    async def scenario() -> None:
+        store = open_store(f"sqlite://{tmp_path}/store.db")
+        now = time.time()
+        former = await keeper.ensure(store, SETTINGS, now, _here)
+        (key,) = (one.private_key for one in former.spec.authorities)
+        assert (await keeper.ensure_apart(store, SETTINGS, now, _here)).authorities[0].private_key == key
+        stored = await store.get(ClusterAuthority, AUTHORITY)
+        assert stored.spec == keeper.without_keys(former.spec)
+        secret = await store.get(Secret, KEYS, namespace=KEYS_SPACE)
+        assert await keeper.operators(store, stored) == former.spec
+        assert (await keeper.ensure_apart(store, SETTINGS, now, _here)) == former.spec
+        again = await store.get(Secret, KEYS, namespace=KEYS_SPACE)
+        assert again.metadata.resource_version == secret.metadata.resource_version, "nothing was written"
+        await store.delete(Secret, KEYS, namespace=KEYS_SPACE)
+        mended = await keeper.ensure_apart(store, SETTINGS, now, _here)
+        assert [bool(one.private_key) for one in mended.authorities] == [False, True]
+        assert mended.authorities[0].certificate == former.spec.authorities[0].certificate
+        assert len(keeper.signers(mended).authorities) == 1
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_several_that_keep_keys_apart_agree(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stores = [open_store(f"sqlite://{tmp_path}/store.db") for _ in range(3)]
+        now = time.time()
+        found = await asyncio.gather(*(keeper.ensure_apart(store, SETTINGS, now, _here) for store in stores))
+        stored = await stores[0].get(ClusterAuthority, AUTHORITY)
+        last = await keeper.ensure_apart(stores[0], SETTINGS, now, _here)
+        assert keeper.without_keys(last) == stored.spec
+        assert keeper.signers(last).authorities
+        for store in stores:
+            await store.close()
+        assert found
+
+    asyncio.run(scenario())

@@ -14,6 +14,7 @@ from tests.patience import eventually
 pytestmark = pytest.mark.kernel
 
 BLOCKS = "/apis/podway.io/v1/addressblocks"
+CERTIFICATES = "/apis/podway.io/v1/nodecertificates"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/podway/leases"
 MERGE = "application/merge-patch+json"
 
@@ -57,6 +58,11 @@ def lease(node: str) -> dict[str, Any]:
     return {"metadata": {"name": node}, "spec": {"holderIdentity": "x", "leaseDurationSeconds": 30}}
 
 
+def request(node: str) -> dict[str, Any]:
+    head = {"apiVersion": "podway.io/v1", "kind": "NodeCertificate", "metadata": {"name": node}}
+    return {**head, "spec": {"request": "-----BEGIN CERTIFICATE REQUEST-----"}}
+
+
 def annotation(name: str) -> dict[str, Any]:
     return {"metadata": {"annotations": {name: "y"}}}
 
@@ -67,6 +73,7 @@ def test_an_agent_writes_what_is_its_own_nodes(server: ApiServer, token: str) ->
     server.ask("PATCH", f"{LEASES}/n1", {"spec": {"holderIdentity": "y"}}, content=MERGE, token=token)
     server.ask("PATCH", "/api/v1/nodes/n1", annotation("podway.io/accepts"), content=MERGE, token=token)
     server.ask("DELETE", f"{BLOCKS}/10-244-1-0-24", token=token)
+    server.ask("POST", CERTIFICATES, request("n1"), token=token)
     read = ("/apis/podway.io/v1/ippools", "/api/v1/nodes", "/api/v1/namespaces/podway/secrets", "/api/v1/pods")
     for path in (BLOCKS, *read, "/apis/networking.k8s.io/v1/networkpolicies"):
         server.ask("GET", path, token=token)
@@ -104,6 +111,12 @@ def test_an_agent_reads_what_plans_depend_on(server: ApiServer, token: str, kind
         ("GET", "/api/v1/configmaps", None, "cannot list resource"),
         ("DELETE", "/api/v1/namespaces/default/pods/web", None, "cannot delete resource"),
         ("DELETE", "/api/v1/namespaces/podway/pods/agent-n1", None, "cannot delete resource"),
+        ("POST", CERTIFICATES, request("n2"), "not of node n1"),
+        ("PATCH", f"{CERTIFICATES}/n1/status", {"status": {"certificate": "x"}}, "cannot patch resource"),
+        ("GET", CERTIFICATES, None, "cannot list resource"),
+        ("PATCH", "/apis/podway.io/v1/clusterauthorities/default", {"spec": {}}, "cannot patch resource"),
+        ("POST", "/apis/podway.io/v1/clusterauthorities", {}, "cannot create resource"),
+        ("GET", "/api/v1/namespaces/podway-authority/secrets/keys", None, "cannot get resource"),
         ("POST", "/apis/podway.io/v1/ippools", {}, "cannot create resource"),
         ("DELETE", "/apis/podway.io/v1/clusterauthorities/default", None, "cannot delete resource"),
     ],

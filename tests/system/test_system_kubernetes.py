@@ -1,10 +1,12 @@
 """Agents whose store is a Kubernetes API: two nodes, a real API server over veths, which goes and comes back."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +204,57 @@ def test_pods_come_and_go_while_the_api_server_is_away(
     assert sorted(block["spec"]["node"] for block in blocks) == ["n1", "n2"]
     leases = server.ask("GET", "/apis/coordination.k8s.io/v1/namespaces/podway/leases")["items"]
     assert [lease["metadata"]["name"] for lease in leases] == ["n1", "n2"]
+
+
+SHORT = """
+apiVersion: podway.io/v1
+kind: NetworkConfig
+metadata: {name: default}
+spec: {channel: {certificateLifetimeSeconds: 6, authorityLifetimeSeconds: 36}}
+"""
+
+
+@contextlib.contextmanager
+def controller(server: ApiServer, token: str) -> Iterator[None]:
+    """Have a controller run beside the API server, with the rights of deploy/rbac.yaml and no more."""
+    config = server.directory / "controller.config"
+    config.write_text(yaml.safe_dump(server.kubeconfig(token=token)))
+    command = [*PODWAY, "--store", f"kubernetes://{config}", "controller"]
+    with open(server.directory / "controller.log", "ab") as log:
+        process = netns.run(server.fd, lambda: subprocess.Popen(command, stderr=log))
+    try:
+        yield
+    finally:
+        process.kill()  # it gives nothing up
+        process.wait()
+
+
+def test_the_controller_may_be_away_for_longer_than_certificates_live(
+    machines: tuple[Machine, Machine], server: ApiServer, new_netns: Callable[[], TestNamespace]
+) -> None:
+    """Pods come and go all the same, and agents have new certificates when it is there again."""
+    one, two = machines
+    one.podway("apply", "-f", "-", text=POOL + "---" + SHORT)
+    one.start()
+    two.start()
+    assert "no certificate authority yet" in one.status()["channel"]["problem"]
+    token = server.token("n1", of="controller")
+    with controller(server, token):
+        eventually(lambda: two.status()["channel"]["certificate"], "a certificate is signed", within=2 * PATIENCE)
+        early = new_netns()
+        one.add(early, "early")
+        # A command asks agents over the network, by the authority's keys, which an administrator may read.
+        answer = one.podway("status", "n2", "--remote")
+        assert "certificate until" in answer
+    last = datetime.fromisoformat(two.status()["channel"]["certificate"])
+    eventually(lambda: datetime.now(UTC) > last + timedelta(seconds=1), "the certificate has ended")
+    late = new_netns()
+    reach(early, two.add(late, "late"))
+    one.remove("early")
+    assert two.status()["drift"]["now"] == []
+    with controller(server, token):
+        eventually(
+            lambda: datetime.fromisoformat(two.status()["channel"]["certificate"]) > datetime.now(UTC),
+            "the agent has a new certificate",
+            within=3 * PATIENCE,
+        )

@@ -1,29 +1,53 @@
 """A node's own certificate: issued when its agent starts, renewed while it runs, never on a disk."""
 
+import asyncio
 import ssl
 import time
 
+import msgspec
 import structlog
 
-from podway.api.kinds.cluster_authority import ClusterAuthoritySpec, KeyedCertificate
+from podway.api.kinds.cluster_authority import (
+    AUTHORITY,
+    ClusterAuthority,
+    ClusterAuthoritySpec,
+    KeyedCertificate,
+)
 from podway.api.kinds.network_config import ChannelSettings
-from podway.errors import AgentError, StoreError
+from podway.api.kinds.node_certificate import NodeCertificate, NodeCertificateSpec, digest
+from podway.api.meta import Metadata
+from podway.errors import AgentError, NotFound, ObjectDamaged, StoreError
 from podway.identity import apart, keeper, rotation, tls
-from podway.identity.orders import CertificateOrder, node_uri
+from podway.identity.orders import CertificateOrder, KeyedRequest, node_uri
 from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
 
 
-class NodeCertificate:
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+"""Seconds after which to ask again for a certificate that nobody signed yet: longer and longer."""
+AT_ONCE = 5.0
+"""Seconds that a request waits for its answer before it is looked at now and then."""
+
+
+class Credential:
     """The certificate of `node`, and the authorities that its agent believes.
 
-    Both are as last agreed in the store; while that is away, the agent goes on with those it knows.
+    Both are as last agreed in the store; while that is away, the agent goes on with those it knows. With
+    `requested` the agent has no authority's key, and asks the controller for its certificate.
     """
 
-    def __init__(self, store: Store, node: str) -> None:
+    def __init__(self, store: Store, node: str, *, requested: bool = False) -> None:
         self._store = store
         self._node = node
+        self._requested = requested
+        self._request: KeyedRequest | None = None
+        """What is asked for now, and was not answered yet."""
+        self._wait = FIRST_WAIT
+        self._ask_at = 0.0
+        """When, by time.monotonic(), to look for an answer again."""
+        self._waits_for = ""
+        """Why there is no new certificate yet."""
         self._known: ClusterAuthoritySpec | None = None
         self._signer: KeyedCertificate | None = None
         self._context: ssl.SSLContext | None = None
@@ -44,10 +68,17 @@ class NodeCertificate:
             or self._signer not in spec.authorities
             or not certificate.not_before.timestamp() <= now < rotation.renewal(certificate, lifetime)
         ):
-            self._signer = rotation.signer(spec, lifetime, now)
-            uri = node_uri(spec.cluster, self._node)
-            certificate = await apart.fulfil(CertificateOrder(self._signer, uri, now, lifetime, server=True))
-            log.info("certificate issued", uri=uri, until=certificate.not_after.isoformat())
+            new = await (self._answer(spec) if self._requested else self._sign(spec, lifetime, now))
+            certificate = new or certificate
+            if new is not None:
+                uri = node_uri(spec.cluster, self._node)
+                log.info("certificate issued", uri=uri, until=new.not_after.isoformat())
+            elif certificate is None or certificate.not_after.timestamp() <= now:
+                raise AgentError(
+                    f"this node has no certificate: {self._waits_for}",
+                    hint="is the controller running (`podway controller`), and may it write? Pods need neither",
+                )
+        assert certificate is not None
         trusted = tuple(one.certificate for one in spec.authorities)
         credentials = tls.Credentials(spec.cluster, certificate, trusted)
         if self._context is None or credentials != self.credentials:
@@ -65,11 +96,90 @@ class NodeCertificate:
         """Return in how many seconds the certificate is to be renewed, if such live `lifetime` seconds now."""
         if self.credentials is None:
             return 0.0
-        return max(0.0, rotation.renewal(self.credentials.certificate, lifetime) - time.time())
+        waits = self._ask_at - time.monotonic() if self._request is not None else 0.0
+        return max(0.0, waits, rotation.renewal(self.credentials.certificate, lifetime) - time.time())
+
+    async def _sign(self, spec: ClusterAuthoritySpec, lifetime: int, now: float) -> KeyedCertificate:
+        """Sign for this node, with the key of an authority. Raises AgentError."""
+        signers = keeper.signers(spec)
+        if not signers.authorities:
+            raise AgentError(
+                "the cluster's certificate authorities are without keys",
+                hint="have the agents make new ones: `podway delete authority default`",
+            )
+        self._signer = rotation.signer(signers, lifetime, now)
+        uri = node_uri(spec.cluster, self._node)
+        return await apart.fulfil(CertificateOrder(self._signer, uri, now, lifetime, server=True))
+
+    async def _answer(self, spec: ClusterAuthoritySpec) -> KeyedCertificate | None:
+        """Return the certificate that was asked for, None if there is none yet; ask for it first where need be.
+
+        Raises AgentError and StoreError.
+        """
+        if self._request is None:
+            self._request, self._wait, self._ask_at = await apart.request(), FIRST_WAIT, 0.0
+        if time.monotonic() < self._ask_at:
+            return None
+        try:
+            found = await self._asked(self._request.request)
+            end = time.monotonic() + AT_ONCE
+            while found.status.request_digest != found.digest and time.monotonic() < end:
+                await asyncio.sleep(AT_ONCE / 10)
+                found = await self._asked(self._request.request)
+        except StoreError as error:
+            if self.credentials is None:
+                raise
+            self._waits_for = error.message
+            self._put_off()
+            return None
+        answer = found.status
+        signer = [one for one in spec.authorities if digest(one.certificate) == answer.authority_digest]
+        if answer.request_digest != found.digest or answer.not_before is None or answer.not_after is None:
+            self._waits_for = answer.problem or "the controller has not signed it yet"
+            self._put_off()
+            return None
+        key, self._request = self._request.private_key, None
+        self._signer = (
+            signer[0] if signer else None
+        )  # an authority that is new here: it is read with the next look
+        return KeyedCertificate(
+            certificate=answer.certificate,
+            private_key=key,
+            not_before=answer.not_before,
+            not_after=answer.not_after,
+        )
+
+    def _put_off(self) -> None:
+        self._ask_at = time.monotonic() + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    async def _asked(self, request: str) -> NodeCertificate:
+        """Return this node's object in the store, having written the request into it if another stands there."""
+        spec = NodeCertificateSpec(request=request)
+        try:
+            found = await self._store.get(NodeCertificate, self._node)
+        except NotFound:
+            return await self._store.create(NodeCertificate(metadata=Metadata(name=self._node), spec=spec))
+        except ObjectDamaged as error:
+            if not isinstance(error.found, NodeCertificate):
+                raise
+            found = error.found
+        if found.spec == spec:
+            return found
+        return await self._store.update(msgspec.structs.replace(found, spec=spec))
 
     async def _authorities(self, settings: ChannelSettings, now: float) -> ClusterAuthoritySpec:
         try:
-            self._known = (await keeper.ensure(self._store, settings, now, apart.fulfil)).spec
+            if self._requested:
+                self._known = (await self._store.get(ClusterAuthority, AUTHORITY)).spec
+            else:
+                self._known = (await keeper.ensure(self._store, settings, now, apart.fulfil)).spec
+        except NotFound as error:
+            if self._known is None:
+                raise AgentError(
+                    "the cluster has no certificate authority yet",
+                    hint="the controller makes it: is one running (`podway controller`)? Pods need neither",
+                ) from error
         except StoreError:
             if self._known is None:
                 raise

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from podway.api.addresses import Address
-from podway.api.kinds.cluster_authority import ClusterAuthority, ClusterAuthoritySpec
+from podway.api.kinds.cluster_authority import KEYS, KEYS_SPACE, ClusterAuthority, ClusterAuthoritySpec
 from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
@@ -33,8 +33,8 @@ def direct(address: str, port: int, timeout: float) -> socket.socket:
 class RemoteAgents:
     """The agents of a cluster.
 
-    `resources` is a listing of the store: it tells where the nodes are, and who may ask them. Calls may be
-    made from several threads at once.
+    `resources` is a listing of the store: it tells where the nodes are, and who may ask them, by the authorities
+    with their keys (podway.identity.keeper.operators). Calls may be made from several threads at once.
     """
 
     def __init__(self, resources: Iterable[Resource], *, reach: Reach = direct) -> None:
@@ -77,11 +77,20 @@ class RemoteAgents:
 
 
 def operator_credentials(spec: ClusterAuthoritySpec, settings: ChannelSettings) -> tls.Credentials:
-    """Issue a certificate for a command of someone who may read the cluster's authorities."""
-    from podway.identity import certificates
+    """Issue a certificate for a command of someone who may read the cluster's authorities.
+
+    Raises AgentError for one who may not.
+    """
+    from podway.identity import certificates, keeper
 
     now = time.time()
-    signer = rotation.signer(spec, settings.certificate_lifetime_seconds, now)
+    signers = keeper.signers(spec)
+    if not signers.authorities:
+        raise AgentError(
+            "the keys of this cluster's certificate authorities are not known here",
+            hint=f"whoever may read Secret {KEYS} in the namespace {KEYS_SPACE} may ask agents over the network",
+        )
+    signer = rotation.signer(signers, settings.certificate_lifetime_seconds, now)
     order = CertificateOrder(signer, operator_uri(spec.cluster), now, OPERATOR_LIFETIME)
     trusted = tuple(one.certificate for one in spec.authorities)
     return tls.Credentials(spec.cluster, certificates.fulfil(order), trusted)

@@ -21,7 +21,7 @@ import structlog
 
 from podway.api.addresses import Address, Family, Network
 from podway.channel.admin import Method, reply
-from podway.channel.certificate import NodeCertificate
+from podway.channel.certificate import Credential
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, PodwayError
 from podway.identity import tls
@@ -66,15 +66,18 @@ class Node(Protocol):
 
 
 class Channel:
-    """The agent's place where other machines ask, at each of the node's addresses."""
+    """The agent's place where other machines ask, at each of the node's addresses.
+
+    With `requested` it asks the controller for its certificate.
+    """
 
     _loop: asyncio.AbstractEventLoop
     _methods: Mapping[str, Method]
     _context: ssl.SSLContext
 
-    def __init__(self, store: Store, state: Node) -> None:
+    def __init__(self, store: Store, state: Node, *, requested: bool = False) -> None:
         self._state = state
-        self._certificate = NodeCertificate(store, state.node)
+        self._certificate = Credential(store, state.node, requested=requested)
         self._wanted = asyncio.Event()
         self._listeners: dict[tuple[Address, int], socket.socket] = {}
         self._connections: set[socket.socket] = set()

@@ -13,11 +13,14 @@ import click
 import msgspec
 
 from podway.agent.options import DEFAULT_RUN_DIR
+from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.resource import Resource
 from podway.channel.client import call, is_served
 from podway.cli.options import GlobalOptions, read_all
-from podway.errors import AgentError, LabError, NeedsRoot, NotFound, StoreError
+from podway.errors import AgentError, LabError, NeedsRoot, NotFound, StoreError, StoreForbidden
 from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
+from podway.store.base import Store
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
@@ -192,14 +195,32 @@ def _over_sockets(options: GlobalOptions) -> dict[str, Ask]:
     return {name: partial(call, path) for name, path in _sockets(options).items()}
 
 
+async def _with_keys(store: Store) -> tuple[Resource, ...]:
+    """Return all objects, with the keys of the authorities, if whoever asks may read them."""
+    from podway.identity.keeper import operators
+
+    found = (await read_all(store)).items
+    try:
+        return tuple(
+            [
+                msgspec.structs.replace(obj, spec=await operators(store, obj))
+                if isinstance(obj, ClusterAuthority)
+                else obj
+                for obj in found
+            ]
+        )
+    except StoreForbidden:
+        return found  # what needs them says so
+
+
 def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
     """Return the agents of all nodes in the store."""
     from podway.channel.remote import RemoteAgents, direct
     from podway.lab.reach import from_a_node
 
-    listing = options.run(read_all)
+    listing = options.run(_with_keys)
     reach = direct if options.store is not None else from_a_node(options.lab)
-    cluster = RemoteAgents(listing.items, reach=reach)
+    cluster = RemoteAgents(listing, reach=reach)
     return {node: partial(cluster.call, node, timeout=PATIENCE) for node in cluster.nodes}
 
 

@@ -12,15 +12,18 @@ import msgspec
 import structlog
 
 from podway.api.kinds import KINDS
+from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
+from podway.api.kinds.node_certificate import NodeCertificate
 from podway.api.kinds.node_lease import CONTROLLER, LEASES, NodeLease
 from podway.api.resource import subject
-from podway.controller.duties import Departures, Telling, tellings
+from podway.controller.duties import Departures, Telling, requests, tellings
 from podway.controller.election import INTERVAL, Candidate, held
 from podway.controller.following import Following
+from podway.controller.signing import Signing
 from podway.errors import AlreadyExists, Conflict, NotFound, ObjectDamaged, PodwayError, StoreError
 from podway.ipam.claims import give_back_all_of
 from podway.store.base import Store
-from podway.store.open import open_store
+from podway.store.open import is_kubernetes, open_store
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +54,8 @@ class Controller:
         self._following = Following(store)
         self._candidate = Candidate(options.name or f"{socket.gethostname()}_{os.getpid()}")
         self._departures = Departures(options.grace)
+        self._signing = Signing(store)
+        self._signs = is_kubernetes(options.store)
         self._lessees: tuple[str, ...] = ()
         self._leases_at = -LEASES_LOOK
         self._problem = ""
@@ -148,12 +153,27 @@ class Controller:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for telling in tuple(tellings(facts, now)):
             await self._tell(telling)
+        await self._sign()
         await self._learn_lessees()
         for node in self._departures.due(facts, self._lessees, time.monotonic()):
             blocks = await give_back_all_of(self._store, node)
             if blocks:
                 returned = [block.spec.cidr for block in blocks]
                 log.info("a removed node's blocks are given back", node=node, blocks=returned)
+            if any(one.metadata.name == node for one in facts.of(NodeCertificate)):
+                await self._signing.forget(node)
+
+    async def _sign(self) -> None:
+        """Keep the cluster's authority, and answer who asks for a certificate: where agents do not sign."""
+        if not self._signs:
+            return
+        facts = self._following.facts
+        config = next(facts.of(NetworkConfig), None)
+        settings = config.spec.channel if config else ChannelSettings()
+        waiting = requests(facts)
+        await self._signing.keep(settings, time.time(), anew=bool(waiting))
+        for one in waiting:
+            await self._signing.answer(one, time.time())
 
     async def _tell(self, telling: Telling) -> None:
         kind, _, name = telling.key

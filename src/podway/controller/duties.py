@@ -7,6 +7,7 @@ import msgspec
 from podway.api.judgement import Verdict, judge
 from podway.api.kinds import KINDS
 from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node_certificate import NodeCertificate
 from podway.api.resource import Key, Resource, key
 from podway.api.status import ACCEPTED, Condition, JudgedStatus
 from podway.controller.following import Facts
@@ -54,6 +55,16 @@ def _telling(obj: Resource, verdict: Verdict, now: str) -> Telling | None:
     return Telling(key(obj), obj.metadata.resource_version, (wanted, *others), verdict)
 
 
+def requests(facts: Facts) -> tuple[NodeCertificate, ...]:
+    """Return the requests for certificates that were not answered, of nodes that are registered."""
+    registered = facts.registered
+    return tuple(
+        one
+        for one in facts.of(NodeCertificate)
+        if one.status.request_digest != one.digest and one.metadata.name in registered
+    )
+
+
 class Departures:
     """Which nodes are gone: those that own something and are not registered for a while."""
 
@@ -63,11 +74,13 @@ class Departures:
         self._since: dict[str, float] = {}
 
     def due(self, facts: Facts, owners: Iterable[str], now: float) -> tuple[str, ...]:
-        """Return the names of those that are gone for long enough, of these owners and all owners of blocks.
+        """Return the names of those that are gone for long enough, of these owners and all that own blocks
+        or requested certificates.
 
         `now` is in seconds, by any clock that goes forward.
         """
         owning = {block.spec.node for block in facts.of(AddressBlock)} | set(owners)
+        owning |= {one.metadata.name for one in facts.of(NodeCertificate)}
         gone = owning - facts.registered if facts.complete else set()
         self._since = {name: self._since.get(name, now) for name in gone}
         return tuple(sorted(name for name, since in self._since.items() if now - since >= self._grace))

@@ -12,6 +12,7 @@ from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
+from podway.api.kinds.node_certificate import NodeCertificate
 from podway.api.resource import Key, R, Resource, key
 from podway.errors import StoreError
 from podway.store.base import Event, Listing, Store
@@ -19,7 +20,7 @@ from podway.store.informer import Informer
 
 log = structlog.get_logger(__name__)
 
-FOLLOWED: tuple[type[Resource], ...] = (Node, IPPool, AddressBlock, BGPPeer, NetworkConfig)
+FOLLOWED: tuple[type[Resource], ...] = (Node, IPPool, AddressBlock, BGPPeer, NetworkConfig, NodeCertificate)
 
 
 class Facts:

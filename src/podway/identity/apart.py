@@ -12,7 +12,7 @@ import msgspec
 
 from podway.api.kinds.cluster_authority import KeyedCertificate
 from podway.errors import AgentError
-from podway.identity.orders import Order
+from podway.identity.orders import KeyedRequest, Order, RequestOrder
 
 TIMEOUT = 60.0
 """Seconds; it takes 0.15."""
@@ -20,17 +20,27 @@ TIMEOUT = 60.0
 
 async def fulfil(order: Order) -> KeyedCertificate:
     """Make what was ordered (see podway.identity.certificates). Raises AgentError."""
+    return msgspec.json.decode(await _made(order), type=KeyedCertificate)
+
+
+async def request() -> KeyedRequest:
+    """Make a key, and a request for a certificate of it. Raises AgentError."""
+    return msgspec.json.decode(await _made(RequestOrder()), type=KeyedRequest)
+
+
+async def _made(order: Order | RequestOrder) -> bytes:
     command = [sys.executable, "-m", "podway.identity"]
     try:
-        done = await asyncio.to_thread(
-            subprocess.run,
-            command,
-            input=msgspec.json.encode(order),
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=True,
-        )
-        return msgspec.json.decode(done.stdout, type=KeyedCertificate)
+        return (
+            await asyncio.to_thread(
+                subprocess.run,
+                command,
+                input=msgspec.json.encode(order),
+                capture_output=True,
+                timeout=TIMEOUT,
+                check=True,
+            )
+        ).stdout
     except subprocess.TimeoutExpired as error:
         raise AgentError(f"no certificate was made within {TIMEOUT:g} s", hint="is the machine busy?") from error
     except subprocess.CalledProcessError as error:

@@ -34,6 +34,30 @@ class CertificateOrder(msgspec.Struct, frozen=True, tag=True):
     server: bool = False
 
 
+class RequestOrder(msgspec.Struct, frozen=True, tag=True):
+    """A new key, and the request for a certificate of it."""
+
+
+class SigningOrder(msgspec.Struct, frozen=True, tag=True):
+    """A certificate for the key of a request (PKCS #10, PEM), for the holder named by `uri`; a node's agent.
+
+    What the request says of names is passed over.
+    """
+
+    authority: KeyedCertificate
+    request: str
+    uri: str
+    now: float
+    lifetime: int
+
+
+class KeyedRequest(msgspec.Struct, frozen=True):
+    """A certificate request (PKCS #10) and its private key (PKCS #8), both PEM."""
+
+    request: str
+    private_key: str
+
+
 Order = AuthorityOrder | CertificateOrder
 
 

@@ -17,12 +17,18 @@ from podway.api.resource import Names, Resource
 AUTHORITY = "default"
 """The name of the one ClusterAuthority."""
 
+KEYS_SPACE, KEYS = "podway-authority", "keys"
+"""Namespace and name of the Secret with the authorities' private keys, where the controller alone has them."""
+
 AUTHORITY_LIVES = 6
 """An authority lives at least so many lives of a certificate; podway.identity.rotation needs that room."""
 
 
 class KeyedCertificate(StrictRecord, frozen=True, kw_only=True):
-    """A certificate and its private key (PKCS #8), both PEM. The times are those in the certificate."""
+    """A certificate and its private key (PKCS #8), both PEM. The times are those in the certificate.
+
+    `private_key` is left out where agents do not sign: on Kubernetes only the controller has it, in a Secret.
+    """
 
     SCHEMA: ClassVar = {"certificate": {"maxLength": 16384}, "privateKey": {"maxLength": 16384}}
     RULES: ClassVar = (
@@ -30,7 +36,7 @@ class KeyedCertificate(StrictRecord, frozen=True, kw_only=True):
     )
 
     certificate: str
-    private_key: str
+    private_key: str = ""
     not_before: datetime
     not_after: datetime
 
@@ -47,9 +53,10 @@ def _until(authority: "ClusterAuthority", _: Cluster) -> str:
 
 
 class ClusterAuthority(Resource, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What makes a certificate one of this cluster's. Agents make and replace it; there is one object.
+    """What makes a certificate one of this cluster's. There is one object.
 
-    Its private keys are as good as the right to ask every agent.
+    Agents make and replace it, on Kubernetes the controller. The private keys are as good as the right to ask
+    every agent.
     """
 
     KIND: ClassVar = "ClusterAuthority"
@@ -73,7 +80,10 @@ class ClusterAuthority(Resource, frozen=True, kw_only=True, forbid_unknown_field
 
     def redacted(self) -> "ClusterAuthority":
         """Return the object without its private keys: what may be shown and written down."""
-        shown = tuple(msgspec.structs.replace(one, private_key=REDACTED) for one in self.spec.authorities)
+        shown = tuple(
+            msgspec.structs.replace(one, private_key=REDACTED) if one.private_key else one
+            for one in self.spec.authorities
+        )
         return msgspec.structs.replace(self, spec=msgspec.structs.replace(self.spec, authorities=shown))
 
     def problems(self) -> Iterator[Problem]:
