@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from podway.api.columns import AGE, NAME, Cluster, Column
 from podway.api.fields import Problem
-from podway.api.meta import Record, StrictRecord
+from podway.api.meta import StrictRecord
 from podway.api.resource import Names, Resource
 
 
@@ -19,7 +19,7 @@ class NodeCertificateSpec(StrictRecord, frozen=True, kw_only=True):
     request: str
 
 
-class NodeCertificateStatus(Record, frozen=True, kw_only=True):
+class NodeCertificateStatus(StrictRecord, frozen=True, kw_only=True):
     """The controller's answer to the request of which `request_digest` is the digest (SHA-256, hexadecimal).
 
     `authority_digest` is that of the authority's certificate that signed. `problem` says why it did not.
