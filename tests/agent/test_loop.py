@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from podway.agent.cluster_handler import ChangesRouting, ClusterHandler
 from podway.agent.cluster_informer import ClusterInformer, first_view
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
+from podway.agent.leasing import Leasing
 from podway.agent.membership import Membership
 from podway.agent.registration import Registration
 from podway.agent.routing import Routing
@@ -35,7 +36,7 @@ from podway.api.lease import Attachment, Lease
 from podway.bgp.passwords import Secrets
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import JUDGING, VIEWED, ClusterView
-from podway.errors import AgentError, StoreUnavailable
+from podway.errors import AddressUnavailable, AgentError, PoolExhausted, StoreUnavailable
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import KINDS, Change
 from podway.plan.node import section_of
@@ -118,7 +119,9 @@ class LoopOnly:
         if self.bird:
             self.routing = routing = Routing(self.state, self.bird, Trigger(), Trigger(), self.reconciler)
         encapsulation = EncapsulationSwitch(self.kernel, self.state, membership, self.reconciler, self.contact)
-        blocks = BlockKeeper(self.store, self.state, 300.0, self.reconciler, membership, self.contact)
+        self.blocks = blocks = BlockKeeper(
+            self.store, self.state, 300.0, self.reconciler, membership, self.contact
+        )
         handler = ClusterHandler(
             self.state,
             membership,
@@ -771,5 +774,44 @@ def test_a_change_of_the_hosts_settings_is_followed_and_is_no_repair(tmp_path: P
         one.reconciler.trigger(0)
         await eventually(lambda: one.kernel.kinds["sysctl"].objects[path].value == "2")
         assert list(one.reconciler.repairs) == []
+
+    run(tmp_path, scenario)
+
+
+def test_a_node_owns_the_range_that_kubernetes_gave_it_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.store.create(
+            builders.pool("pods", "10.244.0.0/16", ranges="podCIDRs", distribution="store", block_size=29)
+        )
+        one, two = await cluster.join("node1", 1), await cluster.join("node2", 2)
+        assert not one.state.view.blocks, "there is no range yet"
+        leasing = Leasing(one.state, one.blocks)
+        wants = Attachment("c0", "eth0")
+        with pytest.raises(PoolExhausted, match="Node/node1 has no IPv4 range in"):
+            await leasing.lease(wants, namespace="default")
+        for name, given in (("node1", "10.244.9.8/29"), ("node2", "10.244.3.0/29")):
+            await cluster.store.patch(Node, name, {"spec": {"podCIDRs": [given]}})
+        await eventually(lambda: "10.244.3.0/29" in one.kernel.routes and "10.244.9.8/29" in two.kernel.routes)
+        assert one.kernel.routes["10.244.9.8/29"].type == "blackhole"
+        leased = [(await leasing.lease(Attachment(f"c{n}", "eth0"), namespace="default"))[0] for n in range(5)]
+        assert {str(address) for address in leased} == {f"10.244.9.{n}" for n in range(10, 15)}
+        with pytest.raises(
+            PoolExhausted, match=r"10\.244\.9\.8/29, the range of node node1 in IPPool/pods, has no"
+        ):
+            await leasing.lease(wants, namespace="default")
+        with pytest.raises(AddressUnavailable, match=r"is not of node node1, whose range .* is 10\.244\.9\.8/29"):
+            await leasing.lease(wants, namespace="default", wanted=(ip_address("10.244.77.3"),))
+        assert sorted(one.state.view.blocks) == ["10-244-3-0-29", "10-244-9-8-29"]
+        assert not one.blocks.starving, "no other node can give back anything that would help"
+        assert one.blocks.withdraw_idle() == two.blocks.withdraw_idle() == ()
+        # The node is made anew, and given another range: the old one goes once nobody uses it.
+        await cluster.store.patch(Node, "node2", {"spec": {"podCIDRs": ["10.244.4.0/29"]}})
+        await eventually(lambda: "10.244.4.0/29" in two.kernel.routes)
+        two.blocks.withdraw_idle()
+        later = two.state.now() + 1000
+        monkeypatch.setattr(two.state, "now", lambda: later)
+        assert [block.spec.cidr for block in two.blocks.withdraw_idle()] == ["10.244.3.0/29"]
 
     run(tmp_path, scenario)

@@ -20,6 +20,7 @@ from podway.api.kinds.node import STARVED
 from podway.cluster.change import Change
 from podway.errors import AddressUnavailable, Conflict, PoolExhausted, StoreError
 from podway.ipam.claims import claim, give_back
+from podway.ipam.ranges import given, given_range, given_ranges
 from podway.ipam.selection import wants_another
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -86,18 +87,50 @@ class BlockKeeper:
     async def claim(self, pool: IPPool, wanted: Network | None = None) -> AddressBlock:
         """Claim a block now (`wanted`, or any), enter it in the node's state and announce it.
 
+        Of a pool whose ranges Kubernetes gives out it is the one that this node was given.
+
         Raises PoolExhausted, AddressUnavailable if `wanted` is another node's, or a StoreError.
         """
-        block = await claim(self._store, pool, self._state.node, wanted=wanted)
+        if given(pool):
+            block = await self._claim_given(pool, wanted)
+        else:
+            block = await claim(self._store, pool, self._state.node, wanted=wanted)
         # Our own watch will tell this too, later; addresses can be leased at once.
         self._state.follow(self._state.view.after(Change.of(None, block)))
         self._reconciler.wake()
         log.info("block claimed", block=block.spec.cidr, pool=pool.metadata.name)
         return block
 
+    async def _claim_given(self, pool: IPPool, wanted: Network | None) -> AddressBlock:
+        state = self._state
+        network = given_range(pool, state.node, state.view.nodes.get(state.node))
+        if wanted is not None and wanted != network:
+            raise AddressUnavailable(
+                f"block {wanted} is not of node {state.node}, whose range in {pool.spec.cidr} is {network}",
+                hint=f"choose an address in {network}, the node's spec.podCIDRs",
+            )
+        if any(block.network == network for block in state.view.blocks_of(state.node)):
+            raise PoolExhausted(
+                f"{network}, the range of node {state.node} in IPPool/{pool.metadata.name}, is full",
+                hint="remove pods that are not needed from this node, or add an IPPool with ranges: blocks",
+            )
+        try:
+            return await claim(self._store, pool, state.node, wanted=network)
+        except AddressUnavailable as error:
+            raise PoolExhausted(error.message, hint="it is given back once that node needs it no more") from error
+
+    def _given(self) -> frozenset[Network]:
+        """Return the ranges that Kubernetes gave this node, of the pools that serve it."""
+        state = self._state
+        return given_ranges(state.node_pools(), state.node, state.view.nodes.get(state.node))
+
     def denied(self, pools: Iterable[IPPool]) -> None:
-        """Note that a pod got no address of these pools: they are full, and so are this node's blocks."""
-        self._denied.update(dict.fromkeys((pool.metadata.name for pool in pools), self._state.now()))
+        """Note that a pod got no address of these pools: they are full, and so are this node's blocks.
+
+        Others can give back nothing of ranges that are given out.
+        """
+        names = (pool.metadata.name for pool in pools if not given(pool))
+        self._denied.update(dict.fromkeys(names, self._state.now()))
 
     @property
     def starving(self) -> bool:
@@ -113,9 +146,12 @@ class BlockKeeper:
             await self._reclaim()
             for pool in self._state.node_pools():
                 uses = self._state.book.use(self._state.now(), pool.metadata.name)
-                if not wants_another(pool, uses, leaving=self._state.withdrawn):
+                if given(pool):
+                    if self._given() & {use.block for use in uses}:
+                        continue  # there is no other one
+                elif not wants_another(pool, uses, leaving=self._state.withdrawn):
                     continue
-                if pool.metadata.name in self._starved_elsewhere() - self._denied.keys():
+                elif pool.metadata.name in self._starved_elsewhere() - self._denied.keys():
                     continue  # pods wait for it there, and none here
                 try:
                     await self.claim(pool)
@@ -152,7 +188,7 @@ class BlockKeeper:
             for network in {block_of(address, pool.block_prefix) for address in strays} - self._lost:
                 try:
                     await self.claim(pool, network)
-                except AddressUnavailable as error:
+                except (AddressUnavailable, PoolExhausted) as error:
                     self._lost.add(network)
                     log.error(
                         "pods here have addresses of another node's block",
@@ -171,6 +207,8 @@ class BlockKeeper:
         now, starved = self._state.now(), self._starved_elsewhere() - self._denied.keys()
         kept = {pool.metadata.name for pool in self._state.node_pools() if pool.spec.namespace_selector is None}
         leaving: set[Network] = set()
+        fixed = self._given()
+        gives = {name for name, one in self._state.view.pools.items() if given(one)}
         # A claim may have been made while its pool was deleted.
         gone = {
             block.spec.pool for block in self._state.view.blocks_of(self._state.node)
@@ -178,13 +216,13 @@ class BlockKeeper:
         for pool in (*self._state.view.pools, *gone):
             uses = self._state.book.use(now, pool)
             for use in reversed(uses):
-                if use.leased or use.cooling:
+                if use.leased or use.cooling or use.block in fixed:
                     self._idle_since.pop(use.block, None)
                     continue
                 idle = now - self._idle_since.setdefault(use.block, now)
                 rest = sum(other.free for other in uses if other is not use and other.block not in leaving)
                 # The first one stays, though another that just became empty would do: it has the node's number.
-                spared = pool not in kept or (use is not uses[0] and rest > 2 * use.spare)
+                spared = pool not in kept or pool in gives or (use is not uses[0] and rest > 2 * use.spare)
                 if (idle >= self._idle_delay and spared) or pool in starved | gone:
                     leaving.add(use.block)
         if leaving != self._state.withdrawn:

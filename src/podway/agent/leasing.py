@@ -8,8 +8,11 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.api.lease import Attachment
 from podway.errors import AddressUnavailable, PoolExhausted
 from podway.ipam.claims import exhausted_hint
+from podway.ipam.ranges import given, given_range
 from podway.ipam.selection import generality
 from podway.reconcile.state import NodeState
+
+_GIVEN_HINT = "Kubernetes gives each node its range (ranges: podCIDRs): see spec.podCIDRs of the Node"
 
 
 class Leasing:
@@ -72,7 +75,8 @@ class Leasing:
                 if address := await self._from_another_block(pool, owner):
                     return address
         self._blocks.denied(pools)
-        raise PoolExhausted("; ".join(self._fullness(pool) for pool in pools), hint=exhausted_hint(pools[0]))
+        hint = exhausted_hint(pools[0]) if not given(pools[0]) else _GIVEN_HINT
+        raise PoolExhausted("; ".join(self._fullness(pool) for pool in pools), hint=hint)
 
     async def _from_another_block(self, pool: IPPool, owner: Attachment) -> Address | None:
         # One after the other: who waited may find room in the block that the first one claimed.
@@ -86,6 +90,13 @@ class Leasing:
             return self._state.book.lease(pool.metadata.name, owner, self._state.now())
 
     def _fullness(self, pool: IPPool) -> str:
+        if given(pool):
+            try:
+                node = self._state.node
+                network = given_range(pool, node, self._state.view.nodes.get(node))
+            except PoolExhausted as error:
+                return f"{error.message} ({error.hint})"
+            return f"{network}, the range of node {node} in IPPool/{pool.metadata.name}, has no address left"
         uses = self._state.book.use(self._state.now(), pool.metadata.name)
         leased, cooling, capacity = (
             (sum(numbers) for numbers in zip(*((u.leased, u.cooling, u.capacity) for u in uses), strict=True))

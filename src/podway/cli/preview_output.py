@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from podway.api.resource import Key, subject
+from podway.ipam.ranges import given
 from podway.plan.changes import Change, words_of
 from podway.plan.objects import Device, ForwardingEntry, Link, NftTable, Sysctl
 from podway.preview.paths import Group, PathChange, PathChanges, PlannedPath
@@ -169,7 +170,10 @@ def _notes(answer: Answer, restarting: int) -> Iterator[str]:
         returned = _count(len(comparison.returned), "block")
         yield f"{returned} that no pod uses, or whose node is gone, go back to the pool some time later"
     for node, pool in islice(comparison.unserved, 3):
-        yield f"{node} finds no free block in IPPool/{pool}: give it a larger range or smaller blocks"
+        if given(comparison.settled_after.view.pools[pool]):
+            yield f"{node} has no range of IPPool/{pool} in spec.podCIDRs, and its pods get no address of it"
+        else:
+            yield f"{node} finds no free block in IPPool/{pool}: give it a larger range or smaller blocks"
     if restarting:
         yield (
             f"{restarting} ends of BGP sessions start anew: their routes are withdrawn until both ends agree, and "

@@ -17,8 +17,10 @@ from podway.api.lease import Lease
 from podway.api.meta import Metadata
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
+from podway.errors import PoolExhausted
 from podway.ipam.addresses import BlockUse
 from podway.ipam.blocks import FreeBlocks, capacity
+from podway.ipam.ranges import given, given_range
 from podway.ipam.selection import pools_for_node, wants_another
 from podway.plan.fabric import pool_modes, possible_modes
 from podway.plan.path import Site
@@ -49,6 +51,13 @@ def settle(view: ClusterView, sites: Mapping[str, Site]) -> Settled:
     free = {pool.metadata.name: FreeBlocks(pool.network, pool.block_prefix, taken) for pool in view.pools.values()}
     for node in sorted(view.nodes):
         for pool in pools_for_node(view.pools.values(), view.labels_of_node(node)):
+            if given(pool):
+                network = _given(view, node, pool)
+                if network is None:
+                    unserved.append((node, pool.metadata.name))
+                elif network not in taken:
+                    claimed.append(claim_of(network, pool, node))
+                continue
             if not wants_another(pool, _uses(view, node, pool, sites.get(node, Site()).leases)):
                 continue
             network = free[pool.metadata.name].take(node)
@@ -73,6 +82,13 @@ def agreed(view: ClusterView) -> ClusterView:
             metadata = msgspec.structs.replace(node.metadata, annotations=annotations)
             changes.append(Change.of(node, msgspec.structs.replace(node, metadata=metadata)))
     return view.after(*changes)
+
+
+def _given(view: ClusterView, node: str, pool: IPPool) -> Network | None:
+    try:
+        return given_range(pool, node, view.nodes.get(node))
+    except PoolExhausted:
+        return None
 
 
 def claim_of(network: Network, pool: IPPool, node: str) -> AddressBlock:

@@ -39,10 +39,15 @@ Attach: TypeAlias = Literal["routed", "bridge"]
 """What the host end of a pod's veth pair is: a routed interface of its own, or a port of `cni0`."""
 
 
+Ranges: TypeAlias = Literal["blocks", "podCIDRs"]
+"""Where nodes' ranges come from: blocks that nodes claim, or what Kubernetes gave each Node (`spec.podCIDRs`)."""
+
+
 class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
     """Addresses for pods, cut into blocks that nodes own.
 
-    `block_size` is a prefix length. `excluded` are addresses or networks never given to a pod.
+    `block_size` is a prefix length; with `ranges` podCIDRs it is that of the nodes' podCIDRs.
+    `excluded` are addresses or networks never given to a pod.
     `cooldown_seconds` is how long a freed address waits before another pod may get it.
     A pool serves a pod if both selectors, where stated, match the pod's node and namespace.
     With `nat_outgoing` what pods send out of the cluster has their node's address as its source.
@@ -60,6 +65,7 @@ class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
     when: When = "always"
     attach: Attach = "routed"
     nat_outgoing: bool = True
+    ranges: Ranges = "blocks"
 
 
 def _usage(pool: "IPPool", cluster: Cluster) -> str:
@@ -89,16 +95,17 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         Column("DISTRIBUTION", lambda pool, _: pool.spec.distribution, path=".spec.distribution"),
         Column("ENCAPSULATION", _encapsulation, path=".spec.encapsulation"),
         Column("ATTACH", lambda pool, _: pool.spec.attach, path=".spec.attach"),
+        Column("RANGES", lambda pool, _: pool.spec.ranges, wide=True, path=".spec.ranges"),
         Column("STATE", lambda pool, _: "disabled" if pool.spec.disabled else "in use", wide=True),
         Column("NAT", lambda pool, _: "outgoing" if pool.spec.nat_outgoing else "none", wide=True),
         Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
-        LABELS,
         Column(
             "ACCEPTED",
             lambda pool, _: accepted(pool.status),
             wide=True,
             path=".status.conditions[?(@.type=='Accepted')].status",
         ),
+        LABELS,
     )
     IN_VIEW: ClassVar = True
     JUDGED: ClassVar = True

@@ -2,16 +2,19 @@
 
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import ClassVar, Literal
 
-from podway.api.addresses import Address, Family, Interface
+import msgspec
+
+from podway.api.addresses import Address, Family, Interface, Network
 from podway.api.columns import AGE, LABELS, NAME, Cluster, Column, age
 from podway.api.fields import (
     Problem,
     check_address,
     check_asn_text,
     check_usable,
+    parse_cidr,
     parse_interface,
 )
 from podway.api.kinds.address_block import AddressBlock
@@ -70,6 +73,12 @@ class NodeInfo(Record, frozen=True, kw_only=True):
     """What runs on a node."""
 
     kubelet_version: str = ""
+
+
+class NodeSpec(Record, frozen=True, kw_only=True):
+    """What is asked of a node: the ranges of pod addresses that Kubernetes gave it, at most one a family."""
+
+    pod_cidrs: tuple[str, ...] = msgspec.field(default=(), name="podCIDRs")
 
 
 class NodeStatus(Record, frozen=True, kw_only=True):
@@ -140,6 +149,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
 
     api_version: Literal["v1"] = "v1"
     kind: Literal["Node"] = "Node"
+    spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
     @cached_property
@@ -153,6 +163,10 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
             if address.version == family:
                 return address
         return None
+
+    def pod_network(self, family: Family) -> Network | None:
+        """Return the range of a family that Kubernetes gave the node, None if it gave none."""
+        return next((one for one in map(ip_network, self.spec.pod_cidrs) if one.version == family), None)
 
     @cached_property
     def interface_addresses(self) -> tuple[Interface, ...]:
@@ -229,6 +243,11 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the addresses and in what agents write."""
         yield from self._wrong_addresses()
+        for index, text in enumerate(self.spec.pod_cidrs):
+            try:
+                parse_cidr(text)
+            except ValueError as error:
+                yield f"spec.podCIDRs[{index}]", str(error), "write a network such as 10.244.3.0/24"
         notes = self.metadata.annotations
         field = f"metadata.annotations[{INTERFACE_ADDRESSES}]"
         for text in filter(None, notes.get(INTERFACE_ADDRESSES, "").split(",")):
