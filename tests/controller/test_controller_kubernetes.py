@@ -16,6 +16,7 @@ import yaml
 
 from podway.api.kinds.network_config import ChannelSettings
 from podway.channel.certificate import Credential
+from podway.controller.controller import METRICS
 from podway.errors import AgentError
 from podway.identity import tls
 from podway.kernel import netns
@@ -23,6 +24,7 @@ from podway.store.base import Store
 from podway.store.kubernetes.access import read_kubeconfig
 from podway.store.kubernetes.store import KubernetesStore
 from tests.kubernetes import ROOT, Answer, ApiServer, running_api_server
+from tests.metrics.text_format import parse
 from tests.patience import PATIENCE, eventually
 
 pytestmark = pytest.mark.kernel
@@ -50,7 +52,8 @@ def controller(server: ApiServer, token: str, tmp_path: Path) -> Iterator[Path]:
     """A controller that runs, and its log."""
     config, log = tmp_path / "config", tmp_path / "log"
     config.write_text(yaml.safe_dump(server.kubeconfig(token=token)))
-    command = [sys.executable, "-m", "podway", "--store", f"kubernetes://{config}", "controller", "--name", "one"]
+    command = [sys.executable, "-m", "podway", "--store", f"kubernetes://{config}", "controller"]
+    command += ["--name", "one", "--metrics", "127.0.0.1:9181"]
     with open(log, "ab") as file:
         process = netns.run(server.fd, lambda: subprocess.Popen(command, stderr=file))
     yield log
@@ -62,6 +65,16 @@ def controller(server: ApiServer, token: str, tmp_path: Path) -> Iterator[Path]:
 def make(server: ApiServer, plural: str, kind: str, name: str, spec: dict[str, Any]) -> None:
     document = {"apiVersion": "podway.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
     server.ask("POST", f"{KINDS}/{plural}", document)
+
+
+def fetch(server: ApiServer, port: int) -> str:
+    """Return the metrics that are served at a port beside the API server."""
+    with server.socket() as plain:
+        plain.connect(("127.0.0.1", port))
+        plain.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, _, body = plain.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    return body.decode()
 
 
 def gone(server: ApiServer, path: str) -> bool:
@@ -113,6 +126,11 @@ def test_what_people_wrote_is_judged_and_kubectl_shows_it(server: ApiServer, con
     server.ask("DELETE", f"{KINDS}/ippools/second")
     eventually(lambda: accepted(server, "ippools/first").get("reason") == "Accepted", "set back, it holds")
     assert "True" in server.kubectl("get", "ippools", "first", "-o", "wide")
+    measured = parse(fetch(server, 9181))
+    assert {name for name, _ in measured} == {metric.name for metric in METRICS}
+    assert measured["podway_controller_leads", ()] == measured["podway_controller_store_in_touch", ()] == 1
+    assert measured["podway_controller_not_accepted", (("kind", "BGPPeer"),)] == 1
+    assert measured["podway_controller_work_undone", ()] == 0
 
 
 def test_what_a_node_had_is_given_back_when_kubernetes_has_it_no_more(server: ApiServer, controller: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from podway.agent.metrics import METRICS
 from podway.channel.client import call
 from podway.cni.conflist import FILE_NAME, render_conflist
 from podway.errors import AgentError
@@ -20,6 +21,7 @@ from podway.kernel import netns
 from podway.lab.chain import Container, PluginChain
 from podway.lab.pods import SHIM
 from tests.kubernetes import ROOT, ApiServer, running_api_server
+from tests.metrics.text_format import parse
 from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE, eventually
 
@@ -59,6 +61,7 @@ class Machine:
 
     def start(self) -> None:
         options = ["agent", "--node", self.name, "--store", f"kubernetes://{self._config}", "--interface", "eth0"]
+        options += ["--metrics", ":9180"]
         command = [*PODWAY, *options, "--run-dir", str(self.directory)]
         with open(self.directory / "agent.log", "ab") as log:
             self._agent = netns.run(self.namespace.fd, lambda: subprocess.Popen(command, stderr=log))
@@ -182,12 +185,26 @@ def test_pods_come_and_go_while_the_api_server_is_away(
         assert node["metadata"]["annotations"]["podway.io/interface-addresses"].startswith("172.30.0.")
         assert node["status"]["addresses"][0]["type"] == "InternalIP", "as the kubelet wrote it"
 
+    measured = parse(two.namespace.sh("curl -sS http://172.30.0.1:9180/metrics"))
+    # What has no value yet has no line: a refused request, say.
+    assert {name for name, _ in measured if name in {metric.name for metric in METRICS}} == {
+        metric.name for metric in METRICS if metric.kind != "histogram"
+    }
+    assert measured["podway_leases", ()] == 1
+    assert measured["podway_cni_request_seconds_count", (("command", "ADD"), ("outcome", "done"))] == 1
+    assert measured["podway_agent_loop_step_seconds_count", ()] > 10
+    assert measured["podway_addresses", (("pool", "pods"), ("state", "leased"))] == 1
+    assert measured["podway_store_unreachable_seconds", ()] == 0
+    assert len(measured) < 120, "few enough for thousands of nodes"
+
     server.stop_api()
     late = new_netns()
     late_address = one.add(late, "late")  # of the block that its node has: an ADD asks the API server nothing
     reach(late, other_address)
     one.remove("early")
     eventually(lambda: one.status()["store"]["problem"], "the agent knows that its store is away")
+    lost = parse(two.namespace.sh("curl -sS http://172.30.0.1:9180/metrics"))
+    assert lost["podway_store_unreachable_seconds", ()] > 0
     one.stop()
     one.start()  # by what its predecessor knew
     reach(late, other_address)

@@ -28,6 +28,7 @@ from podway.agent.lastknown import LastKnown
 from podway.agent.learned import LearnedRoutes
 from podway.agent.losses import ReflectorWatch
 from podway.agent.membership import Membership
+from podway.agent.metrics import AgentMetrics
 from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
@@ -48,6 +49,7 @@ from podway.kernel.events import Watcher
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
+from podway.metrics.server import MetricsServer, parse_endpoint
 from podway.plan.uplink_choice import Choice
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
@@ -202,6 +204,7 @@ class Agent:
         return self._membership.present(view, choice.uplink.addresses), choice, versions, None
 
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
+        metrics = await self._serve_metrics(server)
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -246,7 +249,15 @@ class Agent:
             for task in running:
                 task.cancel()
         loop.remove_reader(self._watcher)
+        metrics.close()
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
+
+    async def _serve_metrics(self, requests: CniServer) -> MetricsServer:
+        """Serve metrics, if that is wanted. Raises AgentError if the address cannot be listened at."""
+        served = MetricsServer(AgentMetrics(self._components(), requests).collect)
+        if self._options.metrics:
+            await served.start(*parse_endpoint(self._options.metrics))
+        return served
 
     async def _find_pod(self, namespace: str, name: str) -> Pod | None:
         try:

@@ -1,6 +1,7 @@
 """Whether the store can be asked, as all who ask it find out."""
 
 import asyncio
+import time
 
 import structlog
 
@@ -16,6 +17,8 @@ class StoreContact:
         self._listeners: list[asyncio.Event] = []
         self._problems: dict[str, str] = {}
         """Why the store cannot be asked, by kind; by the empty name what others than informers found."""
+        self.lost_at: float | None = None
+        """Since when (time.monotonic()) something cannot be asked; None while all can."""
 
     @property
     def problem(self) -> str:
@@ -36,6 +39,7 @@ class StoreContact:
                 "store lost: pods come and go all the same, changes of other nodes wait", problem=error.message
             )
         self._problems[kind] = error.message
+        self.lost_at = time.monotonic() if self.lost_at is None else self.lost_at
 
     def reached(self, kind: str = "") -> None:
         """Note that the store can be reached, for a kind or for what others than informers ask."""
@@ -45,5 +49,6 @@ class StoreContact:
         if not self._problems.keys() - {""}:  # whoever else found it away tries again
             log.info("store found again")
             self._problems.clear()
+            self.lost_at = None
             for listener in self._listeners:
                 listener.set()

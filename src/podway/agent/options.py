@@ -19,6 +19,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: Path = DEFAULT_RUN_DIR
     interface: str = ""
     """The uplink, if it should not be found out."""
+    metrics: str = ""
+    """Where metrics are served, ADDRESS:PORT; nowhere if empty."""
     resync_interval: float = 30.0
     """Between full comparisons of plan and kernel; between them, kernel events trigger repairs."""
     heartbeat_interval: float = 10.0

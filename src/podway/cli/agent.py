@@ -13,7 +13,7 @@ from podway.api.encode import to_list
 from podway.cli.agents import agents, ask_all
 from podway.cli.complete import complete_nodes
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, cluster_options, store_option
+from podway.cli.options import GlobalOptions, cluster_options, metrics_option, store_option
 from podway.cli.output import fold
 from podway.errors import AgentError
 from podway.store.open import check_url
@@ -40,6 +40,7 @@ from podway.store.open import check_url
     metavar="DEVICE",
     help="The uplink.  [default: the device with the default route, or the only usable one]",
 )
+@metrics_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -48,7 +49,9 @@ from podway.store.open import check_url
     help="How much it says on standard error.",
 )
 @click.pass_obj
-def agent(options: GlobalOptions, *, node: str, run_dir: Path, interface: str, log_level: str) -> None:
+def agent(
+    options: GlobalOptions, *, node: str, run_dir: Path, interface: str, metrics: str, log_level: str
+) -> None:
     """Run the agent of a node, until SIGTERM. Pods, routes and BIRD outlive it. Needs root."""
     if options.store is None:
         raise click.UsageError("name the cluster's store: --store URL, or PODWAY_STORE")
@@ -58,7 +61,7 @@ def agent(options: GlobalOptions, *, node: str, run_dir: Path, interface: str, l
     from podway.agent.options import AgentOptions
 
     configure(log_level)
-    run(AgentOptions(node=node, store=options.store, run_dir=run_dir, interface=interface))
+    run(AgentOptions(node=node, store=options.store, run_dir=run_dir, interface=interface, metrics=metrics))
 
 
 @click.command(epilog=examples("podway status", "podway status node1 -o json"))

@@ -3,7 +3,7 @@
 import click
 
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, store_option
+from podway.cli.options import GlobalOptions, metrics_option, store_option
 from podway.store.open import check_url
 
 
@@ -20,6 +20,7 @@ from podway.store.open import check_url
     metavar="NAME",
     help="What it calls itself among several controllers.  [default: the machine's name and a number]",
 )
+@metrics_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -28,7 +29,7 @@ from podway.store.open import check_url
     help="How much it says on standard error.",
 )
 @click.pass_obj
-def controller(options: GlobalOptions, *, name: str, log_level: str) -> None:
+def controller(options: GlobalOptions, *, name: str, metrics: str, log_level: str) -> None:
     """Run the controller of a cluster, until SIGTERM. Needs no root.
 
     It gives back what removed nodes leave behind, and says of pools, peers and settings whether they hold. Of
@@ -41,4 +42,4 @@ def controller(options: GlobalOptions, *, name: str, log_level: str) -> None:
     from podway.controller.controller import ControllerOptions, run
 
     configure(log_level)
-    run(ControllerOptions(store=options.store, name=name))
+    run(ControllerOptions(store=options.store, name=name, metrics=metrics))

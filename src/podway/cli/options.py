@@ -116,6 +116,25 @@ def store_option(**settings: Any) -> Callable[[F], F]:
     return click.option("--store", metavar="URL", callback=_remember, expose_value=False, **given)
 
 
+def metrics_option(command: F) -> F:
+    """Give a command the option that says where its metrics are served."""
+    return click.option(
+        "--metrics",
+        default="",
+        metavar="ADDRESS:PORT",
+        callback=_endpoint,
+        help="Serve metrics for Prometheus there, to whoever asks.  [default: nowhere]",
+    )(command)
+
+
+def _endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
+    from podway.metrics.server import parse_endpoint
+
+    if text:
+        parse_endpoint(text)
+    return text
+
+
 def lab_option(**settings: Any) -> Callable[[F], F]:
     """Return the option that names the lab; `settings` go to click."""
     return click.option(

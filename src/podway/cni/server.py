@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +21,12 @@ from podway.cni.result import render, result_of
 from podway.cni.spec import SOCKET, SPOOL, Code
 from podway.cni.spool import forget, replay
 from podway.errors import AgentError, CniError, PodwayError
+from podway.metrics.exposition import Histogram
 from podway.plan.objects import PodWiring
 
 log = logging.getLogger(__name__)
 
+COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 BACKLOG = 1024
 READ_SECONDS = 10
 """A shim sends its request in one go; one that has not by then never will."""
@@ -73,6 +76,8 @@ class CniServer:
         self._listener: socket.socket | None = None
         self._connections: set[_Connection] = set()
         self._requests: set[asyncio.Task[None]] = set()
+        self.times: dict[tuple[str, ...], Histogram] = {}
+        """How long requests took, by command and what became of them: done or refused."""
 
     async def start(self) -> None:
         """Listen, carry out the DELs that wait in the spool, then serve.
@@ -131,7 +136,9 @@ class CniServer:
 
     async def _serve(self, connection: "_Connection", frame: RequestFrame, netns: int | None) -> None:
         try:
+            began = time.perf_counter()
             status, stdout = await self._answer(frame, netns)
+            self._note(frame.environment.get("CNI_COMMAND", ""), status, time.perf_counter() - began)
             await asyncio.get_running_loop().sock_sendall(connection.peer, encode_answer(status, stdout))
         except OSError as error:
             log.warning("a shim went away before its answer: %s", error)
@@ -139,6 +146,10 @@ class CniServer:
             if netns is not None:
                 os.close(netns)
             connection.peer.close()
+
+    def _note(self, command: str, status: int, took: float) -> None:
+        about = (command if command in COMMANDS else "other", "refused" if status else "done")
+        self.times.setdefault(about, Histogram()).observe(took)
 
     async def _answer(self, frame: RequestFrame, netns: int | None) -> tuple[int, bytes]:
         """Return exit status and stdout."""

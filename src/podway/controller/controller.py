@@ -6,26 +6,47 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 import structlog
 
+from podway import __version__
 from podway.api.kinds import KINDS
 from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
 from podway.api.kinds.node_certificate import NodeCertificate
 from podway.api.kinds.node_lease import CONTROLLER, LEASES, NodeLease
 from podway.api.resource import subject
+from podway.api.status import ACCEPTED, JudgedStatus
 from podway.controller.duties import Departures, Telling, requests, tellings
 from podway.controller.election import INTERVAL, Candidate, held
-from podway.controller.following import Following
+from podway.controller.following import FOLLOWED, Following
 from podway.controller.signing import Signing
 from podway.errors import AlreadyExists, Conflict, NotFound, ObjectDamaged, PodwayError, StoreError
 from podway.ipam.claims import give_back_all_of
+from podway.metrics.exposition import Metric, Values, expose
+from podway.metrics.server import MetricsServer, parse_endpoint
 from podway.store.base import Store
 from podway.store.open import is_kubernetes, open_store
 
 log = structlog.get_logger(__name__)
+
+BUILD = Metric("podway_controller_info", "The version of the controller.", labels=("version",))
+LEADS = Metric("podway_controller_leads", "1 on the controller that works, 0 on those that wait.")
+FACTS = Metric("podway_controller_store_in_touch", "Whether every kind is followed.")
+UNDONE = Metric("podway_controller_work_undone", "Whether work failed, and is tried again.")
+NOT_ACCEPTED = Metric("podway_controller_not_accepted", "Objects that do not hold, by kind.", labels=("kind",))
+BLOCKS_RETURNED = Metric("podway_controller_blocks_returned_total", "Blocks given back.", "counter")
+SIGNED = Metric(
+    "podway_controller_certificate_requests_total", "Requests answered, by answer.", "counter", ("answer",)
+)
+AUTHORITY_UNTIL = Metric(
+    "podway_controller_authority_expiry_timestamp_seconds", "When the newest authority ends, since 1970."
+)
+METRICS = (BUILD, LEADS, FACTS, UNDONE, NOT_ACCEPTED, BLOCKS_RETURNED, SIGNED, AUTHORITY_UNTIL)
+"""All that a controller measures."""
 
 GRACE = 10.0
 """Seconds that a node is gone before what it owned is given back."""
@@ -44,6 +65,8 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     """What it calls itself in the election; the machine's name and a number unless stated."""
     grace: float = GRACE
+    metrics: str = ""
+    """Where metrics are served, ADDRESS:PORT; nowhere if empty."""
 
 
 class Controller:
@@ -60,6 +83,7 @@ class Controller:
         self._leases_at = -LEASES_LOOK
         self._problem = ""
         self._leading = False
+        self.blocks_returned = 0
 
     async def run(self) -> None:
         """Stand for election, and work while elected, for ever."""
@@ -129,6 +153,27 @@ class Controller:
         """What it calls itself."""
         return self._candidate.name
 
+    def metrics(self) -> Iterator[tuple[Metric, Values]]:
+        """Yield what is measured."""
+        kinds = {kind.KIND: 0.0 for kind in FOLLOWED if kind.JUDGED}
+        for obj in self._following.facts.objects:
+            told = getattr(obj, "status", None)
+            condition = told.condition(ACCEPTED) if isinstance(told, JudgedStatus) else None
+            if condition is not None and condition.status != "True":
+                kinds[obj.KIND] += 1
+        for one in self._following.facts.rejected:
+            if one.key[0] in kinds:
+                kinds[one.key[0]] += 1
+        until = self._signing.authority_until
+        yield BUILD, {(__version__,): 1.0}
+        yield LEADS, float(self._leading)
+        yield FACTS, float(self._following.facts.complete and not self._following.problems)
+        yield UNDONE, float(bool(self._problem))
+        yield NOT_ACCEPTED, {(kind,): count for kind, count in kinds.items()}
+        yield BLOCKS_RETURNED, float(self.blocks_returned)
+        yield SIGNED, {("signed",): float(self._signing.signed), ("refused",): float(self._signing.refused)}
+        yield AUTHORITY_UNTIL, {(): until} if until is not None else {}
+
     # The work.
 
     async def _work(self) -> None:
@@ -157,6 +202,7 @@ class Controller:
         await self._learn_lessees()
         for node in self._departures.due(facts, self._lessees, time.monotonic()):
             blocks = await give_back_all_of(self._store, node)
+            self.blocks_returned += len(blocks)
             if blocks:
                 returned = [block.spec.cidr for block in blocks]
                 log.info("a removed node's blocks are given back", node=node, blocks=returned)
@@ -209,9 +255,17 @@ async def _run(options: ControllerOptions) -> None:
     controller = Controller(store, options)
     log.info("ready", name=controller.name, store=options.store)
     try:
+        if options.metrics:
+            server = MetricsServer(partial(collect, controller))
+            await server.start(*parse_endpoint(options.metrics))
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(controller.run())
             await stop.wait()
             task.cancel()
     finally:
         await store.close()
+
+
+async def collect(controller: Controller) -> str:
+    """Return the controller's metrics as text."""
+    return expose(controller.metrics())

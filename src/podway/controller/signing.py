@@ -30,6 +30,15 @@ class Signing:
         self._spec: ClusterAuthoritySpec | None = None
         self._settings: ChannelSettings | None = None
         self._looked = 0.0
+        self.signed = self.refused = 0
+        """How many requests were answered how."""
+
+    @property
+    def authority_until(self) -> float | None:
+        """When the newest authority ends, in seconds since 1970; None if none is known."""
+        if self._spec is None or not self._spec.authorities:
+            return None
+        return self._spec.authorities[-1].not_after.timestamp()
 
     async def keep(self, settings: ChannelSettings, now: float, *, anew: bool = False) -> None:
         """Make or replace the authorities as needed at a time in seconds since 1970. Raises StoreError.
@@ -53,6 +62,7 @@ class Signing:
             made = certificates.sign(order)
         except ValueError as error:
             status = NodeCertificateStatus(request_digest=request.digest, problem=str(error))
+            self.refused += 1
             log.warning("a request is refused", node=node, problem=status.problem)
         else:
             status = NodeCertificateStatus(
@@ -62,6 +72,7 @@ class Signing:
                 not_before=made.not_before,
                 not_after=made.not_after,
             )
+            self.signed += 1
             log.info("a certificate is signed", node=node, until=made.not_after.isoformat())
         whole = dict.fromkeys(msgspec.to_builtins(request.status)) | msgspec.to_builtins(status)
         version = request.metadata.resource_version

@@ -24,6 +24,8 @@ class Repairs:
 
     def __init__(self) -> None:
         self._latest: deque[Repair] = deque(maxlen=REMEMBERED)
+        self.total = 0
+        """How many there were since the start."""
 
     def __iter__(self) -> Iterator[Repair]:
         return iter(self._latest)
@@ -32,3 +34,4 @@ class Repairs:
         """Log and remember a repair, told in words."""
         log.warning("repaired", change=what)
         self._latest.append(Repair(time.time(), what))
+        self.total += 1

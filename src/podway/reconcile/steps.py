@@ -10,6 +10,8 @@ import selectors
 import time
 from typing import TypeAlias
 
+from podway.metrics.exposition import Histogram
+
 REST, LONGEST_REST = 10.0, 0.4
 """After work on everything, rest so many times as long as it took, within a limit in seconds."""
 
@@ -33,6 +35,8 @@ class Steps(selectors.EpollSelector):
     def __init__(self) -> None:
         super().__init__()
         self._counts = [0] * BUCKETS
+        self.ever = Histogram()
+        """All steps since the start, for metrics."""
         self._began = time.perf_counter()
         self.count = 0
         self.longest = 0.0
@@ -43,6 +47,7 @@ class Steps(selectors.EpollSelector):
         self.count += 1
         self._counts[min(int(took / RESOLUTION), BUCKETS - 1)] += 1
         self.longest = max(self.longest, took)
+        self.ever.observe(took)
         try:
             return super().select(timeout)
         finally:

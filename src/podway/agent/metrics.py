@@ -1,0 +1,107 @@
+"""What an agent measures, read when somebody asks: nothing here is counted for this alone but times."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from podway import __version__
+from podway.agent.components import Components
+from podway.cni.server import CniServer
+from podway.errors import RoutingError
+from podway.metrics.exposition import Metric, Values, expose
+
+INFO = Metric("podway_agent_info", "The version of the agent.", labels=("version",))
+STARTED = Metric("podway_agent_start_time_seconds", "When the agent started, in seconds since 1970.")
+MEMORY = Metric("podway_agent_memory_bytes", "Resident memory of the agent.")
+LOOP = Metric(
+    "podway_agent_loop_step_seconds",
+    "How long the agent is at work at a stretch; no ADD is served meanwhile.",
+    "histogram",
+)
+FAILURES = Metric("podway_agent_task_failures_total", "Failures of tasks that were started again.", "counter")
+REQUESTS = Metric(
+    "podway_cni_request_seconds",
+    "How long requests of the runtime took, by command and what became of them.",
+    "histogram",
+    ("command", "outcome"),
+)
+LEASES = Metric("podway_leases", "Attachments of pods on this node.")
+BLOCKS = Metric("podway_blocks", "Blocks that this node owns, by pool.", labels=("pool",))
+ADDRESSES = Metric("podway_addresses", "Addresses in this node's blocks.", labels=("pool", "state"))
+REPAIRS = Metric("podway_repairs_total", "What others changed on the node, and the agent set right.", "counter")
+REFUSED = Metric("podway_kernel_refusals", "Changes that the kernel refuses now.")
+WRITES = Metric("podway_kernel_writes_total", "Objects written to the kernel.", "counter")
+STORE = Metric("podway_store_unreachable_seconds", "For how long the store cannot be asked; 0 while it can.")
+REJECTED = Metric("podway_rejected_objects", "Objects of the store that are set aside.")
+ROUTING = Metric("podway_routing_in_order", "Whether BIRD runs as planned.")
+SESSIONS = Metric("podway_bgp_sessions", "BGP sessions, by state.", labels=("state",))
+ROUTES = Metric("podway_bgp_routes", "Routes of all BGP sessions, by direction.", labels=("direction",))
+CERTIFICATE = Metric(
+    "podway_certificate_expiry_timestamp_seconds", "When this node's certificate ends, since 1970; 0 without one."
+)
+ENFORCED = Metric("podway_policy_enforced", "Whether policies are enforced here.")
+
+METRICS = (
+    *(INFO, STARTED, MEMORY, LOOP, FAILURES, REQUESTS, LEASES, BLOCKS, ADDRESSES, REPAIRS, REFUSED, WRITES),
+    *(STORE, REJECTED, ROUTING, SESSIONS, ROUTES, CERTIFICATE, ENFORCED),
+)
+"""All that an agent measures."""
+
+
+class AgentMetrics:
+    """An agent's metrics; `requests` serves the runtime."""
+
+    def __init__(self, components: Components, requests: CniServer) -> None:
+        self._components = components
+        self._requests = requests
+        self._started = time.time()
+
+    async def collect(self) -> str:
+        """Return all metrics as text. BIRD is asked; what it does not say is left out."""
+        families = list(self._families())
+        try:
+            peers = await self._components.speaker.peers()
+        except RoutingError:
+            return expose(families)
+        states = Counter("established" if peer.state == "Established" else "other" for peer in peers)
+        families.append((SESSIONS, {(state,): float(states[state]) for state in ("established", "other")}))
+        exported, imported = sum(peer.exported for peer in peers), sum(peer.imported for peer in peers)
+        families.append((ROUTES, {("imported",): float(imported), ("exported",): float(exported)}))
+        return expose(families)
+
+    def _families(self) -> Iterator[tuple[Metric, Values]]:
+        parts = self._components
+        state, problems = parts.state, parts.problems()
+        lost_at = parts.contact.lost_at
+        yield INFO, {(__version__,): 1.0}
+        yield STARTED, self._started
+        yield MEMORY, float(_resident())
+        yield LOOP, parts.steps.ever
+        yield FAILURES, float(sum(failure.times for failure in parts.supervisor.failures))
+        yield REQUESTS, self._requests.times
+        yield LEASES, float(len(state.leases))
+        uses = state.book.use(state.now())
+        blocks = Counter(use.pool for use in uses)
+        addresses: Counter[tuple[str, str]] = Counter()
+        for use in uses:
+            counts = {"leased": use.leased, "cooling": use.cooling, "free": use.free}
+            addresses.update({(use.pool, word): count for word, count in counts.items()})
+        yield BLOCKS, {(pool,): float(count) for pool, count in blocks.items()}
+        yield ADDRESSES, {labels: float(count) for labels, count in addresses.items()}
+        yield REPAIRS, float(parts.reconciler.repairs.total)
+        refused = (parts.reconciler.failures, parts.learned.failures, parts.pods.unrepaired)
+        yield REFUSED, float(sum(len(tuple(one)) for one in refused))
+        yield WRITES, float(parts.kernel.writes)
+        yield STORE, 0.0 if lost_at is None else time.monotonic() - lost_at
+        yield REJECTED, float(len(state.view.rejected))
+        yield ROUTING, float(not problems["routing"])
+        until = parts.channel.status()["certificate"]
+        yield CERTIFICATE, datetime.fromisoformat(until).timestamp() if until else 0.0
+        yield ENFORCED, float(parts.reconciler.enforcement.status()["in_force"] == "ebpf")
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
