@@ -188,7 +188,9 @@ class BlockKeeper:
             for network in {block_of(address, pool.block_prefix) for address in strays} - self._lost:
                 try:
                     await self.claim(pool, network)
-                except (AddressUnavailable, PoolExhausted) as error:
+                except PoolExhausted:
+                    continue  # the node has no range yet, as whoever claims a first one says
+                except AddressUnavailable as error:
                     self._lost.add(network)
                     log.error(
                         "pods here have addresses of another node's block",

@@ -23,9 +23,11 @@ from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
 
-
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds after which to ask again for a certificate that nobody signed yet: longer and longer."""
+_NO_AUTHORITY = "the cluster has no certificate authority yet"
+_NO_AUTHORITY_HINT = "the controller makes it: is one running (`podway controller`)? Pods need neither"
+
 AT_ONCE = 5.0
 """Seconds that a request waits for its answer before it is looked at now and then."""
 
@@ -139,9 +141,8 @@ class Credential:
             self._put_off()
             return None
         key, self._request = self._request.private_key, None
-        self._signer = (
-            signer[0] if signer else None
-        )  # an authority that is new here: it is read with the next look
+        # None: an authority that is new here, which is read with the next look.
+        self._signer = signer[0] if signer else None
         return KeyedCertificate(
             certificate=answer.certificate,
             private_key=key,
@@ -169,6 +170,10 @@ class Credential:
         return await self._store.update(msgspec.structs.replace(found, spec=spec))
 
     async def _authorities(self, settings: ChannelSettings, now: float) -> ClusterAuthoritySpec:
+        if self._requested and time.monotonic() < self._ask_at:
+            if self._known is None:
+                raise AgentError(_NO_AUTHORITY, hint=_NO_AUTHORITY_HINT)
+            return self._known  # thousands of agents may wait for one controller
         try:
             if self._requested:
                 self._known = (await self._store.get(ClusterAuthority, AUTHORITY)).spec
@@ -176,10 +181,8 @@ class Credential:
                 self._known = (await keeper.ensure(self._store, settings, now, apart.fulfil)).spec
         except NotFound as error:
             if self._known is None:
-                raise AgentError(
-                    "the cluster has no certificate authority yet",
-                    hint="the controller makes it: is one running (`podway controller`)? Pods need neither",
-                ) from error
+                self._put_off()
+                raise AgentError(_NO_AUTHORITY, hint=_NO_AUTHORITY_HINT) from error
         except StoreError:
             if self._known is None:
                 raise

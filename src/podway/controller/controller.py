@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import os
+import secrets
 import signal
 import socket
 import time
@@ -63,7 +63,7 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     store: str
     name: str = ""
-    """What it calls itself in the election; the machine's name and a number unless stated."""
+    """What it calls itself in the election, unlike all others; the machine's name and a number unless stated."""
     grace: float = GRACE
     metrics: str = ""
     """Where metrics are served, ADDRESS:PORT; nowhere if empty."""
@@ -75,7 +75,8 @@ class Controller:
     def __init__(self, store: Store, options: ControllerOptions) -> None:
         self._store = store
         self._following = Following(store)
-        self._candidate = Candidate(options.name or f"{socket.gethostname()}_{os.getpid()}")
+        # In containers many processes have number 1, and those in the nodes' network the nodes' names.
+        self._candidate = Candidate(options.name or f"{socket.gethostname()}_{secrets.token_hex(4)}")
         self._departures = Departures(options.grace)
         self._signing = Signing(store)
         self._signs = is_kubernetes(options.store)
@@ -248,7 +249,7 @@ def run(options: ControllerOptions) -> None:
 
 
 async def _run(options: ControllerOptions) -> None:
-    store = open_store(options.store, later=True)
+    store = open_store(options.store, create=False)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
