@@ -5,8 +5,8 @@ stored may contradict itself, and then somebody has to say who is wrong. It foll
 the controller, which says it in conditions, and every agent, which sets aside what does not hold, come to the same
 answer, whatever they saw before: what is in use holds before what is not, and then what was there first.
 
-Only pools are set aside, and of the settings a change that contradicts a pool. A BGPPeer that cannot be is left
-out by the nodes that it concerns (podway.plan.outside).
+Only pools are set aside, and of the settings a change that contradicts a pool. Of two BGPPeers at one address
+nodes leave one out (podway.plan.outside); of what else is wrong with one only its status tells.
 """
 
 import socket
