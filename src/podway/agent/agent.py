@@ -20,6 +20,7 @@ from podway.agent.cluster_informer import ClusterInformer, first_view
 from podway.agent.components import Components
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
+from podway.agent.flow_recorder import FlowRecorder
 from podway.agent.following import UplinkFollower, first_uplink
 from podway.agent.housekeeping import Housekeeping
 from podway.agent.identity import NodeLock
@@ -161,6 +162,7 @@ class Agent:
         return ends
 
     def _components(self) -> Components:
+        self._flows = FlowRecorder(self._options, self._state, self._kernel, self._reconciler)
         return Components(
             self._options,
             self._state,
@@ -178,6 +180,7 @@ class Agent:
             self._contact,
             self._uplink,
             self._routing,
+            self._flows,
         )
 
     async def _first_view(
@@ -236,6 +239,7 @@ class Agent:
             "readiness": self._readiness.run,
             "reflectors": ReflectorWatch(self._state, self._speaker, self._membership).run,
             "offloads": self._offloads.run,
+            "flows": self._flows.run,
             "uplink": self._uplink.run,
             "new uplink": self._follow_uplink,
             "membership": self._registration.run,

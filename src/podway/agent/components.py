@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
+from podway.agent.flow_recorder import FlowRecorder
 from podway.agent.following import UplinkFollower
 from podway.agent.learned import LearnedRoutes
 from podway.agent.offload import OffloadTest
@@ -40,6 +41,7 @@ class Components:
     contact: StoreContact
     uplink: UplinkFollower
     routing: Routing
+    flows: FlowRecorder
 
     def problems(self) -> dict[str, str]:
         """Return in words what is wrong with store, uplink and routing, and what is pending; empty if nothing."""

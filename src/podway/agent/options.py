@@ -9,6 +9,10 @@ from podway.api.kinds.node_lease import CONTROLLER
 from podway.errors import InvalidInput
 
 DEFAULT_RUN_DIR = Path("/run/podway")
+DEFAULT_FLOW_DIR = Path("/var/lib/podway/flows")
+
+LEAST_HISTORY = 16 << 20
+"""Bytes that a history of flows needs at least."""
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,14 +30,20 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_interval: float = 10.0
     idle_block_delay: float = 60.0
     """How long an extra block stays empty before it is given back."""
+    flow_history: int = 1 << 30
+    """How many bytes the history of flows may take; 0: none is kept."""
 
     def prepare(self) -> None:
-        """Check the node's name and make the run directory. Raises InvalidInput, OSError."""
+        """Check what was said, and make the run directory. Raises InvalidInput, OSError."""
         for field, problem, hint in check_name("--node", self.node):
             raise InvalidInput(f"{field}: {problem}", hint=f"{hint}, as Kubernetes names nodes")
         if self.node == CONTROLLER:
             raise InvalidInput(
                 f"--node: {self.node} is the name of the controller's lease", hint="use another name"
+            )
+        if self.flow_history and self.flow_history < LEAST_HISTORY:
+            raise InvalidInput(
+                f"--flow-history: less than {LEAST_HISTORY >> 20} MiB", hint="name more, or 0 for no history"
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
 
@@ -41,6 +51,11 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     def admin_socket(self) -> Path:
         """Where `podway status` and its like ask."""
         return self.run_dir / "agent.sock"
+
+    @property
+    def flow_dir(self) -> Path:
+        """Where the history of flows is: on a disk, unless the agent has a run directory of its own."""
+        return DEFAULT_FLOW_DIR if self.run_dir == DEFAULT_RUN_DIR else self.run_dir / "flows"
 
     @property
     def cni_socket(self) -> Path:

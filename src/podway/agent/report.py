@@ -44,6 +44,7 @@ class Reporter:
             "routes": Method(self.routes, remote=True),
             "heard": Method(self.heard, remote=True),
             "steps": Method(self.steps),
+            **self._components.flows.methods,
             **self._tracing.methods,
             **self._checkup.methods,
         }
@@ -109,6 +110,7 @@ class Reporter:
             "encapsulation": self._components.encapsulation.status(),
             "ipip": self._components.kernel.ipip_counters(),
             "data_path": self._components.reconciler.enforcement.status(),
+            "flows": await self._components.flows.status(),
             "offloads": self._components.offloads.status(),
             "channel": self._components.channel.status(),
             "failures": [msgspec.to_builtins(failure) for failure in self._components.supervisor.failures],

@@ -48,9 +48,24 @@ from podway.store.open import check_url
     show_default=True,
     help="How much it says on standard error.",
 )
+@click.option(
+    "--flow-history",
+    metavar="MIB",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="How much room the history of flows may take (0: keep none).",
+)
 @click.pass_obj
 def agent(
-    options: GlobalOptions, *, node: str, run_dir: Path, interface: str, metrics: str, log_level: str
+    options: GlobalOptions,
+    *,
+    node: str,
+    run_dir: Path,
+    interface: str,
+    metrics: str,
+    log_level: str,
+    flow_history: int,
 ) -> None:
     """Run the agent of a node, until SIGTERM. Pods, routes and BIRD outlive it. Needs root."""
     if options.store is None:
@@ -61,7 +76,16 @@ def agent(
     from podway.agent.options import AgentOptions
 
     configure(log_level)
-    run(AgentOptions(node=node, store=options.store, run_dir=run_dir, interface=interface, metrics=metrics))
+    run(
+        AgentOptions(
+            node=node,
+            store=options.store,
+            run_dir=run_dir,
+            interface=interface,
+            metrics=metrics,
+            flow_history=flow_history << 20,
+        )
+    )
 
 
 @click.command(epilog=examples("podway status", "podway status node1 -o json"))

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("podway.cli.simulate:simulate", "Plan a cluster of any size, without a kernel."),
     "verify": ("podway.cli.verify:verify", "Prove the network model by packets."),
     "trace": ("podway.cli.trace:trace", "Follow a packet through the cluster, hop by hop."),
+    "flows": ("podway.cli.flows:flows", "Show who speaks to whom, what is dropped and why, live and past."),
     "policy": ("podway.cli.policy:policy", "Say what network policies mean; nothing enforces them yet."),
     "doctor": ("podway.cli.doctor:doctor", "Find what is wrong on the nodes, and what to do about it."),
     "status": ("podway.cli.agent:status", "Show how the agents are: store, BIRD, leases, drift."),

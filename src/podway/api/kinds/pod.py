@@ -75,6 +75,7 @@ class Pod(Resource, frozen=True, kw_only=True):
         LABELS,
     )
     IN_VIEW: ClassVar = True
+    INDICES: ClassVar = {"address": lambda pod: pod.held}
 
     api_version: Literal["v1"] = "v1"
     kind: Literal["Pod"] = "Pod"
@@ -85,6 +86,13 @@ class Pod(Resource, frozen=True, kw_only=True):
     def addresses(self) -> tuple[Address, ...]:
         """The pod's addresses, at most one a family."""
         return tuple(ip_address(entry.ip) for entry in self.status.pod_ips)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The addresses that are its own now, as they are written: not the host's, none once it has finished."""
+        if self.spec.host_network or self.status.phase in ("Succeeded", "Failed"):
+            return ()
+        return tuple(entry.ip for entry in self.status.pod_ips)
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the node's name and the addresses."""

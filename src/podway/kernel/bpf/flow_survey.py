@@ -110,10 +110,10 @@ class Survey:
                 if state >= FlowState.CLOSED or now - made < LONG:
                     continue
                 back = self._back(key)
-                if former is not None and max(seen, back[0]) <= self._last:
-                    event = former
-                else:
+                event = former or b""
+                if not former or max(seen, back[0]) > self._last:
                     event = _event(EventKind.FLOW_LIVES, now, key, flow, back)
+                if max(seen, back[0]) > self._last:
                     told.append(event)
                 if len(known) < REMEMBERED:
                     known[key] = event

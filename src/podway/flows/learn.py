@@ -1,0 +1,161 @@
+"""What has to be known of events as they come, so that they can be read later: whose addresses they bear, what the
+numbers of rules mean, how many were lost. Pure.
+"""
+
+from array import array
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from podway.flows.block import PLACES, Names, contiguous, numbers
+from podway.flows.record import Rule, Who
+from podway.kernel.flow_events import EVENT_SIZE, SURVEYOR, EventKind, unpack_address
+
+DROPS = 2000
+"""Dropped packets in one take that are kept each by itself; more of them are summed up."""
+
+REMEMBERED = 16384
+"""Owners of addresses that are remembered though they are gone: a flow may end after its pod."""
+
+CLOCK_STEP = 1_000_000
+"""By how much the wall clock must have been set, in ns, for it to be noted."""
+
+_NOBODY = Who()
+
+
+class Asked(NamedTuple):
+    """What events bear: addresses, numbers of rules, numbers of devices."""
+
+    addresses: frozenset[str]
+    rules: frozenset[int]
+    devices: frozenset[int]
+
+
+class Meant(NamedTuple):
+    """What is known of that now; what is known of nothing is left out."""
+
+    addresses: Mapping[str, Who]
+    rules: Mapping[int, Rule]
+    devices: Mapping[int, str]
+
+
+class Learner:
+    """Knows what a block says already, and returns what is new of further events."""
+
+    def __init__(self) -> None:
+        self._texts: dict[bytes, str] = {}
+        self._owners: dict[str, Who] = {}
+        self._rules: dict[int, Rule] = {}
+        self._lost: dict[int, int] = {}
+        self._said: tuple[dict[str, Who], dict[int, Rule], dict[int, str]] = ({}, {}, {})
+        self._clock: int | None = None
+
+    def begin(self) -> None:
+        """Another block begins, which knows nothing yet."""
+        self._said, self._clock = ({}, {}, {}), None
+
+    def remember(self, events: bytes) -> None:
+        """Take how many events processors had lost by the time of these, which somebody else told of."""
+        lost, processors = _column(events, "lost"), _column(events, "processor")
+        self._lost.update(zip(processors, lost, strict=True))
+
+    def ask(self, events: bytes) -> Asked:
+        """Return what has to be known of events."""
+        count = len(events) // EVENT_SIZE
+        both = (contiguous(events, name, count) for name in ("source", "destination"))
+        raw = {data[at : at + 16] for data in both for at in range(0, len(data), 16)}
+        if len(self._texts) > REMEMBERED:
+            self._texts.clear()
+        texts = frozenset(
+            self._texts.get(one) or self._texts.setdefault(one, str(unpack_address(one))) for one in raw
+        )
+        rules = frozenset(_column(events, "rule")) - {0}
+        devices = (frozenset(_column(events, "ifindex")) | frozenset(_column(events, "out"))) - {0}
+        return Asked(texts, rules, devices)
+
+    def learn(self, events: bytes, first: int, offset: int, asked: Asked, meant: Meant) -> Names:
+        """Return what a block has to say of events that begin at its record `first`, and does not say yet.
+
+        `offset` is what leads from the monotonic clock to the time since 1970, in ns.
+        """
+        names = Names()
+        if self._clock is None or abs(offset - self._clock) > CLOCK_STEP:
+            names.clock.append((first, offset))
+            self._clock = offset
+        addresses, rules, devices = self._said
+        if len(self._owners) > REMEMBERED:
+            self._owners.clear()
+        self._owners.update(meant.addresses)
+        self._rules.update(meant.rules)
+        for text in asked.addresses:
+            who = self._owners.get(text, _NOBODY)
+            if addresses.get(text, _NOBODY) != who:
+                addresses[text] = who
+                names.addresses.append((first, text, who))
+        for number in asked.rules:
+            rule = self._rules.get(number)
+            if rule is not None and rules.get(number) != rule:
+                rules[number] = rule
+                names.rules.append((first, number, rule))
+        for device in asked.devices:
+            name = meant.devices.get(device, "")
+            if name and devices.get(device) != name:
+                devices[device] = name
+                names.devices.append((first, device, name))
+        names.losses += self._losses(events, first)
+        return names
+
+    def _losses(self, events: bytes, first: int) -> list[tuple[int, int]]:
+        """Return before which records something was lost, and how much."""
+        lost, processors = _column(events, "lost"), _column(events, "processor")
+        if all(
+            self._lost.get(one) == count
+            for one, count in set(zip(processors, lost, strict=True))
+            if one != SURVEYOR
+        ):
+            return []
+        found = []
+        for at, (one, count) in enumerate(zip(processors, lost, strict=True)):
+            if one == SURVEYOR:
+                continue
+            more = count - self._lost.get(one, count) & 0xFFFFFFFF
+            self._lost[one] = count
+            if more:
+                found.append((first + at, more))
+        return found
+
+
+def thinned(events: bytes) -> bytes:
+    """Return events with drops summed up that are alike but for the port of who called, where there are very many.
+
+    One pod that is refused a hundred thousand times a second would else push a whole day out of the history.
+    """
+    kind_at, size = PLACES["kind"][0], EVENT_SIZE
+    if events[kind_at::size].count(EventKind.PACKET_DROPPED) <= DROPS:
+        return events
+    kept: list[bytes | bytearray] = []
+    alike: dict[tuple[bytes, ...], bytearray] = {}
+    fields = [PLACES[name] for name in ("source", "destination", "destination_port", "protocol", "reason", "rule")]
+    counts = [PLACES[name][0] for name in ("packets", "bytes")]
+    for at in range(0, len(events), size):
+        event = events[at : at + size]
+        if event[kind_at] != EventKind.PACKET_DROPPED:
+            kept.append(event)
+            continue
+        key = tuple(event[start : start + length] for start, length, _ in fields)
+        total = alike.get(key)
+        if total is None:
+            alike[key] = total = bytearray(event)
+            kept.append(total)
+            continue
+        for place in counts:
+            more = int.from_bytes(total[place : place + 8], "little") + int.from_bytes(
+                event[place : place + 8], "little"
+            )
+            total[place : place + 8] = more.to_bytes(8, "little")
+    return b"".join(kept)
+
+
+def _column(events: bytes, name: str) -> "array[int]":
+    found = numbers(name, contiguous(events, name, len(events) // EVENT_SIZE))
+    assert isinstance(found, array)
+    return found

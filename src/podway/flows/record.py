@@ -1,0 +1,102 @@
+"""What is known of one flow at one moment: a record, as queries answer with it. Pure."""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Event: TypeAlias = Literal["new", "lives", "end", "drop", "changed"]
+"""What happened: a flow began, goes on (told every ten seconds), ended; a packet was dropped; a flow was judged
+anew and the verdict is another."""
+
+Verdict: TypeAlias = Literal["allowed", "denied", "dropped"]
+"""`denied` is a policy's word; `dropped` has another reason."""
+
+EVENTS: tuple[Event, ...] = ("new", "lives", "end", "drop", "changed")
+VERDICTS: tuple[Verdict, ...] = ("allowed", "denied", "dropped")
+
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
+"""Names of protocols by their numbers (IANA)."""
+
+
+class Who(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whose an address was: a pod's (with its namespace and node), a node's, or `outside` of the cluster."""
+
+    kind: Literal["pod", "node", "outside"] = "outside"
+    name: str = ""
+    namespace: str = ""
+    node: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name in one word: NAMESPACE/POD, node/NODE, or nothing."""
+        if self.kind == "pod":
+            return f"{self.namespace}/{self.name}"
+        return f"node/{self.name}" if self.kind == "node" else ""
+
+
+class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which rule spoke: its policy (`NetworkPolicy/shop/allow-web`), what it is called, and the policy's version.
+
+    `isolates` names all policies of which none allows it, where there is no rule that denies.
+    """
+
+    policy: str
+    rule: str = ""
+    revision: str = ""
+    isolates: tuple[str, ...] = ()
+
+
+class End(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One end of a flow."""
+
+    address: str
+    port: int = 0
+    who: Who = Who()
+
+    @property
+    def label(self) -> str:
+        """Its name, or its address if it has none."""
+        return self.who.label or self.address
+
+
+class FlowRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one node saw of a flow, in the direction of who called.
+
+    `time` and `began` are seconds since 1970. `sequence` counts a node's records. `direction` is seen from the
+    pod of this node: `egress` if it called, `ingress` if it was called, `local` if both are here. `message` is the
+    type and code of ICMP. Counters are those of the flow so far, of a drop those of the packets that this record
+    stands for. `path` is how packets go on from here, as far as it is known: `local`, `routed`, `vxlan`, `ipip` or
+    `stack`. `how` says of an end: `closed`, `reset`, `idle`, `unanswered`, or `evicted` by a full table. `reply`
+    says that the dropped packet went the other way. `lost` counts the events that the node lost before this one.
+    """
+
+    time: float
+    node: str
+    sequence: int
+    event: Event
+    verdict: Verdict
+    source: End
+    destination: End
+    protocol: str
+    direction: str = ""
+    reason: str = ""
+    egress: Rule | None = None
+    ingress: Rule | None = None
+    message: str = ""
+    packets: int = 0
+    octets: int = msgspec.field(default=0, name="bytes")
+    packets_back: int = 0
+    octets_back: int = msgspec.field(default=0, name="bytes_back")
+    began: float = 0.0
+    how: str = ""
+    path: str = ""
+    device: str = ""
+    reply: bool = False
+    lost: int = 0
+
+    @property
+    def speaking(self) -> Rule | None:
+        """The rule that decided: the one that denied it, or the one that allowed it last."""
+        if self.reason == "DENIED_EGRESS":
+            return self.egress
+        return self.ingress or self.egress

@@ -1,0 +1,207 @@
+"""Blocks of events: what their records say, and that nothing changes on the way to bytes and back."""
+
+import json
+import zlib
+from ipaddress import ip_address
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podway.flows import reasons
+from podway.flows.block import Block, DamagedBlock
+from podway.flows.record import Rule, Who
+from podway.kernel.bpf.flow_layout import EventKind, FlowFlag, FlowState, Hook, Reason, Way
+from tests.flows.flow_events import CLIENT, OUTSIDE, PODS, SECOND, WEB, event, names
+
+EPOCH = 1_700_000_000 * SECOND
+
+
+def test_a_new_flow_has_names_time_and_direction() -> None:
+    found = Block.of("node1", 5, event(rules=(0, 77)), names(EPOCH)).record(0)
+    assert (found.event, found.verdict, found.sequence, found.node) == ("new", "allowed", 5, "node1")
+    assert (found.time, found.began) == (1_700_000_001.0, 1_700_000_001.0)
+    assert (found.source.label, found.source.port) == ("shop/client", 40000)
+    assert (found.destination.label, found.destination.address) == ("shop/web", WEB)
+    assert (found.direction, found.protocol, found.path) == ("ingress", "tcp", "routed")
+    assert found.ingress == Rule("rule 0x0000004d")  # of which nobody could say what it meant
+
+
+@pytest.mark.parametrize(("node", "direction"), [("node1", "ingress"), ("node2", "egress"), ("node3", "")])
+def test_direction_is_seen_from_the_pod_of_the_node(node: str, direction: str) -> None:
+    assert Block.of(node, 0, event(), names()).record(0).direction == direction
+
+
+def test_what_the_called_end_sent_is_shown_in_the_direction_of_who_called() -> None:
+    data = event(
+        EventKind.FLOW_END,
+        source=WEB,
+        destination=CLIENT,
+        ports=(80, 40000),
+        flags=FlowFlag.REPLY,
+        state=FlowState.RESET,
+        counts=(4, 400, 5, 500),
+    )
+    found = Block.of("node1", 0, data, names()).record(0)
+    assert (found.source.label, found.source.port, found.destination.port) == ("shop/client", 40000, 80)
+    assert (found.packets, found.octets, found.packets_back, found.octets_back) == (5, 500, 4, 400)
+    assert (found.how, found.reply) == ("reset", False)
+
+
+def test_an_answer_that_is_dropped_says_so_and_counts_itself() -> None:
+    data = event(
+        EventKind.PACKET_DROPPED,
+        source=WEB,
+        destination=CLIENT,
+        flags=FlowFlag.REPLY,
+        reason=Reason.DENIED_INGRESS,
+        counts=(1, 60, 0, 0),
+    )
+    found = Block.of("node1", 0, data, names()).record(0)
+    assert (found.verdict, found.reason, found.reply, found.packets, found.octets) == (
+        "denied",
+        "DENIED_INGRESS",
+        True,
+        1,
+        60,
+    )
+
+
+def test_of_icmp_type_and_code_are_no_ports() -> None:
+    found = Block.of("node1", 0, event(protocol=1, ports=(5, 8 << 8)), names()).record(0)
+    assert (found.protocol, found.message, found.source.port, found.destination.port) == ("icmp", "8/0", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "how"),
+    [
+        (EventKind.FLOW_END, FlowState.CLOSED, "closed"),
+        (EventKind.FLOW_END, FlowState.RESET, "reset"),
+        (EventKind.FLOW_END, FlowState.HALF_OPEN, "unanswered"),
+        (EventKind.FLOW_END, FlowState.ASSURED, "idle"),
+        (EventKind.FLOW_EVICTED, FlowState.OPEN, "evicted"),
+        (EventKind.FLOW_LIVES, FlowState.OPEN, ""),
+    ],
+)
+def test_how_a_flow_ended(kind: EventKind, state: FlowState, how: str) -> None:
+    assert Block.of("node1", 0, event(kind, state=state), names()).record(0).how == how
+
+
+@pytest.mark.parametrize(
+    ("device", "hook", "path"),
+    [
+        ("podway-vxlan", Hook.FROM_WIRE, "vxlan"),
+        ("podway-ipip", Hook.FROM_WIRE, "ipip"),
+        ("eth0", Hook.FROM_WIRE, "routed"),
+        ("podway-vxlan6", Hook.FROM_POD, "vxlan"),
+        ("eth0", Hook.FROM_POD, "routed"),
+        ("", Hook.FROM_POD, "stack"),
+    ],
+)
+def test_path_is_by_the_device(device: str, hook: Hook, path: str) -> None:
+    said = names()
+    said.devices.append((0, 7, device))
+    way = Way.WIRE if device else Way.STACK
+    came, goes = (7, 0) if hook is Hook.FROM_WIRE else (0, 7 if device else 0)
+    data = event(EventKind.FLOW_LIVES, source=OUTSIDE, hook=hook, way=way, ifindex=came, out=goes)
+    assert Block.of("node1", 0, data, said).record(0).path == path
+
+
+def test_names_hold_from_the_record_on_at_which_they_were_learned() -> None:
+    """An address goes to another pod, a policy changes, the clock is set: former records keep what was."""
+    said = names(EPOCH)
+    said.addresses.append((2, WEB, Who("pod", "db", "shop", "node1")))
+    said.rules += [
+        (0, 77, Rule("NetworkPolicy/shop/a", revision="1")),
+        (1, 77, Rule("NetworkPolicy/shop/a", revision="9")),
+    ]
+    said.clock.append((2, EPOCH + 3600 * SECOND))
+    said.losses.append((1, 40))
+    block = Block.of("node1", 0, event(rules=(0, 77)) * 3, said)
+    found = [block.record(at) for at in range(3)]
+    assert [one.destination.label for one in found] == ["shop/web", "shop/web", "shop/db"]
+    assert [one.ingress and one.ingress.revision for one in found] == ["1", "9", "9"]
+    assert [one.time for one in found] == [1_700_000_001.0, 1_700_000_001.0, 1_700_003_601.0]
+    assert [one.lost for one in found] == [0, 40, 0]
+
+
+addresses = st.sampled_from([*PODS, OUTSIDE, "::", "2001:db8::1", "255.255.255.255"])
+numbers = st.integers(0, 2**63)
+events = st.builds(
+    event,
+    st.sampled_from(EventKind),
+    time=st.integers(0, 2**60),
+    source=addresses,
+    destination=addresses,
+    protocol=st.integers(0, 255),
+    ports=st.tuples(st.integers(0, 65535), st.integers(0, 65535)),
+    reason=st.sampled_from(Reason),
+    hook=st.sampled_from(Hook),
+    flags=st.sampled_from([FlowFlag(0), FlowFlag.REPLY, FlowFlag.INCOMING | FlowFlag.REPLY]),
+    state=st.sampled_from(FlowState),
+    counts=st.tuples(numbers, numbers, numbers, numbers),
+    made=st.integers(0, 2**60),
+    rules=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+    way=st.sampled_from(Way),
+    processor=st.integers(0, 65535),
+    lost=st.integers(0, 2**32 - 1),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(events, max_size=5), st.integers(0, 2**40))
+def test_records_of_a_sealed_block_are_those_of_the_events(several: list[bytes], offset: int) -> None:
+    """But for what is less than a microsecond."""
+    block = Block.of("node1", 9, b"".join(several), names(offset))
+    again = Block.unseal(block.seal())
+    assert (again.node, again.first, again.count) == ("node1", 9, len(several))
+    for at in range(len(several)):
+        one, other = block.record(at), again.record(at)
+        assert abs(one.time - other.time) <= 2e-6 * max(1, one.time * 1e-9)
+        assert abs(one.began - other.began) <= 2e-6 * max(1, one.began * 1e-9)
+        shown = {"time": 0.0, "began": 0.0}
+        assert msgspec.structs.replace(one, **shown) == msgspec.structs.replace(other, **shown)
+
+
+def test_a_block_of_a_former_version_has_nothing_in_fields_that_came_later() -> None:
+    """And one of a later version has fields that nobody here asks for."""
+    data = Block.of("node1", 0, event(out=7, way=Way.WIRE, hook=Hook.FROM_POD) * 3, names()).seal()
+    at = data.index(b"\n") + 1
+    length = int.from_bytes(data[at : at + 4], "big")
+    head = json.loads(zlib.decompress(data[at + 8 : at + 8 + length]))
+    for column in head["columns"]:
+        if column[0] == "out":
+            column[0] = "something_else"
+    packed = zlib.compress(json.dumps(head).encode())
+    sizes = len(packed).to_bytes(4, "big") + zlib.crc32(packed).to_bytes(4, "big")
+    changed = data[:at] + sizes + packed + data[at + 8 + length :]
+    block = Block.unseal(changed)
+    assert list(block.column("out")) == [0, 0, 0]
+    assert block.record(2).destination.port == 80
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_damage_is_noticed(data: st.DataObject) -> None:
+    whole = Block.of("node1", 0, event() * 3, names()).seal()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    damaged = whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
+    with pytest.raises(DamagedBlock):
+        Block.unseal(damaged)
+    with pytest.raises(DamagedBlock):
+        Block.unseal(whole[:at])
+
+
+def test_every_reason_has_words() -> None:
+    for name in reasons.names():
+        assert reasons.words_of(name) not in ("", name)
+    assert reasons.name_of(200) == "REASON_200"
+    assert reasons.words_of("REASON_200") == "REASON_200"
+
+
+def test_addresses_of_both_families_are_written_as_people_write_them() -> None:
+    six = "fd00::1"
+    found = Block.of("node1", 0, event(source=six, destination="fd00::2"), names()).record(0)
+    assert ip_address(found.source.address) == ip_address(six)
+    assert found.source.label == six

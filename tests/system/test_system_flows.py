@@ -1,0 +1,208 @@
+"""What nodes record of flows, and how it is asked for: of real connections, by real agents."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.patience import PATIENCE, eventually
+from tests.system.policy_lab import FAMILIES, PolicyLab
+from tests.system.system_lab import SystemLab
+
+pytestmark = pytest.mark.kernel
+
+PORT = 80
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[PolicyLab]:
+    """Two nodes with a pod each, web on the first and client on the second; the engine was off before."""
+    lab = SystemLab()
+    lab.up(2)
+    try:
+        off = lab.podway("flows", check=False)
+        made = PolicyLab(lab)
+        made.run("web", "node1", PORT, labels={"app": "web"})
+        made.run("client", "node2", labels={"app": "client"})
+        made.off = off  # type: ignore[attr-defined]
+        yield made
+        made.close()
+    finally:
+        lab.down()
+
+
+def flows(lab: PolicyLab, *options: str) -> list[dict[str, Any]]:
+    """The records that are found."""
+    text = lab.lab.podway("flows", *options, "-o", "jsonl", check=False)
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def connect(lab: PolicyLab, family: int = socket.AF_INET) -> int:
+    """Connect from client to web, if it can be, and reset that; return the port that it was from."""
+    with lab.pods["client"].open(family) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
+        with contextlib.suppress(TimeoutError):
+            client.connect((lab.pods["web"].address(family), PORT))
+        return int(client.getsockname()[1])
+
+
+def of(lab: PolicyLab, port: int, *options: str) -> list[dict[str, Any]]:
+    """The records of a connection from a port."""
+    return [one for one in flows(lab, *options) if one["source"].get("port") == port]
+
+
+def test_where_the_engine_is_off_that_is_said_and_what_to_do(lab: PolicyLab) -> None:
+    said = lab.off  # type: ignore[attr-defined]
+    assert "flows are not recorded on node1, node2: the flow engine, which tells of flows, is off" in said
+    assert "podway set config dataPath=ebpf" in said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_is_seen_by_both_nodes_with_the_names_of_both_pods(lab: PolicyLab, family: int) -> None:
+    port = connect(lab, family)
+
+    def seen() -> bool:
+        found = [one for one in of(lab, port) if one["event"] in ("new", "end")]
+        assert {(one["node"], one["event"]) for one in found} == {
+            (node, event) for node in ("node1", "node2") for event in ("new", "end")
+        }
+        for one in found:
+            assert one["source"]["who"] == {
+                "kind": "pod",
+                "name": "client",
+                "namespace": "default",
+                "node": "node2",
+            }
+            assert one["destination"]["who"]["name"] == "web"
+            assert (one["verdict"], one["protocol"], one["destination"]["port"]) == ("allowed", "tcp", PORT)
+            assert one["direction"] == ("ingress" if one["node"] == "node1" else "egress")
+            if one["event"] == "end":
+                assert one["packets"] >= 2
+                assert one["packets_back"] >= 1
+        return True
+
+    eventually(seen)
+
+
+def test_a_denied_connection_names_the_policy_that_isolates_and_who_allows_is_named_too(lab: PolicyLab) -> None:
+    lab.policy("closed", podSelector={"matchLabels": {"app": "web"}})
+
+    def denied() -> bool:
+        port = connect(lab)
+        eventually(lambda: any(one["event"] == "drop" for one in of(lab, port, "--verdict", "denied")), within=3)
+        [*_, one] = of(lab, port, "--policy", "default/closed")
+        assert (one["node"], one["event"], one["reason"]) == ("node1", "drop", "DENIED_INGRESS")
+        assert one["ingress"]["isolates"] == ["NetworkPolicy/default/closed"]
+        assert one["ingress"]["revision"]
+        return True
+
+    eventually(denied)
+    text = lab.lab.podway("flows", "--verdict", "denied")
+    assert "DENIED_INGRESS: isolated by NetworkPolicy/default/closed, and no rule allows it" in text
+    rows = json.loads(lab.lab.podway("flows", "--by", "policy", "-o", "json"))["items"]
+    assert any(row["key"] == "NetworkPolicy/default/closed" and row["denied"] for row in rows)
+
+    peers = [{"podSelector": {"matchLabels": {"app": "client"}}}]
+    lab.policy("closed", podSelector={"matchLabels": {"app": "web"}}, ingress=[{"from": peers}])
+
+    def allowed() -> bool:
+        port = connect(lab)
+        found = of(lab, port, "--policy", "closed", "--verdict", "allowed", "--node", "node1")
+        assert found
+        assert found[0]["ingress"]["rule"] == "ingress[0]"
+        return True
+
+    eventually(allowed)
+    lab.forget_policies()
+
+
+def test_what_a_killed_agent_had_written_is_there_and_what_came_meanwhile_too_all_of_it_once(
+    lab: PolicyLab,
+) -> None:
+    before = connect(lab)
+    eventually(lambda: of(lab, before, "--node", "node1"))
+    lab.lab.kill_agent("node1")
+    meanwhile = connect(lab)
+    lab.lab.start_agent("node1")
+    after = connect(lab)
+    for port in (before, meanwhile, after):
+
+        def once(port: int = port) -> bool:
+            found = of(lab, port, "--node", "node1", "--last", "1000")
+            assert sorted(one["event"] for one in found if one["event"] != "lives") == ["end", "new"]
+            assert all(one["source"]["who"]["name"] == "client" for one in found)
+            return True
+
+        eventually(once)
+    assert lab.lab.status("node1")["flows"]["lost"] == 0
+
+
+def test_a_node_that_does_not_answer_is_said_and_the_rest_is_shown(lab: PolicyLab) -> None:
+    port = connect(lab)
+    eventually(lambda: of(lab, port, "--node", "node1"))
+    lab.lab.kill_agent("node2")
+    try:
+        text = lab.lab.podway("flows", "--last", "50", check=False)
+        assert "node2/agent.sock" in text
+        assert f":{port} " in text
+    finally:
+        lab.lab.start_agent("node2")
+    assert flows(lab, "--node", "node2")
+
+
+def test_nodes_are_asked_over_the_network_too_and_filters_hold_there(lab: PolicyLab) -> None:
+    port = connect(lab)
+    options = ("--remote", "--pod", "client", "--port", str(PORT), "-l", "app=web", "-n", "default")
+    eventually(lambda: {one["node"] for one in of(lab, port, *options)} == {"node1", "node2"})
+    assert not of(lab, port, *options, "--protocol", "udp")
+    assert not of(lab, port, "-l", "app=nobody")
+    assert not of(lab, port, "--to", "default/client")
+
+
+def test_flows_are_followed_until_somebody_ends_it(lab: PolicyLab) -> None:
+    command = [sys.executable, "-m", "podway", "--lab", lab.lab.name, "flows", "--follow", "--event", "new"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as told:
+        assert told.stdout
+        seen: list[str] = []
+
+        def heard() -> bool:
+            port = connect(lab)
+            for line in told.stdout or ():
+                seen.append(line)
+                if f"default/client:{port} " in line:
+                    return True
+            return False
+
+        assert heard(), seen
+        told.send_signal(signal.SIGINT)
+        assert told.wait(PATIENCE) == 130
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--since", "soon"), "--since: cannot read 'soon'"),
+        (("--reason", "bad-luck"), "there are MALFORMED"),
+        (("--protocol", "tcpp"), "--protocol: 'tcpp'"),
+        (("--cidr", "10.0.0.0/33"), "--cidr"),
+        (("--from", "a/b/c"), "--from"),
+        (("--follow", "-o", "json"), "-o jsonl"),
+        (("--follow", "--by", "pod"), "--follow goes on"),
+        (("--top", "3"), "--by"),
+        (("-l", "a=b=c"), "-l: cannot read"),
+        (("--node", "node9"), "there is no node 'node9'"),
+    ],
+)
+def test_what_cannot_be_asked(lab: PolicyLab, options: tuple[str, ...], said: str) -> None:
+    assert said in lab.lab.podway("flows", *options, check=False)
