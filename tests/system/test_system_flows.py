@@ -1,5 +1,6 @@
 """What nodes record of flows, and how it is asked for: of real connections, by real agents."""
 
+import base64
 import contextlib
 import json
 import os
@@ -8,11 +9,16 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.cli.sysdump import ASKED
+from podway.lab.agents import LOG
 from tests.patience import PATIENCE, eventually
 from tests.system.policy_lab import FAMILIES, PolicyLab
 from tests.system.system_lab import SystemLab
@@ -206,3 +212,64 @@ def test_flows_are_followed_until_somebody_ends_it(lab: PolicyLab) -> None:
 )
 def test_what_cannot_be_asked(lab: PolicyLab, options: tuple[str, ...], said: str) -> None:
     assert said in lab.lab.podway("flows", *options, check=False)
+
+
+def dumped(path: Path) -> dict[str, str]:
+    """The files of a dump."""
+    found = {}
+    with tarfile.open(path) as archive:
+        for entry in archive:
+            file = archive.extractfile(entry)
+            assert file
+            found[entry.name.removeprefix("podway-sysdump/")] = file.read().decode()
+    return found
+
+
+def test_a_dump_has_what_helps_and_no_secret_in_it(lab: PolicyLab, tmp_path: Path) -> None:
+    password = "correct horse battery staple"
+    encoded = base64.b64encode(password.encode()).decode()
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": "bgp",
+            "namespace": "default",
+            "annotations": {"last-applied": json.dumps({"data": encoded})},
+        },
+        "data": {"password": encoded},
+    }
+    lab.apply(manifest)
+    authority = lab.lab.store(lambda store: store.get(ClusterAuthority, ClusterAuthority.ONLY))
+    keys = [line for one in authority.spec.authorities for line in one.private_key.splitlines()[1:-1]]
+    assert keys
+    with (lab.lab.run_dir("node1") / LOG).open("a") as log:
+        log.write(f"peer password={password}\n")
+    path = tmp_path / "dump.tar.gz"
+    said = lab.lab.podway("sysdump", "-o", str(path), "--no-doctor")
+    assert str(path) in said
+    assert path.stat().st_mode & 0o777 == 0o600
+    files = dumped(path)
+    wanted = [f"nodes/{node}/{name}.json" for node in ("node1", "node2") for name in ASKED]
+    assert {"README.txt", "cluster.json", "nodes/node1/agent.log", *wanted} == files.keys() - {
+        "nodes/node2/agent.log"
+    }
+    for name, text in files.items():
+        for secret in (password, encoded, *keys):
+            assert secret not in text, name
+    assert json.loads(files["nodes/node1/status.json"])["node"] == "node1"
+    (tmp_path / "cluster.json").write_text(files["cluster.json"])
+    assert "client" in lab.lab.podway("--store", f"snapshot:{tmp_path / 'cluster.json'}", "get", "pods", "-A")
+
+
+def test_a_dump_says_what_it_lacks(lab: PolicyLab, tmp_path: Path) -> None:
+    lab.lab.kill_agent("node2")
+    try:
+        path = tmp_path / "dump.tar.gz"
+        said = lab.lab.podway("sysdump", "-o", str(path), "--no-doctor", check=False)
+        assert "not in the dump: status of node2" in said
+        files = dumped(path)
+        assert "status of node2" in files["README.txt"]
+        assert "nodes/node1/status.json" in files
+    finally:
+        lab.lab.start_agent("node2")
+    assert "No such file" in lab.lab.podway("sysdump", "-o", str(tmp_path / "no/dump"), "--no-doctor", check=False)

@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "flows": ("podway.cli.flows:flows", "Show who speaks to whom, what is dropped and why, live and past."),
     "policy": ("podway.cli.policy:policy", "Say what network policies mean; nothing enforces them yet."),
     "doctor": ("podway.cli.doctor:doctor", "Find what is wrong on the nodes, and what to do about it."),
+    "sysdump": (
+        "podway.cli.sysdump:sysdump",
+        "Write all that somebody needs to help into one file, without secrets.",
+    ),
     "status": ("podway.cli.agent:status", "Show how the agents are: store, BIRD, leases, drift."),
     "install": ("podway.cli.host:install", "Install the plugin and the agent's unit on this host."),
     "uninstall": ("podway.cli.host:uninstall", "Remove Podway from this host, and set back what it changed."),
