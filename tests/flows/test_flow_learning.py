@@ -66,7 +66,7 @@ def test_losses_are_noted_for_each_processor_before_the_record_that_tells_of_the
 
 def test_losses_go_on_after_another_agent_and_when_the_counter_turns() -> None:
     learner = Learner()
-    learner.remember(event(lost=2**32 - 2, processor=0))
+    learner.remember(event(lost=2**32 - 2, processor=0) + event(lost=2**32 - 9, processor=0))
     assert learn(learner, event(lost=3, processor=0), NOTHING).losses == [(0, 5)]
 
 

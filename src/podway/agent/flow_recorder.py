@@ -146,8 +146,17 @@ class FlowRecorder:
                 time.sleep(0)
                 return time.monotonic() > deadline
 
-            found: dict[str, Any] = msgspec.to_builtins(work(pause))
-            return found
+            found = work(pause)
+            # Piece by piece, for who encodes all of it at once holds the interpreter as long as that takes.
+            many = found.records if isinstance(found, Answer) else found.rows
+            pieces = []
+            for one in many:
+                pieces.append(msgspec.json.encode(one))
+                if not len(pieces) % 100:
+                    time.sleep(0)
+            told = {name: getattr(found, name) for name in found.__struct_fields__}
+            told["records" if isinstance(found, Answer) else "rows"] = msgspec.Raw(b"[%b]" % b",".join(pieces))
+            return told
 
         found = await asyncio.get_running_loop().run_in_executor(self._readers, answer)
         return {**found, "note": self._why_not(), "now": time.time()}

@@ -239,7 +239,10 @@ class _Heard(NamedTuple):
     silent: dict[str, AgentError]
 
 
-def _hear(asked: Mapping[str, Ask], params: Mapping[str, Any], after: Mapping[str, int] | None = None) -> _Heard:
+def _hear(
+    asked: Mapping[str, Ask], params: Mapping[str, Any], after: Mapping[str, int] | None = None, since: float = 0.0
+) -> _Heard:
+    """Ask all for records: with `after` for those from each node's number on, or `since` where none is known."""
     import msgspec
 
     from podway.flows.record import FlowRecord
@@ -247,7 +250,8 @@ def _hear(asked: Mapping[str, Ask], params: Mapping[str, Any], after: Mapping[st
     def about(node: str, ask: Ask) -> Ask:
         if after is None:
             return ask
-        return lambda method, **more: ask(method, **more, after=after.get(node, 0) - 1)
+        begin = {"after": after[node] - 1} if node in after else {"since": since}
+        return lambda method, **more: ask(method, **more, **begin)
 
     heard = _Heard([], {}, [], {})
     before = time.time()
@@ -322,11 +326,11 @@ def _follow(
     heard: _Heard,
     write: Callable[[Sequence["FlowRecord"]], None],
 ) -> None:
-    following, silent, notes = dict(heard.following), set(heard.silent), heard.notes
+    following, silent, notes, began = dict(heard.following), set(heard.silent), heard.notes, time.time()
     wanted = {name: value for name, value in params.items() if name != "since"}
     while True:
         time.sleep(FOLLOW)
-        more = _hear(asked, wanted, following)
+        more = _hear(asked, wanted, following, began)
         for node in more.silent.keys() - silent:
             click.echo(f"podway: {plain(more.silent[node].message)}", err=True)
         for node in silent - more.silent.keys():
@@ -334,6 +338,8 @@ def _follow(
         for note in more.notes:
             if note not in notes:
                 click.echo(f"podway: {note}", err=True)
+        if len(more.records) >= params["limit"]:
+            click.echo("podway: more came than can be shown: filters find what matters", err=True)
         notes, silent = more.notes, set(more.silent)
         following.update(more.following)
         write(more.records)

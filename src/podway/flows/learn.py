@@ -54,9 +54,9 @@ class Learner:
         self._said, self._clock = ({}, {}, {}), None
 
     def remember(self, events: bytes) -> None:
-        """Take how many events processors had lost by the time of these, which somebody else told of."""
-        lost, processors = _column(events, "lost"), _column(events, "processor")
-        self._lost.update(zip(processors, lost, strict=True))
+        """Take how many events processors had lost by the time of these, in any order, which are known already."""
+        for one, count in zip(_column(events, "processor"), _column(events, "lost"), strict=True):
+            self._lost[one] = max(count, self._lost.get(one, 0))
 
     def ask(self, events: bytes) -> Asked:
         """Return what has to be known of events."""

@@ -161,6 +161,10 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             numbers = {_NUMBERS.get(one, -1) for one in self._protocols}
             numbers |= {int(one) for one in self._protocols if one.isdigit()}
             chosen = [one and each in numbers for one, each in zip(chosen, block.column("protocol"), strict=True)]
+        if self.ports:
+            ports = set(self.ports)
+            pairs = zip(block.column("source_port"), block.column("destination_port"), strict=True)
+            chosen = [one and (a in ports or b in ports) for one, (a, b) in zip(chosen, pairs, strict=True)]
         for places in self._all_places:
             # A record is in the direction of who called, an event in that of its packet: either end may be meant.
             if places:
