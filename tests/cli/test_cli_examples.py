@@ -68,6 +68,19 @@ NOT_RUN = {
     'podway completion zsh > "${fpath[1]}/_podway"': OWN_DIRECTORIES,
     "podway completion fish > ~/.config/fish/completions/podway.fish": OWN_DIRECTORIES,
 }
+FLOWS = "shows nothing but why where the engine is off; tests/system/test_system_flows.py asks where it works"
+SERVES = "serves for ever, by an API server; tests/system/test_system_kubernetes.py runs it"
+NOT_RUN |= {
+    "podway controller --store kubernetes:": SERVES,
+    "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug": SERVES,
+    "podway flows --follow --verdict denied": FLOWS,
+    "podway flows --since 10m --pod shop/web --port 80": FLOWS,
+    "podway flows --since 1h --from 'shop/*' --to 192.0.2.0/24 -o wide": FLOWS,
+    "podway flows --policy shop/deny-all --last 20": FLOWS,
+    "podway flows --by pod --verdict denied --top 10": FLOWS,
+    "podway flows --since 10m -o jsonl": FLOWS,
+    "podway --store kubernetes: sysdump --no-doctor": "needs an API server; of a lab it is run below",
+}
 STATUS = {"podway plan -f pools.yaml --exit-code": 3, "podway get routes node1 --watch": 124}
 """What ends with another exit status than 0; the last is that of timeout(1), which ends it."""
 
@@ -120,6 +133,10 @@ podway policy lint
 podway doctor --list
 podway doctor node1 node2 -o json
 podway doctor
+podway flows
+podway flows --by policy --since 1h
+podway sysdump
+podway sysdump -o dump.tar.gz
 + echo '{POOL % NOBODYS}' > pools.yaml; cp pools.yaml change.yaml
 + podway get config default -o yaml > config.yaml
 podway plan -f pools.yaml

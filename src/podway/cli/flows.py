@@ -66,7 +66,7 @@ def _complete_reasons(ctx: click.Context, param: click.Parameter, incomplete: st
         "podway flows --policy shop/deny-all --last 20",
         "podway flows --by policy --since 1h",
         "podway flows --by pod --verdict denied --top 10",
-        "podway flows --since 10m -o jsonl | jq .reason",
+        "podway flows --since 10m -o jsonl               # a record a line, for pipes",
     )
 )
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until ^C.")

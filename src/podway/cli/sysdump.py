@@ -41,7 +41,7 @@ Part: TypeAlias = tuple[str, str]
 @click.command(
     epilog=examples(
         "podway sysdump",
-        "podway sysdump -o /tmp/dump.tar.gz",
+        "podway sysdump -o dump.tar.gz",
         "podway --store kubernetes: sysdump --no-doctor",
     )
 )
