@@ -234,7 +234,7 @@ def test_a_status_is_written_apart(api_server: ApiServer) -> None:
 
 def test_each_own_kind_is_defined_and_no_other() -> None:
     assert {kind.KIND for kind in own_kinds()} == {
-        *("AddressBlock", "BGPPeer", "ClusterAuthority", "IPPool", "NetworkConfig")
+        *("AddressBlock", "BGPPeer", "ClusterAuthority", "IPPool", "NetworkConfig", "NodeCertificate")
     }
     for kind in own_kinds():
         assert definition(kind)["spec"]["names"]["kind"] == kind.KIND

@@ -8,7 +8,7 @@ no write, so starting the agent on a correct node changes nothing, and stopping 
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 import structlog
@@ -29,7 +29,6 @@ from podway.agent.lastknown import LastKnown
 from podway.agent.learned import LearnedRoutes
 from podway.agent.losses import ReflectorWatch
 from podway.agent.membership import Membership
-from podway.agent.metrics import AgentMetrics
 from podway.agent.offload import OffloadTest
 from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
@@ -50,7 +49,6 @@ from podway.kernel.events import Watcher
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
-from podway.metrics.server import MetricsServer, parse_endpoint
 from podway.plan.uplink_choice import Choice
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.reconciler import Reconciler
@@ -207,7 +205,7 @@ class Agent:
         return self._membership.present(view, choice.uplink.addresses), choice, versions, None
 
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
-        metrics = await self._serve_metrics(server)
+        stop_measuring = await self._serve_metrics(server)
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -253,15 +251,19 @@ class Agent:
             for task in running:
                 task.cancel()
         loop.remove_reader(self._watcher)
-        metrics.close()
+        stop_measuring()
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
 
-    async def _serve_metrics(self, requests: CniServer) -> MetricsServer:
-        """Serve metrics, if that is wanted. Raises AgentError if the address cannot be listened at."""
+    async def _serve_metrics(self, requests: CniServer) -> Callable[[], None]:
+        """Serve metrics, if that is wanted; return what ends it. Raises AgentError if nobody can listen there."""
+        if not self._options.metrics:
+            return lambda: None
+        from podway.agent.metrics import AgentMetrics
+        from podway.metrics.server import MetricsServer, parse_endpoint
+
         served = MetricsServer(AgentMetrics(self._components(), requests).collect)
-        if self._options.metrics:
-            await served.start(*parse_endpoint(self._options.metrics))
-        return served
+        await served.start(*parse_endpoint(self._options.metrics))
+        return served.close
 
     async def _find_pod(self, namespace: str, name: str) -> Pod | None:
         try:
