@@ -20,7 +20,7 @@ def kept(run_dir: Path, view: ClusterView) -> ClusterView:
 def test_pods_are_kept_where_policies_are_enforced(tmp_path: Path) -> None:
     found = kept(tmp_path, ClusterView.of([WEB, builders.config(data_path="ebpf")]))
     assert len(found.tables["Pod"]) == 1
-    assert not found.unlisted
+    assert not found.unjudged
 
 
 def test_who_was_still_listing_says_nothing_of_what_there_is(tmp_path: Path) -> None:
@@ -29,13 +29,13 @@ def test_who_was_still_listing_says_nothing_of_what_there_is(tmp_path: Path) -> 
         view = view.relisted(kind, [WEB] if kind is type(WEB) else [])
     found = kept(tmp_path, view)
     assert not found.tables["Pod"]
-    assert found.unlisted == {kind.KIND for kind in JUDGING}
+    assert found.unjudged == {kind.KIND for kind in JUDGING}
 
 
 def test_without_policies_no_pod_is_kept(tmp_path: Path) -> None:
     found = kept(tmp_path, ClusterView.of([WEB, builders.config()]).unfollowed())
     assert not found.tables["Pod"]
-    assert found.unlisted
+    assert found.unjudged
 
 
 def test_what_was_no_fact_is_none_for_the_next_agent_either(tmp_path: Path) -> None:

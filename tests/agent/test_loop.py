@@ -681,7 +681,7 @@ def test_pods_and_policies_are_followed_only_while_policies_are_to_be_enforced(
         await one.reconciler.settled()
         assert not listed
         assert not known()
-        assert one.state.view.unlisted == judging
+        assert one.state.view.unjudged == judging
         for number in range(1, 3):  # a second time as the first
             await switch("ebpf")
             await eventually(lambda: one.reconciler.enforcement.in_force)
@@ -720,7 +720,7 @@ def test_nothing_is_enforced_and_nobody_let_in_before_it_is_known_what_there_is(
         await enforcement.admit("x/web", "", find)
         monkeypatch.setattr(MemoryStore, "list", slow)
         await cluster.store.patch(NetworkConfig, "default", {"spec": {"dataPath": "ebpf"}})
-        await eventually(lambda: one.state.view.unlisted == {"NetworkPolicy"})
+        await eventually(lambda: one.state.view.unjudged == {"NetworkPolicy"})
         await one.reconciler.settled()
         assert not enforcement.in_force
         assert "NetworkPolicy" in enforcement.status()["problem"]

@@ -71,6 +71,16 @@ items:
   kind: ClusterNetworkPolicy
   metadata: {name: guests}
   spec: {tier: Admin, priority: 10, subject: {namespaces: {}}}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: web, namespace: default}
+  spec: {selector: {app: web}, clusterIP: 10.96.0.10, ports: [{port: 80}]}
+- apiVersion: discovery.k8s.io/v1
+  kind: EndpointSlice
+  metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}
+  addressType: IPv4
+  endpoints: [{addresses: [10.244.1.1]}]
+  ports: [{port: 80}]
 - apiVersion: podway.io/v1
   kind: ClusterAuthority
   metadata: {name: default}

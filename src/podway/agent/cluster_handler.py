@@ -69,12 +69,12 @@ class ClusterHandler:
         view = self._encapsulation.as_advertised(self._membership.present(view, state.uplink.addresses))
         if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.trigger()
-        if view.unlisted != before.unlisted or any(to_be_kept(change, node) for change in changes):
+        if view.unjudged != before.unjudged or any(to_be_kept(change, node) for change in changes):
             self._last_known.trigger()
         if not any(map(alters_plans, changes)):
             state.view = view
             self._reconciler.heard_of_policies(changes)
-            if (view.enforces, view.unsettled) != (before.enforces, before.unsettled):
+            if (view.followed, view.unsettled) != (before.followed, before.unsettled):
                 self._reconciler.wake()  # settings that nobody could read are gone, say
             return
         removed = node in before.nodes and node not in view.nodes

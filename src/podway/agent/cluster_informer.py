@@ -1,7 +1,8 @@
 """Informs an agent of the cluster: every change of a kind once, in order, many at a time where many come.
 
 Each kind has an informer of its own, and there is no order among kinds. Pods and policies, of which a cluster may
-have very many, are followed only while NetworkConfig has policies enforced.
+have very many, are followed only while NetworkConfig has policies enforced, and Services and their endpoints only
+while it has them served.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from podway.api.checked import RejectedObject
 from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.setting_aside import RANGED, consistent, needs_a_look
-from podway.cluster.view import JUDGING, PLANNED, ClusterView
+from podway.cluster.view import OPTIONAL, PLANNED, ClusterView
 from podway.reconcile.state import NodeState
 from podway.store.base import Event, Everything, Listing, Store, list_all
 from podway.store.informer import Informer
@@ -40,16 +41,17 @@ async def first_view(store: Store, former: ClusterView | None = None) -> tuple[C
     """
     listing = await list_all(store, PLANNED)
     view = ClusterView.of(listing.items, rejected=listing.rejected, former=former)
-    if not view.enforces:
+    followed = view.followed
+    if not followed:
         return consistent(view.unfollowed(), former), listing.versions
-    more = await list_all(store, JUDGING)
+    more = await list_all(store, followed)
     every = Everything(
         (*listing.items, *more.items),
         (*listing.rejected, *more.rejected),
         {**listing.versions, **more.versions},
     )
     view = ClusterView.of(every.items, rejected=every.rejected, former=former)
-    return consistent(view, former), every.versions
+    return consistent(view.unfollowed(set(OPTIONAL).difference(followed)), former), every.versions
 
 
 class ClusterInformer:
@@ -74,10 +76,12 @@ class ClusterInformer:
         self._queue: list[_Queued] = []
         self._arrived = asyncio.Event()
         self._informers = [self._informer(kind, versions.get(kind.KIND)) for kind in PLANNED]
-        self._judging = {kind: self._informer(kind, versions.get(kind.KIND)) for kind in JUDGING}
+        self._optional = {
+            kind: self._informer(kind, versions[kind.KIND]) for kind in OPTIONAL if kind.KIND in versions
+        }
         """Those that know where to begin: a later switch begins with a listing."""
-        self._following: list[asyncio.Task[None]] = []
-        """Those at work that are followed only while policies are enforced."""
+        self._following: dict[type[Resource], asyncio.Task[None]] = {}
+        """Those at work that are followed only while settings ask for it."""
 
     def _informer(self, kind: type[Resource], version: str | None) -> Informer:
         return Informer(
@@ -91,29 +95,30 @@ class ClusterInformer:
 
     async def run(self) -> None:
         """Follow for ever."""
-        self._following = []  # a task that failed took the former ones along
+        self._following = {}  # a task that failed took the former ones along
         async with asyncio.TaskGroup() as tasks:
             for informer in self._informers:
                 tasks.create_task(informer.run())
-            self._follow_policies(tasks)
+            self._follow_settings(tasks)
             tasks.create_task(self._deliver(tasks))
 
-    def _follow_policies(self, tasks: asyncio.TaskGroup) -> None:
-        """Begin or end to follow what only matters where policies are enforced, as the view asks."""
+    def _follow_settings(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin or end to follow what only matters with certain settings, as the view asks."""
         state = self._state
-        if state.view.enforces:
-            if not self._following:
-                followed = self._judging or {kind: self._informer(kind, None) for kind in JUDGING}
-                self._judging = followed
-                self._following = [tasks.create_task(informer.run()) for informer in followed.values()]
-            return
-        for task in self._following:
-            task.cancel()
-        for kind in JUDGING if self._following else ():
+        wanted = state.view.followed
+        for kind in wanted:
+            if kind not in self._following:
+                informer = self._optional.setdefault(kind, self._informer(kind, None))
+                self._following[kind] = tasks.create_task(informer.run())
+        ended = [kind for kind in self._following if kind not in wanted]
+        for kind in ended:
+            self._following.pop(kind).cancel()
             self._contact.reached(kind.KIND)  # whether it could be asked for them matters to nobody
-        self._following, self._judging = [], {}
-        self._queue = [each for each in self._queue if each.kind not in JUDGING]
-        state.view = state.view.unfollowed()
+        unwanted = [kind for kind in OPTIONAL if kind not in wanted]
+        for kind in unwanted:
+            self._optional.pop(kind, None)
+        self._queue = [each for each in self._queue if each.kind not in unwanted]
+        state.view = state.view.unfollowed(unwanted)
 
     def _enqueue(self, kind: type[Resource], one: Event | Listing[Resource]) -> None:
         self._queue.append(_Queued(kind, one))
@@ -132,7 +137,7 @@ class ClusterInformer:
                 self._queue = queued + self._queue
                 self._arrived.set()
                 raise
-            self._follow_policies(tasks)
+            self._follow_settings(tasks)
             await asyncio.sleep(TOGETHER)
 
     async def _hand_on(self, queued: Sequence[_Queued]) -> None:

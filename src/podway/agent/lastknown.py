@@ -21,7 +21,7 @@ from podway.agent.identity import kernel_instance
 from podway.api.checked import RejectedObject, check, key_in
 from podway.api.kinds import KINDS
 from podway.api.resource import Resource, api_version, key
-from podway.cluster.view import JUDGING, ClusterView
+from podway.cluster.view import OPTIONAL, SERVING, ClusterView
 from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
@@ -60,7 +60,7 @@ class LastKnown:
             elif read is not None:
                 found.append(read)
         view = ClusterView.of(found, rejected=rejected)
-        return view if kept.judging and view.enforces else view.unfollowed()
+        return view.unfollowed(SERVING) if kept.judging and view.enforces else view.unfollowed()
 
     def trigger(self) -> None:
         """Ask for the file to be written: something else is known."""
@@ -78,7 +78,7 @@ class LastKnown:
     def _write(self, view: ClusterView) -> None:
         # Up to an empty list: `[]}`.
         head = msgspec.json.encode(
-            _File(kernel_instance(), self._store, judging=not view.unlisted, rejected=list(_rejected(view)))
+            _File(kernel_instance(), self._store, judging=not view.unjudged, rejected=list(_rejected(view)))
         )
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)  # else it would keep its mode
@@ -111,8 +111,11 @@ class _File(msgspec.Struct, rename="camel"):
 
 
 def _objects(view: ClusterView) -> Iterator[Resource]:
-    """Yield a view's objects that may be written down."""
-    left_out = {kind.KIND for kind in JUDGING} if view.unlisted else set()
+    """Yield a view's objects that may be written down.
+
+    Not Services and endpoints, which may be hundreds of thousands: the data path keeps what came of them.
+    """
+    left_out = {kind.KIND for kind in (OPTIONAL if view.unjudged else SERVING)}
     for name, table in view.tables.items():
         if KINDS[name].LEAVES_STORE and name not in left_out:
             yield from table.values()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from types import MappingProxyType
 from typing import Any
 
@@ -87,6 +87,22 @@ def parse_address(text: str) -> Address:
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")
     return ip_address(text)
+
+
+def parse_legacy_address(text: str) -> Address:
+    """Parse an address as Services and endpoints may have it, from the time before its form was checked.
+
+    `010.0.0.1` has decimal numbers, and an IPv4-mapped address is the IPv4 address (Kubernetes: KEP-4858,
+    ParseIPSloppy). Raises ValueError.
+    """
+    if ":" not in text:
+        parts = text.split(".")
+        if len(parts) == 4 and all(
+            part.isascii() and part.isdecimal() and len(part) <= MAX_DIGITS for part in parts
+        ):
+            text = ".".join(str(int(part)) for part in parts)
+    address = parse_address(text)
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
 def parse_interface(text: str) -> Interface:

@@ -6,6 +6,7 @@ from podway.api.kinds import KINDS
 from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.endpoint_slice import EndpointSlice
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig
@@ -22,11 +23,13 @@ from podway.api.kinds.node import (
 )
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
+from podway.api.kinds.service import Service
 from podway.cluster.change import Change
 
 _ROUTING = frozenset({IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND, Secret.KIND})
 _POLICIES = frozenset({NetworkPolicy.KIND, ClusterNetworkPolicy.KIND})
-_UNPLANNED = frozenset({Node.KIND, ClusterAuthority.KIND, Pod.KIND, *_POLICIES})
+_SERVICES = frozenset({Service.KIND, EndpointSlice.KIND})
+_UNPLANNED = frozenset({Node.KIND, ClusterAuthority.KIND, Pod.KIND, *_POLICIES, *_SERVICES})
 """Kinds of the view of which not every change alters a plan; policies and pods alter only what enforces them."""
 
 _PLANNED_BY = (INTERFACE_ADDRESSES, ACCEPTS, SENDS, ASN, NAT_ADDRESSES, BGP_READY, BGP_LOST)
@@ -52,6 +55,11 @@ def alters_plans(change: Change[Any]) -> bool:
 def alters_policy(change: Change[Any]) -> bool:
     """Tell whether a change may alter what connections are judged by."""
     return change.kind in _JUDGED_BY and not change.empty
+
+
+def alters_services(change: Change[Any]) -> bool:
+    """Tell whether a change may alter how Services are served."""
+    return (change.kind in _SERVICES or change.kind in (Pod.KIND, Node.KIND)) and not change.empty
 
 
 def to_be_kept(change: Change[Any], node: str) -> bool:

@@ -1,8 +1,8 @@
 """The view of the cluster that plans are made from: a frozen snapshot of all tables, advanced by changes.
 
 It holds what a node's plan depends on and nothing else. Pods and policies are in it only where policies are
-enforced: a node's own pods are in its kernel, others' are reached by their block, and there may be a hundred
-thousand.
+enforced, Services and their endpoints only where they are served: a node's own pods are in its kernel, others' are
+reached by their block, and there may be a hundred thousand.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -18,6 +18,7 @@ from podway.api.kinds.address_block import AddressBlock, block_name
 from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.endpoint_slice import EndpointSlice
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
@@ -25,6 +26,7 @@ from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
+from podway.api.kinds.service import Service
 from podway.api.resource import Key, R, Resource, key
 from podway.cluster.change import Change
 from podway.cluster.table import Table
@@ -39,7 +41,15 @@ VIEWED = tuple(_KINDS.values())
 JUDGING: tuple[type[Resource], ...] = (Pod, NetworkPolicy, ClusterNetworkPolicy)
 """Those of them on which nothing depends unless policies are enforced: agents follow them only then."""
 
-PLANNED = tuple(kind for kind in VIEWED if kind not in JUDGING)
+SERVING: tuple[type[Resource], ...] = (Service, EndpointSlice)
+"""Those on which nothing depends unless Services are served."""
+
+OPTIONAL: tuple[type[Resource], ...] = (*JUDGING, *SERVING)
+"""What agents do not follow unless settings ask for it."""
+
+_NAMES = {kinds: frozenset(kind.KIND for kind in kinds) for kinds in (JUDGING, SERVING)}
+
+PLANNED = tuple(kind for kind in VIEWED if kind not in OPTIONAL)
 """The kinds that every agent follows."""
 
 
@@ -57,7 +67,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     rejected: Mapping[Key, RejectedObject] = MappingProxyType({})
     """Objects of the store that are no facts: what the tables have of them is their last good state, if any."""
     unlisted: frozenset[str] = frozenset()
-    """Kinds (of JUDGING) of which it is not known what there is: nobody follows them, or not yet."""
+    """Kinds (of OPTIONAL) of which it is not known what there is: nobody follows them, or not yet."""
 
     @classmethod
     def of(
@@ -155,14 +165,34 @@ class ClusterView(msgspec.Struct, frozen=True):
             kind == NetworkConfig.KIND for kind, *_ in self.rejected
         )
 
-    def unfollowed(self) -> "ClusterView":
-        """Return the view of who does not follow what only matters where policies are enforced."""
-        names = frozenset(kind.KIND for kind in JUDGING)
-        if self.unlisted == names:
+    @property
+    def serves(self) -> bool:
+        """Whether Services are, or may be, to be served, for which kinds of SERVING have to be followed."""
+        return self.enforces and (self.config.services != "off" or self.unsettled)
+
+    @property
+    def followed(self) -> tuple[type[Resource], ...]:
+        """The kinds of OPTIONAL that settings ask to be followed."""
+        return (*(JUDGING if self.enforces else ()), *(SERVING if self.serves else ()))
+
+    @property
+    def unjudged(self) -> frozenset[str]:
+        """Kinds of which has to be known what there is before policies are enforced."""
+        return self.unlisted & _NAMES[JUDGING]
+
+    @property
+    def unserved(self) -> frozenset[str]:
+        """Kinds of which has to be known what there is before Services are served; their pods, too."""
+        return self.unlisted & (_NAMES[SERVING] | {Pod.KIND})
+
+    def unfollowed(self, kinds: Iterable[type[Resource]] = OPTIONAL) -> "ClusterView":
+        """Return the view of who does not follow these kinds of OPTIONAL."""
+        names = frozenset(kind.KIND for kind in kinds)
+        if names <= self.unlisted:
             return self
         tables = {**self.tables, **{name: Table({}, _KINDS[name].INDICES) for name in names}}
         rejected = {wanted: one for wanted, one in self.rejected.items() if wanted[0] not in names}
-        return msgspec.structs.replace(self, tables=tables, rejected=rejected, unlisted=names)
+        return msgspec.structs.replace(self, tables=tables, rejected=rejected, unlisted=self.unlisted | names)
 
     def relisted(
         self, kind: type[Resource], resources: Iterable[Resource], rejected: Iterable[RejectedObject] = ()

@@ -169,7 +169,7 @@ class Enforcement:
 
     def heard(self, changes: Iterable[Change[Any]]) -> bool:
         """Take changes of the cluster; tell whether there is anything to do for it."""
-        if self._state.view.unlisted:
+        if self._state.view.unjudged:
             # The store's pods and policies are not followed, or not yet: a planner misses what they do.
             self._anew = self._planner is not None
             return self._anew
@@ -262,7 +262,7 @@ class Enforcement:
 
     def _await_listing(self, pod: str) -> None:
         """Raise AgentError while policies are to be enforced and it is not known yet what there are."""
-        if self.wanted and self._state.view.unlisted and not self._can_do_without:
+        if self.wanted and self._state.view.unjudged and not self._can_do_without:
             raise AgentError(
                 f"pod {pod or '-'}: policies cannot be enforced on this node yet: {self._unlisted}",
                 hint="they are listed as soon as the store answers; see `podway status` on this node",
@@ -275,7 +275,7 @@ class Enforcement:
 
     @property
     def _unlisted(self) -> str:
-        return f"not listed yet: {', '.join(sorted(self._state.view.unlisted))}"
+        return f"not listed yet: {', '.join(sorted(self._state.view.unjudged))}"
 
     def enter(self, lease: Lease) -> None:
         """Have a pod judged whose link has just been made, before anything can pass there.
@@ -427,7 +427,7 @@ class Enforcement:
             return
         if self._anew:
             self._end()
-        if self._planner is None and self._state.view.unlisted:
+        if self._planner is None and self._state.view.unjudged:
             if self.problem != self._unlisted:
                 self._state.engine, self.problem = self._is_attached(), self._unlisted
                 log.info("policies will be enforced once they are known", problem=self.problem)

@@ -33,6 +33,9 @@ Topology: TypeAlias = Literal["auto", "mesh", "reflectors", "none"]
 DataPath: TypeAlias = Literal["auto", "ebpf", "kernel"]
 """What judges and carries pods' packets: the flow engine (docs/datapath.md), or the kernel's own forwarding."""
 
+ServiceClients: TypeAlias = Literal["off", "pods"]
+"""For whom Podway serves Services: for nobody, or for pods."""
+
 
 class ReflectorSettings(StrictRecord, frozen=True, kw_only=True):
     """Which nodes reflect routes (RFC 4456): all that the selector matches, else `count` chosen by Podway."""
@@ -90,7 +93,8 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
 
     `service_cidrs` are the ranges of Services' addresses, which are no pod's and not outside either.
     With data path `ebpf` policies are enforced; with `kernel` nothing enforces them. `auto` is `ebpf` on nodes
-    whose kernel can.
+    whose kernel can. With `services: pods` the flow engine serves Services to pods (docs/services.md); where there
+    is no flow engine, another proxy has to.
     """
 
     bgp: BgpSettings = BgpSettings()
@@ -100,6 +104,7 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     nat: NatSettings = NatSettings()
     service_cidrs: tuple[str, ...] = ()
     data_path: DataPath = "kernel"
+    services: ServiceClients = "off"
 
     @property
     def service_networks(self) -> tuple[Network, ...]:
