@@ -16,6 +16,9 @@ from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, Route
 from podway.policy.maps import Columns, Prefix, RuleKey
+from podway.services.maps import Delta as ServiceDelta
+from podway.services.maps import Entries as ServiceEntries
+from podway.services.maps import Maps as ServiceMaps
 
 
 class RecordedKind:
@@ -65,6 +68,8 @@ class RecordedFlows:
         self.refuses: Callable[[], KernelError | None] = lambda: None
         self.log: list[FlowWrites] = []
         self.ways = 0
+        self.openings = 0
+        self.services = ServiceMaps()
         self._rules: dict[RuleKey, Columns] = {}
         self._sets: dict[int, int] = {}
         self._identities: dict[Prefix, int] = {}
@@ -82,6 +87,7 @@ class RecordedFlows:
             raise error
         self.is_open = True
         fill()
+        self.openings += 1
 
     def close(self) -> None:
         self.is_open = False
@@ -119,6 +125,15 @@ class RecordedFlows:
         for entries, keys in gone:
             for key in keys:
                 del entries[key]
+
+    def read_services(self) -> Generator[None, None, ServiceEntries]:
+        yield
+        return ServiceMaps(self.services.entries).entries
+
+    def write_services(self, delta: ServiceDelta) -> Generator[None, None, None]:
+        assert self.is_open
+        yield
+        self.services.apply(delta)
 
     def look_again(self, *, ways: bool = False) -> None:
         self.ways += ways

@@ -111,6 +111,7 @@ class Reporter:
             "ipip": self._components.kernel.ipip_counters(),
             "data_path": self._components.reconciler.enforcement.status(),
             "flows": await self._components.flows.status(),
+            "services": self._components.reconciler.serving.status(),
             "offloads": self._components.offloads.status(),
             "channel": self._components.channel.status(),
             "failures": [msgspec.to_builtins(failure) for failure in self._components.supervisor.failures],

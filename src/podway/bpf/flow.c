@@ -31,11 +31,13 @@
 #include "flow/flow.h"
 #include "flow/quota.h"
 #include "flow/event.h"
+#include "flow/translate.h"
 #include "flow/way.h"
 #include "flow/judge.h"
 #include "flow/reject.h"
 #include "flow/track.h"
 #include "flow/learn.h"
+#include "flow/service.h"
 #include "flow/related.h"
 
 static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
@@ -70,6 +72,15 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 		return packet->message == ICMP_ERROR ? related(skb, packet) : of_the_link(skb, packet);
 
 	flow = bpf_map_lookup_elem(&flows, &packet->key);
+	// A Service may be newer than the flow, but not than the epoch.
+	if (hook == FROM_POD && packet->message == DATA &&
+	    (!flow || (flow->epoch != state->epoch && !(flow->flags & FLOW_REPLY)))) {
+		action = lead(skb, packet);
+		if (action == LED)
+			flow = bpf_map_lookup_elem(&flows, &packet->key);
+		else if (action != NO_SERVICE)
+			return action;
+	}
 	if (!flow || !belongs(skb, packet, flow) || !lives(&packet->key, flow, packet->now) || begins_anew(packet, flow))
 		goto new;
 	if (flow->epoch != state->epoch && !judge_again(skb, packet, flow, state))

@@ -7,7 +7,7 @@ let through in between. So they are written by changes (`FlowWrites`), in the or
 
 import errno
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from podway.api.addresses import Address, Network
 from podway.api.lease import LINK_PREFIX
@@ -24,6 +24,7 @@ from podway.kernel.bpf.flow_layout import (
     Hook,
     Reason,
     RuleSet,
+    grown,
     pack_address,
     pack_columns,
     pack_policy_prefix,
@@ -37,6 +38,7 @@ from podway.kernel.bpf.flow_layout import (
 )
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Engine, Place
+from podway.kernel.bpf.service_maps import ServiceMaps
 from podway.kernel.engine import Compared
 from podway.kernel.flow_events import FlowEvents
 from podway.kernel.netlink import Connection
@@ -44,6 +46,10 @@ from podway.kernel.rtnl import links
 from podway.plan.changes import Change
 from podway.plan.objects import FlowHook, FlowProgram, NodePlan, PodWiring
 from podway.policy.maps import NO_RULES, Columns, Prefix, RuleKey
+from podway.services.maps import Delta as ServiceDelta
+from podway.services.maps import Entries as ServiceEntries
+
+T = TypeVar("T")
 
 Numbers = Callable[[], Mapping[str, int]]
 """Gives the devices' numbers by name, as they were at the latest look."""
@@ -120,6 +126,7 @@ class FlowEngine:
         self._closed: set[int] = set()
         """Sets that lack a refused entry: they deny everything until all was compared and written."""
         self.writes = 0
+        self.openings = 0
 
     # Programs.
 
@@ -150,11 +157,14 @@ class FlowEngine:
                 self._judge_all_again()
 
         try:
-            self._engine = flow_programs.take_over(self._connection, places, fill=filled)
+            self._engine = flow_programs.take_over(
+                self._connection, places, converters={"flows": grown}, fill=filled
+            )
         except BaseException:
             self._engine = None
             raise
         self._own = {bpf.program_id(fd): hook for hook, fd in self._engine.programs.items()}
+        self.openings += 1
 
     def events(self) -> FlowEvents | None:
         """Return how to read what the engine tells; None if it is not open. Close it."""
@@ -275,6 +285,33 @@ class FlowEngine:
         if self._engine is None:
             raise KernelError(f"{what}: the flow engine does not work here", errno.ENODEV)
         return self._engine
+
+    # Maps of Services.
+
+    def read_services(self) -> Generator[None, None, ServiceEntries]:
+        """Return what the maps say of Services; yields now and then, where a caller may pause."""
+        what = "read the flow engine's maps of Services"
+        return self._while_open(what, ServiceMaps(self._opened(what).maps).read())
+
+    def write_services(self, delta: ServiceDelta) -> Generator[None, None, None]:
+        """Write changes of Services; yields now and then, where a caller may pause."""
+        what = "write the flow engine's maps of Services"
+        steps = ServiceMaps(self._opened(what).maps).write(delta)
+        self.writes += not delta.empty
+        return self._while_open(what, steps if not delta.empty else _nothing())
+
+    def _while_open(self, what: str, steps: Generator[None, None, T]) -> Generator[None, None, T]:
+        """Go on step by step, unless the engine is closed in a pause: descriptors may be others' then."""
+        engine = self._opened(what)
+        while True:
+            if self._engine is not engine:
+                raise KernelError(f"{what}: the flow engine was closed meanwhile", errno.ENODEV)
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            yield
 
     # Maps.
 
@@ -460,6 +497,11 @@ class FlowEngine:
                 continue
             flags = BRIDGED if endpoint.bridged else 0
             yield pack_address(address), ENDPOINT.pack(index, endpoint.egress, endpoint.ingress, flags)
+
+
+def _nothing() -> Generator[None, None, None]:
+    """Do nothing, in no steps."""
+    yield from ()
 
 
 def why_not() -> str:

@@ -12,6 +12,8 @@ from podway.kernel.engine import Report
 from podway.kernel.flow import Entries, FlowWrites
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan
+from podway.services.maps import Delta as ServiceDelta
+from podway.services.maps import Entries as ServiceEntries
 
 
 class FlowDoor(Protocol):
@@ -24,6 +26,11 @@ class FlowDoor(Protocol):
 
     def why_not(self) -> str:
         """Say why this system cannot have the flow engine, as far as is known before it is tried."""
+        ...
+
+    @property
+    def openings(self) -> int:
+        """How often it was opened: each time the maps may be others."""
         ...
 
     def is_attached(self) -> bool:
@@ -51,6 +58,14 @@ class FlowDoor(Protocol):
 
     def write(self, changes: FlowWrites) -> Iterator[None]:
         """Write changes; yields now and then, where a caller may pause."""
+        ...
+
+    def read_services(self) -> Generator[None, None, ServiceEntries]:
+        """Return what the maps say of Services; yields now and then, where a caller may pause."""
+        ...
+
+    def write_services(self, delta: ServiceDelta) -> Generator[None, None, None]:
+        """Write changes of Services; yields now and then, where a caller may pause."""
         ...
 
     def look_again(self, *, ways: bool = False) -> None:

@@ -58,7 +58,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -66,7 +66,6 @@ from podway.api.lease import Attachment, Lease
 from podway.cluster.change import Change as ClusterChange
 from podway.errors import AgentError, KernelError, PodwayError
 from podway.kernel.engine import Report
-from podway.kernel.flow import FlowWrites
 from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, PodWiring, Sysctl
@@ -76,11 +75,15 @@ from podway.reconcile.host import read_host
 from podway.reconcile.planning import Planning
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.repairs import Repairs
+from podway.reconcile.serving import Serving
+from podway.reconcile.serving import told as told_of_services
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import LONGEST_REST, REST
 from podway.reconcile.wanted import ObjectKey
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 SETTLE = 0.05
 """Seconds to wait after a kernel event before looking: changes come in bursts."""
@@ -137,6 +140,8 @@ class Reconciler:
         self._listeners: list[asyncio.Event] = []
         self.enforcement = Enforcement(kernel.flow, state)
         """Brings policies into force, ahead of what is planned: nobody is let through before them."""
+        self.serving = Serving(kernel.flow, state)
+        """Serves Services, behind the policies that judge what is sent to them."""
         self.repairs = Repairs()
         self.failures: tuple[str, ...] = ()
         """What the kernel refused at the last attempt."""
@@ -156,11 +161,17 @@ class Reconciler:
         told = tuple(changes)
         self._planning.heard(self._state.view, self._state.node, told)
         self.enforcement.heard(told)
+        self.serving.heard(told)
         self.wake()
 
     def heard_of_policies(self, changes: Iterable[ClusterChange[Any]]) -> None:
-        """Say that the cluster changed in what alters no plan, but may alter what connections are judged by."""
-        if self.enforcement.heard(changes):
+        """Say that the cluster changed in what alters no plan.
+
+        It may alter what connections are judged by, or where they are led.
+        """
+        told = tuple(changes)
+        judged, served = self.enforcement.heard(told), self.serving.heard(told)
+        if judged or served:
             self.wake()
 
     def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:
@@ -274,6 +285,7 @@ class Reconciler:
                 self.bring()
             if full:
                 await self._look_at_policies()
+                await self._look_at_services()
             await self._look(full=full)
             await self._rest(clock() - began)
 
@@ -292,24 +304,39 @@ class Reconciler:
         finally:
             self._try_policies_again()
 
+    async def _look_at_services(self) -> None:
+        """Audit what Services have in the kernel, and put right what differs."""
+        try:
+            wrong = await self._in_slices(self.serving.audit(), self._work)
+        except KernelError as error:
+            log.warning("the maps of Services cannot be compared", problem=error.message)
+            return
+        if mended := self.serving.mend(wrong):
+            self.repairs.note(mended)
+        self._try_policies_again()
+
     def _try_policies_again(self) -> None:
-        if seconds := self.enforcement.retry:
-            self.trigger(seconds)
+        for seconds in (self.enforcement.retry, self.serving.retry):
+            if seconds:
+                self.trigger(seconds)
 
     async def policy_differences(self) -> tuple[str, ...]:
         """Return in words what policies should have in the kernel and have not, found in slices."""
-        wrong = await self._in_slices(self.enforcement.audit(), partial(asyncio.sleep, 0))
-        return () if wrong is None or wrong.empty else (told(wrong),)
+        pause = partial(asyncio.sleep, 0)
+        wrong = await self._in_slices(self.enforcement.audit(), pause)
+        services = await self._in_slices(self.serving.audit(), pause)
+        return (
+            *(() if wrong is None or wrong.empty else (told(wrong),)),
+            *(() if services is None or services.empty else (told_of_services(services),)),
+        )
 
     @staticmethod
-    async def _in_slices(
-        audit: Generator[None, None, FlowWrites | None], pause: Callable[[], Awaitable[None]]
-    ) -> FlowWrites | None:
+    async def _in_slices(audit: Generator[None, None, T | None], pause: Callable[[], Awaitable[None]]) -> T | None:
         while True:
             try:
                 next(audit)
             except StopIteration as end:
-                found: FlowWrites | None = end.value
+                found: T | None = end.value
                 return found
             await pause()
 
@@ -355,6 +382,8 @@ class Reconciler:
         self._read_host()
         for _ in self.enforcement.portions():
             yield ()
+        for _ in self.serving.portions():
+            yield ()
         self._try_policies_again()
         while (delta := self._planning.step(self._state.facts())) is not None:
             self._forward(delta)
@@ -362,8 +391,11 @@ class Reconciler:
             if self.enforcement.busy:
                 for _ in self.enforcement.portions():
                     yield ()
+            if self.serving.busy:
+                for _ in self.serving.portions():
+                    yield ()
         yield from self._remove()
-        if not (self._awake or self._planning.dirty or self.enforcement.busy):
+        if not (self._awake or self._planning.dirty or self.enforcement.busy or self.serving.busy):
             self._settled.set()
 
     def _remove(self) -> Iterator[Sequence[Change]]:

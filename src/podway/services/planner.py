@@ -16,7 +16,7 @@ Where two Services claim the same address and port, one has it: a cluster's addr
 that before an external one, then the older Service, then the one whose name comes first.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from podway.api.addresses import Address
@@ -199,12 +199,25 @@ class ServicePlanner:
 
     def settle(self) -> Delta:
         """Return what changes since the last call."""
+        steps = self.settling(len(self._dirty) + 1)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: Delta = end.value
+                return found
+
+    def settling(self, portion: int) -> Generator[None, None, Delta]:
+        """Do as `settle` does, so many Services at once; yields after each, where others may put and drop."""
         change = _Change()
         dirty, self._dirty = self._dirty, set()
         if self._former.frontends:
             self._heirs = self._find_heirs(dirty)
-        for name in sorted(dirty):
-            self._settle(name, change)
+        for number, name in enumerate(sorted(dirty), 1):
+            if name in self._states:
+                self._settle(name, change)
+            if not number % portion:
+                yield
         self._former, self._heirs = NOTHING, {}  # what of it means nothing by now goes from the data path
         return change.delta
 

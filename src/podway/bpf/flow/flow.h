@@ -24,6 +24,8 @@ enum way {
 #define FLOW_INCOMING 4	 // charged to the endpoint that was called
 #define FLOW_SENT_FIN 8	 // in this direction
 #define FLOW_FROM_NODE 16 // called by a process of this node itself
+#define FLOW_SERVICE 32	 // called by a Service's address, whose name answers bear
+#define FLOW_TO_ITSELF 64 // ... by the pod that is called, in its gateway's name
 
 struct flow {
 	__u64 seen; // of this and `made`: CLOCK_MONOTONIC, ns
@@ -47,6 +49,9 @@ struct flow {
 	__u32 identity[2]; // of destination, then source
 	__u32 rule[2];
 	__u64 made;
+	struct address service; // FLOW_SERVICE: which
+	__be16 service_port;
+	__u8 unused2[6];
 };
 
 struct {

@@ -67,6 +67,12 @@ static __always_inline void judge(struct flow *flow, const struct grounds *groun
 	flow->reason = opinion.reason == DENIED_EGRESS ? DENIED_INGRESS : opinion.reason;
 }
 
+// Whether these are the packets of a pod that calls itself, in its gateway's name; not the answers.
+static __always_inline bool is_call_to_itself(const struct flow *flow)
+{
+	return (flow->flags & (FLOW_TO_ITSELF | FLOW_REPLY)) == FLOW_TO_ITSELF;
+}
+
 // Something changed since a flow was judged. False if its end on this node is no longer what it was.
 static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 				   const struct state *state)
@@ -80,10 +86,12 @@ static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *p
 	if (!packet || !flow || !state)
 		return false;
 	epoch = *(volatile const __u32 *)&state->epoch; // first: what changes meanwhile counts it up again
-	near = endpoint_at(packet->hook == FROM_POD ? &packet->key.source : &packet->key.destination);
+	near = endpoint_at(packet->hook == FROM_POD && !is_call_to_itself(flow) ? &packet->key.source : &packet->key.destination);
 	if (packet->hook == FROM_POD ? !near || near->ifindex != skb->ifindex : !near)
 		return false;
 	call = flow->flags & FLOW_REPLY ? reversed(&packet->key) : packet->key;
+	if (flow->flags & FLOW_TO_ITSELF)
+		call.source = call.destination;
 	find_grounds(&grounds, &call);
 	if (grounds.generation[0] != flow->generation[0] || grounds.generation[1] != flow->generation[1] ||
 	    grounds.identity[0] != flow->identity[0] || grounds.identity[1] != flow->identity[1]) {

@@ -13,8 +13,11 @@ static __always_inline bool belongs(const struct __sk_buff *skb, const struct pa
 
 static __always_inline int go_on(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
 {
+	if (flow->flags & FLOW_TO_ITSELF)
+		return turn_back(skb, packet, flow);
+	// What the stack carries gets the Service's name here: as it came by a pod's link it would be forged.
 	if (packet->hook == TO_POD)
-		return TC_ACT_UNSPEC;
+		return put_service(skb, packet, flow) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	if (!(flow->flags & FLOW_STRAIGHT) || packet->needs_stack || packet->hops <= 1)
 		return leave_to_stack(skb);
 	return carry(skb, packet, flow);
@@ -160,14 +163,14 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	struct grounds grounds;
 	struct flow *flow = begin_flow();
 	const struct state *state;
-	struct flow_key back;
+	struct flow_key back, call;
 	bool straight, reset;
 	int reason;
 
 	state = the_state();
 	if (!packet || !state || !flow)
 		return TC_ACT_SHOT;
-	reason = check_ends(skb, packet);
+	reason = packet->led ? KEPT : check_ends(skb, packet); // who was led to a Service was asked
 	if (reason == NOT_OURS)
 		return TC_ACT_UNSPEC;
 	if (!reason && restore(skb, packet, flow))
@@ -179,17 +182,25 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 		return drop(skb, packet, NULL, reason);
 
 	flow->epoch = *(volatile const __u32 *)&state->epoch;
-	source = endpoint_at(&packet->key.source);
-	destination = endpoint_at(&packet->key.destination);
+	call = packet->key;
+	if (packet->led) {
+		flow->flags |= packet->led;
+		flow->service = packet->service;
+		flow->service_port = packet->service_port;
+		if (packet->led & FLOW_TO_ITSELF)
+			call.source = call.destination;
+	}
+	source = endpoint_at(&call.source);
+	destination = endpoint_at(&call.destination);
 	if (is_from_node(skb, packet))
 		flow->flags |= FLOW_FROM_NODE;
-	find_grounds(&grounds, &packet->key);
-	judge(flow, &grounds, &packet->key);
+	find_grounds(&grounds, &call);
+	judge(flow, &grounds, &call);
 	if (flow->reason)
 		return drop(skb, packet, flow, flow->reason);
 
 	reset = packet->tcp_flags & TCP_RST; // of a connection that is not known: it begins none
-	straight = packet->hook != TO_POD && (source || is_pod(&packet->key.source)) &&
+	straight = packet->hook != TO_POD && (source || is_pod(&call.source)) &&
 		   (destination || is_pod(&packet->key.destination)) &&
 		   !(source && source->flags & ENDPOINT_BRIDGED) && !(destination && destination->flags & ENDPOINT_BRIDGED);
 	if (straight)

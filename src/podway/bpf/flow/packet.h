@@ -47,6 +47,9 @@ struct packet {
 	__u8 hops;	   // TTL, hop limit
 	__sum16 ipv4_check;
 	__u8 needs_stack;  // IPv4 options, IPv6 hop-by-hop options
+	__u8 led;	   // FLOW_SERVICE, FLOW_TO_ITSELF: what its flow is, as it was sent to a Service
+	__be16 service_port;
+	struct address service; // which
 };
 
 // The packet that this processor is at: programs do not interrupt each other. On no stack, where the verifier would

@@ -65,7 +65,7 @@ static __always_inline void look_up_way(struct __sk_buff *skb, const struct pack
 }
 
 // Write the addresses of the link, and what the TTL or hop limit becomes.
-static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *packet, const __u8 *hardware)
 {
 	if (is_ipv4(&packet->key.destination)) {
 		struct {
@@ -84,7 +84,7 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 					BPF_F_RECOMPUTE_CSUM))
 			return -1;
 	}
-	return bpf_skb_store_bytes(skb, 0, flow->hardware, sizeof(flow->hardware), 0);
+	return bpf_skb_store_bytes(skb, 0, hardware, 12, 0);
 }
 
 // Leave a packet to the stack, marked as one that was counted: podway_to_pod may see it again. Whatever another
@@ -117,7 +117,7 @@ static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, 
 		look_up_way(skb, packet, flow, state, &next);
 	if (flow->way == WAY_STACK || length > flow->mtu)
 		return leave_to_stack(skb);
-	if (rewrite(skb, packet, flow))
+	if (rewrite(skb, packet, flow->hardware) || put_service(skb, packet, flow))
 		return TC_ACT_SHOT;
 	if (flow->way == WAY_PEER) {
 		count(CARRIED_PEER);
@@ -128,4 +128,21 @@ static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, 
 	if (fresh)
 		return bpf_redirect_neigh(flow->ifindex, &next, sizeof(next), 0);
 	return bpf_redirect(flow->ifindex, 0);
+}
+
+// The way of what a pod sends to itself by a Service: back by its link, in its gateway's name; and of its answers.
+static __noinline int turn_back(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+{
+	__u8 towards[12];
+
+	if (!packet || !flow || packet->hook != FROM_POD || packet->message > REPLY)
+		return TC_ACT_SHOT;
+	if (bpf_skb_load_bytes(skb, 6, towards, 6) || bpf_skb_load_bytes(skb, 0, towards + 6, 6) ||
+	    rewrite(skb, packet, towards))
+		return TC_ACT_SHOT;
+	if (flow->flags & FLOW_REPLY && (put_end(skb, packet, &packet->key.source, packet->key.destination_port, false) ||
+					 put_service(skb, packet, flow)))
+		return TC_ACT_SHOT;
+	count(CARRIED_PEER);
+	return bpf_redirect_peer(skb->ifindex, 0);
 }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from podway.api.addresses import Address, Network
 from podway.policy.maps import Columns, Prefix, Rule, RuleKey, Tier, Verdict
+from podway.services.maps import Backend, Frontend, FrontendFlag, FrontendKey
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _MAPPED_BITS = 96
@@ -77,19 +78,22 @@ class Reason(enum.IntEnum):
     QUOTA_HALF_OPEN = 13
     QUOTA_ESTABLISHED = 14
     TABLE_FULL = 15
+    SERVICE_NO_ENDPOINT = 16
+    SERVICE_NO_PORT = 17
+    SERVICE_PORTS_TAKEN = 18
 
 
 class Counter(enum.IntEnum):
     """What else is counted, after the reasons: enum counter in counters.h."""
 
-    CARRIED_PEER = 16
-    CARRIED_WIRE = 17
-    TO_STACK = 18
-    FLOWS_MADE = 19
-    FLOWS_JUDGED_AGAIN = 20
-    WAYS_RENEWED = 21
-    EVENTS_LOST = 22
-    RESETS_SENT = 23
+    CARRIED_PEER = 19
+    CARRIED_WIRE = 20
+    TO_STACK = 21
+    FLOWS_MADE = 22
+    FLOWS_JUDGED_AGAIN = 23
+    WAYS_RENEWED = 24
+    EVENTS_LOST = 25
+    RESETS_SENT = 26
 
 
 class FlowState(enum.IntEnum):
@@ -128,6 +132,8 @@ class FlowFlag(enum.IntFlag):
     INCOMING = 4
     SENT_FIN = 8
     FROM_NODE = 16
+    SERVICE = 32
+    TO_ITSELF = 64
 
 
 class EventKind(enum.IntEnum):
@@ -338,11 +344,17 @@ FLOW = Layout(
     identity="2I",
     rule="2I",
     made="Q",
+    service="16s",
+    service_port="2s",
+    unused2="6x",
 )
 
 
 class Flow(NamedTuple):
-    """An entry of the table of flows. Times are CLOCK_MONOTONIC's, in ns; pairs are egress, then ingress."""
+    """An entry of the table of flows. Times are CLOCK_MONOTONIC's, in ns; pairs are egress, then ingress.
+
+    `service` and `service_port` are what was called, where the flag SERVICE says that a Service was.
+    """
 
     seen: int
     packets: int
@@ -364,6 +376,8 @@ class Flow(NamedTuple):
     identities: tuple[int, int]
     rules: tuple[int, int]
     made: int
+    service: Address
+    service_port: int
 
     @classmethod
     def unpack(cls, data: bytes) -> "Flow":
@@ -393,7 +407,14 @@ class Flow(NamedTuple):
             identities,
             rules,
             values[22],
+            unpack_address(values[23]),
+            int.from_bytes(values[24], "big"),
         )
+
+
+def grown(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a flow that another build wrote, whose entries end earlier: what they lack is 0."""
+    return key, value.ljust(FLOW.size, b"\0")[: FLOW.size]
 
 
 QUOTA_KEY = Layout("quota_key", ifindex="I", incoming="I")
@@ -503,7 +524,60 @@ class Event(NamedTuple):
         )
 
 
+FRONTEND_KEY = Layout("frontend_key", address="16s", port="2s", protocol="B", unused="x")
+
+
+def pack_frontend_key(key: FrontendKey) -> bytes:
+    """Return the bytes of a Service's address, protocol and port."""
+    return FRONTEND_KEY.pack(key.address, key.port.to_bytes(2, "big"), key.protocol)
+
+
+def unpack_frontend_key(data: bytes) -> FrontendKey:
+    """Read one."""
+    address, port, protocol = FRONTEND_KEY.unpack(data)
+    return FrontendKey(address, protocol, int.from_bytes(port, "big"))
+
+
+FRONTEND = Layout("frontend", backends="I", affinity="I", flags="I")
+
+
+def unpack_frontend(data: bytes) -> Frontend:
+    """Read what is behind a Service's port."""
+    backends, affinity, flags = FRONTEND.unpack(data)
+    return Frontend(backends, affinity, FrontendFlag(flags))
+
+
+CHOICE_KEY = Layout("choice_key", backends="I", place="I")
+
+BACKEND = Layout("backend", backends="I", address="16s", port="2s", unused="2x")
+
+
+def pack_backend(backend: Backend) -> bytes:
+    """Return the bytes of a backend."""
+    return BACKEND.pack(backend.backends, backend.address, backend.port.to_bytes(2, "big"))
+
+
+def unpack_backend(data: bytes) -> Backend:
+    """Read one."""
+    backends, address, port = BACKEND.unpack(data)
+    return Backend(backends, address, int.from_bytes(port, "big"))
+
+
+CALL = Layout("call", backend="I", epoch="I", **{"from": "I"}, address="16s", port="2s", flags="H")
+
+AFFINITY_KEY = Layout("affinity_key", client="16s", backends="I")
+
+AFFINITY = Layout("affinity", seen="Q", backend="I", unused="4x")
+
+
 LAYOUTS = (
+    FRONTEND_KEY,
+    FRONTEND,
+    CHOICE_KEY,
+    BACKEND,
+    CALL,
+    AFFINITY_KEY,
+    AFFINITY,
     PREFIX,
     STATE,
     ENDPOINT,

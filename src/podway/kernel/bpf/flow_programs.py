@@ -51,7 +51,10 @@ _NAME_LENGTH = 15
 """So much of a program's name the kernel keeps (BPF_OBJ_NAME_LEN)."""
 _HOOKS = {name[:_NAME_LENGTH]: hook for hook, name in _PROGRAMS.items()}
 
-COPIED = ("flows", "endpoints", "identities", "pools", "rules", "rule_sets", "quotas", "state")
+COPIED = (
+    *("flows", "endpoints", "identities", "pools", "rules", "rule_sets", "quotas", "state"),
+    *("frontends", "choices", "backends", "calls", "affinities", "backends_epoch"),
+)
 """Maps whose entries matter to the next build. What they hold of an array's elements is all of them."""
 
 FIRST_STATE = State(epoch=1, way_generation=1, half_open=16384, established=32768, generations=0)

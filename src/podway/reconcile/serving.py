@@ -1,0 +1,264 @@
+"""Services served: what the planner of Services says, brought to the maps of the node's flow engine.
+
+It has the life that policies have (podway.reconcile.enforcement), and its place behind them in the loop: told of
+each change; what was told is settled and written in portions; who starts compares the maps with everything, and
+takes numbers and places from there; audits compare again, and undo what others changed.
+
+What is not known is left alone. Until Services, endpoints and pods are listed, what an agent before this one wrote
+goes on to lead connections; so does a Service whose object cannot be read, by its last good state.
+
+Where no Services are to be served, or not any more, the maps are emptied: then a pod's packets to them are the
+stack's, and another proxy's.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import structlog
+
+from podway.api.kinds.endpoint_slice import EndpointSlice
+from podway.api.kinds.node import Node
+from podway.api.kinds.pod import Pod
+from podway.api.kinds.service import Service
+from podway.api.resource import Resource
+from podway.cluster.change import Change
+from podway.cluster.relevance import alters_services
+from podway.errors import KernelError
+from podway.kernel.interface import FlowDoor
+from podway.reconcile.state import NodeState
+from podway.services.maps import NOTHING, Delta, Entries
+from podway.services.planner import ServicePlanner
+
+log = structlog.get_logger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+PORTION = 50
+"""Objects that are put, and Services that are settled, at once: some milliseconds."""
+
+SLICE = 1000
+"""Entries that are compared at once: less than a millisecond."""
+
+RETRY = 10.0
+"""Seconds until what was refused is tried again."""
+
+_KINDS = (Service, EndpointSlice, Pod, Node)
+
+
+class Serving:
+    """Keeps the flow engine's maps in step with the cluster's Services, where NetworkConfig has them served.
+
+    `problem` says why they are not served as they should be; empty if they are, or are not to be.
+    """
+
+    def __init__(self, flow: FlowDoor, state: NodeState) -> None:
+        self._flow = flow
+        self._state = state
+        self._planner: ServicePlanner | None = None
+        self._maps_of = 0
+        """Which opening of the engine the maps are of that were compared."""
+        self._work: Iterator[None] | None = None
+        """What is being done, in steps."""
+        self._told: list[Change[Any]] = []
+        self._beginning = False
+        """Whether that is a beginning, which compares everything."""
+        self._written = 0
+        self._refused = False
+        self._again = 0.0
+        self.problem = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the cluster's settings ask for Services to be served."""
+        view = self._state.view
+        return view.serves and not view.unsettled
+
+    @property
+    def in_force(self) -> bool:
+        """Whether Services are served."""
+        return self._flow.is_open and self._planner is not None and self._maps_of == self._flow.openings
+
+    @property
+    def planner(self) -> ServicePlanner | None:
+        """Who knows what is behind a Service; None while none are served."""
+        return self._planner
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to write now; what was refused waits for an audit."""
+        return self._work is not None or bool(self._told) or self._is_to_begin
+
+    @property
+    def retry(self) -> float:
+        """In how many seconds an audit should try again what was refused; 0 if nothing was."""
+        return RETRY if self._refused else 0.0
+
+    def status(self) -> dict[str, Any]:
+        """Return what `podway status` tells."""
+        frontends, backends = self._planner.counts() if self._planner else (0, 0)
+        waits = sorted(self._state.view.unserved) if self.wanted else []
+        return {
+            "wanted": self._state.view.config.services,
+            "in_force": "pods" if self.in_force else "off",
+            "problem": self.problem or (f"not listed yet: {', '.join(waits)}" if waits else ""),
+            "pending": self.busy or self._refused,
+            "frontends": frontends,
+            "backends": backends,
+        }
+
+    def heard(self, changes: Iterable[Change[Any]]) -> bool:
+        """Take changes of the cluster; tell whether there is anything to do for it."""
+        if self._planner is None:
+            return self.busy
+        if self._state.view.unserved:  # they are not followed any more: the planner misses what they do
+            self._maps_of = 0
+        else:
+            self._told += filter(alters_services, changes)
+        return self.busy
+
+    @property
+    def _is_to_begin(self) -> bool:
+        """Whether the maps have to be compared: nobody did since the engine was opened, or settings changed."""
+        view = self._state.view
+        if not self._flow.is_open or view.unsettled or (self.wanted and view.unserved):
+            return False
+        if self._state.now() < self._again:
+            return False
+        return self.wanted != (self._planner is not None) or self._maps_of != self._flow.openings
+
+    def portions(self) -> Iterator[None]:
+        """Write what is to be written, in bounded steps; yields after each. Others may do so in between."""
+        if not self._flow.is_open:
+            self._end()
+            return
+        while self.busy:
+            if self._work is None or (self._is_to_begin and not self._beginning):
+                self._beginning = self._is_to_begin
+                self._work = self._begin() if self._beginning else self._follow()
+                self._written += 1
+            try:
+                next(self._work)
+            except StopIteration:
+                self._work, self._beginning = None, False
+                continue
+            except KernelError as error:
+                self._work, self._beginning = None, False
+                self._again = self._state.now() + RETRY
+                self._note(error)
+                continue
+            except BaseException:  # who knows what the planner knows: another one is made
+                self._end()
+                self._again = self._state.now() + RETRY
+                raise
+            yield
+
+    def _end(self) -> None:
+        self._planner, self._work, self._told, self._beginning = None, None, [], False
+
+    def _begin(self) -> Iterator[None]:
+        """Compare the maps with all that is wanted, whatever was left in them, and write what differs."""
+        self._maps_of, self._told, self._refused = self._flow.openings, [], False
+        self._planner = None
+        left = yield from self._flow.read_services()
+        if not self.wanted:
+            if any(left):
+                yield from self._flow.write_services((yield from compared(NOTHING, left)))
+                log.info("Services are not served any more")
+            self.problem = ""
+            return
+        # What is told from here on is put after all that is known now.
+        planner = self._planner = ServicePlanner(self._state.node, left)
+        known: list[Mapping[Any, Resource]] = [self._state.view.tables[kind.KIND] for kind in _KINDS]
+        for table in known:
+            for number, obj in enumerate(table.values(), 1):
+                planner.put(obj)
+                if not number % PORTION:
+                    yield
+        yield from planner.settling(PORTION)
+        wrong = yield from compared(planner.entries, left)
+        self.problem = ""
+        yield from self._flow.write_services(wrong)
+        frontends, backends = planner.counts()
+        log.info("Services are served", frontends=frontends, backends=backends)
+
+    def _follow(self) -> Iterator[None]:
+        """Settle what was told, and write it."""
+        assert self._planner is not None
+        told, self._told = self._told, []
+        for change in told:
+            if change.new is None:
+                self._planner.drop(change.key)
+            else:
+                self._planner.put(change.new)
+        delta = yield from self._planner.settling(PORTION)
+        yield from self._flow.write_services(delta)
+
+    def audit(self) -> Generator[None, None, Delta | None]:
+        """Compare the maps with all that is wanted, in slices; yields after each, where others may go first.
+
+        Returns what differs; None if nobody can tell, since something was written meanwhile. Raises KernelError.
+        """
+        before, planner = self._written, self._planner
+        if not self.in_force or planner is None or self.busy:
+            return None
+        left = yield from self._flow.read_services()
+        wrong = yield from compared(planner.entries, left)
+        return None if self._written != before or self.busy or not self._flow.is_open else wrong
+
+    def mend(self, wrong: Delta | None) -> str:
+        """Put right what an audit found, if anything; say what it was."""
+        if wrong is None:
+            return ""
+        ours, self._refused, self.problem = self._refused, False, ""
+        if wrong.empty:
+            return ""
+        self._written += 1
+        try:
+            for _ in self._flow.write_services(wrong):
+                pass
+        except KernelError as error:
+            self._note(error)
+            return ""
+        return "" if ours else f"{told(wrong)}: put right"
+
+    def _note(self, error: KernelError) -> None:
+        if error.message != self.problem:
+            log.error("Services are not served as they should be", problem=error.message, hint=error.hint)
+        self.problem, self._refused = error.message, True
+
+
+def compared(want: Entries, have: Entries) -> Generator[None, None, Delta]:
+    """Find what leads from some entries to those that are wanted; yields now and then."""
+    frontends, gone_frontends = yield from _differing(want.frontends, have.frontends)
+    choices, gone_choices = yield from _differing(want.choices, have.choices)
+    backends, gone_backends = yield from _differing(want.backends, have.backends)
+    return Delta(frontends, choices, backends, gone_frontends, gone_choices, gone_backends)
+
+
+def _differing(
+    want: Mapping[K, V], have: Mapping[K, V]
+) -> Generator[None, None, tuple[dict[K, V], tuple[K, ...]]]:
+    put: dict[K, V] = {}
+    gone: list[K] = []
+    for number, (key, value) in enumerate(want.items(), 1):
+        if have.get(key) != value:
+            put[key] = value
+        if not number % SLICE:
+            yield
+    for number, key in enumerate(have, 1):
+        if key not in want:
+            gone.append(key)
+        if not number % SLICE:
+            yield
+    return put, tuple(gone)
+
+
+def told(wrong: Delta) -> str:
+    """Say what of the flow engine's maps of Services is not as it should be."""
+    counts = {
+        "frontends": len(wrong.frontends) + len(wrong.gone_frontends),
+        "places": len(wrong.choices) + len(wrong.gone_choices),
+        "backends": len(wrong.backends) + len(wrong.gone_backends),
+    }
+    return f"Services: not as planned: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}"

@@ -1,0 +1,177 @@
+"""Services in a lab on SQLite, by connections of pods: they are served from endpoints that come and go."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from podway.lab.facts import PoolSettings
+from tests.patience import eventually
+from tests.system.policy_lab import FAMILIES, Place, PolicyLab
+from tests.system.system_lab import SystemLab
+
+pytestmark = pytest.mark.kernel
+
+VIPS = ("10.96.0.10", "fd00:96::10")
+SERVICE = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web", "namespace": "default"},
+    "spec": {
+        "selector": {"app": "web"},
+        "clusterIP": VIPS[0],
+        "clusterIPs": list(VIPS),
+        "ports": [{"port": 80, "targetPort": 8080}],
+    },
+}
+VIP = Place("web", "", VIPS)
+
+
+@pytest.fixture(scope="module", params=["none", "bridge"])
+def lab(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
+    """Two nodes, with a pod that serves on each, and one that asks."""
+    system = SystemLab()
+    form = PoolSettings(attach="bridge") if request.param == "bridge" else PoolSettings()
+    system.up(2, pool_settings=form)
+    try:
+        made = PolicyLab(system)
+        system.podway("set", "config", "services=pods", "--wait")
+        made.run("web1", "node1", 8080, labels={"app": "web"})
+        made.run("web2", "node2", 8080, labels={"app": "web"})
+        made.run("client", "node1", labels={"app": "client"})
+        made.apply(SERVICE)
+        yield made
+        made.close()
+    finally:
+        system.down()
+
+
+def peer(lab: PolicyLab, client: Place, family: int, port: int = 80) -> str | None:
+    """The address from which a connection to the Service went; None if it was refused."""
+    with client.open(family) as asking:
+        try:
+            asking.connect((VIP.address(family), port))
+        except ConnectionRefusedError:
+            return None
+        assert asking.getpeername()[0] == VIP.address(family)
+        return str(asking.getsockname()[0])
+
+
+def all_reach(lab: PolicyLab, clients: str) -> bool:
+    """Whether all of these pods reach the Service in both families."""
+    places = [lab.pods[name] for name in clients.split()]
+    return all(peer(lab, place, family) == place.address(family) for place in places for family in FAMILIES)
+
+
+def backends(lab: PolicyLab, node: str) -> int:
+    found: int = lab.lab.status(node)["services"]["backends"]
+    return found
+
+
+def test_pods_reach_a_service_and_themselves_by_it(lab: PolicyLab) -> None:
+    """The pods that serve reach all backends, so now and then themselves."""
+    eventually(lambda: backends(lab, "node1") == backends(lab, "node2") == 4)
+    for _ in range(10):
+        assert all_reach(lab, "client web1 web2")
+
+
+def test_another_port_and_no_endpoints_are_refused_at_once(lab: PolicyLab) -> None:
+    client = lab.pods["client"]
+    eventually(lambda: backends(lab, "node1") == 4)
+    nobody = json.loads(json.dumps(SERVICE))
+    nobody["spec"]["selector"] = {"app": "nobody"}
+    for family in FAMILIES:
+        assert peer(lab, client, family, 81) is None
+    lab.apply(nobody)
+    eventually(lambda: backends(lab, "node1") == 0)
+    assert [peer(lab, client, family) for family in FAMILIES] == [None, None]
+    lab.apply(SERVICE)
+    eventually(lambda: backends(lab, "node1") == 4)
+    assert all_reach(lab, "client")
+
+
+def test_policy_hears_of_the_backend(lab: PolicyLab) -> None:
+    eventually(lambda: backends(lab, "node1") == 4)
+    lab.policy(podSelector={"matchLabels": {"app": "web"}}, ingress=[{"ports": [{"port": 80}]}])
+
+    def reaches() -> set[Any]:
+        found = set()
+        for family in FAMILIES:
+            try:
+                found.add(peer(lab, lab.pods["client"], family))
+            except TimeoutError:
+                found.add("denied")
+        return found
+
+    eventually(lambda: reaches() == {"denied"})
+    lab.policy(podSelector={"matchLabels": {"app": "web"}}, ingress=[{"ports": [{"port": 8080}]}])
+    eventually(lambda: "denied" not in reaches())
+    lab.forget_policies()
+
+
+def test_a_one_way_sender_moves_when_its_backend_goes(lab: PolicyLab) -> None:
+    """Whoever sends from one port and hears nothing back is led to who is there: of UDP nothing else tells."""
+    eventually(lambda: backends(lab, "node1") == 4)
+    udp = json.loads(json.dumps(SERVICE))
+    udp["metadata"]["name"], udp["spec"]["clusterIP"], udp["spec"]["clusterIPs"] = (
+        "udp",
+        "10.96.0.11",
+        ["10.96.0.11"],
+    )
+    udp["spec"]["ports"] = [{"port": 53, "targetPort": 5353, "protocol": "UDP"}]
+    udp["spec"]["selector"] = {"app": "udp"}
+    servers = {}
+    for name, node in (("u1", "node1"), ("u2", "node2")):
+        place = lab.run(name, node, labels={"app": "udp"})
+        servers[name] = server = place.open(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("0.0.0.0", 5353))
+        server.setblocking(False)
+    lab.apply(udp)
+    sender = lab.pods["client"].open(socket.AF_INET, socket.SOCK_DGRAM)
+    sender.bind(("", 40000))
+
+    def heard() -> set[str]:
+        sender.sendto(b"x", ("10.96.0.11", 53))
+        found = set()
+        for name, server in servers.items():
+            try:
+                while server.recv(10):
+                    found.add(name)
+            except BlockingIOError:
+                pass
+        return found
+
+    eventually(lambda: bool(heard()))
+    (one,) = {name for _ in range(3) for name in heard()}
+    servers.pop(one).close()
+    lab.remove(one)
+    eventually(lambda: heard() == set(servers))
+    for server in servers.values():
+        server.close()
+    sender.close()
+    lab.lab.podway("delete", "service/udp")
+
+
+def test_an_agent_that_starts_anew_changes_nothing_and_connections_go_on(lab: PolicyLab) -> None:
+    eventually(lambda: backends(lab, "node1") == 4)
+    client = lab.pods["client"]
+    with client.open(socket.AF_INET) as asking:
+        asking.connect((VIPS[0], 80))
+        lab.lab.kill_agent("node1")
+        lab.lab.start_agent("node1")
+        eventually(lambda: backends(lab, "node1") == 4)
+        asking.sendall(b"still there")
+    assert all_reach(lab, "client")
+
+
+def test_switched_off_nothing_is_led(lab: PolicyLab) -> None:
+    eventually(lambda: backends(lab, "node1") == 4)
+    lab.lab.podway("set", "config", "services=off", "--wait")
+    eventually(lambda: lab.lab.status("node1")["services"]["in_force"] == "off")
+    with pytest.raises(OSError, match=r"."):
+        assert peer(lab, lab.pods["client"], socket.AF_INET)
+    lab.lab.podway("set", "config", "services=pods", "--wait")
+    eventually(lambda: backends(lab, "node1") == 4)
+    assert all_reach(lab, "client")
