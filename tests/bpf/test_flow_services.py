@@ -17,6 +17,8 @@ from tests.bpf.flow_packets import (
     ACK,
     FIN,
     HARDWARE,
+    ICMP,
+    ICMPV6,
     RST,
     SCTP,
     SYN,
@@ -387,3 +389,32 @@ def test_a_port_that_is_used_again_may_have_another_backend(services: Services, 
     assert flow.state is FlowState.CLOSED
     services.replace((REMOTE[family], 2))
     assert ends(bench.run(Hook.FROM_POD, "pa", sent(A[family], VIP[family])).frame[14:])[3] == 2
+
+
+@families
+def test_errors_quote_what_the_pod_sent(services: Services, family: int) -> None:
+    """Else its kernel finds no connection that they are about, and goes on with packets that are too long."""
+    bench, router = services.bench, OUTSIDE[family]
+    services.serve(VIP[family], (REMOTE[family], 8080))
+    led = bench.run(Hook.FROM_POD, "pa", sent(A[family], VIP[family])).frame[14:]
+    kind, number = ((3, ICMP), (2, ICMPV6))[family]
+    said = struct.pack("!BBHI", kind, 4 * (1 - family), 0, 1400) + led[: 28 + 20 * family]
+
+    def right(packet: bytes) -> int:
+        """The checksum over the error, 0 if it is right."""
+        at = head(packet)[1]
+        upper = packet[at:]
+        pseudo = packet[8:40] + struct.pack("!II", len(upper), ICMPV6) if family else b""
+        return checksum(pseudo + upper)
+
+    wrong = ip(router, A[family], number, said)
+    at = len(wrong) - len(said)
+    error = wrong[: at + 2] + struct.pack("!H", right(wrong)) + wrong[at + 4 :]
+    assert not right(error)
+    assert bench.run(Hook.FROM_WIRE, "wire", frame(error)).frame == frame(error)
+    done = bench.run(Hook.TO_POD, "pa", frame(error))
+    assert done.action == UNSPEC
+    quoted = done.frame[14 + at + 8 :]
+    assert ends(quoted) == (A[family], 1000, VIP[family], 80)
+    assert not right(done.frame[14:])
+    assert family or not checksum(quoted[:20])
