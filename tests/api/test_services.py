@@ -192,6 +192,12 @@ def test_two_services_do_not_get_one_address() -> None:
     apply(read(SERVICE), read(SERVICE))
 
 
+def test_services_are_not_asked_for_without_what_serves_them() -> None:
+    text = "apiVersion: podway.io/v1\nkind: NetworkConfig\nmetadata: {name: default}\nspec: {services: pods}\n"
+    assert wrong(text) == ("spec.services", "needs the flow engine, and dataPath is kernel")
+    apply(read(text.replace("pods", "pods, dataPath: ebpf")))
+
+
 def test_what_a_newer_api_may_hold_is_read_and_is_no_broken_object() -> None:
     newer = EVERY_FIELD["spec"] | {
         "type": "New",

@@ -45,7 +45,7 @@ class Services:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        for name in ("frontends", "choices", "backends", "calls", "affinities"):
+        for name in ("frontends", "choices", "backends", "calls", "tcp_calls", "affinities"):
             for key in bpf.items(bench.engine.maps[name]):
                 bpf.delete(bench.engine.maps[name], key)
         self.maps = ServiceMaps(bench.engine.maps)

@@ -97,11 +97,15 @@ class Serving:
     def status(self) -> dict[str, Any]:
         """Return what `podway status` tells."""
         frontends, backends = self._planner.counts() if self._planner else (0, 0)
-        waits = sorted(self._state.view.unserved) if self.wanted else []
+        view = self._state.view
+        waits = sorted(view.unserved) if self.wanted else []
+        problem = self.problem or (f"not listed yet: {', '.join(waits)}" if waits else "")
+        if view.config.services != "off" and not self._flow.is_open:
+            problem = "the flow engine does not work on this node"
         return {
-            "wanted": self._state.view.config.services,
+            "wanted": view.config.services,
             "in_force": "pods" if self.in_force else "off",
-            "problem": self.problem or (f"not listed yet: {', '.join(waits)}" if waits else ""),
+            "problem": problem,
             "pending": self.busy or self._refused,
             "frontends": frontends,
             "backends": backends,

@@ -1,4 +1,4 @@
-"""What a Service may say today: what would be passed over is refused when it is written. Pure.
+"""What Services and settings of theirs may say today: what would be passed over is refused when written. Pure.
 
 In a store such things may be all the same, written by another Kubernetes; planners then go by the default.
 """
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from podway.api.fields import Problem, parse_legacy_address
 from podway.api.kinds.endpoint_slice import SERVICE_LABEL, EndpointSlice
+from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.service import Service
 from podway.api.resource import Resource, invalid
 
@@ -23,12 +24,17 @@ _CHOICES = {
 
 
 def check_change(new: Resource, others: Sequence[Resource], old: Resource | None) -> None:
-    """Check that a Service or slice is understood, and its addresses its own. Raises InvalidObject."""
+    """Check that a Service or slice is understood, and its addresses its own; that they can be served.
+
+    Raises InvalidObject.
+    """
     match new:
         case Service():
             problems = _of_service(new, others)
         case EndpointSlice():
             problems = _of_slice(new)
+        case NetworkConfig():
+            problems = _of_settings(new)
         case _:
             return
     for problem in problems:
@@ -51,6 +57,12 @@ def _of_service(service: Service, others: Sequence[Resource]) -> Iterator[Proble
         for address in own.intersection(other.cluster_addresses) if isinstance(other, Service) else ():
             whose = f"{other.metadata.namespace}/{other.metadata.name}"
             yield "spec.clusterIP", f"{address} is the address of Service {whose}", "choose another one"
+
+
+def _of_settings(config: NetworkConfig) -> Iterator[Problem]:
+    if config.spec.services != "off" and config.spec.data_path == "kernel":
+        hint = "write `dataPath: ebpf` or `auto` beside it, or `services: off`"
+        yield "spec.services", "needs the flow engine, and dataPath is kernel", hint
 
 
 def _of_slice(piece: EndpointSlice) -> Iterator[Problem]:

@@ -6,6 +6,10 @@
 // is in its flow. docs/services.md.
 #pragma once
 
+#ifndef barrier
+#define barrier() asm volatile("" ::: "memory")
+#endif
+
 struct frontend_key {
 	struct address address;
 	__be16 port;   // 0, without a protocol: the whole address is a Service's
@@ -75,6 +79,38 @@ struct {
 	__type(key, struct flow_key);
 	__type(value, struct call);
 } calls SEC(".maps");
+
+// Those of TCP are apart: who asks for many names must not have an idle connection forgotten, which would break it.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow_key);
+	__type(value, struct call);
+} tcp_calls SEC(".maps");
+
+static __always_inline struct call *call_of(const struct flow_key *key)
+{
+	struct call *call;
+
+	if (key->protocol == IPPROTO_TCP) {
+		call = bpf_map_lookup_elem(&tcp_calls, key);
+		barrier(); // one map a call: the verifier wants to know which
+		return call;
+	}
+	return bpf_map_lookup_elem(&calls, key);
+}
+
+static __always_inline long remember(const struct flow_key *key, const struct call *call)
+{
+	long failed;
+
+	if (key->protocol == IPPROTO_TCP) {
+		failed = bpf_map_update_elem(&tcp_calls, key, call, BPF_ANY);
+		barrier();
+		return failed;
+	}
+	return bpf_map_update_elem(&calls, key, call, BPF_ANY);
+}
 
 struct affinity_key {
 	struct address client;
@@ -231,7 +267,7 @@ static __noinline int choose(struct __sk_buff *skb, const struct packet *packet,
 		lead_to(leading, &packet->key);
 		if (is_taken(packet, &leading->to))
 			continue;
-		if (bpf_map_update_elem(&calls, &packet->key, &leading->call, BPF_ANY))
+		if (remember(&packet->key, &leading->call))
 			return TABLE_FULL;
 		if (frontend->affinity) {
 			leading->affinity.seen = packet->now;
@@ -262,7 +298,7 @@ static __noinline int lead(struct __sk_buff *skb, struct packet *packet)
 		return TC_ACT_SHOT;
 	if (endpoint_at(&packet->key.destination) || is_pod(&packet->key.destination))
 		return NO_SERVICE;
-	known = bpf_map_lookup_elem(&calls, &packet->key);
+	known = call_of(&packet->key);
 	if (!known || known->from != skb->ifindex || !stays(packet, known, work)) {
 		key.address = packet->key.destination;
 		key.port = packet->key.destination_port;

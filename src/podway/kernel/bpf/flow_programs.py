@@ -53,7 +53,7 @@ _HOOKS = {name[:_NAME_LENGTH]: hook for hook, name in _PROGRAMS.items()}
 
 COPIED = (
     *("flows", "endpoints", "identities", "pools", "rules", "rule_sets", "quotas", "state"),
-    *("frontends", "choices", "backends", "calls", "affinities", "backends_epoch"),
+    *("frontends", "choices", "backends", "calls", "tcp_calls", "affinities", "backends_epoch"),
 )
 """Maps whose entries matter to the next build. What they hold of an array's elements is all of them."""
 
