@@ -1,10 +1,12 @@
-"""deploy/rbac.yaml before a real API server: what an agent may do, and what a stolen token of one may not."""
+"""deploy/podway.yaml before a real API server: what an agent may do, and what a stolen token of one may not."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from podway.agent.first_pools import FIRST_POOL
+from podway.agent.opening import TAINT, available, untainted
 from podway.api.resource import Resource
 from podway.cluster.view import VIEWED
 from podway.store.kubernetes.translation import TRANSLATIONS
@@ -15,17 +17,37 @@ pytestmark = pytest.mark.kernel
 
 BLOCKS = "/apis/podway.io/v1/addressblocks"
 CERTIFICATES = "/apis/podway.io/v1/nodecertificates"
+POOLS = "/apis/podway.io/v1/ippools"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/podway/leases"
 MERGE = "application/merge-patch+json"
+
+
+STATUS: dict[str, Any] = {
+    "addresses": [{"type": "InternalIP", "address": "172.30.0.1"}],
+    "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+    "nodeInfo": {"kubeletVersion": "v1.37.2"},
+}
+
+
+def condition(type_: str) -> dict[str, Any]:
+    return {"status": {"conditions": [{"type": type_, "status": "False", "reason": "x"}]}}
+
+
+def pool(name: str, cidr: str, *, labelled: bool = True) -> dict[str, Any]:
+    metadata = {"name": name, "labels": {FIRST_POOL: ""} if labelled else {}}
+    return {"apiVersion": "podway.io/v1", "kind": "IPPool", "metadata": metadata, "spec": {"cidr": cidr}}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server with two nodes, and agents on them."""
     with running_api_server(tmp_path_factory.mktemp("rights")) as made:
-        made.kubectl("apply", "-f", str(ROOT / "deploy/rbac.yaml"))
+        made.kubectl("apply", "-f", str(ROOT / "deploy/podway.yaml"))
         for name in ("n1", "n2"):
-            made.ask("POST", "/api/v1/nodes", {"metadata": {"name": name, "annotations": {"theirs": "x"}}})
+            taints = [{"key": TAINT, "effect": "NoSchedule"}, {"key": "theirs", "effect": "NoSchedule"}]
+            metadata = {"name": name, "annotations": {"theirs": "x"}}
+            made.ask("POST", "/api/v1/nodes", {"metadata": metadata, "spec": {"taints": taints}})
+            made.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": STATUS}, content=MERGE)
         yield made
 
 
@@ -79,6 +101,58 @@ def test_an_agent_writes_what_is_its_own_nodes(server: ApiServer, token: str) ->
         server.ask("GET", path, token=token)
 
 
+def test_an_agent_opens_its_node(server: ApiServer, token: str) -> None:
+    """As podway.agent.opening does; what others wrote stays."""
+
+    def read() -> dict[str, Any]:
+        node: dict[str, Any] = server.ask("GET", "/api/v1/nodes/n1", token=token)
+        return node
+
+    said = available(read(), "2026-01-01T00:00:00Z")
+    server.ask("PATCH", "/api/v1/nodes/n1/status", said, content=MERGE, token=token)
+    server.ask("PATCH", "/api/v1/nodes/n1", untainted(read()), content=MERGE, token=token)
+    node = read()
+    assert {one["type"]: one["status"] for one in node["status"]["conditions"]} == {
+        "Ready": "True",
+        "NetworkUnavailable": "False",
+    }
+    assert node["status"]["addresses"] == STATUS["addresses"]
+    kept = {taint["key"] for taint in node["spec"]["taints"]}
+    assert kept >= {"theirs"}
+    assert TAINT not in kept
+    assert available(node, "") is None
+    assert untainted(node) is None
+
+
+def test_an_agent_makes_the_pool_that_the_administrator_told(server: ApiServer, token: str) -> None:
+    server.ask("POST", POOLS, pool("default-ipv4", "10.244.0.0/16"), token=token)
+    with pytest.raises(Answer, match="no pools but those that the ConfigMap"):
+        server.ask("POST", POOLS, pool("default-ipv6", "fd00::/64"), token=token)
+    with pytest.raises(Answer, match="cannot delete resource"):
+        server.ask("DELETE", f"{POOLS}/default-ipv4", token=token)
+
+
+def test_an_administrator_makes_pools_also_where_the_settings_are_gone(server: ApiServer, token: str) -> None:
+    """No agent does then; and what holds for agents holds for nobody else."""
+    settings = "/api/v1/namespaces/podway/configmaps/podway"
+    kept = server.ask("GET", settings)
+    server.ask("DELETE", settings)
+
+    def refused() -> bool:
+        try:
+            server.ask("POST", f"{POOLS}?dryRun=All", pool("default-ipv6", "fd00::/64"), token=token)
+        except Answer as answer:
+            return "no params found" in str(answer)
+        return False
+
+    try:
+        eventually(refused, "no agent makes a pool")
+        server.ask("POST", f"{POOLS}?dryRun=All", pool("mine", "10.0.0.0/16", labelled=False))
+    finally:
+        metadata = {"name": "podway", "namespace": "podway"}
+        server.ask("POST", "/api/v1/namespaces/podway/configmaps", {"metadata": metadata, "data": kept["data"]})
+
+
 @pytest.mark.parametrize("kind", VIEWED, ids=lambda kind: kind.KIND)
 def test_an_agent_reads_what_plans_depend_on(server: ApiServer, token: str, kind: type[Resource]) -> None:
     how = TRANSLATIONS[kind.KIND]
@@ -99,12 +173,33 @@ def test_an_agent_reads_what_plans_depend_on(server: ApiServer, token: str, kind
         ("POST", LEASES, lease("n2"), "not of node n1"),
         ("POST", LEASES, lease("podway-controller"), "the controller's"),
         ("PATCH", "/api/v1/nodes/n2", annotation("podway.io/accepts"), "not of node n1"),
-        ("PATCH", "/api/v1/nodes/n1", annotation("theirs"), "but annotations of podway.io"),
-        ("PATCH", "/api/v1/nodes/n1", annotation("new"), "but annotations of podway.io"),
-        ("PATCH", "/api/v1/nodes/n1", {"metadata": {"annotations": None}}, "but annotations of podway.io"),
-        ("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {"a": "b"}}}, "but annotations of podway.io"),
-        ("PATCH", "/api/v1/nodes/n1", {"spec": {"unschedulable": True}}, "but annotations of podway.io"),
-        ("PATCH", "/api/v1/nodes/n1/status", {"status": {"phase": "x"}}, "cannot patch resource"),
+        ("PATCH", "/api/v1/nodes/n1", annotation("theirs"), "metadata but annotations of podway.io"),
+        ("PATCH", "/api/v1/nodes/n1", annotation("new"), "metadata but annotations of podway.io"),
+        (
+            "PATCH",
+            "/api/v1/nodes/n1",
+            {"metadata": {"annotations": None}},
+            "metadata but annotations of podway.io",
+        ),
+        (
+            "PATCH",
+            "/api/v1/nodes/n1",
+            {"metadata": {"labels": {"a": "b"}}},
+            "metadata but annotations of podway.io",
+        ),
+        ("PATCH", "/api/v1/nodes/n1", {"spec": {"unschedulable": True}}, "but takes away the taint"),
+        ("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": []}}, "but takes away the taint"),
+        ("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}}, "takes away"),
+        ("PATCH", "/api/v1/nodes/n2", {"spec": {"taints": []}}, "not of node n1"),
+        ("PATCH", "/api/v1/nodes/n1/status", {"status": {"phase": "Running"}}, "but the condition Network"),
+        ("PATCH", "/api/v1/nodes/n1/status", condition("Ready"), "but the condition NetworkUnavailable"),
+        (
+            "PATCH",
+            "/api/v1/nodes/n1/status",
+            {"status": {"addresses": []}},
+            "but the condition NetworkUnavailable",
+        ),
+        ("PATCH", "/api/v1/nodes/n2/status", condition("NetworkUnavailable"), "not of node n1"),
         ("DELETE", "/api/v1/nodes/n1", None, "cannot delete resource"),
         ("GET", "/api/v1/secrets", None, "cannot list resource"),
         ("GET", "/api/v1/namespaces/default/secrets", None, "cannot list resource"),
@@ -117,7 +212,9 @@ def test_an_agent_reads_what_plans_depend_on(server: ApiServer, token: str, kind
         ("PATCH", "/apis/podway.io/v1/clusterauthorities/default", {"spec": {}}, "cannot patch resource"),
         ("POST", "/apis/podway.io/v1/clusterauthorities", {}, "cannot create resource"),
         ("GET", "/api/v1/namespaces/podway-authority/secrets/keys", None, "cannot get resource"),
-        ("POST", "/apis/podway.io/v1/ippools", {}, "cannot create resource"),
+        ("POST", POOLS, pool("mine", "10.244.0.0/16"), "no pools but those that the ConfigMap"),
+        ("POST", POOLS, pool("default-ipv4", "10.0.0.0/8"), "no pools but those that the ConfigMap"),
+        ("POST", POOLS, pool("default-ipv4", "10.244.0.0/16", labelled=False), "but a cluster's first"),
         ("DELETE", "/apis/podway.io/v1/clusterauthorities/default", None, "cannot delete resource"),
     ],
 )

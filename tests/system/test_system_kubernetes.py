@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from podway.agent.metrics import METRICS
+from podway.agent.opening import TAINT
 from podway.channel.client import call
 from podway.cni.conflist import FILE_NAME, render_conflist
 from podway.errors import AgentError
@@ -39,6 +40,11 @@ def register(server: ApiServer, name: str, address: str) -> None:
     server.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, content=content)
 
 
+def taints_of(server: ApiServer, name: str) -> set[str]:
+    taints = server.ask("GET", f"/api/v1/nodes/{name}")["spec"].get("taints", [])
+    return {taint["key"] for taint in taints}
+
+
 class Machine:
     """A node made by hand, with an agent, and a way to the API server besides the nodes' own network."""
 
@@ -59,10 +65,10 @@ class Machine:
         (self.directory / FILE_NAME).write_bytes(render_conflist(version="1.1.0"))
         self._pods: list[Container] = []
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         options = ["agent", "--node", self.name, "--store", f"kubernetes://{self._config}", "--interface", "eth0"]
         options += ["--metrics", ":9180"]
-        command = [*PODWAY, *options, "--run-dir", str(self.directory)]
+        command = [*PODWAY, *options, "--run-dir", str(self.directory), *more]
         with open(self.directory / "agent.log", "ab") as log:
             self._agent = netns.run(self.namespace.fd, lambda: subprocess.Popen(command, stderr=log))
         eventually(self._answers, f"the agent of {self.name} answers")
@@ -281,3 +287,47 @@ def test_the_controller_may_be_away_for_longer_than_certificates_live(
     assert two.status()["drift"]["now"] == []
     with controller(server, token):
         eventually(lambda: until(two) > last, "the agent has a new certificate", within=3 * PATIENCE)
+
+
+def test_a_node_is_open_to_pods_once_one_can_be_attached(
+    machines: tuple[Machine, Machine], server: ApiServer, tmp_path: Path
+) -> None:
+    """Not before: a kubelet takes its node for ready as soon as there is a CNI configuration."""
+    one, _ = machines
+    content = "application/merge-patch+json"
+    taints = [{"key": TAINT, "effect": "NoSchedule"}]
+    server.ask("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": taints}}, content=content)
+    plugins, configurations = tmp_path / "bin", tmp_path / "net.d"
+    plugin, configuration = plugins / "podway", configurations / FILE_NAME
+    asked = [sys.executable, "-m", "podway.channel.alive", str(one.directory / "agent.sock")]
+
+    def ready() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*asked, "--ready"], capture_output=True, text=True)
+
+    one.start("--cni-dirs", str(plugins), str(configurations))
+    eventually(lambda: "no IPPool serves" in ready().stderr, "the agent says why no pod can come")
+    assert subprocess.run(asked).returncode == 0, "which is no reason to kill it"
+    assert plugin.exists()
+    assert not configurations.exists()
+    assert TAINT in taints_of(server, "n1")
+
+    one.podway("apply", "-f", "-", text=POOL)
+    eventually(configuration.exists, "the configuration is written")
+    eventually(lambda: ready().returncode == 0, "the agent is ready")
+    node = server.ask("GET", "/api/v1/nodes/n1")
+    assert TAINT not in taints_of(server, "n1")
+    assert [(each["type"], each["status"]) for each in node["status"]["conditions"]] == [
+        ("NetworkUnavailable", "False")
+    ]
+    assert one.status()["leases"] == 0, "nothing is left of the trial"
+
+    text, mode = configuration.read_bytes(), plugin.stat().st_mode
+    configuration.write_text("{}")
+    plugin.unlink()
+    eventually(lambda: plugin.exists() and configuration.read_bytes() == text, "both are as they were")
+    assert plugin.stat().st_mode == mode
+
+    # A node that is registered anew, as by a kubelet that lost it, is opened again.
+    server.ask("DELETE", "/api/v1/nodes/n1")
+    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": "n1"}, "spec": {"taints": taints}})
+    eventually(lambda: TAINT not in taints_of(server, "n1"), "the new one is open")

@@ -20,6 +20,7 @@ from podway.agent.cluster_informer import ClusterInformer, first_view
 from podway.agent.components import Components
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
+from podway.agent.first_pools import ensure_pools
 from podway.agent.flow_recorder import FlowRecorder
 from podway.agent.following import UplinkFollower, first_uplink
 from podway.agent.housekeeping import Housekeeping
@@ -30,6 +31,7 @@ from podway.agent.learned import LearnedRoutes
 from podway.agent.losses import ReflectorWatch
 from podway.agent.membership import Membership
 from podway.agent.offload import OffloadTest
+from podway.agent.opening import Opening
 from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
 from podway.agent.readiness import Readiness
@@ -45,6 +47,7 @@ from podway.channel.server import Channel
 from podway.cluster.view import PLANNED, ClusterView
 from podway.cni.server import CniServer
 from podway.errors import NotFound, PodwayError, StoreError
+from podway.kernel import sysctls
 from podway.kernel.events import Watcher
 from podway.kernel.node import Kernel
 from podway.kernel.removal import LinkRemover
@@ -78,7 +81,7 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises PodwayError if it cannot start."""
-        require_all()
+        _require_system()
         options = self._options
         options.prepare()
         async with AsyncExitStack() as stack:
@@ -161,6 +164,7 @@ class Agent:
 
     def _components(self) -> Components:
         self._flows = FlowRecorder(self._options, self._state, self._kernel, self._reconciler)
+        self._opening = Opening(self._options, self._state, self._store)
         return Components(
             self._options,
             self._state,
@@ -179,6 +183,7 @@ class Agent:
             self._uplink,
             self._routing,
             self._flows,
+            self._opening,
         )
 
     async def _first_view(
@@ -193,6 +198,7 @@ class Agent:
         here = [known.nodes[node]] if known and node in known.nodes else []
         try:
             stored = (await list_all(self._store, PLANNED)).items
+            await ensure_pools(self._store, self._options.default_pools, stored)
             await self._membership.check_name()
             choice = await first_uplink(connection, self._options, (*here, *stored))
             self._membership.check(choice.uplink.addresses, stored)
@@ -243,6 +249,7 @@ class Agent:
             "membership": self._registration.run,
             "housekeeping": housekeeping.run,
             "BIRD": self._speaker.run,
+            "opening": self._opening.run,
             "channel": lambda: self._channel.run(methods),
         }
         async with asyncio.TaskGroup() as tasks:
@@ -297,6 +304,11 @@ class Agent:
             self._channel.trigger()
             self._routing.trigger()
             await self._registration.renew()
+
+
+def _require_system() -> None:
+    require_all()
+    sysctls.make_writable()
 
 
 def run(options: AgentOptions) -> None:

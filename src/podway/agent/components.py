@@ -8,6 +8,7 @@ from podway.agent.flow_recorder import FlowRecorder
 from podway.agent.following import UplinkFollower
 from podway.agent.learned import LearnedRoutes
 from podway.agent.offload import OffloadTest
+from podway.agent.opening import Opening
 from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
 from podway.agent.routing import Routing
@@ -42,12 +43,17 @@ class Components:
     uplink: UplinkFollower
     routing: Routing
     flows: FlowRecorder
+    opening: Opening
 
     def problems(self) -> dict[str, str]:
-        """Return in words what is wrong with store, uplink and routing, and what is pending; empty if nothing."""
+        """Return in words what is wrong with store, uplink, routing and new pods, and what is pending.
+
+        Empty if nothing is.
+        """
         return {
             "store": self.contact.problem,
             "uplink": self.uplink.problem,
             "routing": self.routing.problem,
+            "opening": self.opening.problem,
             "pending": self.routing.pending,
         }

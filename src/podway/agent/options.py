@@ -32,6 +32,11 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long an extra block stays empty before it is given back."""
     flow_history: int = 1 << 30
     """How many bytes the history of flows may take; 0: none is kept."""
+    plugin_dir: Path | None = None
+    conf_dir: Path | None = None
+    """Where the CNI plugin and its configuration are kept in place; None: whoever installs Podway puts them."""
+    default_pools: tuple[str, ...] = ()
+    """Networks of which pools are made in a cluster that has none of their family."""
 
     def prepare(self) -> None:
         """Check what was said, and make the run directory. Raises InvalidInput, OSError."""

@@ -26,7 +26,10 @@ from podway.plan.topology import topology
 
 
 class Reporter:
-    """Answers `status`, `leases`, `peers`, `routes`, `heard`, `steps`; doctor and tracer answer for theirs."""
+    """Answers `alive`, `status`, `leases`, `peers`, `routes`, `heard`, `steps`.
+
+    Doctor and tracer answer for theirs.
+    """
 
     def __init__(self, components: Components) -> None:
         self._components = components
@@ -38,6 +41,7 @@ class Reporter:
     def methods(self) -> Mapping[str, Method]:
         """The methods by name."""
         return {
+            "alive": Method(self.alive),
             "status": Method(self.status, remote=True),
             "leases": Method(self.leases, remote=True),
             "peers": Method(self.peers, remote=True),
@@ -48,6 +52,10 @@ class Reporter:
             **self._tracing.methods,
             **self._checkup.methods,
         }
+
+    async def alive(self) -> dict[str, Any]:
+        """Return why no pod can be attached; empty if one can. Costs next to nothing (podway.channel.alive)."""
+        return {"problem": self._components.opening.problem}
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
@@ -89,6 +97,7 @@ class Reporter:
                 "lost": sorted(target.lost),
                 "left_out": dict(left_out(self._components.state.view, self._components.options.node)),
             },
+            "pods": {"problem": problems["opening"]},
             "blocks": [
                 {**msgspec.to_builtins(use, enc_hook=str), "free": use.free}
                 for use in self._components.state.book.use(self._components.state.now())

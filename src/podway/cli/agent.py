@@ -42,6 +42,20 @@ from podway.store.open import check_url
 )
 @metrics_option
 @click.option(
+    "--cni-dirs",
+    nargs=2,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="PLUGINS CONFIGURATIONS",
+    help="Keep the CNI plugin and its configuration there, the latter once pods can be attached.",
+)
+@click.option(
+    "--default-pool",
+    "default_pools",
+    multiple=True,
+    metavar="CIDR",
+    help="Make a pool of it where the cluster has none of its family; repeat for more.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -64,6 +78,8 @@ def agent(
     run_dir: Path,
     interface: str,
     metrics: str,
+    cni_dirs: tuple[Path, Path] | None,
+    default_pools: tuple[str, ...],
     log_level: str,
     flow_history: int,
 ) -> None:
@@ -72,10 +88,15 @@ def agent(
         raise click.UsageError("name the cluster's store: --store URL, or PODWAY_STORE")
     check_url(options.store)
     from podway.agent.agent import run
+    from podway.agent.first_pools import pool_of
     from podway.agent.logs import configure
     from podway.agent.options import AgentOptions
 
+    pools = tuple(filter(None, (cidr.strip() for told in default_pools for cidr in told.split(","))))
+    for cidr in pools:
+        pool_of(cidr)
     configure(log_level)
+    plugins, configurations = cni_dirs or (None, None)
     run(
         AgentOptions(
             node=node,
@@ -84,6 +105,9 @@ def agent(
             interface=interface,
             metrics=metrics,
             flow_history=flow_history << 20,
+            plugin_dir=plugins,
+            conf_dir=configurations,
+            default_pools=pools,
         )
     )
 
@@ -201,6 +225,7 @@ def _show(answer: dict[str, Any]) -> None:
         *((("  refused", f"{channel['refused']}, last {channel['last_refusal']}"),) if channel["refused"] else ()),
         *(("  failure", f"{one['task']}, {age(time.time() - one['at'])} ago: {one['error']}") for one in failures),
         ("leases", leased),
+        *((("  problem", f"no pod can be attached: {told}"),) if (told := answer["pods"]["problem"]) else ()),
         *(
             (f"  {use['block']}", f"{use['leased']} leased, {use['cooling']} cooling, {use['free']} free")
             for use in blocks

@@ -28,20 +28,25 @@ def _paths(command: F) -> F:
 @click.command(epilog=examples("podway install", "podway install --conf-dir /etc/kubernetes/cni/net.d"))
 @_paths
 @click.option("--overwrite", is_flag=True, help="Replace files that somebody changed.")
-def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool) -> None:
+@click.option("--plugin-only", is_flag=True, help="The plugin alone: for an agent that writes its configuration.")
+def install(*, plugin_dir: Path, conf_dir: Path, unit_dir: Path, overwrite: bool, plugin_only: bool) -> None:
     """Install the CNI plugin, its configuration and the agent's systemd unit. Starts nothing. Needs root.
 
     The standard plugins portmap and bandwidth are chained behind Podway's where they are installed.
     """
+    from podway.cni import files as cni
     from podway.host import files
 
+    if plugin_only:
+        _tell(files.install_plugin(plugin_dir))
+        return
     paths = HostPaths(plugin_dir, conf_dir, unit_dir)
     _tell(files.install(paths, overwrite=overwrite))
-    chained = files.chained(paths)
-    for plugin, without in files.CHAINED.items():
+    chained = cni.chained(plugin_dir)
+    for plugin, without in cni.CHAINED.items():
         if plugin not in chained:
             click.echo(f"{plugin}: left out, it is not in {plugin_dir}; {without}")
-    if len(chained) < len(files.CHAINED):
+    if len(chained) < len(cni.CHAINED):
         click.echo("To have them, install the standard CNI plugins there, then: podway install --overwrite")
     click.echo(f"Start the agent when you are ready: systemctl enable --now {files.UNIT_NAME}")
 

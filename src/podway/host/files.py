@@ -10,20 +10,16 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from podway.cni.conflist import FILE_NAME, Chained, render_conflist
+from podway.cni.conflist import FILE_NAME, render_conflist
+from podway.cni.files import chained, put
+from podway.cni.files import plugin as shim
 from podway.cni.spec import NETWORK
-from podway.errors import InvalidInput, NeedsRoot, UnsupportedSystem
+from podway.errors import InvalidInput, NeedsRoot
 from podway.host.program import program
 
 Outcome: TypeAlias = Literal["written", "unchanged", "removed", "was not there"]
 
 UNIT_NAME = "podway-agent.service"
-
-CHAINED: dict[Chained, str] = {
-    "portmap": "pods' host ports will not work",
-    "bandwidth": "pods' bandwidth annotations will not work",
-}
-"""Standard plugins that are chained behind ours where they are installed, and what is missing without them."""
 
 
 class HostPaths(msgspec.Struct, frozen=True):
@@ -39,11 +35,6 @@ class HostPaths(msgspec.Struct, frozen=True):
         return (self.plugins / NETWORK, self.configuration / FILE_NAME, self.units / UNIT_NAME)
 
 
-def chained(paths: HostPaths) -> tuple[Chained, ...]:
-    """Return those of CHAINED that are installed beside our plugin: a missing one would fail every pod's ADD."""
-    return tuple(name for name in CHAINED if os.access(paths.plugins / name, os.X_OK))
-
-
 def install(paths: HostPaths, *, overwrite: bool = False) -> dict[Path, Outcome]:
     """Write the plugin, its configuration and the unit; return what became of each file.
 
@@ -52,7 +43,11 @@ def install(paths: HostPaths, *, overwrite: bool = False) -> dict[Path, Outcome]
     if this user may not write all of them.
     """
     plugin, configuration, unit = paths.every
-    wanted = {plugin: _shim(), configuration: render_conflist(chained=chained(paths)), unit: _unit()}
+    wanted = {
+        plugin: shim(),
+        configuration: render_conflist(chained=chained(paths.plugins)),
+        unit: _unit(),
+    }
     for path in wanted:
         _require_writable(path.parent)
     # The plugin is ours whatever its version; the two texts may have been edited.
@@ -63,6 +58,16 @@ def install(paths: HostPaths, *, overwrite: bool = False) -> dict[Path, Outcome]
             hint="compare them; --overwrite replaces it",
         )
     return {path: _write(path, text, 0o755 if path == plugin else 0o644) for path, text in wanted.items()}
+
+
+def install_plugin(directory: Path) -> dict[Path, Outcome]:
+    """Write the plugin alone, and return what became of it: the agent writes the configuration once pods can come.
+
+    Raises UnsupportedSystem if it was never compiled, and NeedsRoot if this user may not write it.
+    """
+    _require_writable(directory)
+    path = directory / NETWORK
+    return {path: _write(path, shim(), 0o755)}
 
 
 def remove(paths: HostPaths) -> dict[Path, Outcome]:
@@ -84,16 +89,6 @@ def _require_writable(directory: Path) -> None:
         raise NeedsRoot(f"writing to {directory}")
 
 
-def _shim() -> bytes:
-    try:
-        return (files("podway.cni") / "bin" / NETWORK).read_bytes()
-    except FileNotFoundError as error:
-        raise UnsupportedSystem(
-            "the CNI plugin is not part of this installation of Podway",
-            hint="it is compiled when the package is built: install gcc and libc6-dev, then `./dev setup`",
-        ) from error
-
-
 def _unit() -> bytes:
     with as_file(files("podway.host") / UNIT_NAME) as template:
         text = template.read_text()
@@ -101,12 +96,4 @@ def _unit() -> bytes:
 
 
 def _write(path: Path, text: bytes, mode: int) -> Outcome:
-    if path.exists() and path.read_bytes() == text:
-        return "unchanged"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A runtime may execute or read the file at this moment: it sees the old one or the new one, never half.
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_bytes(text)
-    fresh.chmod(mode)
-    fresh.replace(path)
-    return "written"
+    return "written" if put(path, text, mode) else "unchanged"

@@ -4,14 +4,19 @@ Paths below net/ show the settings of the network namespace of the thread that o
 net/sysctl_net.c): call these functions in the right one (podway.kernel.netns.run).
 """
 
+import ctypes
 import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from podway.errors import KernelError
+from podway.errors import KernelError, UnsupportedSystem
 from podway.plan.objects import Sysctl
 
 _ROOT = Path("/proc/sys")
+
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 2, 4, 8, 32, 4096
+"""include/uapi/linux/mount.h"""
 
 
 def read(paths: Iterable[str]) -> dict[str, str]:
@@ -41,6 +46,22 @@ def write(sysctl: Sysctl) -> bool:
     except OSError as error:
         raise KernelError(f"write {sysctl.value!r} to {sysctl}", error.errno or errno.EIO) from error
     return True
+
+
+def make_writable() -> None:
+    """Make /proc/sys writable where a container runtime mounted it read-only, for this mount namespace alone.
+
+    Settings of the whole machine are as writable then as those of the network namespace; only the latter are
+    ever written. Raises UnsupportedSystem if that is not allowed.
+    """
+    if not os.statvfs(_ROOT).f_flag & os.ST_RDONLY:
+        return
+    flags = _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    if ctypes.CDLL(None, use_errno=True).mount(None, os.fsencode(_ROOT), None, ctypes.c_ulong(flags), None):
+        raise UnsupportedSystem(
+            f"{_ROOT} is read-only, and cannot be made writable: {os.strerror(ctypes.get_errno())}",
+            hint="give the container CAP_SYS_ADMIN and AppArmor's profile Unconfined, as deploy/podway.yaml does",
+        )
 
 
 def _read(path: str) -> str:

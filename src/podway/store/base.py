@@ -9,8 +9,8 @@ It is asynchronous, as a client of an API server over HTTP is. Agents run in asy
 time, by a thin layer that runs one question to its end (podway.cli.options).
 """
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from typing import Generic, Literal, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -135,6 +135,27 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Release files and connections. Watches end with StoreUnavailable."""
+        ...
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A store whose objects are others' too, with more in them than Podway's types have."""
+
+    async def amend(
+        self,
+        kind: type[Resource],
+        name: str,
+        change: Callable[[Mapping[str, Any]], Document | None],
+        *,
+        status: bool = False,
+    ) -> bool:
+        """Change of an object what Podway's types leave out; tell whether it had to be changed.
+
+        `change` gets the whole object as it is stored, and returns the JSON merge patch (RFC 7396) that makes of
+        it what it is to be, None if it is so. It is asked again if somebody else was quicker. With `status` the
+        patch is of the status. Raises NotFound, StoreForbidden, StoreUnavailable, and InvalidObject.
+        """
         ...
 
 

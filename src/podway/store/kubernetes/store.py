@@ -212,6 +212,36 @@ class KubernetesStore:
         alteration = patching(kind, patch, status=True)
         return cast("R", await self._alter(how, wanted, resource_version or None, alteration, status=True))
 
+    async def amend(
+        self,
+        kind: type[Resource],
+        name: str,
+        change: Callable[[Mapping[str, Any]], Document | None],
+        *,
+        status: bool = False,
+    ) -> bool:
+        """See podway.store.base.Shared."""
+        how, about = TRANSLATIONS[kind.KIND], (kind.KIND, "", name)
+        path = how.path(await self._version(how), "", name)
+        for trial in range(TRIES):
+            body, _ = await self._get(how, about)
+            patch = change(_document(body))
+            if patch is None:
+                return False
+            version = {"resourceVersion": _body.decode(body).metadata.resource_version}
+            data = msgspec.json.encode({**patch, "metadata": {**patch.get("metadata", {}), **version}})
+            try:
+                where = f"{path}/status" if status else path
+                self._remember(about, await self._client.request("PATCH", where, body=data, content=MERGE_PATCH))
+            except Refused as error:
+                self._last.pop(about, None)
+                if error.status.code != 409 or trial + 1 == TRIES:
+                    raise _told(error.status, about) from error
+                await asyncio.sleep(random.uniform(0, 0.02) * trial)
+            else:
+                return True
+        raise AssertionError  # the last trial returns or raises
+
     async def delete(
         self, kind: type[Resource], name: str, *, namespace: str = "", resource_version: str = ""
     ) -> None:

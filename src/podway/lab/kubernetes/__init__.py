@@ -1,0 +1,1 @@
+"""A whole Kubernetes in a lab: control plane, container runtimes and kubelets as processes in its namespaces."""

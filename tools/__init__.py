@@ -1,0 +1,1 @@
+"""What developers run by ./dev, and no installation of Podway has."""

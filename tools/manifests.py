@@ -1,0 +1,65 @@
+"""python -m tools.manifests --write | --check | --image: what is in deploy/ and is made of something else.
+
+deploy/crds.yaml is made of the types in src/podway/api/kinds, deploy/podway.yaml of the files that
+deploy/kustomization.yaml names. --image prints what the image of Podway is called.
+"""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from podway import __version__
+from podway.api.crd import manifest
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+IMAGE = f"podway.io/podway:{__version__}"
+
+HEAD = """\
+# Podway on a Kubernetes cluster: kubectl apply -f podway.yaml
+# Assembled by ./dev manifests of the files beside it. What to look at before: docs/kubernetes.md
+"""
+
+
+def assembled(crds: str) -> str:
+    """Return podway.yaml: the files that kustomization.yaml names, in its order."""
+    names = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())["resources"]
+    texts = [crds if name == "crds.yaml" else (DEPLOY / name).read_text() for name in names]
+    return HEAD + "".join(f"---\n{text.removeprefix('---').strip()}\n" for text in texts)
+
+
+def problems(whole: str) -> list[str]:
+    """Return what is wrong in what is assembled: images of another version, and objects that are there twice."""
+    found, wrong = set(), []
+    for document in filter(None, yaml.safe_load_all(whole)):
+        metadata = document["metadata"]
+        key = (document["kind"], metadata.get("namespace", ""), metadata["name"])
+        wrong += [f"{'/'.join(key)} is there twice"] if key in found else []
+        found.add(key)
+        pod = document.get("spec", {}).get("template", {}).get("spec", {})
+        for container in [*pod.get("initContainers", ()), *pod.get("containers", ())]:
+            if container["image"] != IMAGE:
+                wrong.append(f"{'/'.join(key)}: container {container['name']} is not of {IMAGE}")
+    return wrong
+
+
+def main(what: str) -> int:
+    """Do what is asked; return the exit status."""
+    if what == "--image":
+        print(IMAGE)
+        return 0
+    crds = manifest()
+    whole = assembled(crds)
+    for problem in (wrong := problems(whole)):
+        print(f"deploy: {problem}")
+    for path, text in ((DEPLOY / "crds.yaml", crds), (DEPLOY / "podway.yaml", whole)):
+        if what == "--write":
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            print(f"deploy/{path.name} is not what it is made of: ./dev manifests")
+            return 1
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
