@@ -20,6 +20,8 @@ SHIM = CNI / "bin/podway"
 BPF = ROOT / "src/podway/bpf"
 PROGRAMS = (BPF / "bin/ipip.o", BPF / "bin/flow.o")
 
+PAUSE = ROOT / "src/podway/lab/kubernetes/bin/pause"
+
 NUMBERS = ("MAGIC", "MAX_ENVIRONMENT", "MAX_STDIN", "MAX_ANSWER", "ANSWER_SECONDS", "DELETE_SECONDS")
 STRINGS = ("SOCKET", "SPOOL")
 CODES = ("INVALID_ENVIRONMENT", "IO_FAILURE", "INVALID_CONFIG", "TRY_AGAIN_LATER", "NOT_AVAILABLE")
@@ -34,6 +36,13 @@ def compile_shim() -> Path:
         str(CNI / "shim.c"),
     ]
     return _compile("the CNI shim", command, SHIM, "install gcc and libc6-dev (Debian), or name another in CC")
+
+
+def compile_pause() -> Path:
+    """Compile the program that only waits, for labs, and return its path. Exits with a message if that fails."""
+    flags = ("-std=c11", "-D_GNU_SOURCE", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror")
+    command = [*shlex.split(os.environ.get("CC", "cc")), *flags, "pause.c"]
+    return _compile("pause", command, PAUSE, "install gcc and libc6-dev (Debian), or name another in CC")
 
 
 def compile_programs() -> list[Path]:
@@ -93,7 +102,7 @@ if importlib.util.find_spec("hatchling"):  # not there when run by hand, outside
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             """See hatchling's build hook reference."""
-            for built in (compile_shim(), *compile_programs()):
+            for built in (compile_shim(), compile_pause(), *compile_programs()):
                 build_data["artifacts"].append(str(built.relative_to(ROOT)))
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -101,4 +110,4 @@ if importlib.util.find_spec("hatchling"):  # not there when run by hand, outside
 
 
 if __name__ == "__main__":
-    print(compile_shim(), *compile_programs(), sep="\n")
+    print(compile_shim(), compile_pause(), *compile_programs(), sep="\n")

@@ -54,6 +54,8 @@ def lines_of(example: str) -> list[str]:
 
 HOST = "changes the machine itself; tests/host and tests/system do the same in namespaces and other directories"
 OWN_DIRECTORIES = "writes into the machine's own directories; tests/preview/test_completion.py runs every shell's"
+WHOLE = "takes programs that are built for minutes; tests/whole does it"
+CONTROLLER = "runs until it is ended; tests/controller does it"
 NOT_RUN = {
     "podway simulate --nodes 5000 --pods 100000": "takes minutes; tests/preview simulates smaller clusters",
     "podway install": HOST,
@@ -63,6 +65,11 @@ NOT_RUN = {
     "podway uninstall --with-pods": HOST,
     "podway agent --node node1 --store sqlite:///var/lib/podway/store.db": HOST,
     "podway agent --node node1 --store sqlite:///var/lib/podway/store.db --interface eth1 --log-level debug": HOST,
+    "podway lab up --kubernetes --nodes 2": WHOLE,
+    "podway lab kubectl get nodes": WHOLE,
+    "podway lab kubectl -- apply -f pods.yaml": WHOLE,
+    "podway controller --store kubernetes:": CONTROLLER,
+    "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug": CONTROLLER,
     "podway lab demo --keep": "leaves a lab whose name nobody knows before",
     "podway completion bash > /etc/bash_completion.d/podway": OWN_DIRECTORIES,
     'podway completion zsh > "${fpath[1]}/_podway"': OWN_DIRECTORIES,

@@ -1,6 +1,7 @@
 """`podway lab`: a whole cluster on one machine."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
@@ -15,6 +16,7 @@ from podway.cli.mistakes import Group, Mistake, in_arguments, say
 from podway.cli.options import GlobalOptions, complete_labs, lab_option
 from podway.errors import AgentError, LabError
 from podway.lab.fabric import Tor
+from podway.lab.paths import admin_config
 
 if TYPE_CHECKING:
     from podway.api.kinds.pod import ContainerPort
@@ -76,6 +78,7 @@ def lab() -> None:
         "podway lab up --lab six --nodes 5 --pool 10.244.0.0/16 --pool fd10::/48",
         "podway lab up --racks 2 --nodes 4 --encapsulation vxlan --when cross-subnet",
         "podway lab up --racks 2 --nodes 4 --tor bird",
+        "podway lab up --kubernetes --nodes 2",
     )
 )
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
@@ -127,6 +130,24 @@ def lab() -> None:
     "--when", type=click.Choice(get_args(When)), help="Which packets are encapsulated.  [default: always]"
 )
 @click.option("--attach", type=click.Choice(get_args(Attach)), help="How pods are attached.  [default: routed]")
+@click.option(
+    "--kubernetes",
+    is_flag=False,
+    flag_value="",
+    metavar="[VERSION]",
+    help="A whole Kubernetes, of what ./dev kubernetes built, with Podway installed by its own manifest.",
+)
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="PODWAY_IMAGE",
+    help="With it: Podway's image.  [default: where ./dev image leaves it]",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With it: Podway's manifest.  [default: deploy/podway.yaml]",
+)
 @lab_option()
 @click.pass_obj
 def up(
@@ -140,10 +161,21 @@ def up(
     racks: int,
     tor: Tor,
     node_family: str | None,
+    kubernetes: str | None,
+    image: Path | None,
+    manifest: Path | None,
     **pool_settings: str | None,
 ) -> None:
     """Build a cluster."""
     import msgspec
+
+    if kubernetes is not None:
+        _refuse_with_kubernetes()
+        with in_arguments():
+            _up_kubernetes(options.lab, kubernetes, nodes, pools, image, manifest)
+        return
+    if manifest:
+        raise click.UsageError("--manifest is for --kubernetes")
 
     from podway.api.addresses import Family
     from podway.lab import cluster, names
@@ -166,6 +198,35 @@ def up(
         )
     again = names.option(options.lab)
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80{again}; podway get nodes{again}")
+
+
+def _refuse_with_kubernetes() -> None:
+    """Raise UsageError for options that say what a Kubernetes decides otherwise."""
+    ctx = click.get_current_context()
+    usable = {"nodes", "pools", "kubernetes", "image", "manifest", "lab"}
+    for param in ctx.command.params:
+        name = str(param.name)
+        if name not in usable and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{param.opts[0]} is for plain labs: a Kubernetes is set up by kubectl")
+
+
+def _up_kubernetes(
+    lab: str, version: str, nodes: int, pools: Sequence[str], image: Path | None, manifest: Path | None
+) -> None:
+    from podway.lab import cluster as plain
+    from podway.lab import names
+    from podway.lab.kubernetes import cluster
+    from podway.lab.kubernetes.programs import default_image, default_manifest, find_programs
+
+    settings = cluster.Settings(
+        programs=find_programs(version),
+        image=image or default_image(),
+        manifest=manifest or default_manifest(),
+        pools=tuple(map(plain.network, pools)),
+    )
+    cluster.up(lab, nodes=nodes, settings=settings, report=_report)
+    again = names.option(lab)
+    _report(f"lab {lab} is up; try: podway lab kubectl{again} -- get pods -A -o wide; podway status{again}")
 
 
 @lab.command(
@@ -321,6 +382,10 @@ def _on_node(options: GlobalOptions, node: str, command: tuple[str, ...]) -> Non
             f"lab node: what shall run on {node}?",
             hint=f"write podway lab node {node} -- COMMAND..., or one of podway lab node add|rm|kill|start NODE",
         )
+    if admin_config(options.lab).exists():
+        from podway.lab.kubernetes.cluster import execute_on_node
+
+        _run_inside(lambda: execute_on_node(options.lab, node, command))
     _run_inside(lambda: cluster.execute_on_node(options.lab, node, command))
 
 
@@ -475,6 +540,21 @@ def _pair(label: str) -> tuple[str, str]:
     if not equals:
         raise click.BadParameter(f"{label!r} is no KEY=VALUE", param_hint="--label")
     return key, value
+
+
+@lab.command(
+    cls=_InnerCommandAlone,
+    short_help="Run kubectl, in a lab that is a Kubernetes.",
+    epilog=examples("podway lab kubectl get nodes", "podway lab kubectl -- apply -f pods.yaml"),
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="ARGUMENTS...")
+@lab_option()
+@click.pass_obj
+def kubectl(options: GlobalOptions, arguments: tuple[str, ...]) -> None:
+    """Run kubectl as an administrator, in a lab that was built by `podway lab up --kubernetes`."""
+    from podway.lab.kubernetes import cluster
+
+    _run_inside(lambda: cluster.kubectl(options.lab, arguments))
 
 
 @lab.command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from podway.errors import LabError, NeedsRoot
-from podway.lab.paths import DEFAULT_LAB, LABS, lab_dir, lab_store
+from podway.lab.paths import DEFAULT_LAB, LABS, admin_config, lab_dir, lab_store
 
 if TYPE_CHECKING:  # `podway --help` does without msgspec
     from podway.store.base import Everything, Store
@@ -52,6 +52,14 @@ class GlobalOptions(NamedTuple):
         error = unknown(self.lab)
         return LabError(error.message, hint=f"{error.hint}; for another cluster name its store: --store URL")
 
+    def _open(self, *, create: bool) -> Store:
+        url = self.store_url()
+        if self.store is None and admin_config(self.lab).exists():
+            from podway.lab.facts import open_lab_store
+
+            return open_lab_store(self.lab)
+        return _open(url, create=create)
+
     def run(self, work: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
         """Open the store, run `work` with it, close it, return the answer.
 
@@ -60,7 +68,7 @@ class GlobalOptions(NamedTuple):
         import asyncio
 
         async def opened() -> T:
-            store = _open(self.store_url(), create=create)
+            store = self._open(create=create)
             try:
                 return await work(store)
             finally:

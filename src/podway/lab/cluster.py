@@ -22,6 +22,7 @@ from podway.lab import agents, facts, names, outside, pods, processes, routers, 
 from podway.lab.agents import Report
 from podway.lab.fabric import Fabric, Tor, most_nodes, plan_fabric
 from podway.lab.facts import PoolSettings
+from podway.lab.kubernetes import traces
 from podway.lab.paths import lab_dir
 from podway.lab.state import LabNode, LabState
 from podway.store.leases import forget_lease
@@ -54,7 +55,7 @@ def up(
     """
     names.require_lab_name(lab)
     require_all()
-    networks = tuple(_network(pool) for pool in pools)
+    networks = tuple(network(pool) for pool in pools)
     fabric = plan_fabric(networks, nodes=nodes, racks=racks, families=node_families)
     _require_sense(networks, fabric, tor, pool_settings)
     speakers.require(tor)
@@ -75,7 +76,7 @@ def up(
     )
     facts.check(objects)
     _require_room(objects, nodes)
-    _make_directory(lab)
+    make_directory(lab)
     try:
         with state.locked(lab):
             state.save(built)
@@ -87,7 +88,7 @@ def up(
                 speakers.start_all(lab, fabric, tor, facts.ask(lab, facts.bfd_settings))
                 report(f"{racks} routers speak BGP")
             for node, place in places.items():
-                built = _make_node(built, node, place)
+                built = make_node(built, node, place)
             report(f"{nodes} nodes wired; starting their agents")
             agents.wait_converged(built, _start_agents(built, built.running, report), report)
     except BaseException:
@@ -109,6 +110,7 @@ def down(lab: str) -> None:
         processes.Members(remains, marked=lambda mark: mark.partition("/")[0] == lab).end()
         for namespace in remains:
             netns.delete(namespace)
+        traces.remove(lab)
         if directory.exists():
             shutil.rmtree(directory)
     for parent in (directory.parent, directory.parent.parent):
@@ -125,13 +127,14 @@ def add_node(lab: str, node: str, report: Report, *, rack: int | None = None) ->
     names.require_node_name(node)
     with state.locked(lab):
         current = state.load(lab)
+        current.require_plain()
         if node in current.nodes:
             raise LabError(f"lab {lab}: there is a node {node!r} already", hint=_start_hint(current, node))
         place = LabNode(_free_index(current, node), rack=_choose_rack(current, rack))
         try:
             objects = _node_objects(current, {node: place})
             facts.ask(lab, lambda store: facts.create_all(store, objects))
-            current = _make_node(current, node, place)
+            current = make_node(current, node, place)
             started = _start_agents(current, (node,), report)
         except BaseException:
             _members(lab, node).end()
@@ -147,6 +150,7 @@ def remove_node(lab: str, node: str) -> None:
     """Take a node out of service in good order: its pods, its agent, its object and its blocks, its wire."""
     with state.locked(lab):
         current = state.load(lab)
+        current.require_plain()
         current.node(node)
         for pod in facts.ask(lab, lambda store: facts.pods_on(store, node)):
             pods.remove(current, pod)
@@ -161,6 +165,7 @@ def kill_node(lab: str, node: str) -> None:
     """
     with state.locked(lab):
         current = state.load(lab)
+        current.require_plain()
         if not current.node(node).running:
             raise LabError(f"lab {lab}: node {node!r} is off already", hint=_start_hint(current, node))
         _cut_power(current, node)
@@ -173,6 +178,7 @@ def start_node(lab: str, node: str, report: Report) -> None:
     """
     with state.locked(lab):
         current = state.load(lab)
+        current.require_plain()
         before = current.node(node)
         if before.running:
             with suppress(AgentError):
@@ -180,7 +186,7 @@ def start_node(lab: str, node: str, report: Report) -> None:
                 raise LabError(f"lab {lab}: node {node!r} runs already")
         else:
             facts.ask(lab, lambda store: forget_lease(store, node))
-            current = _make_node(current, node, msgspec.structs.replace(before, running=True))
+            current = make_node(current, node, msgspec.structs.replace(before, running=True))
         agents.wait_converged(current, _start_agents(current, (node,), report), report)
         pods.restart(current, node)
 
@@ -193,7 +199,8 @@ def execute_on_node(lab: str, node: str, command: Sequence[str]) -> int:
     return processes.run(command, namespace=names.node_netns(lab, node))
 
 
-def _network(text: str) -> Network:
+def network(text: str) -> Network:
+    """Return the network that --pool names. Raises InvalidArgument."""
     try:
         return ip_network(text)
     except ValueError as error:
@@ -244,7 +251,8 @@ def _has_ipv4(networks: Sequence[Network]) -> bool:
     return any(network.version == 4 for network in networks)
 
 
-def _make_directory(lab: str) -> None:
+def make_directory(lab: str) -> None:
+    """Make the directory of a new lab. Raises LabError if there is a lab of this name."""
     if topology.namespaces(lab):
         raise LabError(f"lab {lab!r} exists already", hint=f"remove it first: podway lab down {lab}")
     try:
@@ -263,7 +271,8 @@ def _node_objects(current: LabState, places: Mapping[str, LabNode]) -> tuple[Nod
     return tuple(facts.node_object(node, place, current.tor) for node, place in places.items())
 
 
-def _make_node(current: LabState, node: str, place: LabNode) -> LabState:
+def make_node(current: LabState, node: str, place: LabNode) -> LabState:
+    """Make a node's namespace and wire it; return the lab's state with it. Raises KernelError."""
     changed = current.with_node(node, place)
     state.save(changed)  # before anything is built, so that what a crash leaves has a name
     topology.create_node(current.name, node, place, current.fabric)

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,9 +22,11 @@ from podway.api.rules import check_change
 from podway.api.validate import validate
 from podway.errors import AlreadyExists, InvalidArgument, NotFound
 from podway.ipam.claims import give_back_all_of
+from podway.kernel import netns
+from podway.lab import names
 from podway.lab.fabric import Fabric, Tor, node_asn, rack_label, tor_asn
 from podway.lab.names import tor as tor_name
-from podway.lab.paths import lab_store
+from podway.lab.paths import admin_config, lab_store
 from podway.lab.state import LabNode
 from podway.plan.bgp import Bfd
 from podway.store.base import Store
@@ -51,11 +54,27 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self
 
 
+def open_lab_store(lab: str, *, create: bool = False) -> Store:
+    """Open the lab's store; of one that is a Kubernetes its API, from within its namespace. Raises StoreError."""
+    config = admin_config(lab)
+    if not config.exists():
+        return open_store(lab_store(lab), create=create)
+    from podway.store.kubernetes.access import find_access
+    from podway.store.kubernetes.client import plain_socket
+    from podway.store.kubernetes.store import KubernetesStore
+
+    def inside(address: Any) -> socket.socket:
+        with netns.opened(netns.path_of(names.control_netns(lab))) as fd:
+            return netns.run(fd, lambda: plain_socket(address))
+
+    return KubernetesStore(lambda: find_access(config, ""), sockets=inside)
+
+
 def ask(lab: str, question: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
     """Open the lab's store, have the question answered and close it. Raises StoreError."""
 
     async def answer() -> T:
-        store = open_store(lab_store(lab), create=create)
+        store = open_lab_store(lab, create=create)
         try:
             return await question(store)
         finally:

@@ -12,7 +12,7 @@ from podway.lab.paths import DEFAULT_LAB
 
 _LAB = re.compile(r"[a-z0-9]{1,20}")
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
-RESERVED_NODES = ("fabric", "outside", "pod", "add", "rm", "kill", "start")
+RESERVED_NODES = ("fabric", "outside", "control", "pod", "add", "rm", "kill", "start")
 """Words of namespaces' names and of `podway lab node`."""
 _ROUTER = re.compile(r"tor[0-9]+")
 
@@ -69,6 +69,11 @@ def tor_netns(lab: str, rack: int) -> str:
 def outside_netns(lab: str) -> str:
     """Return the namespace of the host beside the cluster."""
     return f"{prefix(lab)}outside"
+
+
+def control_netns(lab: str) -> str:
+    """Return the namespace of the control plane of a lab that is a Kubernetes."""
+    return f"{prefix(lab)}control"
 
 
 def node_netns(lab: str, node: str) -> str:

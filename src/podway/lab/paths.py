@@ -5,12 +5,30 @@ from pathlib import Path
 LABS = Path("/run/podway/lab")
 """One directory for each lab. Gone after a reboot, as the namespaces are."""
 
+DATA = Path("/var/lib/podway/lab")
+"""One directory for each lab that is a Kubernetes: what its nodes have on their disks, which may be much."""
+
 DEFAULT_LAB = "lab"
 
 
 def lab_dir(name: str) -> Path:
     """Return the directory of the lab of this name."""
     return LABS / name
+
+
+def data_dir(name: str) -> Path:
+    """Return what the nodes of a lab that is a Kubernetes have for disks."""
+    return DATA / name
+
+
+def control_dir(name: str) -> Path:
+    """Return where the control plane of a lab that is a Kubernetes keeps its files; others have none."""
+    return data_dir(name) / "control"
+
+
+def admin_config(name: str) -> Path:
+    """Return the kubeconfig of one who may do everything in a lab that is a Kubernetes; others have none."""
+    return control_dir(name) / "pki" / "admin.kubeconfig"
 
 
 def lab_store(name: str) -> str:

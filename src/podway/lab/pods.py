@@ -65,6 +65,7 @@ def run(
         annotations[WANTED] = ",".join(addresses)
     with state.locked(lab, shared=True):
         current = state.load(lab)
+        current.require_plain()
         pod = Pod(
             metadata=Metadata(name=name, namespace=namespace, labels=dict(labels or {}), annotations=annotations),
             spec=PodSpec(node_name=_choose_node(current, node), containers=_containers(ports)),

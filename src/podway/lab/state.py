@@ -45,6 +45,8 @@ class LabState(msgspec.Struct, frozen=True):
     nodes: dict[str, LabNode] = {}
     outside: tuple[str, ...] = ()
     """The addresses of the host beside the cluster, with prefix lengths; none while there is none."""
+    kubernetes: str = ""
+    """Where the programs are of which it is a Kubernetes; empty: it is none."""
 
     @property
     def outside_interfaces(self) -> tuple[Interface, ...]:
@@ -60,6 +62,14 @@ class LabState(msgspec.Struct, frozen=True):
     def running(self) -> tuple[str, ...]:
         """Names of the nodes that are on."""
         return tuple(name for name, node in self.nodes.items() if node.running)
+
+    def require_plain(self) -> None:
+        """Raise LabError if the lab is a Kubernetes, which runs its pods and nodes itself."""
+        if self.kubernetes:
+            raise LabError(
+                f"lab {self.name} is a Kubernetes: its pods and nodes are its own business",
+                hint=f"use it as any cluster: podway lab kubectl{names.option(self.name)} …",
+            )
 
     def node(self, name: str) -> LabNode:
         """Return a node. Raises LabError if there is none of this name."""

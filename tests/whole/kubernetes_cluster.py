@@ -1,0 +1,251 @@
+"""Podway on a whole Kubernetes, installed by its own manifest and image: ./dev test-kubernetes.
+
+One lab of two nodes for all tests, used as an operator does: by kubectl.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podway.cni.conflist import FILE_NAME
+from podway.kernel import netns
+from podway.lab import names
+from podway.lab.kubernetes.images import BUSYBOX
+from podway.lab.kubernetes.traces import CGROUPS, PARENT
+from podway.lab.paths import data_dir, lab_dir
+from tests.patience import PATIENCE, eventually
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PODWAY = [sys.executable, "-m", "podway"]
+UP_SECONDS = 600
+WITHIN = 6 * PATIENCE
+"""Seconds for what several daemons do one after the other on a busy machine."""
+
+AGENTS = ("pods", "-n", "podway", "-l", "app.kubernetes.io/component=agent")
+
+WEB = f"""
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: web}}
+spec:
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: web
+        image: {BUSYBOX}
+        command:
+        - sh
+        - -euc
+        - |
+          mkdir /www/cgi-bin
+          printf '#!/bin/sh\\necho; echo "$HOSTNAME sees $REMOTE_ADDR"\\n' > /www/cgi-bin/who
+          chmod +x /www/cgi-bin/who
+          exec httpd -f -p 8080 -h /www
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec:
+  selector: {{app: web}}
+  ports: [{{port: 80, targetPort: 8080}}]
+"""
+
+
+class Whole:
+    """A lab that is a Kubernetes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def podway(self, *arguments: str, check: bool = True, seconds: float = UP_SECONDS) -> str:
+        """Run our command; return what it prints."""
+        command = [*PODWAY, "--lab", self.name, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        assert not check or done.returncode == 0, f"podway {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def kubectl(self, *arguments: str, text: str = "") -> str:
+        """Run kubectl with `text` as its input; return what it prints."""
+        command = [*PODWAY, "--lab", self.name, "lab", "kubectl", "--", *arguments]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=WITHIN)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def get(self, *what: str) -> list[dict[str, Any]]:
+        """Return objects."""
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", *what, "-o", "json"))["items"]
+        return items
+
+    def inside(self, pod: str, *command: str) -> str:
+        """Run a command in a pod; return what it prints."""
+        return self.kubectl("exec", pod, "--", *command)
+
+    def fetch(self, pod: str, url: str) -> str:
+        """Return a page that a pod gets."""
+        return plain(self.inside(pod, "wget", "-q", "-O", "-", url))
+
+
+def plain(page: str) -> str:
+    """Return busybox's words with IPv4 addresses as they are written elsewhere."""
+    return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", page.strip())
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Whole]:
+    lab = Whole(f"k{os.getpid()}x{secrets.token_hex(2)}")
+    print(lab.podway("lab", "up", "--kubernetes", "--nodes", "2"))
+    yield lab
+    if lab_dir(lab.name).exists():
+        lab.podway("lab", "down")
+
+
+@pytest.fixture(scope="module")
+def pods(whole: Whole) -> dict[str, dict[str, Any]]:
+    """A pod on each node, by the node's name."""
+    whole.kubectl("apply", "-f", "-", text=WEB)
+
+    def run() -> bool:
+        found = whole.get("pods", "-l", "app=web")
+        return len(found) == 2 and all(one["status"]["phase"] == "Running" for one in found)
+
+    eventually(run, "pods run on both nodes", within=WITHIN, every=0.5)
+    return {pod["spec"]["nodeName"]: pod for pod in whole.get("pods", "-l", "app=web")}
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    form = "%Y-%m-%dT%H:%M:%SZ"
+    return time.mktime(time.strptime(later, form)) - time.mktime(time.strptime(earlier, form))
+
+
+def test_nodes_are_ready_and_open_to_pods(whole: Whole) -> None:
+    nodes = whole.get("nodes")
+    assert [node["metadata"]["name"] for node in nodes] == ["node1", "node2"]
+    for node in nodes:
+        conditions = {one["type"]: one for one in node["status"]["conditions"]}
+        assert conditions["Ready"]["status"] == "True"
+        network = conditions["NetworkUnavailable"]
+        assert (network["status"], network["reason"]) == ("False", "PodwayIsUp")
+        assert conditions.keys() >= {"MemoryPressure", "DiskPressure", "PIDPressure"}, "others stay"
+        assert not node["spec"].get("taints"), "the kubelet registered it with Podway's"
+        took = seconds_between(node["metadata"]["creationTimestamp"], network["lastTransitionTime"])
+        print(f"{node['metadata']['name']}: {took:g} s from registration to an attachment that works")
+
+
+def test_pods_on_two_nodes_see_each_other_as_they_are(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
+    for here in pods.values():
+        for there in pods.values():
+            name, own = there["metadata"]["name"], here["status"]["podIP"]
+            page = f"http://{there['status']['podIP']}:8080/cgi-bin/who"
+            assert whole.fetch(here["metadata"]["name"], page) == f"{name} sees {own}"
+
+
+def test_a_service_reaches_both_pods(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
+    """Beside kube-proxy in nftables mode, which gives a pod that reaches itself the node's address."""
+    address = json.loads(whole.kubectl("get", "service", "web", "-o", "json"))["spec"]["clusterIP"]
+    for here in pods.values():
+        asker = here["metadata"]["name"]
+        wanted = {
+            f"{there['metadata']['name']} sees {here['status']['hostIP' if there is here else 'podIP']}"
+            for there in pods.values()
+        }
+        seen: set[str] = set()
+
+        def all_seen(asker: str = asker, wanted: set[str] = wanted, seen: set[str] = seen) -> bool:
+            seen.add(whole.fetch(asker, f"http://{address}/cgi-bin/who"))
+            return seen >= wanted
+
+        eventually(all_seen, f"{asker} reaches {wanted} by the Service", within=WITHIN)
+        assert seen == wanted
+
+
+def test_nodes_reach_pods(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
+    for pod in pods.values():
+        for node in pods:
+            page = f"http://{pod['status']['podIP']}:8080/cgi-bin/who"
+            told = whole.podway("lab", "node", node, "--", "busybox", "wget", "-q", "-O", "-", page)
+            assert re.search(rf"{pod['metadata']['name']} sees 172\.30\.0\.[12]$", plain(told))
+
+
+def test_what_a_runtime_reads_is_put_back(whole: Whole) -> None:
+    disk = data_dir(whole.name) / "node1"
+    files = [disk / "opt/cni/bin/podway", disk / "etc/cni/net.d" / FILE_NAME]
+    before = {path: path.read_bytes() for path in files}
+    for path in files:
+        path.unlink()
+    eventually(lambda: all(path.exists() for path in files), "both files are there again", within=WITHIN)
+    assert {path: path.read_bytes() for path in files} == before
+    assert os.access(files[0], os.X_OK)
+
+
+def test_an_agent_that_is_replaced_breaks_no_connection(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
+    """Its container ends and another one takes over, while each pod sends to the other."""
+    (first, second) = (pods[node] for node in ("node1", "node2"))
+    name, address = first["metadata"]["name"], second["status"]["podIP"]
+    command = [*PODWAY, "--lab", whole.name, "lab", "kubectl", "--", "exec", name, "--"]
+    counting = subprocess.Popen(
+        [*command, "ping", "-q", "-i", "0.2", "-c", "150", address], stdout=subprocess.PIPE, text=True
+    )
+    agents = {pod["spec"]["nodeName"]: pod for pod in whole.get(*AGENTS)}
+    whole.kubectl("delete", "pod", "-n", "podway", agents["node1"]["metadata"]["name"], "--wait=false")
+
+    def replaced() -> bool:
+        found = [pod for pod in whole.get(*AGENTS) if pod["spec"]["nodeName"] == "node1"]
+        new = [pod for pod in found if pod["metadata"]["uid"] != agents["node1"]["metadata"]["uid"]]
+        statuses = [one for pod in new for one in pod["status"].get("containerStatuses", ())]
+        return len(found) == 1 and bool(statuses) and all(one["ready"] for one in statuses)
+
+    eventually(replaced, "another agent is ready", within=WITHIN, every=0.5)
+    told, _ = counting.communicate(timeout=WITHIN)
+    assert "150 packets transmitted, 150 packets received" in told
+    whole.fetch(name, f"http://{address}:8080/cgi-bin/who")
+
+
+def test_the_controller_says_that_the_pool_holds(whole: Whole) -> None:
+    """It runs as nobody, from the same image, and writes what only it may."""
+    told = whole.kubectl("wait", "--for=condition=Accepted", "ippool/default-ipv4", f"--timeout={WITHIN / 2:g}s")
+    assert "condition met" in told
+
+
+def test_our_commands_know_the_cluster(whole: Whole) -> None:
+    """Nodes and pools are read from the API, and agents in their containers answer at their sockets."""
+    assert re.search(r"node1 +172\.30\.0\.1 .*alive", whole.podway("get", "nodes"))
+    assert "10.244.0.0/16" in whole.podway("get", "pools")
+    status = whole.podway("status", "node1")
+    assert "in touch" in status
+    assert "1 of 1 sessions established" in status
+    refused = whole.podway("lab", "run", "web", check=False)
+    assert "is a Kubernetes" in refused
+    assert "podway lab kubectl" in refused
+
+
+def test_nothing_is_left_behind(whole: Whole) -> None:
+    """The last of the tests: it removes the lab."""
+    whole.podway("lab", "down")
+    assert not [name for name in netns.names() if name.startswith(names.prefix(whole.name))]
+    assert not data_dir(whole.name).exists()
+    assert not lab_dir(whole.name).exists()
+    assert not list(CGROUPS.glob(f"**/{PARENT}/{whole.name}-*"))
+    assert not list(_processes_in(data_dir(whole.name)))
+
+
+def _processes_in(directory: Path) -> Iterator[str]:
+    """Yield the commands of processes that name a directory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            command = path.read_bytes().decode(errors="replace").replace("\0", " ")
+            if str(directory) in command:
+                yield command
