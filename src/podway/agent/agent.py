@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import cached_property
 
 import structlog
 
@@ -146,7 +147,7 @@ class Agent:
             server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)
             await server.start()
             stack.push_async_callback(server.close)
-            reporter = Reporter(self._components())
+            reporter = Reporter(self._components)
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(state.leases))
             memory.settle()
@@ -162,6 +163,7 @@ class Agent:
         ends.learn(self._state.leases.values())
         return ends
 
+    @cached_property
     def _components(self) -> Components:
         self._flows = FlowRecorder(self._options, self._state, self._kernel, self._reconciler)
         self._opening = Opening(self._options, self._state, self._store)
@@ -268,7 +270,7 @@ class Agent:
         from podway.agent.metrics import AgentMetrics
         from podway.metrics.server import MetricsServer, parse_endpoint
 
-        served = MetricsServer(AgentMetrics(self._components(), requests).collect)
+        served = MetricsServer(AgentMetrics(self._components, requests).collect)
         await served.start(*parse_endpoint(self._options.metrics))
         return served.close
 
