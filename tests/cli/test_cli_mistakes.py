@@ -41,7 +41,7 @@ def mistake(*words: str, env: dict[str, str] | None = None) -> str:
         (["--foo"], "no such option '--foo'"),
         (["get"], "missing argument 'KIND"),
         (["get", "nods"], "did you mean nodes?"),
-        (["get", "services"], "kubectl get services"),
+        (["get", "deployments"], "kubectl get deployments"),
         (["get", "ipamblocks"], "did you mean `podway get blocks`?"),
         (["get", "agent"], "did you mean `podway status`?"),
         (["get", "pods", "--output", "xml"], "'xml' is not one of"),

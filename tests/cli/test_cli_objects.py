@@ -82,6 +82,10 @@ items:
   endpoints: [{addresses: [10.244.1.1]}]
   ports: [{port: 80}]
 - apiVersion: podway.io/v1
+  kind: NodeCertificate
+  metadata: {name: n1}
+  spec: {request: "-----BEGIN CERTIFICATE REQUEST-----"}
+- apiVersion: podway.io/v1
   kind: ClusterAuthority
   metadata: {name: default}
   spec:

@@ -82,6 +82,7 @@ PAGES: dict[str, Scene] = {
             "'spec: {podSelector: {}}' >policy.yaml",
         )
     ),
+    "docs/services.md": Scene(("podway lab up --nodes 2",)),
     "docs/simulate.md": Scene(
         without={
             "podway simulate --nodes 5000 --pods 100000": "takes minutes; tests/preview simulates smaller clusters"

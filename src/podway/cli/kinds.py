@@ -16,12 +16,8 @@ DEFAULT_NAMESPACE = "default"
 
 KUBERNETES_OWN = frozenset(
     [
-        "services",
-        "service",
-        "svc",
         "endpoints",
         "ep",
-        "endpointslices",
         "deployments",
         "deployment",
         "deploy",

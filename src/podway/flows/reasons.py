@@ -22,6 +22,9 @@ _WORDS: dict[Reason, str] = {
     Reason.QUOTA_HALF_OPEN: "the pod has too many half-open flows",
     Reason.QUOTA_ESTABLISHED: "the pod has too many open connections",
     Reason.TABLE_FULL: "a table of the engine is full",
+    Reason.SERVICE_NO_ENDPOINT: "nobody is behind the Service's port",
+    Reason.SERVICE_NO_PORT: "the Service has no such port",
+    Reason.SERVICE_PORTS_TAKEN: "all backends that were tried have a connection from that port already",
 }
 
 
