@@ -14,6 +14,7 @@ from podway.kernel.bpf.flow_events import Events
 from podway.kernel.bpf.flow_layout import FLOW, Counter, Endpoint, Event, FlowKey, Hook, Reason
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.policy.maps import RuleKey
+from podway.probe.packet import TCP_RST, Tcp, parse_ethernet
 
 UNSPEC, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7
 """TC_ACT_UNSPEC: the next program, or the stack; TC_ACT_SHOT; TC_ACT_REDIRECT (linux/pkt_cls.h)."""
@@ -56,6 +57,15 @@ class Outcome(NamedTuple):
     action: int
     frame: bytes
     duration: int
+
+
+def is_reset(sent: bytes, outcome: Outcome) -> bool:
+    """Tell whether a frame of TCP was made into a RST for its sender."""
+    was, made = parse_ethernet(sent), parse_ethernet(outcome.frame)
+    if outcome.action != REDIRECT or was is None or made is None:
+        return False
+    back = (made.source, made.destination) == (was.destination, was.source)
+    return back and isinstance(made.transport, Tcp) and bool(made.transport.flags & TCP_RST)
 
 
 class Bench:
@@ -168,6 +178,10 @@ class Bench:
         said = bpf.library().bpf_prog_test_run_opts(program, ctypes.byref(options))
         bpf.checked("run a program", said)
         return Outcome(options.retval, out.raw[: options.data_size_out], options.duration)
+
+    def resets(self, hook: Hook, device: str, frame: bytes) -> bool:
+        """Run a hook's program for a frame, and tell whether its sender gets a RST for an answer."""
+        return is_reset(frame, self.run(hook, device, frame))
 
     def inside(self, function: Callable[[], T]) -> T:
         return netns.run(self.node.fd, function)

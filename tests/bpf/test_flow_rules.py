@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from podway.kernel.bpf.flow_layout import MOST_PRECEDENCE, Reason
+from podway.kernel.bpf.flow_layout import MOST_PRECEDENCE, Hook, Reason
 from podway.policy.maps import ANYBODY, Rule, RuleKey, Tier, Verdict
-from tests.bpf.flow_bench import PODS, REDIRECT, REMOTE, SHOT, Bench
+from tests.bpf.flow_bench import PODS, REDIRECT, REMOTE, SHOT, Bench, is_reset
 from tests.bpf.flow_packets import ICMP, TCP, UDP, frame, icmp, ip, tcp, udp
 
 pytestmark = pytest.mark.kernel
@@ -77,9 +77,13 @@ def test_verdict_is_as_defined(shared_bench: Bench, entries: dict[RuleKey, dict[
         ]
         for protocol, port, upper in questions:
             bench.events()
-            action = bench.from_wire(frame(ip(REMOTE[0], PODS["pa"][0], protocol, upper)))
+            sent = frame(ip(REMOTE[0], PODS["pa"][0], protocol, upper))
+            done = bench.run(Hook.FROM_WIRE, "wire", sent)
             allowed, rules = decide(entries, identity, protocol, port)
-            assert action == (REDIRECT if allowed else SHOT), (identity, protocol, port)
+            # What was allowed to another identity before is cut: its sender is told.
+            refused = done.action == SHOT or is_reset(sent, done)
+            assert done.action in {SHOT, REDIRECT}
+            assert allowed is not refused, (identity, protocol, port)
             for event in bench.events():  # of a flow that was allowed before, and still is, there is none
                 assert event.rules[1] in rules
                 assert event.reason == (Reason.KEPT if allowed else Reason.DENIED_INGRESS)
