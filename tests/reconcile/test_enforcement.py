@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_interface
 from itertools import product
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from podway.policy.maps import CLOSED, NO_RULES
 from podway.policy.planner import PolicyPlanner
 from podway.reconcile.enforcement import INTERRUPTED, SOON, Enforcement
 from podway.reconcile.state import NodeState
-from tests.policy.clusters import IPS, SPACES, network_policy, objects, pod, resource
+from tests.policy.clusters import IPS, SPACES, namespace, network_policy, objects, pod, resource
 from tests.recorded_kernel import RecordedFlows
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
@@ -226,6 +227,42 @@ def test_a_policy_that_cannot_be_read_isolates_its_namespace_until_it_can_or_is_
         assert (NO_RULES in node.rules()) is (end is None)
         node.drop(DENY)
     assert node.rules() == (NO_RULES, NO_RULES)
+
+
+def test_a_cluster_policy_that_cannot_be_read_denies_its_subject_all_until_it_can_or_is_gone() -> None:
+    node = Node(WEB, namespace("x"))
+    node.lease(WEB)
+    wrong: dict[str, Any] = {
+        "apiVersion": "policy.networking.k8s.io/v1beta1",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "guests"},
+        "spec": {
+            "tier": "Admin",
+            "priority": 5000,
+            "subject": {"namespaces": {}},
+            "ingress": [{"action": "Accept", "from": [{"namespaces": {}}]}],
+        },
+    }
+    found = resource(wrong)
+    unread = RejectedObject(("ClusterNetworkPolicy", "", "guests"), "spec.priority: is 5000", found)
+    before = node.state.view
+    node.state.view = before.without(unread)
+    assert node.agent.heard(())
+    node.agent.bring()
+    ingress, egress = node.rules()
+    assert ingress not in {NO_RULES, CLOSED}
+    assert egress == NO_RULES, "it has no rules for that direction"
+    wrong["spec"]["subject"] = {"namespaces": {"matchLabels": {"is": "nowhere"}}}
+    elsewhere = resource(wrong)
+    node.state.view = before.without(msgspec.structs.replace(unread, found=elsewhere))
+    assert node.agent.heard(())
+    node.agent.bring()
+    assert node.rules() == (NO_RULES, NO_RULES), "another state that cannot be read counts from now on"
+    for end, known in ((found, True), (found, False)):
+        node.state.view = before.without(msgspec.structs.replace(unread, found=end if known else None))
+        node.agent.heard(())
+        node.agent.bring()
+        assert (node.rules()[0] == NO_RULES) is not known
 
 
 def test_an_engine_that_cannot_be_had_is_told_and_pretends_nothing() -> None:

@@ -28,11 +28,10 @@ import structlog
 from podway.api.addresses import Address
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.namespace import Namespace
-from podway.api.kinds.network_policy import NetworkPolicy, NetworkPolicySpec
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.lease import Attachment, Lease, shorten
-from podway.api.meta import Metadata
 from podway.api.resource import Key
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_policy
@@ -40,6 +39,7 @@ from podway.errors import AgentError, KernelError, PodwayError, UnsupportedSyste
 from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.kernel.interface import FlowDoor
 from podway.plan.node import wires
+from podway.policy.in_doubt import stand_in
 from podway.policy.lookup import PolicyMaps
 from podway.policy.maps import CLOSED, NO_RULES, Columns, Delta, EndpointRules, PodName, RuleKey
 from podway.policy.planner import PolicyPlanner
@@ -96,7 +96,7 @@ class Enforcement:
         """Rules of pods of which the planner does not know."""
         self._written = 0
         """How often something was written."""
-        self._unread: set[Key] = set()
+        self._unread: dict[Key, NetworkPolicy | ClusterNetworkPolicy] = {}
         """Policies that cannot be read."""
         self._writing: Iterator[None] | None = None
         self._mending = False
@@ -185,7 +185,7 @@ class Enforcement:
                         self._planner.drop(change.key)
                     else:
                         self._planner.put(change.new)
-            self._isolate_in_doubt()
+            self._close_in_doubt()
         return self._dirty
 
     @contextlib.contextmanager
@@ -197,19 +197,22 @@ class Enforcement:
             self._anew = True
             raise
 
-    def _isolate_in_doubt(self) -> None:
-        """Have a NetworkPolicy that cannot be read, and never could be, isolate all pods of its namespace."""
+    def _close_in_doubt(self) -> None:
+        """Go by what stands in for policies that cannot be read, and never could be."""
         assert self._planner is not None
         view = self._state.view
-        unread = {each for each in view.rejected if each[0] == NetworkPolicy.KIND and view.find(each) is None}
-        for each in unread - self._unread:
-            _, namespace, name = each
-            spec = NetworkPolicySpec(policy_types=("Ingress", "Egress"))
-            self._planner.put(NetworkPolicy(metadata=Metadata(name=name, namespace=namespace), spec=spec))
-        for each in self._unread - unread:
-            known = view.find(each)
+        unread = {
+            wanted: policy
+            for wanted, one in view.rejected.items()
+            if view.find(wanted) is None and (policy := stand_in(one)) is not None
+        }
+        for wanted, policy in unread.items():
+            if self._unread.get(wanted) != policy:
+                self._planner.put(policy)
+        for wanted in self._unread.keys() - unread.keys():
+            known = view.find(wanted)
             if known is None:
-                self._planner.drop(each)
+                self._planner.drop(wanted)
             else:
                 self._planner.put(known)
         self._dirty = self._dirty or unread != self._unread
@@ -510,8 +513,8 @@ class Enforcement:
         for kind in _JUDGED_BY:
             for obj in self._state.view.tables[kind.KIND].values():
                 self._planner.put(obj)
-        self._unread = set()
-        self._isolate_in_doubt()
+        self._unread = {}
+        self._close_in_doubt()
         self._maps = PolicyMaps()
         self._maps.apply(self._planner.settle())
         self._dirty = False
