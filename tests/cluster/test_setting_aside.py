@@ -1,5 +1,7 @@
 """What a node goes by where pools and settings contradict each other."""
 
+import pytest
+
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.resource import Resource, key
@@ -52,6 +54,36 @@ def test_a_last_good_state_that_contradicts_what_holds_is_no_state() -> None:
     view = after(view, pool("old", "10.2.0.0/16", 1))
     assert ranges(view) == {"old": "10.2.0.0/16"}
     assert ("IPPool", "", "new") in view.rejected
+
+
+STRAY = block("10.99.0.0/24", "default")
+"""No block of the pool as it is, nor a part of it."""
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        [STRAY],
+        [block("10.244.9.0/25", "default")],
+        [pool("first", "10.244.128.0/17", 1), block("10.244.128.0/24", "first")],
+        [pool("six", "fd00:10::/48", 1, attach="bridge"), block("fd00:10::/122", "six")],
+    ],
+    ids=[
+        "made anew with another range",
+        "another block size",
+        "overlaps another one in use",
+        "attached otherwise",
+    ],
+)
+def test_a_pool_in_use_is_never_taken_away(beside: list[Resource]) -> None:
+    """Whatever comes beside it, and whether or not a node knows a former state: pods live there."""
+    used = pool("default", "10.244.0.0/16", 2)
+    objects = [used, block("10.244.1.0/24", "default"), *beside]
+    for former in (None, ClusterView.of(objects)):
+        view = consistent(ClusterView.of(objects), former)
+        assert ranges(view)["default"] == "10.244.0.0/16"
+        assert key(used) in view.rejected, "and it is told"
+        assert ranges(consistent(view, view)) == ranges(view)
 
 
 def test_a_node_that_starts_comes_to_the_same() -> None:

@@ -54,8 +54,9 @@ def judge(resources: Collection[Resource], rejected: Iterable[RejectedObject] = 
         for one in rejected
         if one.key[0] in KINDS and KINDS[one.key[0]].JUDGED
     }
-    blocks = _Blocks(of_kind(AddressBlock, resources))
-    nodes = tuple(of_kind(Node, resources))
+    # By name: what is said of an object names the first that it contradicts, on every node the same.
+    blocks = Blocks(sorted(of_kind(AddressBlock, resources), key=_name))
+    nodes = sorted(of_kind(Node, resources), key=_name)
     holding: list[Resource] = []
     ranged = [obj for obj in resources if isinstance(obj, IPPool | NetworkConfig)]
     for obj in sorted(ranged, key=partial(_rank, blocks)):
@@ -73,7 +74,7 @@ def judge(resources: Collection[Resource], rejected: Iterable[RejectedObject] = 
     return verdicts
 
 
-class _Blocks:
+class Blocks:
     """The blocks that nodes own, by the pool whose they are."""
 
     def __init__(self, blocks: Iterable[AddressBlock]) -> None:
@@ -114,7 +115,11 @@ def _fitting(pool: IPPool) -> Callable[[AddressBlock], bool]:
     return fits
 
 
-def _rank(blocks: _Blocks, obj: Resource) -> tuple[bool, str, str, str]:
+def _name(obj: Resource) -> str:
+    return obj.metadata.name
+
+
+def _rank(blocks: Blocks, obj: Resource) -> tuple[bool, str, str, str]:
     used = isinstance(obj, IPPool) and blocks.used(obj)
     return (not used, obj.metadata.creation_timestamp, obj.KIND, obj.metadata.name)
 
@@ -133,7 +138,7 @@ def _verdict(obj: Resource, checks: _Checks) -> Verdict:
 
 
 def _checks(
-    obj: IPPool | NetworkConfig, holding: Sequence[Resource], nodes: Sequence[Node], blocks: _Blocks
+    obj: IPPool | NetworkConfig, holding: Sequence[Resource], nodes: Sequence[Node], blocks: Blocks
 ) -> _Checks:
     if isinstance(obj, NetworkConfig):
         for pool in of_kind(IPPool, holding):

@@ -1,14 +1,15 @@
 """What of a cluster's pools and settings a node goes by, where they contradict each other. Pure.
 
 An object that does not hold (podway.api.judgement) is set aside: it is rejected as what is wrong by itself is, and
-its last good state stays, unless that contradicts what does hold. Of the settings there has to be some state:
+its last good state stays, unless that contradicts what does hold. A pool of which nodes own blocks stays as it is
+without one: that it contradicts the rest is told, and its pods go on. Of the settings there has to be some state:
 without a good one they are taken as they are.
 """
 
 from collections.abc import Iterator
 
 from podway.api.checked import RejectedObject
-from podway.api.judgement import judge
+from podway.api.judgement import Blocks, judge
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
@@ -37,6 +38,7 @@ def consistent(view: ClusterView, former: ClusterView | None = None) -> ClusterV
     stated = {key(obj): obj for kind in _KINDS for obj in view.table(kind).values()}
     stated = {wanted: obj for wanted, obj in stated.items() if wanted not in view.rejected}
     stated.update({one.key: one.found for one in _set_aside(view) if one.found is not None})
+    blocks = Blocks(view.blocks.values())
     beside = (*view.nodes.values(), *view.blocks.values())
     verdicts = judge((*stated.values(), *beside))
     holding = [obj for wanted, obj in stated.items() if verdicts[wanted].accepted]
@@ -52,7 +54,9 @@ def consistent(view: ClusterView, former: ClusterView | None = None) -> ClusterV
             changes.append(Change(wanted, view.find(wanted), obj))
         else:
             rejected.append(RejectedObject(wanted, verdicts[wanted].message, obj))
-            changes.append(Change(wanted, view.find(wanted), None))
+            # Of what is in use nothing is taken away: without their pool, pods would be cut off.
+            kept = obj if isinstance(obj, IPPool) and blocks.used(obj) else None
+            changes.append(Change(wanted, view.find(wanted), kept))
     after = view.after(*(change for change in changes if not change.empty))
     for one in rejected:
         after = after.without(one)
