@@ -6,7 +6,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 
@@ -22,9 +22,9 @@ from podway.api.resource import subject
 from podway.api.status import ACCEPTED, JudgedStatus
 from podway.controller.duties import Departures, Telling, requests, tellings
 from podway.controller.election import INTERVAL, Candidate, held
-from podway.controller.following import FOLLOWED, Following
+from podway.controller.following import FOLLOWED, Facts, Following
 from podway.controller.signing import Signing
-from podway.errors import AlreadyExists, Conflict, NotFound, ObjectDamaged, PodwayError, StoreError
+from podway.errors import AlreadyExists, Conflict, NotFound, ObjectDamaged, PodwayError
 from podway.ipam.claims import give_back_all_of
 from podway.metrics.exposition import Metric, Values, expose
 from podway.metrics.server import MetricsServer, parse_endpoint
@@ -104,7 +104,7 @@ class Controller:
             try:
                 async with asyncio.timeout(INTERVAL * 3):
                     await self._look(now)
-            except (TimeoutError, StoreError) as error:
+            except (TimeoutError, PodwayError) as error:
                 log.debug("the lease could not be looked at", problem=str(error))
             leads = self._candidate.leads(time.monotonic())
             if leads is not self._leading:
@@ -143,7 +143,7 @@ class Controller:
         if not self._candidate.leads(time.monotonic()):
             return
         self._candidate.lost()
-        with contextlib.suppress(StoreError, TimeoutError):
+        with contextlib.suppress(PodwayError, TimeoutError):
             async with asyncio.timeout(INTERVAL):
                 lease = await self._lease()
                 if lease is not None and lease.spec.holder_identity == self.name:
@@ -195,32 +195,43 @@ class Controller:
                 self._problem = error.message
 
     async def _do(self) -> None:
+        """Do all that is to be done; what fails keeps nothing else from being done. Raises the first failure."""
         facts = self._following.facts
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        failures: list[PodwayError] = []
         for telling in tuple(tellings(facts, now)):
-            await self._tell(telling)
-        await self._sign()
-        await self._learn_lessees()
+            await _tried(self._tell(telling), failures)
+        await _tried(self._sign(facts, failures), failures)
+        await _tried(self._learn_lessees(), failures)
         for node in self._departures.due(facts, self._lessees, time.monotonic()):
-            blocks = await give_back_all_of(self._store, node)
-            self.blocks_returned += len(blocks)
-            if blocks:
-                returned = [block.spec.cidr for block in blocks]
-                log.info("a removed node's blocks are given back", node=node, blocks=returned)
-            if any(one.metadata.name == node for one in facts.of(NodeCertificate)):
-                await self._signing.forget(node)
+            await _tried(self._clear_away(node, facts), failures)
+        if failures:
+            raise failures[0]
 
-    async def _sign(self) -> None:
+    async def _clear_away(self, node: str, facts: Facts) -> None:
+        """Give back what a removed node left, if it is gone indeed."""
+        blocks = await give_back_all_of(self._store, node)
+        # Its lease is gone, or it lives: the next look at all leases tells.
+        self._lessees = tuple(one for one in self._lessees if one != node)
+        if blocks is None:
+            return
+        self.blocks_returned += len(blocks)
+        if blocks:
+            returned = [block.spec.cidr for block in blocks]
+            log.info("a removed node's blocks are given back", node=node, blocks=returned)
+        if any(one.metadata.name == node for one in facts.of(NodeCertificate)):
+            await self._signing.forget(node)
+
+    async def _sign(self, facts: Facts, failures: list[PodwayError]) -> None:
         """Keep the cluster's authority, and answer who asks for a certificate: where agents do not sign."""
         if not self._signs:
             return
-        facts = self._following.facts
         config = next(facts.of(NetworkConfig), None)
         settings = config.spec.channel if config else ChannelSettings()
         waiting = requests(facts)
         await self._signing.keep(settings, time.time(), anew=bool(waiting))
         for one in waiting:
-            await self._signing.answer(one, time.time())
+            await _tried(self._signing.answer(one, time.time()), failures)
 
     async def _tell(self, telling: Telling) -> None:
         kind, _, name = telling.key
@@ -241,6 +252,14 @@ class Controller:
         listing = await self._store.list(NodeLease, namespace=LEASES)
         self._lessees = tuple(lease.metadata.name for lease in listing.items if lease.metadata.name != CONTROLLER)
         self._leases_at = now
+
+
+async def _tried(work: Awaitable[None], failures: list[PodwayError]) -> None:
+    """Do a piece of work, and note if it fails."""
+    try:
+        await work
+    except PodwayError as error:
+        failures.append(error)
 
 
 def run(options: ControllerOptions) -> None:

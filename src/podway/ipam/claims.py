@@ -67,14 +67,15 @@ async def give_back(store: Store, block: AddressBlock) -> None:
         return
 
 
-async def give_back_all_of(store: Store, node: str) -> tuple[AddressBlock, ...]:
+async def give_back_all_of(store: Store, node: str) -> tuple[AddressBlock, ...] | None:
     """Delete every claim of a node that is no longer part of the cluster, and its lease; return the claims.
 
-    Does nothing for a node that is (again) registered when it looks, or whose agent gave a sign of life lately:
-    that registers it again, and goes on by its blocks. What a node claims that comes back meanwhile stays.
+    Does nothing, and returns None, for a node that is (again) registered when it looks, or whose agent gave a
+    sign of life lately: that registers it again, and goes on by its blocks. What a node claims that comes back
+    meanwhile stays.
     """
     if not await _left(store, node):
-        return ()
+        return None
     claims = [block for block in (await store.list(AddressBlock)).items if block.spec.node == node]
     returned = []
     for block in claims:
