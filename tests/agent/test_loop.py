@@ -806,9 +806,12 @@ def test_a_node_owns_the_range_that_kubernetes_gave_it_and_no_other(
         assert sorted(one.state.view.blocks) == ["10-244-3-0-29", "10-244-9-8-29"]
         assert not one.blocks.starving, "no other node can give back anything that would help"
         assert one.blocks.withdraw_idle() == two.blocks.withdraw_idle() == ()
-        # The node is made anew, and given another range: the old one goes once nobody uses it.
+        # The node is made anew, and given another range: the old one takes no new pod, and goes once it has none.
         await cluster.store.patch(Node, "node2", {"spec": {"podCIDRs": ["10.244.4.0/29"]}})
         await eventually(lambda: "10.244.4.0/29" in two.kernel.routes)
+        (newest,) = await Leasing(two.state, two.blocks).lease(wants, namespace="default")
+        assert str(newest).startswith("10.244.4."), "the old one, which has room, may be another node's range now"
+        two.state.book.free([newest], wants, two.state.now())
         two.blocks.withdraw_idle()
         later = two.state.now() + 1000
         monkeypatch.setattr(two.state, "now", lambda: later)

@@ -18,6 +18,7 @@ from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
 from podway.ipam.addresses import AddressBook
 from podway.ipam.blocks import first_choice
+from podway.ipam.ranges import given, given_ranges
 from podway.ipam.selection import pools_for, pools_for_node
 from podway.plan.host_facts import USUAL_HOST
 from podway.plan.node import NodeFacts, wiring_of
@@ -78,8 +79,12 @@ class NodeState:
             {name: _collapsed(pool.excluded_networks) for name, pool in view.pools.items()},
             {name: float(pool.spec.cooldown_seconds) for name, pool in view.pools.items()},
         )
-        for network in mine:
-            self.book.drain(network, draining=network in self.withdrawn)
+        ranges = given_ranges(view.pools.values(), self.node, view.nodes.get(self.node))
+        for network, name in mine.items():
+            pool = view.pools.get(name)
+            # What Kubernetes gave this node before may be another one's range by now, which waits for it.
+            former = pool is not None and given(pool) and network not in ranges
+            self.book.drain(network, draining=former or network in self.withdrawn)
 
     def _rank(self, block: AddressBlock) -> tuple[int, bool, int]:
         """Order blocks as they are used; the first of a pool is the one that stays when pods are few."""
