@@ -269,6 +269,45 @@ def test_the_agent_goes_on_while_the_kernel_removes_elements(tmp_path: Path) -> 
     run(tmp_path, scenario)
 
 
+def test_what_is_wanted_comes_before_many_elements_that_go(tmp_path: Path) -> None:
+    removed: list[str] = []
+    held = {1: threading.Event(), 2: threading.Event()}
+
+    def slowly(change: Change) -> bool:
+        if change.kind == "nft element" and change.want is None:
+            removed.append(str(change))
+            assert held.get(len(removed), held[1]).wait(PATIENCE)
+        return False
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        leaving = [f"far{number}" for number in range(10, 40)]
+        for number, name in enumerate(leaving, 10):
+            await cluster.store.create(builders.node(name, f"172.30.0.{number}/24"))
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        one.kernel.log.clear()
+        one.kernel.refuses = slowly
+        first, *others = leaving
+        await cluster.store.delete(Node, first)
+        await eventually(lambda: removed)
+        for name in others:  # all of them in one pass, behind the first
+            await cluster.store.delete(Node, name)
+        await eventually(lambda: len(one.state.view.nodes) == 1)
+        held[1].set()
+        await eventually(lambda: len(removed) == 2)
+        await cluster.store.create(builders.node("new", "172.30.0.99/24"))
+        await eventually(lambda: "new" in one.state.view.nodes)
+        held[2].set()
+        await one.reconciler.settled()
+        order = [str(change) for change in one.kernel.log if change.kind == "nft element"]
+        (added,) = (at for at, words in enumerate(order) if "172.30.0.99" in words)
+        assert added < len(order) / 2, order
+        assert len(removed) >= len(leaving)
+
+    run(tmp_path, scenario)
+
+
 def test_what_another_node_says_is_acted_on_without_a_look_at_all_routes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -408,6 +408,8 @@ class Reconciler:
         slow = [each for each in gone if each[0] == SLOW_KIND]
         for start in range(0, len(slow), SLOW_REMOVALS):
             yield self._no_more_wanted(slow[start : start + SLOW_REMOVALS])
+            if self._awake:
+                return  # what is wanted now comes first; the rest is taken up behind it
 
     def _no_more_wanted(self, keys: Iterable[ObjectKey]) -> list[Change]:
         """Take these removals, but for those of what is wanted again meanwhile."""
