@@ -93,6 +93,31 @@ def test_the_old_certificate_serves_until_the_new_one_is_signed(monkeypatch: pyt
     asyncio.run(scenario())
 
 
+def test_who_was_refused_asks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that was answered once is answered no more."""
+    monkeypatch.setattr(certificate, "AT_ONCE", 0.0)
+    monkeypatch.setattr(certificate, "FIRST_WAIT", 0.0)
+
+    async def scenario() -> None:
+        store = MemoryStore(MemoryCluster())
+        credential = Credential(store, "n1", requested=True)
+        await Signing(store).keep(SETTINGS, time.time())
+        with pytest.raises(AgentError):
+            await credential.keep(SETTINGS)
+        (first,) = (await store.list(NodeCertificate)).items
+        refusal = {"requestDigest": first.digest, "problem": "the authority's key is broken"}
+        await store.patch_status(NodeCertificate, "n1", {"status": refusal})
+        with pytest.raises(AgentError, match="the authority's key is broken"):
+            await credential.keep(SETTINGS)
+        with pytest.raises(AgentError, match="has not signed it yet"):
+            await credential.keep(SETTINGS)
+        await answer(store, time.time())
+        await credential.keep(SETTINGS)
+        assert credential.credentials is not None
+
+    asyncio.run(scenario())
+
+
 def test_an_answer_to_a_former_request_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent restarted while the controller signed: the certificate would be of a key that is gone."""
     monkeypatch.setattr(certificate, "AT_ONCE", 0.0)

@@ -98,8 +98,11 @@ class Credential:
         """Return in how many seconds the certificate is to be renewed, if such live `lifetime` seconds now."""
         if self.credentials is None:
             return 0.0
-        waits = self._ask_at - time.monotonic() if self._request is not None else 0.0
-        return max(0.0, waits, rotation.renewal(self.credentials.certificate, lifetime) - time.time())
+        return max(
+            0.0,
+            self._ask_at - time.monotonic(),
+            rotation.renewal(self.credentials.certificate, lifetime) - time.time(),
+        )
 
     async def _sign(self, spec: ClusterAuthoritySpec, lifetime: int, now: float) -> KeyedCertificate:
         """Sign for this node, with the key of an authority. Raises AgentError."""
@@ -118,10 +121,10 @@ class Credential:
 
         Raises AgentError and StoreError.
         """
-        if self._request is None:
-            self._request, self._wait, self._ask_at = await apart.request(), FIRST_WAIT, 0.0
         if time.monotonic() < self._ask_at:
             return None
+        if self._request is None:
+            self._request = await apart.request()
         try:
             found = await self._asked(self._request.request)
             end = time.monotonic() + AT_ONCE
@@ -137,10 +140,14 @@ class Credential:
         answer = found.status
         signer = [one for one in spec.authorities if digest(one.certificate) == answer.authority_digest]
         if answer.request_digest != found.digest or answer.not_before is None or answer.not_after is None:
-            self._waits_for = answer.problem or "the controller has not signed it yet"
+            answered = answer.request_digest == found.digest
+            self._waits_for = (answered and answer.problem) or "the controller has not signed it yet"
             self._put_off()
+            if answered:
+                self._request = None  # what was refused once is answered no more: another may be signed
             return None
         key, self._request = self._request.private_key, None
+        self._wait, self._ask_at = FIRST_WAIT, 0.0
         # None: an authority that is new here, which is read with the next look.
         self._signer = signer[0] if signer else None
         return KeyedCertificate(
