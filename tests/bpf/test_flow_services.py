@@ -418,3 +418,35 @@ def test_errors_quote_what_the_pod_sent(services: Services, family: int) -> None
     assert ends(quoted) == (A[family], 1000, VIP[family], 80)
     assert not right(done.frame[14:])
     assert family or not checksum(quoted[:20])
+
+
+@families
+def test_what_is_not_let_in_takes_no_place_from_open_connections(services: Services, family: int) -> None:
+    """Calls are in tables that all pods share: who is denied, or over its quota, must not turn them over."""
+    bench = services.bench
+    services.serve(VIP[family], *((REMOTE[family], port) for port in range(1, 9)), affinity=60)
+    bench.rules(3, (RuleKey(3), {Tier.NETWORK_POLICY: Rule(Verdict.DENY, 0, 21)}))
+    bench.endpoint("pb", egress=3)
+    for port in range(2000, 2010):
+        assert bench.from_pod("pb", sent(B[family], VIP[family], port=port)) == SHOT
+    assert bench.counted()[Reason.DENIED_EGRESS] == 10
+    bench.endpoint("pb")
+    bench.maps.set_state(half_open=1)
+    assert bench.from_pod("pb", sent(B[family], VIP[family])) == REDIRECT
+    for port in range(3000, 3010):
+        assert bench.from_pod("pb", sent(B[family], VIP[family], port=port)) == SHOT
+    assert bench.counted()[Reason.QUOTA_HALF_OPEN] == 10
+    assert [len(bpf.items(bench.engine.maps[name])) for name in ("tcp_calls", "affinities")] == [1, 1]
+
+
+@families
+def test_a_call_that_the_table_gave_up_is_remembered_again(services: Services, family: int) -> None:
+    """Its flow is known still: the packet that finds its backend once more keeps it."""
+    bench = services.bench
+    services.serve(VIP[family], (REMOTE[family], 8080))
+    assert bench.from_pod("pa", sent(A[family], VIP[family])) == REDIRECT
+    calls = bench.engine.maps["tcp_calls"]
+    (key,) = bpf.items(calls)
+    bpf.delete(calls, key)
+    assert bench.from_pod("pa", sent(A[family], VIP[family], flags=ACK)) == REDIRECT
+    assert list(bpf.items(calls)) == [key]

@@ -94,13 +94,18 @@ new:
 	flow = bpf_map_lookup_elem(&flows, &packet->key);
 	if (!flow)
 		return TC_ACT_SHOT;
-	if (action == LEARNED)
-		return go_on(skb, packet, flow);
+	if (action == LEARNED) {
+		reason = keep_call(packet);
+		return reason ? drop(skb, packet, flow, reason) : go_on(skb, packet, flow);
+	}
 	if (flow->epoch != state->epoch && !judge_again(skb, packet, flow, state))
 		return TC_ACT_SHOT;
 known:
 	if (flow->reason)
 		return cut(skb, packet, flow);
+	reason = packet->chosen ? keep_call(packet) : KEPT;
+	if (reason)
+		return drop(skb, packet, flow, reason);
 	if (is_counted(skb, packet, flow))
 		track(skb, packet, flow);
 	return go_on(skb, packet, flow);

@@ -48,6 +48,7 @@ struct packet {
 	__sum16 ipv4_check;
 	__u8 needs_stack;  // IPv4 options, IPv6 hop-by-hop options
 	__u8 led;	   // FLOW_SERVICE, FLOW_TO_ITSELF: what its flow is, as it was sent to a Service
+	__u8 chosen;	   // ... whose backend was chosen for it, and is not remembered yet
 	__be16 service_port;
 	struct address service; // which
 };

@@ -149,9 +149,10 @@ static __always_inline __u32 epoch_of_backends(void)
 // What is worked on while a packet is led; on no stack, which has no room for it.
 struct leading {
 	struct call call;
+	struct flow_key called; // the call's key
 	struct flow_key to; // what its flow's key is behind the Service
 	struct affinity_key client;
-	struct affinity affinity;
+	struct affinity affinity; // `seen` is 0 if clients need not stay
 };
 
 struct {
@@ -221,7 +222,7 @@ static __noinline bool is_taken(const struct packet *packet, const struct flow_k
 
 #define MOST_TRIES 6
 
-// Choose a backend for a connection. Returns a reason.
+// Choose a backend for a connection, which keep_call remembers. Returns a reason.
 static __noinline int choose(struct __sk_buff *skb, const struct packet *packet, const struct frontend *frontend,
 			     struct leading *leading)
 {
@@ -267,16 +268,29 @@ static __noinline int choose(struct __sk_buff *skb, const struct packet *packet,
 		lead_to(leading, &packet->key);
 		if (is_taken(packet, &leading->to))
 			continue;
-		if (remember(&packet->key, &leading->call))
-			return TABLE_FULL;
-		if (frontend->affinity) {
-			leading->affinity.seen = packet->now;
-			leading->affinity.backend = number;
-			bpf_map_update_elem(&affinities, &leading->client, &leading->affinity, BPF_ANY);
-		}
+		leading->called = packet->key;
+		leading->affinity.seen = frontend->affinity ? packet->now : 0;
+		leading->affinity.backend = number;
 		return KEPT;
 	}
 	return SERVICE_PORTS_TAKEN;
+}
+
+// Remember the backend that was chosen for a packet, now that its flow is in: all pods share the tables, so what
+// policy or a quota keeps out must not turn them over. Returns a reason.
+static __noinline int keep_call(const struct packet *packet)
+{
+	struct leading *work;
+	__u32 only_one = 0;
+
+	if (!packet || !packet->chosen)
+		return KEPT;
+	work = bpf_map_lookup_elem(&leading, &only_one);
+	if (!work || remember(&work->called, &work->call))
+		return TABLE_FULL;
+	if (work->affinity.seen)
+		bpf_map_update_elem(&affinities, &work->client, &work->affinity, BPF_ANY);
+	return KEPT;
 }
 
 #define NO_SERVICE (-4)
@@ -322,6 +336,7 @@ static __noinline int lead(struct __sk_buff *skb, struct packet *packet)
 				return reset_sender(skb, packet);
 			return TC_ACT_SHOT;
 		}
+		packet->chosen = 1;
 	}
 	packet->service = packet->key.destination;
 	packet->service_port = packet->key.destination_port;
