@@ -450,3 +450,39 @@ def test_a_call_that_the_table_gave_up_is_remembered_again(services: Services, f
     bpf.delete(calls, key)
     assert bench.from_pod("pa", sent(A[family], VIP[family], flags=ACK)) == REDIRECT
     assert list(bpf.items(calls)) == [key]
+
+
+@families
+def test_a_service_that_comes_leaves_open_connections_to_who_carries_them(services: Services, family: int) -> None:
+    """Another proxy has led them to a backend: led to one of ours they would be reset."""
+    bench = services.bench
+
+    def send(flags: int, port: int = 1000) -> tuple[int, str]:
+        done = bench.run(Hook.FROM_POD, "pa", sent(A[family], VIP[family], flags=flags, port=port))
+        return done.action, ends(done.frame[14:])[2]
+
+    def answer(flags: int) -> int:
+        return bench.to_pod("pa", frame(summed(ip(VIP[family], A[family], TCP, tcp(VIP_PORT, 1000, flags)))))
+
+    by_the_stack, by_us = (UNSPEC, VIP[family]), (REDIRECT, REMOTE[family])
+    assert send(SYN) == by_the_stack
+    assert answer(SYN | ACK) == UNSPEC
+    services.serve(VIP[family], (REMOTE[family], 8080))
+    assert send(ACK) == by_the_stack
+    bench.maps.changed()
+    assert send(ACK) == by_the_stack
+    assert send(SYN, port=1001) == by_us
+    assert send(FIN | ACK) == by_the_stack
+    assert answer(FIN | ACK) == UNSPEC
+    assert bench.flow(A[family], VIP[family], TCP, (1000, VIP_PORT)).state is FlowState.CLOSED
+    assert send(SYN) == by_us
+
+
+@families
+def test_a_new_connection_from_the_port_of_a_silent_one_is_led(services: Services, family: int) -> None:
+    bench = services.bench
+    bench.from_pod("pa", sent(A[family], VIP[family]))
+    bench.to_pod("pa", frame(summed(ip(VIP[family], A[family], TCP, tcp(VIP_PORT, 1000, SYN | ACK)))))
+    services.serve(VIP[family], (REMOTE[family], 8080))
+    assert bench.from_pod("pa", sent(A[family], VIP[family], flags=ACK)) == UNSPEC
+    assert bench.from_pod("pa", sent(A[family], VIP[family])) == REDIRECT

@@ -72,9 +72,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 		return packet->message == ICMP_ERROR ? related(skb, packet) : of_the_link(skb, packet);
 
 	flow = bpf_map_lookup_elem(&flows, &packet->key);
-	// A Service may be newer than the flow, but not than the epoch.
-	if (hook == FROM_POD && packet->message == DATA &&
-	    (!flow || (flow->epoch != state->epoch && !(flow->flags & FLOW_REPLY)))) {
+	if (hook == FROM_POD && packet->message == DATA && may_be_led(packet, flow, state->epoch)) {
 		action = lead(skb, packet);
 		if (action == LED)
 			flow = bpf_map_lookup_elem(&flows, &packet->key);
