@@ -486,3 +486,21 @@ def test_a_new_connection_from_the_port_of_a_silent_one_is_led(services: Service
     services.serve(VIP[family], (REMOTE[family], 8080))
     assert bench.from_pod("pa", sent(A[family], VIP[family], flags=ACK)) == UNSPEC
     assert bench.from_pod("pa", sent(A[family], VIP[family])) == REDIRECT
+
+
+@families
+@pytest.mark.parametrize("backend", [B, A], ids=["another", "itself"])
+def test_who_is_cut_hears_of_it_from_the_service(
+    services: Services, family: int, backend: tuple[str, str]
+) -> None:
+    bench = services.bench
+    services.serve(VIP[family], (backend[family], 8080))
+    assert bench.from_pod("pa", sent(A[family], VIP[family])) == REDIRECT
+    bench.rules(3, (RuleKey(3), {Tier.NETWORK_POLICY: Rule(Verdict.DENY, 0, 21)}))
+    bench.endpoint("pa", egress=3)
+    done = bench.run(Hook.FROM_POD, "pa", sent(A[family], VIP[family], flags=ACK))
+    assert done.action == REDIRECT
+    assert ends(done.frame[14:]) == (VIP[family], 80, A[family], 1000)
+    assert done.frame[14 + head(done.frame[14:])[1] + 13] & RST
+    assert sound(done.frame[14:])
+    assert bench.counted()[Reason.DENIED_EGRESS] == 1

@@ -140,7 +140,7 @@ static __noinline int reset_sender(struct __sk_buff *skb, const struct packet *p
 	    packet->hook == TO_POD || bpf_skb_load_bytes(skb, packet->l4, &was, sizeof(was)))
 		return TC_ACT_SHOT;
 	tcp = (struct tcp_header){
-		.source = was.destination,
+		.source = packet->key.destination_port, // in the packet it may be a backend's already
 		.destination = was.source,
 		.length = sizeof(tcp) / 4 << 4,
 		.flags = TCP_RST,
@@ -171,12 +171,18 @@ static __noinline int reset_sender(struct __sk_buff *skb, const struct packet *p
 
 // A connection that policy has cut: who goes on with it is told, of TCP. What only waits for its rules to be written
 // is not over.
-static __noinline int cut(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+static __noinline int cut(struct __sk_buff *skb, struct packet *packet, const struct flow *flow)
 {
 	if (!packet || !flow)
 		return TC_ACT_SHOT;
 	drop(skb, packet, flow, flow->reason);
-	if (flow->reason == DENIED_EGRESS || flow->reason == DENIED_INGRESS)
-		return reset_sender(skb, packet);
-	return TC_ACT_SHOT;
+	if (flow->reason != DENIED_EGRESS && flow->reason != DENIED_INGRESS)
+		return TC_ACT_SHOT;
+	if (packet->led) { // who called a Service knows of no backend
+		if (packet->led & FLOW_TO_ITSELF)
+			packet->key.source = packet->key.destination;
+		packet->key.destination = packet->service;
+		packet->key.destination_port = packet->service_port;
+	}
+	return reset_sender(skb, packet);
 }
