@@ -504,3 +504,16 @@ def test_who_is_cut_hears_of_it_from_the_service(
     assert done.frame[14 + head(done.frame[14:])[1] + 13] & RST
     assert sound(done.frame[14:])
     assert bench.counted()[Reason.DENIED_EGRESS] == 1
+
+
+@families
+@pytest.mark.parametrize("backend", [REMOTE, A], ids=["another", "itself"])
+def test_a_pod_that_is_gone_is_led_nowhere(services: Services, family: int, backend: tuple[str, str]) -> None:
+    """Its policy is gone with it: a call that is known must not be let through without one."""
+    bench = services.bench
+    services.serve(VIP[family], (backend[family], 8080))
+    assert bench.from_pod("pa", sent(A[family], VIP[family])) == REDIRECT
+    bench.maps.remove_endpoint(ip_address(A[family]))
+    bench.maps.changed()
+    assert bench.from_pod("pa", sent(A[family], VIP[family], flags=ACK)) == SHOT
+    assert bench.counted()[Reason.NOT_OWN_SOURCE] == 1

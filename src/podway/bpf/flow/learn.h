@@ -170,7 +170,12 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	state = the_state();
 	if (!packet || !state || !flow)
 		return TC_ACT_SHOT;
-	reason = packet->led ? KEPT : check_ends(skb, packet); // who was led to a Service was asked
+	if (packet->led) { // by a call that is remembered, perhaps, longer than its pod is there
+		source = endpoint_at(packet->led & FLOW_TO_ITSELF ? &packet->key.destination : &packet->key.source);
+		reason = source && source->ifindex == skb->ifindex ? KEPT : NOT_OWN_SOURCE;
+	} else {
+		reason = check_ends(skb, packet);
+	}
 	if (reason == NOT_OURS)
 		return TC_ACT_UNSPEC;
 	if (!reason && restore(skb, packet, flow))
