@@ -517,3 +517,17 @@ def test_a_pod_that_is_gone_is_led_nowhere(services: Services, family: int, back
     bench.maps.changed()
     assert bench.from_pod("pa", sent(A[family], VIP[family], flags=ACK)) == SHOT
     assert bench.counted()[Reason.NOT_OWN_SOURCE] == 1
+
+
+@families
+def test_a_call_does_not_go_on_in_a_flow_that_is_not_its_own(services: Services, family: int) -> None:
+    """Its own was over; meanwhile the pod calls the backend itself, from the same port."""
+    bench = services.bench
+    services.serve(VIP[family], (REMOTE[family], 8080), protocol=UDP)
+    assert bench.from_pod("pa", sent(A[family], VIP[family], protocol=UDP)) == REDIRECT
+    bench.age(A[family], REMOTE[family], UDP, (1000, 8080), 1000)
+    direct = frame(summed(ip(A[family], REMOTE[family], UDP, udp(1000, 8080))))
+    assert bench.from_pod("pa", direct) == REDIRECT
+    assert FlowFlag.SERVICE not in bench.flow(A[family], REMOTE[family], UDP, (1000, 8080)).flags
+    assert bench.from_pod("pa", sent(A[family], VIP[family], protocol=UDP)) == SHOT
+    assert bench.counted()[Reason.SERVICE_PORTS_TAKEN] == 1

@@ -179,6 +179,13 @@ static __always_inline void lead_to(struct leading *leading, const struct flow_k
 	}
 }
 
+// Whether a flow to a backend is not that of a call to this Service, but of the pod to the backend itself, or by another.
+static __always_inline bool is_another(const struct packet *packet, const struct flow *flow)
+{
+	return !(flow->flags & FLOW_SERVICE) || flow->flags & FLOW_REPLY || flow->service_port != packet->key.destination_port ||
+	       !equal(&flow->service, &packet->key.destination);
+}
+
 // Whether a packet goes where the former ones from its port went. What was open on TCP does as long as its pod lives;
 // of all else the backend must be there, and the flow be alive.
 static __noinline bool stays(const struct packet *packet, struct call *call, struct leading *leading)
@@ -195,7 +202,7 @@ static __noinline bool stays(const struct packet *packet, struct call *call, str
 	if (packet->key.protocol == IPPROTO_TCP && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return true;
 	flow = bpf_map_lookup_elem(&flows, &leading->to);
-	if (!flow || !lives(&leading->to, flow, packet->now) || begins_anew(packet, flow))
+	if (!flow || !lives(&leading->to, flow, packet->now) || begins_anew(packet, flow) || is_another(packet, flow))
 		return false;
 	if (call->epoch != epoch) {
 		backend = bpf_map_lookup_elem(&backends, &call->backend);
@@ -216,8 +223,7 @@ static __noinline bool is_taken(const struct packet *packet, const struct flow_k
 	flow = bpf_map_lookup_elem(&flows, to);
 	if (!flow || flow->state >= CLOSED || !lives(to, flow, packet->now))
 		return false;
-	return !(flow->flags & FLOW_SERVICE) || flow->flags & FLOW_REPLY || flow->service_port != packet->key.destination_port ||
-	       !equal(&flow->service, &packet->key.destination);
+	return is_another(packet, flow);
 }
 
 #define MOST_TRIES 6
