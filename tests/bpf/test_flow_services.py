@@ -531,3 +531,19 @@ def test_a_call_does_not_go_on_in_a_flow_that_is_not_its_own(services: Services,
     assert FlowFlag.SERVICE not in bench.flow(A[family], REMOTE[family], UDP, (1000, 8080)).flags
     assert bench.from_pod("pa", sent(A[family], VIP[family], protocol=UDP)) == SHOT
     assert bench.counted()[Reason.SERVICE_PORTS_TAKEN] == 1
+
+
+@families
+def test_affinity_holds_for_what_another_processor_saw_later(services: Services, family: int) -> None:
+    """A packet's time is taken before what is remembered is read, which another processor may write meanwhile."""
+    bench = services.bench
+    services.serve(VIP[family], *((REMOTE[family], port) for port in range(1, 30)), affinity=60)
+    chosen = set()
+    for port in range(2000, 2005):
+        done = bench.run(Hook.FROM_POD, "pa", sent(A[family], VIP[family], port=port))
+        chosen.add(ends(done.frame[14:])[3])
+        affinities = bench.engine.maps["affinities"]
+        ((key, value),) = bpf.items(affinities).items()
+        (seen,) = struct.unpack_from("=Q", value)
+        bpf.insert(affinities, key, struct.pack("=Q", seen + 10 * 10**9) + value[8:])
+    assert len(chosen) == 1

@@ -251,7 +251,8 @@ static __noinline int choose(struct __sk_buff *skb, const struct packet *packet,
 		leading->client.client = packet->key.source;
 		leading->client.backends = frontend->backends;
 		remembered = bpf_map_lookup_elem(&affinities, &leading->client);
-		if (remembered && packet->now - remembered->seen > frontend->affinity * SECOND)
+		// Signed: another processor may have seen it later than this packet's time.
+		if (remembered && (__s64)(packet->now - remembered->seen) > (__s64)(frontend->affinity * SECOND))
 			remembered = NULL;
 	}
 	for (int tries = 0; tries < MOST_TRIES; tries++) {
