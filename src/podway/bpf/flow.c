@@ -56,6 +56,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 		return TC_ACT_SHOT;
 	packet->hook = hook;
 	packet->now = bpf_ktime_get_ns();
+	packet->epoch = *(volatile const __u32 *)&state->epoch;
 	reason = parse_ip(skb, packet, ETH_HLEN, ipv6);
 	if (!reason && packet->fragment != LATER_FRAGMENT)
 		reason = parse_upper(skb, packet, false);
@@ -72,7 +73,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 		return packet->message == ICMP_ERROR ? related(skb, packet) : of_the_link(skb, packet);
 
 	flow = bpf_map_lookup_elem(&flows, &packet->key);
-	if (hook == FROM_POD && packet->message == DATA && may_be_led(packet, flow, state->epoch)) {
+	if (hook == FROM_POD && packet->message == DATA && may_be_led(packet, flow)) {
 		action = lead(skb, packet);
 		if (action == LED)
 			flow = bpf_map_lookup_elem(&flows, &packet->key);
@@ -81,7 +82,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 	}
 	if (!flow || !belongs(skb, packet, flow) || !lives(&packet->key, flow, packet->now) || begins_anew(packet, flow))
 		goto new;
-	if (flow->epoch != state->epoch && !judge_again(skb, packet, flow, state))
+	if (flow->epoch != packet->epoch && !judge_again(skb, packet, flow))
 		goto new;
 	goto known;
 
@@ -96,7 +97,7 @@ new:
 		reason = keep_call(packet);
 		return reason ? drop(skb, packet, flow, reason) : go_on(skb, packet, flow);
 	}
-	if (flow->epoch != state->epoch && !judge_again(skb, packet, flow, state))
+	if (flow->epoch != packet->epoch && !judge_again(skb, packet, flow))
 		return TC_ACT_SHOT;
 known:
 	if (flow->reason)

@@ -74,18 +74,15 @@ static __always_inline bool is_call_to_itself(const struct flow *flow)
 }
 
 // Something changed since a flow was judged. False if its end on this node is no longer what it was.
-static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
-				   const struct state *state)
+static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
 {
 	const struct endpoint *near;
 	struct grounds grounds;
 	struct flow_key call;
 	__u8 before;
-	__u32 epoch;
 
-	if (!packet || !flow || !state)
+	if (!packet || !flow)
 		return false;
-	epoch = *(volatile const __u32 *)&state->epoch; // first: what changes meanwhile counts it up again
 	near = endpoint_at(packet->hook == FROM_POD && !is_call_to_itself(flow) ? &packet->key.source : &packet->key.destination);
 	if (packet->hook == FROM_POD ? !near || near->ifindex != skb->ifindex : !near)
 		return false;
@@ -101,6 +98,6 @@ static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *p
 		if (before != flow->reason)
 			tell(skb, packet, flow, FLOW_REJUDGED, flow->reason);
 	}
-	flow->epoch = epoch;
+	flow->epoch = packet->epoch;
 	return true;
 }

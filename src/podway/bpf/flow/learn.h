@@ -186,7 +186,7 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	if (reason)
 		return drop(skb, packet, NULL, reason);
 
-	flow->epoch = *(volatile const __u32 *)&state->epoch;
+	flow->epoch = packet->epoch;
 	call = packet->key;
 	if (packet->led) {
 		flow->flags |= packet->led;

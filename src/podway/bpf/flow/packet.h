@@ -37,6 +37,7 @@ enum message {
 struct packet {
 	struct flow_key key;
 	__u64 now;	   // CLOCK_MONOTONIC, ns
+	__u32 epoch;	   // before anything was asked: what changes meanwhile counts it up again
 	__u8 hook;	   // enum hook
 	__u32 fragment_id;
 	__u16 l4;	   // where the upper header begins

@@ -302,13 +302,13 @@ static __noinline int keep_call(const struct packet *packet)
 
 // Whether a packet may be a Service's, by the flow to its destination itself. A Service may be newer than the flow,
 // but not than the epoch. What is open on TCP goes on as it is: who carried it knows its backend.
-static __always_inline bool may_be_led(const struct packet *packet, struct flow *flow, __u32 epoch)
+static __always_inline bool may_be_led(const struct packet *packet, struct flow *flow)
 {
 	bool first = (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 
 	if (!flow || begins_anew(packet, flow))
 		return true;
-	if (flow->flags & FLOW_REPLY || (flow->epoch == epoch && !first))
+	if (flow->flags & FLOW_REPLY || (flow->epoch == packet->epoch && !first))
 		return false;
 	return first || !is_open(packet->key.protocol, flow->state) || !lives(&packet->key, flow, packet->now);
 }
