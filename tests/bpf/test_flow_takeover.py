@@ -239,3 +239,23 @@ def test_nobody_is_asked_twice(lab: Lab) -> None:
     assert programs(lab.one) == before
     with Stream(lab, 0) as stream:
         assert stream.lost() == set()
+
+
+def test_calls_that_are_made_while_another_build_comes_go_along(lab: Lab) -> None:
+    """Like their flows: without its call an open connection to a Service would be led elsewhere."""
+    lab.start()
+    assert lab.one.engine
+    names = ("calls", "tcp_calls")
+    former = lab.one.engine.maps
+    infos = [bpf.map_info(former[name]) for name in names]
+    entries = [(bytes([1]) * info.key_size, bytes([2]) * info.value_size) for info in infos]
+
+    def call(_: flow_programs.Engine) -> None:
+        for name, (key, value) in zip(names, entries, strict=True):
+            bpf.insert(former[name], key, value)
+
+    lab.one.take_over(sizes=dict.fromkeys(names, 70_000), fill=call)
+    now = lab.one.engine.maps
+    for name, (key, value) in zip(names, entries, strict=True):
+        assert bpf.map_info(now[name]).max_entries == 70_000
+        assert bpf.lookup(now[name], key) == value

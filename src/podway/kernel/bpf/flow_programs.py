@@ -11,7 +11,7 @@ a packet. Another build's programs are loaded with those former maps whose layou
 beside the former programs, on all devices, where at first they pass every packet on to these: of the programs on
 a hook only those of the build that the map `active` names do anything. Entries of maps that changed are copied,
 and then one write to `active` switches from one build to the other on all devices between two packets. Flows
-that were made since the copy are copied once more; then the former programs go.
+and calls to Services that were made since the copy are copied once more; then the former programs go.
 
 **Where they hang.** On uplink and tunnels' devices on tcx (kernel 6.6): no queue is stopped for it. But with
 each program that comes or goes, also with its device, the kernel waits for an RCU grace period, and holds the lock
@@ -368,8 +368,9 @@ def _bring_over(
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*state))
     fill(engine)
     bpf.insert(engine.maps["active"], _ZERO, _BUILD.pack(engine.build))
-    if "flows" in copied:
-        _copy(former.maps["flows"], engine.maps["flows"], converters.get("flows"), known["flows"])
+    for name in ("flows", "calls", "tcp_calls"):  # what packets made meanwhile
+        if name in copied:
+            _copy(former.maps[name], engine.maps[name], converters.get(name), known[name])
     for one in found:
         if one in kept and one.place in wanted and not one.late:
             continue
