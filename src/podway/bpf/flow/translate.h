@@ -45,7 +45,9 @@ static __noinline int put_end(struct __sk_buff *skb, const struct packet *packet
 		if (sum && bpf_l4_csum_replace(skb, sum, 0, changed, flags | BPF_F_PSEUDO_HDR | BPF_F_IPV6) &&
 		    bpf_l4_csum_replace(skb, sum, 0, changed, flags | BPF_F_PSEUDO_HDR))
 			return -1;
-		if (bpf_skb_store_bytes(skb, at, address->word, 16, 0))
+		// What has no checksum that makes up for it (SCTP, later fragments) changes the sum of all the packet, which
+		// a device may have computed.
+		if (bpf_skb_store_bytes(skb, at, address->word, 16, sum ? 0 : BPF_F_RECOMPUTE_CSUM))
 			return -1;
 	}
 	// Of SCTP the port is the same: its checksum is over all data (the planner of Services sees to it).
