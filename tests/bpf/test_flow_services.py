@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from podway.kernel.bpf import libbpf as bpf
-from podway.kernel.bpf.flow_layout import Counter, FlowFlag, FlowState, Hook, Reason
+from podway.kernel.bpf.flow_layout import Counter, EventKind, FlowFlag, FlowState, Hook, Reason
 from podway.kernel.bpf.service_maps import ServiceMaps
 from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 from podway.services.maps import Backend, Delta, Frontend, FrontendFlag, FrontendKey, packed
@@ -475,7 +475,8 @@ def test_a_service_that_comes_leaves_open_connections_to_who_carries_them(servic
     assert send(FIN | ACK) == by_the_stack
     assert answer(FIN | ACK) == UNSPEC
     assert bench.flow(A[family], VIP[family], TCP, (1000, VIP_PORT)).state is FlowState.CLOSED
-    assert send(SYN) == by_us
+    for flags in (SYN, ACK, ACK):
+        assert send(flags) == by_us
 
 
 @families
@@ -485,7 +486,11 @@ def test_a_new_connection_from_the_port_of_a_silent_one_is_led(services: Service
     bench.to_pod("pa", frame(summed(ip(VIP[family], A[family], TCP, tcp(VIP_PORT, 1000, SYN | ACK)))))
     services.serve(VIP[family], (REMOTE[family], 8080))
     assert bench.from_pod("pa", sent(A[family], VIP[family], flags=ACK)) == UNSPEC
-    assert bench.from_pod("pa", sent(A[family], VIP[family])) == REDIRECT
+    for flags in (SYN, ACK, ACK):
+        assert bench.from_pod("pa", sent(A[family], VIP[family], flags=flags)) == REDIRECT
+        bench.maps.changed()
+    ended = [one for one in bench.events() if one.kind is EventKind.FLOW_END]
+    assert [one.key.destination for one in ended] == [ip_address(VIP[family])]
 
 
 @families

@@ -74,7 +74,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 
 	flow = bpf_map_lookup_elem(&flows, &packet->key);
 	if (hook == FROM_POD && packet->message == DATA && may_be_led(packet, flow)) {
-		action = lead(skb, packet);
+		action = lead(skb, packet, flow);
 		if (action == LED)
 			flow = bpf_map_lookup_elem(&flows, &packet->key);
 		else if (action != NO_SERVICE)

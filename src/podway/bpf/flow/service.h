@@ -313,12 +313,31 @@ static __always_inline bool may_be_led(const struct packet *packet, struct flow 
 	return first || !is_open(packet->key.protocol, flow->state) || !lives(&packet->key, flow, packet->now);
 }
 
+// Have the flow of TCP to a Service's address itself, whose place a led connection takes, count for nothing: it is
+// closed, and of an epoch that is over, so that what follows is led as well.
+static __noinline int give_way(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+{
+	struct flow_key back;
+	struct flow *other;
+
+	if (!packet || !flow)
+		return 0;
+	forget(skb, packet);
+	back = reversed(&packet->key);
+	other = bpf_map_lookup_elem(&flows, &back);
+	if (other)
+		other->state = CLOSED;
+	flow->state = CLOSED;
+	flow->epoch = packet->epoch - 1;
+	return 0;
+}
+
 #define NO_SERVICE (-4)
 #define LED (-5)
 
 // Lead what a pod sends to a Service to a backend. NO_SERVICE; LED: the packet and its key are the backend's now;
-// else what becomes of the packet.
-static __noinline int lead(struct __sk_buff *skb, struct packet *packet)
+// else what becomes of the packet. `flow` is the one to the address itself, if there is one.
+static __noinline int lead(struct __sk_buff *skb, struct packet *packet, struct flow *flow)
 {
 	struct frontend_key key = {};
 	const struct frontend *frontend;
@@ -358,6 +377,8 @@ static __noinline int lead(struct __sk_buff *skb, struct packet *packet)
 		}
 		packet->chosen = 1;
 	}
+	if (flow && packet->key.protocol == IPPROTO_TCP && (flow->state != CLOSED || flow->epoch == packet->epoch))
+		give_way(skb, packet, flow);
 	packet->service = packet->key.destination;
 	packet->service_port = packet->key.destination_port;
 	packet->led = work->call.flags & CALL_TO_ITSELF ? FLOW_SERVICE | FLOW_TO_ITSELF : FLOW_SERVICE;
