@@ -412,3 +412,21 @@ def test_what_podway_does_not_know_of_an_object_survives_its_writes(scene: Scene
         assert stored["metadata"]["labels"] == {"app": "web"}
 
     scene.run(scenario)
+
+
+def test_a_part_of_which_podway_knows_nothing_survives_its_writes(scene: Scene) -> None:
+    """A node's spec may have taints alone: to Podway's type it is then as by default."""
+
+    async def scenario(store: Store) -> None:
+        await store.create(machine("n", a="b"))
+        taints = [{"key": "example.org/hold", "effect": "NoSchedule"}]
+        await store.patch(Node, "n", {"spec": {"unschedulable": True, "taints": taints}})
+        known = await store.get(Node, "n")
+        metadata = Metadata(name="n", labels={"a": "c"}, resource_version=known.metadata.resource_version)
+        await store.update(Node(metadata=metadata))
+        stored = scene.cluster.document(Node, "n")
+        assert stored["metadata"]["labels"] == {"a": "c"}
+        assert stored["spec"]["unschedulable"] is True
+        assert [taint for taint in stored["spec"]["taints"] if taint["key"] == "example.org/hold"] == taints
+
+    scene.run(scenario)

@@ -62,12 +62,31 @@ def replacing(obj: Resource) -> Alteration:
     def alter(body: bytes, old: Resource | RejectedObject) -> Document:
         if isinstance(old, RejectedObject):
             return _document(encode(with_metadata(obj, **identity(former(old)))))
-        patch = between(_document(encode(old)), _document(encode(_as_stored(obj, old))))
+        patch = between(_whole(old), _whole(_as_stored(obj, old)))
         if has_status(type(obj)):
             patch.pop("status", None)
         return apply(_document(body), patch)
 
     return alter
+
+
+def _whole(obj: msgspec.Struct) -> Document:
+    """Return an object as a document that has every part of it which the type always has, if only as {}.
+
+    msgspec leaves out of a part what is as by default, and the part itself if it is the default's own object: one
+    that was read would differ from it, and removing the part would remove what others wrote there.
+    """
+    document: Document = {}
+    for field in msgspec.structs.fields(obj):
+        value, whole = getattr(obj, field.name), isinstance(field.default, msgspec.Struct)
+        if whole or field.required or value != _default(field):
+            part = isinstance(value, msgspec.Struct) and (whole or field.required)
+            document[field.encode_name] = _whole(value) if part else msgspec.to_builtins(value)
+    return document
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
 
 
 def replacing_status(obj: Resource) -> Alteration:
@@ -76,7 +95,7 @@ def replacing_status(obj: Resource) -> Alteration:
     def alter(body: bytes, old: Resource | RejectedObject) -> Document:
         if isinstance(old, RejectedObject):
             raise old.error
-        patch = between(_document(encode(old)), _document(encode(obj)))
+        patch = between(_whole(old), _whole(obj))
         return apply(_document(body), {name: value for name, value in patch.items() if name == "status"})
 
     return alter
