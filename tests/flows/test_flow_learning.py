@@ -70,6 +70,14 @@ def test_losses_go_on_after_another_agent_and_when_the_counter_turns() -> None:
     assert learn(learner, event(lost=3, processor=0), NOTHING).losses == [(0, 5)]
 
 
+def test_losses_are_counted_anew_where_the_counter_is_another_one() -> None:
+    learner = Learner()
+    learner.remember(event(lost=40, processor=0))
+    assert learn(learner, event(lost=0, processor=0), NOTHING).losses == []  # after a reboot nothing is lost yet
+    assert learn(learner, event(lost=6, processor=0), NOTHING, 1).losses == [(1, 6)]
+    assert learn(learner, event(lost=2, processor=0), NOTHING, 2).losses == [(2, 2)]  # the engine was opened anew
+
+
 def test_few_drops_are_kept_each_and_a_flood_is_summed_up_without_a_packet_less() -> None:
     def drop(port: int, to: int = 80, reason: Reason = Reason.DENIED_INGRESS) -> bytes:
         return event(EventKind.PACKET_DROPPED, ports=(port, to), reason=reason)

@@ -19,6 +19,9 @@ REMEMBERED = 16384
 CLOCK_STEP = 1_000_000
 """By how much the wall clock must have been set, in ns, for it to be noted."""
 
+TURNED = 1 << 31
+"""Events that no processor loses between two that it tells: so much more, in 32 bits, is less."""
+
 _NOBODY = Who()
 
 
@@ -117,7 +120,9 @@ class Learner:
         for at, (one, count) in enumerate(zip(processors, lost, strict=True)):
             if one == SURVEYOR:
                 continue
-            more = count - self._lost.get(one, count) & 0xFFFFFFFF
+            more = (count - self._lost.get(one, count)) & 0xFFFFFFFF
+            if more >= TURNED:  # the counter went back: it is another one, of an engine opened anew, from 0 on
+                more = count
             self._lost[one] = count
             if more:
                 found.append((first + at, more))
