@@ -11,7 +11,7 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
 from podway.api.kinds.node import INTERFACE_ADDRESSES, Node
-from podway.api.kinds.pod import Pod, PodAddress, PodStatus
+from podway.api.kinds.pod import Container, ContainerPort, Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import LabelSelector, Metadata, SelectorRequirement
 from podway.api.resource import Resource
 from podway.api.validate import problems, validate
@@ -140,6 +140,22 @@ def test_right_objects(obj: Resource) -> None:
         (Pod(metadata=Metadata(name="Web", namespace="x")), "metadata.name", "RFC 1123 subdomain"),
         (Pod(metadata=Metadata(name="a" * 254, namespace="x")), "metadata.name", "253"),
         (Pod(metadata=Metadata(name="web\n", namespace="x")), "metadata.name", "RFC 1123"),
+        (
+            Pod(
+                metadata=Metadata(name="w", namespace="x"),
+                spec=PodSpec(containers=(Container(ports=(ContainerPort(container_port=70000),)),)),
+            ),
+            "spec.containers[0].ports[0].containerPort",
+            "70000",
+        ),
+        (
+            Pod(
+                metadata=Metadata(name="w", namespace="x"),
+                spec=PodSpec(init_containers=(Container(ports=(ContainerPort(container_port=0),)),)),
+            ),
+            "spec.initContainers[0].ports[0].containerPort",
+            "0",
+        ),
         (
             Pod(metadata=Metadata(name="w", namespace="x"), status=PodStatus(pod_ips=(PodAddress(ip="x"),))),
             "status.podIPs[0].ip",

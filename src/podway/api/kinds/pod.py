@@ -8,7 +8,7 @@ import msgspec
 
 from podway.api.addresses import Address
 from podway.api.columns import AGE, LABELS, NAME, NAMESPACE, Column
-from podway.api.fields import Problem, check_address, check_name
+from podway.api.fields import Problem, check_address, check_name, check_port
 from podway.api.meta import Record
 from podway.api.resource import Names, Resource
 
@@ -95,8 +95,16 @@ class Pod(Resource, frozen=True, kw_only=True):
         return tuple(entry.ip for entry in self.status.pod_ips)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what cannot be right in the node's name and the addresses."""
+        """Yield what cannot be right in the node's name, the containers' ports and the addresses."""
         if self.spec.node_name:
             yield from check_name("spec.nodeName", self.spec.node_name)
+        for field, containers in (
+            ("containers", self.spec.containers),
+            ("initContainers", self.spec.init_containers),
+        ):
+            for index, container in enumerate(containers):
+                for place, port in enumerate(container.ports):
+                    where = f"spec.{field}[{index}].ports[{place}].containerPort"
+                    yield from check_port(where, port.container_port)
         for index, entry in enumerate(self.status.pod_ips):
             yield from check_address(f"status.podIPs[{index}].ip", entry.ip)
