@@ -5,13 +5,15 @@ The store is in memory, and so is the kernel (tests.recorded_kernel); all that d
 
 import asyncio
 import contextlib
+import errno
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
@@ -36,7 +38,7 @@ from podway.api.lease import Attachment, Lease
 from podway.bgp.passwords import Secrets
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import JUDGING, VIEWED, ClusterView
-from podway.errors import AddressUnavailable, AgentError, PoolExhausted, StoreUnavailable
+from podway.errors import AddressUnavailable, AgentError, KernelError, PoolExhausted, StoreUnavailable
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import KINDS, Change
 from podway.plan.node import section_of
@@ -47,7 +49,7 @@ from podway.reconcile.state import NodeState
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests import builders
 from tests.patience import PATIENCE
-from tests.recorded_kernel import RecordedKernel
+from tests.recorded_kernel import RecordedFlows, RecordedKernel
 
 
 class Trigger:
@@ -799,6 +801,38 @@ def test_a_task_of_the_plan_that_fails_is_done_again_and_nothing_is_forgotten(
 
 def _fail(*_: object, **__: object) -> None:
     raise KeyError("a mistake")
+
+
+@pytest.mark.parametrize("error", [KernelError("read", errno.ENOMEM), ZeroDivisionError("a mistake")])
+def test_services_are_begun_again_though_nothing_changes_and_the_loop_goes_on_meanwhile(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        config = builders.config()
+        spec = msgspec.structs.replace(config.spec, data_path="ebpf", services="pods")
+        await cluster.store.create(msgspec.structs.replace(config, spec=spec))
+        monkeypatch.setattr("podway.reconcile.serving.RETRY", 0.3)
+        with monkeypatch.context() as patch:
+            patch.setattr(RecordedFlows, "read_services", lambda _: _fails(error))
+            one = await cluster.join("node1", 1)
+            await eventually(lambda: one.reconciler.serving.problem)
+            assert not one.reconciler.serving.in_force
+            await one.reconciler.settled()
+            node = builders.node("far", "172.30.0.9/24")
+            await cluster.store.create(node)
+            await cluster.store.create(builders.block("10.244.9.0/24", "pods", "far"))
+            await eventually(lambda: "10.244.9.0/24" in one.kernel.routes)
+            await one.reconciler.settled()
+        await eventually(lambda: one.reconciler.serving.in_force)
+        assert not one.reconciler.serving.problem
+
+    run(tmp_path, scenario)
+
+
+def _fails(error: Exception) -> Generator[None, None, Any]:
+    yield
+    raise error
 
 
 def test_a_change_of_the_hosts_settings_is_followed_and_is_no_repair(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from podway.plan.uplink import Uplink
 from podway.reconcile.serving import RETRY, Serving
 from podway.reconcile.state import NodeState
 from podway.services.maps import Delta, Entries
+from podway.services.maps import Maps as ServiceMaps
 from podway.services.planner import ServicePlanner, summary
 from tests.recorded_kernel import RecordedFlows
 from tests.services.clusters import NODE, endpoint, events, piece, service
@@ -173,6 +174,47 @@ def test_a_beginning_that_is_refused_is_made_again_later(refusing: Callable[[Nod
     node.time += RETRY
     node.agent.mend(ended(node.agent.audit()))
     assert len(node.written.backends) == 2
+
+
+@pytest.mark.parametrize("where", ["put", "settling", "entries"])
+def test_a_mistake_of_ours_is_told_leaves_the_maps_as_they_are_and_is_gone_with_its_cause(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(*WEB)
+    before = ServiceMaps(node.written).entries
+    with monkeypatch.context() as patch:
+        patch.setattr(ServicePlanner, where, property(_fail) if where == "entries" else _fail)
+        if where == "entries":
+            node.start()
+        else:
+            node.put(piece("s"))
+        assert "ZeroDivisionError" in node.agent.status()["problem"]
+        assert (node.serves(), node.agent.busy, node.agent.retry) == (False, False, RETRY)
+        node.time += RETRY
+        node.bring()  # and fails again
+        assert not node.serves()
+    assert node.written == before
+    node.time += RETRY
+    assert node.agent.busy
+    node.bring()
+    assert node.serves()
+    assert not node.agent.status()["problem"]
+    assert len(node.written.backends) == (2 if where == "entries" else 0)
+
+
+def _fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_a_failure_is_nobodys_problem_once_the_engine_is_closed(refusing: Callable[[Node], None]) -> None:
+    node = Node()
+    refusing(node)
+    for obj in WEB:
+        node.put(obj)
+    assert node.agent.retry == RETRY
+    node.flows.close()
+    node.bring()
+    assert not node.agent.retry
 
 
 def test_nothing_is_served_where_settings_do_not_ask_for_it() -> None:

@@ -305,15 +305,19 @@ class Reconciler:
             self._try_policies_again()
 
     async def _look_at_services(self) -> None:
-        """Audit what Services have in the kernel, and put right what differs."""
+        """Audit what Services have in the kernel, and put right what differs; try again what could not be had."""
+        if self.serving.busy:  # it failed before, and is to begin anew by now
+            self.wake()
         try:
             wrong = await self._in_slices(self.serving.audit(), self._work)
+            if mended := self.serving.mend(wrong):
+                self.repairs.note(mended)
         except KernelError as error:
             log.warning("the maps of Services cannot be compared", problem=error.message)
-            return
-        if mended := self.serving.mend(wrong):
-            self.repairs.note(mended)
-        self._try_policies_again()
+        except Exception as error:  # noqa: BLE001 - a mistake of ours, which the rest of the loop must not pay for
+            self.serving.fail(error)
+        finally:
+            self._try_policies_again()
 
     def _try_policies_again(self) -> None:
         for seconds in (self.enforcement.retry, self.serving.retry):

@@ -23,7 +23,7 @@ from podway.api.kinds.service import Service
 from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_services
-from podway.errors import KernelError
+from podway.errors import KernelError, explain
 from podway.kernel.interface import FlowDoor
 from podway.reconcile.state import NodeState
 from podway.services.maps import NOTHING, Delta, Entries
@@ -135,6 +135,7 @@ class Serving:
         """Write what is to be written, in bounded steps; yields after each. Others may do so in between."""
         if not self._flow.is_open:
             self._end()
+            self._refused, self.problem = False, ""
             return
         while self.busy:
             if self._work is None or (self._is_to_begin and not self._beginning):
@@ -151,11 +152,22 @@ class Serving:
                 self._again = self._state.now() + RETRY
                 self._note(error)
                 continue
+            except Exception as error:  # noqa: BLE001 - a mistake of ours, which pods, routes and policies must not pay
+                self.fail(error)
+                continue
             except BaseException:  # who knows what the planner knows: another one is made
                 self._end()
                 self._again = self._state.now() + RETRY
                 raise
             yield
+
+    def fail(self, error: Exception) -> None:
+        """Take a failure that nobody expected: what is in the maps stays, and all is begun anew in a while."""
+        log.error("the agent failed as it served Services", problem=explain(error), exc_info=error)
+        self._end()
+        self._again = self._state.now() + RETRY
+        self.problem = f"the agent failed as it served Services ({explain(error)}); its log tells more"
+        self._refused = True
 
     def _end(self) -> None:
         self._planner, self._work, self._told, self._beginning = None, None, [], False
