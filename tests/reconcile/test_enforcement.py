@@ -28,7 +28,7 @@ from podway.kernel.flow import FlowWrites
 from podway.plan.uplink import Uplink
 from podway.policy.maps import CLOSED, NO_RULES
 from podway.policy.planner import PolicyPlanner
-from podway.reconcile.enforcement import INTERRUPTED, SOON, Enforcement
+from podway.reconcile.enforcement import INTERRUPTED, RETRY, SOON, Enforcement
 from podway.reconcile.state import NodeState
 from tests.policy.clusters import IPS, SPACES, namespace, network_policy, objects, pod, resource
 from tests.recorded_kernel import RecordedFlows
@@ -81,6 +81,11 @@ class Node:
         self.state.leases[made.attachment] = made
         self.agent.bring()
         return made
+
+    def later(self, seconds: float) -> None:
+        """Have so much time pass."""
+        moment = self.state.now() + seconds
+        self.state.now = lambda: moment  # type: ignore[method-assign]
 
     def rules(self, address: str = IPS[0]) -> tuple[int, int]:
         """The rule sets of who has an address."""
@@ -358,9 +363,21 @@ def test_a_mistake_in_the_middle_of_a_change_has_all_compiled_anew(monkeypatch: 
     for method in ("put", "settle"):
         with monkeypatch.context() as patch:
             patch.setattr(PolicyPlanner, method, mistaken)
-            with pytest.raises(ZeroDivisionError):
-                node.put(DENY)
+            before = node.flows.entries
+            node.put(DENY)
+            node.agent.bring()
+            assert "ZeroDivisionError" in node.agent.problem
+            assert (node.agent.in_force, node.agent.busy) == (False, False)
+            assert 0 < node.agent.retry <= SOON
+            with pytest.raises(AgentError, match="cannot be enforced"):
+                admit(node, "x/web")
+            node.later(SOON)
+            node.agent.bring()  # to begin fails as well
+            assert SOON < node.agent.retry <= RETRY
+            assert node.flows.entries == before, "what is in force stays so"
+        node.later(RETRY)
         node.agent.bring()
+        assert not node.agent.problem
         assert {NO_RULES, CLOSED}.isdisjoint(node.rules())
         assert node.right()
         node.drop(DENY)
@@ -372,13 +389,38 @@ def test_a_mistake_as_an_agent_begins_leaves_no_half_of_an_engine(monkeypatch: p
     node.flows._rules.clear()
     with monkeypatch.context() as patch:
         patch.setattr(node.flows, "write", mistaken)
-        with pytest.raises(ZeroDivisionError):
-            node.start()
+        node.start()
+    assert "ZeroDivisionError" in node.agent.problem
     assert node.enforces() == (True, False), "what another agent left goes on"
     with pytest.raises(AgentError, match="cannot be enforced"):
         admit(node, "x/web")
     node.start()
     assert node.right()
+
+
+def test_after_a_mistake_nobody_is_let_in_where_nothing_judges_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    node.flows = RecordedFlows()
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyPlanner, "settle", mistaken)
+        node.start()
+        with pytest.raises(AgentError, match="cannot be enforced"):
+            admit(node, "x/web")
+        with pytest.raises(AgentError, match="cannot be enforced"):
+            node.agent.enter(node.lease(WEB))
+    node.later(RETRY)
+    node.agent.bring()
+    admit(node, "x/web")
+
+
+def test_whoever_asks_is_refused_if_the_mistake_is_in_what_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("put", "settle"):
+        node = Node(DENY)
+        with monkeypatch.context() as patch:
+            patch.setattr(PolicyPlanner, method, mistaken)
+            with pytest.raises(AgentError, match="cannot be enforced"):
+                admit(node, "x/web", resource(WEB))
+        assert (node.agent.in_force, node.agent.busy) == (False, False)
 
 
 def mistaken(*_: Any) -> Any:

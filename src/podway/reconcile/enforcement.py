@@ -35,7 +35,7 @@ from podway.api.lease import Attachment, Lease, shorten
 from podway.api.resource import Key
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_policy
-from podway.errors import AgentError, KernelError, PodwayError, UnsupportedSystem
+from podway.errors import AgentError, KernelError, PodwayError, UnsupportedSystem, explain
 from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.kernel.interface import FlowDoor
 from podway.plan.node import wires
@@ -105,6 +105,8 @@ class Enforcement:
         """How often in a row something was refused that is not written yet."""
         self._interrupted = 0
         self._again = 0.0
+        self._failed = False
+        """Whether a mistake of ours is why nothing is enforced: nobody is let in then, whatever judges so far."""
         self._kept = False
         """Whether an engine stays at work because nobody can tell whether it is to."""
         self.problem = ""
@@ -150,6 +152,8 @@ class Enforcement:
         """In how many seconds an audit should try again what is not in force; 0 if all is."""
         if not self.problem:
             return 0.0
+        if self._planner is None and (left := self._again - self._state.now()) > 0:
+            return left
         return SOON if self._refusals == 1 else RETRY
 
     def status(self) -> dict[str, Any]:
@@ -175,7 +179,7 @@ class Enforcement:
             return self._anew
         if self._planner is None:
             return self.wanted and self._state.now() >= self._again
-        with self._or_anew():
+        with self._contained():
             for change in changes:
                 if change.kind == Pod.KIND:
                     self._asking = {one: asked for one, asked in self._asking.items() if not asked.told_by(change)}
@@ -186,16 +190,30 @@ class Enforcement:
                     else:
                         self._planner.put(change.new)
             self._close_in_doubt()
-        return self._dirty
+        return self._dirty or self._failed
 
     @contextlib.contextmanager
-    def _or_anew(self) -> Iterator[None]:
-        """Have another planner made if this one fails in the middle of something: who knows what it knows."""
+    def _contained(self) -> Iterator[None]:
+        """Have another planner made if this one fails in the middle of something: who knows what it knows.
+
+        A mistake of ours ends here: the loop that keeps routes and pods must not pay for it. Who asks for
+        something looks afterwards whether there is a planner.
+        """
         try:
             yield
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self._fail(error, SOON)
         except BaseException:
             self._anew = True
             raise
+
+    def _fail(self, error: Exception, pause: float) -> None:
+        """Take a failure that nobody expected: what is in force stays, nobody new is let in, all begins anew."""
+        log.error("the agent failed as it enforced policies", problem=explain(error), exc_info=error)
+        self._end()
+        self._again = self._state.now() + pause
+        self._failed, self._state.engine = True, self._is_attached()
+        self.problem = f"the agent failed as it enforced policies ({explain(error)}); its log tells more"
 
     def _close_in_doubt(self) -> None:
         """Go by what stands in for policies that cannot be read, and never could be."""
@@ -241,10 +259,10 @@ class Enforcement:
                 if self._state.view.find((Pod.KIND, *name)) is None:
                     self._absent[name] = _SHUT
             elif found is not None:
-                with self._or_anew():
+                with self._contained():
                     planner.put(found)
-                self._dirty = True
-                self._absent.pop(name, None)
+                    self._dirty = True
+                    self._absent.pop(name, None)
             elif known is None:
                 self._absent[name] = _OPEN
         for _ in self.portions():
@@ -254,7 +272,7 @@ class Enforcement:
     def _judging(self, pod: str) -> PolicyPlanner | None:
         """Return the planner, None if nothing is to be enforced. Raises AgentError if it is, and cannot be."""
         self._await_listing(pod)
-        if not self._state.engine:
+        if not self._state.engine and not self._failed:
             return None
         if self._planner is None:
             raise AgentError(
@@ -297,6 +315,7 @@ class Enforcement:
         for address in lease.addresses:
             self._endpoints.pop(address, None)  # its link has another number than the former one
         self.bring(strict=True)
+        self._judging(lease.pod)
 
     def _is_known(self, pod: str) -> bool:
         """Tell whether it is known what rules a pod has, or that it has none."""
@@ -327,9 +346,10 @@ class Enforcement:
         self._choose()
         while self._planner is not None:
             if self._writing is None:
-                with self._or_anew():
+                writes = None
+                with self._contained():
                     writes = self._due()
-                if writes.empty:
+                if writes is None or writes.empty:
                     return
                 self._writing = self._flow.write(writes)
             try:
@@ -344,6 +364,9 @@ class Enforcement:
                 self._note_refusal(error)
                 if strict:
                     raise
+                return
+            except Exception as error:  # noqa: BLE001 - a mistake of ours, as in what is due
+                self._fail(error, SOON)
                 return
             except BaseException:
                 self._writing, self._mending, self._anew = None, False, True
@@ -426,7 +449,7 @@ class Enforcement:
             if self._flow.is_open or starts:
                 self._stop()
             self._end()
-            self._state.engine, self.problem = False, ""
+            self._state.engine, self.problem, self._failed = False, "", False
             return
         if self._anew:
             self._end()
@@ -446,6 +469,7 @@ class Enforcement:
 
     def _begin(self) -> None:
         links = [lease.attachment.link for lease in self._state.leases.values()]
+        self._failed = False
         try:
             self._flow.open(wires(self._state.facts()), links, self._fill)
         except (KernelError, UnsupportedSystem) as error:
@@ -455,11 +479,13 @@ class Enforcement:
             # What another agent left goes on to judge, and nobody is let through because we cannot.
             self._state.engine = self._is_attached()
             return
-        except BaseException:  # a mistake of ours: no half of an engine stays
+        except Exception as error:  # noqa: BLE001 - a mistake of ours: no half of an engine stays
+            self._fail(error, RETRY)
+            return
+        except BaseException:
             self._end()
             self._again = self._state.now() + RETRY
             self._state.engine = self._is_attached()
-            self.problem = "the agent failed as it began; its log tells how"
             raise
         if not self._refusals:
             self.problem = ""

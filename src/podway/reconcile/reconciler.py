@@ -398,6 +398,7 @@ class Reconciler:
             if self.serving.busy:
                 for _ in self.serving.portions():
                     yield ()
+        self._try_policies_again()
         yield from self._remove()
         if not (self._awake or self._planning.dirty or self.enforcement.busy or self.serving.busy):
             self._settled.set()
