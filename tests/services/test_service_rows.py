@@ -5,17 +5,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from podway.api.kinds.endpoint_slice import EndpointPort
+from podway.api.kinds.endpoint_slice import EndpointPort, EndpointSlice
 from podway.api.kinds.service import (
     ClientIPConfig,
     LoadBalancerIngress,
+    Service,
     ServicePort,
     SessionAffinityConfig,
 )
 from podway.api.resource import key
 from podway.services.choice import Where, choose
 from podway.services.maps import Delta, FrontendFlag, unpacked
-from podway.services.planner import ServicePlanner, summary
+from podway.services.planner import WORK, ServicePlanner, summary
 from tests.services.clusters import NODE, OTHER, VIP, VIP6, endpoint, node, piece, pod, service
 
 HERE, THERE, FAR = "10.1.0.1", "10.2.0.1", "10.3.0.1"
@@ -475,3 +476,60 @@ def test_what_is_written_again_unchanged_changes_nothing() -> None:
     for obj in objects:
         planner.put(msgspec.structs.replace(obj))
     assert planner.settle().empty
+
+
+def test_a_large_service_is_chosen_for_once_a_port_and_in_steps_of_which_each_is_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = []
+
+    def counted(found: Any, *args: Any, **options: Any) -> Any:
+        chosen.append(len(found))
+        return choose(found, *args, **options)
+
+    monkeypatch.setattr("podway.services.planner.choose", counted)
+    ports = [ServicePort(name=f"p{n}", port=1000 + n) for n in range(20)]
+    addresses = tuple(f"10.99.0.{n}" for n in range(1, 41))
+    endpoints = [endpoint(f"10.1.{n // 200}.{n % 200 + 1}") for n in range(400)]
+    offered = tuple(EndpointPort(name=port.name, port=8080) for port in ports)
+    planner = ServicePlanner(NODE)
+    planner.put(service("web", *ports, external_ips=addresses))
+    planner.put(piece("s", *endpoints, ports=offered))
+    most = 0
+    steps = planner.settling(50)
+    while True:
+        chosen.clear()
+        ended = next(steps, "ended") == "ended"
+        most = max(most, sum(chosen))
+        if ended:
+            break
+    assert 0 < most <= 2 * WORK
+    fresh = ServicePlanner(NODE)
+    for obj in (service("web", *ports, external_ips=addresses), piece("s", *endpoints, ports=offered)):
+        fresh.put(obj)
+    chosen.clear()
+    delta = fresh.settle()
+    assert len(chosen) == len(ports)
+    assert len(delta.frontends) == 41 * len(ports) + 1
+    assert summary(planner.entries) == summary(fresh.entries)
+
+
+def test_a_service_that_comes_back_while_its_end_is_settled_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("podway.services.planner.WORK", 1)
+    planner = ServicePlanner(NODE)
+    for obj in (service(), piece("s", endpoint("10.1.0.1"))):
+        planner.put(obj)
+    planner.settle()
+    before = summary(planner.entries)
+    planner.drop((EndpointSlice.KIND, "shop", "s"))
+    planner.drop((Service.KIND, "shop", "web"))
+    steps = planner.settling(50)
+    next(steps)
+    for obj in (service(), piece("s", endpoint("10.1.0.1"))):
+        planner.put(obj)
+    for _ in steps:
+        pass
+    planner.settle()
+    assert summary(planner.entries) == before

@@ -44,6 +44,9 @@ from podway.services.maps import (
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
+WORK = 500
+"""Candidates and frontends of one Service that are worked at at once: some milliseconds."""
+
 ServiceName = tuple[str, str]
 """Namespace and name."""
 
@@ -208,14 +211,17 @@ class ServicePlanner:
                 return found
 
     def settling(self, portion: int) -> Generator[None, None, Delta]:
-        """Do as `settle` does, so many Services at once; yields after each, where others may put and drop."""
+        """Do as `settle` does, so many Services at once, or a part of a large one.
+
+        Yields after each, where others may put and drop.
+        """
         change = _Change()
         dirty, self._dirty = self._dirty, set()
         if self._former.frontends:
             self._heirs = self._find_heirs(dirty)
         for number, name in enumerate(sorted(dirty), 1):
             if name in self._states:
-                self._settle(name, change)
+                yield from self._settle(name, change)
             if not number % portion:
                 yield
         self._former, self._heirs = NOTHING, {}  # what of it means nothing by now goes from the data path
@@ -279,7 +285,7 @@ class ServicePlanner:
         elif state.service is not None:
             yield from offers_of_pods(state.service, self._pods.get(name[0], {}).values())
 
-    def _settle(self, name: ServiceName, change: "_Change") -> None:
+    def _settle(self, name: ServiceName, change: "_Change") -> Iterator[None]:
         state = self._states[name]
         service = state.service
         by_pods = service is not None and not state.offers and bool(service.spec.selector)
@@ -288,28 +294,39 @@ class ServicePlanner:
         wanted = tuple(wanted_frontends(service)) if service else ()
         offers = tuple(self._offers(name)) if wanted else ()
         sets: dict[SetName, _Set] = {}
+        flags: dict[SetName, FrontendFlag] = {}
         claims: dict[FrontendKey, _Claim] = {}
+        done = 0
         for one in wanted:
             assert service is not None
             set_name = SetName(name, one.port.name, one.port.protocol, one.version, one.local)
-            chosen = choose(candidates(one.port, one.version, offers), self._where, local=one.local)
-            if set_name not in sets:
+            if set_name not in sets:  # once, however many addresses the Service has
+                found = candidates(one.port, one.version, offers)
+                chosen = choose(found, self._where, local=one.local)
                 sets[set_name] = state.sets.get(set_name) or self._new_set(name, one.key)
                 self._fill(sets[set_name], _usable(one.port, chosen.used), change)
-            flags = FrontendFlag.DROP if chosen.elsewhere else FrontendFlag(0)
+                flags[set_name] = FrontendFlag.DROP if chosen.elsewhere else FrontendFlag(0)
+                done += len(found)
             rank = _rank(one, service)
-            claims[one.key] = _Claim(rank, Frontend(sets[set_name].number, service.affinity_seconds, flags))
+            frontend = Frontend(sets[set_name].number, service.affinity_seconds, flags[set_name])
+            claims[one.key] = _Claim(rank, frontend)
             if one.kind == "cluster":
                 claims[FrontendKey(one.key.address)] = _Claim(rank, Frontend(NOBODY))
+            done += 1
+            if done >= WORK:
+                done = 0
+                yield
         for set_name, former in state.sets.items():
             if set_name not in sets:
                 self._fill(former, (), change)
                 change.gone_choice(former.number, 0)
         before, state.sets, state.claims = state.claims, sets, claims
-        for key in before.keys() | claims.keys():
+        for number, key in enumerate(before.keys() | claims.keys(), 1):
             if before.get(key) != claims.get(key):
                 self._claim(key, name, claims.get(key), change)
-        if service is None and not state.offers:
+            if not number % WORK:
+                yield
+        if state.service is None and not state.offers:  # as they are now: it may have come back in a pause
             del self._states[name]
 
     def _claim(self, key: FrontendKey, name: ServiceName, claim: _Claim | None, change: "_Change") -> None:
