@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -14,7 +14,10 @@ from podway.cli.options import GlobalOptions, cluster_options
 from podway.errors import AgentError, InvalidArgument
 
 if TYPE_CHECKING:
+    from podway.flows.query import AgentAnswer, AgentSums
     from podway.flows.record import FlowRecord
+
+T = TypeVar("T", "AgentAnswer", "AgentSums")
 
 LAST = 100
 """Records that are shown where neither a time nor a number is given."""
@@ -28,6 +31,10 @@ FOLLOW = 1.0
 SKEW = 2.0
 """Seconds that a node's clock may be off before that is told."""
 
+LATEST = 1e11
+"""A time, in seconds since 1970, that is none any more (it is in the year 5138)."""
+
+_ODD = "it may be of another version: see `podway status` on that node"
 VERDICTS = ("allowed", "denied", "dropped")
 EVENTS = ("new", "lives", "end", "drop", "changed")
 SUMS = ("policy", "pod", "verdict", "port", "reason", "namespace", "node")
@@ -243,9 +250,7 @@ def _hear(
     asked: Mapping[str, Ask], params: Mapping[str, Any], after: Mapping[str, int] | None = None, since: float = 0.0
 ) -> _Heard:
     """Ask all for records: with `after` for those from each node's number on, or `since` where none is known."""
-    import msgspec
-
-    from podway.flows.record import FlowRecord
+    from podway.flows.query import AgentAnswer
 
     def about(node: str, ask: Ask) -> Ask:
         if after is None:
@@ -259,17 +264,36 @@ def _hear(
         {node: about(node, ask) for node, ask in asked.items()}, "flows.find", timeout=PATIENCE, **params
     )
     notes = _Notes()
-    for node, answer in answers.items():
+    for node, given in answers.items():
+        answer = _read(node, given, AgentAnswer)
         if isinstance(answer, AgentError):
             heard.silent[node] = answer
             continue
-        found = [msgspec.convert(one, FlowRecord) for one in answer["records"]]
-        heard.records.extend(found)
-        heard.following[node] = answer["next"]
+        heard.records.extend(answer.records)
+        heard.following[node] = answer.next
         notes.take(node, answer, before)
     heard.records.sort(key=lambda record: (record.time, record.node, record.sequence))
     heard.notes.extend(notes.lines())
     return heard
+
+
+def _read(node: str, answer: Any, kind: type[T]) -> T | AgentError:
+    """Return what a node answered; an AgentError if that is one, or cannot be read: one odd node is not all."""
+    import msgspec
+
+    if isinstance(answer, AgentError):
+        return answer
+    try:
+        found = msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        return AgentError(f"{node}: its agent's answer cannot be read: {error}", hint=_ODD)
+    moments = [found.now, found.reached]
+    for one in getattr(found, "records", ()):
+        moments += (one.time, one.began)
+    moments += (row.last for row in getattr(found, "rows", ()))
+    if not all(0 <= moment < LATEST for moment in moments):
+        return AgentError(f"{node}: its agent's answer cannot be read: it bears a time that is none", hint=_ODD)
+    return found
 
 
 class _Notes:
@@ -279,15 +303,15 @@ class _Notes:
         self._off: dict[str, list[str]] = {}
         self._more: list[str] = []
 
-    def take(self, node: str, answer: Mapping[str, Any], asked: float) -> None:
-        if answer["note"]:
-            self._off.setdefault(answer["note"], []).append(node)
-        if not answer["complete"]:
+    def take(self, node: str, answer: "AgentAnswer | AgentSums", asked: float) -> None:
+        if answer.note:
+            self._off.setdefault(answer.note, []).append(node)
+        if not answer.complete:
             self._more.append(
-                f"{node} looked back to {_clock(answer['reached'])} only, then its time was over: "
+                f"{node} looked back to {_clock(answer.reached)} only, then its time was over: "
                 "a shorter --since, or more filters, find the rest"
             )
-        ahead = answer["now"] - (asked + time.time()) / 2
+        ahead = answer.now - (asked + time.time()) / 2
         if abs(ahead) > SKEW + (time.time() - asked):
             self._more.append(f"the clock of {node} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}")
 
@@ -399,9 +423,8 @@ class _Lines:
             ]
         for record, cells in rows:
             if record.lost:
-                lost = (
-                    f"-- {record.node} lost {record.lost} events before this: more came than its agent could take"
-                )
+                lost = f"-- {plain(record.node)} lost {record.lost} events before this"
+                lost += ": more came than its agent could take"
                 yield click.style(lost, fg="yellow")
             padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=True)]
             padded[2] = click.style(padded[2], fg=_COLOURS[record.verdict])
@@ -417,12 +440,12 @@ class _Lines:
             plain(record.node),
             record.verdict,
             record.event,
-            record.protocol,
+            plain(record.protocol),
         ]
         if self._wide:
-            cells += [record.direction or "-", record.path or "-"]
+            cells += [plain(record.direction) or "-", plain(record.path) or "-"]
             source, destination = (
-                f"{text} ({end.address})" if end.who.label else text
+                f"{text} ({plain(end.address)})" if end.who.label else text
                 for text, end in zip((source, destination), (record.source, record.destination), strict=True)
             )
         return [*cells, source, f"{arrow} {destination}"]
@@ -472,19 +495,19 @@ def _show_sums(asked: Mapping[str, Ask], by: str, top: int, output: str | None, 
     import msgspec
 
     from podway.cli.output import print_table
-    from podway.flows.query import Sums, merged
+    from podway.flows.query import AgentSums, Sums, merged
 
     before, notes = time.time(), _Notes()
-    answers = ask_all(asked, "flows.sums", timeout=PATIENCE, by=by, **params)
+    given = ask_all(asked, "flows.sums", timeout=PATIENCE, by=by, **params)
+    answers = {node: _read(node, answer, AgentSums) for node, answer in given.items()}
     silent = [answer for answer in answers.values() if isinstance(answer, AgentError)]
     if len(silent) == len(answers):
         raise silent[0]
-    found = []
+    found: list[Sums] = []
     for node, answer in answers.items():
         if not isinstance(answer, AgentError):
             notes.take(node, answer, before)
-            fields = {name: answer[name] for name in Sums.__struct_fields__}
-            found.append(msgspec.convert(fields, Sums))
+            found.append(answer)
     for error in silent:
         click.echo(f"podway: {plain(error.message)}", err=True)
     for note in notes.lines():

@@ -236,6 +236,20 @@ class Sums(msgspec.Struct, frozen=True):
     reached: float = 0.0
 
 
+class AgentAnswer(Answer, frozen=True, kw_only=True):
+    """An Answer as an agent gives it: why it does not record (or nothing), and its time, seconds since 1970."""
+
+    note: str
+    now: float
+
+
+class AgentSums(Sums, frozen=True, kw_only=True):
+    """Sums as an agent gives them, with the same."""
+
+    note: str
+    now: float
+
+
 def find(query: Query, blocks: Iterable[Block], following: int, pause: Callable[[], bool]) -> Answer:
     """Return the newest records that are asked for, `following` being the node's next record.
 
