@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.flows import reasons
-from podway.flows.block import Block, DamagedBlock
+from podway.flows.block import Block, DamagedBlock, Names
 from podway.flows.record import Rule, Who
 from podway.kernel.bpf.flow_layout import EventKind, FlowFlag, FlowState, Hook, Reason, Way
 from tests.flows.flow_events import CLIENT, OUTSIDE, PODS, SECOND, WEB, event, names
@@ -205,3 +205,12 @@ def test_addresses_of_both_families_are_written_as_people_write_them() -> None:
     found = Block.of("node1", 0, event(source=six, destination="fd00::2"), names()).record(0)
     assert ip_address(found.source.address) == ip_address(six)
     assert found.source.label == six
+
+
+def test_a_block_that_goes_on_after_a_reboot_spans_the_times_of_its_records() -> None:
+    boots = Names(clock=[(0, 10**15), (2, 2 * 10**15), (2, 10**18)])  # the second boot's clock was set at once
+    data = b"".join(event(time=1000 * second * SECOND) for second in (500, 501, 1, 2))
+    block = Block.of("node1", 0, data, boots)
+    times = [block.time(at) for at in range(block.count)]
+    assert block.span == (min(times), max(times))
+    assert Block.unseal(block.seal()).span == block.span

@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from operator import sub
 from typing import Any, Generic, TypeVar
 
@@ -155,8 +155,15 @@ class Block:
         times = self.column("time")
         if not times:
             return 0.0, 0.0
-        offsets = [offset for _, offset in self.names.clock] or [0]
-        return (min(times) + min(offsets)) / 1e9, (max(times) + max(offsets)) / 1e9
+        clock = self.names.clock or [(0, 0)]
+        # The monotonic clock begins anew with each boot, so each offset is for its own records only.
+        starts = [0, *(first for first, _ in clock[1:]), len(times)]
+        parts = [
+            (min(part) + offset, max(part) + offset)
+            for (_, offset), (start, end) in zip(clock, pairwise(starts), strict=True)
+            if (part := times[start:end])
+        ]
+        return min(begin for begin, _ in parts) / 1e9, max(end for _, end in parts) / 1e9
 
     @cached_property
     def _who(self) -> Meaning[Who]:
