@@ -140,7 +140,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.kernel
-def test_a_full_disk_is_told_and_lost_records_are_counted_and_then_it_goes_on(small_disk: Path) -> None:
+def test_a_full_disk_is_told_and_lost_records_are_counted_and_then_it_goes_on(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_store, "RETRY", 0.0)
     store = FlowStore(small_disk / "flows", "node1", LIMIT)
     put(store, 1)
     assert store.problem == ""
@@ -180,6 +183,24 @@ def test_old_blocks_give_their_room_before_the_disk_is_full(small_disk: Path) ->
     assert store.problem == ""
     assert store.unstored == 0
     store.close()
+
+
+def test_a_disk_that_takes_nothing_is_tried_again_now_and_then_and_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = 1000.0
+    monkeypatch.setattr("podway.flows.store.time.monotonic", lambda: moment)
+    (tmp_path / "file").write_text("")
+    store = FlowStore(tmp_path / "file" / "flows", "node1", LIMIT)
+    put(store, 1)
+    (tmp_path / "file").unlink()
+    put(store, 2)
+    assert not (tmp_path / "file").exists()
+    moment += flow_store.RETRY
+    put(store, 3)
+    assert store.problem == ""
+    store.close()
+    assert times(FlowStore(tmp_path / "file" / "flows", "node1", LIMIT)) == [1, 2, 3]
 
 
 def test_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ OLD = 900.0
 RESERVE, SHARE = 256 << 20, 20
 """What is left free of a file system: so many bytes at most, and one of so many parts."""
 
+RETRY = 5.0
+"""Seconds between attempts to write to a disk that took nothing: each writes all that is not sealed yet."""
+
 _HEAD = 9
 _EVENTS, _NAMES = b"E", b"N"
 _SEALED = re.compile(r"(?P<first>[0-9a-f]{16})-(?P<count>[0-9]+)-(?P<begin>[0-9]+)-(?P<end>[0-9]+)\.flows")
@@ -71,6 +74,7 @@ class FlowStore:
         self._written = 0
         """How much of `current` is whole, in bytes."""
         self._fd = -1
+        self._again = 0.0
         self.problem = ""
         """Why records cannot be kept; empty if they can."""
         self.unstored = 0
@@ -204,7 +208,8 @@ class FlowStore:
 
     def _write(self, data: bytes) -> None:
         if self._fd < 0 or self.problem:
-            self._write_all_anew()
+            if time.monotonic() >= self._again:
+                self._write_all_anew()
             return
         try:
             _put(self._fd, data, self._written)
@@ -226,6 +231,7 @@ class FlowStore:
             _put(self._fd, pieces, 0)
             self._written = len(pieces)
         except OSError as error:
+            self._again = time.monotonic() + RETRY
             self._note(error)
         else:
             log.info("flows are kept again", directory=str(self._directory))
