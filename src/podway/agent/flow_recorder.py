@@ -52,6 +52,8 @@ LOOK = 1.0
 """Seconds between looks whether the engine is at work."""
 BUDGET = 3.0
 """Seconds that a query may take; then it answers with what it has."""
+AT_A_TIME = 500
+"""Addresses, and rules, that the loop looks up before others go first."""
 AT_ONCE = 2
 """Queries that are worked at together; others wait."""
 
@@ -219,10 +221,17 @@ class FlowRecorder:
         """Return what is known of addresses, rules and devices."""
         state = self._state
         leases = {str(address): lease.pod for lease in state.leases.values() for address in lease.addresses}
-        addresses = {text: who for text in asked.addresses if (who := self._owner(text, leases)) is not None}
+        addresses: dict[str, Who] = {}
+        for done, text in enumerate(asked.addresses, 1):
+            if (who := self._owner(text, leases)) is not None:
+                addresses[text] = who
+            if not done % AT_A_TIME:
+                await asyncio.sleep(0)
         planner = self._reconciler.enforcement.planner
         rules = {number: rule for number, rule in _OWN_RULES.items() if number in asked.rules}
-        for number in asked.rules - rules.keys():
+        for done, number in enumerate(asked.rules - rules.keys(), 1):
+            if not done % AT_A_TIME:
+                await asyncio.sleep(0)
             name = planner.rule_name(number) if planner else None
             if name is not None:
                 rules[number] = self._rule(name)
@@ -258,10 +267,13 @@ class FlowRecorder:
         store = self._store
         assert store is not None
         next_survey = time.monotonic() + SURVEY
+        wakers = select.poll()  # not select, which takes no descriptor from 1024 on: select(2), BUGS
+        wakers.register(stop, select.POLLIN)
+        wakers.register(events.fd, select.POLLIN)
         while True:
-            readable, _, _ = select.select([stop, events.fd], [], [], PAUSE)
+            ready = [fd for fd, _ in wakers.poll(1000 * PAUSE)]
             self._take(events, store, loop)
-            if stop in readable:
+            if stop in ready:  # closed at its other end: POLLHUP
                 return
             if store.is_due:
                 store.seal()

@@ -1,0 +1,86 @@
+"""The recorder of flows beside the loop: it holds that for moments only, and any descriptor serves it."""
+
+import asyncio
+import fcntl
+import os
+import resource
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from podway.agent.flow_recorder import AT_A_TIME, FlowRecorder
+from podway.agent.options import AgentOptions
+from podway.cluster.view import ClusterView
+from podway.flows.learn import Asked
+from podway.flows.record import Who
+from podway.plan.uplink import Uplink
+from podway.reconcile.state import NodeState
+from tests import builders
+
+UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
+
+
+def recorder(*objects: Any) -> FlowRecorder:
+    """A recorder of a node that knows these objects, and has no engine."""
+    state = NodeState("node1", ClusterView.of(objects), UPLINK)
+    nobody: Any = SimpleNamespace(
+        flow=SimpleNamespace(devices=dict), enforcement=SimpleNamespace(planner=None, problem="")
+    )
+    return FlowRecorder(AgentOptions(node="node1", store=""), state, nobody, nobody)
+
+
+def test_others_go_first_while_many_addresses_are_looked_up() -> None:
+    many = [str(ip_address("10.0.0.0") + number) for number in range(20 * AT_A_TIME)]
+    pod = builders.pod("web", "node9", many[7], namespace="shop")
+
+    async def main() -> tuple[int, Any]:
+        looking = asyncio.ensure_future(recorder(pod)._meaning(Asked(frozenset(many), frozenset(), frozenset())))
+        turns = 0
+        while not looking.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns, looking.result()
+
+    turns, meant = asyncio.run(main())
+    assert turns >= 20
+    assert meant.addresses == {many[7]: Who("pod", "web", "shop", "node9")}
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[int]:
+    """A number from which on descriptors may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    yield 2000
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_recorder_works_with_descriptors_of_any_number(many_descriptors: int) -> None:
+    (ring, writer), (stop, told) = os.pipe(), os.pipe()
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, many_descriptors) for fd in (ring, stop)]
+    taken: list[bytes] = []
+
+    class Events:
+        """Stands where a ring is: something that becomes readable."""
+
+        fd = high[0]
+
+        def peek(self) -> bytes:
+            taken.append(os.read(self.fd, 1) if not taken else b"")
+            if len(taken) == 1:
+                os.close(told)
+            return b""
+
+        def advance(self) -> None:
+            pass
+
+    one = recorder()
+    one._store = cast(Any, SimpleNamespace(is_due=False))
+    os.write(writer, b"x")
+    one._work(cast(Any, Events()), high[1], cast(Any, None))
+    assert taken[0] == b"x"
+    for fd in (ring, writer, stop, *high):
+        os.close(fd)
