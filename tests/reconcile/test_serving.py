@@ -69,6 +69,16 @@ class Node:
     def configure(self, **spec: Any) -> None:
         self.put(msgspec.structs.replace(SERVED, spec=msgspec.structs.replace(SERVED.spec, **spec)))
 
+    def mend(self) -> str:
+        """Put right what an audit finds; say what it was."""
+        steps = self.agent.mend(ended(self.agent.audit()))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                told: str = end.value
+                return told
+
     def serves(self) -> bool:
         return self.agent.in_force
 
@@ -140,15 +150,30 @@ def test_an_agent_that_starts_finds_what_changed_meanwhile() -> None:
 def test_an_audit_puts_right_what_others_changed() -> None:
     node = Node(*WEB)
     right = node.written
-    assert node.agent.mend(ended(node.agent.audit())) == ""
+    assert node.mend() == ""
     node.flows.services.apply(
         Delta(gone_frontends=tuple(right.frontends), backends={7: next(iter(right.backends.values()))})
     )
-    assert (
-        node.agent.mend(ended(node.agent.audit()))
-        == "Services: not as planned: 2 frontends, 1 backends: put right"
-    )
+    assert node.mend() == "Services: not as planned: 2 frontends, 1 backends: put right"
     assert node.written == right
+
+
+def test_what_is_told_while_an_audits_findings_are_written_is_not_overtaken_by_them() -> None:
+    node = Node(*WEB)
+    node.flows.services.backends.clear()
+    found = ended(node.agent.audit())
+    assert found
+    assert len(found.backends) == 2
+    steps = node.agent.mend(found)
+    next(steps)
+    change = Change(key(WEB[1]), WEB[1], piece("s"))
+    node.state.view = node.state.view.after(change)
+    node.agent.heard([change])
+    node.bring()
+    for _ in steps:
+        pass
+    assert not node.written.backends
+    assert ended(node.agent.audit()) == Delta()
 
 
 def test_what_was_refused_is_told_and_tried_again(refusing: Callable[[Node], None]) -> None:
@@ -158,7 +183,7 @@ def test_what_was_refused_is_told_and_tried_again(refusing: Callable[[Node], Non
         node.put(obj)
     assert "write" in node.agent.status()["problem"]
     assert node.agent.retry == RETRY
-    node.agent.mend(ended(node.agent.audit()))
+    node.mend()
     assert not node.agent.problem
     assert len(node.written.backends) == 2
 
@@ -172,19 +197,19 @@ def test_a_beginning_that_is_refused_is_made_again_later(refusing: Callable[[Nod
     assert node.agent.retry == RETRY
     assert not node.agent.busy
     node.time += RETRY
-    node.agent.mend(ended(node.agent.audit()))
+    node.mend()
     assert len(node.written.backends) == 2
 
 
-@pytest.mark.parametrize("where", ["put", "settling", "entries"])
+@pytest.mark.parametrize("where", ["put", "settling", "gathered"])
 def test_a_mistake_of_ours_is_told_leaves_the_maps_as_they_are_and_is_gone_with_its_cause(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = Node(*WEB)
     before = ServiceMaps(node.written).entries
     with monkeypatch.context() as patch:
-        patch.setattr(ServicePlanner, where, property(_fail) if where == "entries" else _fail)
-        if where == "entries":
+        patch.setattr(ServicePlanner, where, _fail)
+        if where == "gathered":
             node.start()
         else:
             node.put(piece("s"))
@@ -199,7 +224,7 @@ def test_a_mistake_of_ours_is_told_leaves_the_maps_as_they_are_and_is_gone_with_
     node.bring()
     assert node.serves()
     assert not node.agent.status()["problem"]
-    assert len(node.written.backends) == (2 if where == "entries" else 0)
+    assert len(node.written.backends) == (2 if where == "gathered" else 0)
 
 
 def _fail(*_: object) -> None:

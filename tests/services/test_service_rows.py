@@ -16,7 +16,7 @@ from podway.api.kinds.service import (
 from podway.api.resource import key
 from podway.services.choice import Where, choose
 from podway.services.maps import Delta, FrontendFlag, unpacked
-from podway.services.planner import WORK, ServicePlanner, summary
+from podway.services.planner import GATHERED, WORK, ServicePlanner, summary
 from tests.services.clusters import NODE, OTHER, VIP, VIP6, endpoint, node, piece, pod, service
 
 HERE, THERE, FAR = "10.1.0.1", "10.2.0.1", "10.3.0.1"
@@ -533,3 +533,14 @@ def test_a_service_that_comes_back_while_its_end_is_settled_is_not_forgotten(
         pass
     planner.settle()
     assert summary(planner.entries) == before
+
+
+def test_many_backends_are_gathered_in_steps() -> None:
+    ends = [endpoint(f"10.1.{n // 200}.{n % 200 + 1}") for n in range(2 * GATHERED)]
+    planner = ServicePlanner(NODE)
+    for number in range(3):
+        planner.put(service(f"s{number}", cluster_ips=(f"10.96.1.{number}",)))
+        planner.put(piece(f"s{number}", *ends, of=f"s{number}"))
+    planner.settle()
+    assert sum(1 for _ in planner.gathered()) == 3
+    assert len(planner.entries.backends) == 6 * GATHERED

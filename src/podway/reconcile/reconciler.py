@@ -310,7 +310,7 @@ class Reconciler:
             self.wake()
         try:
             wrong = await self._in_slices(self.serving.audit(), self._work)
-            if mended := self.serving.mend(wrong):
+            if mended := await self._in_slices(self.serving.mend(wrong), self._work):
                 self.repairs.note(mended)
         except KernelError as error:
             log.warning("the maps of Services cannot be compared", problem=error.message)

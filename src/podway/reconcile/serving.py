@@ -192,7 +192,7 @@ class Serving:
                 if not number % PORTION:
                     yield
         yield from planner.settling(PORTION)
-        wrong = yield from compared(planner.entries, left)
+        wrong = yield from compared((yield from planner.gathered()), left)
         self.problem = ""
         yield from self._flow.write_services(wrong)
         frontends, backends = planner.counts()
@@ -219,24 +219,20 @@ class Serving:
         if not self.in_force or planner is None or self.busy:
             return None
         left = yield from self._flow.read_services()
-        wrong = yield from compared(planner.entries, left)
+        wrong = yield from compared((yield from planner.gathered()), left)
         return None if self._written != before or self.busy or not self._flow.is_open else wrong
 
-    def mend(self, wrong: Delta | None) -> str:
-        """Put right what an audit found, if anything; say what it was."""
+    def mend(self, wrong: Delta | None) -> Generator[None, None, str]:
+        """Put right what an audit has just found, if anything; return what it was. Yields after each step."""
         if wrong is None:
             return ""
         ours, self._refused, self.problem = self._refused, False, ""
         if wrong.empty:
             return ""
         self._written += 1
-        try:
-            for _ in self._flow.write_services(wrong):
-                pass
-        except KernelError as error:
-            self._note(error)
-            return ""
-        return "" if ours else f"{told(wrong)}: put right"
+        self._work = self._flow.write_services(wrong)  # what is told meanwhile is written after it
+        yield from self.portions()
+        return "" if ours or self._refused else f"{told(wrong)}: put right"
 
     def _note(self, error: KernelError) -> None:
         if error.message != self.problem:

@@ -47,6 +47,9 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 WORK = 500
 """Candidates and frontends of one Service that are worked at at once: some milliseconds."""
 
+GATHERED = 1000
+"""Backends that are gathered at once, or those of one set."""
+
 ServiceName = tuple[str, str]
 """Namespace and name."""
 
@@ -243,14 +246,29 @@ class ServicePlanner:
     @property
     def entries(self) -> Entries:
         """All that there is to be written."""
+        steps = self.gathered()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: Entries = end.value
+                return found
+
+    def gathered(self) -> Generator[None, None, Entries]:
+        """Return `entries`; yields now and then. What is settled in such a pause is in there in parts."""
         choices: dict[Choice, int] = {}
         backends: dict[int, Backend] = {}
-        for state in self._states.values():
-            for one in state.sets.values():
+        done = 0
+        for state in tuple(self._states.values()):
+            for one in tuple(state.sets.values()):
                 choices[one.number, 0] = len(one.places)
                 for place, (number, backend) in enumerate(one.places, 1):
                     choices[one.number, place] = number
                     backends[number] = backend
+                done += 1 + len(one.places)
+                if done >= GATHERED:
+                    done = 0
+                    yield
         return Entries(dict(self._frontends), choices, backends)
 
     def counts(self) -> tuple[int, int]:
