@@ -1,14 +1,13 @@
 """What an agent measures, read when somebody asks: nothing here is counted for this alone but times."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 
 from podway import __version__
 from podway.agent.components import Components
+from podway.agent.report import resident
 from podway.cni.server import CniServer
 from podway.errors import RoutingError
 from podway.metrics.exposition import Metric, Values, expose
@@ -78,7 +77,7 @@ class AgentMetrics:
         lost_at = parts.contact.lost_at
         yield INFO, {(__version__,): 1.0}
         yield STARTED, self._started
-        yield MEMORY, float(_resident())
+        yield MEMORY, float(resident())
         yield LOOP, parts.steps.ever
         yield FAILURES, float(sum(failure.times for failure in parts.supervisor.failures))
         yield REQUESTS, self._requests.times
@@ -101,7 +100,3 @@ class AgentMetrics:
         until = parts.channel.status()["certificate"]
         yield CERTIFICATE, datetime.fromisoformat(until).timestamp() if until else 0.0
         yield ENFORCED, float(parts.reconciler.enforcement.status()["in_force"] == "ebpf")
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

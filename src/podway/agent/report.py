@@ -72,7 +72,7 @@ class Reporter:
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
-            "memory": _resident(),
+            "memory": resident(),
             "uplink": {
                 "device": self._components.state.uplink.device,
                 "mtu": self._components.state.uplink.mtu,
@@ -177,6 +177,6 @@ def _kernel_routes() -> tuple[list[RouteRecord], dict[int, str]]:
         return found, {link.index: link.name for link in dump_links(connection)}
 
 
-def _resident() -> int:
+def resident() -> int:
     """Return this process's memory in bytes. (getrusage's ru_maxrss is inherited from whoever started it.)"""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
