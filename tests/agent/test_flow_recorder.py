@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,9 +17,12 @@ from podway.agent.options import AgentOptions
 from podway.cluster.view import ClusterView
 from podway.flows.learn import Asked
 from podway.flows.record import Who
+from podway.flows.store import FlowStore
 from podway.plan.uplink import Uplink
 from podway.reconcile.state import NodeState
 from tests import builders
+from tests.flows.flow_events import event, names
+from tests.patience import PATIENCE
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
 
@@ -27,7 +31,8 @@ def recorder(*objects: Any) -> FlowRecorder:
     """A recorder of a node that knows these objects, and has no engine."""
     state = NodeState("node1", ClusterView.of(objects), UPLINK)
     nobody: Any = SimpleNamespace(
-        flow=SimpleNamespace(devices=dict), enforcement=SimpleNamespace(planner=None, problem="")
+        flow=SimpleNamespace(devices=dict, opening=None, events=lambda: None),
+        enforcement=SimpleNamespace(planner=None, problem=""),
     )
     return FlowRecorder(AgentOptions(node="node1", store=""), state, nobody, nobody)
 
@@ -47,6 +52,32 @@ def test_others_go_first_while_many_addresses_are_looked_up() -> None:
     turns, meant = asyncio.run(main())
     assert turns >= 20
     assert meant.addresses == {many[7]: Who("pod", "web", "shop", "node9")}
+
+
+def test_nothing_is_on_the_disk_of_a_node_that_never_had_the_engine_and_what_was_there_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "flows"
+    monkeypatch.setattr(AgentOptions, "flow_dir", place)
+
+    async def asked() -> Any:
+        one = recorder()
+        running = asyncio.ensure_future(one.run())
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await asyncio.sleep(0.01)
+                if one._store is not None or not place.exists():
+                    break
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return await one.status()
+
+    assert "records" not in asyncio.run(asked())
+    assert not place.exists()
+    before = FlowStore(place, "node1", 64 << 20)
+    before.append(event(), names())
+    before.close()
+    assert asyncio.run(asked())["records"] == 1
 
 
 @pytest.fixture

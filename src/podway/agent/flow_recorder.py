@@ -185,19 +185,29 @@ class FlowRecorder:
         """Record whenever the engine is at work, for ever."""
         if not self._options.flow_history:
             await asyncio.Event().wait()
-        if self._store is None:
-            self._store = await asyncio.to_thread(
-                FlowStore, self._options.flow_dir, self._options.node, self._options.flow_history
-            )
-            self._tail = self._store.tail()
-            self._learner.remember(b"".join(self._tail))
+        if (
+            self._store is None and self._options.flow_dir.exists()
+        ):  # what there is can be asked for, also where no engine works now
+            await self._open()
         while True:
             opening = self._kernel.flow.opening
             events = self._kernel.flow.events()
             if events is None:
                 await asyncio.sleep(LOOK)
                 continue
+            if self._store is None:
+                events.close()
+                await self._open()
+                continue
             await self._record(events, opening)
+
+    async def _open(self) -> None:
+        store = await asyncio.to_thread(
+            FlowStore, self._options.flow_dir, self._options.node, self._options.flow_history
+        )
+        self._tail = store.tail()
+        self._learner.remember(b"".join(self._tail))
+        self._store = store
 
     async def _record(self, events: FlowEvents, opening: object) -> None:
         """Have a thread record what one engine tells, as long as that is the one at work."""
