@@ -28,18 +28,8 @@ def distributed_route(view: ClusterView, node: str, uplink: Uplink, block: Addre
     What is to be encapsulated and cannot be is unreachable: below may stand a route of BIRD's from before, which
     leads there bare.
     """
-    route = remote_route(view, node, uplink, block)
-    if route is None and _cannot_be_encapsulated(view, node, uplink, block):
-        route = Route(block.network, "unreachable")
+    route = _way(view, node, uplink, block)
     return None if route is None else msgspec.structs.replace(route, metric=STORE_METRIC)
-
-
-def _cannot_be_encapsulated(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> bool:
-    here, there, pool = view.nodes.get(node), view.nodes.get(block.spec.node), pool_of(view, block)
-    if here is None or there is None or there is here or pool is None:
-        return False
-    next_hop = overlay_next_hop(pool, here, there, uplink.mtu)
-    return next_hop is not None and next_hop.gateway is None
 
 
 def last_resorts(view: ClusterView) -> Iterator[Route]:
@@ -59,6 +49,12 @@ def remote_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlo
     Without encapsulation a route of ours reaches only nodes of the own subnet: routers between subnets know
     of blocks only what BGP advertises them.
     """
+    route = _way(view, node, uplink, block)
+    return None if route is None or route.type == "unreachable" else route
+
+
+def _way(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> Route | None:
+    """Return what `remote_route` does; an unreachable route where what is to be encapsulated cannot be."""
     here, there = view.nodes.get(node), view.nodes.get(block.spec.node)
     pool = pool_of(view, block)
     if here is None or there is None or there is here or pool is None:
@@ -66,7 +62,7 @@ def remote_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlo
     source = next((address for address in uplink.sources if address.version == pool.family), None)
     next_hop = overlay_next_hop(pool, here, there, uplink.mtu)
     if next_hop is not None and next_hop.gateway is None:
-        return None
+        return Route(block.network, "unreachable")
     if next_hop is not None:
         return Route(
             block.network, device=next_hop.device, gateway=next_hop.gateway, source=source, mtu=next_hop.mtu
