@@ -384,20 +384,16 @@ class Reconciler:
         """
         self._awake = False
         self._read_host()
-        for _ in self.enforcement.portions():
-            yield ()
-        for _ in self.serving.portions():
-            yield ()
+        yield from _pauses(self.enforcement.portions())
+        yield from _pauses(self.serving.portions())
         self._try_policies_again()
         while (delta := self._planning.step(self._state.facts())) is not None:
             self._forward(delta)
             yield ()
             if self.enforcement.busy:
-                for _ in self.enforcement.portions():
-                    yield ()
+                yield from _pauses(self.enforcement.portions())
             if self.serving.busy:
-                for _ in self.serving.portions():
-                    yield ()
+                yield from _pauses(self.serving.portions())
         self._try_policies_again()
         yield from self._remove()
         if not (self._awake or self._planning.dirty or self.enforcement.busy or self.serving.busy):
@@ -528,6 +524,12 @@ class Reconciler:
             self.failures = said
             for listener in self._listeners:
                 listener.set()
+
+
+def _pauses(steps: Iterable[None]) -> Iterator[Sequence[Change]]:
+    """Yield after each step that nothing is left to carry out for it."""
+    for _ in steps:
+        yield ()
 
 
 def _log_applied(report: Report) -> None:
