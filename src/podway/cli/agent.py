@@ -13,7 +13,7 @@ from podway.api.encode import to_list
 from podway.cli.agents import agents, ask_all
 from podway.cli.complete import complete_nodes
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, cluster_options, metrics_option, store_option
+from podway.cli.options import GlobalOptions, cluster_options, log_level_option, metrics_option, store_option
 from podway.cli.output import fold
 from podway.errors import AgentError
 from podway.store.open import check_url
@@ -55,13 +55,7 @@ from podway.store.open import check_url
     metavar="CIDR",
     help="Make a pool of it where the cluster has none of its family; repeat for more.",
 )
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="How much it says on standard error.",
-)
+@log_level_option
 @click.option(
     "--flow-history",
     metavar="MIB",

@@ -3,7 +3,7 @@
 import click
 
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, metrics_option, store_option
+from podway.cli.options import GlobalOptions, log_level_option, metrics_option, store_option
 from podway.store.open import check_url
 
 
@@ -21,13 +21,7 @@ from podway.store.open import check_url
     help="What it calls itself among several controllers.  [default: the machine's name and a number]",
 )
 @metrics_option
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="How much it says on standard error.",
-)
+@log_level_option
 @click.pass_obj
 def controller(options: GlobalOptions, *, name: str, metrics: str, log_level: str) -> None:
     """Run the controller of a cluster, until SIGTERM. Needs no root.

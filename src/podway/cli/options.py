@@ -124,6 +124,17 @@ def store_option(**settings: Any) -> Callable[[F], F]:
     return click.option("--store", metavar="URL", callback=_remember, expose_value=False, **given)
 
 
+def log_level_option(command: F) -> F:
+    """Give a command that goes on running the option that says how much it logs."""
+    return click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        help="How much it says on standard error.",
+    )(command)
+
+
 def metrics_option(command: F) -> F:
     """Give a command the option that says where its metrics are served."""
     return click.option(
