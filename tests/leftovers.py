@@ -57,7 +57,7 @@ def things(*, of_labs: bool) -> Things:
     """Return what there is of this run now; what belongs to labs that stand only if `of_labs`."""
     labs = _standing_labs(of_labs=of_labs)
     found = {}
-    for pid in census.look(lambda pid: _is_ours(pid, labs))[0]:
+    for pid in census.look(lambda pid: _is_ours(pid, labs)).belonging:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             found[pid] = command.replace("\0", " ").strip()

@@ -17,9 +17,22 @@ from tests.patience import PATIENCE
 CROWD = "import os\nwhile True:\n    os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)"
 
 
+ZOMBIES = "import os, time\nfor _ in range(1000):\n    os.fork() or os._exit(0)\nprint()\ntime.sleep(1000)"
+
+
+@pytest.fixture(scope="module")
+def zombies() -> Iterator[None]:
+    """Many for which nobody waits, as there are where the first process of a container waits for none."""
+    with subprocess.Popen([sys.executable, "-uc", ZOMBIES], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield
+        process.kill()
+
+
 @pytest.fixture
-def crowd() -> Iterator[None]:
-    """Processes that start and end as quickly as they can."""
+def crowd(zombies: None) -> Iterator[None]:
+    """Processes that start and end as quickly as they can, without environment."""
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             process = subprocess.Popen([sys.executable, "-c", CROWD])
@@ -28,16 +41,16 @@ def crowd() -> Iterator[None]:
         yield
 
 
+def bears(mark: str, pid: int) -> bool:
+    """Tell whether a process has this in its environment."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    if not environment and pid != os.getpid():
+        raise ProcessLookupError(pid)
+    return mark.encode() in environment.split(b"\0")
+
+
 def marked(mark: str) -> list[int]:
-    """Find the processes with this in their environment."""
-
-    def belongs(pid: int) -> bool:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-        if not environment and pid != os.getpid():
-            raise ProcessLookupError(pid)
-        return mark.encode() in environment.split(b"\0")
-
-    return census.find(belongs, deadline=time.monotonic() + PATIENCE)
+    return census.find(lambda pid: bears(mark, pid), deadline=time.monotonic() + PATIENCE)
 
 
 @pytest.mark.usefixtures("crowd")
@@ -47,7 +60,7 @@ def test_that_there_is_none_is_told_in_a_crowd() -> None:
 
 
 @pytest.fixture
-def passers_by() -> Iterator[None]:
+def passers_by(zombies: None) -> Iterator[None]:
     """Processes that last for a tenth of a second each, some at any time."""
     with contextlib.ExitStack() as stack:
         for _ in range(5):
@@ -88,3 +101,13 @@ def test_one_of_a_chain_of_short_lived_ones_is_found_in_a_crowd() -> None:
                     ended.add(pid)
         assert found == []
         assert ended
+
+
+def test_one_without_environment_is_not_taken_for_one_that_begins() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={}) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"begun?\n")
+        assert process.stdout.readline()
+        assert process.pid in census.look(lambda pid: bears("CENSUS=none", pid)).others
+        process.communicate()

@@ -127,7 +127,7 @@ class Members:
 
     def pids(self) -> list[int]:
         """Return the processes' ids now."""
-        return census.look(self._has)[0]
+        return census.look(self._has).belonging
 
     def _open(self, pids: Iterable[int], stack: contextlib.ExitStack) -> Iterator[int]:
         for pid in pids:
