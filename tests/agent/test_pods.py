@@ -1,4 +1,4 @@
-"""Pods' requests without a kernel: what is left of one that failed in the middle."""
+"""Pods' requests without a kernel: what is left of one that failed, and of a pod that goes, in the middle."""
 
 import asyncio
 import contextlib
@@ -7,19 +7,30 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Any, cast
 
+import pytest
+
 from podway.agent.pods import PodNetwork
 from podway.api.lease import Attachment, Lease
-from podway.errors import KernelError
+from podway.cluster.change import Change
+from podway.cni.arguments import PodReference
+from podway.cni.request import Add
+from podway.errors import InvalidInput, KernelError
+from podway.plan.objects import PodWiring
 from podway.reconcile.enforcement import Enforcement
-from podway.reconcile.state import NodeState
+from tests.builders import block, pool
 from tests.policy.clusters import IPS, pod
 from tests.reconcile.test_enforcement import DENY, WEB, Node
+from tests.recorded_kernel import RecordedFlows
 
+REFERENCE = PodReference(namespace="x", name="web")
 OTHER = pod("x", "other", IPS[0], uid="9")
 
 
 class FullKernel:
     """A kernel that makes a pod's link and then has no memory left for the rest."""
+
+    def __init__(self, flow: RecordedFlows) -> None:
+        self.flow = flow
 
     def has_link(self, _name: str) -> bool:
         return False
@@ -33,9 +44,16 @@ class FullKernel:
 
 
 class Ends:
+    there = True
+
     @contextlib.contextmanager
-    def opened(self, _lease: Lease) -> Iterator[int]:
+    def opened(self, lease: Lease) -> Iterator[int]:
+        if not self.there:
+            raise InvalidInput(f"{lease.netns} is gone")
         yield -1
+
+    def enter(self, _attachment: Attachment, _netns: int) -> None:
+        self.there = False
 
     def forget(self, _attachment: Attachment) -> None:
         pass
@@ -50,12 +68,31 @@ class Loop:
     def wake(self) -> None:
         self.enforcement.bring()
 
+    def adopt(self, _attachment: Attachment, _wiring: PodWiring) -> None:
+        pass
 
-def pods(state: NodeState, enforcement: Enforcement) -> PodNetwork:
+
+class Wirer:
+    """Makes a link while `meanwhile` happens."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile = meanwhile
+
+    async def wire(self, _wiring: PodWiring, _netns: int, judge: Callable[[], None]) -> None:
+        judge()
+        self._meanwhile()
+
+
+class Blocks:
+    def trigger(self) -> None:
+        pass
+
+
+def pods(node: Node, meanwhile: Callable[[], None] = lambda: None) -> PodNetwork:
     nobody = cast("Any", None)
     return PodNetwork(
-        state, cast("Any", FullKernel()), nobody, cast("Any", Ends()), nobody, cast("Any", Loop(enforcement)),
-        nobody, nobody,
+        node.state, cast("Any", FullKernel(node.flows)), cast("Any", Wirer(meanwhile)), nobody,
+        cast("Any", Ends()), cast("Any", Blocks()), cast("Any", Loop(node.agent)), nobody, nobody,
     )  # fmt: skip
 
 
@@ -63,7 +100,7 @@ def test_a_pod_that_could_not_be_wired_again_keeps_no_rules_for_the_next_with_it
     async def scenario() -> None:
         node = Node(WEB, DENY)
         lease = node.lease(WEB)
-        network = pods(node.state, node.agent)
+        network = pods(node)
         network.link_vanished(lease.attachment.link)
         assert network.unrepaired
         network._forget(lease.attachment)
@@ -73,5 +110,35 @@ def test_a_pod_that_could_not_be_wired_again_keeps_no_rules_for_the_next_with_it
         node.state.leases[found.attachment] = found
         node.agent.bring()
         assert node.flows.entries.endpoints[ip_address(IPS[0])].link == found.attachment.link
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["told", "told only that events were lost"])
+def test_a_pod_that_goes_while_its_link_is_made_leaves_no_lease(*, lost: bool) -> None:
+    """The kernel tells of the link's end before the lease is known: that must not be forgotten."""
+    request = Add(
+        version="1.1.0", network="podway", attachment=Attachment("c", "eth0"), netns="/run/x", pod=REFERENCE
+    )
+
+    async def scenario() -> None:
+        node = Node(WEB)
+        for obj in (pool("default", "10.244.0.0/16"), block("10.244.0.0/26", "default", "n1")):
+            node.state.follow(node.state.view.after(Change.of(None, obj)))
+        made: list[Lease] = []
+
+        def gone() -> None:
+            made.append(*node.agent._entering.values())
+            if lost:
+                network.look_for_vanished()
+            else:
+                network.link_vanished(request.attachment.link)
+
+        network, netns = pods(node, gone), -1
+        await network.add(request, netns)
+        assert made[0].attachment == request.attachment
+        assert not node.state.leases
+        assert not node.flows.entries.endpoints
+        await network.add(request, netns)  # nor is its key taken
 
     asyncio.run(scenario())

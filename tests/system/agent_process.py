@@ -52,17 +52,15 @@ def _fail_to_plan(path: Path) -> None:
 
 
 def _die_at(stage: str) -> None:
-    wire = Kernel.wire
+    wire_in_steps = Kernel.wire_in_steps
 
-    def dying(self: Kernel, plan: Any, pod_netns: int, *, on_stage: Any) -> None:
-        def dying_there(reached: str) -> None:
-            on_stage(reached)
+    def dying(self: Kernel, *arguments: Any) -> Any:
+        for reached in wire_in_steps(self, *arguments):
+            yield reached
             if reached == stage:
                 _die()
 
-        wire(self, plan, pod_netns, on_stage=dying_there)
-
-    Kernel.wire = dying  # type: ignore[method-assign, assignment]
+    Kernel.wire_in_steps = dying  # type: ignore[method-assign, assignment]
 
 
 def _die() -> None:

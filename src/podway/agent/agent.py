@@ -9,7 +9,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from functools import cached_property
 
 import structlog
@@ -51,6 +51,7 @@ from podway.errors import NotFound, PodwayError, StoreError
 from podway.kernel import sysctls
 from podway.kernel.events import Watcher
 from podway.kernel.node import Kernel
+from podway.kernel.pod_wirer import PodWirer
 from podway.kernel.removal import LinkRemover
 from podway.kernel.support import require_all
 from podway.plan.uplink_choice import Choice
@@ -94,8 +95,8 @@ class Agent:
             stack.push_async_callback(self._store.close)
             self._kernel = Kernel.open()
             stack.callback(self._kernel.close)
-            remover = LinkRemover()
-            stack.callback(remover.close)
+            wirer = stack.enter_context(closing(PodWirer(self._kernel)))
+            remover = stack.enter_context(closing(LinkRemover()))
             self._watcher = Watcher(None, self._kernel.ports, remover.ports)
             stack.callback(self._watcher.close)
 
@@ -123,7 +124,7 @@ class Agent:
             self._readiness = Readiness(state, self._speaker, self._encapsulation, self._membership)
             self._routing = Routing(state, self._speaker, self._learned, self._readiness, reconciler)
             self._pods = PodNetwork(
-                state, self._kernel, remover, ends, self._blocks, reconciler, self._routing, self._find_pod
+                state, self._kernel, wirer, remover, ends, self._blocks, reconciler, self._routing, self._find_pod
             )
             self._offloads = OffloadTest(self._kernel, reconciler.plan)
             handler = ClusterHandler(

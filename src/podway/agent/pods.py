@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -14,8 +15,9 @@ from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
 from podway.cni.request import Add, Check, Delete, GarbageCollect
 from podway.cni.spec import Code
-from podway.errors import CniError, InvalidInput, KernelError, PodwayError, PoolExhausted
+from podway.errors import AgentError, CniError, InvalidInput, KernelError, PodwayError, PoolExhausted
 from podway.kernel.node import Kernel
+from podway.kernel.pod_wirer import PodWirer
 from podway.kernel.removal import LinkRemover
 from podway.plan.node import section_of
 from podway.plan.objects import BRIDGE_DEVICE, PodWiring
@@ -38,6 +40,7 @@ class PodNetwork:
         self,
         state: NodeState,
         kernel: Kernel,
+        wirer: PodWirer,
         remover: LinkRemover,
         ends: PodEnds,
         blocks: BlockKeeper,
@@ -47,6 +50,7 @@ class PodNetwork:
     ) -> None:
         self._state = state
         self._kernel = kernel
+        self._wirer = wirer
         self._remover = remover
         self._ends = ends
         self._blocks = blocks
@@ -55,6 +59,8 @@ class PodNetwork:
         self._routing = routing
         self._find_pod = find_pod
         self._turns: WeakValueDictionary[Attachment, asyncio.Lock] = WeakValueDictionary()
+        self._entering: dict[str, bool] = {}
+        """The links that are being made for an ADD, and whether one may have vanished meanwhile."""
         self._unmended: dict[Attachment, str] = {}
         self._to_mend = asyncio.Event()
 
@@ -167,7 +173,7 @@ class PodNetwork:
             attach = self._state.attach(addresses)
             lease = Lease(attachment, str(request.pod), request.network, request.netns, addresses, attach)
             wiring = self._state.wiring(lease)
-            self._wire(lease, msgspec.structs.replace(wiring, limited=request.limited), netns)
+            await self._wire_new(lease, msgspec.structs.replace(wiring, limited=request.limited), netns)
         except BaseException:
             self._state.book.free(addresses, attachment, self._state.now())
             if self._reconciler.enforcement.entered(attachment):
@@ -179,20 +185,44 @@ class PodNetwork:
         self._reconciler.adopt(attachment, wiring)
         self._state.touch(attachment.link)
         self._blocks.trigger()
+        if self._entering.pop(attachment.link):
+            self.link_vanished(attachment.link)
         return wiring
 
-    def _wire(self, lease: Lease, wiring: PodWiring, netns: int) -> None:
-        if wiring.away and not self._kernel.has_link(BRIDGE_DEVICE):
-            # Somebody has just removed the bridge: the pod need not wait until that is found.
-            failures = self._reconciler.repair().failures
-            if failures and not self._kernel.has_link(BRIDGE_DEVICE):
-                raise failures[0]
+    async def _wire_new(self, lease: Lease, wiring: PodWiring, netns: int) -> None:
+        """Wire a pod for its ADD. The loop goes on meanwhile, and knows of the pod's lease only afterwards."""
+        link, flow = lease.attachment.link, self._kernel.flow
+        self._mend_bridge(wiring)
+        self._state.touch(link)
+        self._entering[link], openings = False, flow.openings
+        try:
+            await self._wirer.wire(wiring, netns, partial(self._reconciler.enforcement.enter, lease))
+            if wiring.programs and flow.openings != openings:
+                await self._remover.remove(link)
+                raise AgentError(
+                    f"pod {lease.pod}: its link has programs of a flow engine that is another one by now",
+                    hint="the runtime repeats its ADD",
+                )
+        except BaseException:
+            del self._entering[link]
+            raise
+
+    def _wire_now(self, lease: Lease, wiring: PodWiring, netns: int) -> None:
+        """Wire a pod at once: nothing else is done until it is."""
+        self._mend_bridge(wiring)
 
         def judged(stage: str) -> None:
             if stage == "created":
                 self._reconciler.enforcement.enter(lease)
 
         self._kernel.wire(wiring, netns, on_stage=judged)
+
+    def _mend_bridge(self, wiring: PodWiring) -> None:
+        if wiring.away and not self._kernel.has_link(BRIDGE_DEVICE):
+            # Somebody has just removed the bridge: the pod need not wait until that is found.
+            failures = self._reconciler.repair().failures
+            if failures and not self._kernel.has_link(BRIDGE_DEVICE):
+                raise failures[0]
 
     async def _remove(self, lease: Lease) -> None:
         """Remove a pod's link, and free its addresses once it is gone."""
@@ -219,6 +249,9 @@ class PodNetwork:
 
     def link_vanished(self, link: str) -> None:
         """Act on a pod link that disappeared: free its lease, or wire it again if the pod is still there."""
+        if link in self._entering:
+            self._entering[link] = True  # it is looked at once its lease is known
+            return
         lease = next((one for one in self._state.leases.values() if one.attachment.link == link), None)
         if lease is None or lease.attachment in self._state.leaving:
             return
@@ -243,8 +276,8 @@ class PodNetwork:
 
     def look_for_vanished(self) -> None:
         """Act on pod links that may have disappeared untold."""
-        for attachment in list(self._state.leases):
-            self.link_vanished(attachment.link)
+        for link in (*self._entering, *(attachment.link for attachment in self._state.leases)):
+            self.link_vanished(link)
 
     def _wired_again(self, lease: Lease) -> bool:
         """Wire a pod whose link is missing; return False if the pod is not there any more. Raises PodwayError."""
@@ -255,7 +288,7 @@ class PodNetwork:
                 return False
             self._release(lease)
             try:
-                self._wire(lease, self._state.wiring(lease), netns)
+                self._wire_now(lease, self._state.wiring(lease), netns)
             finally:
                 self._reconciler.enforcement.entered(lease.attachment)
         return True

@@ -5,7 +5,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import Literal, Self, TypeVar
 
 from podway.api.addresses import Family, Network
@@ -38,11 +38,14 @@ class Kernel:
         self._netns = None if netns_fd is None else fcntl.fcntl(netns_fd, fcntl.F_DUPFD_CLOEXEC, 3)
         self.connection = Connection(self._netns)
         self._netfilter = Connection(self._netns, protocol=NETLINK_NETFILTER)
+        self._further: list[Connection] = []
         self.ports: set[int] = {self.connection.port, self._netfilter.port}
         """The netlink port ids by which the kernel tells our own changes from others' (events.Watcher)."""
         self._nftables: Nftables | None = None
         self._sets = NftSets(self._netfilter)
         self._lock = threading.Lock()
+        self._pod_settings = 0
+        """How many settings of pods' links were written."""
         self._inventory = kinds.Inventory(self.connection)
         self._sysctls = kinds.Sysctls(self.inside, self._inventory)
         self._links = kinds.PodLinks(self.connection, self._inventory)
@@ -84,8 +87,8 @@ class Kernel:
     def close(self) -> None:
         """Let go of the namespace."""
         self.flow.close()
-        self.connection.close()
-        self._netfilter.close()
+        for connection in (self.connection, self._netfilter, *self._further):
+            connection.close()
         if self._nftables:
             self._nftables.close()
             self._nftables = None
@@ -107,30 +110,49 @@ class Kernel:
             self._nftables,
             self.flow,
         )
-        return sum(writer.writes for writer in writers if writer)
+        return self._pod_settings + sum(writer.writes for writer in (*writers, *self._further) if writer)
+
+    def connect(self) -> Connection:
+        """Return a further connection to rtnetlink, for a thread of its own; it is closed with the kernel."""
+        connection = Connection(self._netns)
+        self._further.append(connection)
+        self.ports.add(connection.port)
+        return connection
 
     def inside(self, function: Callable[[], _T]) -> _T:
         """Run a function in the node's namespace; return or raise what it does."""
         return function() if self._netns is None else netns.run(self._netns, function)
 
-    def wire(self, plan: PodWiring, pod_netns: int, *, on_stage: wiring.Stage = lambda _: None) -> None:
+    def wire(self, plan: PodWiring, pod_netns: int, *, on_stage: Callable[[str], None] = lambda _: None) -> None:
         """Build a pod's attachment, or nothing: when a step fails, what was made is removed again.
 
-        Programs that judge its packets are there before it could send one.
-
-        `on_stage` hears `created`, `host`, `pod` and `committed`. Raises KernelError, with errno EEXIST if the
-        interface's name is taken in the pod; the message says which name.
+        `on_stage` hears what `wire_in_steps` yields. Raises KernelError, with errno EEXIST if the interface's name
+        is taken in the pod; the message says which name.
         """
+        with contextlib.closing(self.wire_in_steps(plan, pod_netns)) as steps:
+            for stage in steps:
+                on_stage(stage)
 
-        def staged(stage: str) -> None:
-            on_stage(stage)
-            if stage == "created":
-                self.flow.attach_pod(plan)
+    def wire_in_steps(
+        self, plan: PodWiring, pod_netns: int, connection: Connection | None = None
+    ) -> Generator[str, None, None]:
+        """Build a pod's attachment step by step; what was made goes if one fails, or it is closed before its end.
 
-        self._change_elements("add", plan.elements)
+        Yields `created`, when nothing can pass there yet; `guarded`, when what judges the pod's packets is there;
+        `host`, `pod` and `committed`. All steps but the one to `guarded` may be taken in another thread, which has
+        a `connection` of its own (`connect`), if nothing of the wiring stands elsewhere than on the pod's link.
+        Raises KernelError as `wire` does.
+        """
+        steps = wiring.wire(connection or self.connection, self._write_sysctls, plan, pod_netns)
         try:
-            wiring.wire(self.connection, self._write_sysctls, plan, pod_netns, staged)
+            for stage in steps:
+                yield stage
+                if stage == "created":
+                    self._change_elements("add", plan.elements)
+                    self.flow.attach_pod(plan)
+                    yield "guarded"
         except BaseException:
+            steps.close()
             with contextlib.suppress(KernelError):  # the first failure is the one to tell
                 self._change_elements("delete", plan.elements)
             raise
@@ -277,7 +299,9 @@ class Kernel:
                 raise
 
     def _write_sysctls(self, plan: PodWiring) -> None:
-        self._sysctls.writes += self.inside(lambda: sum(map(sysctls.write, plan.sysctls)))
+        written = self.inside(lambda: sum(map(sysctls.write, plan.sysctls)))
+        with self._lock:
+            self._pod_settings += written
 
 
 def _takes_others_along(change: Change) -> bool:

@@ -22,7 +22,7 @@ forward (br_port_carrier_check), and a bridge's first port gives the bridge its 
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 from podway.api.addresses import Family, link_local
 from podway.errors import KernelError
@@ -33,19 +33,13 @@ from podway.plan.objects import LinkAddress, Neighbour, PodEnd, PodWiring, Proxy
 _SETTLE_SECONDS = 0.1
 _SETTLE_PAUSE = 0.0002
 
-Stage = Callable[[str], None]
-"""Called after each stage with its name: `created`, `host`, `pod`, `committed`."""
-
 
 def wire(
-    host: Connection,
-    write_sysctls: Callable[[PodWiring], None],
-    wiring: PodWiring,
-    pod_netns: int,
-    on_stage: Stage,
-) -> None:
-    """Build an attachment, or nothing: what was made is removed again when a step fails.
+    host: Connection, write_sysctls: Callable[[PodWiring], None], wiring: PodWiring, pod_netns: int
+) -> Generator[str, None, None]:
+    """Build an attachment batch by batch, or nothing; yields `created`, `host`, `pod` and `committed`.
 
+    What was made is removed again when a step fails, or when the generator is closed before its end.
     `write_sysctls` writes those of the wiring in the node's namespace.
     Raises KernelError; errno EEXIST if a name is taken, and the message says which.
     """
@@ -54,15 +48,15 @@ def wire(
         link = _create(host, wiring, pod_netns)
         numbers[wiring.link.name] = link.index
         try:
-            on_stage("created")
+            yield "created"
             host.transact(_host_end(wiring, numbers))
             write_sysctls(wiring)
-            on_stage("host")
+            yield "host"
             pod.transact(_pod_end(wiring.pod, link.peer))
-            on_stage("pod")
+            yield "pod"
             host.transact(_commit(wiring, numbers))
             _settle(pod, wiring.pod)
-            on_stage("committed")
+            yield "committed"
         except BaseException:
             with contextlib.suppress(KernelError):  # the first failure is the one to tell
                 host.transact([links.remove(link.index, wiring.link.name)])

@@ -31,8 +31,9 @@ is put right, and told.
 ## Order
 
 - **A change never waits for an audit.** What comes of it is planned and carried out between two slices.
-- **An ADD never waits for the loop.** It wires its pod by itself, since that pod's objects are all its own, and
-  gives what it made to the loop as wanted already. All that it can have to wait for is one portion or one slice.
+- **An ADD never waits for the loop, nor the loop for an ADD.** It wires its pod by itself, since that pod's
+  objects are all its own, and gives what it made to the loop as wanted already. All that it can have to wait for
+  is one portion or one slice; where the kernel lets it wait, a thread does (podway.kernel.pod_wirer).
 - **Pods' ends first.** The MTU of a pod's own end follows before the host's (podway.reconcile.pod_ends).
 - **Own writes cause no look.** Netlink names the author of a change, and the agent's own are not heard
   (podway.kernel.events). Where the kernel does not (forwarding entries), an event about what was written
