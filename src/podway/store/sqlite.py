@@ -9,10 +9,11 @@ do with them.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
@@ -54,10 +55,44 @@ T = TypeVar("T")
 
 
 class _Look(NamedTuple):
-    """What one look at the file found for all watches: which file, and the newest change of each kind."""
+    """What one look at the file found for all watches: which file, its newest change, and that of each kind."""
 
     file: str
+    revision: int
     newest: Mapping[str, int]
+
+    def is_news(self, watch: "_Watch") -> bool:
+        """Tell whether there is anything that a watch has not heard."""
+        return self.file != watch.file or self.newest.get(watch.kind, 0) > watch.since
+
+
+class _Watch:
+    """A watch of one kind: up to where it has heard of a file's changes, and what wakes it."""
+
+    def __init__(self, kind: str, file: str, since: int) -> None:
+        self.kind = kind
+        self.file = file
+        self.since = since
+        self.look: _Look | None = None
+        """The last look that found news."""
+        self._failure: Exception | None = None
+        self._woken = asyncio.Event()
+
+    def wake(self, found: _Look | Exception) -> None:
+        """Tell that there is news, or why nobody can tell any more."""
+        if isinstance(found, Exception):
+            self._failure = found
+        else:
+            self.look = found
+        self._woken.set()
+
+    async def news(self) -> None:
+        """Wait until there is something that was not heard. Raises what the looks at the file failed with."""
+        while self.look is None or not self.look.is_news(self):
+            if self._failure is not None:
+                raise self._failure
+            self._woken.clear()
+            await self._woken.wait()
 
 
 class SqliteStore:
@@ -74,8 +109,9 @@ class SqliteStore:
             _ = self._database
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._notifier = ChangeNotifier(path)
-        self._looking: tuple[int, asyncio.Future[_Look]] | None = None
-        """The last look for all watches, and how many notifications had come before it."""
+        self._watches: set[_Watch] = set()
+        self._lookout: asyncio.Task[None] | None = None
+        """Looks at the file for all watches: most of what changes concerns one of them."""
         self._closed = False
         self._known: dict[str, dict[Key, tuple[bytes, Resource | RejectedObject]]] = {}
         """What was checked last, by kind and key, with a digest of the body that it was."""
@@ -128,26 +164,16 @@ class SqliteStore:
 
     async def watch(self, kind: type[Resource], version: str) -> AsyncGenerator[Event | Bookmark, None]:
         """See Store.watch."""
-        file, since = _read_version(version)
-        with self._notifier.listening() as notified:
-            notified.clear()
-            events = await self._run(self._changes, kind.KIND, file, since)
+        watch = _Watch(kind.KIND, *_read_version(version))
+        with self._looked_out_for(watch):
+            events = await self._run(self._changes, watch.kind, watch.file, watch.since)
             yield Bookmark(version)
             while True:
                 for number, event in events:
                     yield event
-                    since = number
-                events = ()
-                notified.clear()
-                look = await self._look()
-                if look.file != file or look.newest.get(kind.KIND, 0) > since:
-                    events = await self._run(self._changes, kind.KIND, file, since)
-                    continue
-                try:
-                    async with asyncio.timeout(self._notifier.poll_interval):
-                        await notified.wait()
-                except TimeoutError:
-                    self._notifier.notify()  # who looks for itself looks for all
+                    watch.since = number
+                await watch.news()
+                events = await self._run(self._changes, watch.kind, watch.file, watch.since)
 
     async def close(self) -> None:
         """See Store.close."""
@@ -164,13 +190,38 @@ class SqliteStore:
             raise StoreUnavailable(f"store {self._path} was closed")
         return await asyncio.get_running_loop().run_in_executor(self._worker, lambda: work(*args, **kwargs))
 
-    async def _look(self) -> _Look:
-        """Look at the file since the last notification: one look does for all watches that it woke."""
-        if self._looking is None or self._looking[0] != self._notifier.notifications or _failed(self._looking[1]):
-            looking = asyncio.ensure_future(self._run(self._newest))
-            looking.add_done_callback(_failed)  # whoever waited for it may be gone
-            self._looking = (self._notifier.notifications, looking)
-        return await asyncio.shield(self._looking[1])
+    @contextlib.contextmanager
+    def _looked_out_for(self, watch: _Watch) -> Iterator[None]:
+        """Have a watch woken while the block runs."""
+        self._watches.add(watch)
+        if self._lookout is None:
+            self._lookout = asyncio.get_running_loop().create_task(self._look_out())
+        try:
+            yield
+        finally:
+            self._watches.discard(watch)
+            if not self._watches and self._lookout is not None:
+                self._lookout.cancel()
+                self._lookout = None
+
+    async def _look_out(self) -> None:
+        """Look at the file when it was changed, and now and then, and wake the watches for which there is news."""
+        mine, look = asyncio.current_task(), None
+        try:
+            with self._notifier.listening() as notified:
+                while True:
+                    notified.clear()
+                    look = await self._run(self._newest, look)
+                    for watch in filter(look.is_news, self._watches):
+                        watch.wake(look)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._notifier.poll_interval):
+                            await notified.wait()
+        except Exception as error:  # noqa: BLE001 - it is raised by each watch
+            if self._lookout is mine:
+                self._lookout = None
+            for watch in self._watches:
+                watch.wake(error)
 
     # What follows runs in the worker thread.
 
@@ -259,10 +310,17 @@ class SqliteStore:
             _log_change(connection, unwanted[0], last_state(unwanted, old), _revision(connection) + 1, "deleted")
         self._database.announce()
 
-    def _newest(self) -> _Look:
+    def _newest(self, known: _Look | None) -> _Look:
         database = self._database
         with database.reading() as connection:
-            return _Look(database.tag, {kind: _revision(connection, kind) for kind in KINDS})
+            if known is None or known.file != database.tag:
+                newest = {kind: _revision(connection, kind) for kind in KINDS}
+                return _Look(database.tag, _revision(connection), newest)
+            rows = connection.execute(
+                "SELECT kind, revision FROM changes WHERE revision > ? ORDER BY revision", (known.revision,)
+            ).fetchall()
+        newer = {str(kind): int(revision) for kind, revision in rows}
+        return _Look(known.file, max(newer.values(), default=known.revision), {**known.newest, **newer})
 
     def _changes(self, kind: str, file: str, since: int) -> tuple[tuple[int, Event], ...]:
         database = self._database
@@ -309,10 +367,6 @@ class SqliteStore:
         if known is None or known[0] != digest:
             known = of_kind[stored] = (digest, check(stored, body))
         return known[1]
-
-
-def _failed(looking: asyncio.Future[_Look]) -> bool:
-    return looking.done() and (looking.cancelled() or looking.exception() is not None)
 
 
 def _version(file: str, revision: int) -> str:
