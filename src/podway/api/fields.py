@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,9 @@ _TIMESTAMP = re.compile(
 
 Problem = tuple[str, str, str]
 """Field, what is wrong with it, and what to do. Rules are functions that yield problems."""
+
+_PARSED = 1 << 13
+"""Addresses that are kept once they were read: a node's come again with each change of its object."""
 
 UNUSABLE: Mapping[Network, str] = {
     ip_network(text): use
@@ -82,6 +86,7 @@ def parse_block(text: str) -> Network:
     return ip_network(text, strict=False)
 
 
+@lru_cache(_PARSED)
 def parse_address(text: str) -> Address:
     """Parse an address; raises ValueError, also for one with a zone (RFC 4007): that is of one host."""
     if "%" in text:
@@ -105,6 +110,7 @@ def parse_legacy_address(text: str) -> Address:
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
+@lru_cache(_PARSED)
 def parse_interface(text: str) -> Interface:
     """Parse an address with the prefix length of its subnet; raises ValueError, as `parse_address` does."""
     if "%" in text:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_network
 from typing import ClassVar, Literal
 
 import msgspec
@@ -14,6 +14,7 @@ from podway.api.fields import (
     check_address,
     check_asn_text,
     check_usable,
+    parse_address,
     parse_cidr,
     parse_interface,
 )
@@ -155,7 +156,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     @cached_property
     def internal_addresses(self) -> tuple[Address, ...]:
         """The node's own addresses, at most one a family."""
-        return tuple(ip_address(a.address) for a in self.status.addresses if a.type == "InternalIP")
+        return tuple(parse_address(a.address) for a in self.status.addresses if a.type == "InternalIP")
 
     def internal_address(self, family: Family) -> Address | None:
         """Return the node's address of this family, None if it has none."""
@@ -172,7 +173,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     def interface_addresses(self) -> tuple[Interface, ...]:
         """The uplink's addresses with their subnets."""
         text = self.metadata.annotations.get(INTERFACE_ADDRESSES, "")
-        return tuple(ip_interface(part) for part in text.split(",") if part)
+        return tuple(parse_interface(part) for part in text.split(",") if part)
 
     @cached_property
     def rack(self) -> str:
@@ -192,7 +193,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     def nat_addresses(self) -> tuple[Address, ...]:
         """What pods' packets that leave the cluster from here have as their source, at most one a family."""
         text = self.metadata.annotations.get(NAT_ADDRESSES, "")
-        return tuple(ip_address(part.strip()) for part in text.split(",") if part.strip())
+        return tuple(parse_address(part.strip()) for part in text.split(",") if part.strip())
 
     def nat_address(self, family: Family) -> Address | None:
         """Return the one of a family, None if it is that of the route."""
@@ -268,7 +269,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
             wrong = tuple(check_address(where, entry.address))
             yield from wrong
             if not wrong:
-                address = ip_address(entry.address)
+                address = parse_address(entry.address)
                 families.append(Family.of(address))
                 yield from check_usable(where, address, "write the address that the other nodes reach it by")
         for family in Family:
@@ -287,8 +288,10 @@ def _wrong_nat_addresses(text: str) -> Iterator[Problem]:
         wrong = tuple(check_address(field, part))
         yield from wrong
         if not wrong:
-            families.append(Family.of(ip_address(part)))
-            yield from check_usable(field, ip_address(part), "write an address of the node that others can answer")
+            families.append(Family.of(parse_address(part)))
+            yield from check_usable(
+                field, parse_address(part), "write an address of the node that others can answer"
+            )
     for family in Family:
         if families.count(family) > 1:
             yield (
