@@ -45,10 +45,10 @@ class Wanted:
         changes: list[Change] = []
         for kind, field in KINDS.items():
             old, new = getattr(before, field), getattr(section, field)
+            if old == new:
+                continue
             if not old:  # as for thousands of nodes at an agent's start
                 self._claim_all(owner, kind, new, changes)
-                continue
-            if old == new:
                 continue
             had, has = {obj.key: obj for obj in old}, {obj.key: obj for obj in new}
             for key, obj in has.items():
