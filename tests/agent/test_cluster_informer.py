@@ -6,13 +6,15 @@ from typing import Any, cast
 
 import pytest
 
-from podway.agent.cluster_informer import ClusterInformer, first_view
+from podway.agent.cluster_informer import ClusterInformer, _Queued, first_view
 from podway.agent.contact import StoreContact
 from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.node import Node
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.plan.uplink import Uplink
 from podway.reconcile.state import NodeState
+from podway.store.base import Event
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests import builders
 from tests.patience import PATIENCE
@@ -49,5 +51,41 @@ def test_what_nobody_took_for_a_mistake_is_handed_on_again() -> None:
             await handler.took.wait()
         again.cancel()
         assert [change.key for change in handler.taken] == [(IPPool.KIND, "", "pods")]
+
+    asyncio.run(scenario())
+
+
+def test_changes_of_one_object_that_come_together_are_one_change() -> None:
+    """Whoever acts on changes acts on what came of them; what came and went again is no change at all."""
+
+    async def scenario() -> None:
+        store = MemoryStore(MemoryCluster())
+        await store.create(builders.node("n1", "172.30.0.1/24"))
+        await store.create(builders.node("n2", "172.30.0.2/24"))
+        view, versions = await first_view(store)
+        state = NodeState("n1", view, Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),)))
+        handler = Failing(state)
+        handler.failed = True
+        informer = ClusterInformer(store, state, StoreContact(), versions, cast("Any", handler))
+        for note in ("a", "b"):
+            await store.patch(Node, "n2", {"metadata": {"annotations": {"example.org/note": note}}})
+        await store.delete(Node, "n1")
+        back = await store.create(builders.node("n1", "172.30.0.9/24"))
+        await store.create(builders.node("n3", "172.30.0.3/24"))
+        await store.delete(Node, "n3")
+        queue: list[Any] = []
+        async for one in store.watch(Node, versions[Node.KIND]):
+            if isinstance(one, Event):
+                queue.append(_Queued(Node, one))
+            if len(queue) == 6:
+                break
+        await informer._hand_on(queue)
+        told = {change.key[2]: change for change in handler.taken}
+        assert len(told) == len(handler.taken)
+        assert told["n2"].old == view.nodes["n2"]
+        assert told["n2"].new == await store.get(Node, "n2")
+        assert (told["n1"].old, told["n1"].new) == (view.nodes["n1"], back)
+        assert told["n3"].empty
+        assert dict(state.view.nodes) == {obj.metadata.name: obj for obj in (await store.list(Node)).items}
 
     asyncio.run(scenario())

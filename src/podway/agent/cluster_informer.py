@@ -15,7 +15,7 @@ import structlog
 from podway.agent.cluster_handler import ClusterHandler
 from podway.agent.contact import StoreContact
 from podway.api.checked import RejectedObject
-from podway.api.resource import Resource
+from podway.api.resource import Key, Resource
 from podway.cluster.change import Change
 from podway.cluster.setting_aside import RANGED, consistent, needs_a_look
 from podway.cluster.view import OPTIONAL, PLANNED, ClusterView
@@ -143,17 +143,22 @@ class ClusterInformer:
     async def _hand_on(self, queued: Sequence[_Queued]) -> None:
         view = self._state.view
         changes: list[Change[Any]] = []
+        latest: dict[Key, Change[Any]] = {}  # of several changes of one object that follow each other, one is made
         for kind, one in queued:
+            if isinstance(one, Event) and (one.type == "deleted" or isinstance(one.object, Resource)):
+                change = view.change(one.object, deleted=one.type == "deleted")
+                latest[change.key] = change
+                continue
+            changes += latest.values()
+            view, latest = view.after(*latest.values()), {}
             if isinstance(one, Listing):
                 newer = view.relisted(kind, one.items, one.rejected)
                 changes += view.changes_to(newer)
                 view = newer
-            elif isinstance(one.object, RejectedObject) and one.type != "deleted":
+            elif isinstance(one.object, RejectedObject):
                 view = view.without(one.object)
-            else:
-                change = view.change(one.object, deleted=one.type == "deleted")
-                view = view.after(change)
-                changes.append(change)
+        view = view.after(*latest.values())
+        changes += latest.values()
         if needs_a_look(view, tuple(changes)):
             view = consistent(view, self._state.view)
             kept = [change for change in changes if change.kind not in RANGED]
