@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from podway.api.kinds.ip_pool import DEFAULT_POOL, Attach, Distribution, Encapsulation, When
-from podway.api.kinds.network_config import DEFAULT_ASN
+from podway.api.kinds.network_config import DEFAULT_ASN, ServiceClients
 from podway.cli.complete import complete_namespaces, complete_nodes, complete_pods
 from podway.cli.help import examples
 from podway.cli.mistakes import Group, Mistake, in_arguments, say
@@ -131,6 +131,13 @@ def lab() -> None:
 )
 @click.option("--attach", type=click.Choice(get_args(Attach)), help="How pods are attached.  [default: routed]")
 @click.option(
+    "--services",
+    type=click.Choice(get_args(ServiceClients)),
+    default="off",
+    show_default=True,
+    help="Whom Services are served; not off: with data path ebpf, and a DNS for their names.",
+)
+@click.option(
     "--kubernetes",
     is_flag=False,
     flag_value="",
@@ -161,6 +168,7 @@ def up(
     racks: int,
     tor: Tor,
     node_family: str | None,
+    services: ServiceClients,
     kubernetes: str | None,
     image: Path | None,
     manifest: Path | None,
@@ -195,6 +203,7 @@ def up(
             pool_settings=msgspec.convert(
                 {key: value for key, value in pool_settings.items() if value}, PoolSettings
             ),
+            services=services,
         )
     again = names.option(options.lab)
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80{again}; podway get nodes{again}")
@@ -455,9 +464,10 @@ def start(options: GlobalOptions, node: str) -> None:
         "podway lab run shop/client --node node2",
         "podway lab run fixed --node node1 --ip 10.244.1.77",
         "podway lab run api --serve 8080 --port http=8080",
+        "podway lab run --service web --serve 80      # a Service, and a pod behind it: web-1",
     ),
 )
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option(
     "--node",
     default="",
@@ -474,6 +484,11 @@ def start(options: GlobalOptions, node: str) -> None:
     help="Answer TCP and HTTP there, telling the asker's address.",
 )
 @click.option(
+    "--service",
+    metavar="NAME",
+    help="Be behind this Service, which is made if it is not there; with --serve.",
+)
+@click.option(
     "--port",
     "ports",
     multiple=True,
@@ -484,31 +499,46 @@ def start(options: GlobalOptions, node: str) -> None:
 @click.pass_obj
 def run(
     options: GlobalOptions,
-    name: str,
+    name: str | None,
     *,
     node: str,
     namespace: str | None,
     labels: Sequence[str],
     addresses: Sequence[str],
     serve: int | None,
+    service: str | None,
     ports: Sequence[str],
 ) -> None:
-    """Run a pod: make its network namespace and attach it by the CNI plugin."""
-    from podway.lab import pods
+    """Run a pod: make its network namespace and attach it by the CNI plugin.
 
-    space, name = _pod(name, namespace)
+    With --service the pod may go without a name: it gets the Service's, and a number.
+    """
+    from podway.lab import pods, services
+
+    if service is None and name is None:
+        raise click.UsageError("what is the pod called? podway lab run NAME")
+    if service is not None and serve is None:
+        raise click.UsageError("--service needs --serve PORT: behind a Service somebody answers")
+    space, called = _pod(name or str(service), namespace)
+    wanted = dict(_pair(label) for label in labels)
     with in_arguments():
+        if service is not None and serve is not None:
+            service = service.removeprefix(f"{space}/")
+            wanted = services.prepare(options.lab, service, space, serve, wanted)
+            called = called if name else services.free_name(options.lab, service, space)
         pod = pods.run(
             options.lab,
-            name,
+            called,
             namespace=space,
             node=node,
-            labels=dict(_pair(label) for label in labels),
+            labels=wanted,
             addresses=[_address(text) for text in addresses],
             serve=serve,
             ports=[_named_port(text) for text in ports],
         )
-    click.echo(f"pod {space}/{name} on {pod.spec.node_name}: {' '.join(map(str, pod.addresses))}")
+    click.echo(f"pod {space}/{called} on {pod.spec.node_name}: {' '.join(map(str, pod.addresses))}")
+    if service is not None:
+        services.wait_served(options.lab)
 
 
 def _address(text: str) -> str:

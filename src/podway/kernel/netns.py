@@ -16,20 +16,22 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from podway.errors import InvalidInput, KernelError
 
 RUN_NETNS = Path("/run/netns")
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _NS_GET_NSTYPE = 0xB703
 """include/uapi/linux/nsfs.h"""
-_MS_BIND, _MS_REC, _MS_SHARED = 4096, 16384, 1 << 20
+_MS_BIND, _MS_REC, _MS_SLAVE, _MS_SHARED = 4096, 16384, 1 << 19, 1 << 20
 _MNT_DETACH = 2
 _OWN = "/proc/thread-self/ns/net"
+_NO_FILES: Mapping[Path, Path] = MappingProxyType({})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
@@ -93,14 +95,21 @@ def identity(fd: int | None = None) -> Identity:
     return Identity(status.st_dev, status.st_ino)
 
 
-def run(fd: int, function: Callable[[], _T]) -> _T:
+def run(fd: int, function: Callable[[], _T], *, files: Mapping[Path, Path] = _NO_FILES) -> _T:
     """Run a function inside a network namespace, in a thread of its own; return or raise what it does.
 
-    Raises KernelError if the namespace cannot be entered.
+    With `files` the thread, and what it starts, sees the file of each value in the place of the file of the key,
+    as `ip netns exec` has it with /etc/netns (man 8 ip-netns). Raises KernelError if the namespace cannot be
+    entered.
     """
 
     def inside() -> _T:
         _setns(fd)
+        if files:
+            _unshare(_CLONE_NEWNS)
+            _mount("", Path("/"), _MS_SLAVE | _MS_REC)  # what is mounted here is nobody else's
+        for target, source in files.items():
+            _mount(source, target.resolve(), _MS_BIND)
         return function()
 
     return _in_thread(inside)
@@ -213,9 +222,10 @@ def _setns(fd: int) -> None:
         raise KernelError("enter a network namespace", ctypes.get_errno())
 
 
-def _unshare() -> None:
-    if _libc.unshare(_CLONE_NEWNET):
-        raise KernelError("make a network namespace", ctypes.get_errno())
+def _unshare(kind: int = _CLONE_NEWNET) -> None:
+    if _libc.unshare(kind):
+        what = "network" if kind == _CLONE_NEWNET else "mount"
+        raise KernelError(f"make a {what} namespace", ctypes.get_errno())
 
 
 def _in_thread(function: Callable[[], _T]) -> _T:

@@ -10,6 +10,7 @@ import msgspec
 
 from podway.api.addresses import Family, Network
 from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.network_config import ServiceClients
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
 from podway.cni.conflist import render_conflist
@@ -19,6 +20,7 @@ from podway.ipam.blocks import count_blocks
 from podway.kernel import netns
 from podway.kernel.support import require_all
 from podway.lab import agents, facts, names, outside, pods, processes, routers, speakers, state, topology
+from podway.lab import services as lab_services
 from podway.lab.agents import Report
 from podway.lab.fabric import Fabric, Tor, most_nodes, plan_fabric
 from podway.lab.facts import PoolSettings
@@ -45,10 +47,12 @@ def up(
     tor: Tor = "none",
     node_families: Sequence[Family] = (),
     pool_settings: PoolSettings = DEFAULT_POOL_SETTINGS,
+    services: ServiceClients = "off",
 ) -> LabState:
     """Build a lab of `nodes` nodes with these pools (CIDRs) and return its state.
 
     With several racks each is a subnet behind a router, on which `tor` speaks BGP with the rack's nodes.
+    With `services` the data path is eBPF's, and there is a DNS.
     Without `node_families` the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. When anything
     fails, what was built is removed again. Raises LabError, InvalidArgument, InvalidObject, StoreError,
     KernelError or UnsupportedSystem.
@@ -70,6 +74,7 @@ def up(
             pool_settings=pool_settings,
             tor=tor,
             families=len(fabric.estate),
+            services=services,
         ),
         *_node_objects(built, places),
         *(facts.router_peers(fabric) if tor != "none" else ()),
@@ -91,6 +96,9 @@ def up(
                 built = make_node(built, node, place)
             report(f"{nodes} nodes wired; starting their agents")
             agents.wait_converged(built, _start_agents(built, built.running, report), report)
+        if services != "off":
+            lab_services.ensure(lab)
+            lab_services.wait_served(lab)
     except BaseException:
         down(lab)
         raise

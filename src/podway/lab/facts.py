@@ -13,7 +13,7 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.ip_pool import Attach, Distribution, Encapsulation, IPPool, IPPoolSpec, When
 from podway.api.kinds.namespace import Namespace
-from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec, ServiceClients
 from podway.api.kinds.node import ASN, RACK, Node
 from podway.api.kinds.pod import Pod, PodStatus
 from podway.api.meta import LabelSelector, Metadata
@@ -92,6 +92,7 @@ def first_objects(
     pool_settings: PoolSettings,
     tor: Tor,
     families: int,
+    services: ServiceClients = "off",
 ) -> tuple[Resource, ...]:
     """Return what the store of a new cluster of so many nodes holds; the nodes have so many families.
 
@@ -108,9 +109,10 @@ def first_objects(
     numbered = {family: [pool for pool in pools if pool.version == family] for family in Family}
     sessions = (nodes - 1 if tor == "none" else 2) * nodes * families
     bgp = BgpSettings(asn=asn, topology="auto" if tor == "none" else "none", bfd_interval=_bfd_interval(sessions))
+    spec = NetworkConfigSpec(bgp=bgp, services=services, data_path="kernel" if services == "off" else "ebpf")
     return (
         Namespace(metadata=Metadata(name="default")),
-        NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(bgp=bgp)),
+        NetworkConfig(metadata=Metadata(name="default"), spec=spec),
         *(
             IPPool(
                 metadata=Metadata(name=f"{family.label.lower()}{f'-{number}' if number > 1 else ''}"),

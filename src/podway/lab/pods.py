@@ -23,7 +23,7 @@ from podway.cni.conflist import FILE_NAME
 from podway.errors import AlreadyExists, LabError, NotFound, PodwayError
 from podway.kernel import netns
 from podway.lab import chain as chains
-from podway.lab import facts, names, processes, serving, state, topology
+from podway.lab import facts, names, processes, resolving, serving, state, topology
 from podway.lab.chain import PluginChain
 from podway.lab.paths import lab_dir, lab_store
 from podway.lab.state import LabState, node_dir
@@ -31,6 +31,8 @@ from podway.store.base import Store
 
 SERVE = "lab.podway.io/serve"
 """Pod annotation: the port of the pod's little server (podway.lab.echo)."""
+DNS = "lab.podway.io/dns"
+"""Pod annotation: the pod is the lab's DNS server (podway.lab.dns)."""
 WANTED = "lab.podway.io/addresses"
 """Pod annotation: the addresses that were asked for, comma-separated."""
 
@@ -53,14 +55,18 @@ def run(
     addresses: Sequence[str] = (),
     serve: int | None = None,
     ports: Sequence[ContainerPort] = (),
+    resolves: bool = False,
 ) -> Pod:
     """Run a pod, on the node with the fewest unless `node` names one; return it with its addresses.
 
-    `serve` is the port of a little server in it, `ports` are those that policies may call by names.
+    `serve` is the port of a little server in it, `ports` are those that policies may call by names; with
+    `resolves` it is the lab's DNS.
     When anything fails, what was made is removed again. Raises LabError with the plugin's words, InvalidObject,
     StoreError or KernelError.
     """
     annotations = {SERVE: str(serve)} if serve is not None else {}
+    if resolves:
+        annotations[DNS] = "true"
     if addresses:
         annotations[WANTED] = ",".join(addresses)
     with state.locked(lab, shared=True):
@@ -101,9 +107,9 @@ def start(current: LabState, pod: Pod) -> Pod:
         chain, container = _chain(current, pod), _container(pod, path)
         result = chain.add(container)
         undo.callback(chain.delete, container)
-        if port := pod.metadata.annotations.get(SERVE):
+        if SERVE in pod.metadata.annotations or is_dns(pod):
             undo.callback(_members(lab, pod).end)
-            _serve(lab, pod, port)
+            _serve(lab, pod)
         addresses = tuple(str(ip_interface(entry["address"]).ip) for entry in result.get("ips", ()))
         status = PodStatus(
             phase="Running",
@@ -175,11 +181,11 @@ def netns_of(lab: str, pod: Pod) -> str:
 
 
 def execute(lab: str, name: str, namespace: str, command: Sequence[str]) -> int:
-    """Run a command in a pod's network namespace; return its exit status. Raises LabError."""
+    """Run a command in a pod's network namespace, with its DNS; return its exit status. Raises LabError."""
     current, pod = state.load(lab), find(lab, name, namespace)
     if not current.node(pod.spec.node_name).running:
         raise LabError(f"pod {namespace}/{name}: its node {pod.spec.node_name} is off")
-    return processes.run(command, namespace=netns_of(lab, pod))
+    return processes.run(command, namespace=netns_of(lab, pod), files=resolving.files(lab, namespace))
 
 
 def _containers(ports: Sequence[ContainerPort]) -> tuple[Container, ...]:
@@ -243,16 +249,21 @@ def _container(pod: Pod, path: str) -> chains.Container:
     )
 
 
-def _serve(lab: str, pod: Pod, port: str) -> None:
-    """Start the pod's little server and wait until it listens."""
+def is_dns(pod: Pod) -> bool:
+    """Tell whether a pod is the lab's DNS server."""
+    return DNS in pod.metadata.annotations
+
+
+def _serve(lab: str, pod: Pod) -> None:
+    """Start the pod's little servers and wait until they listen."""
     meta = pod.metadata
-    serving.serve(
-        int(port),
-        f"I am pod {meta.namespace}/{meta.name} on {pod.spec.node_name}",
-        namespace=netns_of(lab, pod),
-        mark=f"{lab}/{pod.spec.node_name}",
-        log=node_dir(lab, pod.spec.node_name) / f"{meta.namespace}.{meta.name}.log",
-    )
+    namespace, mark = netns_of(lab, pod), f"{lab}/{pod.spec.node_name}"
+    log = node_dir(lab, pod.spec.node_name) / f"{meta.namespace}.{meta.name}.log"
+    if port := meta.annotations.get(SERVE):
+        greeting = f"I am pod {meta.namespace}/{meta.name} on {pod.spec.node_name}"
+        serving.serve(int(port), greeting, namespace=namespace, mark=mark, log=log)
+    if is_dns(pod):
+        serving.serve_names(lab_store(lab), namespace=namespace, mark=mark, log=log)
 
 
 def _tear_down(current: LabState, pod: Pod) -> None:

@@ -12,8 +12,9 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from podway import census
@@ -22,6 +23,8 @@ from podway.kernel import netns
 
 MARK = "PODWAY_LAB_MEMBER"
 """Environment variable of every process that a lab starts: `<lab>/<node>`."""
+
+_NO_FILES: Mapping[Path, Path] = MappingProxyType({})
 
 END_SECONDS = 10.0
 """How long killed processes may take to vanish."""
@@ -67,14 +70,14 @@ def spawn(command: Sequence[str], *, namespace: str, mark: str, log: Path, kept:
         return Spawned(netns.run(fd, start))  # a child starts in the namespace of the thread that made it
 
 
-def run(command: Sequence[str], *, namespace: str) -> int:
+def run(command: Sequence[str], *, namespace: str, files: Mapping[Path, Path] = _NO_FILES) -> int:
     """Run a command in a named namespace on our own terminal; return its exit status.
 
-    Raises CannotRun if there is no such command.
+    It sees `files` as podway.kernel.netns.run says. Raises CannotRun if there is no such command.
     """
     with netns.opened(netns.path_of(namespace)) as fd:
         try:
-            process = netns.run(fd, lambda: subprocess.Popen(command))
+            process = netns.run(fd, lambda: subprocess.Popen(command), files=files)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             raise CannotRun(command[0], os.strerror(error.errno or 0), 127 if missing else 126) from error

@@ -288,14 +288,15 @@ class ServicePlanner:
 
     def candidates(self, name: ServiceName, port: ServicePort, version: int) -> list[Candidate]:
         """Return all that may serve a Service's port in a family."""
-        return candidates(port, version, self._offers(name))
+        return candidates(port, version, self.offers(name))
 
     @property
     def where(self) -> Where:
         """The node, and its zone."""
         return self._where
 
-    def _offers(self, name: ServiceName) -> Iterator[Offer]:
+    def offers(self, name: ServiceName) -> Iterator[Offer]:
+        """Yield what slices or, where there are none, pods have to offer to a Service that is known."""
         state = self._states[name]
         if state.offers:
             # In the order of the slices' names, so that equal facts give equal places.
@@ -310,7 +311,7 @@ class ServicePlanner:
         derived = self._of_pods.setdefault(name[0], set())
         (derived.add if by_pods else derived.discard)(name)
         wanted = tuple(wanted_frontends(service)) if service else ()
-        offers = tuple(self._offers(name)) if wanted else ()
+        offers = tuple(self.offers(name)) if wanted else ()
         sets: dict[SetName, _Set] = {}
         flags: dict[SetName, FrontendFlag] = {}
         claims: dict[FrontendKey, _Claim] = {}
