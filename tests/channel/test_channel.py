@@ -21,6 +21,7 @@ from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
 from podway.channel.admin import Method, reply
 from podway.channel.remote import RemoteAgents, call_node
 from podway.errors import AgentError, InvalidInput
+from podway.identity.orders import is_operator, node_uri, operator_uri
 from podway.identity.tls import Credentials
 from podway.lab import agents, facts, names, state
 from podway.lab.paths import lab_store
@@ -195,14 +196,27 @@ def test_what_is_for_the_node_itself_is_not_answered_to_others() -> None:
     async def secret() -> str:
         return "told"
 
-    methods = {"secret": Method(secret), "open": Method(secret, remote=True)}
+    methods = {
+        "secret": Method(secret),
+        "open": Method(secret, remote=True),
+        "people's": Method(secret, remote=True, operators=True),
+    }
 
-    def answer(method: str, *, remote: bool) -> Any:
+    def answer(method: str, *, remote: bool, operator: bool = False) -> Any:
         line = msgspec.json.encode({"method": method})
-        return msgspec.json.decode(asyncio.run(reply(line, methods, remote=remote)))
+        return msgspec.json.decode(asyncio.run(reply(line, methods, remote=remote, operator=operator)))
 
     assert answer("secret", remote=False) == answer("open", remote=True) == {"result": "told"}
     assert answer("secret", remote=True)["error"] == "secret is answered on the node itself only"
+    assert answer("secret", remote=True, operator=True)["error"] == "secret is answered on the node itself only"
+    assert answer("people's", remote=True, operator=True) == answer("people's", remote=False) == {"result": "told"}
+    assert answer("people's", remote=True)["error"] == "people's is answered to people only"
+
+
+def test_an_operator_is_told_from_a_node_of_any_name() -> None:
+    assert is_operator(operator_uri("c1"))
+    for uri in (node_uri("c1", "operator"), node_uri("operator", "x"), "", "spiffe://c1", "spiffe:///x/operator"):
+        assert not is_operator(uri), uri
 
 
 def _set_lifetimes(lab: str, *, certificate: int, authority: int) -> None:

@@ -49,7 +49,7 @@ def lines_of(example: str) -> list[str]:
     inner = re.findall(r"\$\((podway [^)]*)\)|<\((podway [^)]*)\)", line)
     outer = re.sub(r"[$<]\(podway [^)]*\)", "pod/web", line)
     found = [line for pair in inner for line in pair if line]
-    return [*found, *([re.sub(r"\s*>\s.*$", "", outer)] if outer.startswith("podway ") else [])]
+    return [*found, *([re.sub(r"\s*[>|]\s.*$", "", outer)] if outer.startswith("podway ") else [])]
 
 
 HOST = "changes the machine itself; tests/host and tests/system do the same in namespaces and other directories"
@@ -75,6 +75,7 @@ NOT_RUN = {
     'podway completion zsh > "${fpath[1]}/_podway"': OWN_DIRECTORIES,
     "podway completion fish > ~/.config/fish/completions/podway.fish": OWN_DIRECTORIES,
 }
+CAPTURES = "goes on for a minute; tests/system/test_system_capture.py pipes packets into tshark"
 FLOWS = "shows nothing but why where the engine is off; tests/system/test_system_flows.py asks where it works"
 SERVES = "serves for ever, by an API server; tests/system/test_system_kubernetes.py runs it"
 NOT_RUN |= {
@@ -86,6 +87,9 @@ NOT_RUN |= {
     "podway flows --policy shop/deny-all --last 20": FLOWS,
     "podway flows --by pod --verdict denied --top 10": FLOWS,
     "podway flows --since 10m -o jsonl": FLOWS,
+    "podway capture web -o - | wireshark -k -i -": CAPTURES,
+    "podway capture web -o - | tshark -r -": CAPTURES,
+    "podway capture shop/web --filter 'tcp port 80 and host shop/client' -c 100": CAPTURES,
     "podway --store kubernetes: sysdump --no-doctor": "needs an API server; of a lab it is run below",
 }
 STATUS = {"podway plan -f pools.yaml --exit-code": 3, "podway get routes node1 --watch": 124}
@@ -142,6 +146,7 @@ podway doctor node1 node2 -o json
 podway doctor
 podway flows
 podway flows --by policy --since 1h
+podway capture web --duration 3 -o web.pcapng
 podway sysdump
 podway sysdump -o dump.tar.gz
 + echo '{POOL % NOBODYS}' > pools.yaml; cp pools.yaml change.yaml

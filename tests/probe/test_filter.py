@@ -3,7 +3,6 @@
 import socket
 import struct
 import time
-import uuid
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -11,10 +10,12 @@ import pytest
 
 from podway.api.addresses import Family
 from podway.kernel import netns
-from podway.probe.filter import attach, capture_filter, echo_filter
+from podway.probe.classic import attach
+from podway.probe.filter import capture_filter, echo_filter
 from podway.probe.packet import parse_ethernet
 from tests.patience import PATIENCE
 from tests.probe.test_packet import ethernet, ip, udp
+from tests.probe.wire import packet_socket
 from tests.verify.hand_cluster import run
 
 pytestmark = pytest.mark.kernel
@@ -106,25 +107,6 @@ def frames() -> dict[str, tuple[bytes, bool]]:
     found["IPv6 fragment"] = (ethernet(fragment(bare("6")["udp to the port"][0])), True)
     found["ARP"] = (bytes(12) + b"\x08\x06" + bytes(28), False)
     return found
-
-
-@pytest.fixture
-def wire() -> Iterator[str]:
-    name = f"pwf-{uuid.uuid4().hex[:8]}"
-    run(f"ip netns add {name}")
-    try:
-        for device in ("one", "two"):
-            run(f"ip netns exec {name} sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
-            if device == "one":
-                run(f"ip -n {name} link add one type veth peer name two")
-            run(f"ip -n {name} link set {device} up arp off")
-        yield f"/run/netns/{name}"
-    finally:
-        run(f"ip netns del {name}")
-
-
-def packet_socket() -> socket.socket:
-    return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 
 
 def test_probes_pass_and_nothing_else(wire: str) -> None:

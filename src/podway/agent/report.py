@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from podway import __version__
+from podway.agent.capturing import Capturing
 from podway.agent.checkup import Checkup
 from podway.agent.components import Components
 from podway.agent.routes import node_routes
@@ -28,13 +29,14 @@ from podway.plan.topology import topology
 class Reporter:
     """Answers `alive`, `status`, `leases`, `peers`, `routes`, `heard`, `steps`.
 
-    Doctor and tracer answer for theirs.
+    Doctor, tracer and captures answer for theirs.
     """
 
     def __init__(self, components: Components) -> None:
         self._components = components
         self._checkup = Checkup(components)
         self._tracing = Tracing(components.state, components.speaker)
+        self._capturing = Capturing(components.state)
         self._started = time.time()
 
     @property
@@ -50,6 +52,7 @@ class Reporter:
             "steps": Method(self.steps),
             **self._components.flows.methods,
             **self._tracing.methods,
+            **self._capturing.methods,
             **self._checkup.methods,
         }
 

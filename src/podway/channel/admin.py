@@ -17,10 +17,14 @@ log = structlog.get_logger(__name__)
 
 
 class Method(NamedTuple):
-    """What may be asked; `remote` says that other machines may ask it too, those of this cluster."""
+    """What may be asked; `remote` says that other machines may ask it too, those of this cluster.
+
+    With `operators` only commands of people may (podway.identity.orders), and no other node's agent.
+    """
 
     answer: Callable[..., Awaitable[Any]]
     remote: bool = False
+    operators: bool = False
 
 
 async def serve(path: Path, methods: Mapping[str, Method]) -> asyncio.Server:
@@ -47,12 +51,14 @@ async def serve(path: Path, methods: Mapping[str, Method]) -> asyncio.Server:
     return server
 
 
-async def reply(line: bytes, methods: Mapping[str, Method], *, remote: bool = False) -> bytes:
-    """Return the answer to one line, as a line; `remote` if another machine asks."""
-    return msgspec.json.encode(await _reply(line, methods, remote)) + b"\n"
+async def reply(
+    line: bytes, methods: Mapping[str, Method], *, remote: bool = False, operator: bool = False
+) -> bytes:
+    """Return the answer to one line, as a line; `remote` if another machine asks, `operator` if for a person."""
+    return msgspec.json.encode(await _reply(line, methods, remote, operator)) + b"\n"
 
 
-async def _reply(line: bytes, methods: Mapping[str, Method], remote: bool) -> dict[str, Any]:
+async def _reply(line: bytes, methods: Mapping[str, Method], remote: bool, operator: bool) -> dict[str, Any]:
     try:
         request = msgspec.json.decode(line, type=_Request)
     except msgspec.MsgspecError as error:
@@ -62,6 +68,11 @@ async def _reply(line: bytes, methods: Mapping[str, Method], remote: bool) -> di
         return {"error": f"no method {request.method!r}", "hint": f"there are {', '.join(sorted(methods))}"}
     if remote and not method.remote:
         return {"error": f"{request.method} is answered on the node itself only", "hint": "run the command there"}
+    if remote and method.operators and not operator:
+        return {
+            "error": f"{request.method} is answered to people only",
+            "hint": "run the command where the store is",
+        }
     try:
         return {"result": await method.answer(**request.params)}
     except PodwayError as error:

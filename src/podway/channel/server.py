@@ -25,6 +25,7 @@ from podway.channel.certificate import Credential
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, PodwayError
 from podway.identity import tls
+from podway.identity.orders import is_operator
 from podway.plan.uplink import Uplink
 from podway.store.base import Store
 
@@ -255,7 +256,7 @@ class Channel:
         received = bytearray()
         while line := _next_line(secure, received):
             log.debug("asked", by=asker, request=line)
-            answer = reply(line, self._methods, remote=True)
+            answer = reply(line, self._methods, remote=True, operator=is_operator(asker))
             _send(secure, asyncio.run_coroutine_threadsafe(answer, self._loop).result(ANSWER))
 
     def _note_refusal(self, what: str) -> None:

@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("podway.cli.verify:verify", "Prove the network model by packets."),
     "trace": ("podway.cli.trace:trace", "Follow a packet through the cluster, hop by hop."),
     "flows": ("podway.cli.flows:flows", "Show who speaks to whom, what is dropped and why, live and past."),
+    "capture": (
+        "podway.cli.capture:capture",
+        "Capture a pod's packets on all nodes that they cross, for Wireshark.",
+    ),
     "policy": ("podway.cli.policy:policy", "Say what network policies mean; nothing enforces them yet."),
     "doctor": ("podway.cli.doctor:doctor", "Find what is wrong on the nodes, and what to do about it."),
     "sysdump": (

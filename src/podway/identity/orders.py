@@ -74,3 +74,8 @@ def node_uri(cluster: str, node: str) -> str:
 def operator_uri(cluster: str) -> str:
     """Return the URI that names whoever may read the cluster's store."""
     return f"{cluster_uri(cluster)}/operator"
+
+
+def is_operator(uri: str) -> bool:
+    """Tell whether a URI names an operator, of whatever cluster."""
+    return uri == operator_uri(uri.removeprefix(cluster_uri("")).partition("/")[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from podway.probe.filter import attach
+from podway.probe.classic import attach
 from podway.probe.packet import ETHERNET_HEADER, Packet, checksum_fault, parse_ethernet, parse_ip
 
 # include/uapi/linux/if_packet.h, if_ether.h, if_arp.h; asm-generic/socket.h
@@ -20,8 +20,10 @@ _ETH_P_ALL = 3
 _SOL_PACKET = 263
 _PACKET_STATISTICS, _PACKET_AUXDATA = 6, 8
 _PACKET_OTHERHOST, _PACKET_OUTGOING = 3, 4
-_TP_STATUS_CSUMNOTREADY = 1 << 3
-_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
+_TP_STATUS_CSUMNOTREADY, _TP_STATUS_VLAN_VALID, _TP_STATUS_VLAN_TPID_VALID = 1 << 3, 1 << 4, 1 << 6
+_ETH_P_8021Q = 0x8100
+ETHERNET_KINDS = frozenset((1, 772))
+"""Kinds of devices (ARPHRD_ETHER, ARPHRD_LOOPBACK) whose frames begin with an Ethernet header."""
 _SO_TIMESTAMPNS = 35
 SO_RCVBUFFORCE = 33
 
@@ -33,7 +35,7 @@ NODE_SNAP = 384
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One captured frame, not yet read."""
+    """One captured frame, not yet read. `length` is how long it was, of which `data` may be the beginning."""
 
     time: int
     interface: str
@@ -41,6 +43,12 @@ class Frame(msgspec.Struct, frozen=True):
     hardware: int
     offloaded: bool
     data: bytes
+    length: int = 0
+
+    @property
+    def outgoing(self) -> bool:
+        """Whether it left by the device."""
+        return self.packet_type == _PACKET_OUTGOING
 
 
 class Sighting(msgspec.Struct, frozen=True):
@@ -81,6 +89,7 @@ class Capture:
             # It has captured since it was made: what came before the filter is nobody's business.
             for _ in self._received(0):
                 pass
+            self.dropped()
         except BaseException:
             self._sock.close()
             raise
@@ -96,15 +105,20 @@ class Capture:
     def frames(self, size: int) -> Iterator[Frame]:
         """Take what was captured so far; `size` is the longest frame's, in bytes."""
         for data, ancillary, address in self._received(size):
-            time, offloaded = 0, False
-            for level, kind, value in ancillary:
-                if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            time, offloaded, length, tagged = 0, False, len(data), b""
+            for level, sort, value in ancillary:
+                if level == socket.SOL_SOCKET and sort == _SO_TIMESTAMPNS:
                     seconds, nanoseconds = _TIMESPEC.unpack(value)
                     time = seconds * 10**9 + nanoseconds
-                elif level == _SOL_PACKET and kind == _PACKET_AUXDATA:
-                    offloaded = bool(_AUXDATA.unpack(value)[0] & _TP_STATUS_CSUMNOTREADY)
+                elif level == _SOL_PACKET and sort == _PACKET_AUXDATA:
+                    status, length, _, _, _, tag, tpid = _AUXDATA.unpack(value)
+                    offloaded = bool(status & _TP_STATUS_CSUMNOTREADY)
+                    if status & _TP_STATUS_VLAN_VALID:  # the kernel keeps it beside the frame
+                        kind = tpid if status & _TP_STATUS_VLAN_TPID_VALID else _ETH_P_8021Q
+                        tagged, length = struct.pack("!HH", kind, tag), length + 4
             interface, _, packet_type, hardware, _ = address
-            yield Frame(time, interface, packet_type, hardware, offloaded, data)
+            whole = data[:12] + tagged + data[12:] if tagged else data
+            yield Frame(time, interface, packet_type, hardware, offloaded, whole, length)
 
     def dropped(self) -> int:
         """Return how many frames the capture lost since this was last asked."""
@@ -128,20 +142,19 @@ class Capture:
 
 def sighting(frame: Frame, point: str) -> Sighting | None:
     """Read a frame that was captured at the point of this label; None if it is no probe after all."""
-    ethernet = frame.hardware in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
+    ethernet = frame.hardware in ETHERNET_KINDS
     packet = parse_ethernet(frame.data) if ethernet else parse_ip(frame.data)
     if packet is None:
         return None
-    outgoing = frame.packet_type == _PACKET_OUTGOING
     # A checksum that the sender left to its device is not there to be checked, and on its way out none is.
     fault = None
-    if not outgoing and not frame.offloaded and not packet.tunnels:
+    if not frame.outgoing and not frame.offloaded and not packet.tunnels:
         fault = checksum_fault(frame.data[ETHERNET_HEADER:] if ethernet else frame.data)
     return Sighting(
         frame.time,
         point,
         frame.interface,
-        outgoing,
+        frame.outgoing,
         frame.packet_type == _PACKET_OTHERHOST,
         packet,
         fault,

@@ -3,17 +3,28 @@
 It runs in the kernel on every packet of a namespace, before anything is copied, so that users' traffic is
 neither read nor slowed. Loads are relative to the network header (SKF_NET_OFF), which makes the filter
 independent of the kind of device. Probes carry no IP options, so that offsets are fixed.
-
-Source: the kernel's Documentation/networking/filter.rst and include/uapi/linux/{filter,bpf_common}.h.
 """
 
-import array
 import socket
-import struct
-
-import msgspec
 
 from podway.api.addresses import Family
+from podway.probe.classic import (
+    ETHERTYPE,
+    JSET,
+    LD_BYTE,
+    LD_BYTE_X,
+    LD_HALF,
+    LD_HALF_X,
+    LD_MEM,
+    LD_WORD,
+    LD_WORD_X,
+    LDX_IMM,
+    NET,
+    RET,
+    ST,
+    WHOLE,
+    Program,
+)
 from podway.probe.packet import (
     ECHO_REPLY,
     ECHO_REQUEST,
@@ -28,85 +39,12 @@ from podway.probe.packet import (
     TCP_SYN,
 )
 
-SO_ATTACH_FILTER = 26
-
-_LD_BYTE, _LD_HALF, _LD_WORD = 0x30, 0x28, 0x20
-_LD_BYTE_X, _LD_HALF_X, _LD_WORD_X = 0x50, 0x48, 0x40
-_LD_MEM, _ST = 0x60, 0x02
-_LDX_IMM = 0x01
-_JA, _JEQ, _JSET = 0x05, 0x15, 0x45
-_ADD, _TAX, _TXA = 0x04, 0x07, 0x87
-_RET = 0x06
-
-_NET = 0xFFF00000
-"""SKF_NET_OFF, -0x100000: offsets from here count from the network header."""
-_ETHERTYPE = 0xFFFFF000
-"""SKF_AD_OFF + SKF_AD_PROTOCOL."""
-_WHOLE = 0x40000
-
 _UDP_HEADER = 8
 _GRE_HEADER = 4
 _VXLAN_HEADER = 8
 
 
-class _Step(msgspec.Struct, frozen=True):
-    """One instruction; jump targets are labels, an empty one being the next instruction."""
-
-    code: int
-    value: int = 0
-    if_true: str = ""
-    if_false: str = ""
-
-
-class _Program:
-    """A cBPF program under construction: instructions, and labels to jump to (forwards only)."""
-
-    def __init__(self) -> None:
-        self._steps: list[_Step] = []
-        self._labels: dict[str, int] = {}
-
-    def label(self, name: str) -> None:
-        self._labels[name] = len(self._steps)
-
-    def do(self, code: int, value: int = 0) -> None:
-        self._steps.append(_Step(code, value))
-
-    def goto(self, label: str) -> None:
-        self._steps.append(_Step(_JA, 0, label))
-
-    def when(self, value: int, then: str = "", otherwise: str = "", *, code: int = _JEQ) -> None:
-        self._steps.append(_Step(code, value, then, otherwise))
-
-    def add_to_x(self, number: int) -> None:
-        self.do(_TXA)
-        self.do(_ADD, number)
-        self.do(_TAX)
-
-    def assemble(self) -> bytes:
-        """Return the program as an array of struct sock_filter."""
-
-        def distance(here: int, label: str) -> int:
-            return self._labels[label] - here - 1 if label else 0
-
-        code = bytearray()
-        for here, step in enumerate(self._steps):
-            if step.code == _JA:
-                code += struct.pack("=HBBI", _JA, 0, 0, distance(here, step.if_true))
-            else:
-                jumps = distance(here, step.if_true), distance(here, step.if_false)
-                code += struct.pack("=HBBI", step.code, *jumps, step.value)
-        return bytes(code)
-
-
-def attach(sock: socket.socket, program: bytes) -> None:
-    """Attach a filter to a socket. Raises OSError."""
-    instructions = array.array("B", program)
-    address, _ = instructions.buffer_info()
-    # struct sock_fprog: the number of instructions, and an aligned pointer to them.
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, address))
-
-
-def capture_filter(port: int, magic: bytes, *, snap: int = _WHOLE) -> bytes:
+def capture_filter(port: int, magic: bytes, *, snap: int = WHOLE) -> bytes:
     """Return the filter for a packet socket.
 
     Passes, cut to `snap` bytes: TCP SYN, RST and data segments from or to `port`; UDP likewise; whatever a
@@ -116,8 +54,8 @@ def capture_filter(port: int, magic: bytes, *, snap: int = _WHOLE) -> bytes:
     frame (VXLAN, and Geneve without options).
     """
     known = int.from_bytes(magic[:4], "big")
-    p = _Program()
-    p.do(_LD_HALF, _ETHERTYPE)
+    p = Program()
+    p.do(LD_HALF, ETHERTYPE)
     p.when(ETHERTYPE_IPV4, "outer-4")
     p.when(ETHERTYPE_IPV6, "outer-6", "drop")
     for family in Family:
@@ -131,9 +69,9 @@ def capture_filter(port: int, magic: bytes, *, snap: int = _WHOLE) -> bytes:
     p.label("quoted-transport")
     _transport(p, "quoted-", port, known)
     p.label("accept")
-    p.do(_RET, snap)
+    p.do(RET, snap)
     p.label("drop")
-    p.do(_RET, 0)
+    p.do(RET, 0)
     return p.assemble()
 
 
@@ -141,14 +79,14 @@ def echo_filter(family: Family, echo_id: int) -> bytes:
     """Return the filter for a raw ICMP socket: echo replies with `echo_id`."""
     # A raw socket's filter sees IPv4 from the IP header, IPv6 from the ICMP header (raw(7), ipv6(7)).
     start = IP_HEADER[family] if family is Family.IPV4 else 0
-    p = _Program()
-    p.do(_LD_BYTE, start)
+    p = Program()
+    p.do(LD_BYTE, start)
     p.when(ECHO_REPLY[family], "", "drop")
-    p.do(_LD_HALF, start + 4)
+    p.do(LD_HALF, start + 4)
     p.when(echo_id, "", "drop")
-    p.do(_RET, _WHOLE)
+    p.do(RET, WHOLE)
     p.label("drop")
-    p.do(_RET, 0)
+    p.do(RET, 0)
     return p.assemble()
 
 
@@ -156,20 +94,20 @@ def _protocol_offset(family: Family) -> int:
     return 9 if family is Family.IPV4 else 6
 
 
-def _outer(p: _Program, family: Family, port: int, known: int) -> None:
+def _outer(p: Program, family: Family, port: int, known: int) -> None:
     """Find out whether the packet is a tunnel's; leave X at the offset of the IP header that matters."""
     header, plain = IP_HEADER[family], f"plain-{family}"
     p.label(f"outer-{family}")
-    p.do(_LD_BYTE, _NET + _protocol_offset(family))
+    p.do(LD_BYTE, NET + _protocol_offset(family))
     p.when(socket.IPPROTO_IPIP, f"ipip4-{family}")
     p.when(socket.IPPROTO_IPV6, f"ipip6-{family}")
     p.when(socket.IPPROTO_GRE, f"gre-{family}")
     p.when(socket.IPPROTO_UDP, "", plain)
     for offset in (0, 2):
-        p.do(_LD_HALF, _NET + header + offset)
+        p.do(LD_HALF, NET + header + offset)
         p.when(port, plain)
     # First: a small one ends before an inner frame would, and a load beyond the end drops the packet.
-    p.do(_LD_WORD, _NET + header + _UDP_HEADER)
+    p.do(LD_WORD, NET + header + _UDP_HEADER)
     p.when(known, plain)
     frame = header + _UDP_HEADER + _VXLAN_HEADER
     _enter(p, frame + ETHERNET_HEADER - 2, frame + ETHERNET_HEADER, plain)
@@ -177,48 +115,48 @@ def _outer(p: _Program, family: Family, port: int, known: int) -> None:
     _enter(p, header + 2, header + _GRE_HEADER, "drop")
     for inner in Family:
         p.label(f"ipip{inner}-{family}")
-        p.do(_LDX_IMM, header)
+        p.do(LDX_IMM, header)
         p.goto(f"inner-{inner}")
     p.label(plain)
-    p.do(_LDX_IMM, 0)
+    p.do(LDX_IMM, 0)
     p.goto(f"inner-{family}")
 
 
-def _enter(p: _Program, ethertype_at: int, packet_at: int, otherwise: str) -> None:
-    p.do(_LDX_IMM, packet_at)
-    p.do(_LD_HALF, _NET + ethertype_at)
+def _enter(p: Program, ethertype_at: int, packet_at: int, otherwise: str) -> None:
+    p.do(LDX_IMM, packet_at)
+    p.do(LD_HALF, NET + ethertype_at)
     p.when(ETHERTYPE_IPV4, "inner-4")
     p.when(ETHERTYPE_IPV6, "inner-6", otherwise)
 
 
-def _inner(p: _Program, family: Family) -> None:
+def _inner(p: Program, family: Family) -> None:
     """With X at an IP header: leave the protocol in M[0] and X at the transport header."""
     p.label(f"inner-{family}")
-    p.do(_LD_BYTE_X, _NET + _protocol_offset(family))
+    p.do(LD_BYTE_X, NET + _protocol_offset(family))
     if family is Family.IPV6:
         p.when(FRAGMENT_HEADER, "", "unfragmented")
         p.add_to_x(8)
         # The next header's number is the fragment header's first byte, now 8 before the transport.
-        p.do(_LD_BYTE_X, _NET + IP_HEADER[family] - 8)
+        p.do(LD_BYTE_X, NET + IP_HEADER[family] - 8)
         p.label("unfragmented")
-    p.do(_ST, 0)
+    p.do(ST, 0)
     p.add_to_x(IP_HEADER[family])
     p.goto("transport")
 
 
-def _quoted(p: _Program, family: Family) -> None:
+def _quoted(p: Program, family: Family) -> None:
     """With X at an ICMP error: the same for the packet that it quotes."""
     p.label(f"quoted-{family}")
     p.add_to_x(8)
-    p.do(_LD_BYTE_X, _NET + _protocol_offset(family))
-    p.do(_ST, 0)
+    p.do(LD_BYTE_X, NET + _protocol_offset(family))
+    p.do(ST, 0)
     p.add_to_x(IP_HEADER[family])
     p.goto("quoted-transport")
 
 
-def _transport(p: _Program, prefix: str, port: int, known: int) -> None:
+def _transport(p: Program, prefix: str, port: int, known: int) -> None:
     """With the protocol in M[0] and X at the transport header: is it a probe?"""
-    p.do(_LD_MEM, 0)
+    p.do(LD_MEM, 0)
     p.when(socket.IPPROTO_UDP, f"{prefix}udp")
     p.when(socket.IPPROTO_TCP, f"{prefix}tcp")
     for family in Family:
@@ -227,18 +165,18 @@ def _transport(p: _Program, prefix: str, port: int, known: int) -> None:
     if prefix:
         # An error quotes as little as 8 bytes of the transport: ports, but not TCP's flags.
         p.label(f"{prefix}tcp")
-        p.do(_LD_WORD_X, _NET + 4)
+        p.do(LD_WORD_X, NET + 4)
         p.when(known, "accept")
     p.label(f"{prefix}udp")
     for offset in (0, 2):
-        p.do(_LD_HALF_X, _NET + offset)
+        p.do(LD_HALF_X, NET + offset)
         p.when(port, "accept")
     p.goto(f"{prefix}payload")
     if not prefix:
         _tcp(p, port, known)
     for family in Family:
         p.label(f"{prefix}icmp-{family}")
-        p.do(_LD_BYTE_X, _NET)
+        p.do(LD_BYTE_X, NET)
         p.when(ECHO_REQUEST[family], f"{prefix}payload")
         p.when(ECHO_REPLY[family], f"{prefix}payload", "drop" if prefix else f"error-{family}")
         if not prefix:
@@ -249,24 +187,24 @@ def _transport(p: _Program, prefix: str, port: int, known: int) -> None:
             p.goto("drop")
     p.label(f"{prefix}payload")
     # The headers of UDP and of an ICMP echo are equally long.
-    p.do(_LD_WORD_X, _NET + _UDP_HEADER)
+    p.do(LD_WORD_X, NET + _UDP_HEADER)
     p.when(known, "accept", "drop")
 
 
-def _tcp(p: _Program, port: int, known: int) -> None:
+def _tcp(p: Program, port: int, known: int) -> None:
     """Leave out bare acknowledgements, and the reset with which a client ends a proved connection."""
     p.label("tcp")
-    p.do(_LD_HALF_X, _NET)
+    p.do(LD_HALF_X, NET)
     p.when(port, "from-server")
-    p.do(_LD_HALF_X, _NET + 2)
+    p.do(LD_HALF_X, NET + 2)
     p.when(port, "", "sequence")
-    p.do(_LD_BYTE_X, _NET + 13)
-    p.when(TCP_SYN | TCP_PSH, "accept", "sequence", code=_JSET)
+    p.do(LD_BYTE_X, NET + 13)
+    p.when(TCP_SYN | TCP_PSH, "accept", "sequence", code=JSET)
     p.label("from-server")
-    p.do(_LD_BYTE_X, _NET + 13)
-    p.when(TCP_SYN | TCP_PSH | TCP_RST, "accept", code=_JSET)
+    p.do(LD_BYTE_X, NET + 13)
+    p.when(TCP_SYN | TCP_PSH | TCP_RST, "accept", code=JSET)
     p.label("sequence")
-    p.do(_LD_WORD_X, _NET + 4)
+    p.do(LD_WORD_X, NET + 4)
     p.when(known, "accept")
-    p.do(_LD_WORD_X, _NET + 8)
+    p.do(LD_WORD_X, NET + 8)
     p.when((known + 1) & 0xFFFFFFFF, "accept", "drop")

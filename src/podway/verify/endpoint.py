@@ -16,7 +16,8 @@ from podway.api.addresses import Address, Family
 from podway.errors import PodwayError
 from podway.kernel import netns
 from podway.probe.capture import NODE_SNAP, SO_RCVBUFFORCE, Capture
-from podway.probe.filter import attach, capture_filter, echo_filter
+from podway.probe.classic import attach
+from podway.probe.filter import capture_filter, echo_filter
 from podway.probe.packet import ICMP
 from podway.prove.world import NodePoint, Point
 
