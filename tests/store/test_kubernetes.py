@@ -44,8 +44,9 @@ from podway.store.base import Bookmark, Event, Listing, Store
 from podway.store.informer import Informer
 from podway.store.kubernetes import access, client
 from podway.store.kubernetes import store as kubernetes
-from podway.store.kubernetes.access import Access, Material, in_cluster, read_kubeconfig
+from podway.store.kubernetes.access import Access, in_cluster, read_kubeconfig
 from podway.store.kubernetes.store import KubernetesStore
+from podway.store.material import Material
 from tests.kubernetes import ADMIN, HOST, NOBODY, PORT, ApiServer, running_api_server
 from tests.patience import PATIENCE, eventually
 from tests.store.conftest import Kubernetes

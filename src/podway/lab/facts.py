@@ -59,8 +59,8 @@ def open_lab_store(lab: str, *, create: bool = False) -> Store:
     config = admin_config(lab)
     if not config.exists():
         return open_store(lab_store(lab), create=create)
+    from podway.store.connections import plain_socket
     from podway.store.kubernetes.access import find_access
-    from podway.store.kubernetes.client import plain_socket
     from podway.store.kubernetes.store import KubernetesStore
 
     def inside(address: Any) -> socket.socket:

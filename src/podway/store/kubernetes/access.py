@@ -19,6 +19,7 @@ import msgspec
 
 from podway.api.documents import parse
 from podway.errors import InvalidArgument, InvalidInput, StoreUnavailable
+from podway.store.material import Material, client_context
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SERVICE_NAME = "kubernetes.default.svc"
@@ -34,33 +35,6 @@ HINT = "a store's URL is kubernetes: (this pod's service account, else KUBECONFI
 kubernetes:///path/of/a/kubeconfig"
 
 T = TypeVar("T")
-
-
-class Material(msgspec.Struct, frozen=True):
-    """Bytes that are given, or stand in a file."""
-
-    data: bytes = b""
-    path: Path | None = None
-
-    def read(self) -> bytes:
-        """Return them. Raises StoreUnavailable."""
-        if self.path is None:
-            return self.data
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise StoreUnavailable(f"{self.path} cannot be read: {error.strerror}") from error
-
-    @property
-    def mark(self) -> object:
-        """Something that is another after the bytes changed."""
-        if self.path is None:
-            return None
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 class Plugin(msgspec.Struct, frozen=True):
@@ -142,33 +116,17 @@ class Identity:
 
 
 def _context(access: Access, said: "_Said | None") -> ssl.SSLContext:
+    certificate = key = None
+    if said is not None and said.certificate:
+        certificate, key = Material(data=said.certificate.encode()), Material(data=said.key.encode())
+    elif access.certificate is not None and access.key is not None:
+        certificate, key = access.certificate, access.key
     try:
-        context = ssl.create_default_context()
-        if access.authorities is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.load_verify_locations(cadata=access.authorities.read().decode())
-        if not access.verify:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if said is not None and said.certificate:
-            _load(context, said.certificate.encode(), said.key.encode())
-        elif access.certificate is not None and access.key is not None:
-            _load(context, access.certificate.read(), access.key.read())
+        return client_context(access.authorities, certificate, key, verify=access.verify)
     except (ssl.SSLError, ValueError) as error:
         raise StoreUnavailable(
             f"{access.source}: the certificates for the API server cannot be used: {error}"
         ) from error
-    return context
-
-
-def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Have a context show a certificate. Python takes a file only: one in memory, which nobody else sees."""
-    descriptor = os.memfd_create("podway-client", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(certificate + b"\n" + key)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
 
 
 class _Said(msgspec.Struct, frozen=True):

@@ -5,25 +5,21 @@ server has too much to do (429, with Retry-After), once more if it does not beli
 """
 
 import asyncio
-import contextlib
 import logging
 import random
-import socket
-import weakref
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 import aiohttp
 import msgspec
 from yarl import URL
 
 from podway.errors import StoreForbidden, StoreUnavailable
+from podway.store.connections import Connections, Sockets, cut, plain_socket, transport_of
 from podway.store.kubernetes.access import Access, Identity
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds to wait for a connection: another server is asked then."""
 ANSWER_TIMEOUT = 30.0
 """Seconds to wait for a whole answer, and for the beginning of a stream."""
 IDLE_TIMEOUT = 150.0
@@ -31,27 +27,8 @@ IDLE_TIMEOUT = 150.0
 PATIENCE = 20.0
 """Seconds that one who was told to come back later comes back in all."""
 BUSY_TRIES = 6
-CLOSING_STEP, CLOSING_STEPS = 0.01, 50
-"""Seconds between looks whether all connections are closed by now, and how many."""
-
-# A peer that vanished is noticed by the kernel (tcp(7)): probes after 15 s of silence, 5 s apart, three of them.
-_SOCKET_OPTIONS = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-)
-
-Sockets: TypeAlias = Callable[[Any], socket.socket]
-"""Makes the socket for an address (an entry of getaddrinfo(3))."""
 
 MERGE_PATCH = "application/merge-patch+json"
-
-
-def plain_socket(address: Any) -> socket.socket:
-    """Make a socket in this process's network namespace."""
-    return socket.socket(address[0], address[1], address[2])
 
 
 class StatusDetails(msgspec.Struct, rename="camel", frozen=True):
@@ -87,9 +64,7 @@ class Client:
         self._access = access
         self._identity = Identity(access)
         self._servers = list(access.servers)
-        self._make_socket = sockets
-        self._session: aiohttp.ClientSession | None = None
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._connections = Connections(sockets, idle=IDLE_TIMEOUT)
         self._closed = False
         self.losses = 0
         """How often a server was lost, or ended a stream: whoever answers next may be another."""
@@ -183,7 +158,7 @@ class Client:
         server = self._servers[0]
         try:
             response = await self._begin(server, path, query)
-            transport = _transport(response)
+            transport = transport_of(response)
             try:
                 yield b""
                 rest = b""
@@ -193,7 +168,7 @@ class Client:
                         if line:
                             yield line
             finally:
-                _cut(response, transport)
+                cut(response, transport)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._require_open()
             self.losses += 1
@@ -213,7 +188,7 @@ class Client:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     answer = await response.read()
             finally:
-                _cut(response, _transport(response))
+                cut(response, transport_of(response))
             if response.status == 401 and trial == 0:
                 self._identity.refused()
                 continue
@@ -234,26 +209,7 @@ class Client:
 
     def _opened(self) -> aiohttp.ClientSession:
         self._require_open()
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # Compression costs an API server more than a network does.
-                headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "podway"},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=IDLE_TIMEOUT),
-                connector=aiohttp.TCPConnector(limit=0, socket_factory=self._socket),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
-
-    def _socket(self, address: Any) -> socket.socket:
-        made = self._make_socket(address)
-        try:
-            for level, option, value in _SOCKET_OPTIONS:
-                made.setsockopt(level, option, value)
-        except OSError:
-            made.close()
-            raise
-        self._sockets.add(made)
-        return made
+        return self._connections.session
 
     def _turn(self, server: str) -> None:
         """Ask another server first from now on."""
@@ -268,30 +224,7 @@ class Client:
     async def close(self) -> None:
         """Close all connections. Streams end with StoreUnavailable."""
         self._closed = True
-        if self._session is None:
-            return
-        await self._session.close()
-        # asyncio parts from a peer as TLS wants it, which takes half a minute where the peer is dead.
-        for made in self._sockets:
-            if made.fileno() >= 0:
-                with contextlib.suppress(OSError):
-                    made.shutdown(socket.SHUT_RDWR)
-        for _ in range(CLOSING_STEPS):
-            if all(made.fileno() < 0 for made in self._sockets):
-                break
-            await asyncio.sleep(CLOSING_STEP)
-
-
-def _transport(response: aiohttp.ClientResponse) -> asyncio.Transport | None:
-    connection = response.connection
-    return connection.transport if connection is not None else None
-
-
-def _cut(response: aiohttp.ClientResponse, transport: asyncio.Transport | None) -> None:
-    """Close the connection of a stream at once: a parting that TLS has would outlast the store."""
-    if transport is not None:
-        transport.abort()
-    response.close()
+        await self._connections.close()
 
 
 def _after(response: aiohttp.ClientResponse) -> float | None:

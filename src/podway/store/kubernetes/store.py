@@ -29,8 +29,9 @@ from podway.errors import (
     VersionExpired,
 )
 from podway.store.base import Bookmark, Event, Listing, R
+from podway.store.connections import Sockets, plain_socket
 from podway.store.kubernetes.access import Access
-from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Sockets, Status, plain_socket
+from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Status
 from podway.store.kubernetes.translation import TRANSLATIONS, Translation
 from podway.store.objects import Alteration, check_version, encode, former, patching, replacing, replacing_status
 
