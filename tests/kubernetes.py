@@ -63,9 +63,9 @@ class Authority:
         self.path.write_text(self.pem)
 
     def issue(self, file: str, name: str, *, group: str = "", hosts: tuple[str, ...] = ()) -> tuple[Path, Path]:
-        """Write a certificate and its key; return their paths."""
+        """Write a certificate and its key; return their paths. Without a name it has no common name."""
         key = ec.generate_private_key(ec.SECP256R1())
-        attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else []
         if group:
             attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, group))
         builder = self._builder(x509.Name(attributes), key.public_key())

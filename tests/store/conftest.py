@@ -1,8 +1,9 @@
 import asyncio
 import contextlib
 import json
+import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -18,11 +19,15 @@ from podway.api.kinds.node_lease import LEASES
 from podway.api.kinds.secret import Secret
 from podway.api.resource import Resource
 from podway.store.base import Bookmark, Event, Store
+from podway.store.etcd.access import read_url
+from podway.store.etcd.keys import Layout
+from podway.store.etcd.store import EtcdStore
 from podway.store.kubernetes.access import read_kubeconfig
 from podway.store.kubernetes.store import KubernetesStore
 from podway.store.kubernetes.translation import TRANSLATIONS
 from podway.store.memory import MemoryCluster, MemoryStore
 from podway.store.sqlite import SqliteStore
+from tests.etcd import EtcdServer, running_etcd
 from tests.kubernetes import ApiServer
 
 
@@ -47,6 +52,9 @@ async def opened_in_memory(cluster: MemoryCluster) -> AsyncIterator[Store]:
 class Cluster(Protocol):
     """A cluster that stores are opened on."""
 
+    together: bool
+    """Whether it forgets the histories of all kinds at once."""
+
     def open(self) -> AbstractAsyncContextManager[Store]:
         """Open another handle on it."""
         ...
@@ -69,6 +77,8 @@ class Cluster(Protocol):
 
 class Sqlite:
     """A cluster in a file."""
+
+    together = False
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "store.db"
@@ -101,6 +111,8 @@ class Sqlite:
 class Memory:
     """A cluster in memory."""
 
+    together = False
+
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
 
@@ -120,6 +132,8 @@ class Memory:
 
 class Kubernetes:
     """A real API server, which all tests share."""
+
+    together = False
 
     SPACES = ("a", "b", "c", "x", "y", LEASES)
 
@@ -169,10 +183,51 @@ class Kubernetes:
                 self._server.ask("DELETE", f"{path}?gracePeriodSeconds=0")
 
 
+class Etcd:
+    """A part of a real etcd, which all tests share: below a prefix of its own."""
+
+    together = True
+
+    def __init__(self, server: EtcdServer) -> None:
+        self._server = server
+        self._prefix = f"t{secrets.token_hex(4)}"
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Store]:
+        store = EtcdStore(read_url(self._server.url(self._prefix)), sockets=self._server.socket)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    def forget(self, kind: type[Resource], version: str = "", unread: int = 0) -> bool:
+        """Keep the newest revision."""
+        newest = self._server.compact()
+        return bool(version) and int(version.rpartition(".")[2]) < newest
+
+    def document(self, kind: type[Resource], name: str, *, namespace: str = "") -> Any:
+        return json.loads(self._server.get(Layout(self._prefix).key((kind.KIND, namespace, name))))
+
+    def clean(self) -> None:
+        """Nobody else has this prefix."""
+
+
 Implementation: TypeAlias = Callable[[Path], Cluster]
 
 # Every implementation of Store runs through test_conformance.py and test_following.py.
-IMPLEMENTATIONS = ["sqlite", "memory", pytest.param("kubernetes", marks=pytest.mark.kernel)]
+IMPLEMENTATIONS = [
+    "sqlite",
+    "memory",
+    pytest.param("kubernetes", marks=pytest.mark.kernel),
+    pytest.param("etcd", marks=pytest.mark.kernel),
+]
+
+
+@pytest.fixture(scope="session")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """A real etcd; tests use parts of it below prefixes of their own."""
+    with running_etcd(tmp_path_factory.mktemp("etcd"), options=("--unsafe-no-fsync",)) as server:
+        yield server
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -183,6 +238,9 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
             return Sqlite
         case "memory":
             return lambda _: Memory()
+        case "etcd":
+            etcd: EtcdServer = request.getfixturevalue("etcd_server")
+            return lambda _: Etcd(etcd)
     server: ApiServer = request.getfixturevalue("api_server")
     return lambda _: Kubernetes(server)
 

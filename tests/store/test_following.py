@@ -60,7 +60,7 @@ class Known:
         self.lost.append(error)
         self.told.set()
 
-    async def until(self, true: Callable[[], bool]) -> None:
+    async def until(self, true: Callable[[], object]) -> None:
         async with asyncio.timeout(PATIENCE):
             while not true():
                 await self.told.wait()
@@ -196,9 +196,10 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.unread.values()))
     @rule(kind=KINDS)
     def forget(self, kind: Any) -> None:
-        """Have the store forget what it can of the history of a kind: of the other one it keeps all."""
-        gone = self.cluster.forget(kind, self.versions[kind], self.unread[kind])
-        self.gone[kind] = self.gone[kind] or gone
+        """Have the store forget what it can of the history of a kind: of the other one it keeps all, if it can."""
+        for each in SPACES if self.cluster.together else (kind,):
+            gone = self.cluster.forget(each, self.versions[each], self.unread[each])
+            self.gone[each] = self.gone[each] or gone
 
     @invariant()
     def what_is_read_to_the_end_is_what_is_stored(self) -> None:

@@ -56,7 +56,7 @@ def overwrite(path: Path, name: str, body: str | bytes, table: str = "objects") 
         connection.execute(f"UPDATE {table} SET body = ? WHERE {where}", (body, name))
 
 
-BODIES = {
+BODIES: dict[str, str | bytes] = {
     "not UTF-8": b'{"metadata":{"name":"\xff\xfe","resourceVersion":"2"}}',
     "not JSON": b"\x00\x01\x02",
     "half of it": b'{"metadata":{"na',

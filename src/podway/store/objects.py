@@ -131,12 +131,18 @@ _IDENTITY = frozenset({"name", "namespace", "uid", "resourceVersion", "generatio
 """Metadata that no patch changes."""
 
 
-def alter(body: bytes, old: Resource | RejectedObject, alteration: Alteration, version: str) -> bytes | None:
-    """Return what is to be stored under a new version; None if an alteration changes nothing."""
+def alter(
+    body: bytes, old: Resource | RejectedObject, alteration: Alteration, version: str | None
+) -> bytes | None:
+    """Return what is to be stored under a new version; None if an alteration changes nothing.
+
+    Where the version is not stored with it (None), it is left out.
+    """
     after = alteration(body, old)
     if not isinstance(old, RejectedObject) and after == _document(body):
         return None
-    after["metadata"] = {**after["metadata"], "resourceVersion": version}
+    metadata = {name: value for name, value in after["metadata"].items() if name != "resourceVersion"}
+    after["metadata"] = metadata if version is None else {**metadata, "resourceVersion": version}
     return msgspec.json.encode(after)
 
 

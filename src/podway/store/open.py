@@ -5,21 +5,24 @@ from urllib.parse import parse_qs, urlsplit
 
 from podway.errors import InvalidArgument
 from podway.store.base import Store
+from podway.store.etcd import access as etcd
 
 SQLITE = "sqlite://"
 KUBERNETES = "kubernetes"
 
 URLS = (
     "a store's URL is sqlite:///absolute/path/of/the/file, kubernetes: (this pod's service account, else "
-    "KUBECONFIG or ~/.kube/config), or kubernetes:///absolute/path/of/a/kubeconfig, with ?context=NAME behind it"
+    "KUBECONFIG or ~/.kube/config), kubernetes:///absolute/path/of/a/kubeconfig, with ?context=NAME behind it, or "
+    "etcd://HOST:2379[,HOST:2379…][/PREFIX]"
 )
 
 
 def open_store(url: str, *, create: bool = True, later: bool = False) -> Store:
-    """Open the store at a URL: `sqlite:///absolute/path`, `kubernetes:` or `kubernetes:///path/of/a/kubeconfig`.
+    """Open the store at a URL: `sqlite:///absolute/path`, `kubernetes:`, `kubernetes:///path/of/a/kubeconfig`, or
+    `etcd://host:2379`.
 
     A missing file is made if `create` is true. With `later` it is opened when it is first needed, and what is
-    wrong with it is raised then. A Kubernetes API is never asked before it is needed.
+    wrong with it is raised then. Servers are never asked before something is needed of them.
 
     Raises InvalidArgument if the URL names no store, InvalidInput for what is no kubeconfig, and StoreUnavailable,
     StoreDamaged or StoreTooNew.
@@ -30,6 +33,10 @@ def open_store(url: str, *, create: bool = True, later: bool = False) -> Store:
 
         path, context = _kubeconfig(url)
         return KubernetesStore(lambda: find_access(path, context), later=later)
+    if etcd.is_etcd(url):
+        from podway.store.etcd.store import EtcdStore
+
+        return EtcdStore(etcd.read_url(url))
     path = path_of(url)
     from podway.store.sqlite import SqliteStore
 
@@ -41,10 +48,20 @@ def is_kubernetes(url: str) -> bool:
     return url == KUBERNETES or url.startswith(f"{KUBERNETES}:")
 
 
+def is_served(url: str) -> bool:
+    """Tell whether a store is servers, and not a file of this machine's.
+
+    Who may read what is then theirs to say, so agents get no authority's key, and the controller signs.
+    """
+    return is_kubernetes(url) or etcd.is_etcd(url)
+
+
 def check_url(url: str) -> None:
     """Raise InvalidArgument if a URL names no store."""
     if is_kubernetes(url):
         _kubeconfig(url)
+    elif etcd.is_etcd(url):
+        etcd.read_url(url)
     else:
         path_of(url)
 
