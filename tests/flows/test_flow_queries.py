@@ -160,6 +160,14 @@ def test_an_answer_ends_when_its_time_is_over_and_says_how_far_it_came() -> None
             {"(none)": (2, 0, 0, 7, 700), "DENIED_INGRESS": (0, 1, 0, 0, 0), "NOT_OWN_SOURCE": (0, 0, 1, 0, 0)},
         ),
         ("node", {"node1": (2, 1, 1, 7, 700)}),
+        (
+            "pair",
+            {
+                "shop/client -> shop/web": (1, 1, 0, 7, 700),
+                "outside -> shop/web": (1, 0, 1, 0, 0),
+                "data/db -> outside": (0,) * 5,
+            },
+        ),
     ],
 )
 def test_sums(by: Any, rows: dict[str, tuple[int, ...]]) -> None:

@@ -161,7 +161,7 @@ class FlowRecorder:
             return told
 
         found = await asyncio.get_running_loop().run_in_executor(self._readers, answer)
-        return {**found, "note": self._why_not(), "now": time.time()}
+        return {**found, "note": self._why_not(), "now": time.time(), "lost": self._lost}
 
     def _query(self, selector: dict[str, Any] | None, params: Mapping[str, Any]) -> Query | None:
         """Return a query with the pods that labels select; None if there are none."""

@@ -123,7 +123,7 @@ def status(options: GlobalOptions, *, node: str | None, output: str | None, remo
     if len(silent) == len(answers) == 1 and output is None:
         raise silent[0]
     if output == "json":
-        click.echo(json.dumps(to_list([_shape(name, answer) for name, answer in answers.items()]), indent=2))
+        click.echo(json.dumps(to_list([shape_of(name, answer) for name, answer in answers.items()]), indent=2))
     else:
         for position, (name, answer) in enumerate(answers.items()):
             if position:
@@ -135,7 +135,8 @@ def status(options: GlobalOptions, *, node: str | None, output: str | None, remo
     click.get_current_context().exit(1 if silent else 0)
 
 
-def _shape(node: str, answer: dict[str, Any] | AgentError) -> dict[str, Any]:
+def shape_of(node: str, answer: dict[str, Any] | AgentError) -> dict[str, Any]:
+    """Return what a node's agent answered of its status, or that it did not, in the shape of the JSON form."""
     head = {"apiVersion": "podway.io/v1", "kind": "AgentStatus", "node": node}
     if isinstance(answer, AgentError):
         return {**head, "error": answer.message, "hint": answer.hint}

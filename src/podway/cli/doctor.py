@@ -54,7 +54,7 @@ def doctor(
 
     diagnosis = examine(agents(options, nodes, remote=remote), whole=not nodes)
     if output == "json":
-        click.echo(json.dumps(_shape(diagnosis), indent=2))
+        click.echo(json.dumps(shape_of(diagnosis), indent=2))
     else:
         click.echo("\n".join(_lines(diagnosis)))
     click.get_current_context().exit(0 if diagnosis.healthy else 1)
@@ -108,7 +108,8 @@ def _number(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _shape(diagnosis: "Diagnosis") -> dict[str, Any]:
+def shape_of(diagnosis: "Diagnosis") -> dict[str, Any]:
+    """Return a diagnosis in the shape of its JSON form (docs/doctor.md)."""
     import msgspec
 
     from podway.health.finding import Severity

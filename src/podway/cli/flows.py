@@ -14,7 +14,7 @@ from podway.cli.options import GlobalOptions, cluster_options
 from podway.errors import AgentError, InvalidArgument
 
 if TYPE_CHECKING:
-    from podway.flows.query import AgentAnswer, AgentSums
+    from podway.flows.query import AgentAnswer, AgentSums, Sums
     from podway.flows.record import FlowRecord
 
 T = TypeVar("T", "AgentAnswer", "AgentSums")
@@ -37,7 +37,7 @@ LATEST = 1e11
 _ODD = "it may be of another version: see `podway status` on that node"
 VERDICTS = ("allowed", "denied", "dropped")
 EVENTS = ("new", "lives", "end", "drop", "changed")
-SUMS = ("policy", "pod", "verdict", "port", "reason", "namespace", "node")
+SUMS = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair")
 _COLOURS = {"allowed": "green", "denied": "red", "dropped": "yellow"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -155,25 +155,7 @@ def flows(
     """
     _check(follow=follow, until=until, by=by, top=top, last=last, output=output)
     now = time.time()
-    params: dict[str, Any] = {name: list(values) for name, values in filters.items() if values}
-    if pods or cidrs:
-        params["pods"] = [*map(_pod, pods), *map(_cidr, cidrs)]
-    for name in ("sources", "destinations"):
-        if name in params:
-            params[name] = [_pod(text) for text in params[name]]
-    if "reasons" in params:
-        params["reasons"] = [one.upper().replace("-", "_") for one in params["reasons"]]
-    if since is not None:
-        params["since"] = _moment("--since", since, now)
-    if until is not None:
-        params["until"] = _moment("--until", until, now)
-    _query(params)
-    if selector is not None:
-        import msgspec
-
-        from podway.cli.selector import parse_selector
-
-        params["selector"] = msgspec.to_builtins(parse_selector(selector))
+    params = question(now, since=since, until=until, selector=selector, pods=pods, cidrs=cidrs, **filters)
     asked = agents(options, nodes, remote=remote)
     if by is not None:
         status = _show_sums(asked, by, top or 20, output, {"since": now - HOUR, **params})
@@ -198,11 +180,43 @@ def _check(
         raise click.UsageError("-o wide is for records: leave it out with --by")
 
 
-def _query(params: Mapping[str, Any]) -> None:
-    """Raise InvalidInput for what no node could answer, before any is asked."""
+def question(
+    now: float,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    selector: str | None = None,
+    pods: Sequence[str] = (),
+    cidrs: Sequence[str] = (),
+    **filters: Sequence[Any],
+) -> dict[str, Any]:
+    """Return what agents are asked, of filters as people write them (the command's options, by their fields).
+
+    `now` is what times are counted back from, in seconds since 1970. Raises InvalidInput for what no node could
+    answer, before any is asked.
+    """
     from podway.flows.query import Query
 
+    params: dict[str, Any] = {name: list(values) for name, values in filters.items() if values}
+    if pods or cidrs:
+        params["pods"] = [*map(_pod, pods), *map(_cidr, cidrs)]
+    for name in ("sources", "destinations"):
+        if name in params:
+            params[name] = [_pod(text) for text in params[name]]
+    if "reasons" in params:
+        params["reasons"] = [one.upper().replace("-", "_") for one in params["reasons"]]
+    if since is not None:
+        params["since"] = _moment("--since", since, now)
+    if until is not None:
+        params["until"] = _moment("--until", until, now)
     Query.of(params)
+    if selector is not None:
+        import msgspec
+
+        from podway.cli.selector import parse_selector
+
+        params["selector"] = msgspec.to_builtins(parse_selector(selector))
+    return params
 
 
 def _pod(text: str) -> str:
@@ -237,18 +251,22 @@ def _moment(option: str, text: str, now: float) -> float:
 # Records.
 
 
-class _Heard(NamedTuple):
-    """What nodes answered: records in order of time, by node the next record's number, and what is to be said."""
+class Heard(NamedTuple):
+    """What nodes answered: records in order of time, by node the next record's number, and what is to be said.
+
+    `lost` are by node the events that its agent could not take, ever since its engine began.
+    """
 
     records: list["FlowRecord"]
     following: dict[str, int]
     notes: list[str]
     silent: dict[str, AgentError]
+    lost: dict[str, int]
 
 
-def _hear(
+def hear(
     asked: Mapping[str, Ask], params: Mapping[str, Any], after: Mapping[str, int] | None = None, since: float = 0.0
-) -> _Heard:
+) -> Heard:
     """Ask all for records: with `after` for those from each node's number on, or `since` where none is known."""
     from podway.flows.query import AgentAnswer
 
@@ -258,7 +276,7 @@ def _hear(
         begin = {"after": after[node] - 1} if node in after else {"since": since}
         return lambda method, **more: ask(method, **more, **begin)
 
-    heard = _Heard([], {}, [], {})
+    heard = Heard([], {}, [], {}, {})
     before = time.time()
     answers = ask_all(
         {node: about(node, ask) for node, ask in asked.items()}, "flows.find", timeout=PATIENCE, **params
@@ -271,6 +289,7 @@ def _hear(
             continue
         heard.records.extend(answer.records)
         heard.following[node] = answer.next
+        heard.lost[node] = answer.lost
         notes.take(node, answer, before)
     heard.records.sort(key=lambda record: (record.time, record.node, record.sequence))
     heard.notes.extend(notes.lines())
@@ -327,7 +346,7 @@ class _Notes:
 def _show(
     asked: Mapping[str, Ask], params: Mapping[str, Any], output: str | None, *, said: bool, follow: bool
 ) -> int:
-    heard = _hear(asked, params)
+    heard = hear(asked, params)
     if len(heard.silent) == len(asked):
         raise next(iter(heard.silent.values()))
     _tell(heard)
@@ -347,14 +366,14 @@ def _show(
 def _follow(
     asked: Mapping[str, Ask],
     params: Mapping[str, Any],
-    heard: _Heard,
+    heard: Heard,
     write: Callable[[Sequence["FlowRecord"]], None],
 ) -> None:
     following, silent, notes, began = dict(heard.following), set(heard.silent), heard.notes, time.time()
     wanted = {name: value for name, value in params.items() if name != "since"}
     while True:
         time.sleep(FOLLOW)
-        more = _hear(asked, wanted, following, began)
+        more = hear(asked, wanted, following, began)
         for node in more.silent.keys() - silent:
             click.echo(f"podway: {plain(more.silent[node].message)}", err=True)
         for node in silent - more.silent.keys():
@@ -369,7 +388,7 @@ def _follow(
         write(more.records)
 
 
-def _tell(heard: _Heard) -> None:
+def _tell(heard: Heard) -> None:
     for error in heard.silent.values():
         click.echo(f"podway: {plain(error.message)}", err=True)
     for note in heard.notes:
@@ -491,28 +510,44 @@ def _rule(rule: Any) -> str:
 # Sums.
 
 
-def _show_sums(asked: Mapping[str, Ask], by: str, top: int, output: str | None, params: Mapping[str, Any]) -> int:
-    import msgspec
+class Summed(NamedTuple):
+    """Sums of what all nodes answered, and what is to be said."""
 
-    from podway.cli.output import print_table
+    sums: "Sums"
+    notes: list[str]
+    silent: dict[str, AgentError]
+
+
+def sum_up(asked: Mapping[str, Ask], by: str, params: Mapping[str, Any]) -> Summed:
+    """Ask all for sums."""
     from podway.flows.query import AgentSums, Sums, merged
 
     before, notes = time.time(), _Notes()
     given = ask_all(asked, "flows.sums", timeout=PATIENCE, by=by, **params)
-    answers = {node: _read(node, answer, AgentSums) for node, answer in given.items()}
-    silent = [answer for answer in answers.values() if isinstance(answer, AgentError)]
-    if len(silent) == len(answers):
-        raise silent[0]
     found: list[Sums] = []
-    for node, answer in answers.items():
-        if not isinstance(answer, AgentError):
+    silent: dict[str, AgentError] = {}
+    for node, said in given.items():
+        answer = _read(node, said, AgentSums)
+        if isinstance(answer, AgentError):
+            silent[node] = answer
+        else:
             notes.take(node, answer, before)
             found.append(answer)
-    for error in silent:
+    return Summed(merged(found), list(notes.lines()), silent)
+
+
+def _show_sums(asked: Mapping[str, Ask], by: str, top: int, output: str | None, params: Mapping[str, Any]) -> int:
+    import msgspec
+
+    from podway.cli.output import print_table
+
+    whole, notes, silent = sum_up(asked, by, params)
+    if len(silent) == len(asked):
+        raise next(iter(silent.values()))
+    for error in silent.values():
         click.echo(f"podway: {plain(error.message)}", err=True)
-    for note in notes.lines():
+    for note in notes:
         click.echo(f"podway: {note}", err=True)
-    whole = merged(found)
     rows = whole.rows[:top]
     if output in ("json", "jsonl"):
         from podway.api.encode import to_json, to_list

@@ -1,6 +1,6 @@
 """`podway trace`: follow a packet from one place to another: as planned, as the kernels say, and as it went."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -11,6 +11,7 @@ from podway.errors import AgentError
 
 if TYPE_CHECKING:
     from podway.api.addresses import Address
+    from podway.trace.report import TraceReport
 
 PATIENCE = 5.0
 """Seconds to wait for an agent: the trace goes on without one that does not answer."""
@@ -88,33 +89,61 @@ def trace(
 
     Exit status 0: delivered both ways (with --dry-run: as far as the kernels say). 1: not.
     """
+    from podway.trace.page import to_text
+    from podway.trace.report import to_json
+
+    report = follow(
+        options,
+        source,
+        target,
+        protocol=proto or "",
+        port=port or 0,
+        families=(int(only),) if only else (),
+        dry_run=dry_run,
+        timeout=timeout,
+    )
+    click.echo(to_json(report) if output == "json" else to_text(report, width=_width(), full=full, paint=_paint))
+    click.get_current_context().exit(0 if report.delivered else 1)
+
+
+def follow(
+    options: GlobalOptions,
+    source: str,
+    target: str,
+    *,
+    protocol: str,
+    port: int,
+    families: Collection[int] = (),
+    dry_run: bool,
+    timeout: float,
+) -> "TraceReport":
+    """Return the report of a trace between two places as people name them; all else as the command's options.
+
+    Raises UsageError for a port where the protocol has none.
+    """
     from podway.api.addresses import Family
     from podway.probe.build import Protocol
     from podway.trace.names import resolve
-    from podway.trace.page import to_text
-    from podway.trace.report import to_json
-    from podway.trace.trace import trace as follow
+    from podway.trace.trace import trace as run
 
-    protocol = Protocol((proto or ("tcp" if port else "icmp")).upper())
-    if port and protocol is Protocol.ICMP:
+    wanted = Protocol((protocol or ("tcp" if port else "icmp")).upper())
+    if port and wanted is Protocol.ICMP:
         raise click.UsageError("--port means nothing to ICMP: leave it out, or choose --proto tcp or udp")
     resources = options.run(read_all).items
     beside = _beside(options)
     hosts = {name: addresses for name, (addresses, _) in beside.items()}
-    report = follow(
+    return run(
         resources,
         _asker(options, {name: ask for name, (_, ask) in beside.items()}),
         resolve(source, resources, hosts),
         resolve(target, resources, hosts),
-        protocol=protocol,
-        port=port or 0,
-        families=[Family(int(only))] if only else (),
+        protocol=wanted,
+        port=port,
+        families=[Family(number) for number in families],
         dry_run=dry_run,
         timeout=timeout,
         hosts=hosts,
     )
-    click.echo(to_json(report) if output == "json" else to_text(report, width=_width(), full=full, paint=_paint))
-    click.get_current_context().exit(0 if report.delivered else 1)
 
 
 def _beside(options: GlobalOptions) -> dict[str, tuple[Sequence["Address"], Callable[..., Any]]]:

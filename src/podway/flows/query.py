@@ -28,8 +28,11 @@ MOST = 10_000
 GROUPS = 1_000
 """Rows in one answer of sums."""
 
-By: TypeAlias = Literal["policy", "pod", "verdict", "port", "reason", "namespace", "node"]
-BY: tuple[By, ...] = ("policy", "pod", "verdict", "port", "reason", "namespace", "node")
+By: TypeAlias = Literal["policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair"]
+BY: tuple[By, ...] = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair")
+
+PAIR = " -> "
+"""What stands between the two ends in the key of a pair: no name has it."""
 
 Clock: TypeAlias = Callable[[], float]
 
@@ -237,10 +240,14 @@ class Sums(msgspec.Struct, frozen=True):
 
 
 class AgentAnswer(Answer, frozen=True, kw_only=True):
-    """An Answer as an agent gives it: why it does not record (or nothing), and its time, seconds since 1970."""
+    """An Answer as an agent gives it: why it does not record (or nothing), and its time, seconds since 1970.
+
+    `lost` are the events that it could not take since its engine began.
+    """
 
     note: str
     now: float
+    lost: int = 0
 
 
 class AgentSums(Sums, frozen=True, kw_only=True):
@@ -387,6 +394,8 @@ def _keys(record: FlowRecord, by: By) -> tuple[str, ...]:
             return (record.reason or "(none)",)
         case "node":
             return (record.node,)
+        case "pair":
+            return (PAIR.join(end.who.label or "outside" for end in (record.source, record.destination)),)
         case "port":
             port = record.destination.port
             return (f"{record.protocol}/{port}" if port else record.protocol,)
