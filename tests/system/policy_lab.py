@@ -3,14 +3,22 @@
 A server is a listening socket alone: the kernel answers who connects, if his packets come through.
 """
 
+import contextlib
 import json
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 from podway.api.kinds.pod import Pod
+from podway.errors import PodwayError
 from podway.kernel import netns
+from podway.kernel.bpf import flow_programs
+from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.flow_layout import ENDPOINT, RULE_SET, Endpoint, RuleSet, unpack_address
+from podway.kernel.netlink import Connection
+from podway.kernel.rtnl import links
 from podway.lab import names, pods
 from tests.patience import eventually
 from tests.system.system_lab import SystemLab
@@ -48,6 +56,8 @@ class PolicyLab:
         self.lab = lab
         self._stack = ExitStack()
         self.pods: dict[str, Place] = {}
+        self._servers: dict[str, list[socket.socket]] = {}
+        """Servers of which nobody takes what comes, by pod."""
         self.nodes = {name: self._node(name) for name in lab.nodes}
         lab.podway("set", "config", "dataPath=ebpf", "--wait")
 
@@ -74,7 +84,7 @@ class PolicyLab:
         place = self.pods[name] = Place(name, path, tuple(map(str, made.addresses)))
         for port in ports:
             for family in FAMILIES:
-                self.listen(place, family, port)
+                self._servers.setdefault(name, []).append(self.listen(place, family, port))
         return place
 
     def listen(self, place: Place, family: int, port: int) -> socket.socket:
@@ -83,13 +93,22 @@ class PolicyLab:
         if family == socket.AF_INET6:
             server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         server.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
-        server.listen(4096)  # nobody takes what comes
+        server.listen(4096)
         return server
+
+    def _take_all(self, name: str) -> None:
+        """Take what came to a pod's servers: a server whose queue is full lets nobody in any more."""
+        for server in self._servers.get(name, ()):
+            server.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    server.accept()[0].close()
 
     def remove(self, name: str) -> None:
         """Remove a pod."""
         namespace, _, own = name.rpartition("/")
         pods.remove_named(self.lab.name, own, namespace or "default")
+        self._servers.pop(name, None)
         del self.pods[name]
 
     # Policies.
@@ -142,6 +161,7 @@ class PolicyLab:
                 for name, place in asked.items()
             }
             answers = {name: {one.result() for one in both} for name, both in attempts.items()}
+        self._take_all(target.name)
         mixed = {name for name, both in answers.items() if len(both) > 1}
         assert not mixed, f"one family only: {mixed}"
         return {name for name, both in answers.items() if both == {True}}
@@ -156,3 +176,39 @@ class PolicyLab:
             return True
 
         eventually(so)
+
+    # For who reads of a failure.
+
+    def told(self) -> str:
+        """Return what the nodes' agents and the kernel say: data paths, maps, servers, the ends of the logs."""
+        parts = []
+        for node in self.lab.nodes:
+            try:
+                parts.append(f"{node} says {json.dumps(self.data_path(node))}")
+            except PodwayError as error:
+                parts.append(f"{node} says nothing: {error}")
+            parts += self._maps(self.nodes[node])
+            parts.append("\n".join(self.lab.log(node).splitlines()[-40:]))
+        parts += [f"{name} listens:\n{_listening(place)}" for name, place in self.pods.items()]
+        return "\n".join(parts)
+
+    def _maps(self, node: Place) -> list[str]:
+        with netns.opened(node.path) as fd, Connection(fd) as connection:
+            names = {link.index: link.name for link in links.dump(connection)}
+            found = flow_programs.attached(connection, names)
+            told = [f"  {one.place.hook.name} on {names[one.place.device]}: build {one.build:x}" for one in found]
+            for one in found[:1]:
+                with bpf.opened(one.program) as opened:
+                    told.append(f"  active: {bpf.element(opened.maps['active'], 0)[::-1].hex()}")
+                    for address, value in bpf.items(opened.maps["endpoints"]).items():
+                        endpoint = Endpoint(*ENDPOINT.unpack(value))
+                        told.append(f"  {unpack_address(address)}: {names.get(endpoint.ifindex)} {endpoint}")
+                    every = RULE_SET.picker(*RuleSet._fields).iter_unpack(bpf.array(opened.maps["rule_sets"]))
+                    sets = map(RuleSet._make, every)
+                    told += [f"  rule set {number}: {one}" for number, one in enumerate(sets) if any(one)]
+        return told
+
+
+def _listening(place: Place) -> str:
+    command = ["nsenter", f"--net={place.path}", "ss", "-Hltn"]
+    return subprocess.run(command, capture_output=True, text=True).stdout

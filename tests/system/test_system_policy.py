@@ -54,8 +54,11 @@ def shared(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
 
 @pytest.fixture
 def lab(shared: PolicyLab) -> Iterator[PolicyLab]:
-    """The module's lab; after each test there are no policies."""
+    """The module's lab; after each test there are its first pods and no policies."""
+    first = set(shared.pods)
     yield shared
+    for name in shared.pods.keys() - first:
+        shared.remove(name)
     shared.forget_policies()
 
 
@@ -186,7 +189,9 @@ def test_an_open_connection_ends_where_it_is_not_allowed_any_more_and_no_other_d
 
 
 def test_a_pod_is_isolated_from_its_first_packet_on(lab: PolicyLab) -> None:
-    lab.policy(podSelector={"matchLabels": {"app": "late"}})
+    # Who is isolated already tells that the node has heard of the policy.
+    lab.policy(podSelector={"matchExpressions": [{"key": "app", "operator": "In", "values": ["late", "web"]}]})
+    lab.reached_by(lab.pods["web"], "node1", among="client near node1")
     address = _free_address(lab.pods["near"])
     pinging = subprocess.Popen(
         ["nsenter", f"--net={lab.pods['client'].path}", "ping", "-n", "-i", "0.01", "-w", "60", address],
@@ -202,7 +207,6 @@ def test_a_pod_is_isolated_from_its_first_packet_on(lab: PolicyLab) -> None:
     assert "bytes from" not in told
     lab.forget_policies()
     lab.reached_by(late, "client near node1", among="client near node1")
-    lab.remove("late")
 
 
 def test_policies_are_in_force_while_the_agent_is_dead_and_the_next_one_writes_nothing(lab: PolicyLab) -> None:
