@@ -84,6 +84,17 @@ class Scannable(ABC):
         return dict(self.scan(plan, self.wanted(plan)))
 
 
+def one_by_one(changes: Iterable[Change], carry_out: Callable[[Change], None]) -> dict[int, KernelError]:
+    """Carry out each change by itself; return the failures by the change's position, as a kind's `apply` does."""
+    failures = {}
+    for position, change in enumerate(changes):
+        try:
+            carry_out(change)
+        except KernelError as error:
+            failures[position] = error
+    return failures
+
+
 def diff(kind: Kind, plan: NodePlan) -> list[Change]:
     """Return what must change of one kind, additions and replacements first. Raises PodwayError."""
     return list(compare(kind.name, kind.list(plan), kind.wanted(plan), repairs_only=kind.repairs_only))

@@ -10,7 +10,7 @@ import msgspec
 from podway.api.addresses import Family
 from podway.errors import KernelError
 from podway.kernel import offload
-from podway.kernel.engine import Compared
+from podway.kernel.engine import Compared, one_by_one
 from podway.kernel.kinds.inventory import Inventory
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import links
@@ -75,12 +75,7 @@ class Devices:
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Make, repair and remove devices; what cannot be repaired in place is made anew."""
-        failures = {}
-        for position, change in enumerate(changes):
-            try:
-                self._carry_out(change)
-            except KernelError as error:
-                failures[position] = error
+        failures = one_by_one(changes, self._carry_out)
         there = {record.name for record in self._inventory.look() if record.group == DEVICE_GROUP}
         self._inventory.refused |= {changes[position].key for position in failures} - there
         return failures

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from podway.api.lease import Attachment
 from podway.errors import KernelError
 from podway.kernel import leases
-from podway.kernel.engine import Compared
+from podway.kernel.engine import Compared, one_by_one
 from podway.kernel.kinds.inventory import Inventory
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
@@ -42,16 +42,13 @@ class PodLinks:
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Mend attributes."""
-        failures = {}
-        for position, change in enumerate(changes):
-            try:
-                self._repair(change.have, change.want)
-            except KernelError as error:
-                failures[position] = error
+        failures = one_by_one(changes, self._repair)
         self._inventory.look()  # names may have changed
         return failures
 
-    def _repair(self, have: Link, want: Link) -> None:
+    def _repair(self, change: Change) -> None:
+        have: Link = change.have
+        want: Link = change.want
         index, label = links.find(self._connection, have.name).index, want.name
         requests = []
         if have.name != want.name:

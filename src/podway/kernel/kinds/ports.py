@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from podway.errors import KernelError
-from podway.kernel.engine import Compared
+from podway.kernel.engine import Compared, one_by_one
 from podway.kernel.kinds.inventory import Inventory
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import bridge, links, proxies
@@ -52,13 +52,7 @@ class Ports:
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Put links on their bridge, and take others off."""
-        failures = {}
-        for position, change in enumerate(changes):
-            try:
-                self._carry_out(change)
-            except KernelError as error:
-                failures[position] = error
-        return failures
+        return one_by_one(changes, self._carry_out)
 
     def _read(self, record: links.LinkRecord, macs: Sequence[str]) -> Port | OtherPort:
         master = self._inventory.by_index.get(record.master)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from podway.errors import KernelError
-from podway.kernel.engine import Compared, Scannable
+from podway.kernel.engine import Compared, Scannable, one_by_one
 from podway.kernel.netlink import Connection
 from podway.kernel.nft.forms import Form, form, loaded_form, tables
 from podway.kernel.nft.libnftables import Nftables
@@ -71,16 +71,13 @@ class NftTables:
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
         """Load and delete tables."""
-        failures = {}
-        for position, change in enumerate(changes):
-            try:
-                if change.want is None:
-                    self._nftables().delete(*change.key)
-                else:
-                    self._nftables().replace(change.want.source, change.want.elements)
-            except KernelError as error:
-                failures[position] = error
-        return failures
+        return one_by_one(changes, self._carry_out)
+
+    def _carry_out(self, change: Change) -> None:
+        if change.want is None:
+            self._nftables().delete(*change.key)
+        else:
+            self._nftables().replace(change.want.source, change.want.elements)
 
 
 def _form_of(table: NftTable) -> Form:
