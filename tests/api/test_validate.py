@@ -1,11 +1,12 @@
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from podway.api.addresses import Family
+from podway.api.fields import parse_interface
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec, block_name
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
@@ -189,3 +190,23 @@ def test_a_pool_passes_if_and_only_if_it_can_be_cut_into_blocks_of_four(
     candidate = pool(str(family.network(base, prefix)), block_size=size)
     cut = prefix <= candidate.block_prefix <= family.bits - 2
     assert cut == (not list(problems(candidate)))
+
+
+@given(
+    st.one_of(st.ip_addresses().map(str), st.text(alphabet="0123456789abf.:%/", max_size=20)), st.text(max_size=3)
+)
+@example("10.0.0.1", "08")
+@example("::1", "24")
+@example("1.2.3.4", "33")
+@example("1.2.3.4", "255.255.0.0")
+def test_interface_addresses_are_read_as_the_library_reads_them(address: str, length: str) -> None:
+    for text in (address, f"{address}/{length}", f"{address}/{len(length) * 8}"):
+        try:
+            expected = None if "%" in text else ip_interface(text)
+        except ValueError:
+            expected = None
+        if expected is None:
+            with pytest.raises(ValueError, match=r"zone|interface"):
+                parse_interface(text)
+        else:
+            assert parse_interface(text) == expected

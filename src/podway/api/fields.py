@@ -1,10 +1,11 @@
 """Rules for the fields that many kinds have: names, labels, selectors, addresses, networks. Pure."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface, ip_network
 from types import MappingProxyType
 from typing import Any
 
@@ -115,6 +116,12 @@ def parse_interface(text: str) -> Interface:
     """Parse an address with the prefix length of its subnet; raises ValueError, as `parse_address` does."""
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")
+    address, _, length = text.partition("/")
+    if length.isascii() and length.isdecimal():
+        # By numbers: of the text, the library would parse the address twice.
+        with contextlib.suppress(ValueError):
+            found, bits = parse_address(address), int(length)
+            return IPv4Interface((int(found), bits)) if found.version == 4 else IPv6Interface((int(found), bits))
     return ip_interface(text)
 
 

@@ -36,7 +36,7 @@ _OUTER: dict[Family, tuple[NftField, str]] = {
 }
 """The set's type of a node's address, and where the outer source stands."""
 
-_INNER: dict[Family, tuple[str, str]] = {
+_INNER: dict[int, tuple[str, str]] = {
     Family.IPV4: ("0x0800", "@th,336,32"),
     Family.IPV6: ("0x86dd", "@th,304,128"),
 }
@@ -129,15 +129,17 @@ def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterabl
         if name == node:
             continue
         sender = _sender(view, name, underlay)
+        number = "" if sender is None else nft_number(sender.packed)
         if sender is not None:
             found[_element(ip, NODES, str(sender))] = None
-            number = nft_number(sender.packed)
             for address in _own_addresses(view, name):
                 found[_element(ip, f"senders{address.version}", number, nft_number(address.packed))] = None
-            for block in view.blocks.select("node", name):
-                network = block.network
-                found[_element(ip, f"senders{network.version}", number, _range(network))] = None
-        found.update(dict.fromkeys(_block_elements(view, ip, name)))
+        for block in view.blocks.select("node", name):
+            network = block.network
+            inner = _range(network)
+            if sender is not None:
+                found[_element(ip, f"senders{network.version}", number, inner)] = None
+            found[_element(ip, f"blocks{network.version}", _kind(network), inner)] = None
     return tuple(found)
 
 
@@ -200,9 +202,11 @@ def _element(ip: Literal["ip", "ip6"], name: str, *fields: str) -> NftElement:
 
 
 def _kind(network: Network) -> str:
-    return _INNER[Family.of(network)][0]
+    return _INNER[network.version][0]
 
 
 def _range(network: Network) -> str:
-    first, last = network.network_address.packed, network.broadcast_address.packed
-    return nft_number(first) if first == last else f"{nft_number(first)}-{nft_number(last)}"
+    # By numbers: it is asked of thousands of blocks.
+    digits, first = network.max_prefixlen // 4, int(network.network_address)
+    last = first | (1 << network.max_prefixlen - network.prefixlen) - 1
+    return f"{first:#0{digits + 2}x}" if first == last else f"{first:#0{digits + 2}x}-{last:#0{digits + 2}x}"
