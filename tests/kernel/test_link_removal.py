@@ -67,3 +67,23 @@ def test_who_waits_is_told_before_the_kernel_has_tidied_up(node: TestNamespace, 
         return early
 
     assert asyncio.run(scenario()) >= 3
+
+
+def test_a_port_of_a_bridge_has_left_its_namespace_when_told(node: TestNamespace, pod: Any) -> None:
+    """A bridge tells earlier that the port left it, in the same words."""
+
+    async def scenario() -> None:
+        remover = LinkRemover(node.fd)
+        try:
+            with Connection(node.fd) as host:
+                host.transact([links.new_bridge("br0")])
+                for number in range(10):
+                    name = f"pway{number}"
+                    _make(host, pod.fd, name)
+                    host.transact([links.change(name, master=links.find(host, "br0").index)])
+                    assert await remover.remove(name)
+                    assert not links.exists(host, name)
+        finally:
+            remover.close()
+
+    asyncio.run(scenario())

@@ -3,17 +3,17 @@
 A request to delete a link is answered only when every CPU has let go of it: some 20 ms, and the caller
 sleeps all the while (netdev_run_todo in net/core/dev.c waits for RCU). But the link has left its namespace,
 and its peer has, long before: after about 1 ms, when the kernel announces RTM_DELLINK. So the request is made
-in a thread of its own, and whoever waits is told at the announcement.
+in a thread of its own, and whoever waits is told at the announcement. The loop asks the kernel for nothing: the
+answer would come behind the removals under way.
 """
 
 import asyncio
 import errno
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
-from podway.errors import KernelError
 from podway.kernel.netlink import Connection
 from podway.kernel.netlink import constants as c
-from podway.kernel.netlink.codec import IFINFOMSG
 from podway.kernel.netlink.connection import messages, open_socket
 from podway.kernel.rtnl import links
 
@@ -27,14 +27,13 @@ class LinkRemover:
     """Removes links of one network namespace (None: the caller's). Belongs to one event loop."""
 
     def __init__(self, netns_fd: int | None = None) -> None:
-        self._connection = Connection(netns_fd)
         self._connections = [Connection(netns_fd) for _ in range(_THREADS)]
         self._idle = list(self._connections)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="unlink")
         self._announcements = open_socket(c.NETLINK_ROUTE, netns_fd, _RECEIVE_BUFFER)
         self._announcements.setsockopt(c.SOL_NETLINK, c.NETLINK_ADD_MEMBERSHIP, c.RTNLGRP_LINK)
         self._announcements.setblocking(False)
-        self._waiting: dict[int, asyncio.Event] = {}
+        self._waiting: dict[str, asyncio.Event] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._announcements, self._read)
 
@@ -53,39 +52,29 @@ class LinkRemover:
 
         Raises KernelError.
         """
-        try:
-            index = links.find(self._connection, name).index
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return False
-            raise
-        gone = self._waiting[index] = asyncio.Event()
-        request = self._loop.run_in_executor(self._threads, self._request, index, name)
+        gone = self._waiting[name] = asyncio.Event()
+        request = self._loop.run_in_executor(self._threads, self._request, name)
         announcement = asyncio.ensure_future(gone.wait())
         try:
             await asyncio.wait((request, announcement), return_when=asyncio.FIRST_COMPLETED)
-            if not gone.is_set():
-                await request  # it failed, or its announcement was lost in a full buffer
+            # Else it failed, it was gone, or its announcement was lost in a full buffer.
+            return True if gone.is_set() else await request
         finally:
             announcement.cancel()
-            del self._waiting[index]
-        return True
+            del self._waiting[name]
 
     def close(self) -> None:
         """Finish the removals under way, then close the sockets."""
         self._loop.remove_reader(self._announcements)
         self._threads.shutdown()
         self._announcements.close()
-        for connection in (self._connection, *self._connections):
+        for connection in self._connections:
             connection.close()
 
-    def _request(self, index: int, name: str) -> None:
+    def _request(self, name: str) -> bool:
         connection = self._idle.pop()
         try:
-            connection.transact([links.remove(index, name)])
-        except KernelError as error:
-            if error.errno != errno.ENODEV:
-                raise
+            return links.remove_if_there(connection, name)
         finally:
             self._idle.append(connection)
 
@@ -100,7 +89,8 @@ class LinkRemover:
                     raise
                 continue  # announcements were lost; the answers to the requests come all the same
             for message in messages(datagram):
-                if message.type == c.RTM_DELLINK:
-                    gone = self._waiting.get(IFINFOMSG.unpack_from(message.body)[2])
+                # A bridge tells of a port that leaves it in the same words, with its own family.
+                if message.type == c.RTM_DELLINK and message.body[0] == socket.AF_UNSPEC:
+                    gone = self._waiting.get(links.read(message).name)
                     if gone is not None:
                         gone.set()
