@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent
 CNI = ROOT / "src/podway/cni"
 SHIM = CNI / "bin/podway"
 BPF = ROOT / "src/podway/bpf"
-PROGRAMS = (BPF / "bin/ipip.o", BPF / "bin/flow.o")
+PROGRAMS = (BPF / "bin/ipip.o", BPF / "bin/flow.o", BPF / "bin/drops.o")
 
 PAUSE = ROOT / "src/podway/lab/kubernetes/bin/pause"
 

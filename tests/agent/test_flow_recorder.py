@@ -115,3 +115,23 @@ def test_a_recorder_works_with_descriptors_of_any_number(many_descriptors: int) 
     assert taken[0] == b"x"
     for fd in (ring, writer, stop, *high):
         os.close(fd)
+
+
+def test_a_recorder_sleeps_until_the_engine_is_opened() -> None:
+    async def main() -> list[int]:
+        one = recorder()
+        looks: list[int] = []
+        flow: Any = one._kernel.flow
+        flow.events = lambda: looks.append(len(looks))
+        running = asyncio.ensure_future(one.run())
+        counts = []
+        for _ in range(2):
+            await asyncio.sleep(1.2)
+            counts.append(len(looks))
+            flow.on_change()
+        await asyncio.sleep(0.01)
+        counts.append(len(looks))
+        running.cancel()
+        return counts
+
+    assert asyncio.run(main()) == [1, 2, 3]

@@ -51,6 +51,7 @@ def event(
         flags or 0,
         state,
         more.get("way", Way.STACK),
+        more.get("detail", 0),
     )
 
 

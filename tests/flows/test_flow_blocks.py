@@ -3,6 +3,7 @@
 import json
 import zlib
 from ipaddress import ip_address
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -214,3 +215,26 @@ def test_a_block_that_goes_on_after_a_reboot_spans_the_times_of_its_records() ->
     times = [block.time(at) for at in range(block.count)]
     assert block.span == (min(times), max(times))
     assert Block.unseal(block.seal()).span == block.span
+
+
+def test_a_drop_by_the_kernel_bears_the_name_that_its_reason_had_on_that_kernel() -> None:
+    dropped = event(EventKind.PACKET_DROPPED, reason=Reason.DROPPED_BY_KERNEL, detail=58, ifindex=3)
+    known = names(EPOCH)
+    known.details.append((0, 58, "NEIGH_FAILED"))
+    known.devices.append((0, 3, "eth0"))
+    for block in (Block.of("node1", 0, dropped, known), Block.unseal(Block.of("node1", 0, dropped, known).seal())):
+        found = block.record(0)
+        assert (found.reason, found.verdict, found.device, found.path) == (
+            "KERNEL_NEIGH_FAILED",
+            "dropped",
+            "eth0",
+            "",
+        )
+    assert Block.of("node1", 0, dropped, names(EPOCH)).record(0).reason == "DROPPED_BY_KERNEL"
+
+
+def test_the_page_lists_every_reason_of_the_kernel_that_is_told() -> None:
+    page = (Path(__file__).parents[2] / "docs/flows.md").read_text()
+    for name, words in reasons.KERNEL_DROPS.items():
+        assert f"`{name}`" in page
+        assert words in page

@@ -9,8 +9,10 @@ not write, and of what it wrote twice the second is known as such.
 """
 
 import asyncio
+import contextlib
 import os
 import select
+import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +28,13 @@ from podway.api.kinds.pod import Pod
 from podway.api.meta import LabelSelector
 from podway.api.resource import Key, subject
 from podway.channel.admin import Method
-from podway.errors import InvalidInput
+from podway.errors import InvalidInput, PodwayError
+from podway.flows import reasons
 from podway.flows.learn import Asked, Learner, Meant, thinned
 from podway.flows.query import BY, Answer, By, Query, Sums, find, sums
 from podway.flows.record import Rule, Who
 from podway.flows.store import FlowStore
-from podway.kernel.flow_events import EVENT_SIZE, FlowEvents
+from podway.kernel.flow_events import EVENT_SIZE, DropTracer, FlowEvents, drop_reasons
 from podway.kernel.node import Kernel
 from podway.policy.maps import LOOPBACK, OWN_NODE, RuleName
 from podway.reconcile.reconciler import Reconciler
@@ -48,8 +51,6 @@ BREATH = 0.02
 SURVEY = 10.0
 """Seconds between surveys of the table, at least; each rests a hundred times as long as the one before it took."""
 REST = 100
-LOOK = 1.0
-"""Seconds between looks whether the engine is at work."""
 BUDGET = 3.0
 """Seconds that a query may take; then it answers with what it has."""
 AT_A_TIME = 500
@@ -78,6 +79,12 @@ class FlowRecorder:
         self._tail: frozenset[bytes] = frozenset()
         self._worker = ThreadPoolExecutor(1, "flows")
         self._readers = ThreadPoolExecutor(AT_ONCE, "flow queries")
+        self._changed = asyncio.Event()
+        """The engine was opened or closed, or what was done with it ended."""
+        kernel.flow.on_change = self._changed.set
+        self._kernel_reasons: Mapping[int, str] = {}
+        """Why the kernel may drop packets, by its numbers, as far as that is told."""
+        self._drops_problem = ""
         self._recorded = 0
         self._lost = 0
 
@@ -103,6 +110,7 @@ class FlowRecorder:
             "recorded": self._recorded,
             "lost": self._lost,
             "unreadable": events.unreadable if events else 0,
+            "kernel_drops": {"traced": bool(events and not self._drops_problem), "problem": self._drops_problem},
             **store,
         }
 
@@ -193,7 +201,8 @@ class FlowRecorder:
             opening = self._kernel.flow.opening
             events = self._kernel.flow.events()
             if events is None:
-                await asyncio.sleep(LOOK)
+                await self._changed.wait()
+                self._changed.clear()
                 continue
             if self._store is None:
                 events.close()
@@ -214,18 +223,38 @@ class FlowRecorder:
         loop = asyncio.get_running_loop()
         stop, told = os.pipe()
         self._events = events
+        drops = await self._trace_drops()
         work = loop.run_in_executor(self._worker, self._work, events, stop, loop)
+        work.add_done_callback(lambda _: self._changed.set())
         try:
             while self._kernel.flow.opening is opening and not work.done():
-                await asyncio.wait([work], timeout=LOOK)
+                await self._changed.wait()
+                self._changed.clear()
         finally:
             os.close(told)
             try:
                 await asyncio.shield(work)
             finally:
                 self._events = None
+                if drops is not None:
+                    await asyncio.to_thread(drops.close)
                 os.close(stop)
                 events.close()
+
+    async def _trace_drops(self) -> DropTracer | None:
+        """Have the kernel tell what it drops itself; None, and the reason in `status`, if it cannot."""
+        try:
+            known = await asyncio.to_thread(drop_reasons)
+            wanted = {known[name]: name for name in reasons.KERNEL_DROPS if name in known}
+            netns = os.stat("/proc/self/ns/net").st_ino
+            no_route = known.get(reasons.NO_ROUTE, 0)
+            found = await asyncio.to_thread(self._kernel.flow.trace_drops, netns, wanted, no_route)
+        except PodwayError as error:
+            self._drops_problem = error.message
+            log.warning("what the kernel drops itself is not recorded", problem=error.message)
+            return None
+        self._kernel_reasons, self._drops_problem = wanted, ""
+        return found
 
     async def _meaning(self, asked: Asked) -> Meant:
         """Return what is known of addresses, rules and devices."""
@@ -246,7 +275,10 @@ class FlowRecorder:
             if name is not None:
                 rules[number] = self._rule(name)
         devices = self._kernel.flow.devices() if asked.devices else {}
-        return Meant(addresses, rules, devices)
+        for number in asked.devices - devices.keys():  # newer than the latest look
+            with contextlib.suppress(OSError):
+                devices[number] = socket.if_indextoname(number)
+        return Meant(addresses, rules, devices, self._kernel_reasons)
 
     def _owner(self, text: str, leases: Mapping[str, str]) -> Who | None:
         view, node = self._state.view, self._state.node

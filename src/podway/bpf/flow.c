@@ -30,6 +30,7 @@
 #include "flow/fragment.h"
 #include "flow/flow.h"
 #include "flow/quota.h"
+#include "flow/ring.h"
 #include "flow/event.h"
 #include "flow/translate.h"
 #include "flow/way.h"

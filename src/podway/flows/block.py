@@ -64,7 +64,7 @@ class Names(msgspec.Struct):
     """What the events of a block need to be read; each list is in the order in which it was learned.
 
     `clock` are nanoseconds to be added to the monotonic clock for the time since 1970. `losses` say which
-    processor had lost how many events before a record.
+    processor had lost how many events before a record, `details` what the kernel's reasons are called.
     """
 
     clock: list[tuple[int, int]] = []
@@ -72,11 +72,12 @@ class Names(msgspec.Struct):
     rules: list[tuple[int, int, Rule]] = []
     devices: list[tuple[int, int, str]] = []
     losses: list[tuple[int, int]] = []
+    details: list[tuple[int, int, str]] = []
 
     @property
     def empty(self) -> bool:
         """Whether nothing is said."""
-        return not (self.clock or self.addresses or self.rules or self.devices or self.losses)
+        return not (self.clock or self.addresses or self.rules or self.devices or self.losses or self.details)
 
     def copy(self) -> "Names":
         """Return what is said now."""
@@ -178,6 +179,10 @@ class Block:
         return Meaning(self.names.devices)
 
     @cached_property
+    def _details(self) -> Meaning[str]:
+        return Meaning(self.names.details)
+
+    @cached_property
     def _clock(self) -> Meaning[int]:
         return Meaning((first, 0, offset) for first, offset in self.names.clock)
 
@@ -230,7 +235,7 @@ class Block:
             destination=ends[1],
             protocol=PROTOCOLS.get(protocol, str(protocol)),
             direction=self._direction(ends),
-            reason=reasons.name_of(reason),
+            reason=self._reason(at, reason),
             egress=self._rule(at, rules[0]),
             ingress=self._rule(at, rules[1]),
             message=message,
@@ -245,6 +250,11 @@ class Block:
             reply=backwards and kind == EventKind.PACKET_DROPPED,
             lost=self._losses.get(at, 0),
         )
+
+    def _reason(self, at: int, number: int) -> str:
+        if number == Reason.DROPPED_BY_KERNEL and (name := self._details.at(self.column("detail")[at], at, "")):
+            return f"{reasons.KERNEL}{name}"
+        return reasons.name_of(number)
 
     def _end(self, at: int, name: str) -> End:
         text = self.text(self.addresses(name)[16 * at : 16 * at + 16])
@@ -261,6 +271,9 @@ class Block:
 
     def _path(self, at: int, ends: Sequence[End]) -> tuple[str, str]:
         """Return how packets go on, and by which device, or came from, as far as it is known."""
+        if self.column("reason")[at] == Reason.DROPPED_BY_KERNEL:
+            number = self.column("ifindex")[at]
+            return "", self._devices.at(number, at, "") if number else ""
         if self._direction(ends) == "local":
             return "local", ""
         hook, way = self.column("hook")[at], self.column("way")[at]

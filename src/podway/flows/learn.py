@@ -4,7 +4,8 @@ numbers of rules mean, how many were lost. Pure.
 
 from array import array
 from collections.abc import Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 from podway.flows.block import PLACES, Names, contiguous, numbers
 from podway.flows.record import Rule, Who
@@ -24,13 +25,16 @@ TURNED = 1 << 31
 
 _NOBODY = Who()
 
+_Said: TypeAlias = tuple[dict[str, Who], dict[int, Rule], dict[int, str], dict[int, str]]
+
 
 class Asked(NamedTuple):
-    """What events bear: addresses, numbers of rules, numbers of devices."""
+    """What events bear: addresses, numbers of rules, of devices, and of the kernel's reasons."""
 
     addresses: frozenset[str]
     rules: frozenset[int]
     devices: frozenset[int]
+    details: frozenset[int] = frozenset()
 
 
 class Meant(NamedTuple):
@@ -39,6 +43,7 @@ class Meant(NamedTuple):
     addresses: Mapping[str, Who]
     rules: Mapping[int, Rule]
     devices: Mapping[int, str]
+    details: Mapping[int, str] = MappingProxyType({})
 
 
 class Learner:
@@ -49,12 +54,12 @@ class Learner:
         self._owners: dict[str, Who] = {}
         self._rules: dict[int, Rule] = {}
         self._lost: dict[int, int] = {}
-        self._said: tuple[dict[str, Who], dict[int, Rule], dict[int, str]] = ({}, {}, {})
+        self._said: _Said = ({}, {}, {}, {})
         self._clock: int | None = None
 
     def begin(self) -> None:
         """Another block begins, which knows nothing yet."""
-        self._said, self._clock = ({}, {}, {}), None
+        self._said, self._clock = ({}, {}, {}, {}), None
 
     def remember(self, events: bytes) -> None:
         """Take how many events processors had lost by the time of these, in any order, which are known already."""
@@ -73,7 +78,7 @@ class Learner:
         )
         rules = frozenset(_column(events, "rule")) - {0}
         devices = (frozenset(_column(events, "ifindex")) | frozenset(_column(events, "out"))) - {0}
-        return Asked(texts, rules, devices)
+        return Asked(texts, rules, devices, frozenset(_column(events, "detail")) - {0})
 
     def learn(self, events: bytes, first: int, offset: int, asked: Asked, meant: Meant) -> Names:
         """Return what a block has to say of events that begin at its record `first`, and does not say yet.
@@ -84,7 +89,7 @@ class Learner:
         if self._clock is None or abs(offset - self._clock) > CLOCK_STEP:
             names.clock.append((first, offset))
             self._clock = offset
-        addresses, rules, devices = self._said
+        addresses, rules, devices, details = self._said
         if len(self._owners) > REMEMBERED:
             self._owners.clear()
         self._owners.update(meant.addresses)
@@ -104,6 +109,10 @@ class Learner:
             if name and devices.get(device) != name:
                 devices[device] = name
                 names.devices.append((first, device, name))
+        for number in asked.details & meant.details.keys():
+            if details.get(number) != meant.details[number]:
+                details[number] = meant.details[number]
+                names.details.append((first, number, details[number]))
         names.losses += self._losses(events, first)
         return names
 
@@ -139,7 +148,10 @@ def thinned(events: bytes) -> bytes:
         return events
     kept: list[bytes | bytearray] = []
     alike: dict[tuple[bytes, ...], bytearray] = {}
-    fields = [PLACES[name] for name in ("source", "destination", "destination_port", "protocol", "reason", "rule")]
+    fields = [
+        PLACES[name]
+        for name in ("source", "destination", "destination_port", "protocol", "reason", "rule", "detail")
+    ]
     counts = [PLACES[name][0] for name in ("packets", "bytes")]
     for at in range(0, len(events), size):
         event = events[at : at + size]

@@ -182,7 +182,12 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def _wanted_reasons(self) -> set[int]:
         every = {*map(int, Reason), *range(256)}
         if self.reasons:
-            every = {number for number in every if reasons.name_of(number) in self.reasons}
+            kernels = any(reason.startswith(reasons.KERNEL) for reason in self.reasons)
+            every = {
+                number
+                for number in every
+                if reasons.name_of(number) in self.reasons or (kernels and number == Reason.DROPPED_BY_KERNEL)
+            }
         if self.verdicts:
             sorts = {
                 number: "allowed"

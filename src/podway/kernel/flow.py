@@ -40,7 +40,7 @@ from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Engine, Place
 from podway.kernel.bpf.service_maps import ServiceMaps
 from podway.kernel.engine import Compared
-from podway.kernel.flow_events import FlowEvents
+from podway.kernel.flow_events import DropTracer, FlowEvents
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
 from podway.plan.changes import Change
@@ -127,6 +127,8 @@ class FlowEngine:
         """Sets that lack a refused entry: they deny everything until all was compared and written."""
         self.writes = 0
         self.openings = 0
+        self.on_change: Callable[[], None] = lambda: None
+        """Called whenever it was opened or closed."""
 
     # Programs.
 
@@ -165,10 +167,18 @@ class FlowEngine:
             raise
         self._own = {bpf.program_id(fd): hook for hook, fd in self._engine.programs.items()}
         self.openings += 1
+        self.on_change()
 
     def events(self) -> FlowEvents | None:
         """Return how to read what the engine tells; None if it is not open. Close it."""
         return FlowEvents(self._engine.maps) if self._engine else None
+
+    def trace_drops(self, netns: int, wanted: Iterable[int], no_route: int) -> DropTracer:
+        """Have the kernel tell, as events, of pods' packets that it drops itself, until the tracer is closed.
+
+        For the arguments see DropTracer. Raises KernelError and UnsupportedSystem.
+        """
+        return DropTracer(self._opened("trace the kernel's drops").maps, netns, wanted, no_route)
 
     @property
     def opening(self) -> object:
@@ -194,6 +204,7 @@ class FlowEngine:
             self._engine.close()
             self._engine, self._own = None, {}
             self._closed.clear()
+            self.on_change()
 
     def stop(self) -> None:
         """Have the engine judge nothing any more, on all devices at once, and let go of it.

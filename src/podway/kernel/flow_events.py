@@ -8,6 +8,7 @@ import os
 from collections.abc import Generator, Mapping
 
 from podway.kernel.bpf import libbpf as bpf
+from podway.kernel.bpf.drops import DropTracer, enum_of_kernel
 from podway.kernel.bpf.flow_events import Events
 from podway.kernel.bpf.flow_layout import (
     EVENT,
@@ -27,6 +28,7 @@ __all__ = [
     "EVENT_FIELDS",
     "EVENT_SIZE",
     "SURVEYOR",
+    "DropTracer",
     "EventKind",
     "FlowEvents",
     "FlowFlag",
@@ -34,6 +36,7 @@ __all__ = [
     "Hook",
     "Reason",
     "Way",
+    "drop_reasons",
     "unpack_address",
 ]
 
@@ -49,6 +52,18 @@ EVENT_FIELDS: tuple[tuple[str, str], ...] = tuple(
 
 EVENT_SIZE = EVENT.size
 """How long an event is, in bytes."""
+
+
+_REASON = "SKB_DROP_REASON_"
+
+
+def drop_reasons() -> dict[str, int]:
+    """Return why this kernel may drop a packet: its numbers by their names, without what all begin with.
+
+    Raises KernelError and UnsupportedSystem.
+    """
+    found = enum_of_kernel("skb_drop_reason")
+    return {name.removeprefix(_REASON): number for name, number in found.items() if name.startswith(_REASON)}
 
 
 class FlowEvents:

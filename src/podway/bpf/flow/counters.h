@@ -25,6 +25,7 @@ enum reason {
 	SERVICE_NO_ENDPOINT,
 	SERVICE_NO_PORT,
 	SERVICE_PORTS_TAKEN,
+	DROPPED_BY_KERNEL, // by drops.c, which says why
 	N_REASONS,
 };
 

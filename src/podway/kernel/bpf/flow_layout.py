@@ -81,19 +81,20 @@ class Reason(enum.IntEnum):
     SERVICE_NO_ENDPOINT = 16
     SERVICE_NO_PORT = 17
     SERVICE_PORTS_TAKEN = 18
+    DROPPED_BY_KERNEL = 19
 
 
 class Counter(enum.IntEnum):
     """What else is counted, after the reasons: enum counter in counters.h."""
 
-    CARRIED_PEER = 19
-    CARRIED_WIRE = 20
-    TO_STACK = 21
-    FLOWS_MADE = 22
-    FLOWS_JUDGED_AGAIN = 23
-    WAYS_RENEWED = 24
-    EVENTS_LOST = 25
-    RESETS_SENT = 26
+    CARRIED_PEER = 20
+    CARRIED_WIRE = 21
+    TO_STACK = 22
+    FLOWS_MADE = 23
+    FLOWS_JUDGED_AGAIN = 24
+    WAYS_RENEWED = 25
+    EVENTS_LOST = 26
+    RESETS_SENT = 27
 
 
 class FlowState(enum.IntEnum):
@@ -465,7 +466,7 @@ EVENT = Layout(
     flags="B",
     state="B",
     way="B",
-    unused="4x",
+    detail="I",
 )
 
 
@@ -473,7 +474,8 @@ class Event(NamedTuple):
     """What the engine told. Pairs are egress, then ingress; times are CLOCK_MONOTONIC's, in ns.
 
     Counters are those of the key's direction so far, then of the other one; of a dropped packet its own. `out` is
-    the device of the flow's way (0: the stack), `lost` how many events its processor had lost by then.
+    the device of the flow's way (0: the stack), `lost` how many events its processor had lost by then, `detail`
+    why the kernel dropped a packet, by its own number.
     """
 
     time: int
@@ -495,12 +497,13 @@ class Event(NamedTuple):
     flags: FlowFlag
     state: FlowState
     way: Way
+    detail: int = 0
 
     @classmethod
     def unpack(cls, data: bytes) -> "Event":
         """Read an event."""
         time, key, packets, octets, packets_back, octets_back, made, *rest = EVENT.unpack(data)
-        r0, r1, i0, i1, ifindex, out, lost, processor, kind, reason, hook, flags, state, way = rest
+        r0, r1, i0, i1, ifindex, out, lost, processor, kind, reason, hook, flags, state, way, detail = rest
         return cls(
             time,
             FlowKey.unpack(key),
@@ -521,6 +524,7 @@ class Event(NamedTuple):
             FlowFlag(flags),
             FlowState(state),
             Way(way),
+            detail,
         )
 
 

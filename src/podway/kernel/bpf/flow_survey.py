@@ -188,6 +188,7 @@ def _event(kind: EventKind, now: int, key: bytes, flow: tuple[int, ...], back: t
         flags,
         state,
         way,
+        0,
     )
 
 
