@@ -17,7 +17,7 @@ from podway.kernel import engine, ipip, netns
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_events import Events
-from podway.kernel.bpf.flow_layout import Counter, Endpoint, Event, Hook, Reason
+from podway.kernel.bpf.flow_layout import BEGINNING, Counter, Endpoint, Event, Hook, Reason
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Place
 from podway.kernel.netlink import Connection
@@ -111,13 +111,24 @@ class Node:
         self.engine = self.events = None
 
     def start(self) -> None:
-        """Have the engine work, with all pods and no policy."""
-        self.take_over()
-        for pool in POOLS:
-            self.maps.set_pool(ip_network(pool))
-        for pod in self.pods.values():
-            self.endpoint(pod)
+        """Have the engine work, with all pods and no policy, as if it had done so ever since there are pods."""
+        self.begin(lambda: None)
+        assert self.engine
+        bpf.insert(self.engine.maps["beginning"], bytes(4), BEGINNING.pack(0, 0))
         self.forget()
+
+    def begin(self, fill: Callable[[], None]) -> None:
+        """Have the engine work where none did before, once `fill` wrote what it goes by, besides pods."""
+
+        def filled(engine: flow_programs.Engine) -> None:
+            self.engine = engine
+            for pool in POOLS:
+                self.maps.set_pool(ip_network(pool))
+            for pod in self.pods.values():
+                self.endpoint(pod)
+            fill()
+
+        self.take_over(fill=filled)
 
     @property
     def maps(self) -> FlowMaps:

@@ -305,7 +305,7 @@ def test_the_data_path_is_switched_under_open_connections(lab: PolicyLab) -> Non
     web = lab.pods["web"]
     server = lab.listen(web, socket.AF_INET, 9900)
     server.settimeout(PATIENCE)
-    ping = ["ping", "-n", "-q", "-i", "0.01", "-w", "600", web.address(socket.AF_INET)]
+    ping = ["ping", "-n", "-q", "-i", "0.002", "-w", "600", web.address(socket.AF_INET)]
     pinging = subprocess.Popen(
         ["nsenter", f"--net={lab.pods['client'].path}", *ping], stdout=subprocess.PIPE, text=True
     )
@@ -323,5 +323,4 @@ def test_the_data_path_is_switched_under_open_connections(lab: PolicyLab) -> Non
         end.close()
     pinging.send_signal(2)
     sent, got = map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", pinging.communicate()[0])[0])
-    # An answer to a request that was on its way when the engine began answers nothing that it knows.
-    assert sent - got <= 2 * len(lab.nodes), f"{sent - got} of {sent}"
+    assert sent - got <= 1, f"{sent - got} of {sent}"  # the last may be under way

@@ -37,6 +37,7 @@
 #include "flow/judge.h"
 #include "flow/reject.h"
 #include "flow/track.h"
+#include "flow/under_way.h"
 #include "flow/learn.h"
 #include "flow/service.h"
 #include "flow/related.h"
@@ -67,6 +68,8 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 			return TC_ACT_UNSPEC;
 		if (!reason)
 			reason = reassociate(packet);
+		if (reason == FRAGMENT_WITHOUT_FIRST && is_about_before(packet))
+			return leave_to_stack(skb);
 	}
 	if (reason)
 		return unreadable(skb, packet, reason);

@@ -164,9 +164,11 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	struct flow *flow = begin_flow();
 	const struct state *state;
 	struct flow_key back, call;
-	bool straight, reset;
+	bool straight, reset, answers;
+	__u32 link = skb->ifindex;
 	int reason;
 
+	asm volatile("" : "+r"(link)); // read here: the verifier takes no pointer to one of two places
 	state = the_state();
 	if (!packet || !state || !flow)
 		return TC_ACT_SHOT;
@@ -180,14 +182,15 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 		return TC_ACT_UNSPEC;
 	if (!reason && restore(skb, packet, flow))
 		return RESTORED;
-	if (!reason && (packet->message == REPLY ||
-			(packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK)))
+	answers = !packet->led && answers_call_of_before(packet);
+	if (!reason && !answers && (packet->message == REPLY ||
+				    (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK)))
 		reason = REPLY_WITHOUT_REQUEST;
 	if (reason)
 		return drop(skb, packet, NULL, reason);
 
 	flow->epoch = packet->epoch;
-	call = packet->key;
+	call = answers ? reversed(&packet->key) : packet->key;
 	if (packet->led) {
 		flow->flags |= packet->led;
 		flow->service = packet->service;
@@ -195,26 +198,27 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 		if (packet->led & FLOW_TO_ITSELF)
 			call.source = call.destination;
 	}
-	source = endpoint_at(&call.source);
-	destination = endpoint_at(&call.destination);
-	if (is_from_node(skb, packet))
+	if (answers)
+		flow->flags |= FLOW_REPLY;
+	if (answers ? answers_node(skb, packet) : is_from_node(skb, packet))
 		flow->flags |= FLOW_FROM_NODE;
 	find_grounds(&grounds, &call);
 	judge(flow, &grounds, &call);
 	if (flow->reason)
 		return drop(skb, packet, flow, flow->reason);
 
+	source = endpoint_at(packet->led & FLOW_TO_ITSELF ? &packet->key.destination : &packet->key.source);
+	destination = endpoint_at(&packet->key.destination);
 	reset = packet->tcp_flags & TCP_RST; // of a connection that is not known: it begins none
-	straight = packet->hook != TO_POD && (source || is_pod(&call.source)) &&
+	straight = packet->hook != TO_POD && (source || is_pod(&packet->key.source)) &&
 		   (destination || is_pod(&packet->key.destination)) &&
 		   !(source && source->flags & ENDPOINT_BRIDGED) && !(destination && destination->flags & ENDPOINT_BRIDGED);
 	if (straight)
 		flow->flags |= FLOW_STRAIGHT;
-	if (packet->hook == FROM_POD) {
-		flow->owner = skb->ifindex;
-	} else if (!(flow->flags & FLOW_FROM_NODE) && destination) {
-		flow->owner = destination->ifindex;
-		flow->flags |= FLOW_INCOMING;
+	if (!(flow->flags & FLOW_FROM_NODE) && (packet->hook == FROM_POD || destination)) {
+		flow->owner = packet->hook == FROM_POD ? link : destination->ifindex;
+		if ((packet->hook == FROM_POD) == answers)
+			flow->flags |= FLOW_INCOMING;
 	}
 	if (reset)
 		return leave_to_stack(skb);
@@ -228,12 +232,12 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 
 	// The way back first: nobody can answer before the other entry is there.
 	back = reversed(&packet->key);
-	flow->flags |= FLOW_REPLY;
+	flow->flags ^= FLOW_REPLY;
 	flow->from = destination ? destination->ifindex : 0;
 	flow->counted = destination ? FROM_POD : straight ? FROM_WIRE : TO_POD;
 	if (bpf_map_update_elem(&flows, &back, flow, BPF_ANY))
 		return drop(skb, packet, flow, TABLE_FULL);
-	flow->flags &= ~FLOW_REPLY;
+	flow->flags ^= FLOW_REPLY;
 	// One that the stack translated comes by no pod's link and from no wire.
 	flow->from = packet->hook == FROM_POD ? skb->ifindex : packet->hook == FROM_WIRE || !source ? 0 : ~0U;
 	flow->counted = packet->hook;

@@ -68,6 +68,8 @@ static __noinline int related(struct __sk_buff *skb, const struct packet *packet
 		reason = ICMP_ERROR_FORGED;
 	if (!reason) {
 		flow = bpf_map_lookup_elem(&flows, &quoted->key);
+		if (!flow && is_about_before(packet))
+			return leave_to_stack(skb);
 		if (!flow || flow->reason || !lives(&quoted->key, flow, packet->now))
 			reason = ICMP_ERROR_UNRELATED;
 	}

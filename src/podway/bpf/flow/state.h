@@ -50,6 +50,20 @@ static __always_inline const struct state *current_state(void)
 	return build && *build == config.build ? the_state() : NULL;
 }
 
+// When the engine began where none was before: pods of then may have calls under way that nobody saw.
+struct beginning {
+	__u64 settled; // what is answered later was asked since, but by TCP; CLOCK_MONOTONIC, ns
+	__u32 newest;  // no link of then has a greater ifindex
+	__u32 unused;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct beginning);
+} beginning SEC(".maps");
+
 // Where a program sees a packet.
 enum hook {
 	FROM_POD,  // ingress of a pod's host link

@@ -212,6 +212,17 @@ class State(NamedTuple):
     generations: int
 
 
+BEGINNING = Layout("beginning", settled="Q", newest="I", unused="4x")
+
+
+class Beginning(NamedTuple):
+    """When the engine began where none was before: until when it takes for answers what might be (CLOCK_MONOTONIC,
+    ns), and the greatest number of a link of then."""
+
+    settled: int
+    newest: int
+
+
 ENDPOINT = Layout("endpoint", ifindex="I", egress_rules="I", ingress_rules="I", flags="I")
 
 
@@ -584,6 +595,7 @@ LAYOUTS = (
     AFFINITY,
     PREFIX,
     STATE,
+    BEGINNING,
     ENDPOINT,
     RULE_SET,
     RULE_KEY,

@@ -27,6 +27,7 @@ import functools
 import hashlib
 import os
 import struct
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +37,7 @@ import podway
 from podway.errors import KernelError, UnsupportedSystem
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf import tcx
-from podway.kernel.bpf.flow_layout import STATE, Hook, State
+from podway.kernel.bpf.flow_layout import BEGINNING, STATE, Beginning, Hook, State
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import tc
 from podway.kernel.rtnl.tc import Direction
@@ -53,11 +54,14 @@ _HOOKS = {name[:_NAME_LENGTH]: hook for hook, name in _PROGRAMS.items()}
 
 COPIED = (
     *("flows", "endpoints", "identities", "pools", "rules", "rule_sets", "quotas", "state"),
-    *("frontends", "choices", "backends", "calls", "tcp_calls", "affinities", "backends_epoch"),
+    *("beginning", "frontends", "choices", "backends", "calls", "tcp_calls", "affinities", "backends_epoch"),
 )
 """Maps whose entries matter to the next build. What they hold of an array's elements is all of them."""
 
 FIRST_STATE = State(epoch=1, way_generation=1, half_open=16384, established=32768, generations=0)
+
+SETTLED = 30.0
+"""Seconds after its beginning in which an engine takes for answers what may be: as long as ICMP flows live."""
 
 Converter = Callable[[bytes, bytes], "tuple[bytes, bytes] | None"]
 """From a former layout's key and value to what they are now, or None where an entry is given up."""
@@ -367,6 +371,9 @@ def _bring_over(
         state = state._replace(epoch=int.from_bytes(os.urandom(4), "little"))
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*state))
     fill(engine)
+    if not former.build:
+        began = Beginning(time.monotonic_ns() + int(SETTLED * 1e9), max(place.device for place in wanted))
+        bpf.insert(engine.maps["beginning"], _ZERO, BEGINNING.pack(*began))
     bpf.insert(engine.maps["active"], _ZERO, _BUILD.pack(engine.build))
     for name in ("flows", "calls", "tcp_calls"):  # what packets made meanwhile
         if name in copied:

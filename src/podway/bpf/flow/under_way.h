@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// Calls that were made before the engine began: who is called speaks first, as far as it can see. They are judged as
+// calls all the same, in their own direction.
+#pragma once
+
+// Whether a packet may belong to what was under way: all pods that it concerns are as old. `settled` is told.
+static __always_inline bool is_of_before(const struct packet *packet, bool *settled)
+{
+	const struct endpoint *source = endpoint_at(&packet->key.source);
+	const struct endpoint *destination = endpoint_at(&packet->key.destination);
+	const struct beginning *began;
+	__u32 only_one = 0;
+
+	began = bpf_map_lookup_elem(&beginning, &only_one);
+	if (!began || (source && source->ifindex > began->newest) || (destination && destination->ifindex > began->newest))
+		return false;
+	*settled = packet->now >= began->settled;
+	return true;
+}
+
+// Clients' ports are from here on, by default (ip_local_port_range), and hardly any server's.
+#define FIRST_CLIENT_PORT 32768
+
+// Whether a packet of no flow answers a call that was made before. Of a connection in whose midst it is, ports tell.
+// TCP has no end of that: such a packet alone opens no connection, and an open one may be silent for days.
+static __always_inline bool answers_call_of_before(const struct packet *packet)
+{
+	bool to_client = bpf_ntohs(packet->key.source_port) < FIRST_CLIENT_PORT &&
+			 bpf_ntohs(packet->key.destination_port) >= FIRST_CLIENT_PORT;
+	bool settled;
+
+	if (!is_of_before(packet, &settled))
+		return false;
+	if (packet->message == REPLY)
+		return !settled;
+	switch (packet->key.protocol) {
+	case IPPROTO_TCP:
+		if (packet->tcp_flags & TCP_SYN)
+			return packet->tcp_flags & TCP_ACK && !settled;
+		return to_client;
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+	case IPPROTO_SCTP:
+	case IPPROTO_DCCP:
+		return to_client && !settled;
+	default:
+		return false;
+	}
+}
+
+// Whether this node itself is whom a pod answers, so that the node called: it is not forwarded.
+static __noinline bool answers_node(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
+
+	if (!packet || packet->hook != FROM_POD)
+		return false;
+	if (is_ipv4(&packet->key.destination)) {
+		fib.family = AF_INET;
+		fib.ipv4_src = packet->key.source.word[3];
+		fib.ipv4_dst = packet->key.destination.word[3];
+	} else {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, &packet->key.source, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_dst, &packet->key.destination, sizeof(fib.ipv6_dst));
+	}
+	return bpf_fib_lookup(skb, &fib, sizeof(fib), 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
+// Whether something may be about a packet that went before the engine began, and whose flow nobody knows: then it is
+// harmless, as it is nothing to who did not send that packet, or get the rest of it.
+static __noinline bool is_about_before(const struct packet *packet)
+{
+	bool settled;
+
+	return packet && is_of_before(packet, &settled) && !settled;
+}
