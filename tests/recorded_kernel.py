@@ -68,6 +68,7 @@ class RecordedFlows:
         self.refuses: Callable[[], KernelError | None] = lambda: None
         self.log: list[FlowWrites] = []
         self.ways = 0
+        self.limits: frozenset[str] = frozenset()
         self.openings = 0
         self.services = ServiceMaps()
         self._rules: dict[RuleKey, Columns] = {}
@@ -88,6 +89,9 @@ class RecordedFlows:
         self.is_open = True
         fill()
         self.openings += 1
+
+    def limited(self) -> frozenset[str]:
+        return self.limits
 
     def close(self) -> None:
         self.is_open = False

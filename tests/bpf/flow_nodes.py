@@ -136,10 +136,10 @@ class Node:
         assert self.engine
         return FlowMaps(self.engine.maps)
 
-    def endpoint(self, pod: Pod, egress: int = 0, ingress: int = 0) -> None:
+    def endpoint(self, pod: Pod, egress: int = 0, ingress: int = 0, flags: int = 0) -> None:
         """Tell the engine of a pod."""
         for address in pod.addresses:
-            self.maps.set_endpoint(ip_address(address), Endpoint(self.device(pod.link), egress, ingress))
+            self.maps.set_endpoint(ip_address(address), Endpoint(self.device(pod.link), egress, ingress, flags))
         self.maps.changed(ways=True)
 
     def isolate(self, pod: Pod, *allowed: dict[str, Any], direction: str = "ingress") -> None:

@@ -1,13 +1,14 @@
 """Real packets between real pods on two nodes, with the engine at work."""
 
 import contextlib
+import json
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from podway.kernel.bpf.flow_layout import Counter, EventKind, Reason, Way
+from podway.kernel.bpf.flow_layout import LIMITED, Counter, EventKind, Reason, Way
 from podway.policy.maps import RuleKey
 from tests.bpf.flow_nodes import Echo, Lab, open_socket, reaches_only, said
 from tests.patience import ANSWERED, PATIENCE, eventually
@@ -55,6 +56,39 @@ def test_a_stream_takes_no_stack(lab: Lab, family: int, there: str) -> None:
     assert back
     assert (flow.way, back.way) == ((Way.PEER, Way.PEER) if there == "b" else (Way.WIRE, Way.PEER))
     assert min(flow.octets, back.octets) > 8 * len(block)
+
+
+@families
+@pytest.mark.parametrize("there", ["b", "c"], ids=["own node", "other node"])
+def test_what_limits_a_pods_bandwidth_sees_its_packets(lab: Lab, family: int, there: str) -> None:
+    """As the bandwidth plugin does it: a queue towards the pod; from it one on an ifb, ahead of the stack."""
+    server = getattr(lab, there)
+    lab.one.netns.sh("""
+        ip link add limit type ifb
+        ip link set limit up
+        tc qdisc add dev limit root tbf rate 400mbit burst 256kb latency 50ms
+        tc qdisc add dev pa root tbf rate 400mbit burst 256kb latency 50ms
+        tc qdisc add dev pa ingress
+        tc filter add dev pa ingress protocol all u32 match u32 0 0 action mirred egress redirect dev limit
+    """)
+    try:
+        with Echo(server, family, 7000), open_socket(lab.a, family) as client:
+            client.connect((server.addresses[family], 7000))
+            block = bytes(100_000)
+            for flags, passes in ((0, False), (LIMITED, True), (0, False)):
+                lab.one.endpoint(lab.a, flags=flags)
+                before = passed(lab, "pa"), passed(lab, "limit")
+                assert said(client, block) == block
+                grown = passed(lab, "pa") - before[0], passed(lab, "limit") - before[1]
+                assert [one > len(block) for one in grown] == [passes, passes], grown
+    finally:
+        lab.one.netns.sh("tc qdisc del dev pa root; tc qdisc del dev pa ingress; ip link del limit")
+
+
+def passed(lab: Lab, device: str) -> int:
+    """How many bytes went through the queue of a device of the first node."""
+    (found,) = json.loads(lab.one.netns.sh(f"tc -s -j qdisc show dev {device} root"))
+    return int(found["bytes"])
 
 
 @families

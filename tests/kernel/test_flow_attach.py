@@ -142,8 +142,15 @@ def test_a_pod_whose_bandwidth_another_plugin_limits_has_place_for_its_qdisc(
     plan = wiring(limited=True)
     kernel.wire(plan, pod.fd)
     assert hung(kernel, plan) == TCX
+    node.sh("ip link add other type ifb; tc qdisc add dev other root tbf rate 8mbit burst 32kb latency 50ms")
+    assert kernel.flow.limited() == frozenset()
     node.sh(f"tc qdisc add dev {plan.link.name} ingress")
     assert repaired(kernel, plan) == 0
+    assert kernel.flow.limited() == {plan.link.name}
+    node.sh(f"tc qdisc del dev {plan.link.name} ingress")
+    assert kernel.flow.limited() == frozenset()
+    node.sh(f"tc qdisc add dev {plan.link.name} root tbf rate 8mbit burst 32kb latency 50ms")
+    assert kernel.flow.limited() == {plan.link.name}
 
 
 @pytest.mark.parametrize("what", ["_CLSACT", "_BPF"])

@@ -149,6 +149,21 @@ def test_what_others_changed_is_put_right_and_told() -> None:
     assert node.agent.repair() == ""
 
 
+def test_packets_of_a_pod_whose_link_somebody_limits_are_the_stacks_as_long_as_it_is() -> None:
+    node = Node(WEB)
+    lease = node.lease(WEB)
+    for limits in (frozenset({lease.attachment.link, "other"}), frozenset[str]()):
+        node.flows.limits, ways = limits, node.flows.ways
+        node.agent.look_for_limits()
+        assert node.flows.entries.endpoints[ip_address(IPS[0])].limited == bool(limits)
+        assert node.flows.ways == ways + 1, "open connections find another way"
+        before = node.writes()
+        node.agent.look_for_limits()
+        node.start()
+        assert node.writes() == before
+        assert node.right()
+
+
 def test_an_audit_tells_nothing_of_what_was_written_while_it_went_on() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -299,6 +300,25 @@ def test_verify_proves_what_policies_deny_and_finds_what_a_node_lets_through(lab
 def _free_address(near: Place) -> str:
     """An address of the first node that no pod has."""
     return near.address(socket.AF_INET).rpartition(".")[0] + ".50"
+
+
+def test_a_limit_of_a_pods_bandwidth_holds_as_soon_as_it_is_there(lab: PolicyLab) -> None:
+    node, web = "node1", ip_address(lab.pods["web"].address(socket.AF_INET))
+    link = next(one.link for one, addresses in lab.lab.leases(node).items() if web in addresses)
+
+    def counts() -> bool:
+        (before,) = json.loads(lab.lab.sh(node, f"tc -s -j qdisc show dev {link} root"))
+        for name in ("client", "near"):
+            assert lab.connects(lab.pods[name], lab.pods["web"], 80, socket.AF_INET)
+        (after,) = json.loads(lab.lab.sh(node, f"tc -s -j qdisc show dev {link} root"))
+        # Two packets towards the pod of each connection that is made and closed, at least.
+        return bool(after["packets"] - before["packets"] >= 4)
+
+    lab.lab.sh(node, f"tc qdisc add dev {link} root tbf rate 400mbit burst 256kb latency 50ms")
+    try:
+        eventually(counts)
+    finally:
+        lab.lab.sh(node, f"tc qdisc del dev {link} root")
 
 
 def test_the_data_path_is_switched_under_open_connections(lab: PolicyLab) -> None:

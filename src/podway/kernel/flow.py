@@ -18,6 +18,7 @@ from podway.kernel.bpf.flow_layout import (
     BRIDGED,
     ENDPOINT,
     IDENTITY,
+    LIMITED,
     RULE_SET,
     Counter,
     Endpoint,
@@ -42,7 +43,7 @@ from podway.kernel.bpf.service_maps import ServiceMaps
 from podway.kernel.engine import Compared
 from podway.kernel.flow_events import DropTracer, FlowEvents
 from podway.kernel.netlink import Connection
-from podway.kernel.rtnl import links
+from podway.kernel.rtnl import links, tc
 from podway.plan.changes import Change
 from podway.plan.objects import FlowHook, FlowProgram, NodePlan, PodWiring
 from podway.policy.maps import NO_RULES, Columns, Prefix, RuleKey
@@ -65,12 +66,16 @@ _UNDER_WAY = RuleSet(0, 1)
 
 
 class FlowEndpoint(NamedTuple):
-    """A pod of this node, by one of its addresses: its link, its rule sets, and whether it is a bridge's port."""
+    """A pod of this node, by one of its addresses: its link, its rule sets, and whether it is a bridge's port.
+
+    `limited` tells that somebody limits what passes its link.
+    """
 
     link: str
     ingress: int
     egress: int
     bridged: bool = False
+    limited: bool = False
 
 
 class Entries(NamedTuple):
@@ -197,6 +202,12 @@ class FlowEngine:
         """Tell whether an engine is at work on devices of the node, of whatever build."""
         numbers = [link.index for link in links.dump(self._connection)]
         return tcx.is_supported() and flow_programs.works(self._connection, numbers)
+
+    def limited(self) -> frozenset[str]:
+        """Return the pods' links on which somebody limits what passes."""
+        numbers = tc.limiting(self._connection)
+        found = links.dump(self._connection) if numbers else ()
+        return frozenset(one.name for one in found if one.index in numbers and one.name.startswith(LINK_PREFIX))
 
     def close(self) -> None:
         """Let go of the engine: what is attached goes on."""
@@ -334,7 +345,11 @@ class FlowEngine:
         for address, value in bpf.items(maps["endpoints"]).items():
             found = Endpoint(*ENDPOINT.unpack(value))
             endpoints[unpack_address(address)] = FlowEndpoint(
-                names.get(found.ifindex, ""), found.ingress_rules, found.egress_rules, bool(found.flags & BRIDGED)
+                names.get(found.ifindex, ""),
+                found.ingress_rules,
+                found.egress_rules,
+                bool(found.flags & BRIDGED),
+                bool(found.flags & LIMITED),
             )
         yield
         rules: dict[RuleKey, Columns] = {}
@@ -506,7 +521,7 @@ class FlowEngine:
                 if error.errno != errno.ENODEV:
                     lost[pack_address(address)] = error
                 continue
-            flags = BRIDGED if endpoint.bridged else 0
+            flags = (BRIDGED if endpoint.bridged else 0) | (LIMITED if endpoint.limited else 0)
             yield pack_address(address), ENDPOINT.pack(index, endpoint.egress, endpoint.ingress, flags)
 
 

@@ -44,6 +44,10 @@ class FlowDoor(Protocol):
         """
         ...
 
+    def limited(self) -> frozenset[str]:
+        """Return the pods' links on which somebody limits what passes: their packets are the stack's."""
+        ...
+
     def close(self) -> None:
         """Let go of the engine: what is attached goes on."""
         ...

@@ -89,6 +89,8 @@ class Enforcement:
         self._endpoints: dict[Address, FlowEndpoint] = {}
         self._pools: frozenset[Any] = frozenset()
         """Both as they were written."""
+        self._limited: frozenset[str] = frozenset()
+        """The links on which somebody limits what passes, as they were at the latest look."""
         self._entering: dict[Attachment, Lease] = {}
         self._asking: dict[object, _Asked] = {}
         """For whom the store is asked; those leave of whom something is heard meanwhile."""
@@ -430,6 +432,20 @@ class Enforcement:
             self.note(error)
             return ""
 
+    def look_for_limits(self) -> None:
+        """Have the packets of pods whose links somebody limits, or does not limit any more, go the right way."""
+        if self._planner is None:
+            return
+        try:
+            limited = self._flow.limited()
+        except KernelError as error:
+            self.note(error)
+            return
+        if limited != self._limited:
+            self._limited = limited
+            self.bring()
+            self.ways_changed()
+
     def ways_changed(self) -> None:
         """Have the engine look up anew how packets go on: routes, neighbours or devices changed."""
         if self._flow.is_open:
@@ -512,6 +528,7 @@ class Enforcement:
     def _fill(self) -> None:
         """Bring the maps to what is wanted, whatever another agent left in them."""
         left = _in_one_go(self._flow.read())
+        self._limited = self._flow.limited()
         self._compile(left)
         wrong = _in_one_go(self._compared(left))
         self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
@@ -618,7 +635,9 @@ class Enforcement:
         found: dict[Address, FlowEndpoint] = {}
         for attachment, lease in {**self._state.leases, **self._entering}.items():
             rules = self._rules_of(lease.pod)
-            endpoint = FlowEndpoint(attachment.link, rules.ingress, rules.egress, lease.attach == "bridge")
+            link = attachment.link
+            bridged, limited = lease.attach == "bridge", link in self._limited
+            endpoint = FlowEndpoint(link, rules.ingress, rules.egress, bridged, limited)
             found.update(dict.fromkeys(lease.addresses, endpoint))
         return found
 

@@ -284,6 +284,7 @@ class Reconciler:
             self._due, self._full = self._full_due, False
             if self._read_host():
                 self.bring()
+            self.enforcement.look_for_limits()
             if full:
                 await self._look_at_policies()
                 await self._look_at_services()

@@ -17,12 +17,17 @@ static __always_inline __u32 ip_length(const struct __sk_buff *skb, const struct
 	return skb->len - ETH_HLEN;
 }
 
+static __always_inline bool is_limited(const struct endpoint *endpoint)
+{
+	return endpoint && endpoint->flags & ENDPOINT_LIMITED;
+}
+
 // Ask the kernel for the way; `next` becomes the neighbour. What it does not forward, or cannot yet, is the stack's.
 static __always_inline void look_up_way(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 					const struct state *state, struct bpf_redir_neigh *next)
 {
 	const struct flow_key *key = &packet->key;
-	const struct endpoint *endpoint;
+	const struct endpoint *endpoint = endpoint_at(&key->destination);
 	struct bpf_fib_lookup fib = {
 		.l4_protocol = key->protocol,
 		.sport = key->source_port,
@@ -32,6 +37,13 @@ static __always_inline void look_up_way(struct __sk_buff *skb, const struct pack
 	};
 	long said;
 
+	if (is_limited(endpoint) || is_limited(endpoint_at(&key->source))) {
+		flow->way_generation = *(volatile const __u32 *)&state->way_generation;
+		flow->way_seen = packet->now;
+		flow->mtu = ~0;
+		*(volatile __u8 *)&flow->way = WAY_STACK;
+		return;
+	}
 	if (is_ipv4(&key->destination)) {
 		fib.family = AF_INET;
 		fib.ipv4_src = key->source.word[3];
@@ -60,7 +72,6 @@ static __always_inline void look_up_way(struct __sk_buff *skb, const struct pack
 	flow->mtu = fib.tot_len;
 	next->nh_family = fib.family;
 	__builtin_memcpy(next->ipv6_nh, fib.ipv6_dst, sizeof(next->ipv6_nh));
-	endpoint = endpoint_at(&key->destination);
 	*(volatile __u8 *)&flow->way = endpoint && endpoint->ifindex == fib.ifindex ? WAY_PEER : WAY_WIRE;
 }
 

@@ -151,6 +151,8 @@ class EventKind(enum.IntEnum):
 MOST_PRECEDENCE = (1 << 30) - 1
 BRIDGED = 1
 """The flag of an endpoint that is a port of a bridge."""
+LIMITED = 2
+"""The flag of one by whose link passes only so much: packets go the way on which they are counted, the stack's."""
 
 
 def pack_address(address: Address) -> bytes:

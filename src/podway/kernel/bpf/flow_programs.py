@@ -372,7 +372,8 @@ def _bring_over(
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*state))
     fill(engine)
     if not former.build:
-        began = Beginning(time.monotonic_ns() + int(SETTLED * 1e9), max(place.device for place in wanted))
+        newest = max((place.device for place in wanted), default=0)
+        began = Beginning(time.monotonic_ns() + int(SETTLED * 1e9), newest)
         bpf.insert(engine.maps["beginning"], _ZERO, BEGINNING.pack(*began))
     bpf.insert(engine.maps["active"], _ZERO, _BUILD.pack(engine.build))
     for name in ("flows", "calls", "tcp_calls"):  # what packets made meanwhile

@@ -5,7 +5,7 @@ is lost (dev_deactivate in qdisc_graft, net/sched/sch_api.c); filters come and g
 """
 
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -52,14 +52,32 @@ class Filter(msgspec.Struct, frozen=True):
 
 def hooks(connection: Connection) -> Mapping[int, tuple[Direction, ...]]:
     """Return the devices, by number, that filters can be hung on, and in which directions. Raises KernelError."""
-    found = {}
+    return {
+        index: _HOOKS[kind]
+        for index, handle, _, kind in _qdiscs(connection)
+        if handle == _QDISC_HANDLE and kind in _HOOKS
+    }
+
+
+def limiting(connection: Connection) -> frozenset[int]:
+    """Return the devices, by number, that somebody put a queue on, or filters ahead of the stack.
+
+    That is how bandwidth is limited: tbf(8) and the like at the root; an `ingress` qdisc whose filters lead to an
+    ifb with such a queue. A veth has `noqueue` unless somebody asked for another. Raises KernelError.
+    """
+    found = set()
+    for index, handle, parent, kind in _qdiscs(connection):
+        if (parent == c.TC_H_ROOT and kind != "noqueue") or (handle == _QDISC_HANDLE and kind == "ingress"):
+            found.add(index)
+    return frozenset(found)
+
+
+def _qdiscs(connection: Connection) -> Iterator[tuple[int, int, int, str]]:
+    """Yield of each qdisc its device's number, its handle, its parent and its kind."""
     request = Request(c.RTM_GETQDISC, TCMSG.pack(0, 0, 0, 0, 0), "list qdiscs")
     for message in connection.dump(request):
-        _, index, handle, _, _ = TCMSG.unpack_from(message.body)
-        kind = string(parse(message.body, TCMSG.size).get(c.TCA_KIND))
-        if handle == _QDISC_HANDLE and kind in _HOOKS:
-            found[index] = _HOOKS[kind]
-    return found
+        _, index, handle, parent, _ = TCMSG.unpack_from(message.body)
+        yield index, handle, parent, string(parse(message.body, TCMSG.size).get(c.TCA_KIND))
 
 
 def filters(connection: Connection, index: int, direction: Direction) -> list[Filter]:
