@@ -1,9 +1,13 @@
 """Services in a lab: made with their pods, served from these, and called by name."""
 
+import json
+import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_network
+from typing import Any
 
 import dns.message
 import dns.rcode
@@ -84,9 +88,6 @@ def test_addresses_by_hand_are_left_free() -> None:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[str]:
     """A lab of two nodes that serves Services, with a client."""
-    import os
-    import secrets
-
     name = f"s{os.getpid()}x{secrets.token_hex(2)}"
     cluster.up(name, nodes=2, pools=DUAL, block_sizes=(), asn=64512, report=lambda _: None, services="pods")
     try:
@@ -101,9 +102,11 @@ def _podway(lab: str, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _curl(lab: str, url: str, *options: str) -> str:
-    words = ("curl", "-s", "--max-time", "5", *options, url)
-    return _podway(lab, "lab", "exec", "client", "--", *words).stdout
+def _answering(lab: str, url: str, family: str, times: int) -> set[str]:
+    """Call a URL from the client so many times; return who answered."""
+    ask = f"for i in $(seq {times}); do curl -s {family} --max-time 5 {url} || echo nobody; done"
+    done = _podway(lab, "lab", "exec", "client", "--", "sh", "-c", ask)
+    return {line.split(" on ")[0].removeprefix("I am pod ") for line in done.stdout.splitlines()}
 
 
 @pytest.mark.kernel
@@ -113,10 +116,10 @@ def test_a_service_is_called_by_name_and_follows_its_pods(lab: str) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert f"pod default/{name} on" in done.stdout
     for family in ("-4", "-6"):
-        answers = {_curl(lab, "http://web/", family).split(" on ")[0] for _ in range(12)}
-        assert answers == {"I am pod default/web-1", "I am pod default/web-2"}
+        assert _answering(lab, "http://web/", family, 16) == {"default/web-1", "default/web-2"}
     assert _podway(lab, "lab", "rm", "web-1").returncode == 0
-    eventually(lambda: all("web-2" in _curl(lab, "http://web.default.svc.cluster.local/") for _ in range(4)))
+    name = "http://web.default.svc.cluster.local/"
+    eventually(lambda: _answering(lab, name, "-4", 8) == {"default/web-2"})
 
 
 @pytest.mark.kernel
@@ -136,3 +139,55 @@ def test_mistakes_are_refused_and_leave_nothing(lab: str) -> None:
     assert "Service default/web selects app=web" in done.stderr
     assert "--service needs --serve" in _podway(lab, "lab", "run", "odd", "--service", "web").stderr
     assert "odd" not in _podway(lab, "get", "pods").stdout
+
+
+def _findings(lab: str) -> set[tuple[str, str]]:
+    report = json.loads(_podway(lab, "doctor", "-o", "json").stdout)
+    return {(one["subject"], one["found"]) for one in report["findings"] if one["check"] == "services"}
+
+
+def _apply(lab: str, **manifest: Any) -> None:
+    command = [sys.executable, "-m", "podway", "--lab", lab, "apply", "-f", "-"]
+    done = subprocess.run(command, input=json.dumps(manifest), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.kernel
+def test_doctor_names_services_at_which_nobody_answers(lab: str) -> None:
+    nodes = "node1, node2: "
+    lost = {"clusterIP": "10.96.0.77", "selector": {"app": "lost"}, "ports": [{"port": 80}]}
+    _apply(lab, apiVersion="v1", kind="Service", metadata={"name": "lost"}, spec=lost)
+    problem = "spec.ports[0]: has no IPv4 endpoints: connections are refused"
+    eventually(lambda: _findings(lab) == {(f"{nodes}Service/default/lost", problem)})
+    assert _podway(lab, "delete", "service/lost").returncode == 0
+    policy = {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"ports": [{"port": 81}]}]}
+    meta = {"name": "shut"}
+    _apply(lab, apiVersion="networking.k8s.io/v1", kind="NetworkPolicy", metadata=meta, spec=policy)
+    problem = "port 80/TCP: NetworkPolicy/default/shut let nobody in at any of its endpoints"
+    eventually(lambda: _findings(lab) == {(f"{nodes}Service/default/web", problem)})
+    assert _podway(lab, "delete", "networkpolicy/shut").returncode == 0
+    eventually(lambda: not _findings(lab))
+
+
+@pytest.mark.kernel
+def test_a_service_is_explained(lab: str) -> None:
+    told = json.loads(_podway(lab, "get", "service", "web", "-o", "json").stdout)["explained"]["frontends"]
+    assert [(one["protocol"], one["port"]) for one in told] == [("TCP", 80)] * 2
+    for frontend in told:
+        (backend,) = frontend["backends"]
+        assert (backend["pod"], backend["port"], backend["usedOn"]) == ("default/web-2", 80, ["node1", "node2"])
+    table = _podway(lab, "get", "service", "web", "-o", "wide").stdout.splitlines()
+    assert table[1].split()[table[0].split().index("READY") :][:3] == ["1", "of", "1"]
+    assert "web-2 on node" in _podway(lab, "describe", "service", "web").stdout
+
+
+@pytest.mark.kernel
+def test_a_service_is_traced_to_its_backend_and_back(lab: str) -> None:
+    done = _podway(lab, "trace", "client", "service/web", "-o", "json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["delivered"], report["receiver"]) == (0, True, "pod default/web-2"), done
+    through = {one["family"]: one["service"] for one in report["families"]}
+    assert set(through) == {"IPv4", "IPv6"}
+    assert all((one["service"], one["port"], one["choices"]) == ("default/web", 80, 1) for one in through.values())
+    page = _podway(lab, "trace", "client", "web", "-4").stdout
+    assert "its only backend, and its answers have the Service's name" in " ".join(page.split())

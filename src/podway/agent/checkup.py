@@ -77,6 +77,7 @@ class Checkup:
             enforced=enforcement.in_force,
             policy_problem=enforcement.problem,
             cut_off=enforcement.shut,
+            services_problem=self._components.reconciler.serving.status()["problem"],
             certificate_expires=(
                 datetime.fromisoformat(channel["certificate"]).timestamp() if channel["certificate"] else None
             ),

@@ -1,7 +1,7 @@
 """Columns of the tables that `podway get` shows: how a cell's text is made of an object. Pure."""
 
 from calendar import timegm
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from time import strptime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from podway.api.resource import Resource
 
 R = TypeVar("R", bound="Resource")
+T = TypeVar("T")
 
 
 class Cluster:
@@ -27,6 +28,7 @@ class Cluster:
         self.now = now
         self._ask = ask
         self._by_kind: dict[type[Any], tuple[Any, ...]] = {}
+        self._kept: dict[Callable[..., Any], Any] = {}
         self._by_name: dict[tuple[type[Any], str], Mapping[str, Any]] = {}
 
     @cached_property
@@ -39,6 +41,13 @@ class Cluster:
         if kind not in self._by_kind:
             self._by_kind[kind] = tuple(obj for obj in self.objects if isinstance(obj, kind))
         return self._by_kind[kind]
+
+    def kept(self, make: Callable[[Sequence["Resource"]], T]) -> T:
+        """Return what a function makes of all objects, made once however often it is asked for."""
+        if make not in self._kept:
+            self._kept[make] = make(self.objects)
+        found: T = self._kept[make]
+        return found
 
     def named(self, kind: type[R], namespace: str = "") -> Mapping[str, R]:
         """Return the objects of a kind in a namespace by their name, in none if the kind's are in none."""

@@ -15,6 +15,7 @@ from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
+from podway.api.kinds.service import Service
 from podway.api.meta import LabelSelector
 from podway.api.resource import Resource, key, subject
 from podway.cli.get import everything, find
@@ -99,6 +100,11 @@ def _belonging(obj: Resource, cluster: Cluster) -> Iterator[tuple[str, list[str]
             )
         case Pod():
             yield "blocks", [_block(block) for block in cluster.of(AddressBlock) if _any_in(obj.addresses, block)]
+        case Service():
+            from podway.services.explain import Explainer, lines
+
+            explained = cluster.kept(Explainer).explain(obj)
+            yield f"served{f': {explained.why_none}' if explained.why_none else ''}", list(lines(explained))
         case Namespace():
             here = obj.metadata.name
             yield "pods", [_pod(pod) for pod in cluster.of(Pod) if pod.metadata.namespace == here]
@@ -111,6 +117,8 @@ def _more(obj: Resource) -> Iterator[str]:
             yield from (f"podway status {name}", f"podway get routes {name}", f"podway doctor {name}")
         case Pod():
             yield f"podway trace {obj.metadata.namespace}/{obj.metadata.name} TO"
+        case Service():
+            yield f"podway trace POD service/{obj.metadata.namespace}/{obj.metadata.name}"
         case AddressBlock():
             yield f"podway describe node {obj.spec.node}"
 

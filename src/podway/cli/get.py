@@ -9,9 +9,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
+import msgspec
 
 from podway.api.columns import Cluster
 from podway.api.encode import to_builtins, to_json, to_list, to_yaml
+from podway.api.kinds.service import Service
 from podway.api.meta import LabelSelector
 from podway.api.resource import GROUP, Resource, key, subject
 from podway.cli.help import examples
@@ -92,7 +94,11 @@ def get(
     cluster = look.cluster(requests)
     found = [(request, look.rows(cluster, request)) for request in requests]
     if output in ("json", "yaml"):
-        shapes = [shape_of(request.view, row) for request, rows in found for row in rows]
+        shapes = [
+            shape_of(request.view, row) | (explained(row, cluster) if request.names else {})
+            for request, rows in found
+            for row in rows
+        ]
         named = sum(len(request.names) for request in requests)
         shape = shapes[0] if named == len(shapes) == 1 else to_list(shapes)
         click.echo(to_json(shape) if output == "json" else to_yaml(shape), nl=False)
@@ -117,6 +123,15 @@ def shape_of(view: View, row: Any) -> dict[str, Any]:
     """Return a row of a view in the shape of Kubernetes' objects, with its apiVersion and kind."""
     shape = to_builtins(row)
     return shape if view.kind else {"apiVersion": API_VERSION, "kind": view.row_kind, **shape}
+
+
+def explained(obj: Any, cluster: Cluster) -> dict[str, Any]:
+    """Return what is told of an object that was asked for by name, beside its fields: what a Service means."""
+    if not isinstance(obj, Service):
+        return {}
+    from podway.services.explain import Explainer
+
+    return {"explained": msgspec.to_builtins(cluster.kept(Explainer).explain(obj))}
 
 
 def _name_of(obj: Resource, here: str | None) -> str:

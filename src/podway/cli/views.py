@@ -30,7 +30,8 @@ class View:
     def of(cls, kind: type[Resource]) -> "View":
         """Return the view of a kind's objects."""
         names = (*kind.NAMES.usual, kind.NAMES.plural, kind.KIND.lower(), *kind.NAMES.short)
-        return cls(names, kind.COLUMNS, kind)
+        more, before = _MORE.get(kind.KIND, ()), len(kind.COLUMNS) - 2  # age and labels stay the last
+        return cls(names, (*kind.COLUMNS[:before], *more, *kind.COLUMNS[before:]), kind)
 
 
 def _next_hops(route: Any, _: Cluster) -> str:
@@ -47,6 +48,15 @@ def _protocol(route: Any, _: Cluster) -> str:
 def _since(row: Any, cluster: Cluster) -> str:
     return age(cluster.now - row.since.timestamp()) if row.since else "-"
 
+
+def _ready(service: Any, cluster: Cluster) -> str:
+    from podway.services.explain import Explainer, summary
+
+    return summary(cluster.kept(Explainer).explain(service))
+
+
+_MORE = {"Service": (Column("READY", _ready, wide=True),)}
+"""Columns of a kind that say more than its objects do."""
 
 _OF_AGENTS = (
     View(

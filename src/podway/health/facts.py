@@ -74,6 +74,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     policy_problem: str = ""
     cut_off: tuple[str, ...] = ()
     """Pods that are cut off, since it is not known what policies they have."""
+    services_problem: str = ""
+    """Why Services are not served as settings ask."""
     certificate_expires: float | None = None
     """When the certificate of the agent's channel expires; None before it has one."""
 

@@ -13,6 +13,7 @@ from podway.policy.maps import ANY_PROTOCOL
 from podway.policy.matching import NAMESPACE_NAME, Selection
 from podway.policy.rules import (
     PROTOCOLS,
+    PolicyRule,
     PolicyRules,
     rules_of_cluster_policy,
     rules_of_network_policy,
@@ -27,10 +28,7 @@ def lint(objects: Iterable[Resource]) -> tuple[tuple[Key, Problem], ...]:
     """Return for each policy what is probably not meant: the field, what is wrong with it, and what to do."""
     known = tuple(objects)
     pods = [pod for pod in of_kind(Pod, known) if not pod.spec.host_network]
-    spaces = {
-        space.metadata.name: {**space.metadata.labels, NAMESPACE_NAME: space.metadata.name}
-        for space in of_kind(Namespace, known)
-    }
+    spaces = _spaces(known)
     found: list[tuple[Key, Problem]] = []
     for policy in of_kind(NetworkPolicy, known):
         rules = rules_of_network_policy(policy)
@@ -49,6 +47,41 @@ def lint(objects: Iterable[Resource]) -> tuple[tuple[Key, Problem], ...]:
                 (key(policy_), ("spec.priority", problem, "give each policy of a tier a priority of its own"))
             )
     return tuple(sorted(found))
+
+
+class Doors:
+    """Says of pods which of their ports no peer may call, whoever it is."""
+
+    def __init__(self, objects: Iterable[Resource]) -> None:
+        known = tuple(objects)
+        self._spaces = _spaces(known)
+        self._rules = [rules_of_network_policy(policy) for policy in of_kind(NetworkPolicy, known)]
+        self._cluster = [rules_of_cluster_policy(policy) for policy in of_kind(ClusterNetworkPolicy, known)]
+
+    def shut_by(self, pod: Pod, protocol: int, port: int) -> tuple[Key, ...]:
+        """Return the NetworkPolicies that isolate a pod and none of which lets anybody in there.
+
+        Empty where somebody may come in, or where policies of the cluster decide.
+        """
+        if pod.spec.host_network or any(self._selecting(self._cluster, pod)):
+            return ()
+        isolating = [rules for rules in self._selecting(self._rules, pod) if rules.ingress is not None]
+        if any(
+            rule.named or _speaks_of(rule, protocol, port) for rules in isolating for rule in rules.ingress or ()
+        ):
+            return ()
+        return tuple(rules.key for rules in isolating)
+
+    def _selecting(self, every: Iterable[PolicyRules], pod: Pod) -> Iterator[PolicyRules]:
+        return (one for one in every if one.subject is not None and _selected(one.subject, pod, self._spaces))
+
+
+def _spaces(objects: Iterable[Resource]) -> dict[str, dict[str, str]]:
+    """Return the labels of namespaces, by their names."""
+    return {
+        space.metadata.name: {**space.metadata.labels, NAMESPACE_NAME: space.metadata.name}
+        for space in of_kind(Namespace, objects)
+    }
 
 
 def _selects_nothing(
@@ -86,8 +119,11 @@ def _without_dns(rules: PolicyRules) -> Iterator[Problem]:
 
 
 def _allows(rules: PolicyRules, protocol: int, port: int) -> bool:
+    return any(_speaks_of(rule, protocol, port) for rule in rules.egress or ())
+
+
+def _speaks_of(rule: PolicyRule, protocol: int, port: int) -> bool:
     return any(
         one.protocol in (ANY_PROTOCOL, protocol) and port >> 16 - one.length == one.port >> 16 - one.length
-        for rule in rules.egress or ()
         for one in rule.ports
     )

@@ -155,7 +155,7 @@ class ServicePlanner:
             case Pod():
                 self._put_pod((obj.metadata.namespace, obj.metadata.name), obj)
             case Node() if obj.metadata.name == self._node:
-                self._put_zone(obj.metadata.labels.get(ZONE_LABEL, ""))
+                self._put_zone(zone_of(obj))
             case _:
                 pass
 
@@ -438,6 +438,11 @@ class _Change:
             tuple(choice for choice in self.gone_choices if choice not in self.choices),
             tuple(self.gone_backends),
         )
+
+
+def zone_of(node: Node) -> str:
+    """Return the zone that a node is in; empty if nobody says."""
+    return node.metadata.labels.get(ZONE_LABEL, "")
 
 
 def wanted_frontends(service: Service) -> Iterator[WantedFrontend]:

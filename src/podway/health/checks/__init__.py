@@ -18,6 +18,7 @@ from podway.health.checks import (
     policies,
     routes,
     runtime,
+    services,
     uplink,
 )
 from podway.health.facts import ClusterFacts, NodeFacts
@@ -34,6 +35,7 @@ THEMES = (
     routes,
     plan,
     policies,
+    services,
     encapsulation,
     runtime,
     agent,

@@ -1,0 +1,62 @@
+"""Services: whether they are served, and those at which nobody answers."""
+
+from collections.abc import Iterable, Iterator
+
+from podway.api.resource import Key, key, subject
+from podway.cluster.view import ClusterView
+from podway.health.facts import NodeFacts
+from podway.health.finding import Problem, Severity, node_check
+from podway.policy.lint import Doors
+from podway.services.explain import Explainer
+from podway.services.lint import lint
+from podway.services.maps import PROTOCOLS
+from podway.services.planner import wanted_frontends
+
+
+@node_check(
+    "services",
+    looks_at="where Podway serves Services: whether it does on the node, Services without ready endpoints, port "
+    "names that match nothing, two Services of one address and port, and policies that let nobody in at any "
+    "endpoint",
+    why="connections to such a Service are refused or dropped, or go to another one's pods",
+)
+def services(facts: NodeFacts) -> Iterator[Problem]:
+    """What is wrong with a Service all agents find alike; it is told once."""
+    memory = facts.memory
+    if memory.services_problem:
+        yield Problem(
+            f"Services are not served as they should be: {memory.services_problem}",
+            "mend that: the agent tries again by itself; spec.services of the NetworkConfig says what is wanted",
+        )
+    if not memory.view.serves or memory.view.unserved:
+        return
+    for whose, (field, problem, hint) in lint(
+        obj for table in memory.view.tables.values() for obj in table.values()
+    ):
+        yield Problem(f"{field}: {problem}", hint, subject(whose), Severity.WARNING)
+    yield from _shut_out(memory.view)
+
+
+def _shut_out(view: ClusterView) -> Iterator[Problem]:
+    objects = tuple(obj for table in view.tables.values() for obj in table.values())
+    explainer, doors = Explainer(objects), Doors(objects)
+    for service in explainer.services:
+        told = set()
+        for wanted in wanted_frontends(service):
+            port = f"{wanted.port.port}/{wanted.port.protocol}"
+            pods = [(explainer.pod_at(one), one) for one in explainer.candidates(service, wanted) if one.ready]
+            shut = [
+                doors.shut_by(pod, PROTOCOLS[wanted.port.protocol], one.port) if pod else () for pod, one in pods
+            ]
+            if shut and all(shut) and port not in told:
+                told.add(port)
+                yield Problem(
+                    f"port {port}: {_names(shut)} let nobody in at any of its endpoints",
+                    f"allow port {pods[0][1].port} of its pods by an ingress rule: podway policy list POD",
+                    subject(key(service)),
+                    Severity.WARNING,
+                )
+
+
+def _names(found: Iterable[tuple[Key, ...]]) -> str:
+    return ", ".join(dict.fromkeys(subject(one) for keys in found for one in keys))

@@ -1,0 +1,91 @@
+"""What people get wrong in Services that are valid: nobody answers there, or another does. Pure."""
+
+from collections.abc import Iterable, Iterator
+
+from podway.api.fields import Problem
+from podway.api.kinds.endpoint_slice import EndpointSlice
+from podway.api.kinds.pod import Pod
+from podway.api.kinds.service import Service, ServicePort
+from podway.api.resource import Key, Resource, key, of_kind
+from podway.services.endpoints import selects, target_port
+from podway.services.explain import Explainer
+from podway.services.maps import unpacked
+from podway.services.planner import serves, wanted_frontends
+
+
+def lint(objects: Iterable[Resource]) -> tuple[tuple[Key, Problem], ...]:
+    """Return for each Service what is probably not meant: the field, what is wrong with it, and what to do."""
+    known = tuple(objects)
+    explainer = Explainer(known)
+    slices: dict[tuple[str, str], list[EndpointSlice]] = {}
+    for piece in of_kind(EndpointSlice, known):
+        if piece.service:
+            slices.setdefault(piece.service, []).append(piece)
+    pods: dict[str, list[Pod]] = {}
+    for pod in of_kind(Pod, known):
+        pods.setdefault(pod.metadata.namespace, []).append(pod)
+    found = []
+    for service in explainer.services:
+        name = (service.metadata.namespace, service.metadata.name)
+        own = slices.get(name, [])
+        problems = _of(explainer, service, own, [] if own else pods.get(name[0], []))
+        found += [(key(service), problem) for problem in problems]
+    return tuple(sorted(found))
+
+
+def _of(explainer: Explainer, service: Service, slices: list[EndpointSlice], pods: list[Pod]) -> Iterator[Problem]:
+    told: set[tuple[str, str]] = set()
+    for wanted in wanted_frontends(service):
+        index = service.spec.ports.index(wanted.port)
+        if taken := explainer.taken_by(service, wanted):
+            address = f"{wanted.port.protocol} {unpacked(wanted.key.address)} port {wanted.port.port}"
+            hint = "give one of the two another address or port; until then only the other one is served"
+            field = {"cluster": "clusterIP", "external": "externalIPs"}.get(wanted.kind, "")
+            where = f"spec.{field}" if field else "status.loadBalancer.ingress"
+            yield where, f"{address} is Service {'/'.join(taken)}'s", hint
+        every = explainer.candidates(service, wanted)
+        port = f"spec.ports[{index}]"
+        if any(one.ready or one.last_resort for one in every):
+            if not any(serves(wanted.port, one) for one in every) and (port, "sctp") not in told:
+                told.add((port, "sctp"))
+                hint = "give it the port's number at the pods, or kube-proxy the Service: SCTP is not translated"
+                yield f"{port}.targetPort", "SCTP leads to another port number", hint
+            continue
+        family = f"IPv{wanted.version}"
+        if (port, family) in told:
+            continue
+        told.add((port, family))
+        if problem := _no_such_port(wanted.port, service, slices, pods):
+            if (port, "name") not in told:
+                told.add((port, "name"))
+                yield f"{port}.targetPort" if not slices else f"{port}.name", *problem
+        elif every:
+            state = "terminating, and none serves any more" if all(one.terminating for one in every) else "ready"
+            text = f"none of {len(every)} {family} endpoints is ready" if state == "ready" else f"all are {state}"
+            yield port, text, "look at its pods: podway get pods -A"
+        else:
+            hint = "compare its selector with the pods' labels: podway get pods -A -o wide"
+            yield port, f"has no {family} endpoints: connections are refused", hint
+
+
+def _no_such_port(
+    port: ServicePort, service: Service, slices: list[EndpointSlice], pods: list[Pod]
+) -> tuple[str, str] | None:
+    """Return why a port has no endpoints though there are some: its name is none of theirs."""
+    if slices:
+        there = [one for piece in slices if piece.endpoints for one in piece.ports or ()]
+        names = {(one.name, one.protocol) for one in there}
+        if not names or (port.name, port.protocol) in names:
+            return None
+        shown = ", ".join(sorted(f"{name or '(none)'}/{protocol}" for name, protocol in names))
+        return (
+            f"no slice has a port called {port.name or '(none)'}/{port.protocol}",
+            f"slices have {shown}: give the Service's port one of these names",
+        )
+    selected = [pod for pod in pods if selects(service, pod)]
+    if not selected or any(target_port(port, pod) is not None for pod in selected):
+        return None
+    return (
+        f"no pod that it selects has a {port.protocol} port called {port.target_port!r}",
+        "name a containerPort so, or write the port's number",
+    )
