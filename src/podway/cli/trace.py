@@ -7,10 +7,13 @@ import click
 
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options, read_all
-from podway.errors import AgentError
+from podway.errors import AgentError, InvalidInput
 
 if TYPE_CHECKING:
     from podway.api.addresses import Address
+    from podway.api.kinds.service import Service
+    from podway.api.resource import Resource
+    from podway.trace.names import Hosts
     from podway.trace.report import TraceReport
 
 PATIENCE = 5.0
@@ -18,13 +21,15 @@ PATIENCE = 5.0
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Complete the name of a pod, with its namespace unless that is `default`, or of a node."""
+    """Complete the name of a pod, with its namespace unless that is `default`, of a node, or of a Service."""
     from podway.api.kinds.node import Node
     from podway.api.kinds.pod import Pod
+    from podway.api.kinds.service import Service
     from podway.cli.complete import objects
 
     pods = [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in objects(ctx, Pod)]
     names = [
+        *(f"service/{one.metadata.namespace}/{one.metadata.name}" for one in objects(ctx, Service)),
         *(name.removeprefix("default/") for name in pods),
         *(node.metadata.name for node in objects(ctx, Node)),
     ]
@@ -38,6 +43,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         "podway trace node1 web --proto udp -o json",
         "podway trace shop/client web --full           # all that plan, kernel and probe say",
         "podway trace web 192.0.2.1 --dry-run",
+        "podway trace client service/web               # to the backend that its node chooses",
         "podway trace web outside --port 80            # in a lab that has the host: podway lab outside",
     )
 )
@@ -84,7 +90,8 @@ def trace(
 ) -> None:
     """Show the way of a packet FROM one place TO another, and back.
 
-    FROM and TO are pods (web, shop/web), nodes or addresses, or a lab's host `outside`. At each hop: what Podway
+    FROM and TO are pods (web, shop/web), nodes or addresses, or a lab's host `outside`. TO may be a Service, by
+    name or address: then one of its backends is followed. At each hop: what Podway
     planned there, what the kernel says, and what a real probe showed; in one line where all three agree.
 
     Exit status 0: delivered both ways (with --dry-run: as far as the kernels say). 1: not.
@@ -124,6 +131,7 @@ def follow(
     from podway.api.addresses import Family
     from podway.probe.build import Protocol
     from podway.trace.names import resolve
+    from podway.trace.services import way
     from podway.trace.trace import trace as run
 
     wanted = Protocol((protocol or ("tcp" if port else "icmp")).upper())
@@ -132,18 +140,46 @@ def follow(
     resources = options.run(read_all).items
     beside = _beside(options)
     hosts = {name: addresses for name, (addresses, _) in beside.items()}
+    chosen = [Family(number) for number in families]
+    origin, service = resolve(source, resources, hosts), _service(target, resources, hosts)
+    through: Mapping[Family, Any] = {}
+    if service is not None:
+        asked = Protocol(protocol.upper()) if protocol else None
+        found = way(service, target, origin, resources, protocol=asked, port=port, families=chosen)
+        towards, wanted, port, through = found.target, found.protocol, found.port, found.through
+    else:
+        towards = resolve(target, resources, hosts)
     return run(
         resources,
         _asker(options, {name: ask for name, (_, ask) in beside.items()}),
-        resolve(source, resources, hosts),
-        resolve(target, resources, hosts),
+        origin,
+        towards,
         protocol=wanted,
         port=port,
-        families=[Family(number) for number in families],
+        families=chosen,
+        through=through,
         dry_run=dry_run,
         timeout=timeout,
         hosts=hosts,
     )
+
+
+def _service(text: str, resources: Sequence["Resource"], hosts: "Hosts") -> "Service | None":
+    """Return the Service that a text names: nobody's pod, node or host of that name is meant before it."""
+    from ipaddress import ip_address
+
+    from podway.trace.names import resolve
+    from podway.trace.services import find_service
+
+    try:
+        ip_address(text)
+    except ValueError:
+        try:
+            resolve(text, resources, hosts)
+        except InvalidInput:
+            return find_service(text, resources)
+        return None
+    return find_service(text, resources)
 
 
 def _beside(options: GlobalOptions) -> dict[str, tuple[Sequence["Address"], Callable[..., Any]]]:

@@ -13,6 +13,7 @@ from podway.trace.report import (
     Kernel,
     Planned,
     Seen,
+    ThroughService,
     TraceReport,
     Underlay,
     Verdict,
@@ -105,6 +106,7 @@ def _family(page: _Page, report: TraceReport, family: FamilyTrace, *, full: bool
     sent = ", nothing sent" if report.dry_run else ""
     page.text(f"{family.source} → {family.destination}, {report.protocol}{port}{sent}")
     page.blank()
+    _service(page, family.service)
     _verdict(page, "There", family.there)
     _verdict(page, "Back", family.back)
     _policy(page, family)
@@ -336,6 +338,20 @@ def _seen_words(seen: Seen, ends: str) -> str:
     return (
         f"{seen.direction:<3} {seen.interface}: {ends}, TTL {seen.hop_limit}, {seen.length} bytes{since}{inside}"
     )
+
+
+def _service(page: _Page, service: ThroughService | None) -> None:
+    if service is None:
+        return
+    among = "its only backend" if service.choices == 1 else f"one of {service.choices} backends"
+    ends = f"{_joined(service.address, service.port)} becomes {_joined(service.backend, service.backend_port)}"
+    page.row("Service", f"{service.service}: {ends}, {among}, and its answers have the Service's name")
+    if service.problem:
+        page.row("", service.problem, "bad")
+
+
+def _joined(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _policy(page: _Page, family: FamilyTrace) -> None:

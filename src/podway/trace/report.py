@@ -170,8 +170,24 @@ class PolicySaid(_Record, frozen=True):
     reason: str
 
 
+class ThroughService(_Record, frozen=True):
+    """A Service that the conversation is held through: its address and port, and those that they become.
+
+    `choices` is among how many backends the source's node chooses; one of them is followed here. `problem` says
+    why it is not Podway that leads there, empty if it is.
+    """
+
+    service: str
+    address: str
+    port: int
+    backend: str
+    backend_port: int
+    choices: int
+    problem: str = ""
+
+
 class FamilyTrace(_Record, frozen=True):
-    """Both directions by one IP version. Ports are 0 where there are none.
+    """Both directions by one IP version. Ports are 0 where there are none. `service` is null without one.
 
     `policy` is empty where no policy selects either end; `enforced` tells whether the cluster enforces policies.
     """
@@ -185,6 +201,7 @@ class FamilyTrace(_Record, frozen=True):
     back: Direction
     policy: tuple[PolicySaid, ...] = ()
     enforced: bool = False
+    service: ThroughService | None = None
 
 
 class Silent(_Record, frozen=True):

@@ -2,8 +2,9 @@
 
 import errno
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import msgspec
 
@@ -23,9 +24,11 @@ from podway.trace.forwarding import ForwardingHop, forwarding_path, look, stages
 from podway.trace.names import NO_HOSTS, Hosts, Subject
 from podway.trace.points import PointIndex
 from podway.trace.policy import PolicyJudge, with_policy
-from podway.trace.report import Direction, FamilyTrace, Silent, TraceReport
+from podway.trace.report import Direction, FamilyTrace, Silent, ThroughService, TraceReport
 from podway.trace.shown import show
 from podway.trace.verdict import Case, judge, predict, translation_of
+
+NO_SERVICE: Mapping[Family, ThroughService] = MappingProxyType({})
 
 AGAIN = 0.3
 """Seconds to wait for an answer where a smaller packet's came at once."""
@@ -43,13 +46,15 @@ def trace(
     dry_run: bool = False,
     timeout: float = 1.0,
     hosts: Hosts = NO_HOSTS,
+    through: Mapping[Family, ThroughService] = NO_SERVICE,
 ) -> TraceReport:
     """Trace a packet from `source` to `target`, and the answer, in each family that both have (or in those named).
 
     `port` is the target's, 0 for one on which hardly anybody listens. With `dry_run` nothing is sent: plan
     and kernels alone are told. `timeout` is how long an answer may take, in seconds. `hosts` are beside the
-    cluster, and asked as agents are. An agent that does not answer leaves a gap and is named in the report. Raises
-    InvalidInput if the two have no family in common or neither is in the cluster.
+    cluster, and asked as agents are. `through` is the Service, of each family, of which the target is a backend.
+    An agent that does not answer leaves a gap and is named in the report. Raises InvalidInput if the two have no
+    family in common or neither is in the cluster.
     """
     started = time.monotonic()
     if not any(one.ours and not one.host for one in (source, target)):
@@ -71,6 +76,10 @@ def trace(
     ]
     with ThreadPoolExecutor(len(conversations)) as threads:
         traces = tuple(threads.map(lambda one: one.hold(dry_run=dry_run), conversations))
+    traces = tuple(
+        msgspec.structs.replace(one, service=through.get(family))
+        for family, one in zip(common, traces, strict=True)
+    )
     silent = tuple(Silent(node, reason) for node, reason in agents.silent.items())
     return TraceReport(
         source.label,
