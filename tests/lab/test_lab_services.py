@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from podway.api.kinds.endpoint_slice import Endpoint, EndpointConditions, Endpoi
 from podway.api.kinds.service import Service, ServiceSpec
 from podway.api.meta import Metadata
 from podway.errors import LabError
-from podway.lab import cluster, facts, resolving
+from podway.lab import agents, cluster, facts, resolving
 from podway.lab.dns import Names
 from podway.lab.services import free_address
 from podway.store.base import Event, Listing
+from podway.verify.services import SERVICES
 from tests.patience import eventually
 
 DUAL = ("10.244.0.0/16", "fd00:10:244::/56")
@@ -191,3 +193,25 @@ def test_a_service_is_traced_to_its_backend_and_back(lab: str) -> None:
     assert all((one["service"], one["port"], one["choices"]) == ("default/web", 80, 1) for one in through.values())
     page = _podway(lab, "trace", "client", "web", "-4").stdout
     assert "its only backend, and its answers have the Service's name" in " ".join(page.split())
+
+
+def _verified(lab: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    report = json.loads(_podway(lab, "verify", "-o", "json", "--timeout", "0.5").stdout)
+    (rule,) = (one for one in report["rules"] if one["rule"] == SERVICES)
+    return rule, [one for one in report["findings"] if SERVICES in one["rules"]]
+
+
+@pytest.mark.kernel
+def test_verify_proves_services_and_finds_a_node_that_leads_nowhere(lab: str) -> None:
+    """Of each family the ports of `web` and of DNS, called from both nodes."""
+    rule, findings = _verified(lab)
+    assert (rule["verdict"], rule["proved"], rule["tried"], findings) == ("proved", 12, 12, [])
+    pid = agents.status(lab, "node1")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert _podway(lab, "lab", "run", "--service", "web", "--serve", "80", "--node", "node2").returncode == 0
+    rule, (finding,) = _verified(lab)
+    assert (rule["verdict"], rule["proved"]) == ("failed", 10)
+    assert {pair["sender"] for pair in finding["pairs"]} <= {"pod default/client", "pod kube-system/dns"}
+    assert finding["problem"].startswith("no call is led to pod default/web-")
+    assert _podway(lab, "lab", "node", "start", "node1").returncode == 0
+    eventually(lambda: _verified(lab)[0]["verdict"] == "proved")

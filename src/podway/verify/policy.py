@@ -1,5 +1,6 @@
 """Which of verify's conversations policies deny: those must not take place. Pure."""
 
+from podway.api.addresses import Address
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
@@ -28,11 +29,15 @@ class Denials:
 
     def reason(self, probe: Probe) -> str:
         """Return in words what denies a conversation; empty if nothing does."""
+        return self.of(probe.sender, probe.receiver, (probe.source, probe.destination), *_asked(probe, self._port))
+
+    def of(
+        self, sender: Point, receiver: Point, addresses: tuple[Address, Address], protocol: int, port: int
+    ) -> str:
+        """Return in words what denies a connection between two addresses; empty if nothing does."""
         if not self._enforced:
             return ""
-        protocol, port = _asked(probe, self._port)
-        ends = (self._end(probe.sender), self._end(probe.receiver))
-        reasons = self._judge.reasons(*ends, (probe.source, probe.destination), protocol, port)
+        reasons = self._judge.reasons(self._end(sender), self._end(receiver), addresses, protocol, port)
         return next((f"{one.direction} of {one.pod}: {one.reason}" for one in reasons if not one.allowed), "")
 
     def _end(self, point: Point) -> End:

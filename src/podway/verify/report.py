@@ -35,15 +35,16 @@ class _Record(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RuleReport(_Record, frozen=True):
-    """One rule, or (number 4) what policies deny.
+    """One rule, or (number 4) what policies deny, or (number 5) Services.
 
-    Of `total` things (addresses, or ordered pairs per family) `tried` were, and `proved` hold.
+    Of `total` things (addresses, ordered pairs per family, frontends for each node) `tried` were, and `proved`
+    hold.
     """
 
     rule: int
     statement: str
     verdict: Verdict
-    unit: Literal["addresses", "pairs", "conversations"]
+    unit: Literal["addresses", "pairs", "conversations", "frontends"]
     proved: int
     tried: int
     total: int

@@ -22,6 +22,7 @@ from podway.prove.path import Hop, hops
 from podway.prove.path_mtu import node_path_of
 from podway.prove.probe import Pair, Probe, Step, node_pairs, plan_probes, pod_pairs, sample
 from podway.prove.world import Point, World
+from podway.verify import services
 from podway.verify.addressing import AddressFault, address_faults
 from podway.verify.policy import Denials
 from podway.verify.prober import Prober, Trial, enter, link_mtus
@@ -67,7 +68,7 @@ def verify(
     seed: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Report:
-    """Prove the three rules for a cluster, as far as its points can be entered from here.
+    """Prove the three rules for a cluster, as far as its points can be entered from here, and its Services.
 
     `sample_size` is how many pairs of each rule and family to try (0: all; None: all, up to
     ALL_PAIRS_UP_TO). `timeout` is how long an answer may take, in seconds. The same `seed` chooses the same
@@ -107,6 +108,10 @@ def verify(
         silent = [pair for pair in chosen if _ends(pair) not in left]
         chosen = [pair for pair in chosen if _ends(pair) in left]
         packets, missed = prober.packets, prober.missed
+    most = services.MOST if sample_size is None else sample_size
+    served = tuple(
+        services.prove(world, services.plan_calls(world, denials), timeout=timeout, limit=most, seed=seed)
+    )
     return Report(
         nodes=len(world.nodes),
         pods=len(world.pods),
@@ -126,8 +131,14 @@ def verify(
                 for rule in (2, 3)
             ),
             *_denials_rule(len(denied), len(passed)),
+            *(one for one in served if isinstance(one, RuleReport)),
         ),
-        findings=(*map(_address_finding, wrong), *_findings(causes), *_passed_findings(passed, denied)),
+        findings=(
+            *map(_address_finding, wrong),
+            *_findings(causes),
+            *_passed_findings(passed, denied),
+            *(one for one in served if isinstance(one, Finding)),
+        ),
         unproved=absent,
         sample=Sample(limit, seed) if limit and any(len(pairs) > limit for pairs in every.values()) else None,
         probes=outcome.probes + len(denied),
