@@ -11,6 +11,7 @@ from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_layout import Counter, EventKind, FlowFlag, FlowState, Hook, Reason
 from podway.kernel.bpf.service_maps import ServiceMaps
 from podway.policy.maps import Rule, RuleKey, Tier, Verdict
+from podway.probe.packet import IcmpError, parse_ethernet
 from podway.services.maps import Backend, Delta, Frontend, FrontendFlag, FrontendKey, packed
 from tests.bpf.flow_bench import OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
 from tests.bpf.flow_packets import (
@@ -257,6 +258,32 @@ def test_without_backends_tcp_is_refused_at_once(services: Services, family: int
 
 
 @families
+@pytest.mark.parametrize("protocol", [UDP, SCTP], ids=["UDP", "SCTP"])
+def test_without_backends_what_is_no_tcp_is_answered_with_icmp(
+    services: Services, family: int, protocol: int
+) -> None:
+    bench = services.bench
+    services.serve(VIP[family], protocol=protocol)
+    upper = udp(1000, VIP_PORT, bytes(100)) if protocol == UDP else sctp(1000, VIP_PORT)
+    packet = ip(A[family], VIP[family], protocol, upper)
+    done = bench.run(Hook.FROM_POD, "pa", frame(packet))
+    assert done.action == REDIRECT
+    made = parse_ethernet(done.frame)
+    assert made is not None
+    assert (str(made.source), str(made.destination)) == (VIP[family], A[family])
+    assert isinstance(made.transport, IcmpError)
+    assert made.transport.meaning == "port unreachable"
+    answer, quoted = done.frame[14:], head(packet)[1] + 8
+    assert answer[-quoted:] == packet[:quoted]
+    kind, at, pseudo = head(answer)
+    covered = pseudo + struct.pack("!II", len(answer) - at, kind) if family else b""
+    assert not checksum(covered + answer[at:])
+    assert family or not checksum(answer[:20])
+    assert bench.counted()[Counter.UNREACHABLES_SENT] == 1
+    assert bench.from_pod("pa", frame(ip(A[family], VIP[family], protocol, upper, fragment=(0, True)))) == SHOT
+
+
+@families
 def test_without_backends_it_is_dropped_where_another_node_has_some(services: Services, family: int) -> None:
     services.serve(VIP[family], flags=FrontendFlag.DROP)
     assert services.bench.from_pod("pa", sent(A[family], VIP[family])) == SHOT
@@ -268,7 +295,7 @@ def test_another_port_of_the_address_is_refused(services: Services, family: int)
     services.serve(VIP[family], (REMOTE[family], 8080))
     packet = ip(A[family], VIP[family], TCP, tcp(1000, 81))
     assert bench.from_pod("pa", frame(packet)) == REDIRECT  # the RST
-    assert bench.from_pod("pa", sent(A[family], VIP[family], protocol=UDP)) == SHOT
+    assert bench.from_pod("pa", sent(A[family], VIP[family], protocol=UDP)) == REDIRECT  # an ICMP error
     assert bench.counted()[Reason.SERVICE_NO_PORT] == 2
 
 
@@ -280,7 +307,8 @@ def test_one_way_udp_moves_when_its_backend_goes_and_open_tcp_does_not(services:
 
     def send(protocol: int, **more: Any) -> int:
         done = bench.run(Hook.FROM_POD, "pa", sent(A[family], VIP[family], protocol=protocol, **more))
-        return ends(done.frame[14:])[3] if done.action == REDIRECT else 0
+        led = done.action == REDIRECT and head(done.frame[14:])[0] == protocol
+        return ends(done.frame[14:])[3] if led else 0
 
     assert (send(UDP), send(TCP)) == (1, 1)
     back = frame(summed(ip(gone[0], A[family], TCP, tcp(1, 1000, SYN | ACK))))

@@ -84,6 +84,12 @@ def test_another_port_and_no_endpoints_are_refused_at_once(lab: PolicyLab) -> No
     nobody["spec"]["selector"] = {"app": "nobody"}
     for family in FAMILIES:
         assert peer(lab, client, family, 81) is None
+        with client.open(family, socket.SOCK_DGRAM) as asking:  # UDP hears of it by ICMP
+            asking.settimeout(5)
+            asking.connect((VIP.address(family), 81))
+            asking.send(b"anybody?")
+            with pytest.raises(ConnectionRefusedError):
+                asking.recv(10)
     lab.apply(nobody)
     eventually(lambda: backends(lab, "node1") == 0)
     assert [peer(lab, client, family) for family in FAMILIES] == [None, None]

@@ -6,6 +6,7 @@
 #pragma once
 
 #define TCP_CHECK 16 // where the checksum is in TCP's header
+#define QUOTED 8     // bytes of the upper header that an ICMP error quotes at least (RFC 792)
 
 // The words of TCP's header as they are computed with.
 struct tcp_header {
@@ -167,6 +168,59 @@ static __noinline int reset_sender(struct __sk_buff *skb, const struct packet *p
 		return TC_ACT_SHOT;
 	count(RESETS_SENT);
 	return send_back(skb, packet);
+}
+
+struct unreachable {
+	__u8 type, code;
+	__sum16 check;
+	__be32 unused;
+	__u8 quoted[sizeof(struct ipv6hdr) + QUOTED];
+};
+
+// Answer what is no TCP with ICMP's "port unreachable" (RFC 792, RFC 4443 section 3.1). Only pods hear it, of what they
+// sent themselves, and it is hardly longer than that: so nobody has to ration it. Returns what becomes of the packet.
+static __noinline int tell_unreachable(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct unreachable error = {};
+	__u32 length, sum = 0;
+	__u8 protocol;
+
+	if (!packet || packet->hook != FROM_POD || !is_plain(packet))
+		return TC_ACT_SHOT;
+	if (is_ipv4(&packet->key.source)) {
+		protocol = IPPROTO_ICMP;
+		error.type = 3;
+		error.code = 3;
+		length = offsetof(struct unreachable, quoted) + sizeof(struct iphdr) + QUOTED;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, error.quoted, sizeof(struct iphdr) + QUOTED))
+			return TC_ACT_SHOT;
+	} else {
+		protocol = IPPROTO_ICMPV6;
+		error.type = 1;
+		error.code = 4;
+		length = sizeof(error);
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, error.quoted, sizeof(error.quoted)))
+			return TC_ACT_SHOT;
+		sum = pseudo_sum(packet, protocol, length);
+	}
+	error.check = ~folded(bpf_csum_diff(NULL, 0, (void *)&error, sizeof(error), sum)); // IPv4's rest is 0
+	if (bpf_skb_change_tail(skb, packet->l4 + length, 0))
+		return TC_ACT_SHOT;
+	if (protocol == IPPROTO_ICMP ? bpf_skb_store_bytes(skb, packet->l4, &error,
+							   offsetof(struct unreachable, quoted) + sizeof(struct iphdr) + QUOTED,
+							   BPF_F_RECOMPUTE_CSUM)
+				     : bpf_skb_store_bytes(skb, packet->l4, &error, sizeof(error), BPF_F_RECOMPUTE_CSUM))
+		return TC_ACT_SHOT;
+	if (write_heads(skb, packet, protocol, length))
+		return TC_ACT_SHOT;
+	count(UNREACHABLES_SENT);
+	return send_back(skb, packet);
+}
+
+// Have the sender of a packet hear at once that nobody is there. Returns what becomes of the packet.
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet)
+{
+	return packet->key.protocol == IPPROTO_TCP ? reset_sender(skb, packet) : tell_unreachable(skb, packet);
 }
 
 // A connection that policy has cut: who goes on with it is told, of TCP. What only waits for its rules to be written

@@ -372,7 +372,7 @@ static __noinline int lead(struct __sk_buff *skb, struct packet *packet, struct 
 			drop(skb, packet, NULL, reason);
 			if (reason == SERVICE_NO_PORT ||
 			    (reason == SERVICE_NO_ENDPOINT && frontend && !(frontend->flags & FRONTEND_DROP)))
-				return reset_sender(skb, packet);
+				return refuse(skb, packet);
 			return TC_ACT_SHOT;
 		}
 		packet->chosen = 1;

@@ -95,6 +95,7 @@ class Counter(enum.IntEnum):
     WAYS_RENEWED = 25
     EVENTS_LOST = 26
     RESETS_SENT = 27
+    UNREACHABLES_SENT = 28
 
 
 class FlowState(enum.IntEnum):
