@@ -49,6 +49,7 @@ class EtcdServer:
         if self.authority is not None:
             self.authority.issue("server", "etcd", hosts=(HOST, "localhost"))
             self.client = self.authority.issue("client", "", hosts=("client",))
+        self.host = HOST
         self.fd = -1
         self._holder: subprocess.Popen[bytes] | None = None
         self._token = ""
@@ -135,7 +136,7 @@ class EtcdServer:
             return plain
         context = ssl.create_default_context(cafile=str(self.authority.path))
         context.load_cert_chain(*self.client)
-        return context.wrap_socket(plain, server_hostname=HOST)
+        return context.wrap_socket(plain, server_hostname=self.host)
 
     def socket(self, address: Any = (socket.AF_INET,)) -> socket.socket:
         """Make a TCP socket where the servers are."""
@@ -143,11 +144,11 @@ class EtcdServer:
 
     def ask(self, method: str, body: Any, *, member: int = 0) -> Any:
         """Ask a member as an administrator. Raises Answer."""
-        connection = http.client.HTTPConnection(HOST, self.port(member), timeout=PATIENCE)
+        connection = http.client.HTTPConnection(self.host, self.port(member), timeout=PATIENCE)
         plain = self.socket()
         plain.settimeout(PATIENCE)
         try:
-            plain.connect((HOST, self.port(member)))
+            plain.connect((self.host, self.port(member)))
             connection.sock = self._secure(plain)
             headers = {"Authorization": self._token} if self._token else {}
             connection.request("POST", f"/v3/{method}", json.dumps(body), headers)

@@ -55,6 +55,7 @@ def lines_of(example: str) -> list[str]:
 HOST = "changes the machine itself; tests/host and tests/system do the same in namespaces and other directories"
 OWN_DIRECTORIES = "writes into the machine's own directories; tests/preview/test_completion.py runs every shell's"
 WHOLE = "takes programs that are built for minutes; tests/whole does it"
+ETCD = "takes etcd; tests/lab/test_lab_etcd.py does it"
 CONTROLLER = "runs until it is ended; tests/controller does it"
 NOT_RUN = {
     "podway simulate --nodes 5000 --pods 100000": "takes minutes; tests/preview simulates smaller clusters",
@@ -65,6 +66,9 @@ NOT_RUN = {
     "podway uninstall --with-pods": HOST,
     "podway agent --node node1 --store sqlite:///var/lib/podway/store.db": HOST,
     "podway agent --node node1 --store sqlite:///var/lib/podway/store.db --interface eth1 --log-level debug": HOST,
+    "podway agent --node node1 --store etcd://192.0.2.10:2379/podway": HOST,
+    "podway controller --store etcd://192.0.2.10:2379/podway": ETCD,
+    "podway lab up --store etcd": ETCD,
     "podway lab up --kubernetes --nodes 2": WHOLE,
     "podway lab kubectl get nodes": WHOLE,
     "podway lab kubectl -- apply -f pods.yaml": WHOLE,

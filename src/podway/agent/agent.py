@@ -60,7 +60,7 @@ from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import Steps
 from podway.store.base import list_all
-from podway.store.open import is_kubernetes, open_store
+from podway.store.open import is_served, open_store
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +106,7 @@ class Agent:
             self._contact = contact = StoreContact()
             if away is not None:
                 contact.lost(away)
-            self._channel = Channel(self._store, state, requested=is_kubernetes(options.store))
+            self._channel = Channel(self._store, state, requested=is_served(options.store))
             stack.callback(self._channel.close)
             self._registration = Registration(self._membership, state, contact, options.heartbeat_interval)
 

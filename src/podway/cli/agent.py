@@ -23,10 +23,11 @@ from podway.store.open import check_url
     epilog=examples(
         "podway agent --node node1 --store sqlite:///var/lib/podway/store.db",
         "podway agent --node node1 --store sqlite:///var/lib/podway/store.db --interface eth1 --log-level debug",
+        "podway agent --node node1 --store etcd://192.0.2.10:2379/podway",
     )
 )
 @click.option("--node", required=True, metavar="NAME", help="This node's name in the cluster.")
-@store_option(help="The cluster's store, such as sqlite:///var/lib/podway/store.db.")
+@store_option(help="The cluster's store, such as sqlite:///var/lib/podway/store.db or etcd://HOST:2379.")
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -11,9 +11,10 @@ from podway.store.open import check_url
     epilog=examples(
         "podway controller --store kubernetes:",
         "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug",
+        "podway controller --store etcd://192.0.2.10:2379/podway",
     )
 )
-@store_option(help="The cluster's store, such as kubernetes: in a pod.")
+@store_option(help="The cluster's store, such as kubernetes: in a pod, or etcd://HOST:2379.")
 @click.option(
     "--name",
     default="",

@@ -78,6 +78,7 @@ def lab() -> None:
         "podway lab up --lab six --nodes 5 --pool 10.244.0.0/16 --pool fd10::/48",
         "podway lab up --racks 2 --nodes 4 --encapsulation vxlan --when cross-subnet",
         "podway lab up --racks 2 --nodes 4 --tor bird",
+        "podway lab up --store etcd",
         "podway lab up --kubernetes --nodes 2",
     )
 )
@@ -138,6 +139,14 @@ def lab() -> None:
     help="Whom Services are served; not off: with data path ebpf, and a DNS for their names.",
 )
 @click.option(
+    "--store",
+    "kept_in",
+    type=click.Choice(["sqlite", "etcd"]),
+    default="sqlite",
+    show_default=True,
+    help="What the store is: a file, or an etcd on the nodes' segment, if it is installed.",
+)
+@click.option(
     "--kubernetes",
     is_flag=False,
     flag_value="",
@@ -169,6 +178,7 @@ def up(
     tor: Tor,
     node_family: str | None,
     services: ServiceClients,
+    kept_in: str,
     kubernetes: str | None,
     image: Path | None,
     manifest: Path | None,
@@ -204,6 +214,7 @@ def up(
                 {key: value for key, value in pool_settings.items() if value}, PoolSettings
             ),
             services=services,
+            in_etcd=kept_in == "etcd",
         )
     again = names.option(options.lab)
     _report(f"lab {options.lab} is up; try: podway lab run web --serve 80{again}; podway get nodes{again}")

@@ -54,7 +54,7 @@ class GlobalOptions(NamedTuple):
 
     def _open(self, *, create: bool) -> Store:
         url = self.store_url()
-        if self.store is None and admin_config(self.lab).exists():
+        if self.store is None and (admin_config(self.lab).exists() or not url.startswith("sqlite:")):
             from podway.lab.facts import open_lab_store
 
             return open_lab_store(self.lab)
@@ -83,9 +83,9 @@ def _open(url: str, *, create: bool) -> Store:
         from podway.preview.store import SnapshotStore
 
         return SnapshotStore(read(Path(url.removeprefix(SNAPSHOT))))
-    from podway.store.open import is_kubernetes, open_store, path_of
+    from podway.store.open import is_served, open_store, path_of
 
-    if is_kubernetes(url):
+    if is_served(url):
         return open_store(url)
     path = path_of(url)
     if os.geteuid() != 0 and not os.access(path, os.R_OK | os.W_OK) and not _is_missing(path):
@@ -116,8 +116,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def store_option(**settings: Any) -> Callable[[F], F]:
     """Return the option that names the store; `settings` go to click."""
     text = (
-        "The cluster's store, such as sqlite:///var/lib/podway/store.db, kubernetes: or "
-        "kubernetes:///path/of/a/kubeconfig, or snapshot:FILE to look at one. "
+        "The cluster's store, such as sqlite:///var/lib/podway/store.db, kubernetes:, "
+        "kubernetes:///path/of/a/kubeconfig or etcd://HOST:2379, or snapshot:FILE to look at one. "
         "Without it: the lab's."
     )
     given = {"help": text, **settings}

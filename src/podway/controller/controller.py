@@ -29,7 +29,7 @@ from podway.ipam.claims import give_back_all_of
 from podway.metrics.exposition import Metric, Values, expose
 from podway.metrics.server import MetricsServer, parse_endpoint
 from podway.store.base import Store
-from podway.store.open import is_kubernetes, open_store
+from podway.store.open import is_served, open_store
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +79,7 @@ class Controller:
         self._candidate = Candidate(options.name or f"{socket.gethostname()}_{secrets.token_hex(4)}")
         self._departures = Departures(options.grace)
         self._signing = Signing(store)
-        self._signs = is_kubernetes(options.store)
+        self._signs = is_served(options.store)
         self._lessees: tuple[str, ...] = ()
         self._leases_at = -LEASES_LOOK
         self._problem = ""

@@ -19,7 +19,7 @@ from podway.errors import AgentError, InvalidArgument, LabError
 from podway.ipam.blocks import count_blocks
 from podway.kernel import netns
 from podway.kernel.support import require_all
-from podway.lab import agents, facts, names, outside, pods, processes, routers, speakers, state, topology
+from podway.lab import agents, etcd, facts, names, outside, pods, processes, routers, speakers, state, topology
 from podway.lab import services as lab_services
 from podway.lab.agents import Report
 from podway.lab.fabric import Fabric, Tor, most_nodes, plan_fabric
@@ -48,14 +48,15 @@ def up(
     node_families: Sequence[Family] = (),
     pool_settings: PoolSettings = DEFAULT_POOL_SETTINGS,
     services: ServiceClients = "off",
+    in_etcd: bool = False,
 ) -> LabState:
     """Build a lab of `nodes` nodes with these pools (CIDRs) and return its state.
 
     With several racks each is a subnet behind a router, on which `tor` speaks BGP with the rack's nodes.
     With `services` the data path is eBPF's, and there is a DNS.
-    Without `node_families` the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. When anything
-    fails, what was built is removed again. Raises LabError, InvalidArgument, InvalidObject, StoreError,
-    KernelError or UnsupportedSystem.
+    Without `node_families` the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. The store is an
+    SQLite file, or an etcd. When anything fails, what was built is removed again. Raises LabError,
+    InvalidArgument, InvalidObject, StoreError, KernelError or UnsupportedSystem.
     """
     names.require_lab_name(lab)
     require_all()
@@ -63,6 +64,8 @@ def up(
     fabric = plan_fabric(networks, nodes=nodes, racks=racks, families=node_families)
     _require_sense(networks, fabric, tor, pool_settings)
     speakers.require(tor)
+    if in_etcd:
+        etcd.find_program()
     built = LabState(lab, tuple(map(str, fabric.estate)), racks, tor)
     places = {f"node{index}": LabNode(index, rack=fabric.rack_of(index, nodes)) for index in range(1, nodes + 1)}
     objects = (
@@ -86,8 +89,12 @@ def up(
         with state.locked(lab):
             state.save(built)
             pods.network_list(lab).write_bytes(render_conflist(version=CURRENT))
-            facts.ask(lab, lambda store: facts.create_all(store, objects), create=True)
             topology.create_fabric(lab, fabric)
+            if in_etcd:
+                etcd.create(lab, fabric)
+                etcd.start_controller(lab)
+                report("etcd and the controller run")
+            facts.ask(lab, lambda store: facts.create_all(store, objects), create=True)
             routers.create_all(lab, fabric)
             if tor != "none":
                 speakers.start_all(lab, fabric, tor, facts.ask(lab, facts.bfd_settings))

@@ -34,6 +34,9 @@ GATEWAY = 254
 MAX_RACKED_NODES = 250
 """A node's number is the last part of its address, and a rack's IPv4 subnet ends below GATEWAY."""
 
+CONTROL = {False: 1001, True: 253}
+"""The number of the cluster's own servers on the first segment, flat and in racks: behind those of nodes."""
+
 MAX_RACKS = 50
 
 _TOR_ASN, _NODE_ASN = 65000, 64600
@@ -66,6 +69,11 @@ class Fabric(msgspec.Struct, frozen=True):
     def gateways(self, rack: int) -> tuple[Interface, ...]:
         """Return the addresses of a rack's router in the rack; none on a flat segment."""
         return numbered(GATEWAY, self.subnets(rack)) if self.routed else ()
+
+    @property
+    def control(self) -> tuple[Interface, ...]:
+        """The addresses of the cluster's own servers, if it has any: in the first rack."""
+        return numbered(CONTROL[self.routed], self.subnets(1))
 
     def spine(self, rack: int) -> tuple[Interface, ...]:
         """Return the addresses of a rack's router on the spine."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from podway.api.meta import LabelSelector, Metadata
 from podway.api.resource import Resource
 from podway.api.rules import check_change
 from podway.api.validate import validate
-from podway.errors import AlreadyExists, InvalidArgument, NotFound
+from podway.errors import AlreadyExists, InvalidArgument, NeedsRoot, NotFound
 from podway.ipam.claims import give_back_all_of
 from podway.kernel import netns
 from podway.lab import names
@@ -30,6 +31,7 @@ from podway.lab.paths import admin_config, lab_store
 from podway.lab.state import LabNode
 from podway.plan.bgp import Bfd
 from podway.store.base import Store
+from podway.store.etcd.access import is_etcd, read_url
 from podway.store.leases import forget_lease
 from podway.store.open import open_store
 
@@ -55,17 +57,27 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_lab_store(lab: str, *, create: bool = False) -> Store:
-    """Open the lab's store; of one that is a Kubernetes its API, from within its namespace. Raises StoreError."""
-    config = admin_config(lab)
-    if not config.exists():
-        return open_store(lab_store(lab), create=create)
+    """Open the lab's store; servers (a Kubernetes API, etcd) are asked from within their namespace.
+
+    Raises StoreError and NeedsRoot.
+    """
+    config, url = admin_config(lab), lab_store(lab)
+    if not (config.exists() or is_etcd(url)):
+        return open_store(url, create=create)
+    if os.geteuid() != 0:
+        raise NeedsRoot(f"asking the store of lab {lab} in its network namespace")
     from podway.store.connections import plain_socket
-    from podway.store.kubernetes.access import find_access
-    from podway.store.kubernetes.store import KubernetesStore
 
     def inside(address: Any) -> socket.socket:
         with netns.opened(netns.path_of(names.control_netns(lab))) as fd:
             return netns.run(fd, lambda: plain_socket(address))
+
+    if is_etcd(url):
+        from podway.store.etcd.store import EtcdStore
+
+        return EtcdStore(read_url(url), sockets=inside)
+    from podway.store.kubernetes.access import find_access
+    from podway.store.kubernetes.store import KubernetesStore
 
     return KubernetesStore(lambda: find_access(config, ""), sockets=inside)
 

@@ -72,8 +72,13 @@ def outside_netns(lab: str) -> str:
 
 
 def control_netns(lab: str) -> str:
-    """Return the namespace of the control plane of a lab that is a Kubernetes."""
+    """Return the namespace of a cluster's own servers: a Kubernetes' control plane, or an etcd."""
     return f"{prefix(lab)}control"
+
+
+def control_mark(lab: str) -> str:
+    """Return the mark of those servers' processes."""
+    return f"{lab}/control"
 
 
 def node_netns(lab: str, node: str) -> str:

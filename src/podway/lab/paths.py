@@ -31,6 +31,19 @@ def admin_config(name: str) -> Path:
     return control_dir(name) / "pki" / "admin.kubeconfig"
 
 
+def etcd_dir(name: str) -> Path:
+    """Return where the etcd of a lab that has one as its store keeps its files; others have none."""
+    return lab_dir(name) / "etcd"
+
+
+def store_file(name: str) -> Path:
+    """Return the file that says the URL of a lab's store that is no SQLite file; others have none."""
+    return lab_dir(name) / "store.url"
+
+
 def lab_store(name: str) -> str:
     """Return the URL of the lab's store."""
-    return f"sqlite://{lab_dir(name) / 'store.db'}"
+    try:
+        return store_file(name).read_text().strip()
+    except FileNotFoundError:
+        return f"sqlite://{lab_dir(name) / 'store.db'}"

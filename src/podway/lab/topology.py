@@ -11,7 +11,7 @@ of a veth pair are born in their final namespaces, so nothing ever shows in the 
 
 import contextlib
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from podway.api.addresses import Family, Interface
 from podway.kernel import netns, sysctls
@@ -39,6 +39,7 @@ from podway.plan.objects import LinkAddress, Neighbour, Route, Sysctl
 BRIDGE = "fabric0"
 SPINE = "spine"
 UPLINK = "eth0"
+CONTROL_MAC = "02:70:77:63:00:01"
 
 STATIC = 4
 """RTPROT_STATIC: a route that an administrator wrote."""
@@ -74,22 +75,27 @@ def bridge_of(fabric: Fabric, rack: int) -> str:
 
 def create_node(lab: str, node: str, place: LabNode, fabric: Fabric) -> None:
     """Make a node's namespace and join it to its segment. Raises KernelError."""
-    namespace = names.node_netns(lab, node)
+    mac, port = node_mac(place.index), _port(place.index)
+    addresses = fabric.addresses(place.rack, place.index)
+    _create_host(lab, names.node_netns(lab, node), fabric, place.rack, addresses, mac=mac, port=port)
+
+
+def create_control(lab: str, fabric: Fabric) -> None:
+    """Make the namespace of the cluster's own servers and join it to the first segment. Raises KernelError."""
+    _create_host(lab, names.control_netns(lab), fabric, 1, fabric.control, mac=CONTROL_MAC, port="control")
+
+
+def _create_host(
+    lab: str, namespace: str, fabric: Fabric, rack: int, addresses: Sequence[Interface], *, mac: str, port: str
+) -> None:
     netns.create(namespace)
     with connection(namespace) as there:
         there.transact([set_link_up(LOOPBACK, "lo")])
-    plug(
-        lab,
-        namespace,
-        UPLINK,
-        mac=node_mac(place.index),
-        port=_port(place.index),
-        bridge=bridge_of(fabric, place.rack),
-        interfaces=fabric.addresses(place.rack, place.index),
-    )
+    bridge = bridge_of(fabric, rack)
+    plug(lab, namespace, UPLINK, mac=mac, port=port, bridge=bridge, interfaces=addresses)
     default = [
         Route(Family.of(gateway).default_route, device=UPLINK, gateway=gateway.ip)
-        for gateway in fabric.gateways(place.rack)
+        for gateway in fabric.gateways(rack)
     ]
     route(namespace, default)
 

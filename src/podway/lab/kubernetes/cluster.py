@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,10 @@ import yaml
 
 from podway.api.addresses import Family, Network
 from podway.errors import InvalidArgument, LabError
-from podway.kernel import netns
-from podway.kernel.requests import LOOPBACK, set_link_up
 from podway.kernel.support import require_all
 from podway.lab import cluster, names, processes, state, topology
 from podway.lab.agents import Report
-from podway.lab.fabric import Fabric, in_family, plan_fabric
+from podway.lab.fabric import in_family, plan_fabric
 from podway.lab.kubernetes.control import SERVICES, ControlPlane, tail
 from podway.lab.kubernetes.images import make_images
 from podway.lab.kubernetes.machine import Machine
@@ -37,11 +35,6 @@ from podway.lab.kubernetes.programs import Programs
 from podway.lab.paths import admin_config, control_dir, data_dir
 from podway.lab.state import LabNode, LabState
 from podway.plan.objects import Route
-
-CONTROL = "control"
-_NUMBER = 1001
-"""The control plane's number on the segment: behind that of the last node."""
-_MAC = "02:70:77:63:00:01"
 
 READY_SECONDS = 180.0
 PAUSE = 0.2
@@ -110,10 +103,10 @@ def control_plane(lab: str, current: LabState) -> ControlPlane:
             f"lab {lab} is no Kubernetes",
             hint=f"remove it and build one: podway lab up --kubernetes{names.option(lab)}",
         )
-    address = in_family(_interfaces(current.fabric), Family.IPV4)
+    address = in_family(current.fabric.control, Family.IPV4)
     return ControlPlane(
         names.control_netns(lab),
-        f"{lab}/{CONTROL}",
+        names.control_mark(lab),
         str(address),
         control_dir(lab),
         admin_config(lab),
@@ -187,23 +180,11 @@ class _Builder:
     def _wire_control(self) -> None:
         lab, control = self._lab, self._control
         control.directory.mkdir(parents=True, exist_ok=True)
-        netns.create(control.namespace)
-        with topology.connection(control.namespace) as there:
-            there.transact([set_link_up(LOOPBACK, "lo")])
-        interfaces = _interfaces(self._state.fabric)
-        topology.plug(
-            lab,
-            control.namespace,
-            topology.UPLINK,
-            mac=_MAC,
-            port=CONTROL,
-            bridge=topology.bridge_of(self._state.fabric, 1),
-            interfaces=interfaces,
-        )
+        topology.create_control(lab, self._state.fabric)
         # An address of a Service needs a way, too, before kube-proxy gives it another.
         ways = [
             Route(Family.of(interface).default_route, device=topology.UPLINK, gateway=interface.ip)
-            for interface in interfaces
+            for interface in self._state.fabric.control
         ]
         for each in self._machines:
             topology.route(each.namespace, ways)
@@ -262,7 +243,3 @@ def _explanations(nodes: Sequence[Mapping[str, Any]], machines: Sequence[Machine
             conditions = by_name[each.name]["status"].get("conditions", ())
             told = next((one["message"] for one in conditions if one["type"] == "Ready"), "it says nothing")
             yield f"  {each.name}: {told}"
-
-
-def _interfaces(fabric: Fabric) -> "tuple[Any, ...]":
-    return tuple(ip_interface((network[_NUMBER], network.prefixlen)) for network in fabric.subnets(1))
