@@ -14,8 +14,9 @@ from podway.api.kinds.pod import Pod
 from podway.api.kinds.secret import Secret
 from podway.errors import InvalidArgument
 from podway.store.etcd.access import Access, read_url
-from podway.store.etcd.keys import OWNED, Layout, Range
+from podway.store.etcd.keys import OWNED, Layout, Range, below
 from podway.store.material import Material
+from tests.kubernetes import ROOT
 
 LAYOUT = Layout("p/q")
 NAMES = st.from_regex(r"[a-z0-9]([-.a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
@@ -112,3 +113,17 @@ def test_a_node_reads_all_but_others_secrets() -> None:
     assert any(inside(LAYOUT.identity, where) for where in LAYOUT.readable())
     for where in (*LAYOUT.unknown(), LAYOUT.of_kind(Secret), LAYOUT.of_kind(NodeLease)):
         assert any(where.key >= one.key and where.end <= one.end for one in LAYOUT.readable())
+
+
+def test_the_roles_that_the_page_tells_are_those_that_an_agent_needs() -> None:
+    """docs/store.md shows them for node1, as commands for etcdctl."""
+    told: dict[str, set[Range]] = {"read": set(), "write": set()}
+    for line in (ROOT / "docs/store.md").read_text().splitlines():
+        if line.startswith("etcdctl role grant-permission "):
+            words = line.split()[3:]
+            whole = words[0] == "--prefix=true"
+            role, verb, key, *end = words[whole:]
+            assert role == "node1"
+            told[verb].add(below(key.encode()) if whole else Range(key.encode(), "".join(end).encode()))
+    layout = Layout("podway")
+    assert told == {"read": {*layout.readable()}, "write": {*layout.writable("node1")}}

@@ -418,7 +418,7 @@ class EtcdStore:
         """Find out whether etcd has every change after a revision, and who claimed what then.
 
         It begins a watch right behind the revision that was forgotten last, too, though a deletion in that one
-        is then missing (until etcd 3.5); and one behind a revision that it has yet to reach.
+        is then missing (in etcd 3.4); and one behind a revision that it has yet to reach.
         """
         if since > newest:
             raise _expired(kind, since, f"it is at {newest}: it was set back to an older state")
