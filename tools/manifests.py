@@ -9,11 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from podway import __version__
-from podway.api.crd import manifest
+from podway.deploy.objects import CRDS, IMAGE, containers, texts
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-IMAGE = f"podway.io/podway:{__version__}"
 
 HEAD = """\
 # Podway on a Kubernetes cluster: kubectl apply -f podway.yaml
@@ -21,11 +19,9 @@ HEAD = """\
 """
 
 
-def assembled(crds: str) -> str:
+def assembled() -> str:
     """Return podway.yaml: the files that kustomization.yaml names, in its order."""
-    names = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())["resources"]
-    texts = [crds if name == "crds.yaml" else (DEPLOY / name).read_text() for name in names]
-    return HEAD + "".join(f"---\n{text.removeprefix('---').strip()}\n" for text in texts)
+    return HEAD + "".join(f"---\n{text.removeprefix('---').strip()}\n" for text in texts(DEPLOY).values())
 
 
 def problems(whole: str) -> list[str]:
@@ -36,8 +32,7 @@ def problems(whole: str) -> list[str]:
         key = (document["kind"], metadata.get("namespace", ""), metadata["name"])
         wrong += [f"{'/'.join(key)} is there twice"] if key in found else []
         found.add(key)
-        pod = document.get("spec", {}).get("template", {}).get("spec", {})
-        for container in [*pod.get("initContainers", ()), *pod.get("containers", ())]:
+        for container in containers(document):
             if container["image"] != IMAGE:
                 wrong.append(f"{'/'.join(key)}: container {container['name']} is not of {IMAGE}")
     return wrong
@@ -48,8 +43,7 @@ def main(what: str) -> int:
     if what == "--image":
         print(IMAGE)
         return 0
-    crds = manifest()
-    whole = assembled(crds)
+    crds, whole = texts(DEPLOY)[CRDS], assembled()
     for problem in (wrong := problems(whole)):
         print(f"deploy: {problem}")
     for path, text in ((DEPLOY / "crds.yaml", crds), (DEPLOY / "podway.yaml", whole)):

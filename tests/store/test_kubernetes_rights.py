@@ -234,3 +234,17 @@ def test_a_token_that_is_no_pods_writes_nothing(server: ApiServer, token: str) -
     other = server.ask("POST", path, {"spec": {"expirationSeconds": 3600}})["status"]["token"]
     with pytest.raises(Answer, match="names no node"):
         server.ask("POST", LEASES, lease("n1-again"), token=other)
+
+
+def test_agents_have_a_priority_level_of_their_own(server: ApiServer, token: str) -> None:
+    """What the API server counts (API Priority and Fairness) says by which schema it judged a request."""
+
+    def dispatched() -> float:
+        lines = server.ask("GET", "/metrics").splitlines()
+        counted = [one for one in lines if one.startswith("apiserver_flowcontrol_dispatched_requests_total{")]
+        ours = 'flow_schema="podway",priority_level="podway"'
+        return sum(float(one.rpartition(" ")[2]) for one in counted if ours in one)
+
+    before = dispatched()
+    server.ask("GET", "/api/v1/nodes/n1", token=token)
+    eventually(lambda: dispatched() > before, "the request was counted for the level")

@@ -4,8 +4,9 @@ from typing import Any
 
 import yaml
 
+from podway.deploy.objects import IMAGE
 from tools import manifests
-from tools.manifests import DEPLOY, IMAGE, assembled, problems
+from tools.manifests import DEPLOY, assembled, problems
 
 
 def documents() -> list[dict[str, Any]]:
@@ -20,7 +21,7 @@ def test_what_is_applied_is_whole() -> None:
 
 
 def test_doubles_and_images_of_other_versions_are_found() -> None:
-    whole = assembled((DEPLOY / "crds.yaml").read_text())
+    whole = assembled()
     old = whole.replace(f"image: {IMAGE}", "image: podway.io/podway:0.0.1")
     assert len(problems(old)) == 3
     assert all("is not of podway.io/podway" in problem for problem in problems(old))

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from podway import __version__
 from podway.api.columns import AGE, Column
 from podway.api.encode import to_yaml
 from podway.api.kinds import KINDS
@@ -33,6 +34,9 @@ MANY = 1024
 """Entries that a list may have where its kind says nothing: rules in CEL are admitted by what they may cost."""
 LONG = 1024
 """Characters that a text may have where its kind says nothing."""
+
+VERSION = f"{GROUP}/version"
+"""Annotation of a definition: of which Podway it is."""
 
 Schema = dict[str, Any]
 
@@ -70,7 +74,7 @@ def definition(kind: type[Resource]) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{kind.NAMES.plural}.{group}"},
+        "metadata": {"name": f"{kind.NAMES.plural}.{group}", "annotations": {VERSION: __version__}},
         "spec": {
             "group": group,
             "scope": "Namespaced" if kind.NAMESPACED else "Cluster",
