@@ -24,6 +24,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 ├── AgentError              the agent cannot start, or cannot be reached
 │   └── NameTaken           an agent on another machine runs under this node's name
 ├── CniError                an answer to the container runtime, with the code of the CNI spec
+├── ClusterError            Podway cannot come into a Kubernetes cluster, be changed there, or leave it
 └── LabError                a lab cannot be built, changed or found
 """
 
@@ -167,6 +168,10 @@ class CniError(PodwayError):
     def __init__(self, code: int, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+
+class ClusterError(PodwayError):
+    """Podway cannot come into a Kubernetes cluster, be changed there, or leave it."""
 
 
 class LabError(PodwayError):

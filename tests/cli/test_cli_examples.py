@@ -57,6 +57,7 @@ OWN_DIRECTORIES = "writes into the machine's own directories; tests/preview/test
 WHOLE = "takes programs that are built for minutes; tests/whole does it"
 ETCD = "takes etcd; tests/lab/test_lab_etcd.py does it"
 CONTROLLER = "runs until it is ended; tests/controller does it"
+CLUSTER = "takes a cluster in Kubernetes; tests/deploy does it"
 NOT_RUN = {
     "podway simulate --nodes 5000 --pods 100000": "takes minutes; tests/preview simulates smaller clusters",
     "podway install": HOST,
@@ -74,6 +75,19 @@ NOT_RUN = {
     "podway lab kubectl -- apply -f pods.yaml": WHOLE,
     "podway controller --store kubernetes:": CONTROLLER,
     "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug": CONTROLLER,
+    "podway cluster install": CLUSTER,
+    "podway cluster install --pool 10.244.0.0/16": CLUSTER,
+    "podway cluster install --pool 10.128.0.0/14 --pool fd00:10:128::/48 --encapsulation vxlan": CLUSTER,
+    "podway cluster install --image registry.example.com/podway:0.1.0": CLUSTER,
+    "podway cluster install --dry-run > podway.yaml": CLUSTER,
+    "podway cluster upgrade": CLUSTER,
+    "podway cluster upgrade --image registry.example.com/podway:0.1.0": CLUSTER,
+    "podway cluster upgrade --rollback": CLUSTER,
+    "podway cluster status": CLUSTER,
+    "podway cluster status -o json": CLUSTER,
+    "podway cluster uninstall": CLUSTER,
+    "podway cluster uninstall --yes --with-pods": CLUSTER,
+    "podway cluster uninstall --without-node node7": CLUSTER,
     "podway lab demo --keep": "leaves a lab whose name nobody knows before",
     "podway completion bash > /etc/bash_completion.d/podway": OWN_DIRECTORIES,
     'podway completion zsh > "${fpath[1]}/_podway"': OWN_DIRECTORIES,

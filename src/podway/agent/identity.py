@@ -7,6 +7,7 @@ whose names are per network namespace, could be bound by anyone there.) The seco
 node's lease says which kernel its agent runs on, and when it lived last.
 """
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ class NodeLock:
     """Held while an agent runs in this network namespace. Raises AgentError if another one holds it."""
 
     def __init__(self) -> None:
-        path = LOCKS / f"netns-{_network_namespace()}"
+        self._path = path = LOCKS / f"netns-{_network_namespace()}"
         try:
             LOCKS.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             LOCKS.mkdir(mode=0o700, exist_ok=True)
@@ -45,6 +46,13 @@ class NodeLock:
         """Let another agent start. The file stays: who waits for its lock must not hold that of a removed one."""
         os.ftruncate(self._file, 0)
         os.close(self._file)
+
+    def remove(self) -> None:
+        """Remove the file as well, and the directory if it is empty then: no agent is to start here any more."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._file)
+        with contextlib.suppress(OSError):
+            LOCKS.rmdir()
 
 
 def kernel_instance() -> str:

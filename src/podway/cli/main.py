@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Write all that somebody needs to help into one file, without secrets.",
     ),
     "status": ("podway.cli.agent:status", "Show how the agents are: store, BIRD, leases, drift."),
+    "cluster": ("podway.cli.cluster:cluster", "Install Podway in a Kubernetes cluster, upgrade or remove it."),
     "install": ("podway.cli.host:install", "Install the plugin and the agent's unit on this host."),
     "uninstall": ("podway.cli.host:uninstall", "Remove Podway from this host, and set back what it changed."),
     "agent": ("podway.cli.agent:agent", "Run the agent of a node."),

@@ -14,6 +14,7 @@ from podway.lab.paths import DEFAULT_LAB, LABS, admin_config, lab_dir, lab_store
 
 if TYPE_CHECKING:  # `podway --help` does without msgspec
     from podway.store.base import Everything, Store
+    from podway.store.kubernetes.client import Client
 
 T = TypeVar("T")
 
@@ -60,6 +61,19 @@ class GlobalOptions(NamedTuple):
             return open_lab_store(self.lab)
         return _open(url, create=create)
 
+    def client(self) -> Client:
+        """Return a way to the Kubernetes API that is meant: of the store given, the lab's if it is one, else of
+        the kubeconfig. Raises InvalidArgument if the store given is no Kubernetes.
+        """
+        from podway.store.kubernetes.client import Client
+        from podway.store.open import KUBERNETES, find_kubernetes
+
+        if self.store is None and _is_kubernetes(self.lab):
+            from podway.lab.facts import lab_access, lab_sockets
+
+            return Client(lab_access(self.lab), lab_sockets(self.lab))
+        return Client(find_kubernetes(self.store or f"{KUBERNETES}:"))
+
     def run(self, work: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
         """Open the store, run `work` with it, close it, return the answer.
 
@@ -101,6 +115,14 @@ async def read_all(store: Store) -> Everything:
     for one in found.rejected:
         click.echo(f"podway: {one.error}", err=True)
     return found
+
+
+def _is_kubernetes(lab: str) -> bool:
+    """Tell whether a lab stands that is a Kubernetes, as far as this user may see."""
+    try:
+        return admin_config(lab).exists()
+    except PermissionError:
+        return False
 
 
 def _is_missing(path: Path) -> bool:

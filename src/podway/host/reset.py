@@ -1,9 +1,13 @@
 """Takes Podway's work out of a node's kernel: links, routes, nftables table, BIRD; settings are set back.
 
+What the agent keeps in its run directory goes as well, and the directory, unless somebody else has files there.
+
 The store is left alone: what the node owns there returns to the pools when its Node object is deleted.
 """
 
 import asyncio
+import contextlib
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,6 +16,7 @@ from podway.agent import lastknown
 from podway.agent.identity import NodeLock
 from podway.bgp.speaker import BgpSpeaker
 from podway.errors import AgentError
+from podway.kernel import sysctls
 from podway.kernel.node import Kernel
 from podway.plan.objects import NodePlan
 from podway.reconcile import saved_sysctls
@@ -32,6 +37,7 @@ def reset(run_dir: Path, *, with_pods: bool = False) -> Removed:
     Raises AgentError if the node's agent runs, or if pods are attached and `with_pods` is false; then nothing
     is removed. Raises KernelError and RoutingError.
     """
+    sysctls.make_writable()
     lock = NodeLock()
     try:
         with Kernel.open() as kernel:
@@ -50,12 +56,24 @@ def reset(run_dir: Path, *, with_pods: bool = False) -> Removed:
             if report.failures:
                 raise report.failures[0]
             settings = saved_sysctls.restore(run_dir, kernel)
-            (run_dir / lastknown.FILE).unlink(missing_ok=True)
-    finally:
+    except BaseException:
         lock.release()
+        raise
+    lock.remove()
+    _clear(run_dir)
     return Removed(
         pods=tuple(lease.pod or lease.attachment.container for lease in leases),
         objects=tuple(str(change.have) for change in report.changes),
         settings=tuple(f"{sysctl.path} = {sysctl.value}" for sysctl in settings),
         bird=bird,
     )
+
+
+def _clear(run_dir: Path) -> None:
+    """Remove the agent's files, and the directory if it is empty then: labs have theirs beside it."""
+    for name in (lastknown.FILE, "agent.sock", "cni.sock", "bird.conf", "bird.ctl", "bird.pid", "bird.log"):
+        (run_dir / name).unlink(missing_ok=True)
+    for name in ("cni-deletes", "flows"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()

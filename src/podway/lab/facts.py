@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -35,6 +35,9 @@ from podway.store.etcd.access import is_etcd, read_url
 from podway.store.leases import forget_lease
 from podway.store.open import open_store
 
+if TYPE_CHECKING:
+    from podway.store.kubernetes.access import Access
+
 T = TypeVar("T")
 
 BFD_PACKETS_PER_SECOND = 2000
@@ -61,25 +64,37 @@ def open_lab_store(lab: str, *, create: bool = False) -> Store:
 
     Raises StoreError and NeedsRoot.
     """
-    config, url = admin_config(lab), lab_store(lab)
-    if not (config.exists() or is_etcd(url)):
-        return open_store(url, create=create)
+    url = lab_store(lab)
+    if admin_config(lab).exists():
+        from podway.store.kubernetes.store import KubernetesStore
+
+        return KubernetesStore(lambda: lab_access(lab), sockets=lab_sockets(lab))
+    if is_etcd(url):
+        from podway.store.etcd.store import EtcdStore
+
+        return EtcdStore(read_url(url), sockets=lab_sockets(lab))
+    return open_store(url, create=create)
+
+
+def lab_access(lab: str) -> "Access":
+    """Return where the API of a lab is that is a Kubernetes, as its administrator. Raises StoreUnavailable."""
+    from podway.store.kubernetes.access import read_kubeconfig
+
+    return read_kubeconfig(admin_config(lab))
+
+
+def lab_sockets(lab: str) -> Callable[[Any], socket.socket]:
+    """Return what makes sockets where the servers of a lab's store are. Raises NeedsRoot."""
+    from podway.store.connections import plain_socket
+
     if os.geteuid() != 0:
         raise NeedsRoot(f"asking the store of lab {lab} in its network namespace")
-    from podway.store.connections import plain_socket
 
     def inside(address: Any) -> socket.socket:
         with netns.opened(netns.path_of(names.control_netns(lab))) as fd:
             return netns.run(fd, lambda: plain_socket(address))
 
-    if is_etcd(url):
-        from podway.store.etcd.store import EtcdStore
-
-        return EtcdStore(read_url(url), sockets=inside)
-    from podway.store.kubernetes.access import find_access
-    from podway.store.kubernetes.store import KubernetesStore
-
-    return KubernetesStore(lambda: find_access(config, ""), sockets=inside)
+    return inside
 
 
 def ask(lab: str, question: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:

@@ -1,11 +1,15 @@
 """Stores by URL."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from podway.errors import InvalidArgument
 from podway.store.base import Store
 from podway.store.etcd import access as etcd
+
+if TYPE_CHECKING:
+    from podway.store.kubernetes.access import Access
 
 SQLITE = "sqlite://"
 KUBERNETES = "kubernetes"
@@ -54,6 +58,18 @@ def is_served(url: str) -> bool:
     Who may read what is then theirs to say, so agents get no authority's key, and the controller signs.
     """
     return is_kubernetes(url) or etcd.is_etcd(url)
+
+
+def find_kubernetes(url: str) -> "Access":
+    """Return where the Kubernetes API is that a URL names, and who asks it.
+
+    Raises InvalidArgument if it names another store, InvalidInput and StoreUnavailable.
+    """
+    from podway.store.kubernetes.access import find_access
+
+    if not is_kubernetes(url):
+        raise InvalidArgument(f"{url!r} is no Kubernetes", hint=URLS)
+    return find_access(*_kubeconfig(url))
 
 
 def check_url(url: str) -> None:

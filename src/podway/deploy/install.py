@@ -1,0 +1,264 @@
+"""Podway comes into a cluster, and changes there: one node at a time, and back."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import yaml
+
+from podway.agent.first_pools import pool_of
+from podway.api.kinds.ip_pool import Encapsulation, IPPool, When
+from podway.api.validate import validate
+from podway.deploy import rollout
+from podway.deploy.api import Api, place
+from podway.deploy.objects import (
+    AGENT,
+    CONTROLLER,
+    NAMESPACE,
+    POOLS,
+    Choices,
+    Object,
+    image_of,
+    objects,
+    subject,
+    workload,
+)
+from podway.deploy.preflight import Facts, Finding, gather, judge, rights
+from podway.deploy.rollout import Report, installed_image
+from podway.errors import ClusterError, InvalidObject
+
+VERBS = ("get", "create", "patch")
+ESTABLISHED_SECONDS = 30.0
+REVISION = "deployment.kubernetes.io/revision"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How Podway is to come or to be changed; what is empty is as it is there, or as the manifests say."""
+
+    image: str = ""
+    pools: tuple[str, ...] = ()
+    encapsulation: Encapsulation | None = None
+    when: When = "always"
+    patience: float = 300.0
+    """Seconds that each node's agent may take."""
+
+
+class Look(Protocol):
+    """Takes what a preflight found."""
+
+    def __call__(self, finding: Finding, /) -> None:
+        """Show it."""
+
+
+def planned(settings: Settings) -> tuple[dict[str, Any], ...]:
+    """Return all that `install` applies in a cluster that has nothing of Podway yet. Raises InvalidObject."""
+    made = objects(Choices(image=settings.image, pools=settings.pools))
+    return (*made, *_pools(settings, made))
+
+
+def manifests(settings: Settings) -> str:
+    """Return the same as YAML. Raises InvalidObject."""
+    return yaml.safe_dump_all(planned(settings), sort_keys=False)
+
+
+def configured(made: Sequence[Object]) -> tuple[str, ...]:
+    """Return the networks that the manifests' ConfigMap names."""
+    config = next(one for one in made if one["kind"] == "ConfigMap")
+    return tuple(part.strip() for part in config["data"][POOLS].split(","))
+
+
+def _pools(settings: Settings, made: Sequence[Object]) -> tuple[dict[str, Any], ...]:
+    """Return the pools that are made here: with an encapsulation of one's choice; agents make the others."""
+    networks = [*map(pool_of, configured(made))]
+    if len({pool.family for pool in networks}) < len(networks):
+        raise InvalidObject(
+            "pool", "", "two of one family", hint="state one IPv4 and one IPv6 range; add others later"
+        )
+    return () if settings.encapsulation is None else tuple(_shape(pool, settings) for pool in networks)
+
+
+def _shape(pool: IPPool, settings: Settings) -> dict[str, Any]:
+    assert settings.encapsulation is not None
+    when: When = "always" if settings.encapsulation == "none" else settings.when
+    spec = msgspec.structs.replace(pool.spec, encapsulation=settings.encapsulation, when=when)
+    validate(msgspec.structs.replace(pool, spec=spec))
+    return {
+        "apiVersion": pool.api_version,
+        "kind": pool.KIND,
+        "metadata": {"name": pool.metadata.name},
+        "spec": {"cidr": spec.cidr, "encapsulation": settings.encapsulation, "when": when},
+    }
+
+
+async def install(api: Api, settings: Settings, report: Report, show: Look) -> None:
+    """Have Podway be the network of a cluster, and wait until every node has a ready agent.
+
+    Raises ClusterError if something forbids it (nothing is changed then), or if an agent does not come up.
+    """
+    made = planned(settings)
+    facts = await gather(api, rights(made, VERBS))
+    if not settings.pools and facts.configured:
+        settings = msgspec.structs.replace(settings, pools=facts.configured)
+        made = planned(settings)
+    _require(judge(facts, configured(made)), show)
+    there, wanted = installed_image(facts.agent), image_of(workload(made, AGENT))
+    if there and there != wanted:
+        raise ClusterError(f"{there} is installed, and not {wanted}", hint="podway cluster upgrade")
+    _require_free(facts, made, settings)
+    await _apply(api, [one for one in made if one["kind"] != "IPPool"], report)
+    if pools := [one for one in made if one["kind"] == "IPPool"]:
+        await _apply(api, pools, report)
+    await _wait(api, report, settings.patience)
+
+
+def _require_free(facts: Facts, made: Sequence[Object], settings: Settings) -> None:
+    """Raise ClusterError if pools that there are count, and others were asked for."""
+    if not facts.pools:
+        return
+    there = {one["spec"]["cidr"]: one for one in facts.pools}
+    asked = configured(made) if settings.pools and settings.pools != facts.configured else ()
+    other = [cidr for cidr in asked if cidr not in there]
+    if other:
+        raise ClusterError(
+            f"--pool {other[0]}: the cluster has pools already, which count alone: {', '.join(sorted(there))}",
+            hint="add one: podway apply -f, or kubectl apply -f",
+        )
+    for pool in (one for one in made if one["kind"] == "IPPool"):
+        found = there.get(pool["spec"]["cidr"], {"spec": {}, "metadata": {"name": "?"}})
+        if found["spec"].get("encapsulation", "none") != pool["spec"]["encapsulation"]:
+            name, wanted = found["metadata"]["name"], pool["spec"]["encapsulation"]
+            raise ClusterError(
+                f"IPPool/{name} is there already, with encapsulation {found['spec'].get('encapsulation', 'none')}",
+                hint=f"change it without a break: podway set pool/{name} encapsulation={wanted}",
+            )
+
+
+def _require(findings: Sequence[Finding], show: Look) -> None:
+    for finding in findings:
+        show(finding)
+    failed = [one for one in findings if one.level == "fails"]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ClusterError(f"nothing was changed: {failed[0].what}{more}", hint=failed[0].hint)
+
+
+async def _apply(api: Api, made: Sequence[Object], report: Report) -> None:
+    for obj in made:
+        await api.apply(obj)
+        # What is of a kind that has just been defined comes after it is served.
+        if obj["kind"] == "CustomResourceDefinition":
+            await _until_established(api, obj)
+    report(f"{len(made)} objects are applied")
+
+
+async def _until_established(api: Api, definition: Object) -> None:
+    deadline = time.monotonic() + ESTABLISHED_SECONDS
+    name = definition["metadata"]["name"]
+    path = place(definition["apiVersion"], "customresourcedefinitions", "", name)
+    while True:
+        found = await api.find(path) or {}
+        conditions = {one["type"]: one for one in found.get("status", {}).get("conditions") or ()}
+        if conditions.get("Established", {}).get("status") == "True":
+            return
+        if time.monotonic() > deadline:
+            told = "; ".join(one.get("message", "") for one in conditions.values() if one["status"] == "False")
+            raise ClusterError(f"{subject(definition)} is not served: {told or 'the API server does not say why'}")
+        await asyncio.sleep(0.1)
+
+
+async def _wait(api: Api, report: Report, patience: float) -> None:
+    looked = await rollout.until_ready(api, report, patience)
+    await rollout.until_controlled(api, report, patience)
+    ready, images = sum(one.ready for one in looked.agents), ", ".join(rollout.images(looked)) or "none"
+    report(f"{ready} of {len(looked.agents)} nodes have a ready agent of {images}")
+
+
+async def upgrade(api: Api, settings: Settings, report: Report, show: Look) -> None:
+    """Have agents and controller be of another version, one node at a time, and wait for each.
+
+    Kubernetes itself goes on to the next node only when the former one's agent is ready. Raises ClusterError if
+    something forbids it (nothing is changed then), or that names the node at which it stopped.
+    """
+    made = objects(Choices(image=settings.image))
+    facts = await gather(api, rights(made, VERBS))
+    if facts.agent is None:
+        raise ClusterError("Podway is not installed here", hint="podway cluster install")
+    made = objects(Choices(image=settings.image, pools=facts.configured))
+    # Pools and nodes are as they have worked so far.
+    about = msgspec.structs.replace(facts, pools=(), daemonsets=(), services=())
+    _require(judge(about, ()), show)
+    before, after = installed_image(facts.agent), image_of(workload(made, AGENT))
+    report(f"from {before} to {after}" if before != after else f"{after} stays; its objects are applied anew")
+    for one in (await rollout.look(api)).agents:
+        if not one.ready:
+            report(f"{one.node}: the agent is not ready before the upgrade: {one.why}")
+    await _change(api, [one for one in made if one["kind"] != "Deployment"], report, settings.patience)
+    await _apply(api, [workload(made, CONTROLLER)], report)
+    await _wait(api, report, settings.patience)
+
+
+async def _change(api: Api, made: Sequence[Object], report: Report, patience: float) -> None:
+    await _apply(api, made, report)
+    try:
+        await rollout.until_ready(api, report, patience)
+    except ClusterError as error:
+        raise ClusterError(
+            f"the change stopped, and the nodes after it keep the agents that they have: {error.message}",
+            hint=f"go back: podway cluster upgrade --rollback; or look: {error.hint}",
+        ) from error
+
+
+async def roll_back(api: Api, settings: Settings, report: Report) -> None:
+    """Have agents and controller run what they ran before the last change, one node at a time.
+
+    Definitions and rights stay: those of a newer Podway allow and know all that an older one needs. Raises
+    ClusterError if no former revision is known, or that names the node at which it stopped.
+    """
+    daemonset = await api.find(place("apps/v1", "daemonsets", NAMESPACE, AGENT))
+    deployment = await api.find(place("apps/v1", "deployments", NAMESPACE, CONTROLLER))
+    if daemonset is None:
+        raise ClusterError("Podway is not installed here", hint="podway cluster install")
+    revisions = await api.list(place("apps/v1", "controllerrevisions", NAMESPACE))
+    template = rollout.former_template(revisions, daemonset)
+    if template is None:
+        raise ClusterError(
+            "no former revision of the agents is known: nothing to go back to",
+            hint="name what to run: podway cluster upgrade --image IMAGE",
+        )
+    former = _with_template(daemonset, template)
+    report(f"back from {image_of(daemonset)} to {image_of(former)}")
+    await _change(api, [former], report, settings.patience)
+    if deployment is not None:
+        replicas = await api.list(place("apps/v1", "replicasets", NAMESPACE))
+        older = former_replica_template(replicas, deployment, image_of(former))
+        if older is not None:
+            await _apply(api, [_with_template(deployment, older)], report)
+    await _wait(api, report, settings.patience)
+
+
+def former_replica_template(replicas: Sequence[Object], deployment: Object, image: str) -> dict[str, Any] | None:
+    """Return the newest pod template of a Deployment that is of an image, None if it has that or none is known."""
+    uid = deployment["metadata"].get("uid", "")
+    own = [
+        one
+        for one in replicas
+        if any(owner.get("uid") == uid for owner in one["metadata"].get("ownerReferences", ()))
+        and image_of(one) == image
+    ]
+    if image_of(deployment) == image or not own:
+        return None
+    newest = max(own, key=lambda one: int(one["metadata"].get("annotations", {}).get(REVISION, "0")))
+    template: dict[str, Any] = newest["spec"]["template"]
+    labels = {name: value for name, value in template["metadata"]["labels"].items() if name != "pod-template-hash"}
+    return {**template, "metadata": {**template["metadata"], "labels": labels}}
+
+
+def _with_template(owner: Object, template: dict[str, Any]) -> dict[str, Any]:
+    """Return what is applied to have a workload run another template; nothing else of it is touched."""
+    metadata = {name: value for name, value in template.get("metadata", {}).items() if value is not None}
+    made = {one["metadata"]["name"]: one for one in objects() if one["kind"] in {"DaemonSet", "Deployment"}}
+    ours = made[owner["metadata"]["name"]]
+    kept = {name: value for name, value in ours["spec"].items() if name != "template"}
+    return {**ours, "spec": {**kept, "template": {**template, "metadata": metadata}}}

@@ -1,0 +1,268 @@
+"""`podway cluster` on a real API server: install, status, upgrade, back, uninstall that leaves nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from podway.deploy.objects import IMAGE
+from podway.kernel import netns
+from tests.deploy.played import PODS, SETS, Played, resources
+from tests.kubernetes import NOBODY, Answer, ApiServer
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+NEXT = "podway.io/podway:9.9.9"
+NODES = ("n1", "n2", "n3")
+MERGE = "application/merge-patch+json"
+
+
+class Cluster:
+    """An API server with three Nodes, and our command as somebody calls it who is not root there."""
+
+    def __init__(self, server: ApiServer, directory: Path) -> None:
+        self.server = server
+        self._config = directory / "config"
+        self._config.write_text(yaml.safe_dump(server.kubeconfig()))
+
+    def podway(self, *arguments: str, status: int = 0, token: str = "") -> str:
+        config = self._config
+        if token:
+            config = config.with_name("other")
+            config.write_text(yaml.safe_dump(self.server.kubeconfig(token=token)))
+        command = [sys.executable, "-m", "podway", "cluster", *arguments]
+        environment = {**os.environ, "KUBECONFIG": str(config), "PODWAY_LAB": "nosuchlab"}
+        done = netns.run(
+            self.server.fd,
+            lambda: subprocess.run(command, capture_output=True, text=True, timeout=80, env=environment),
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def patch(self, path: str, body: Any) -> None:
+        self.server.ask("PATCH", path, body, content=MERGE)
+
+    def images(self) -> dict[str, str]:
+        """Return what the agents on nodes run."""
+        pods = self.server.ask("GET", f"{PODS}?labelSelector=app.kubernetes.io/component=agent")["items"]
+        return {pod["spec"]["nodeName"]: pod["spec"]["containers"][0]["image"] for pod in pods}
+
+    def named(self) -> set[str]:
+        """Return the path of every object that has something of Podway's in its name."""
+        found = set()
+        for path, resource in resources(self.server):
+            for one in self.server.ask("GET", f"{path}/{resource['name']}")["items"]:
+                whole = f"{path}/{resource['name']}/{one['metadata']['name']}"
+                found |= {whole} if "podway" in whole else set()
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """An API server that knows nothing of Podway."""
+    server = ApiServer(tmp_path_factory.mktemp("installed"))
+    try:
+        server.start()
+        for number, name in enumerate(NODES, 1):
+            server.ask("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+            status = {
+                "addresses": [{"type": "InternalIP", "address": f"172.30.0.{number}"}],
+                "nodeInfo": {"kernelVersion": "6.12.1", "operatingSystem": "linux", "architecture": "amd64"},
+                "conditions": [
+                    {"type": "Ready", "status": "False"},
+                    {"type": "NetworkUnavailable", "status": "True", "reason": "NoNetwork"},
+                ],
+            }
+            info = {"bootID": "", "containerRuntimeVersion": "", "kubeProxyVersion": "", "kubeletVersion": ""}
+            status["nodeInfo"] |= {**info, "machineID": "", "osImage": "", "systemUUID": ""}  # type: ignore[operator]
+            server.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, content=MERGE)
+        yield Cluster(server, tmp_path_factory.mktemp("config"))
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def played(cluster: Cluster) -> Iterator[Played]:
+    cluster.server.ask("POST", "/api/v1/namespaces", {"metadata": {"name": "shop"}})
+    with Played(cluster.server) as made:
+        yield made
+
+
+def test_who_may_too_little_is_told_by_verb_and_resource(cluster: Cluster) -> None:
+    before = cluster.named()
+    told = cluster.podway("install", status=1, token=NOBODY)
+    assert "you may not patch daemonsets.apps in namespace podway" in told
+    assert "you may not create customresourcedefinitions.apiextensions.k8s.io" in told
+    assert "you may not list nodes" in told
+    assert "nothing was changed" in told
+    assert cluster.named() == before == set()
+
+
+def test_ranges_that_overlap_are_told(cluster: Cluster) -> None:
+    told = cluster.podway("install", "--pool", "10.96.0.0/16", status=1)
+    assert "pool 10.96.0.0/16 (10.96.0.0/16) overlaps the Services' range 10.96.0.0/12" in told
+    told = cluster.podway("install", "--pool", "172.30.0.0/16", status=1)
+    assert "overlaps 172.30.0.2 of Node n2" in told
+    assert cluster.named() == set()
+
+
+def test_another_plugin_is_told(cluster: Cluster) -> None:
+    containers = [{"name": "x", "image": "x"}]
+    labels = {"app": "calico"}
+    body = {
+        "metadata": {"name": "calico-node"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}},
+        },
+    }
+    path = "/apis/apps/v1/namespaces/kube-system/daemonsets"
+    cluster.server.ask("POST", path, body)
+    try:
+        told = cluster.podway("install", status=1)
+        assert "Calico is the network here: DaemonSet/kube-system/calico-node" in told
+    finally:
+        cluster.server.ask("DELETE", f"{path}/calico-node")
+    assert cluster.named() == set()
+
+
+def test_a_node_without_address_is_told(cluster: Cluster) -> None:
+    cluster.server.ask("POST", "/api/v1/nodes", {"metadata": {"name": "bare.example.com"}})
+    try:
+        told = cluster.podway("install", status=1)
+        assert "Node bare.example.com has no InternalIP" in told
+    finally:
+        cluster.server.ask("DELETE", "/api/v1/nodes/bare.example.com")
+
+
+def test_what_a_dry_run_prints_is_taken(cluster: Cluster) -> None:
+    """Nobody is asked for it; what it prints the API server takes (but for kinds that it does not know yet)."""
+    told = cluster.podway("install", "--dry-run", "--image", NEXT, "--pool", "10.9.0.0/16")
+    documents = [one for one in yaml.safe_load_all(told) if one]
+    kinds = {one["kind"] for one in documents}
+    assert {"DaemonSet", "FlowSchema", "PriorityLevelConfiguration", "PodDisruptionBudget"} <= kinds
+    config = next(one for one in documents if one["kind"] == "ConfigMap")
+    assert config["data"]["pools"] == "10.9.0.0/16"
+    assert told.count(NEXT) == 3
+    assert cluster.named() == set()
+
+
+def test_it_is_installed_and_waits_for_every_node(cluster: Cluster, played: Played) -> None:
+    assert "podway cluster install" in cluster.podway("status", status=1)
+    told = cluster.podway("install", "--encapsulation", "vxlan")
+    for node in NODES:
+        assert f"{node}: the agent is ready" in told
+    assert f"3 of 3 nodes have a ready agent of {IMAGE}" in told
+    assert "controller: 2 of 2 ready" in told
+    pool = cluster.server.ask("GET", "/apis/podway.io/v1/ippools/default-ipv4")
+    assert pool["spec"] == {"cidr": "10.244.0.0/16", "encapsulation": "vxlan", "when": "always"}
+
+
+def test_doing_it_again_changes_nothing(cluster: Cluster, played: Played) -> None:
+    before = cluster.server.ask("GET", f"{SETS}/podway-agent")["metadata"]["generation"]
+    cluster.podway("install")
+    assert cluster.server.ask("GET", f"{SETS}/podway-agent")["metadata"]["generation"] == before
+    told = cluster.podway("install", "--pool", "10.55.0.0/16", status=1)
+    assert "the cluster has pools already, which count alone: 10.244.0.0/16" in told
+    assert f"{IMAGE} is installed, and not {NEXT}" in cluster.podway("install", "--image", NEXT, status=1)
+
+
+def test_status_tells_versions_nodes_and_definitions(cluster: Cluster, played: Played) -> None:
+    told = json.loads(cluster.podway("status", "-o", "json", status=1))
+    assert [(one["node"], one["ready"], one["kernel"]) for one in told["nodes"]] == [
+        (node, True, "6.12.1") for node in NODES
+    ]
+    assert set(told["definitions"].values()) == {"current"}
+    assert told["problems"] == ["IPPool default-ipv4: not judged yet"], "no controller runs here"
+    condition = {"type": "Accepted", "status": "True", "reason": "Accepted", "message": ""}
+    status = {"conditions": [{**condition, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    cluster.patch("/apis/podway.io/v1/ippools/default-ipv4/status", {"status": status})
+    shown = cluster.podway("status")
+    assert "agents        3 of 3 ready" in shown
+    assert "definitions   6 of 6 current" in shown
+    assert f"n2     ready   {IMAGE.rpartition(':')[2]}" in shown
+
+
+def test_an_upgrade_stops_at_the_node_that_fails_and_goes_back(cluster: Cluster, played: Played) -> None:
+    played.broken = {("n1", NEXT)}
+    told = cluster.podway("upgrade", "--image", NEXT, "--timeout", "3", status=1)
+    assert f"from {IMAGE} to {NEXT}" in told
+    assert "n1: container agent waits: ImagePullBackOff: Back-off pulling image" in told
+    assert "podway cluster upgrade --rollback" in told
+    assert cluster.images() == {"n1": NEXT, "n2": IMAGE, "n3": IMAGE}, "the others keep theirs"
+    deployment = cluster.server.ask("GET", "/apis/apps/v1/namespaces/podway/deployments/podway-controller")
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == IMAGE, "agents come first"
+    told = cluster.podway("upgrade", "--rollback")
+    assert f"back from {NEXT} to {IMAGE}" in told
+    assert cluster.images() == dict.fromkeys(NODES, IMAGE)
+
+
+def test_an_upgrade_goes_one_node_after_the_other(cluster: Cluster, played: Played) -> None:
+    played.broken, played.most_unready = set(), 0
+    told = cluster.podway("upgrade", "--image", NEXT)
+    assert f"3 of 3 nodes have a ready agent of {NEXT}" in told
+    assert cluster.images() == dict.fromkeys(NODES, NEXT)
+    assert played.most_unready <= 1
+    cluster.podway("upgrade", "--rollback")
+    assert cluster.images() == dict.fromkeys(NODES, IMAGE)
+
+
+def test_newer_definitions_are_told(cluster: Cluster, played: Played) -> None:
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ippools.podway.io"
+    cluster.patch(path, {"metadata": {"annotations": {"podway.io/version": "77.0.0"}}})
+    told = cluster.podway("upgrade", status=1)
+    assert "definitions are newer than this Podway: ippools.podway.io" in told
+    assert "ippools.podway.io: newer" in cluster.podway("status", status=1)
+    cluster.patch(path, {"metadata": {"annotations": {"podway.io/version": "0.0.1"}}})
+    assert "will be brought up to date: ippools.podway.io" in cluster.podway("upgrade")
+
+
+def test_uninstalling_says_what_still_uses_it_and_asks(cluster: Cluster, played: Played) -> None:
+    server = cluster.server
+    body = {"metadata": {"name": "web"}, "spec": {"nodeName": "n2", "containers": [{"name": "x", "image": "x"}]}}
+    server.ask("POST", "/api/v1/namespaces/shop/pods", body)
+    status = {"phase": "Running", "podIP": "10.244.2.2", "podIPs": [{"ip": "10.244.2.2"}]}
+    cluster.patch("/api/v1/namespaces/shop/pods/web/status", {"status": status})
+    told = cluster.podway("uninstall", "--yes", status=1)
+    assert "has its network of Podway: pod shop/web on n2" in told
+    assert "--with-pods" in told
+    assert "interrupted" in cluster.podway("uninstall", "--with-pods", status=130), "nobody answers"
+    assert len(cluster.images()) == 3, "nothing was changed"
+
+
+def test_a_node_that_cannot_be_cleaned_keeps_the_objects(cluster: Cluster, played: Played) -> None:
+    played.broken = {("n3", IMAGE)}
+    told = cluster.podway("uninstall", "--yes", "--with-pods", "--timeout", "3", status=1)
+    assert "1 of 3 nodes are not clean, and the objects stay" in told
+    assert "n3: container done waits: ImagePullBackOff" in told
+    assert "--without-node n3" in told
+    assert cluster.server.ask("GET", "/apis/podway.io/v1/ippools")["items"]
+
+
+def test_uninstalling_leaves_nothing(cluster: Cluster, played: Played) -> None:
+    said = {"type": "NetworkUnavailable", "status": "False", "reason": "PodwayIsUp"}
+    for node in NODES:
+        path = f"/api/v1/nodes/{node}"
+        annotations = {"podway.io/accepts": "none", "example.com/mine": "stays"}
+        taints = [
+            {"key": "mine", "effect": "NoSchedule"},
+            {"key": "podway.io/agent-not-ready", "effect": "NoSchedule"},
+        ]
+        cluster.patch(path, {"metadata": {"annotations": annotations}, "spec": {"taints": taints}})
+        cluster.patch(f"{path}/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}, said]}})
+    told = cluster.podway("uninstall", "--yes", "--with-pods", "--without-node", "n3")
+    assert "n3: left as it is; clean it there: podway uninstall" in told
+    assert cluster.named() == set()
+    for node in cluster.server.ask("GET", "/api/v1/nodes")["items"]:
+        assert node["metadata"]["annotations"] == {"example.com/mine": "stays"}
+        assert [one["key"] for one in node["spec"]["taints"]] == ["mine"]
+        assert [one["type"] for one in node["status"]["conditions"]] == ["Ready"]
+    with pytest.raises(Answer):
+        cluster.server.ask("GET", "/apis/podway.io/v1")
+    assert "nothing of Podway is at" in cluster.podway("uninstall", "--yes")
