@@ -1,7 +1,8 @@
 """python -m tools.manifests --write | --check | --image: what is in deploy/ and is made of something else.
 
 deploy/crds.yaml is made of the types in src/podway/api/kinds, deploy/podway.yaml of the files that
-deploy/kustomization.yaml names. --image prints what the image of Podway is called.
+deploy/kustomization.yaml names, and so are the templates of the chart in deploy/helm. --image prints what the
+image of Podway is called.
 """
 
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from podway import __version__
 from podway.deploy.objects import CRDS, IMAGE, containers, texts
+from tools.chart import DriftError, templates
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 
@@ -43,14 +46,23 @@ def main(what: str) -> int:
     if what == "--image":
         print(IMAGE)
         return 0
-    crds, whole = texts(DEPLOY)[CRDS], assembled()
-    for problem in (wrong := problems(whole)):
+    crds, whole, directory = texts(DEPLOY)[CRDS], assembled(), DEPLOY / "helm/podway"
+    chart = yaml.safe_load((directory / "Chart.yaml").read_text())
+    wrong = problems(whole)
+    if {chart["version"], chart["appVersion"]} != {__version__}:
+        wrong.append(f"the chart is not of version {__version__}")
+    made = {DEPLOY / "crds.yaml": crds, DEPLOY / "podway.yaml": whole}
+    try:
+        made |= {directory / "templates" / name: text for name, text in templates(texts(DEPLOY)).items()}
+    except DriftError as error:
+        wrong.append(str(error))
+    for problem in wrong:
         print(f"deploy: {problem}")
-    for path, text in ((DEPLOY / "crds.yaml", crds), (DEPLOY / "podway.yaml", whole)):
+    for path, text in made.items():
         if what == "--write":
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
-            print(f"deploy/{path.name} is not what it is made of: ./dev manifests")
+            print(f"{path.relative_to(DEPLOY.parent)} is not what it is made of: ./dev manifests")
             return 1
     return 1 if wrong else 0
 

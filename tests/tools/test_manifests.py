@@ -1,5 +1,6 @@
 """What is assembled in deploy/: whole, of this version, and with no more rights than an agent uses."""
 
+import shutil
 from typing import Any
 
 import yaml
@@ -41,13 +42,15 @@ def test_containers_are_not_privileged() -> None:
 
 
 def test_a_manifest_that_is_not_current_is_told(monkeypatch: Any, tmp_path: Any, capsys: Any) -> None:
-    for path in DEPLOY.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(DEPLOY, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(manifests, "DEPLOY", tmp_path)
     assert manifests.main("--check") == 0
     agent = tmp_path / "agent.yaml"
     agent.write_text(agent.read_text().replace("10.244.0.0/16", "10.0.0.0/16"))
     assert manifests.main("--check") == 1
     assert "podway.yaml is not what it is made of" in capsys.readouterr().out
+    assert manifests.main("--write") == 1
+    assert "pools: 10.244.0.0/16' is there 0 times" in capsys.readouterr().out, "the chart would not say it"
+    agent.write_text(agent.read_text().replace("10.0.0.0/16", "10.244.0.0/16"))
     assert manifests.main("--write") == 0
     assert manifests.main("--check") == 0
