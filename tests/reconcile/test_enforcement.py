@@ -28,7 +28,8 @@ from podway.kernel.flow import FlowWrites
 from podway.plan.uplink import Uplink
 from podway.policy.maps import CLOSED, NO_RULES
 from podway.policy.planner import PolicyPlanner
-from podway.reconcile.enforcement import INTERRUPTED, RETRY, SOON, Enforcement
+from podway.reconcile.enforcement import INTERRUPTED, SOON, Enforcement
+from podway.reconcile.map_keeper import RETRY
 from podway.reconcile.state import NodeState
 from tests.policy.clusters import IPS, SPACES, namespace, network_policy, objects, pod, resource
 from tests.recorded_kernel import RecordedFlows

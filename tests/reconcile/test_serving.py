@@ -19,7 +19,8 @@ from podway.cluster.change import Change
 from podway.cluster.view import SERVING, ClusterView
 from podway.errors import KernelError
 from podway.plan.uplink import Uplink
-from podway.reconcile.serving import RETRY, Serving
+from podway.reconcile.map_keeper import RETRY
+from podway.reconcile.serving import Serving
 from podway.reconcile.state import NodeState
 from podway.services.maps import Delta, Entries
 from podway.services.maps import Maps as ServiceMaps

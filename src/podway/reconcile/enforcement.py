@@ -35,7 +35,7 @@ from podway.api.lease import Attachment, Lease, shorten
 from podway.api.resource import Key
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_policy
-from podway.errors import AgentError, KernelError, PodwayError, UnsupportedSystem, explain
+from podway.errors import AgentError, KernelError, UnsupportedSystem
 from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.kernel.interface import FlowDoor
 from podway.plan.node import wires
@@ -43,17 +43,12 @@ from podway.policy.in_doubt import stand_in
 from podway.policy.lookup import PolicyMaps
 from podway.policy.maps import CLOSED, NO_RULES, Columns, Delta, EndpointRules, PodName, RuleKey
 from podway.policy.planner import PolicyPlanner
+from podway.reconcile.map_keeper import RETRY, SLICE, MapKeeper, not_as_planned
 from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-SLICE = 1000
-"""Entries that are compared at once: less than a millisecond."""
-
-RETRY = 10.0
-"""Seconds until an engine that could not be had is tried again, and what was refused more than once."""
 
 SOON = 1.0
 """Seconds until what was refused once is tried again."""
@@ -71,15 +66,14 @@ FindPod = Callable[[str, str], Awaitable[Pod | None]]
 """Asks the store for a pod by namespace and name; None if there is none. Raises StoreError."""
 
 
-class Enforcement:
-    """Keeps the flow engine's maps in step with the cluster's policies, where NetworkConfig asks for the engine.
+class Enforcement(MapKeeper):
+    """Keeps the flow engine's maps in step with the cluster's policies, where NetworkConfig asks for that."""
 
-    `problem` says why policies are not in force as they should be; empty if they are, or are not to be.
-    """
+    DOING = "enforced policies"
+    FALLS_SHORT = "policies are not enforced as they should be"
 
     def __init__(self, flow: FlowDoor, state: NodeState) -> None:
-        self._flow = flow
-        self._state = state
+        super().__init__(flow, state)
         self._planner: PolicyPlanner | None = None
         self._dirty = False
         self._anew = False
@@ -96,22 +90,17 @@ class Enforcement:
         """For whom the store is asked; those leave of whom something is heard meanwhile."""
         self._absent: dict[PodName, EndpointRules] = {}
         """Rules of pods of which the planner does not know."""
-        self._written = 0
-        """How often something was written."""
         self._unread: dict[Key, NetworkPolicy | ClusterNetworkPolicy] = {}
         """Policies that cannot be read."""
-        self._writing: Iterator[None] | None = None
         self._mending = False
-        """Whether that is what a comparison found."""
+        """Whether what is being written is what a comparison found."""
         self._refusals = 0
         """How often in a row something was refused that is not written yet."""
         self._interrupted = 0
-        self._again = 0.0
         self._failed = False
         """Whether a mistake of ours is why nothing is enforced: nobody is let in then, whatever judges so far."""
         self._kept = False
         """Whether an engine stays at work because nobody can tell whether it is to."""
-        self.problem = ""
 
     @property
     def wanted(self) -> bool:
@@ -147,7 +136,7 @@ class Enforcement:
     @property
     def busy(self) -> bool:
         """Whether there is something to write now; what was refused waits for an audit."""
-        return self._dirty or self._anew or self._writing is not None
+        return self._dirty or self._anew or self._work is not None
 
     @property
     def retry(self) -> float:
@@ -204,18 +193,15 @@ class Enforcement:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever it is
-            self._fail(error, SOON)
+            self.fail(error)
         except BaseException:
-            self._anew = True
+            self._lose_track()
             raise
 
-    def _fail(self, error: Exception, pause: float) -> None:
-        """Take a failure that nobody expected: what is in force stays, nobody new is let in, all begins anew."""
-        log.error("the agent failed as it enforced policies", problem=explain(error), exc_info=error)
-        self._end()
-        self._again = self._state.now() + pause
+    def fail(self, error: Exception, pause: float = SOON) -> None:
+        """See MapKeeper.fail: nobody new is let in until then."""
+        super().fail(error, pause)
         self._failed, self._state.engine = True, self._is_attached()
-        self.problem = f"the agent failed as it enforced policies ({explain(error)}); its log tells more"
 
     def _close_in_doubt(self) -> None:
         """Go by what stands in for policies that cannot be read, and never could be."""
@@ -346,34 +332,28 @@ class Enforcement:
     def portions(self, *, strict: bool = False) -> Iterator[None]:
         """Write what is to be written, in bounded steps; yields after each. Others may do so in between."""
         self._choose()
-        while self._planner is not None:
-            if self._writing is None:
-                writes = None
-                with self._contained():
-                    writes = self._due()
-                if writes is None or writes.empty:
-                    return
-                self._writing = self._flow.write(writes)
-            try:
-                next(self._writing)
-            except StopIteration:
-                if self._mending:
-                    self._all_right()
-                self._writing, self._mending = None, False
-                continue
-            except KernelError as error:
-                self._writing, self._mending = None, False
-                self._note_refusal(error)
-                if strict:
-                    raise
-                return
-            except Exception as error:  # noqa: BLE001 - a mistake of ours, as in what is due
-                self._fail(error, SOON)
-                return
-            except BaseException:
-                self._writing, self._mending, self._anew = None, False, True
-                raise
-            yield
+        yield from self._steps(strict=strict)
+
+    def _take_up(self) -> Iterator[None] | None:
+        if self._work is None and self._planner is not None:
+            with self._contained():
+                writes = self._due()
+                self._work = None if writes.empty else self._flow.write(writes)
+        return self._work
+
+    def _finish(self) -> None:
+        if self._mending:
+            self._all_right()
+        self._mending = False
+
+    def _refuse(self, error: KernelError) -> None:
+        """Remember that not all that is wanted is in the maps: an audit will find what."""
+        self._mending = False
+        self._refusals += 1
+        self.note(error)
+
+    def _lose_track(self) -> None:
+        self._mending, self._anew = False, True
 
     def audit(self) -> Generator[None, None, FlowWrites | None]:
         """Compare the maps with all that is wanted, in slices; yields after each, where others may go first.
@@ -411,17 +391,12 @@ class Enforcement:
         ours = self._refusals > 0
         self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
         self._written += 1
-        self._writing, self._mending = self._flow.write(wrong), True
+        self._work, self._mending = self._flow.write(wrong), True
         self.bring()
         return "" if ours or self._refusals else f"{told(wrong)}: put right"
 
     def _all_right(self) -> None:
         self._refusals, self.problem = 0, ""
-
-    def _note_refusal(self, error: KernelError) -> None:
-        """Remember that not all that is wanted is in the maps: an audit will find what."""
-        self._refusals += 1
-        self.note(error)
 
     def repair(self) -> str:
         """Audit and mend at once. What the kernel refuses is in `problem`."""
@@ -496,7 +471,7 @@ class Enforcement:
             self._state.engine = self._is_attached()
             return
         except Exception as error:  # noqa: BLE001 - a mistake of ours: no half of an engine stays
-            self._fail(error, RETRY)
+            self.fail(error, RETRY)
             return
         except BaseException:
             self._end()
@@ -518,7 +493,7 @@ class Enforcement:
 
     def _end(self) -> None:
         self._flow.close()
-        self._planner, self._maps, self._writing = None, PolicyMaps(), None
+        self._planner, self._maps, self._work = None, PolicyMaps(), None
         self._dirty = self._anew = self._mending = False
         self._refusals = self._interrupted = 0
         self._endpoints.clear()
@@ -537,7 +512,7 @@ class Enforcement:
                 pass
         except KernelError as error:
             # What it is about stays closed, and is tried again: no reason to have all the rest go unjudged.
-            self._note_refusal(error)
+            self._refuse(error)
 
     def _compile(self, left: Entries) -> None:
         """Make a planner that knows the whole cluster, and takes numbers from what another one left."""
@@ -659,12 +634,6 @@ class Enforcement:
             return _SHUT  # finished, or said to be on another node, or not to be read
         return self._absent.get(name, _OPEN)
 
-    def note(self, error: PodwayError) -> None:
-        """Take down, and log once, what keeps policies from being in force."""
-        if error.message != self.problem:
-            log.error("policies are not enforced as they should be", problem=error.message, hint=error.hint)
-        self.problem = error.message
-
 
 class _Asked(NamedTuple):
     """A pod for which the store is asked, and the uid of its namesake that was known before, or none."""
@@ -708,9 +677,7 @@ def told(wrong: FlowWrites) -> str:
         "pods' addresses": len(wrong.endpoints) + len(wrong.gone_endpoints),
         "pools": len(wrong.pools) + len(wrong.gone_pools),
     }
-    return (
-        f"flow engine: not as planned: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
-    )
+    return not_as_planned("flow engine", counts)
 
 
 def _is_short_for(cut: str, name: PodName) -> bool:

@@ -23,8 +23,9 @@ from podway.api.kinds.service import Service
 from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_services
-from podway.errors import KernelError, explain
+from podway.errors import KernelError
 from podway.kernel.interface import FlowDoor
+from podway.reconcile.map_keeper import RETRY, SLICE, MapKeeper, not_as_planned
 from podway.reconcile.state import NodeState
 from podway.services.maps import NOTHING, Delta, Entries
 from podway.services.planner import ServicePlanner
@@ -37,36 +38,24 @@ V = TypeVar("V")
 PORTION = 50
 """Objects that are put, and Services that are settled, at once: some milliseconds."""
 
-SLICE = 1000
-"""Entries that are compared at once: less than a millisecond."""
-
-RETRY = 10.0
-"""Seconds until what was refused is tried again."""
-
 _KINDS = (Service, EndpointSlice, Pod, Node)
 
 
-class Serving:
-    """Keeps the flow engine's maps in step with the cluster's Services, where NetworkConfig has them served.
+class Serving(MapKeeper):
+    """Keeps the flow engine's maps in step with the cluster's Services, where NetworkConfig has them served."""
 
-    `problem` says why they are not served as they should be; empty if they are, or are not to be.
-    """
+    DOING = "served Services"
+    FALLS_SHORT = "Services are not served as they should be"
 
     def __init__(self, flow: FlowDoor, state: NodeState) -> None:
-        self._flow = flow
-        self._state = state
+        super().__init__(flow, state)
         self._planner: ServicePlanner | None = None
         self._maps_of = 0
         """Which opening of the engine the maps are of that were compared."""
-        self._work: Iterator[None] | None = None
-        """What is being done, in steps."""
         self._told: list[Change[Any]] = []
         self._beginning = False
-        """Whether that is a beginning, which compares everything."""
-        self._written = 0
+        """Whether what is being written is a beginning, which compares everything."""
         self._refused = False
-        self._again = 0.0
-        self.problem = ""
 
     @property
     def wanted(self) -> bool:
@@ -137,36 +126,30 @@ class Serving:
             self._end()
             self._refused, self.problem = False, ""
             return
-        while self.busy:
-            if self._work is None or (self._is_to_begin and not self._beginning):
-                self._beginning = self._is_to_begin
-                self._work = self._begin() if self._beginning else self._follow()
-                self._written += 1
-            try:
-                next(self._work)
-            except StopIteration:
-                self._work, self._beginning = None, False
-                continue
-            except KernelError as error:
-                self._work, self._beginning = None, False
-                self._again = self._state.now() + RETRY
-                self._note(error)
-                continue
-            except Exception as error:  # noqa: BLE001 - a mistake of ours, which pods, routes and policies must not pay
-                self.fail(error)
-                continue
-            except BaseException:  # who knows what the planner knows: another one is made
-                self._end()
-                self._again = self._state.now() + RETRY
-                raise
-            yield
+        yield from self._steps()
 
-    def fail(self, error: Exception) -> None:
-        """Take a failure that nobody expected: what is in the maps stays, and all is begun anew in a while."""
-        log.error("the agent failed as it served Services", problem=explain(error), exc_info=error)
+    def _take_up(self) -> Iterator[None] | None:
+        if self.busy and (self._work is None or (self._is_to_begin and not self._beginning)):
+            self._beginning = self._is_to_begin
+            self._work = self._begin() if self._beginning else self._follow()
+            self._written += 1
+        return self._work
+
+    def _finish(self) -> None:
+        self._beginning = False
+
+    def _refuse(self, error: KernelError) -> None:
+        self._beginning, self._refused = False, True
+        self._again = self._state.now() + RETRY
+        self.note(error)
+
+    def _lose_track(self) -> None:
         self._end()
         self._again = self._state.now() + RETRY
-        self.problem = f"the agent failed as it served Services ({explain(error)}); its log tells more"
+
+    def fail(self, error: Exception, pause: float = RETRY) -> None:
+        """See MapKeeper.fail."""
+        super().fail(error, pause)
         self._refused = True
 
     def _end(self) -> None:
@@ -234,11 +217,6 @@ class Serving:
         yield from self.portions()
         return "" if ours or self._refused else f"{told(wrong)}: put right"
 
-    def _note(self, error: KernelError) -> None:
-        if error.message != self.problem:
-            log.error("Services are not served as they should be", problem=error.message, hint=error.hint)
-        self.problem, self._refused = error.message, True
-
 
 def compared(want: Entries, have: Entries) -> Generator[None, None, Delta]:
     """Find what leads from some entries to those that are wanted; yields now and then."""
@@ -273,4 +251,4 @@ def told(wrong: Delta) -> str:
         "places": len(wrong.choices) + len(wrong.gone_choices),
         "backends": len(wrong.backends) + len(wrong.gone_backends),
     }
-    return f"Services: not as planned: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
+    return not_as_planned("Services", counts)
