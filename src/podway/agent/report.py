@@ -137,7 +137,7 @@ class Reporter:
 
     async def steps(self) -> dict[str, float]:
         """Return how long the agent was at work at a stretch, in seconds, since this was asked last."""
-        return self._components.steps.told()
+        return self._components.steps.summary()
 
     async def leases(self) -> list[dict[str, Any]]:
         """Return every lease of the node."""

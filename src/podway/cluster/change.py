@@ -34,7 +34,7 @@ class Change(msgspec.Struct, Generic[R], frozen=True):
         return self.old is self.new or self.old == self.new
 
     @property
-    def told(self) -> bool:
+    def only_status(self) -> bool:
         """Whether an object is asked for as before, and only what is observed of it changed."""
         old, new = self.old, self.new
         if old is None or new is None or not old.JUDGED:

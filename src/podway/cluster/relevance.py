@@ -42,12 +42,12 @@ def alters_routing(change: Change[Any]) -> bool:
     """Tell whether a change may alter any node's BGP plan."""
     if change.kind == Node.KIND:
         return not _same_place(change.old, change.new)
-    return change.kind in _ROUTING and not change.empty and not change.told
+    return change.kind in _ROUTING and not change.empty and not change.only_status
 
 
 def alters_plans(change: Change[Any]) -> bool:
     """Tell whether a change may alter any plan of any node."""
-    if change.kind not in _UNPLANNED and KINDS[change.kind].IN_VIEW and not (change.empty or change.told):
+    if change.kind not in _UNPLANNED and KINDS[change.kind].IN_VIEW and not (change.empty or change.only_status):
         return True
     return alters_routing(change)
 

@@ -27,7 +27,7 @@ _BESIDE = frozenset({Node.KIND, AddressBlock.KIND})
 
 def needs_a_look(view: ClusterView, changes: tuple[Change[Resource], ...]) -> bool:
     """Tell whether changes may alter what contradicts what; `view` is the one after them."""
-    kinds = {change.kind for change in changes if not (change.empty or change.told)}
+    kinds = {change.kind for change in changes if not (change.empty or change.only_status)}
     if not kinds.isdisjoint(RANGED):
         return True
     return not kinds.isdisjoint(_BESIDE) and any(True for _ in _set_aside(view))

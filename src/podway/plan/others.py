@@ -19,7 +19,7 @@ from podway.plan.guard import node_elements, takes_tunnels
 from podway.plan.nat import nat_elements, nat_families
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import held_modes, overlay_entries
-from podway.plan.remote import distributed_route, told_by_store
+from podway.plan.remote import distributed_by_store, distributed_route
 from podway.plan.uplink import Uplink
 
 
@@ -37,15 +37,15 @@ def plan_others(
     """
     held = held_modes(view, node, uplink)  # once: it is asked of thousands of nodes
     taken = takes_tunnels(view, node)
-    told = told_by_store(view)
+    by_store = distributed_by_store(view)
     families = nat_families(view)
     found: dict[str, NodePlan] = {}
     for name in only:
         entries = overlay_entries(view, node, held, (name,))
         routes = [
             route
-            for block in (view.blocks_of(name) if told or transitional else ())
-            if block.spec.pool in told or block.network in transitional
+            for block in (view.blocks_of(name) if by_store or transitional else ())
+            if block.spec.pool in by_store or block.network in transitional
             if (route := distributed_route(view, node, uplink, block)) is not None
         ]
         known = (*(node_elements(view, (name,)) if taken else ()), *nat_elements(view, (name,), families))

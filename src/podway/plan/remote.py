@@ -17,7 +17,7 @@ STORE_METRIC = 31
 """Just better than BIRD's routes (32): both stand side by side while a pool switches from one to the other."""
 
 
-def told_by_store(view: ClusterView) -> frozenset[str]:
+def distributed_by_store(view: ClusterView) -> frozenset[str]:
     """Return the names of the pools whose routes the store distributes."""
     return frozenset(name for name, pool in view.pools.items() if pool.spec.distribution == "store")
 

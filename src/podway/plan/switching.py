@@ -54,7 +54,7 @@ from podway.plan.objects import (
     TunnelEndpoint,
     TunnelSource,
 )
-from podway.plan.remote import remote_route
+from podway.plan.remote import distributed_by_store, remote_route
 from podway.plan.sent_modes import SentModes
 from podway.plan.uplink import Uplink
 
@@ -173,9 +173,9 @@ def missing_modes(plan: NodePlan, differences: Iterable[Change]) -> frozenset[Tu
 
 def missing_routes(view: ClusterView, node: str, uplink: Uplink, installed: InstalledModes) -> Iterator[Network]:
     """Yield the blocks to which the store distributes a route that is not in the kernel."""
-    told = {name for name, pool in view.pools.items() if pool.spec.distribution == "store"}
-    for block in view.blocks.values() if told else ():
-        if block.spec.pool not in told or block.network in installed.own:
+    by_store = distributed_by_store(view)
+    for block in view.blocks.values() if by_store else ():
+        if block.spec.pool not in by_store or block.network in installed.own:
             continue
         if remote_route(view, node, uplink, block) is not None:
             yield block.network

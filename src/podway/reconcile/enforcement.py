@@ -393,7 +393,7 @@ class Enforcement(MapKeeper):
         self._written += 1
         self._work, self._mending = self._flow.write(wrong), True
         self.bring()
-        return "" if ours or self._refusals else f"{told(wrong)}: put right"
+        return "" if ours or self._refusals else f"{described(wrong)}: put right"
 
     def _all_right(self) -> None:
         self._refusals, self.problem = 0, ""
@@ -668,7 +668,7 @@ def _in_one_go(steps: Generator[None, None, T]) -> T:
             return found
 
 
-def told(wrong: FlowWrites) -> str:
+def described(wrong: FlowWrites) -> str:
     """Say what of the flow engine's maps is not as it should be."""
     counts = {
         "rules": len(wrong.rules) + len(wrong.gone_rules),

@@ -71,13 +71,14 @@ from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, PodWiring, Sysctl
 from podway.reconcile import saved_sysctls
-from podway.reconcile.enforcement import Enforcement, told
+from podway.reconcile.enforcement import Enforcement
+from podway.reconcile.enforcement import described as described_policies
 from podway.reconcile.host import read_host
 from podway.reconcile.planning import Planning
 from podway.reconcile.pod_ends import PodEnds
 from podway.reconcile.repairs import Repairs
 from podway.reconcile.serving import Serving
-from podway.reconcile.serving import told as told_of_services
+from podway.reconcile.serving import described as described_services
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import LONGEST_REST, REST
 from podway.reconcile.wanted import ObjectKey
@@ -332,8 +333,8 @@ class Reconciler:
         wrong = await self._in_slices(self.enforcement.audit(), pause)
         services = await self._in_slices(self.serving.audit(), pause)
         return (
-            *(() if wrong is None or wrong.empty else (told(wrong),)),
-            *(() if services is None or services.empty else (told_of_services(services),)),
+            *(() if wrong is None or wrong.empty else (described_policies(wrong),)),
+            *(() if services is None or services.empty else (described_services(services),)),
         )
 
     @staticmethod

@@ -215,7 +215,7 @@ class Serving(MapKeeper):
         self._written += 1
         self._work = self._flow.write_services(wrong)  # what is told meanwhile is written after it
         yield from self.portions()
-        return "" if ours or self._refused else f"{told(wrong)}: put right"
+        return "" if ours or self._refused else f"{described(wrong)}: put right"
 
 
 def compared(want: Entries, have: Entries) -> Generator[None, None, Delta]:
@@ -244,7 +244,7 @@ def _differing(
     return put, tuple(gone)
 
 
-def told(wrong: Delta) -> str:
+def described(wrong: Delta) -> str:
     """Say what of the flow engine's maps of Services is not as it should be."""
     counts = {
         "frontends": len(wrong.frontends) + len(wrong.gone_frontends),

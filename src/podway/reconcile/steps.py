@@ -62,9 +62,9 @@ class Steps(selectors.EpollSelector):
                 return min((bucket + 1) * RESOLUTION, self.longest)
         return self.longest
 
-    def told(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
         """Return how many steps there were since this was asked last, and how many seconds they took."""
-        told = {
+        found = {
             "count": self.count,
             "median": self.percentile(50),
             "p99": self.percentile(99),
@@ -73,4 +73,4 @@ class Steps(selectors.EpollSelector):
         }
         self._counts = [0] * BUCKETS
         self.count, self.longest = 0, 0.0
-        return told
+        return found
