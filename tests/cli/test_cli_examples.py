@@ -96,6 +96,7 @@ NOT_RUN = {
 CAPTURES = "goes on for a minute; tests/system/test_system_capture.py pipes packets into tshark"
 FLOWS = "shows nothing but why where the engine is off; tests/system/test_system_flows.py asks where it works"
 SERVES = "serves for ever, by an API server; tests/system/test_system_kubernetes.py runs it"
+SERVED = "wants a lab that serves Services; tests/lab/test_lab_services.py runs it in one"
 NOT_RUN |= {
     "podway controller --store kubernetes:": SERVES,
     "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug": SERVES,
@@ -109,6 +110,8 @@ NOT_RUN |= {
     "podway capture web -o - | tshark -r -": CAPTURES,
     "podway capture shop/web --filter 'tcp port 80 and host shop/client' -c 100": CAPTURES,
     "podway --store kubernetes: sysdump --no-doctor": "needs an API server; of a lab it is run below",
+    "podway lab run --service web --serve 80": SERVED,
+    "podway trace client service/web": SERVED,
 }
 STATUS = {"podway plan -f pools.yaml --exit-code": 3, "podway get routes node1 --watch": 124}
 """What ends with another exit status than 0; the last is that of timeout(1), which ends it."""
