@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_network
 from typing import Any
 
 import dns.message
@@ -17,10 +16,8 @@ import pytest
 from podway.api.kinds.endpoint_slice import Endpoint, EndpointConditions, EndpointSlice
 from podway.api.kinds.service import Service, ServiceSpec
 from podway.api.meta import Metadata
-from podway.errors import LabError
 from podway.lab import agents, cluster, facts, resolving
 from podway.lab.dns import Names
-from podway.lab.services import free_address
 from podway.store.base import Event, Listing
 from podway.verify.services import SERVICES
 from tests.patience import eventually
@@ -77,14 +74,6 @@ def test_names_go_with_their_services() -> None:
     assert _ask(names, "web.shop.svc.cluster.local.")[1] == ["10.96.0.9"]
     names.hear(Service, Listing((), "4"))
     assert _ask(names, "web.shop.svc.cluster.local.") == ("NXDOMAIN", [])
-
-
-def test_addresses_by_hand_are_left_free() -> None:
-    small = ip_network("10.96.0.0/27")
-    assert str(free_address(ip_network("10.96.0.0/16"), set())) == "10.96.1.1"
-    assert str(free_address(small, {small[17]})) == "10.96.0.18"
-    with pytest.raises(LabError, match=r"no address of 10\.96\.0\.0/27 is free"):
-        free_address(small, set(small))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +146,7 @@ def _apply(lab: str, **manifest: Any) -> None:
 @pytest.mark.kernel
 def test_doctor_names_services_at_which_nobody_answers(lab: str) -> None:
     nodes = "node1, node2: "
-    lost = {"clusterIP": "10.96.0.77", "selector": {"app": "lost"}, "ports": [{"port": 80}]}
+    lost = {"selector": {"app": "lost"}, "ports": [{"port": 80}]}
     _apply(lab, apiVersion="v1", kind="Service", metadata={"name": "lost"}, spec=lost)
     problem = "spec.ports[0]: has no IPv4 endpoints: connections are refused"
     eventually(lambda: _findings(lab) == {(f"{nodes}Service/default/lost", problem)})

@@ -9,10 +9,12 @@ import msgspec
 from podway.api.checked import RejectedObject
 from podway.api.decode import Manifest
 from podway.api.kinds import KINDS
+from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
 from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.kinds.pod import Pod
-from podway.api.resource import Key, Resource, key, subject
+from podway.api.kinds.service import Service
+from podway.api.resource import Key, Resource, key, of_kind, subject
 from podway.api.rules import check_change, check_deletion
 from podway.cli.gone_node import aftermath, before_deletion, warning
 from podway.cli.help import examples
@@ -21,6 +23,7 @@ from podway.cli.manifests import check_each, merge, placed_in, read_manifests
 from podway.cli.options import GlobalOptions, cluster_options, read_all
 from podway.errors import InvalidArgument, NotFound
 from podway.preview.interruptions import interruptions
+from podway.services.allocation import addressed
 from podway.store.base import Store
 from podway.store.leases import forget_lease
 
@@ -59,7 +62,7 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
     async def work(store: Store) -> None:
         listing = await read_all(store)
         stored, rejected = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.rejected}
-        for new in checked_change(stored, manifests).values():
+        for new in checked_change(stored, manifests, allocates=options.allocates).values():
             known = key(new)
             for interruption in interruptions(stored.get(known), new):
                 click.echo(f"note: {interruption}", err=True)
@@ -147,15 +150,21 @@ def _named(words: Sequence[str], namespace: str | None) -> list[Key]:
     return found
 
 
-def checked_change(stored: Mapping[Key, Resource], manifests: Sequence[Manifest]) -> dict[Key, Resource]:
+def checked_change(
+    stored: Mapping[Key, Resource], manifests: Sequence[Manifest], *, allocates: bool = False
+) -> dict[Key, Resource]:
     """Return what manifests make of the objects that they name, checked together with all others.
 
-    Raises InvalidObject, with the place in the manifest.
+    With `allocates` Services get addresses: nobody else gives them any. Raises InvalidObject, with the place in
+    the manifest.
     """
     wanted = {}
     for manifest in manifests:
         with placed_in(manifest):
             wanted[key(manifest.resource)] = merge(manifest.resource, stored.get(key(manifest.resource)))
+    for manifest in manifests if allocates else ():
+        with placed_in(manifest):
+            _allocate(key(manifest.resource), wanted, stored)
     after = tuple({**stored, **wanted}.values())
     for manifest in manifests:
         new = wanted[key(manifest.resource)]
@@ -164,6 +173,17 @@ def checked_change(stored: Mapping[Key, Resource], manifests: Sequence[Manifest]
             with placed_in(manifest):
                 check_change(new, after, old=old)
     return wanted
+
+
+def _allocate(known: Key, wanted: dict[Key, Resource], stored: Mapping[Key, Resource]) -> None:
+    """Give an object that is wanted addresses if it is a Service that needs some. Raises InvalidObject."""
+    new, old = wanted[known], stored.get(known)
+    if not isinstance(new, Service) or not (old is None or isinstance(old, Service)):
+        return
+    after = {**stored, **wanted}
+    ranges = [one for config in of_kind(NetworkConfig, after.values()) for one in config.spec.service_networks]
+    others = [one for one in of_kind(Service, after.values()) if key(one) != known]
+    wanted[known] = addressed(new, old, ranges, others)
 
 
 def check_deletions(stored: Mapping[Key, Resource], unwanted: Collection[Key]) -> None:

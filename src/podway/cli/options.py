@@ -53,6 +53,15 @@ class GlobalOptions(NamedTuple):
         error = unknown(self.lab)
         return LabError(error.message, hint=f"{error.hint}; for another cluster name its store: --store URL")
 
+    @property
+    def allocates(self) -> bool:
+        """Whether who writes Services gives them their addresses: in Kubernetes its API server does."""
+        if self.store is None:
+            return not admin_config(self.lab).exists()
+        from podway.store.open import is_kubernetes
+
+        return not is_kubernetes(self.store)
+
     def _open(self, *, create: bool) -> Store:
         url = self.store_url()
         if self.store is None and (admin_config(self.lab).exists() or not url.startswith("sqlite:")):

@@ -83,7 +83,11 @@ def plan(
     stored = {key(obj): obj for obj in today.objects}
     check_deletions(stored, unwanted)
     staying = {known: obj for known, obj in stored.items() if known not in unwanted}
-    wanted = {known: obj for known, obj in checked_change(staying, manifests).items() if obj != staying.get(known)}
+    wanted = {
+        known: obj
+        for known, obj in checked_change(staying, manifests, allocates=options.allocates).items()
+        if obj != staying.get(known)
+    }
     after = ClusterView.of({**staying, **wanted}.values())
     comparison = Comparison(today.view, after, today.sites)
     actions = {known: "configured" if known in staying else "created" for known in wanted}

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 
 import msgspec
 
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Family, Network
 from podway.api.kinds.endpoint_slice import EndpointSlice
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
@@ -25,6 +25,7 @@ from podway.errors import AgentError, InvalidArgument, LabError
 from podway.lab import agents, dns, facts, names, pods, resolving, state
 from podway.lab.fabric import Fabric
 from podway.lab.state import LabState
+from podway.services.allocation import PREFER_DUAL, addressed
 from podway.services.planner import ServicePlanner
 from podway.store.base import Store
 
@@ -69,7 +70,9 @@ def ensure(lab: str) -> None:
             ServicePort(name=protocol.lower(), protocol=protocol, port=dns.PORT) for protocol in ("UDP", "TCP")
         )
         labels = {"k8s-app": resolving.SERVICE}
-        facts.ask(lab, lambda store: _make(store, resolving.NAMESPACE, resolving.SERVICE, labels, dns_ports))
+        facts.ask(
+            lab, lambda store: _make(store, resolving.NAMESPACE, resolving.SERVICE, labels, dns_ports, DNS_NUMBER)
+        )
         pods.run(lab, "dns", namespace=resolving.NAMESPACE, labels=labels, resolves=True)
 
 
@@ -160,40 +163,28 @@ def _range(family: Family, pools: Sequence[Network], fabric: Fabric) -> Network:
 
 
 async def _make(
-    store: Store, namespace: str, name: str, selector: dict[str, str], ports: tuple[ServicePort, ...]
+    store: Store,
+    namespace: str,
+    name: str,
+    selector: dict[str, str],
+    ports: tuple[ServicePort, ...],
+    number: int = 0,
 ) -> Service:
-    """Return the Service of this name, which is made if it is not there, with an address of each range."""
+    """Return the Service of this name, which is made if it is not there, with an address of each family.
+
+    `number` is the place of its addresses in their ranges, 0 for whichever is free.
+    """
     others = (await store.list(Service)).items
     for one in others:
         if (one.metadata.namespace, one.metadata.name) == (namespace, name):
             return one
     (config,) = (await store.list(NetworkConfig)).items
-    is_dns = (namespace, name) == (resolving.NAMESPACE, resolving.SERVICE)
-    taken = {address for one in others for address in one.cluster_addresses}
-    first: dict[int, Network] = {}
-    for network in config.spec.service_networks:
-        first.setdefault(network.version, network)
-    addresses = tuple(
-        str(network[DNS_NUMBER] if is_dns else free_address(network, taken)) for network in first.values()
-    )
     service = Service(
         metadata=Metadata(name=name, namespace=namespace),
-        spec=ServiceSpec(selector=selector, ports=ports, cluster_ip=addresses[0], cluster_ips=addresses),
+        spec=ServiceSpec(selector=selector, ports=ports, ip_family_policy=PREFER_DUAL),
     )
+    service = addressed(service, None, config.spec.service_networks, others, number=number)
     validate(service)
     check_change(service, (*others, service))
     await facts.ensure_namespace(store, namespace)
     return await store.create(service)
-
-
-def free_address(network: Network, taken: set[Address]) -> Address:
-    """Return the first free address of a range, behind those that are left to who writes addresses by hand.
-
-    That many Kubernetes leaves, too (KEP-3070). Raises LabError if there is none.
-    """
-    by_hand = min(max(16, network.num_addresses // 16), 256)
-    last = min(network.num_addresses - 2, by_hand + len(taken) + 1)
-    for number in range(by_hand + 1, last + 1):
-        if network[number] not in taken:
-            return network[number]
-    raise LabError(f"no address of {network} is free for another Service", hint="add a range to spec.serviceCidrs")
