@@ -88,7 +88,8 @@ def operator_credentials(spec: ClusterAuthoritySpec, settings: ChannelSettings) 
     if not signers.authorities:
         raise AgentError(
             "the keys of this cluster's certificate authorities are not known here",
-            hint=f"whoever may read Secret {KEYS} in the namespace {KEYS_SPACE} may ask agents over the network",
+            hint=f"whoever may read Secret {KEYS} in the namespace {KEYS_SPACE} may ask agents over the network; "
+            "whoever may make tokens of ServiceAccount podway-viewer (namespace podway), through the API server",
         )
     signer = rotation.signer(signers, settings.certificate_lifetime_seconds, now)
     order = CertificateOrder(signer, operator_uri(spec.cluster), now, OPERATOR_LIFETIME)

@@ -1,5 +1,6 @@
 """The agents that a command may ask, here and on other nodes, and what they know of routes and sessions."""
 
+import asyncio
 import contextlib
 import difflib
 import os
@@ -14,13 +15,15 @@ import msgspec
 
 from podway.agent.options import DEFAULT_RUN_DIR
 from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.node import Node
 from podway.api.resource import Resource
-from podway.channel.client import call, is_served
+from podway.channel.client import call, is_served, result_of
 from podway.cli.options import GlobalOptions, read_all
 from podway.errors import AgentError, LabError, NeedsRoot, NotFound, StoreError, StoreForbidden
 from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
 from podway.store.base import Store
+from podway.store.open import is_kubernetes
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
@@ -214,7 +217,11 @@ async def _with_keys(store: Store) -> tuple[Resource, ...]:
 
 
 def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
-    """Return the agents of all nodes in the store."""
+    """Return the agents of all nodes in the store. Who stands on no node asks through the API server if he can."""
+    if options.store is not None and is_kubernetes(options.store) and not HOST_SOCKET.exists():
+        found = _relayed(options, options.store)
+        if found is not None:
+            return found
     from podway.channel.remote import RemoteAgents, direct
     from podway.lab.reach import from_a_node
 
@@ -222,6 +229,47 @@ def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
     reach = direct if options.store is not None else from_a_node(options.lab)
     cluster = RemoteAgents(listing, reach=reach)
     return {node: partial(cluster.call, node, timeout=PATIENCE) for node in cluster.nodes}
+
+
+def _relayed(options: GlobalOptions, url: str) -> dict[str, Ask] | None:
+    """Return the agents as the controller asks them for us, None if it does not, or we may not ask it to."""
+    from podway.store.kubernetes.relay import get_token
+    from podway.store.kubernetes.store import KubernetesStore
+
+    async def look(store: Store) -> tuple[str, list[str]] | None:
+        assert isinstance(store, KubernetesStore)
+        try:
+            token = await get_token(store)
+        except StoreForbidden:
+            return None  # he may have the right to ask agents himself
+        return None if token is None else (token, [one.metadata.name for one in (await store.list(Node)).items])
+
+    found = options.run(look)
+    return found and {node: partial(_relay, url, found[0], node) for node in found[1]}
+
+
+def _relay(url: str, token: str, node: str, method: str, *, timeout: float = PATIENCE, **params: Any) -> Any:
+    """Call a method of a node's agent through the API server and the controller. Raises AgentError."""
+    from podway.store.kubernetes.relay import Question, ask
+    from podway.store.kubernetes.store import KubernetesStore
+    from podway.store.open import open_store
+
+    async def asked() -> bytes:
+        store = open_store(url)
+        assert isinstance(store, KubernetesStore)
+        try:
+            return await ask(store, token, Question(node, method, params, timeout))
+        finally:
+            await store.close()
+
+    try:
+        line = asyncio.run(asked())
+    except StoreError as error:
+        raise AgentError(
+            f"the agent of {node} cannot be asked through the API server: {error.message}",
+            hint=error.hint or "does the controller run (`kubectl -n podway get pods`)?",
+        ) from error
+    return result_of(line, f"agent of {node}", method)
 
 
 def _of_cluster(options: GlobalOptions) -> dict[str, Ask]:

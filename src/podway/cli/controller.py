@@ -3,7 +3,7 @@
 import click
 
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, log_level_option, metrics_option, store_option
+from podway.cli.options import GlobalOptions, check_endpoint, log_level_option, metrics_option, store_option
 from podway.store.open import check_url
 
 
@@ -22,9 +22,16 @@ from podway.store.open import check_url
     help="What it calls itself among several controllers.  [default: the machine's name and a number]",
 )
 @metrics_option
+@click.option(
+    "--relay",
+    default="",
+    metavar="ADDRESS:PORT",
+    callback=check_endpoint,
+    help="Ask agents for those who reach the API server alone, and whom RBAC allows it.  [default: nowhere]",
+)
 @log_level_option
 @click.pass_obj
-def controller(options: GlobalOptions, *, name: str, metrics: str, log_level: str) -> None:
+def controller(options: GlobalOptions, *, name: str, metrics: str, relay: str, log_level: str) -> None:
     """Run the controller of a cluster, until SIGTERM. Needs no root.
 
     It gives back what removed nodes leave behind, and says of pools, peers and settings whether they hold. Of
@@ -37,4 +44,4 @@ def controller(options: GlobalOptions, *, name: str, metrics: str, log_level: st
     from podway.controller.controller import ControllerOptions, run
 
     configure(log_level)
-    run(ControllerOptions(store=options.store, name=name, metrics=metrics))
+    run(ControllerOptions(store=options.store, name=name, metrics=metrics, relay=relay))

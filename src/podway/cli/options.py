@@ -172,12 +172,13 @@ def metrics_option(command: F) -> F:
         "--metrics",
         default="",
         metavar="ADDRESS:PORT",
-        callback=_endpoint,
+        callback=check_endpoint,
         help="Serve metrics for Prometheus there, to whoever asks.  [default: nowhere]",
     )(command)
 
 
-def _endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
+def check_endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
+    """Check an option that names an address and a port."""
     from podway.metrics.server import parse_endpoint
 
     if text:

@@ -24,7 +24,7 @@ from podway.controller.duties import Departures, Telling, requests, tellings
 from podway.controller.election import INTERVAL, Candidate, held
 from podway.controller.following import FOLLOWED, Facts, Following
 from podway.controller.signing import Signing
-from podway.errors import AlreadyExists, Conflict, NotFound, ObjectDamaged, PodwayError
+from podway.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, ObjectDamaged, PodwayError
 from podway.ipam.claims import give_back_all_of
 from podway.metrics.exposition import Metric, Values, expose
 from podway.metrics.server import MetricsServer, parse_endpoint
@@ -67,6 +67,8 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     grace: float = GRACE
     metrics: str = ""
     """Where metrics are served, ADDRESS:PORT; nowhere if empty."""
+    relay: str = ""
+    """Where questions for agents are taken that come through the API server, ADDRESS:PORT; nowhere if empty."""
 
 
 class Controller:
@@ -148,6 +150,11 @@ class Controller:
                 lease = await self._lease()
                 if lease is not None and lease.spec.holder_identity == self.name:
                     await self._store.update(held("", time.time(), lease))
+
+    @property
+    def facts(self) -> Facts:
+        """The cluster as it is known now."""
+        return self._following.facts
 
     @property
     def name(self) -> str:
@@ -278,12 +285,26 @@ async def _run(options: ControllerOptions) -> None:
         if options.metrics:
             server = MetricsServer(partial(collect, controller))
             await server.start(*parse_endpoint(options.metrics))
+        if options.relay:
+            await _start_relay(controller, store, options.relay)
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(controller.run())
             await stop.wait()
             task.cancel()
     finally:
         await store.close()
+
+
+async def _start_relay(controller: Controller, store: Store, endpoint: str) -> None:
+    # Late: they bring HTTP with them, which other stores do without.
+    from podway.controller.relay import Relay
+    from podway.store.kubernetes.store import KubernetesStore
+
+    if not isinstance(store, KubernetesStore):
+        raise InvalidArgument(
+            "--relay: questions come through a Kubernetes API", hint="leave it out, or --store kubernetes:"
+        )
+    await Relay(store, lambda: controller.facts).start(*parse_endpoint(endpoint))
 
 
 async def collect(controller: Controller) -> str:

@@ -35,6 +35,15 @@ def client_context(credentials: Credentials) -> ssl.SSLContext:
     return _context(ssl.PROTOCOL_TLS_CLIENT, credentials)
 
 
+def own_context(certificate: KeyedCertificate) -> ssl.SSLContext:
+    """Return a context in which one answers who asks for no proof, and shows none: he proves himself otherwise."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    with _as_file(certificate.private_key + certificate.certificate) as path:
+        context.load_cert_chain(path)
+    return context
+
+
 def _context(protocol: int, credentials: Credentials) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

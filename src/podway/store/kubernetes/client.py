@@ -94,9 +94,10 @@ class Client:
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
         content: str = "application/json",
+        more: Mapping[str, str] | None = None,
     ) -> bytes:
-        """Ask, and return the answer's body. Raises Refused, StoreUnavailable and StoreForbidden."""
-        headers = {"Content-Type": content} if body is not None else {}
+        """Ask, with `more` headers; return the answer's body. Raises Refused, StoreUnavailable, StoreForbidden."""
+        headers = {**({"Content-Type": content} if body is not None else {}), **(more or {})}
         tries, waited, refusals = 0, 0.0, 0
         while True:
             server = self._servers[0]

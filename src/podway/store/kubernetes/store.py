@@ -288,6 +288,23 @@ class KubernetesStore:
                 raise _expired(how, number, error.status) from error
             raise _unexpected(error) from error
 
+    async def send(self, path: str, document: Any, *, headers: Mapping[str, str] | None = None) -> bytes:
+        """Post to the API what is no object of Podway's, such as a review; return the answer.
+
+        Raises NotFound, StoreForbidden and StoreUnavailable.
+        """
+        try:
+            body = msgspec.json.encode(document)
+            return await self._client.request("POST", path, body=body, more=headers)
+        except Refused as error:
+            if error.status.code == 404:
+                raise NotFound(f"{path} does not exist: {error.status.message}") from error
+            raise _unexpected(error) from error
+
+    async def post(self, path: str, document: Any) -> Any:
+        """Post as `send` does; return the answer's document."""
+        return msgspec.json.decode(await self.send(path, document))
+
     async def close(self) -> None:
         """See Store.close."""
         self._closed = True

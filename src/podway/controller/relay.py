@@ -1,0 +1,178 @@
+"""The relay: agents asked for commands that can reach the API server alone (podway.store.kubernetes.relay).
+
+It is an HTTP server for one request (RFC 9112, as far as the API server's proxy needs it): `POST /ask` with a
+token and a question, answered by the line that an agent answers with. Nobody is believed by where he comes from:
+without a token of Podway's audience whose holder may ask this, nothing is asked, whoever reaches the port. The API
+server does not look at the certificate of what it proxies to, so that is of the relay's own making.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node
+from podway.channel.remote import RemoteAgents
+from podway.controller.following import Facts
+from podway.errors import AgentError, NotFound, PodwayError
+from podway.identity import certificates, keeper, tls
+from podway.identity.orders import AuthorityOrder
+from podway.store.kubernetes.relay import HEADER, Question, holder, may_ask
+from podway.store.kubernetes.store import KubernetesStore
+
+log = structlog.get_logger(__name__)
+
+MAX_CONNECTIONS = 64
+MAX_HEAD, MAX_BODY = 32 * 1024, 1 << 20
+"""Bytes of a request's head and body."""
+READING = 5.0
+"""Seconds in which a request must be there."""
+LONGEST = 60.0
+"""Seconds that an agent may take at most, whatever is asked for."""
+KNOWN = 30.0
+"""Seconds for which it is not asked again whose a token is, and who may sign."""
+CERTIFICATE_LIFETIME = 365 * 24 * 3600
+
+
+class _Line(msgspec.Struct, frozen=True):
+    error: str
+    hint: str = ""
+
+
+class Relay:
+    """Answers whoever may ask."""
+
+    def __init__(self, store: KubernetesStore, facts: Callable[[], Facts]) -> None:
+        self._store = store
+        self._facts = facts
+        self._open = 0
+        self._server: asyncio.Server | None = None
+        self._holders: dict[str, tuple[float, dict[str, Any] | None]] = {}
+        self._authority: tuple[float, ClusterAuthority] | None = None
+        self._agents: tuple[tuple[Any, ...], RemoteAgents] | None = None
+        self.answered = self.refused = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen at an address, at all if it is empty. Raises AgentError if it cannot be listened at."""
+        made = certificates.fulfil(AuthorityOrder("relay", time.time(), CERTIFICATE_LIFETIME))
+        context = tls.own_context(made)
+        try:
+            self._server = await asyncio.start_server(
+                self._serve,
+                host or None,
+                port,
+                limit=MAX_HEAD,
+                ssl=context,
+                ssl_handshake_timeout=READING,
+                reuse_port=True,  # two controllers may be on one node, and are while they are upgraded
+            )
+        except OSError as error:
+            raise AgentError(
+                f"questions cannot be relayed at {host or 'all addresses'} port {port}: {error.strerror or error}",
+                hint="free the port, or name another: --relay ADDRESS:PORT",
+            ) from error
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open <= MAX_CONNECTIONS:
+                async with asyncio.timeout(READING):
+                    status, token, body = await _request(reader)
+                line = await self._answer(token, body) if status.startswith("200") else _line(status)
+                head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(line)}\r\n"
+                writer.write(f"{head}Connection: close\r\n\r\n".encode() + line)
+                async with asyncio.timeout(READING):
+                    await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            log.debug("a question was broken off", problem=str(error))
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _answer(self, token: str, body: bytes) -> bytes:
+        try:
+            question = msgspec.json.decode(body, type=Question)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return _line(f"not a question: {error}")
+        try:
+            user = await self._holder(token)
+            if user is None or not await may_ask(self._store, user, question):
+                self.refused += 1
+                who = user.get("username", "") if user else "nobody"
+                log.warning("a question is refused", user=who, node=question.node, method=question.method)
+                return _line(
+                    f"{who} may not ask the agent of {question.node} for `{question.method}`",
+                    f"RBAC has to allow it: get agents/{question.subresource} in the group podway.io",
+                )
+            self.answered += 1
+            log.info("asked", user=user["username"], node=question.node, method=question.method)
+            agents = await self._remote()
+            seconds = min(max(question.timeout, 0.1), LONGEST)
+            result = await asyncio.to_thread(
+                lambda: agents.call(question.node, question.method, timeout=seconds, **question.params)
+            )
+        except PodwayError as error:
+            return _line(error.message, error.hint)
+        except TypeError as error:  # a parameter by the name of one of ours
+            return _line(f"not a question: {error}")
+        return msgspec.json.encode({"result": result}) + b"\n"
+
+    async def _holder(self, token: str) -> dict[str, Any] | None:
+        """Return whose a token is, by what the API server said within the last seconds."""
+        if not token:
+            return None
+        mark, now = hashlib.sha256(token.encode()).hexdigest(), time.monotonic()
+        self._holders = {one: known for one, known in self._holders.items() if known[0] > now}
+        if mark not in self._holders:
+            self._holders[mark] = (now + KNOWN, await holder(self._store, token))
+        return self._holders[mark][1]
+
+    async def _remote(self) -> RemoteAgents:
+        """Return the agents as they can be asked now."""
+        now = time.monotonic()
+        if self._authority is None or now - self._authority[0] > KNOWN:
+            try:
+                stored = await self._store.get(ClusterAuthority, AUTHORITY)
+            except NotFound as error:
+                raise AgentError(
+                    "this cluster has no certificates yet", hint="the controller makes them: wait a moment"
+                ) from error
+            spec = await keeper.operators(self._store, stored)
+            self._authority = (now, msgspec.structs.replace(stored, spec=spec))
+        facts = self._facts()
+        known = (self._authority[1], *facts.of(Node), *facts.of(NetworkConfig))
+        if self._agents is None or self._agents[0] != known:
+            self._agents = (known, RemoteAgents(known))
+        return self._agents[1]
+
+
+async def _request(reader: asyncio.StreamReader) -> tuple[str, str, bytes]:
+    """Read a request; return the status to answer with, the token and the body.
+
+    Raises TimeoutError's kin of asyncio for what is no whole request.
+    """
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    method, _, rest = first.partition(" ")
+    pairs = (line.partition(":") for line in lines if line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    length = headers.get("content-length", "0")
+    if method != "POST" or rest.partition(" ")[0].partition("?")[0] != "/ask":
+        return "404 Not Found", "", b""
+    if not (length.isascii() and length.isdecimal()) or int(length) > MAX_BODY:
+        return "413 Content Too Large", "", b""
+    return "200 OK", headers.get(HEADER.lower(), ""), await reader.readexactly(int(length))
+
+
+def _line(problem: str, hint: str = "") -> bytes:
+    return msgspec.json.encode(_Line(problem, hint)) + b"\n"
