@@ -56,7 +56,6 @@ class Relay:
         self._holders: dict[str, tuple[float, dict[str, Any] | None]] = {}
         self._authority: tuple[float, ClusterAuthority] | None = None
         self._agents: tuple[tuple[Any, ...], RemoteAgents] | None = None
-        self.answered = self.refused = 0
 
     async def start(self, host: str, port: int) -> None:
         """Listen at an address, at all if it is empty. Raises AgentError if it cannot be listened at."""
@@ -108,14 +107,12 @@ class Relay:
         try:
             user = await self._holder(token)
             if user is None or not await may_ask(self._store, user, question):
-                self.refused += 1
                 who = user.get("username", "") if user else "nobody"
                 log.warning("a question is refused", user=who, node=question.node, method=question.method)
                 return _line(
                     f"{who} may not ask the agent of {question.node} for `{question.method}`",
                     f"RBAC has to allow it: get agents/{question.subresource} in the group podway.io",
                 )
-            self.answered += 1
             log.info("asked", user=user["username"], node=question.node, method=question.method)
             agents = await self._remote()
             seconds = min(max(question.timeout, 0.1), LONGEST)
