@@ -20,11 +20,11 @@ LOOK = 0.1
 
 
 class Played:
-    """Runs in a thread from `with` to its end; `broken` are pairs of node and image that do not come up there."""
+    """Runs in a thread from `with` to its end; `broken` are DaemonSets, nodes and images that do not come up."""
 
     def __init__(self, server: ApiServer) -> None:
         self.server = server
-        self.broken: set[tuple[str, str]] = set()
+        self.broken: set[tuple[str, str, str]] = set()
         self.most_unready = 0
         """How many nodes at most had no ready agent at one moment while a template was replaced."""
         self._end = threading.Event()
@@ -57,9 +57,10 @@ class Played:
     def _sets(self) -> None:
         sets = self._items(SETS)
         uids = {one["metadata"]["uid"] for one in sets}
-        for pod in self._items(PODS):
-            if not any(owner["uid"] in uids for owner in pod["metadata"].get("ownerReferences", ())):
-                self._delete(f"{PODS}/{pod['metadata']['name']}?gracePeriodSeconds=0")
+        for path in (PODS, REVISIONS):
+            for one in self._items(path):
+                if not any(owner["uid"] in uids for owner in one["metadata"].get("ownerReferences", ())):
+                    self._delete(f"{path}/{one['metadata']['name']}?gracePeriodSeconds=0")
         for one in sets:
             self._set(one)
 
@@ -77,7 +78,7 @@ class Played:
             if node not in by_node:
                 self._create(daemonset, node, mark, owner)
         old = [node for node in nodes if node in by_node and self._mark(by_node[node]) != mark]
-        if fresh and old:
+        if fresh and old and name == "podway-agent":
             self.most_unready = max(self.most_unready, len(unready))
         # As the DaemonSet controller does with maxUnavailable: 1.
         first = [node for node in old if node in unready] or ([] if unready else old[:1])
@@ -116,7 +117,7 @@ class Played:
         }
         self.server.ask("POST", PODS, body)
         container = template["spec"]["containers"][0]
-        if (node, container["image"]) in self.broken:
+        if (daemonset["metadata"]["name"], node, container["image"]) in self.broken:
             state = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
             one = {"name": container["name"], "ready": False, "restartCount": 0, "image": "", "imageID": ""}
             status = {"phase": "Pending", "containerStatuses": [{**one, "state": state}]}

@@ -189,8 +189,17 @@ def test_status_tells_versions_nodes_and_definitions(cluster: Cluster, played: P
     assert f"n2     ready   {IMAGE.rpartition(':')[2]}" in shown
 
 
+def test_no_agent_ends_for_an_image_that_is_not_everywhere(cluster: Cluster, played: Played) -> None:
+    played.broken = {("podway-fetcher", "n2", NEXT)}
+    told = cluster.podway("upgrade", "--image", NEXT, "--timeout", "3", status=1)
+    assert f"nothing was changed, {NEXT} cannot be run everywhere: on 1 of 3 nodes" in told
+    assert "n2: container done waits: ImagePullBackOff" in told
+    assert cluster.images() == dict.fromkeys(NODES, IMAGE)
+    assert not [one for one in cluster.named() if "fetcher" in one and "daemonsets" in one]
+
+
 def test_an_upgrade_stops_at_the_node_that_fails_and_goes_back(cluster: Cluster, played: Played) -> None:
-    played.broken = {("n1", NEXT)}
+    played.broken = {("podway-agent", "n1", NEXT)}
     told = cluster.podway("upgrade", "--image", NEXT, "--timeout", "3", status=1)
     assert f"from {IMAGE} to {NEXT}" in told
     assert "n1: container agent waits: ImagePullBackOff: Back-off pulling image" in told
@@ -237,11 +246,11 @@ def test_uninstalling_says_what_still_uses_it_and_asks(cluster: Cluster, played:
 
 
 def test_a_node_that_cannot_be_cleaned_keeps_the_objects(cluster: Cluster, played: Played) -> None:
-    played.broken = {("n3", IMAGE)}
+    played.broken = {("podway-cleaner", "n3", IMAGE)}
     told = cluster.podway("uninstall", "--yes", "--with-pods", "--timeout", "3", status=1)
-    assert "1 of 3 nodes are not clean, and the objects stay" in told
+    assert "the objects stay: on 1 of 3 nodes it could not be done" in told
     assert "n3: container done waits: ImagePullBackOff" in told
-    assert "--without-node n3" in told
+    assert "--without-node NAME" in told
     assert cluster.server.ask("GET", "/apis/podway.io/v1/ippools")["items"]
 
 

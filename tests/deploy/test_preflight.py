@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from podway.api.crd import definition, own_kinds
+from podway.deploy.errands import cleaner
 from podway.deploy.install import Settings, planned
 from podway.deploy.objects import IMAGE, objects, version_of, workload
 from podway.deploy.preflight import Facts, Finding, definition_states, judge
 from podway.deploy.rollout import agents_on, former_template, why_not_ready
-from podway.deploy.uninstall import cleaner, using
+from podway.deploy.uninstall import using
 from podway.errors import InvalidObject
 
 POOLS = ("10.244.0.0/16",)

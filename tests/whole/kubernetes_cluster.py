@@ -1,4 +1,4 @@
-"""Podway on a whole Kubernetes, installed by its own manifest and image: ./dev test-kubernetes.
+"""Podway on a whole Kubernetes, installed as by `podway cluster install`: ./dev test-kubernetes.
 
 One lab of two nodes for all tests, used as an operator does: by kubectl.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from podway.cni.conflist import FILE_NAME
+from podway.deploy.objects import IMAGE
 from podway.kernel import netns
 from podway.lab import names
 from podway.lab.kubernetes.images import BUSYBOX
@@ -31,6 +32,8 @@ PODWAY = [sys.executable, "-m", "podway"]
 UP_SECONDS = 600
 WITHIN = 6 * PATIENCE
 """Seconds for what several daemons do one after the other on a busy machine."""
+
+NEXT, MISSING = "podway.io/podway:next", "podway.io/podway:missing"
 
 AGENTS = ("pods", "-n", "podway", "-l", "app.kubernetes.io/component=agent")
 
@@ -84,6 +87,11 @@ class Whole:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=WITHIN)
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def begin(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start kubectl; its output is a pipe."""
+        command = [*PODWAY, "--lab", self.name, "lab", "kubectl", "--", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def get(self, *what: str) -> list[dict[str, Any]]:
         """Return objects."""
@@ -230,6 +238,64 @@ def test_our_commands_know_the_cluster(whole: Whole) -> None:
     refused = whole.podway("lab", "run", "web", check=False)
     assert "is a Kubernetes" in refused
     assert "podway lab kubectl" in refused
+
+
+def test_status_says_that_all_is_well(whole: Whole) -> None:
+    told = whole.podway("cluster", "status")
+    assert "agents        2 of 2 ready" in told
+    assert "controller    2 of 2 ready, podway-controller-" in told
+    assert "accepted, 10.244.0.0/16" in told
+    assert len(re.findall(r"^node[12] +ready +\S+ +available", told, re.MULTILINE)) == 2
+
+
+def test_upgrades_go_node_by_node_and_back(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
+    """Not to an image that is not there; to one that is, and back: a pod sends to another without a loss."""
+    for node in pods:
+        ctr = ("ctr", "--namespace", "k8s.io", "images")
+        whole.podway("lab", "node", node, "--", *ctr, "tag", "--force", IMAGE, NEXT)
+    names = [pods[node]["metadata"]["name"] for node in ("node1", "node2")]
+    counting = whole.begin("exec", names[0], "--", "ping", "-q", "-i", "0.2", pods["node2"]["status"]["podIP"])
+    told = whole.podway("cluster", "upgrade", "--image", MISSING, "--timeout", "20", check=False)
+    assert f"nothing was changed, {MISSING} cannot be run everywhere: on 2 of 2 nodes" in told
+    assert re.search(r"node1: container done waits: (ErrImagePull|ImagePullBackOff)", told)
+    assert {pod["spec"]["containers"][0]["image"] for pod in whole.get(*AGENTS)} == {IMAGE}
+    assert f"2 of 2 nodes have a ready agent of {NEXT}" in whole.podway("cluster", "upgrade", "--image", NEXT)
+    assert f"back from {NEXT} to {IMAGE}" in whole.podway("cluster", "upgrade", "--rollback")
+    whole.inside(names[0], "killall", "-INT", "ping")
+    lines, _ = counting.communicate(timeout=WITHIN)
+    sent, received = map(int, re.findall(r"(\d+) packets", lines))
+    assert sent > 50
+    assert sent - received <= 1, "the last one may not have come back yet"
+    assert whole.podway("cluster", "status").count("ready") >= 4
+    whole.fetch(names[1], f"http://{pods['node1']['status']['podIP']}:8080/cgi-bin/who")
+
+
+def test_uninstalling_leaves_nothing(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
+    refused = whole.podway("cluster", "uninstall", "--yes", check=False)
+    assert f"pod default/{pods['node1']['metadata']['name']} on node1" in refused
+    assert "--with-pods" in refused
+    told = whole.podway("cluster", "uninstall", "--yes", "--with-pods")
+    assert "node1: the node is clean" in told
+    assert "objects are gone" in told
+    for node in pods:
+        on = ("lab", "node", node, "--")
+        links = whole.podway(*on, "ip", "link")
+        assert "pway" not in links
+        assert "podway" not in links
+        assert "proto 112" not in whole.podway(*on, "ip", "route", "show", "table", "all")
+        assert "podway" not in whole.podway(*on, "nft", "list", "tables")
+        disk = data_dir(whole.name) / node
+        assert not (disk / "opt/cni/bin/podway").exists()
+        assert not (disk / "etc/cni/net.d" / FILE_NAME).exists()
+        assert whole.podway(*on, "ls", "-A", "/run/podway") == "", "the lab itself mounts this directory"
+    names = whole.kubectl("api-resources", "--verbs=list", "-o", "name").split()
+    assert not [name for name in names if name.endswith("podway.io")]
+    kinds = ",".join(name for name in names if not name.startswith("events"))
+    left = whole.kubectl("get", kinds, "--all-namespaces", "-o", "name", "--ignore-not-found")
+    assert not [name for name in left.split() if "podway" in name]
+    for one in whole.get("nodes"):
+        assert not [name for name in one["metadata"].get("annotations", {}) if name.startswith("podway.io/")]
+        assert "NetworkUnavailable" not in {each["type"] for each in one["status"]["conditions"]}
 
 
 def test_nothing_is_left_behind(whole: Whole) -> None:

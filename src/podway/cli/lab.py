@@ -151,7 +151,7 @@ def lab() -> None:
     is_flag=False,
     flag_value="",
     metavar="[VERSION]",
-    help="A whole Kubernetes, of what ./dev kubernetes built, with Podway installed by its own manifest.",
+    help="A whole Kubernetes, of what ./dev kubernetes built, with Podway installed.",
 )
 @click.option(
     "--image",
@@ -162,7 +162,7 @@ def lab() -> None:
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="With it: Podway's manifest.  [default: deploy/podway.yaml]",
+    help="With it: a manifest of Podway.  [default: what `podway cluster install` applies]",
 )
 @lab_option()
 @click.pass_obj
@@ -236,12 +236,12 @@ def _up_kubernetes(
     from podway.lab import cluster as plain
     from podway.lab import names
     from podway.lab.kubernetes import cluster
-    from podway.lab.kubernetes.programs import default_image, default_manifest, find_programs
+    from podway.lab.kubernetes.programs import default_image, find_programs
 
     settings = cluster.Settings(
         programs=find_programs(version),
         image=image or default_image(),
-        manifest=manifest or default_manifest(),
+        manifest=manifest,
         pools=tuple(map(plain.network, pools)),
     )
     cluster.up(lab, nodes=nodes, settings=settings, report=_report)

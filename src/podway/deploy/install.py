@@ -13,6 +13,7 @@ from podway.api.kinds.ip_pool import Encapsulation, IPPool, When
 from podway.api.validate import validate
 from podway.deploy import rollout
 from podway.deploy.api import Api, place
+from podway.deploy.errands import FETCHER, fetcher, forget_errand, run_errand
 from podway.deploy.objects import (
     AGENT,
     CONTROLLER,
@@ -194,9 +195,25 @@ async def upgrade(api: Api, settings: Settings, report: Report, show: Look) -> N
     for one in (await rollout.look(api)).agents:
         if not one.ready:
             report(f"{one.node}: the agent is not ready before the upgrade: {one.why}")
+    await _fetch(api, workload(made, AGENT), after, report, settings.patience)
     await _change(api, [one for one in made if one["kind"] != "Deployment"], report, settings.patience)
     await _apply(api, [workload(made, CONTROLLER)], report)
     await _wait(api, report, settings.patience)
+
+
+async def _fetch(api: Api, agent: Object, image: str, report: Report, patience: float) -> None:
+    """Have every node fetch an image before any agent ends for it: one that waits for an image serves nobody.
+
+    Raises ClusterError that names the nodes that cannot.
+    """
+    try:
+        await run_errand(api, fetcher(agent, image), report, "the image is there", patience=patience)
+    except ClusterError as error:
+        await forget_errand(api, FETCHER)
+        raise ClusterError(
+            f"nothing was changed, {image} cannot be run everywhere: {error.message}",
+            hint="import it there (ctr --namespace k8s.io images import), or name another: --image",
+        ) from error
 
 
 async def _change(api: Api, made: Sequence[Object], report: Report, patience: float) -> None:

@@ -183,9 +183,13 @@ def _rights(denied: Sequence[Right]) -> Iterator[Finding]:
         yield Finding("fails", f"you may not {right}", "have RBAC allow it, or ask as a cluster-admin")
 
 
+def is_helms(agent: Object | None) -> bool:
+    """Tell whether the agents' DaemonSet is of a release of Helm."""
+    return bool((agent or {}).get("metadata", {}).get("labels", {}).get(MANAGED_BY, "") == "Helm")
+
+
 def _helm(facts: Facts) -> Iterator[Finding]:
-    manager = (facts.agent or {}).get("metadata", {}).get("labels", {}).get(MANAGED_BY, "")
-    if manager == "Helm":
+    if is_helms(facts.agent):
         hint = "change it by helm upgrade, helm rollback or helm uninstall"
         yield Finding("fails", "Podway was installed by Helm here", hint)
 

@@ -16,7 +16,7 @@ Report: TypeAlias = Callable[[str], None]
 
 LOOK = 1.0
 """Seconds between looks at the pods."""
-OF = "app.kubernetes.io/name=podway,app.kubernetes.io/component="
+COMPONENT = "app.kubernetes.io/name=podway,app.kubernetes.io/component="
 _WAITS = "it waits for its turn"
 HASH = "controller-revision-hash"
 LOG_LINES = "5"
@@ -171,8 +171,8 @@ async def look(api: Api) -> Looked:
         api.find(place("apps/v1", "daemonsets", NAMESPACE, AGENT)),
         api.find(place("apps/v1", "deployments", NAMESPACE, CONTROLLER)),
         api.list(place("v1", "nodes")),
-        api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{OF}agent"),
-        api.list(place("apps/v1", "controllerrevisions", NAMESPACE), labelSelector=f"{OF}agent"),
+        api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{COMPONENT}agent"),
+        api.list(place("apps/v1", "controllerrevisions", NAMESPACE), labelSelector=f"{COMPONENT}agent"),
     )
     revision = newest_revision(revisions, daemonset) if daemonset else ""
     status = (deployment or {}).get("status", {})
@@ -251,7 +251,7 @@ async def until_controlled(api: Api, report: Report, patience: float) -> None:
             report(f"controller: {ready} of {wanted} ready")
             return
         if time.monotonic() > deadline:
-            pods = await api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{OF}controller")
+            pods = await api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{COMPONENT}controller")
             told = "; ".join(sorted(filter(None, map(why_not_ready, pods)))) or "there is no pod of it"
             raise ClusterError(
                 f"no controller is ready after {patience:g} s: {told}",
@@ -276,10 +276,11 @@ async def _stuck(api: Api, looked: Looked, awaited: Sequence[AgentOn], patience:
         lines += [f"\n    {line}" for line in await _last_words(api, one)]
     more = f"\n  and {len(blamed) - 5} more nodes" if len(blamed) > 5 else ""
     ready = sum(one.ready for one in looked.agents)
+    which = blamed[0].pod or f"-l {COMPONENT}agent"
     return ClusterError(
         f"{ready} of {len(looked.agents)} agents are ready, and no other came up for {patience:g} s:"
         f"{''.join(lines)}{more}",
-        hint=f"kubectl -n {NAMESPACE} describe pod {blamed[0].pod or f'-l {OF}agent'}; pods go on meanwhile",
+        hint=f"kubectl -n {NAMESPACE} describe pod {which}; pods go on meanwhile",
     )
 
 

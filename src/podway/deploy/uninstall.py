@@ -14,12 +14,12 @@ import msgspec
 from podway.agent.opening import CONDITION, TAINT
 from podway.api.resource import GROUP
 from podway.deploy.api import JSON_PATCH, STRATEGIC, Api, Right, place, place_of
-from podway.deploy.objects import AGENT, CONTROLLER, NAMESPACE, Object, image_of, objects, subject
-from podway.deploy.preflight import gather, rights
-from podway.deploy.rollout import LOOK, OF, Progress, Report, agents_on, is_heard
+from podway.deploy.errands import CLEANER, cleaner, run_errand, until_no_agents
+from podway.deploy.objects import AGENT, CONTROLLER, NAMESPACE, Object, objects, subject, workload
+from podway.deploy.preflight import gather, is_helms, rights
+from podway.deploy.rollout import LOOK, Report
 from podway.errors import ClusterError
 
-CLEANER = "podway-cleaner"
 REASON = "PodwayIsUp"
 GONE_SECONDS = 120.0
 """Seconds that an API server may take to remove what was deleted."""
@@ -59,7 +59,9 @@ async def find(api: Api) -> Present:
         for one in facts.definitions
         if one["spec"]["group"] == GROUP and one["metadata"]["name"] not in known
     ]
-    pods = await api.list(place("v1", "pods"))
+    if is_helms(facts.agent):
+        raise ClusterError("Helm installed Podway here", hint="first helm uninstall, then this")
+    pods = await api.list(place("v1", "pods")) if ours or others else []
     counts = [
         (one["spec"]["names"]["kind"], await api.list(place(f"{GROUP}/v1", one["spec"]["names"]["plural"])))
         for one in facts.definitions
@@ -67,7 +69,7 @@ async def find(api: Api) -> Present:
     ]
     return Present(
         objects=(*ours, *others),
-        pods=tuple(using(pods)) if facts.agent is not None else (),
+        pods=tuple(using(pods)),
         nodes=tuple(facts.nodes),
         agent=facts.agent,
         resources=tuple(f"{kind}: {len(found)}" for kind, found in counts if found),
@@ -85,71 +87,6 @@ def using(pods: Sequence[Object]) -> Iterator[str]:
             yield f"{metadata['namespace']}/{metadata['name']} on {pod['spec'].get('nodeName', '?')}"
 
 
-def cleaner(daemonset: Object) -> dict[str, Any]:
-    """Return the DaemonSet that takes Podway out of nodes: of the agents' image, with the rights that they have.
-
-    Its pods are ready when their nodes are clean. They see all of /run, so that not even a directory stays there.
-    """
-    pod = daemonset["spec"]["template"]["spec"]
-    (agent,) = (one for one in pod["containers"] if one["name"] == "agent")
-    labels = {"app.kubernetes.io/name": "podway", "app.kubernetes.io/component": "cleaner"}
-    plugins, configuration = _mount(agent, "plugins"), _mount(agent, "configuration")
-    run = {"name": "all-of-run", "mountPath": "/run", "mountPropagation": "HostToContainer"}
-    volumes = [one for one in pod["volumes"] if one["name"] in {"plugins", "configuration"}]
-    usual = {"image": image_of(daemonset), "imagePullPolicy": agent.get("imagePullPolicy", "IfNotPresent")}
-    clean = {
-        **usual,
-        "name": "clean",
-        "args": [
-            *("uninstall", "--with-pods", "--plugin-dir", plugins["mountPath"]),
-            *("--conf-dir", configuration["mountPath"]),
-        ],
-        "securityContext": agent["securityContext"],
-        "volumeMounts": [plugins, configuration, run],
-    }
-    done = {
-        **usual,
-        "name": "done",
-        "command": ["python3", "-c", "import signal; signal.pause()"],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "runAsUser": 65534,
-            "capabilities": {"drop": ["ALL"]},
-        },
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": {"name": CLEANER, "namespace": NAMESPACE, "labels": labels},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "automountServiceAccountToken": False,
-                    "priorityClassName": "system-node-critical",
-                    "hostNetwork": True,
-                    "nodeSelector": {"kubernetes.io/os": "linux"},
-                    "tolerations": [{"operator": "Exists"}],
-                    "terminationGracePeriodSeconds": 1,
-                    "initContainers": [clean],
-                    "containers": [done],
-                    "volumes": [
-                        *volumes,
-                        {"name": "all-of-run", "hostPath": {"path": "/run", "type": "Directory"}},
-                    ],
-                },
-            },
-        },
-    }
-
-
-def _mount(container: Object, name: str) -> dict[str, Any]:
-    return next(dict(one) for one in container["volumeMounts"] if one["name"] == name)
-
-
 async def uninstall(
     api: Api, present: Present, report: Report, *, without: Collection[str] = (), patience: float = 300.0
 ) -> None:
@@ -159,68 +96,40 @@ async def uninstall(
     """
     # First the controller: it would write statuses, and one that signs nothing is missed by nobody now.
     await api.delete(place("apps/v1", "deployments", NAMESPACE, CONTROLLER))
-    agent = present.agent or await api.find(place("apps/v1", "daemonsets", NAMESPACE, CLEANER))
-    if agent is not None:
-        await api.delete(place("apps/v1", "daemonsets", NAMESPACE, AGENT))
-        report("agents and controller end")
-        await _until_no_agents(api, without, patience)
-        if present.agent is not None:
-            await api.apply(cleaner(present.agent))
-        await _until_clean(api, report, without, patience)
-        await api.delete(place("apps/v1", "daemonsets", NAMESPACE, CLEANER))
+    await api.delete(place("apps/v1", "daemonsets", NAMESPACE, AGENT))
+    report("agents and controller end")
+    made = objects()
+    namespaces = [one for one in made if one["kind"] == "Namespace"]
+    # What was removed by hand, or by Helm, may have left nodes as they were.
+    await api.apply(namespaces[0])
+    try:
+        await until_no_agents(api, without, patience)
+        work = cleaner(present.agent) if present.agent else await _begun(api) or cleaner(workload(made, AGENT))
+        await run_errand(api, work, report, "the node is clean", patience=patience, without=without)
+    except ClusterError as error:
+        raise ClusterError(
+            f"the objects stay: {error.message}",
+            hint="do it again when it can be: podway cluster uninstall; or without a node: --without-node NAME",
+        ) from error
     for node in await api.list(place("v1", "nodes")):
         await forget(api, node)
     report(f"{len(present.nodes)} Node objects have nothing of Podway any more")
-    for obj in reversed(present.objects):
+    unwanted = [*namespaces, *(one for one in present.objects if one["kind"] != "Namespace")]
+    for obj in reversed(unwanted):
         await api.delete(place_of(obj))
-    await _until_gone(api, present.objects)
+    await _until_gone(api, unwanted)
     report(f"{len(present.objects)} objects are gone")
     for name in sorted(without):
         report(f"{name}: left as it is; clean it there: podway uninstall --with-pods")
 
 
-async def _until_no_agents(api: Api, without: Collection[str], patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while True:
-        nodes = {one["metadata"]["name"]: one for one in await api.list(place("v1", "nodes"))}
-        pods = await api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{OF}agent")
-        on = {pod["spec"].get("nodeName", "") for pod in pods} & nodes.keys()
-        left = sorted(name for name in on if name not in without and is_heard(nodes[name]))
-        if not left:
-            return
-        if time.monotonic() > deadline:
-            raise ClusterError(f"agents do not end on {', '.join(left)}", hint=_again(left[0]))
-        await asyncio.sleep(LOOK)
-
-
-async def _until_clean(api: Api, report: Report, without: Collection[str], patience: float) -> None:
-    progress, since = Progress(report, "the node is clean"), time.monotonic()
-    while True:
-        nodes, pods, cleaners = await asyncio.gather(
-            api.list(place("v1", "nodes")),
-            api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{OF}cleaner"),
-            api.find(place("apps/v1", "daemonsets", NAMESPACE, CLEANER)),
-        )
-        found = [one for one in agents_on(nodes, pods) if one.node not in without]
-        if progress.tell(found):
-            since = time.monotonic()
-        waiting = [one for one in found if not one.ready]
-        if not waiting:
-            return
-        # One whose kubelet is silent will not be clean however long one waits.
-        if time.monotonic() - since > (patience if any(one.reachable for one in waiting) else LOOK * 5):
-            told = "".join(f"\n  {one.node}: {one.why}" for one in waiting[:5])
-            raise ClusterError(
-                f"{len(waiting)} of {len(found)} nodes are not clean, and the objects stay:{told}",
-                hint=_again(waiting[0].node),
-            )
-        if cleaners is None:
-            raise ClusterError(f"the DaemonSet {CLEANER} was deleted by somebody", hint="podway cluster uninstall")
-        await asyncio.sleep(LOOK)
-
-
-def _again(node: str) -> str:
-    return f"do it again when it can be: podway cluster uninstall; or without that node: --without-node {node}"
+async def _begun(api: Api) -> dict[str, Any] | None:
+    """Return the errand that an attempt before this one has left, None if there is none."""
+    found = await api.find(place("apps/v1", "daemonsets", NAMESPACE, CLEANER))
+    if found is None:
+        return None
+    metadata = {name: found["metadata"][name] for name in ("name", "namespace", "labels")}
+    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": found["spec"]}
 
 
 async def forget(api: Api, node: Object) -> None:

@@ -1,4 +1,4 @@
-"""Building a lab that is a whole Kubernetes, with Podway installed as on any cluster: by its manifest and image.
+"""Building a lab that is a whole Kubernetes, with Podway installed as `podway cluster install` does.
 
     podway-<lab>-fabric       podway-<lab>-control                       podway-<lab>-node1 …
       fabric0 (bridge)
@@ -10,6 +10,7 @@ The daemons of a node live in namespaces of its own, not only for the network: t
 on any machine (node.sh). Their agent's sockets are where those of every lab's agents are.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ from podway.errors import InvalidArgument, LabError
 from podway.kernel.support import require_all
 from podway.lab import cluster, names, processes, state, topology
 from podway.lab.agents import Report
-from podway.lab.fabric import in_family, plan_fabric
+from podway.lab.fabric import Fabric, in_family, plan_fabric
+from podway.lab.facts import lab_access, lab_sockets
 from podway.lab.kubernetes.control import SERVICES, ControlPlane, tail
 from podway.lab.kubernetes.images import make_images
 from podway.lab.kubernetes.machine import Machine
@@ -41,7 +43,7 @@ PAUSE = 0.2
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a whole Kubernetes is built of: programs, the image of Podway, and its manifest (none: no network)."""
+    """What a whole Kubernetes is built of: programs, Podway's image, and its manifest if not the usual one."""
 
     programs: Programs
     image: Path
@@ -54,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def up(lab: str, *, nodes: int, settings: Settings, report: Report) -> LabState:
     """Build a Kubernetes of so many nodes and return the lab's state; when anything fails, it is removed again.
 
-    With a manifest, wait until all nodes are Ready. Raises LabError, InvalidArgument, KernelError or
+    All nodes are Ready then. Raises LabError, InvalidArgument, KernelError or
     UnsupportedSystem.
     """
     names.require_lab_name(lab)
@@ -174,8 +176,7 @@ class _Builder:
                 each.start_proxy(self._settings.programs, config, self._settings.proxy, pods)
         self._until("registered", lambda nodes: len(nodes) == len(self._machines))
         self._tell(f"{len(self._machines)} kubelets have registered their nodes")
-        if self._settings.manifest is not None:
-            self._install(self._settings.manifest)
+        self._install(self._settings.manifest)
 
     def _wire_control(self) -> None:
         lab, control = self._lab, self._control
@@ -194,11 +195,26 @@ class _Builder:
         node.start_runtime()
         node.import_images(archives)
 
-    def _install(self, manifest: Path) -> None:
-        self._control.kubectl("apply", "-f", "-", text=with_pools(manifest.read_text(), self._settings.pools))
-        self._tell(f"{manifest.name} is applied")
+    def _install(self, manifest: Path | None) -> None:
+        if manifest is None:
+            asyncio.run(self._install_by_command())
+        else:
+            self._control.kubectl("apply", "-f", "-", text=with_pools(manifest.read_text(), self._settings.pools))
+            self._tell(f"{manifest.name} is applied")
         self._until("Ready", lambda nodes: all(map(is_ready, nodes)))
         self._tell("all nodes are Ready")
+
+    async def _install_by_command(self) -> None:
+        from podway.deploy import install
+        from podway.deploy.api import Api
+        from podway.store.kubernetes.client import Client
+
+        api = Api(Client(lab_access(self._lab), lab_sockets(self._lab)))
+        settings = install.Settings(pools=tuple(map(str, self._settings.pools)), patience=READY_SECONDS)
+        try:
+            await install.install(api, settings, self._tell, lambda finding: None)
+        finally:
+            await api.close()
 
     def _until(self, what: str, holds: Callable[[Sequence[Mapping[str, Any]]], bool]) -> None:
         deadline = time.monotonic() + READY_SECONDS

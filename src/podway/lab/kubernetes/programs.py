@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 
-import podway
 from podway.errors import InvalidArgument, LabError
 
 PROGRAMS = (
@@ -45,11 +44,6 @@ def cache() -> Path:
 def default_image() -> Path:
     """Return where `./dev image` leaves Podway's image."""
     return cache() / "image" / "podway.tar"
-
-
-def default_manifest() -> Path:
-    """Return where Podway's manifest is in the tree that this Podway runs from."""
-    return Path(podway.__file__).parents[2] / "deploy" / "podway.yaml"
 
 
 def find_programs(wanted: str = "") -> Programs:
