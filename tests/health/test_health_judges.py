@@ -17,6 +17,7 @@ from podway.health.checks.bridge import bridge_netfilter
 from podway.health.checks.cluster import agent, clock, node_address, versions
 from podway.health.checks.firewall import nat_address
 from podway.health.checks.host import forwarding, kernel
+from podway.health.checks.limits import flow_tables
 from podway.health.checks.plan import fight
 from podway.health.doctor import summary
 from podway.health.facts import (
@@ -30,6 +31,7 @@ from podway.health.facts import (
     Repair,
     Session,
     Settings,
+    Table,
 )
 from podway.health.facts import Device as HealthDevice
 from podway.health.finding import Problem, Severity
@@ -272,3 +274,14 @@ def test_the_manual_lists_the_checks_as_they_are_declared() -> None:
     ]
     listed = [line for line in DOC.read_text().splitlines() if line.endswith(("| caused |", "| facts |"))]
     assert listed == rows
+
+
+@pytest.mark.parametrize(
+    ("used", "severity"), [(899, None), (900, Severity.WARNING), (1000, Severity.ERROR)], ids=str
+)
+def test_tables_of_the_flow_engine_are_told_before_they_are_full(
+    node_facts: Facts, used: int, severity: Severity | None
+) -> None:
+    facts = node_facts(memory={"tables": {"rules": Table(used, 1000), "flows": Table(5, 1000)}})
+    found = [(one.subject, one.severity) for one in flow_tables(facts)]
+    assert found == ([("table rules", severity)] if severity else [])

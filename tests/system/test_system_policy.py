@@ -253,6 +253,10 @@ def test_status_and_explanations_say_what_is_in_force(lab: PolicyLab) -> None:
     told = lab.lab.podway("policy", "explain", "near", "web", "--port", "80", check=False)
     assert "denied" in told
     assert "not enforced" not in told
+    status = lab.lab.status("node1")["data_path"]
+    assert status["tables"]["rules"] == {"used": status["rules"], "room": 262144}
+    assert status["tables"]["endpoints"]["used"] == 4, "two pods in two families"
+    assert status["nearly_full"] == []
 
 
 def test_an_agent_that_starts_takes_off_an_engine_that_is_not_wanted_any_more(lab: PolicyLab) -> None:

@@ -78,6 +78,7 @@ class Checkup:
             policy_problem=enforcement.problem,
             cut_off=enforcement.shut,
             services_problem=self._components.reconciler.serving.status()["problem"],
+            tables=self._components.tables(),
             certificate_expires=(
                 datetime.fromisoformat(channel["certificate"]).timestamp() if channel["certificate"] else None
             ),

@@ -15,6 +15,7 @@ from podway.agent.routing import Routing
 from podway.agent.supervisor import Supervisor
 from podway.bgp.speaker import BgpSpeaker
 from podway.channel.server import Channel
+from podway.health.facts import Table
 from podway.kernel.node import Kernel
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -44,6 +45,24 @@ class Components:
     routing: Routing
     flows: FlowRecorder
     opening: Opening
+
+    def tables(self) -> dict[str, Table]:
+        """Return how full the flow engine's tables are, by their names; nothing where it does not work.
+
+        Of flows it is told what there was at the latest survey.
+        """
+        maps, served = self.reconciler.enforcement.maps, self.reconciler.serving.status()
+        used = {
+            "flows": self.flows.entries,
+            "rules": len(maps.rules),
+            "rule_sets": len(maps.rule_sets),
+            "identities": len(maps.identities),
+            "endpoints": sum(len(lease.addresses) for lease in self.state.leases.values()),
+            "pools": len(self.state.view.pools),
+            "frontends": served["frontends"],
+            "choices": served["backends"],
+        }
+        return {name: Table(used[name], room) for name, room in self.kernel.flow.room().items()}
 
     def problems(self) -> dict[str, str]:
         """Return in words what is wrong with store, uplink, routing and new pods, and what is pending.

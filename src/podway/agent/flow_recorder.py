@@ -97,6 +97,12 @@ class FlowRecorder:
             "flows.status": Method(self.status, remote=True),
         }
 
+    @property
+    def entries(self) -> int:
+        """How many entries the table of flows had at the latest survey, two for each flow."""
+        events = self._events
+        return events.entries if events else 0
+
     # Questions.
 
     async def status(self) -> dict[str, Any]:
@@ -106,7 +112,7 @@ class FlowRecorder:
         return {
             "recording": events is not None,
             "why_not": self._why_not(),
-            "flows": events.entries // 2 if events else 0,
+            "flows": self.entries // 2,
             "recorded": self._recorded,
             "lost": self._lost,
             "unreadable": events.unreadable if events else 0,

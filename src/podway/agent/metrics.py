@@ -42,10 +42,12 @@ CERTIFICATE = Metric(
     "podway_certificate_expiry_timestamp_seconds", "When this node's certificate ends, since 1970; 0 without one."
 )
 ENFORCED = Metric("podway_policy_enforced", "Whether policies are enforced here.")
+TABLES = Metric("podway_flow_table_entries", "Entries of the flow engine's tables.", labels=("table",))
+ROOM = Metric("podway_flow_table_room", "How many entries the flow engine's tables take.", labels=("table",))
 
 METRICS = (
     *(INFO, STARTED, MEMORY, LOOP, FAILURES, REQUESTS, LEASES, BLOCKS, ADDRESSES, REPAIRS, REFUSED, WRITES),
-    *(STORE, REJECTED, ROUTING, SESSIONS, ROUTES, CERTIFICATE, ENFORCED),
+    *(STORE, REJECTED, ROUTING, SESSIONS, ROUTES, CERTIFICATE, ENFORCED, TABLES, ROOM),
 )
 """All that an agent measures."""
 
@@ -100,3 +102,6 @@ class AgentMetrics:
         until = parts.channel.status()["certificate"]
         yield CERTIFICATE, datetime.fromisoformat(until).timestamp() if until else 0.0
         yield ENFORCED, float(parts.reconciler.enforcement.status()["in_force"] == "ebpf")
+        tables = parts.tables()
+        yield TABLES, {(name,): float(table.used) for name, table in tables.items()}
+        yield ROOM, {(name,): float(table.room) for name, table in tables.items()}

@@ -63,6 +63,7 @@ class Reporter:
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
         problems, target = self._components.problems(), topology(self._components.state.view)
+        tables = self._components.tables()
         drift = await self._components.reconciler.differences()
         differing = await self._components.reconciler.policy_differences()
         try:
@@ -121,7 +122,11 @@ class Reporter:
             },
             "encapsulation": self._components.encapsulation.status(),
             "ipip": self._components.kernel.ipip_counters(),
-            "data_path": self._components.reconciler.enforcement.status(),
+            "data_path": {
+                **self._components.reconciler.enforcement.status(),
+                "tables": msgspec.to_builtins(tables),
+                "nearly_full": [name for name, table in tables.items() if table.is_nearly_full],
+            },
             "flows": await self._components.flows.status(),
             "services": self._components.reconciler.serving.status(),
             "offloads": self._components.offloads.status(),

@@ -184,6 +184,10 @@ def _data_path(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("data path", said),
         *((("  problem", told["problem"]),) if told["problem"] else ()),
         *(("  cut off", f"pod {pod}: nothing is known of it") for pod in told["shut"]),
+        *(
+            ("  nearly full", f"table {name}: {{used}} of {{room}} entries".format(**told["tables"][name]))
+            for name in told.get("nearly_full", ())
+        ),
     ]
 
 

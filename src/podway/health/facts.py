@@ -47,6 +47,22 @@ class TaskFailure(msgspec.Struct, frozen=True):
     times: int
 
 
+NEARLY = 0.9
+"""A table filled so far is nearly full."""
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table of the flow engine's: how many entries it has, and how many it takes."""
+
+    used: int
+    room: int
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether it is time to tell."""
+        return self.used >= NEARLY * self.room
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent knows without looking. `refused` is what the kernel or BIRD would not take."""
 
@@ -76,6 +92,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Pods that are cut off, since it is not known what policies they have."""
     services_problem: str = ""
     """Why Services are not served as settings ask."""
+    tables: Mapping[str, Table] = {}
+    """The flow engine's tables by their names; none where it does not work."""
     certificate_expires: float | None = None
     """When the certificate of the agent's channel expires; None before it has one."""
 

@@ -55,6 +55,9 @@ T = TypeVar("T")
 Numbers = Callable[[], Mapping[str, int]]
 """Gives the devices' numbers by name, as they were at the latest look."""
 
+TABLES = ("flows", "rules", "rule_sets", "identities", "endpoints", "pools", "frontends", "choices")
+"""The maps that grow with what there is in a cluster, or with what its pods do."""
+
 PORTION = 200
 """Entries after which whoever writes may pause: less than a millisecond."""
 
@@ -128,6 +131,7 @@ class FlowEngine:
         self._engine: Engine | None = None
         self._own: dict[int, Hook] = {}
         """The programs that we attach, by their ids."""
+        self._room: dict[str, int] = {}
         self._closed: set[int] = set()
         """Sets that lack a refused entry: they deny everything until all was compared and written."""
         self.writes = 0
@@ -171,6 +175,7 @@ class FlowEngine:
             self._engine = None
             raise
         self._own = {bpf.program_id(fd): hook for hook, fd in self._engine.programs.items()}
+        self._room = {name: bpf.map_info(self._engine.maps[name]).max_entries for name in TABLES}
         self.openings += 1
         self.on_change()
 
@@ -202,6 +207,10 @@ class FlowEngine:
         """Tell whether an engine is at work on devices of the node, of whatever build."""
         numbers = [link.index for link in links.dump(self._connection)]
         return tcx.is_supported() and flow_programs.works(self._connection, numbers)
+
+    def room(self) -> dict[str, int]:
+        """Return how many entries each of its tables takes (TABLES); nothing if it is not open."""
+        return dict(self._room) if self._engine else {}
 
     def limited(self) -> frozenset[str]:
         """Return the pods' links on which somebody limits what passes."""

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 
-from podway.health.facts import CONNTRACK_COUNT, CONNTRACK_MAX, INOTIFY_TRIED, NodeFacts, neighbour_overflows
+from podway.health.facts import (
+    CONNTRACK_COUNT,
+    CONNTRACK_MAX,
+    INOTIFY_TRIED,
+    NEARLY,
+    NodeFacts,
+    neighbour_overflows,
+)
 from podway.health.finding import Problem, Severity, node_check
-
-NEARLY = 0.9
-"""A table filled so far is nearly full."""
 
 
 @node_check(
@@ -52,6 +56,36 @@ def neighbours(facts: NodeFacts) -> Iterator[Problem]:
                 f"{table.family.label} neighbour table",
                 Severity.ERROR if overflows else Severity.WARNING,
             )
+
+
+@node_check(
+    "flow-tables",
+    looks_at="entries of the flow engine's tables beside what these take",
+    why="what finds no room is not in force: new policies deny all to those whom they are about, new pods are "
+    "refused, new Services are not served; flows take the place of those that were silent for longest",
+    caused=False,
+)
+def flow_tables(facts: NodeFacts) -> Iterator[Problem]:
+    """Told before they are full; what was refused then is told by the check of policies."""
+    for name, table in facts.memory.tables.items():
+        if table.is_nearly_full:
+            yield Problem(
+                f"{table.used} of {table.room} entries",
+                _TABLE_ADVICE.get(name, "have fewer of what it holds on this node, or in the cluster"),
+                f"table {name}",
+                Severity.ERROR if table.used >= table.room else Severity.WARNING,
+            )
+
+
+_TABLE_ADVICE = {
+    "flows": "see who has so many: `podway flows --by pod`; each pod's share of connections is bounded",
+    "rules": "allow ranges of ports and labels rather than many single ports and networks",
+    "rule_sets": "have fewer different combinations of policies select this node's pods",
+    "identities": "have fewer networks in policies (`podway policy list POD` says whose rules a pod has)",
+    "endpoints": "have fewer pods on this node",
+    "frontends": "have fewer ports of Services",
+    "choices": "have fewer endpoints behind Services",
+}
 
 
 @node_check(
