@@ -127,6 +127,56 @@ spec: {tier: Admin, priority: 10, subject: {namespaces: {}}}
     assert "ClusterNetworkPolicy/second: spec.priority: 10 is that of ClusterNetworkPolicy/guests" in told
 
 
+SERVED = """\
+apiVersion: podway.io/v1
+kind: IPPool
+metadata: {name: ipv4}
+spec: {cidr: 10.244.0.0/16}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: out, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: none}}
+  egress:
+  - ports: [{port: 53, protocol: UDP}, {port: 53}]
+  - to: [{ipBlock: {cidr: 10.96.0.0/24}}, {ipBlock: {cidr: 10.0.0.0/8}}, {ipBlock: {cidr: 0.0.0.0/0}}]
+---
+apiVersion: policy.networking.k8s.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: everywhere}
+spec:
+  tier: Admin
+  priority: 10
+  subject: {namespaces: {}}
+  egress: [{action: Accept, to: [{networks: [192.0.2.0/24, "fd00:96::a/128"]}]}]
+"""
+
+
+def test_networks_that_are_for_services_are_told_also_by_who_applies_them(podway: Any) -> None:
+    command = ["--store", podway.url, "apply", "-f", "-"]
+    noted = CliRunner().invoke(root.main, command, input=SERVED).stderr.splitlines()
+    assert len(noted) == 1, "of a policy that may be written before its pods nothing is said for that"
+    assert noted[0].startswith(
+        "note: NetworkPolicy/shop/out: spec.egress[1].to[0].ipBlock.cidr: matches no connection to a Service: "
+        "its addresses are Services': 10.96.0.0/24 has that of Service/shop/web"
+    )
+    assert CliRunner().invoke(root.main, command, input=SERVED).stderr == "", "nothing is changed"
+    config = (
+        "{apiVersion: podway.io/v1, kind: NetworkConfig, metadata: {name: default}, "
+        'spec: {serviceCidrs: ["fd00:96::/112"]}}'
+    )
+    podway("apply", "-f", "-", stdin=config)
+    told = CliRunner().invoke(root.main, ["--store", podway.url, "policy", "lint"]).stdout
+    assert "ClusterNetworkPolicy/everywhere: spec.egress[0].to[0].networks[1]: matches no connection" in told
+    assert told.count("matches no connection") == 2
+
+
 def test_it_is_said_where_nothing_enforces_policies(podway: Any) -> None:
     podway("apply", "-f", "-", stdin=CLUSTER)
     command = ["--store", podway.url, "policy", "list", "shop/web"]

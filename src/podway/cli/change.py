@@ -9,7 +9,9 @@ import msgspec
 from podway.api.checked import RejectedObject
 from podway.api.decode import Manifest
 from podway.api.kinds import KINDS
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
 from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.kinds.pod import Pod
@@ -26,6 +28,8 @@ from podway.preview.interruptions import interruptions
 from podway.services.allocation import addressed
 from podway.store.base import Store
 from podway.store.leases import forget_lease
+
+_POLICIES = (NetworkPolicy.KIND, ClusterNetworkPolicy.KIND)
 
 files_option = click.option(
     "-f",
@@ -62,8 +66,11 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
     async def work(store: Store) -> None:
         listing = await read_all(store)
         stored, rejected = {key(obj): obj for obj in listing.items}, {one.key: one for one in listing.rejected}
-        for new in checked_change(stored, manifests, allocates=options.allocates).values():
-            known = key(new)
+        wanted = checked_change(stored, manifests, allocates=options.allocates)
+        slips = _slips(stored, wanted)
+        for known, new in wanted.items():
+            for slip in slips.get(known, ()):
+                click.echo(f"note: {slip}", err=True)
             for interruption in interruptions(stored.get(known), new):
                 click.echo(f"note: {interruption}", err=True)
             click.echo(f"{subject(known)} {await _put(store, new, stored.get(known), rejected.get(known))}")
@@ -127,6 +134,20 @@ def delete(
     options.run(remove)
     for node, before in zip(nodes, known, strict=True):
         click.echo(f"{subject(key(node))}: {options.run(partial(aftermath, node=node, before=before))}", err=True)
+
+
+def _slips(stored: Mapping[Key, Resource], wanted: Mapping[Key, Resource]) -> dict[Key, list[str]]:
+    """Return in words what is probably not meant of policies that are new or another than before."""
+    changed = {known for known, new in wanted.items() if known[0] in _POLICIES and new != stored.get(known)}
+    if not changed:
+        return {}
+    from podway.policy.lint import lint
+
+    found: dict[Key, list[str]] = {}
+    for known, (field, problem, hint) in lint({**stored, **wanted}.values(), pods_may_come=True):
+        if known in changed:
+            found.setdefault(known, []).append(f"{subject(known)}: {field}: {problem}: {hint}")
+    return found
 
 
 def _end_in_lab(lab: str, pods: Sequence[Pod]) -> None:

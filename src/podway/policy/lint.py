@@ -1,13 +1,17 @@
 """What people get wrong in policies that are valid: they mean something else than what was meant. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from podway.api.fields import Problem
+from podway.api.addresses import Address, Network, is_within
+from podway.api.fields import Problem, parse_block
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.pod import Pod
+from podway.api.kinds.service import Service
 from podway.api.resource import Key, Resource, key, of_kind, subject
 from podway.policy.maps import ANY_PROTOCOL
 from podway.policy.matching import NAMESPACE_NAME, Selection
@@ -24,21 +28,30 @@ DNS = 53
 """The port of DNS (RFC 1035), of UDP and of TCP."""
 
 
-def lint(objects: Iterable[Resource]) -> tuple[tuple[Key, Problem], ...]:
-    """Return for each policy what is probably not meant: the field, what is wrong with it, and what to do."""
+def lint(objects: Iterable[Resource], *, pods_may_come: bool = False) -> tuple[tuple[Key, Problem], ...]:
+    """Return for each policy what is probably not meant: the field, what is wrong with it, and what to do.
+
+    With `pods_may_come` nothing is said of a policy that selects no pod: it may be written before its pods.
+    """
     known = tuple(objects)
+    served = _Served(known)
     pods = [pod for pod in of_kind(Pod, known) if not pod.spec.host_network]
     spaces = _spaces(known)
     found: list[tuple[Key, Problem]] = []
     for policy in of_kind(NetworkPolicy, known):
         rules = rules_of_network_policy(policy)
-        problems = (*_selects_nothing(rules, pods, spaces), *_ignored(policy), *_without_dns(rules))
+        problems = (*_ignored(policy), *_without_dns(rules), *_of_services(policy, served))
+        if not pods_may_come:
+            problems = (*_selects_nothing(rules, pods, spaces), *problems)
         found += [(key(policy), problem) for problem in problems]
     equals: dict[tuple[str, int], list[ClusterNetworkPolicy]] = defaultdict(list)
     for cluster_policy in of_kind(ClusterNetworkPolicy, known):
         equals[cluster_policy.spec.tier, cluster_policy.spec.priority].append(cluster_policy)
         rules = rules_of_cluster_policy(cluster_policy)
-        found += [(key(cluster_policy), problem) for problem in _selects_nothing(rules, pods, spaces)]
+        problems = tuple(_of_services(cluster_policy, served))
+        if not pods_may_come:
+            problems = (*_selects_nothing(rules, pods, spaces), *problems)
+        found += [(key(cluster_policy), problem) for problem in problems]
     for (tier, priority), policies in equals.items():
         for policy_ in policies[1:]:
             other = subject(key(policies[0]))
@@ -99,6 +112,58 @@ def _selected(selection: Selection, pod: Pod, spaces: dict[str, dict[str, str]])
     else:
         inside = where in spaces and matches(selection.namespaces, spaces[where])
     return inside and matches(selection.labels, pod.metadata.labels)
+
+
+class _Served:
+    """The addresses of Services within the cluster, and where else addresses of the cluster are."""
+
+    def __init__(self, objects: tuple[Resource, ...]) -> None:
+        self.ranges = [one for config in of_kind(NetworkConfig, objects) for one in config.spec.service_networks]
+        self.pools = [pool.network for pool in of_kind(IPPool, objects)]
+        self.addresses: Mapping[Address, Key] = {
+            address: key(service) for service in of_kind(Service, objects) for address in service.cluster_addresses
+        }
+
+    def within(self, network: Network) -> str:
+        """Say whose addresses a network is for, if it is for Services alone; empty if it is not."""
+        if any(network.version == one.version and is_within(network, one) for one in self.ranges):
+            return f"are Services' (spec.serviceCidrs), of which {network} is a part"
+        if not network.prefixlen or any(network.overlaps(pool) for pool in self.pools if _alike(network, pool)):
+            return ""
+        owner = next((one for address, one in self.addresses.items() if address in network), None)
+        return f"are Services': {network} has that of {subject(owner)}" if owner else ""
+
+
+def _alike(one: Network, other: Network) -> bool:
+    return one.version == other.version
+
+
+def _of_services(policy: NetworkPolicy | ClusterNetworkPolicy, served: _Served) -> Iterator[Problem]:
+    """A Service's address in a network: what connections are judged by is the address of the pod that serves."""
+    hint = "select the pods behind the Service, by their labels and their own ports"
+    for field, text in _networks(policy):
+        try:
+            network = parse_block(text)
+        except ValueError:
+            continue  # it matches nothing; whoever applies it is told
+        if told := served.within(network):
+            yield field, f"matches no connection to a Service: its addresses {told}", hint
+
+
+def _networks(policy: NetworkPolicy | ClusterNetworkPolicy) -> Iterator[tuple[str, str]]:
+    """Yield the networks in a policy's rules, with their fields."""
+    if isinstance(policy, NetworkPolicy):
+        for direction, field, rules in policy.spec.directions:
+            for index, rule in enumerate(rules):
+                for number, peer in enumerate(rule.peers):
+                    if peer.ip_block is not None:
+                        yield f"spec.{direction}[{index}].{field}[{number}].ipBlock.cidr", peer.ip_block.cidr
+        return
+    for direction, field, cluster_rules in policy.spec.directions:
+        for index, cluster_rule in enumerate(cluster_rules):
+            for number, cluster_peer in enumerate(cluster_rule.peers):
+                for place, text in enumerate(cluster_peer.networks):
+                    yield f"spec.{direction}[{index}].{field}[{number}].networks[{place}]", text
 
 
 def _ignored(policy: NetworkPolicy) -> Iterator[Problem]:
