@@ -27,7 +27,7 @@ from podway.errors import InvalidArgument, LabError
 from podway.kernel.support import require_all
 from podway.lab import cluster, names, processes, state, topology
 from podway.lab.agents import Report
-from podway.lab.fabric import Fabric, in_family, plan_fabric
+from podway.lab.fabric import in_family, plan_fabric
 from podway.lab.facts import lab_access, lab_sockets
 from podway.lab.kubernetes.control import SERVICES, ControlPlane, tail
 from podway.lab.kubernetes.images import make_images
