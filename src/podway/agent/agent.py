@@ -247,6 +247,7 @@ class Agent:
             "reflectors": ReflectorWatch(self._state, self._speaker, self._membership).run,
             "offloads": self._offloads.run,
             "flows": self._flows.run,
+            "flow exports": self._flows.exports.run,
             "uplink": self._uplink.run,
             "new uplink": self._follow_uplink,
             "membership": self._registration.run,

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from podway.agent.flow_exports import FlowExports
 from podway.agent.options import AgentOptions
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.network_policy import NetworkPolicy
@@ -79,6 +80,7 @@ class FlowRecorder:
         self._tail: frozenset[bytes] = frozenset()
         self._worker = ThreadPoolExecutor(1, "flows")
         self._readers = ThreadPoolExecutor(AT_ONCE, "flow queries")
+        self.exports = FlowExports(options.flow_exports, options.node, options.flow_dir)
         self._changed = asyncio.Event()
         """The engine was opened or closed, or what was done with it ended."""
         kernel.flow.on_change = self._changed.set
@@ -117,6 +119,7 @@ class FlowRecorder:
             "lost": self._lost,
             "unreadable": events.unreadable if events else 0,
             "kernel_drops": {"traced": bool(events and not self._drops_problem), "problem": self._drops_problem},
+            "exports": self.exports.status(),
             **store,
         }
 
@@ -223,6 +226,7 @@ class FlowRecorder:
         self._tail = store.tail()
         self._learner.remember(b"".join(self._tail))
         self._store = store
+        self.exports.trigger(store)
 
     async def _record(self, events: FlowEvents, opening: object) -> None:
         """Have a thread record what one engine tells, as long as that is the one at work."""
@@ -264,6 +268,8 @@ class FlowRecorder:
 
     async def _meaning(self, asked: Asked) -> Meant:
         """Return what is known of addresses, rules and devices."""
+        if self._store is not None:
+            self.exports.trigger(self._store)
         state = self._state
         leases = {str(address): lease.pod for lease in state.leases.values() for address in lease.addresses}
         addresses: dict[str, Who] = {}

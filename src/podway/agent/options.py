@@ -7,6 +7,7 @@ import msgspec
 from podway.api.fields import check_name
 from podway.api.kinds.node_lease import CONTROLLER
 from podway.errors import InvalidInput
+from podway.export.target import Target
 
 DEFAULT_RUN_DIR = Path("/run/podway")
 DEFAULT_FLOW_DIR = Path("/var/lib/podway/flows")
@@ -32,6 +33,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long an extra block stays empty before it is given back."""
     flow_history: int = 1 << 30
     """How many bytes the history of flows may take; 0: none is kept."""
+    flow_exports: tuple[Target, ...] = ()
+    """Who is sent what is recorded of flows."""
     plugin_dir: Path | None = None
     conf_dir: Path | None = None
     """Where the CNI plugin and its configuration are kept in place; None: whoever installs Podway puts them."""
@@ -49,6 +52,11 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.flow_history and self.flow_history < LEAST_HISTORY:
             raise InvalidInput(
                 f"--flow-history: less than {LEAST_HISTORY >> 20} MiB", hint="name more, or 0 for no history"
+            )
+        if self.flow_exports and not self.flow_history:
+            raise InvalidInput(
+                "--flow-export: flows are sent from the history, and there is none",
+                hint="leave out --flow-history 0",
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
 

@@ -65,6 +65,13 @@ from podway.store.open import check_url
     show_default=True,
     help="How much room the history of flows may take (0: keep none).",
 )
+@click.option(
+    "--flow-export",
+    "flow_exports",
+    multiple=True,
+    metavar="URL",
+    help="Send records of flows there, too: file:///…, otlp+http://…, ipfix+udp://…; repeat for more.",
+)
 @click.pass_obj
 def agent(
     options: GlobalOptions,
@@ -77,6 +84,7 @@ def agent(
     default_pools: tuple[str, ...],
     log_level: str,
     flow_history: int,
+    flow_exports: tuple[str, ...],
 ) -> None:
     """Run the agent of a node, until SIGTERM. Pods, routes and BIRD outlive it. Needs root."""
     if options.store is None:
@@ -86,6 +94,7 @@ def agent(
     from podway.agent.first_pools import pool_of
     from podway.agent.logs import configure
     from podway.agent.options import AgentOptions
+    from podway.export.target import Target
 
     pools = tuple(filter(None, (cidr.strip() for told in default_pools for cidr in told.split(","))))
     for cidr in pools:
@@ -100,6 +109,7 @@ def agent(
             interface=interface,
             metrics=metrics,
             flow_history=flow_history << 20,
+            flow_exports=tuple(map(Target.parse, flow_exports)),
             plugin_dir=plugins,
             conf_dir=configurations,
             default_pools=pools,

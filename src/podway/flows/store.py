@@ -177,6 +177,23 @@ class FlowStore:
             except (OSError, DamagedBlock) as error:
                 log.error("a block of flows cannot be read", path=str(one.path), problem=str(error))
 
+    def block_at(self, number: int) -> Block | None:
+        """Return the block that has a record, by its number, or if it is gone the next one; None if none has."""
+        while True:
+            with self._guard:
+                sealed = next((one for one in self._sealed if one.first + one.records > number), None)
+                if sealed is None:
+                    if self.next <= number:
+                        return None
+                    return Block.of(self._node, self._first, bytes(self._events), self._names.copy())
+            try:
+                return Block.unseal(sealed.path.read_bytes())
+            except FileNotFoundError:
+                continue  # it had to go meanwhile
+            except (OSError, DamagedBlock) as error:
+                log.error("a block of flows cannot be read", path=str(sealed.path), problem=str(error))
+                number = sealed.first + sealed.records
+
     def status(self) -> dict[str, Any]:
         """Return what there is, in plain JSON values."""
         with self._guard:

@@ -1,0 +1,333 @@
+"""Records of flows sent to real receivers: files, nfcapd, and OTLP as the protocol's own package reads it."""
+
+import asyncio
+import gzip
+import http.server
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from podway.agent import flow_exports
+from podway.agent.flow_exports import FlowExport, FlowExports
+from podway.errors import InvalidInput
+from podway.export.ipfix import Ipfix
+from podway.export.target import Target
+from podway.flows import store as flow_store
+from podway.flows.block import Block
+from podway.flows.record import FlowRecord
+from podway.flows.store import FlowStore
+from podway.kernel.bpf.flow_layout import EventKind, FlowState, Reason
+from tests.flows.flow_events import CLIENT, OUTSIDE, SECOND, WEB, event, names
+from tests.patience import PATIENCE, eventually
+
+NOW = time.time_ns()
+
+
+def records() -> list[FlowRecord]:
+    """A new flow, its end, a refused one, and IPv6."""
+    events = (
+        event(time=0),
+        event(EventKind.FLOW_END, time=3 * SECOND, state=FlowState.CLOSED, counts=(5, 500, 4, 4000), made=0),
+        event(
+            EventKind.PACKET_DROPPED, time=4 * SECOND, source=OUTSIDE, reason=Reason.DENIED_INGRESS, rules=(0, 7)
+        ),
+        event(EventKind.FLOW_END, time=5 * SECOND, source="2001:db8::1", destination="2001:db8::2", protocol=17),
+    )
+    block = Block.of("node1", 10, b"".join(events), names(NOW))
+    return [block.record(at) for at in range(block.count)]
+
+
+# Forms.
+
+
+def test_lines_are_appended_and_full_files_are_kept_as_many_as_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "flows.jsonl"
+    lines = Target.parse(f"file://{path}?size=1&keep=2").open("node1")
+    assert lines.send(records()) == 0
+    assert [json.loads(line)["verdict"] for line in path.read_text().splitlines()] == [
+        "allowed",
+        "allowed",
+        "denied",
+        "allowed",
+    ]
+    assert path.stat().st_mode & 0o777 == 0o600
+    many = records() * 400
+    for _ in range(8):
+        lines.send(many)
+    assert sorted(one.name for one in path.parent.iterdir()) == ["flows.jsonl", "flows.jsonl.1", "flows.jsonl.2"]
+    for one in path.parent.iterdir():
+        assert one.stat().st_size <= 1 << 20
+        assert all(json.loads(line)["node"] == "node1" for line in one.read_text().splitlines())
+    path.rename(tmp_path / "moved")
+    lines.send(records())
+    assert len(path.read_text().splitlines()) == 4
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes what the protocol's own package can read, and refuses the rest."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        server = cast(Any, self.server)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if server.answers:
+            status, said = server.answers.pop(0)
+        else:
+            request = json_format.Parse(gzip.decompress(body), ExportLogsServiceRequest())
+            server.taken.append((self.path, self.headers["Content-Type"], request))
+            status, said = 200, b"{}"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[Any]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        found = cast(Any, server)
+        found.answers, found.taken, found.daemon_threads = [], [], True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield found
+        server.shutdown()
+
+
+def test_a_collector_reads_records_as_the_protocol_says(collector: Any) -> None:
+    sink = Target.parse(f"otlp+http://127.0.0.1:{collector.server_port}").open("node1")
+    for _ in range(2):
+        assert sink.send(records()) == 0
+    sink.close()
+    assert [path for path, _, _ in collector.taken] == ["/v1/logs"] * 2
+    [resource] = collector.taken[0][2].resource_logs
+    own = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert (own["service.name"], own["k8s.node.name"]) == ("podway", "node1")
+    logs = list(resource.scope_logs[0].log_records)
+    assert [one.event_name for one in logs] == [f"podway.flow.{name}" for name in ("new", "end", "drop", "end")]
+    assert [one.severity_text for one in logs] == ["INFO", "INFO", "WARN", "INFO"]
+    ended = {one.key: one.value for one in logs[1].attributes}
+    assert logs[1].time_unix_nano == pytest.approx(NOW + 3 * SECOND, abs=1000)
+    assert ended["source.address"].string_value == CLIENT
+    assert ended["destination.port"].int_value == 80
+    assert ended["podway.destination.k8s.pod.name"].string_value == "web"
+    assert ended["podway.bytes_back"].int_value == 4000
+    denied = {one.key: one.value.string_value for one in logs[2].attributes}
+    assert denied["podway.reason"] == "DENIED_INGRESS"
+    assert denied["podway.ingress.policy"]
+
+
+def test_what_a_collector_refuses_for_good_is_counted_and_what_it_cannot_take_now_comes_again(
+    collector: Any,
+) -> None:
+    sink = Target.parse(f"otlp+http://127.0.0.1:{collector.server_port}/v1/logs").open("node1")
+    collector.answers += [
+        (200, b'{"partialSuccess": {"rejectedLogRecords": "3", "errorMessage": "no"}}'),
+        (400, b"no"),
+        (503, b"later"),
+        (429, b"later"),
+    ]
+    assert sink.send(records()) == 3
+    assert sink.send(records()) == 4
+    for _ in range(2):
+        with pytest.raises(OSError, match="HTTP status"):
+            sink.send(records())
+    assert sink.send(records()) == 0
+    sink.close()
+
+
+def free_port(kind: int) -> int:
+    with socket.socket(socket.AF_INET, kind) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_nfcapd_reads_records_by_ipfix(tmp_path: Path) -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    command = ["nfcapd", "-4", "-b", "127.0.0.1", "-p", str(port), "-w", str(tmp_path), "-t", "3600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as receiver:
+        listening = f":{port:04X} "
+        eventually(lambda: listening in Path("/proc/net/udp").read_text())
+        sink = Target.parse(f"ipfix+udp://127.0.0.1:{port}").open("node1")
+        many = records() * 40
+        sink.send(many)
+        sink.close()
+        time.sleep(0.5)
+        receiver.send_signal(signal.SIGTERM)
+        receiver.wait(PATIENCE)
+    form = "fmt:%pr %sa %sp %da %dp %opkt %obyt %ipkt %ibyt"
+    said = subprocess.run(
+        ["nfdump", "-R", str(tmp_path), "-q", "-N", "-6", "-o", form], check=True, capture_output=True, text=True
+    ).stdout
+    lines = [line.split() for line in said.splitlines() if line.strip()]
+    assert len(lines) == len(many), said
+    ends = [CLIENT, "40000", WEB, "80"]
+    assert lines.count(["6", *ends, "0", "0", "1", "60"]) == 40
+    assert lines.count(["6", *ends, "4", "4000", "5", "500"]) == 40
+    assert lines.count(["17", "2001:db8::1", "40000", "2001:db8::2", "80", "0", "0", "1", "60"]) == 40
+
+
+def test_tshark_understands_every_field_of_ipfix(tmp_path: Path) -> None:
+    sink = Ipfix(Target.parse("ipfix+udp://127.0.0.1:4739"), "node1")
+    datagrams = list(sink.messages(records()))
+    assert all(len(one) <= 1400 for one in datagrams)
+    path = tmp_path / "ipfix.pcap"
+    with path.open("wb") as file:
+        file.write(bytes.fromhex("d4c3b2a1020004000000000000000000ffff000065000000"))
+        for one in datagrams:
+            udp = (4739).to_bytes(2, "big") * 2 + (8 + len(one)).to_bytes(2, "big") + b"\0\0" + one
+            packet = (
+                b"\x45\0" + (20 + len(udp)).to_bytes(2, "big") + bytes(5) + b"\x11\0\0" + bytes([127, 0, 0, 1] * 2)
+            )
+            packet = packet[:8] + b"\x40\x11" + packet[10:] + udp
+            size = len(packet).to_bytes(4, "little")
+            file.write(bytes(8) + size + size + packet)
+    said = subprocess.run(
+        ["tshark", "-r", str(path), "-d", "udp.port==4739,cflow", "-V"], check=True, capture_output=True, text=True
+    ).stdout
+    assert "Malformed" not in said
+    assert "Unknown" not in said
+    for text in ("SrcAddr: 10.244.2.2", "DstPort: 80", "Protocol: TCP (6)", "Octets: 500", "Octets: 4000"):
+        assert text in said, text
+    assert "Firewall Event: Flow denied (3)" in said
+    assert "Flow End Reason: End of Flow detected (3)" in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "flows.jsonl",
+        "file://host/path",
+        "file:///x?size=0",
+        "file:///x?size=many",
+        "file:///x?rotate=1",
+        "otlp://host",
+        "otlp+grpc://host",
+        "otlp+http://",
+        "ipfix+udp://host:99999",
+        "ipfix+sctp://host",
+        "kafka://host",
+    ],
+)
+def test_a_target_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput, match="--flow-export"):
+        Target.parse(url)
+
+
+# How they are sent.
+
+
+class Receiver:
+    """A sink that fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+        self.fails = False
+
+    def send(self, records: Sequence[FlowRecord]) -> int:
+        if self.fails:
+            raise ConnectionRefusedError(111, "Connection refused")
+        self.taken += [one.sequence for one in records]
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+def export(position: int = -1) -> tuple[FlowExport, Receiver]:
+    made, receiver = FlowExport(Target.parse("file:///nowhere"), "node1", position), Receiver()
+    made._sink = receiver
+    return made, receiver
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlowStore]:
+    monkeypatch.setattr(flow_store, "BLOCK", 700)
+    found = FlowStore(tmp_path / "flows", "node1", 64 << 20)
+    yield found
+    found.close()
+
+
+def grow(history: FlowStore, count: int) -> None:
+    for _ in range(count // 100):
+        history.append(event() * 100, names() if not history.count else type(names())())
+        if history.is_due:
+            history.seal()
+
+
+def drain(made: FlowExport, history: FlowStore) -> None:
+    while made.step(history):
+        pass
+
+
+def test_a_receiver_that_was_gone_is_sent_all_that_it_missed_in_order_and_once(history: FlowStore) -> None:
+    grow(history, 300)
+    made, receiver = export()
+    made.begin(history)
+    grow(history, 200)
+    drain(made, history)
+    receiver.fails = True
+    grow(history, 2500)
+    with pytest.raises(OSError, match="refused"):
+        drain(made, history)
+    receiver.fails = False
+    drain(made, history)
+    assert receiver.taken == list(range(300, 3000))
+    assert (made.sent, made.skipped, made.status(history)["behind"]) == (2700, 0, 0)
+
+
+def test_what_the_history_gave_up_and_what_is_too_far_behind_is_left_out_and_counted(
+    history: FlowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, receiver = export(position=0)
+    grow(history, 3500)
+    oldest = history._sealed.pop(0)
+    oldest.path.unlink()
+    drain(made, history)
+    assert receiver.taken == list(range(oldest.records, 3500))
+    assert made.skipped == oldest.records
+    monkeypatch.setattr(flow_exports, "MOST_BEHIND", 1000)
+    grow(history, 1500)
+    drain(made, history)
+    assert receiver.taken[-1000:] == list(range(4000, 5000))
+    assert made.skipped == oldest.records + 500
+    assert made.sent + made.skipped == 5000
+
+
+def test_another_agent_goes_on_where_the_former_one_was(history: FlowStore, tmp_path: Path) -> None:
+    target = Target.parse(f"file://{tmp_path}/out.jsonl")
+
+    async def run(more: int) -> list[dict[str, Any]]:
+        exports = FlowExports([target], "node1", tmp_path / "flows")
+        exports.trigger(history)
+        running = asyncio.ensure_future(exports.run())
+        grow(history, more)
+        exports.trigger(history)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await asyncio.sleep(0.01)
+                if not exports.status()[0]["behind"]:
+                    break
+        await asyncio.sleep(0.1)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return exports.status()
+
+    asyncio.run(run(400))
+    grow(history, 300)
+    [status] = asyncio.run(run(200))
+    assert (status["sent"], status["skipped"], status["problem"]) == (500, 0, "")
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sequence"] for line in lines] == list(range(900))
