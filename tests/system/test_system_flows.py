@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.cli.sysdump import ASKED
 from podway.lab.agents import LOG
 from tests.patience import PATIENCE, eventually
-from tests.system.policy_lab import FAMILIES, PolicyLab
+from tests.system.policy_lab import FAMILIES, POLICY, PolicyLab
 from tests.system.system_lab import SystemLab
 
 pytestmark = pytest.mark.kernel
@@ -129,6 +130,37 @@ def test_a_denied_connection_names_the_policy_that_isolates_and_who_allows_is_na
 
     eventually(allowed)
     lab.forget_policies()
+
+
+def test_what_was_seen_is_held_against_policies_and_makes_some(lab: PolicyLab, tmp_path: Path) -> None:
+    port = connect(lab)
+    eventually(lambda: of(lab, port, "--node", "node1"))
+    closed = tmp_path / "closed.yaml"
+    spec = {"podSelector": {"matchLabels": {"app": "web"}}}
+    closed.write_text(json.dumps({**POLICY, "metadata": {"name": "closed", "namespace": "default"}, "spec": spec}))
+    said = lab.lab.podway("plan", "-f", str(closed), "--flows", "1h")
+    assert f"- would be denied: default/client -> default/web tcp port {PORT}" in said
+    assert "isolated by NetworkPolicy/default/closed" in said
+    found = json.loads(lab.lab.podway("plan", "-f", str(closed), "--flows", "1h", "-o", "json"))["items"]
+    assert {(one["would"], one["port"]) for one in found} == {("denied", PORT)}
+    text = lab.lab.podway("policy", "suggest", "default")
+    lab.lab.podway("apply", "-f", "-", stdin=text)
+    try:
+        eventually(lambda: lab.data_path("node1")["rule_sets"] and lab.data_path("node2")["rule_sets"])
+        before = connect(lab)
+        eventually(lambda: of(lab, before, "--event", "new", "--node", "node1"))
+        assert "0 would be otherwise" in lab.lab.podway("plan", "-f", "-", "--flows", "1h", stdin=text)
+        gone = lab.lab.podway("plan", "--delete", "netpol/" + names_of(text)[-1], "--flows", "1h")
+        assert "would be denied" not in gone
+    finally:
+        lab.forget_policies()
+    assert "has no pods" in lab.lab.podway("policy", "suggest", "nowhere", check=False)
+
+
+def names_of(text: str) -> list[str]:
+    """The policies of some documents, NAMESPACE/NAME."""
+    found = [one["metadata"] for one in yaml.safe_load_all(text)]
+    return [f"{one['namespace']}/{one['name']}" for one in found]
 
 
 def test_what_a_killed_agent_had_written_is_there_and_what_came_meanwhile_too_all_of_it_once(

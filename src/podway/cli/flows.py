@@ -37,7 +37,7 @@ LATEST = 1e11
 _ODD = "it may be of another version: see `podway status` on that node"
 VERDICTS = ("allowed", "denied", "dropped")
 EVENTS = ("new", "lives", "end", "drop", "changed")
-SUMS = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair")
+SUMS = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair", "connection")
 _COLOURS = {"allowed": "green", "denied": "red", "dropped": "yellow"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -206,9 +206,9 @@ def question(
     if "reasons" in params:
         params["reasons"] = [one.upper().replace("-", "_") for one in params["reasons"]]
     if since is not None:
-        params["since"] = _moment("--since", since, now)
+        params["since"] = moment_of("--since", since, now)
     if until is not None:
-        params["until"] = _moment("--until", until, now)
+        params["until"] = moment_of("--until", until, now)
     Query.of(params)
     if selector is not None:
         import msgspec
@@ -235,7 +235,7 @@ def _cidr(text: str) -> str:
         raise InvalidArgument(f"--cidr: {error}", hint="write an address or a network: 10.0.0.0/8") from None
 
 
-def _moment(option: str, text: str, now: float) -> float:
+def moment_of(option: str, text: str, now: float) -> float:
     """Return the time that is so long ago, or that is written, in seconds since 1970. Raises InvalidArgument."""
     from datetime import datetime
 
@@ -281,9 +281,9 @@ def hear(
     answers = ask_all(
         {node: about(node, ask) for node, ask in asked.items()}, "flows.find", timeout=PATIENCE, **params
     )
-    notes = _Notes()
+    notes = Notes()
     for node, given in answers.items():
-        answer = _read(node, given, AgentAnswer)
+        answer = read_answer(node, given, AgentAnswer)
         if isinstance(answer, AgentError):
             heard.silent[node] = answer
             continue
@@ -296,7 +296,7 @@ def hear(
     return heard
 
 
-def _read(node: str, answer: Any, kind: type[T]) -> T | AgentError:
+def read_answer(node: str, answer: Any, kind: type[T]) -> T | AgentError:
     """Return what a node answered; an AgentError if that is one, or cannot be read: one odd node is not all."""
     import msgspec
 
@@ -315,7 +315,7 @@ def _read(node: str, answer: Any, kind: type[T]) -> T | AgentError:
     return found
 
 
-class _Notes:
+class Notes:
     """What is to be said of answers beside their records."""
 
     def __init__(self) -> None:
@@ -323,6 +323,7 @@ class _Notes:
         self._more: list[str] = []
 
     def take(self, node: str, answer: "AgentAnswer | AgentSums", asked: float) -> None:
+        """Look at what a node answered to a question that was asked at a time."""
         if answer.note:
             self._off.setdefault(answer.note, []).append(node)
         if not answer.complete:
@@ -335,6 +336,7 @@ class _Notes:
             self._more.append(f"the clock of {node} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}")
 
     def lines(self) -> Iterator[str]:
+        """Yield what is to be said."""
         for why, nodes in self._off.items():
             line = f"flows are not recorded on {', '.join(nodes)}: {plain(why)}"
             if "is off" in why:
@@ -522,12 +524,12 @@ def sum_up(asked: Mapping[str, Ask], by: str, params: Mapping[str, Any]) -> Summ
     """Ask all for sums."""
     from podway.flows.query import AgentSums, Sums, merged
 
-    before, notes = time.time(), _Notes()
+    before, notes = time.time(), Notes()
     given = ask_all(asked, "flows.sums", timeout=PATIENCE, by=by, **params)
     found: list[Sums] = []
     silent: dict[str, AgentError] = {}
     for node, said in given.items():
-        answer = _read(node, said, AgentSums)
+        answer = read_answer(node, said, AgentSums)
         if isinstance(answer, AgentError):
             silent[node] = answer
         else:

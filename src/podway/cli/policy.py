@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource, of_kind, subject
 from podway.cli.agents import agents, ask_all
+from podway.cli.complete import complete_namespaces
 from podway.cli.get import everything
 from podway.cli.help import examples
 from podway.cli.kinds import DEFAULT_NAMESPACE, namespace_option
@@ -87,6 +89,35 @@ def list_policies(options: GlobalOptions, *, pod: str, namespace: str | None) ->
     if not policies:
         click.echo(f"no policy selects {found.name}")
     _say_what_is_not_enforced(options, objects)
+
+
+@policy.command("suggest", epilog=examples("podway policy suggest shop", "podway policy suggest shop --since 2h"))
+@click.argument("namespace", metavar="NAMESPACE", shell_complete=complete_namespaces)
+@click.option("--since", metavar="AGO", default="24h", show_default=True, help="What was seen from then on.")
+@cluster_options
+@click.pass_obj
+def suggest_policies(options: GlobalOptions, *, namespace: str, since: str) -> None:
+    """Write the least policies that allow what was seen of a NAMESPACE's pods.
+
+    By what nodes recorded (`podway flows`): one NetworkPolicy for all pods of the same labels, with what they were
+    seen to take and to make. What was denied stays so. Comments tell what was seen too rarely to be sure of, and
+    what no policy can say. Read it, and try it: podway plan -f FILE --flows 24h.
+    """
+    from podway.api.encode import to_builtins, to_yaml
+    from podway.cli.flows import plain
+    from podway.cli.seen import seen
+    from podway.preview.flows import suggest
+
+    objects = options.run(everything)
+    if not any(pod.metadata.namespace == namespace for pod in of_kind(Pod, objects)):
+        raise InvalidArgument(f"namespace {namespace} has no pods", hint="podway get pods -A")
+    found = suggest(objects, namespace, seen(options, "--since", since, namespace))
+    for note in found.notes:
+        click.echo(f"# {plain(note)}")
+    for position, one in enumerate(found.policies):
+        if position:
+            click.echo("---")
+        click.echo(to_yaml(to_builtins(one)), nl=False)
 
 
 @policy.command("lint", epilog=examples("podway policy lint"))

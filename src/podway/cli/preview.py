@@ -4,13 +4,15 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from podway.api.kinds.node import Node
-from podway.api.resource import key
+from podway.api.resource import Resource, key
 from podway.cli.agents import agents, ask_all
 from podway.cli.change import check_deletions, checked_change, files_option
+from podway.cli.flows import plain
 from podway.cli.help import examples
 from podway.cli.kinds import complete_keys, namespace_option, read_key
 from podway.cli.manifests import check_each, read_manifests
@@ -33,6 +35,7 @@ WOULD_CHANGE = 3
         "podway snapshot -o cluster.json             # later, elsewhere, without privileges:",
         "podway plan --snapshot cluster.json -f pools.yaml",
         "podway plan -f pools.yaml --exit-code       # 3 if something would change",
+        "podway plan -f policy.yaml --flows 24h      # which connections of the last day that denies or allows",
     )
 )
 @files_option
@@ -54,6 +57,11 @@ WOULD_CHANGE = 3
 )
 @click.option("--all", "everything", is_flag=True, help="Every node and object, not the first few.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the answer.")
+@click.option(
+    "--flows",
+    metavar="AGO",
+    help="What policies would have made of the connections seen since then: 90s, 10m, 2h, 1d.",
+)
 @click.option("--exit-code", is_flag=True, help=f"Exit with {WOULD_CHANGE} if something would change.")
 @cluster_options
 @click.pass_obj
@@ -66,14 +74,18 @@ def plan(
     file: Path | None,
     everything: bool,
     output: str,
+    flows: str | None,
     exit_code: bool,
 ) -> None:
     """Show what `podway apply -f` (and `delete`) would do to every node, and do nothing.
 
     For each node: the kernel objects, learned routes and BGP sessions that would be added (+), changed (~) or
     removed (-), what the agents do by themselves afterwards included; and between which pods packets would take
-    another way.
+    another way. With --flows instead: which connections that nodes have recorded (`podway flows`) would have been
+    denied, or newly allowed.
     """
+    if flows is not None and file:
+        raise click.UsageError("--flows asks the nodes, and a snapshot has none: leave out --snapshot")
     if not filenames and not deletions:
         raise click.UsageError("name a change: -f FILE, or --delete KIND/NAME")
     manifests = read_manifests(filenames, namespace) if filenames else []
@@ -88,6 +100,10 @@ def plan(
         for known, obj in checked_change(staying, manifests, allocates=options.allocates).items()
         if obj != staying.get(known)
     }
+    if flows is not None:
+        _plan_flows(
+            options, flows, tuple(stored.values()), tuple({**staying, **wanted}.values()), output, exit_code
+        )
     after = ClusterView.of({**staying, **wanted}.values())
     comparison = Comparison(today.view, after, today.sites)
     actions = {known: "configured" if known in staying else "created" for known in wanted}
@@ -103,6 +119,48 @@ def plan(
         for line in preview_output.lines(answer, everything=everything):
             click.echo(line)
     click.get_current_context().exit(WOULD_CHANGE if exit_code and actions else 0)
+
+
+def _plan_flows(
+    options: GlobalOptions,
+    since: str,
+    before: tuple[Resource, ...],
+    after: tuple[Resource, ...],
+    output: str,
+    exit_code: bool,
+) -> NoReturn:
+    """Show which connections policies would have judged otherwise, and exit."""
+    from podway.cli.seen import seen
+    from podway.preview.flows import compare
+
+    known = seen(options, "--flows", since)
+    found = compare(before, after, known)
+    if output == "json":
+        import msgspec
+
+        from podway.api.encode import to_json, to_list
+
+        shapes = [
+            {
+                "apiVersion": "podway.io/v1",
+                "kind": "FlowOutcome",
+                "would": one.change,
+                "why": one.why,
+                **msgspec.to_builtins(one.connection),
+            }
+            for one in found.outcomes
+        ]
+        click.echo(to_json(to_list(shapes)), nl=False)
+    else:
+        for one in found.outcomes:
+            sign, colour = ("-", "red") if one.change == "denied" else ("+", "green")
+            seen_so = f"{one.connection.flows} connections, {one.connection.denied} packets denied"
+            click.echo(click.style(f"{sign} would be {one.change}: {plain(str(one.connection))}", fg=colour))
+            click.echo(f"    seen: {seen_so}; {plain(one.why)}")
+        kept = f"{found.same} of {len(known)} connections are judged as before"
+        gone = f"; {found.gone} cannot be judged: their pods are gone" if found.gone else ""
+        click.echo(f"{len(found.outcomes)} would be otherwise, {kept}{gone}")
+    click.get_current_context().exit(WOULD_CHANGE if exit_code and found.outcomes else 0)
 
 
 @click.command(

@@ -28,8 +28,8 @@ MOST = 10_000
 GROUPS = 1_000
 """Rows in one answer of sums."""
 
-By: TypeAlias = Literal["policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair"]
-BY: tuple[By, ...] = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair")
+By: TypeAlias = Literal["policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair", "connection"]
+BY: tuple[By, ...] = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair", "connection")
 
 PAIR = " -> "
 """What stands between the two ends in the key of a pair: no name has it."""
@@ -313,7 +313,8 @@ def sums(query: Query, by: By, blocks: Iterable[Block], pause: Callable[[], bool
             complete = False
             break
     rows = sorted((_row(key, counts) for key, counts in totals.items()), key=rank)
-    return Sums(tuple(rows[:GROUPS]), max(0, len(rows) - GROUPS), complete, reached)
+    most = MOST if by == "connection" else GROUPS
+    return Sums(tuple(rows[:most]), max(0, len(rows) - most), complete, reached)
 
 
 def rank(row: Row) -> tuple[int, int, str]:
@@ -404,6 +405,9 @@ def _keys(record: FlowRecord, by: By) -> tuple[str, ...]:
         case "port":
             port = record.destination.port
             return (f"{record.protocol}/{port}" if port else record.protocol,)
+        case "connection":
+            source, destination = (f"{end.who.label}@{end.address}" for end in (record.source, record.destination))
+            return (f"{source} -> {destination} {record.protocol}/{record.destination.port}",)
 
 
 def _among(option: str, values: Iterable[str], known: tuple[str, ...]) -> None:
