@@ -97,7 +97,7 @@ def list_policies(options: GlobalOptions, *, pod: str, namespace: str | None) ->
 @cluster_options
 @click.pass_obj
 def suggest_policies(options: GlobalOptions, *, namespace: str, since: str) -> None:
-    """Write the least policies that allow what was seen of a NAMESPACE's pods.
+    """Write the least policies that allow what was seen in a NAMESPACE.
 
     By what nodes recorded (`podway flows`): one NetworkPolicy for all pods of the same labels, with what they were
     seen to take and to make. What was denied stays so. Comments tell what was seen too rarely to be sure of, and
