@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,7 +14,8 @@ from podway.cli.options import GlobalOptions, cluster_options
 from podway.errors import AgentError, InvalidArgument
 
 if TYPE_CHECKING:
-    from podway.flows.query import AgentAnswer, AgentSums, Sums
+    from podway.flows.heard import Heard, Summed
+    from podway.flows.query import AgentAnswer, AgentSums
     from podway.flows.record import FlowRecord
 
 T = TypeVar("T", "AgentAnswer", "AgentSums")
@@ -251,23 +252,11 @@ def moment_of(option: str, text: str, now: float) -> float:
 # Records.
 
 
-class Heard(NamedTuple):
-    """What nodes answered: records in order of time, by node the next record's number, and what is to be said.
-
-    `lost` are by node the events that its agent could not take, ever since its engine began.
-    """
-
-    records: list["FlowRecord"]
-    following: dict[str, int]
-    notes: list[str]
-    silent: dict[str, AgentError]
-    lost: dict[str, int]
-
-
 def hear(
     asked: Mapping[str, Ask], params: Mapping[str, Any], after: Mapping[str, int] | None = None, since: float = 0.0
-) -> Heard:
+) -> "Heard":
     """Ask all for records: with `after` for those from each node's number on, or `since` where none is known."""
+    from podway.flows.heard import Heard
     from podway.flows.query import AgentAnswer
 
     def about(node: str, ask: Ask) -> Ask:
@@ -368,7 +357,7 @@ def _show(
 def _follow(
     asked: Mapping[str, Ask],
     params: Mapping[str, Any],
-    heard: Heard,
+    heard: "Heard",
     write: Callable[[Sequence["FlowRecord"]], None],
 ) -> None:
     following, silent, notes, began = dict(heard.following), set(heard.silent), heard.notes, time.time()
@@ -390,7 +379,7 @@ def _follow(
         write(more.records)
 
 
-def _tell(heard: Heard) -> None:
+def _tell(heard: "Heard") -> None:
     for error in heard.silent.values():
         click.echo(f"podway: {plain(error.message)}", err=True)
     for note in heard.notes:
@@ -512,16 +501,9 @@ def _rule(rule: Any) -> str:
 # Sums.
 
 
-class Summed(NamedTuple):
-    """Sums of what all nodes answered, and what is to be said."""
-
-    sums: "Sums"
-    notes: list[str]
-    silent: dict[str, AgentError]
-
-
-def sum_up(asked: Mapping[str, Ask], by: str, params: Mapping[str, Any]) -> Summed:
+def sum_up(asked: Mapping[str, Ask], by: str, params: Mapping[str, Any]) -> "Summed":
     """Ask all for sums."""
+    from podway.flows.heard import Summed
     from podway.flows.query import AgentSums, Sums, merged
 
     before, notes = time.time(), Notes()

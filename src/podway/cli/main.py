@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "podway.cli.capture:capture",
         "Capture a pod's packets on all nodes that they cross, for Wireshark.",
     ),
+    "console": ("podway.cli.console:console", "Show the cluster in a browser: map, flows, traces, findings."),
     "policy": ("podway.cli.policy:policy", "Say what network policies mean, and suggest some."),
     "doctor": ("podway.cli.doctor:doctor", "Find what is wrong on the nodes, and what to do about it."),
     "sysdump": (

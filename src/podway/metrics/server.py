@@ -86,10 +86,10 @@ def _response(status: str, text: str, content: str = "text/plain; charset=utf-8"
     return "\r\n".join((*head, "", "")).encode() + body
 
 
-def parse_endpoint(text: str) -> tuple[str, int]:
+def parse_endpoint(text: str, *, any_port: bool = False) -> tuple[str, int]:
     """Return address and port of `ADDRESS:PORT`, `[ADDRESS]:PORT`, or `:PORT`, which has an empty address: all.
 
-    Raises InvalidArgument.
+    Port 0, any that is free, is one with `any_port` only. Raises InvalidArgument.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -97,7 +97,7 @@ def parse_endpoint(text: str) -> tuple[str, int]:
         known = not host or bool(ip_address(host))
     except ValueError:
         known = False
-    if not known or not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not known or not colon or not port.isdecimal() or not (0 if any_port else 1) <= int(port) < 65536:
         raise InvalidArgument(
             f"{text!r} is no address and port", hint="write 127.0.0.1:9180, [::1]:9180, or :9180 for all addresses"
         )

@@ -1,0 +1,436 @@
+// What the server tells (docs/console.md), and how it is asked.
+import { useEffect, useRef, useState } from "preact/hooks";
+
+export interface Dated {
+  at: number;
+  now: number;
+  problem: string;
+}
+export type State = "well" | "trouble" | "silent" | "unknown";
+export interface Node {
+  name: string;
+  rack: string;
+  addresses: string[];
+  agent: string;
+  state: State;
+  problems: string[];
+  accepts: string[];
+  sends: string[];
+  blocks: string[];
+  pods: number;
+  established: number;
+  sessions: number;
+  version: string;
+  started: number;
+  device: string;
+  mtu: number;
+  memory: number;
+  dataPath: string;
+}
+export interface Session {
+  on: string;
+  name: string;
+  node: string;
+  peer: string;
+  role: string;
+  address: string;
+  asn: number;
+  state: string;
+  since: string;
+  lastError: string;
+  bfd: string;
+  imported: number;
+  exported: number;
+}
+export interface Way {
+  source: string;
+  target: string;
+  encapsulation: string;
+  protocol: string;
+  routes: number;
+  inKernel: number;
+}
+export interface Change {
+  at: number;
+  state: State;
+  words: string;
+}
+export interface Network extends Dated {
+  nodes: Node[];
+  pools: { name: string; cidr: string; encapsulation: string; distribution: string; blocks: number }[];
+  sessions: Session[];
+  ways: Way[];
+  whole: boolean;
+  dataPath: string;
+  pods: number;
+  rejected: string[];
+  changes: (Change & { node: string })[];
+}
+export interface Route {
+  network: string;
+  node?: string;
+  protocol: string;
+  encapsulation?: string;
+  in_kernel: boolean;
+  next_hops?: { gateway: string; device: string }[];
+}
+export interface NodePage extends Dated {
+  node: Node;
+  sessions: Session[];
+  routes: Route[];
+  routesProblem: string;
+  history: Change[];
+  flows: { recording?: boolean; why_not?: string; recorded?: number; lost?: number } | null;
+}
+export interface Edge {
+  source: string;
+  target: string;
+  flows: number;
+  denied: number;
+  dropped: number;
+  octets: number;
+  last: number;
+}
+export interface Workload {
+  name: string;
+  namespace: string;
+  pods: number;
+  running: number;
+  nodes: number;
+}
+export interface Talk extends Dated {
+  namespaces: string[];
+  workloads: Workload[];
+  edges: Edge[];
+  more: number;
+  notes: string[];
+  silent: Record<string, string>;
+}
+export interface Who {
+  kind?: "pod" | "node" | "outside";
+  name?: string;
+  namespace?: string;
+  node?: string;
+}
+export interface End {
+  address: string;
+  port?: number;
+  who?: Who;
+}
+export interface Rule {
+  policy: string;
+  rule?: string;
+  revision?: string;
+  isolates?: string[];
+}
+export type Verdict = "allowed" | "denied" | "dropped";
+export interface FlowRecord {
+  time: number;
+  node: string;
+  sequence: number;
+  event: string;
+  verdict: Verdict;
+  source: End;
+  destination: End;
+  protocol: string;
+  direction?: string;
+  reason?: string;
+  egress?: Rule | null;
+  ingress?: Rule | null;
+  message?: string;
+  packets?: number;
+  bytes?: number;
+  packets_back?: number;
+  bytes_back?: number;
+  began?: number;
+  how?: string;
+  path?: string;
+  device?: string;
+  reply?: boolean;
+}
+export interface Flows {
+  records: FlowRecord[];
+  more: boolean;
+  notes: string[];
+  silent: Record<string, string>;
+}
+export interface Sums extends Dated {
+  rows: {
+    key: string;
+    flows: number;
+    denied: number;
+    dropped: number;
+    packets: number;
+    bytes: number;
+    last: number;
+  }[];
+  more: number;
+  complete: boolean;
+  notes: string[];
+  silent: Record<string, string>;
+}
+export interface ShownRule {
+  place: string;
+  action: string;
+  peers: string[];
+  ports: string[];
+  name: string;
+}
+export interface Policy {
+  key: string;
+  kind: string;
+  namespace: string;
+  name: string;
+  selects: string;
+  count: number;
+  pods: string[];
+  isolates: string[];
+  ingress: ShownRule[];
+  egress: ShownRule[];
+  problems: string[];
+  tier: string;
+  priority: number;
+}
+export interface Backend {
+  address: string;
+  port: number;
+  node: string;
+  state: string;
+  pod: string;
+}
+export interface Service {
+  namespace: string;
+  name: string;
+  type: string;
+  addresses: string[];
+  outside: string[];
+  ports: { text: string; name: string; ready: number; count: number; backends: Backend[] }[];
+  source: string;
+  affinity: number;
+  policy: string;
+}
+export interface Finding {
+  check: string;
+  severity: "error" | "warning";
+  subject: string;
+  found: string;
+  why: string;
+  advice: string;
+}
+export interface Diagnosis extends Dated {
+  healthy: boolean;
+  nodes: string[];
+  silent: string[];
+  errors: number;
+  warnings: number;
+  findings: Finding[];
+}
+export interface Seen {
+  interface: string;
+  direction: "in" | "out";
+  source: string;
+  sourcePort: number;
+  destination: string;
+  destinationPort: number;
+  hopLimit: number;
+  length: number;
+  sinceLast: number | null;
+  tunnels?: string[];
+}
+export interface Hop {
+  number: number;
+  node: string;
+  pod: string;
+  entry: string;
+  exit: string;
+  planned: {
+    disposition: string;
+    owner: string;
+    route?: string;
+    learnedFrom?: string;
+    neighbour?: string;
+    encapsulation?: string;
+    translation?: string;
+  } | null;
+  kernel: {
+    type: string;
+    route?: string;
+    device?: string;
+    mtu?: number;
+    owner?: string;
+    learnedFrom?: string;
+    neighbour?: { address: string; mac: string; state: string } | null;
+    underlay?: { encapsulation: string; endpoint: string; route?: string; device?: string; missing?: string } | null;
+  } | null;
+  seen: Seen[];
+  problem: string;
+  onPlan: boolean;
+}
+export interface TraceVerdict {
+  outcome: "delivered" | "lost" | "unknown";
+  basis: string;
+  hop: number | null;
+  problem: string;
+  advice: string;
+  detail: string;
+  lastSeen: string;
+  encapsulation: string;
+  translated: string;
+  took: number | null;
+  largest: number;
+  answeredBy: string;
+}
+export interface Direction {
+  sender: string;
+  receiver: string;
+  hops: Hop[];
+  verdict: TraceVerdict;
+}
+export interface Trace {
+  delivered: boolean;
+  sender: string;
+  receiver: string;
+  protocol: string;
+  dryRun: boolean;
+  families: {
+    family: string;
+    source: string;
+    destination: string;
+    port: number;
+    there: Direction;
+    back: Direction;
+    policy: { direction: string; pod: string; allowed: boolean; reason: string }[];
+    enforced: boolean;
+  }[];
+  silent: { node: string; reason: string }[];
+  duration: number;
+}
+export interface About {
+  cluster: string;
+  version: string;
+  reasons: Record<string, string>;
+}
+
+export class Refused extends Error {
+  constructor(
+    message: string,
+    readonly hint: string,
+  ) {
+    super(message);
+  }
+}
+
+export async function ask<T>(path: string, signal?: AbortSignal): Promise<T> {
+  let response: Response;
+  try {
+    response = await fetch(`/api/v1/${path}`, signal ? { signal } : {});
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Refused("the console does not answer", "is `podway console` still running?");
+  }
+  const body = (await response.json().catch(() => ({}))) as { error?: string; hint?: string };
+  if (!response.ok) throw new Refused(body.error ?? `the console answers ${response.status}`, body.hint ?? "");
+  return body as T;
+}
+
+export interface Answer<T> {
+  value: T | null;
+  error: Refused | null;
+}
+
+/** Asks now, and again and again while the page is in view. What was known stays while there is nothing newer. */
+export function useAnswer<T>(path: string | null, every: number): Answer<T> {
+  const [answer, set] = useState<Answer<T>>({ value: null, error: null });
+  const last = useRef<string | null>(null);
+  useEffect(() => {
+    if (path !== last.current) set({ value: null, error: null });
+    last.current = path;
+    if (path === null) return;
+    const stop = new AbortController();
+    let timer = 0;
+    const look = async () => {
+      try {
+        const value = await ask<T>(path, stop.signal);
+        set({ value, error: null });
+      } catch (error) {
+        if (stop.signal.aborted) return;
+        if (error instanceof Refused) set((known) => ({ value: known.value, error }));
+        else throw error;
+      }
+      if (every && !stop.signal.aborted) timer = window.setTimeout(again, every);
+    };
+    const again = () => {
+      if (document.visibilityState === "visible") void look();
+      else document.addEventListener("visibilitychange", again, { once: true, signal: stop.signal });
+    };
+    void look();
+    return () => {
+      stop.abort();
+      clearTimeout(timer);
+    };
+  }, [path, every]);
+  return answer;
+}
+
+export interface Loss {
+  node: string;
+  records: number | null;
+  why: string;
+  since?: number;
+}
+export type Line =
+  | { kind: "record"; key: number; record: FlowRecord }
+  | { kind: "lost"; key: number; loss: Loss }
+  | { kind: "note"; key: number; words: string };
+
+const LINES = 1000;
+
+export interface Live {
+  lines: Line[];
+  state: "waiting" | "open" | "broken";
+  lost: number;
+}
+
+/** Follows flows. A browser that loses the connection asks again from where it was, by the last event's id. */
+export function useLive(query: string | null): Live {
+  const [live, set] = useState<Live>({ lines: [], state: "waiting", lost: 0 });
+  useEffect(() => {
+    set({ lines: [], state: "waiting", lost: 0 });
+    if (query === null) return;
+    const source = new EventSource(`/api/v1/flows/live${query ? `?${query}` : ""}`);
+    let waiting: Line[] = [];
+    let key = 0;
+    let lost = 0;
+    let frame = 0;
+    const show = () => {
+      frame = 0;
+      const more = waiting;
+      waiting = [];
+      set((known) => ({ lines: [...more.reverse(), ...known.lines].slice(0, LINES), state: "open", lost }));
+    };
+    const take = (line: Line) => {
+      waiting.push(line);
+      if (waiting.length > LINES) waiting = waiting.slice(-LINES);
+      frame ||= requestAnimationFrame(show);
+    };
+    source.addEventListener("record", (event) => {
+      take({ kind: "record", key: key++, record: JSON.parse((event as MessageEvent<string>).data) as FlowRecord });
+    });
+    source.addEventListener("lost", (event) => {
+      const loss = JSON.parse((event as MessageEvent<string>).data) as Loss;
+      lost += loss.records ?? 0;
+      take({ kind: "lost", key: key++, loss });
+    });
+    source.addEventListener("note", (event) => {
+      const note = JSON.parse((event as MessageEvent<string>).data) as { words: string };
+      take({ kind: "note", key: key++, words: note.words });
+    });
+    source.onopen = () => set((known) => ({ ...known, state: "open" }));
+    source.onerror = () => set((known) => ({ ...known, state: "broken" }));
+    return () => {
+      source.close();
+      if (frame) cancelAnimationFrame(frame);
+    };
+  }, [query]);
+  return live;
+}

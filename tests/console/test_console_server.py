@@ -1,0 +1,249 @@
+"""The console's HTTP server: whom it refuses, what its answers bear, and that many who look ask once."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from podway.console.guard import is_own
+from podway.console.server import Console
+from podway.console.sources import Kept
+from podway.errors import AgentError, StoreError
+from tests.console.synthetic import Synthetic
+from tests.patience import PATIENCE
+from tools import console as built
+
+Client = TestClient[Request, Application]
+
+
+def asked(check: Callable[[Client], Awaitable[None]], sources: Synthetic | None = None) -> None:
+    async def run() -> None:
+        console = Console(sources or Synthetic(5, 4, 6))
+        async with TestClient(TestServer(console.application())) as client:
+            await check(client)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1:8470", True),
+        ("127.0.0.1", True),
+        ("[::1]:8470", True),
+        ("localhost:9", True),
+        ("LOCALHOST", True),
+        ("192.0.2.7:8470", True),
+        ("podway.example:8470", True),
+        ("evil.example", False),
+        ("evil.example:8470", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("[::1]evil", False),
+        ("", False),
+        ("127.0.0.1:x", False),
+    ],
+)
+def test_a_name_that_others_may_make_point_here_is_refused(host: str, own: bool) -> None:
+    assert is_own(host, ["podway.example"]) is own
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("GET", {}, 200),
+        ("GET", {"Host": "evil.example"}, 421),
+        ("GET", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("GET", {"Sec-Fetch-Site": "same-site"}, 403),
+        ("GET", {"Sec-Fetch-Site": "same-origin"}, 200),
+        ("POST", {}, 405),
+        ("PUT", {}, 405),
+        ("DELETE", {}, 405),
+        ("OPTIONS", {"Origin": "http://evil.example"}, 405),
+    ],
+)
+def test_only_own_pages_may_ask_and_only_by_get(method: str, headers: dict[str, str], status: int) -> None:
+    async def check(client: Client) -> None:
+        async with client.request(method, "/api/v1/about", headers=headers) as answer:
+            assert answer.status == status
+            assert "Access-Control-Allow-Origin" not in answer.headers
+            body = await answer.json()
+            assert ("error" in body) is (status != 200)
+
+    asked(check)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/flows?verdict=denied", "/api/v1/about", "/nothing", "/api/v1/nothing", "/app.js"]
+)
+def test_every_answer_forbids_scripts_of_others_and_markup_made_of_text(path: str) -> None:
+    async def check(client: Client) -> None:
+        async with client.get(path) as answer:
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "script-src 'self'" in policy
+            assert "unsafe" not in policy
+            assert "require-trusted-types-for 'script'" in policy
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.status == (404 if "nothing" in path else 200)
+
+    asked(check)
+
+
+def test_pages_name_nothing_of_other_machines() -> None:
+    for name in ("index.html", "app.js", "app.css"):
+        text = (built.BUILT / name).read_text()
+        hosts = {part.split("/")[0].split('"')[0] for part in text.split("://")[1:]}
+        assert {host for host in hosts if not host.startswith("www.w3.org")} == set(), name
+
+
+def test_a_file_that_the_browser_has_is_not_sent_again() -> None:
+    async def check(client: Client) -> None:
+        async with client.get("/app.js") as first:
+            tag = first.headers["ETag"]
+        async with client.get("/app.js", headers={"If-None-Match": tag}) as second:
+            assert (second.status, await second.read()) == (304, b"")
+
+    asked(check)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("flows?nonsense=1", 400, "there is no parameter 'nonsense'"),
+        ("flows?last=100000", 400, "last: '100000' is no number up to 10000"),
+        ("flows?last=-1", 400, "last"),
+        ("trace?from=a", 400, "a trace needs both ends"),
+        ("trace?from=a&to=b&proto=gre", 400, "proto: 'gre' is none"),
+        ("trace?from=a&to=b&family=5", 400, "family"),
+        ("trace?from=a&to=b", 502, "nothing can be traced here"),
+        ("nodes/nobody", 404, "there is no node 'nobody'"),
+        ("nodes/<script>", 404, "there is no node '<script>'"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_with_what_to_do(path: str, status: int, words: str) -> None:
+    async def check(client: Client) -> None:
+        async with client.get(f"/api/v1/{path}") as answer:
+            assert answer.status == status
+            assert answer.content_type == "application/json"
+            assert words in (await answer.json())["error"]
+
+    asked(check)
+
+
+class Away(Synthetic):
+    """No agent can be asked."""
+
+    def status(self) -> Mapping[str, Any]:
+        raise AgentError("no agent runs here")
+
+    def sums(self, question: Any, by: str) -> Any:
+        raise AgentError("no agent runs here")
+
+
+def test_without_agents_objects_are_shown_and_that_is_said() -> None:
+    async def check(client: Client) -> None:
+        async with client.get("/api/v1/network") as answer:
+            body = await answer.json()
+        assert (body["problem"], len(body["nodes"])) == ("no agent runs here", 5)
+        async with client.get("/api/v1/talk") as answer:
+            body = await answer.json()
+        assert (body["notes"], len(body["workloads"]), body["edges"]) == (["no agent runs here"], 4, [])
+
+    asked(check, Away(5, 4, 6))
+
+
+def test_many_who_look_at_once_ask_the_cluster_once() -> None:
+    class Slow(Synthetic):
+        asked = 0
+
+        def status(self) -> Mapping[str, Any]:
+            self.asked += 1
+            time.sleep(0.2)
+            return super().status()
+
+    sources = Slow(5, 4, 6)
+
+    async def check(client: Client) -> None:
+        async def look() -> int:
+            async with client.get("/api/v1/network") as answer:
+                await answer.read()
+                return answer.status
+
+        statuses = await asyncio.gather(*(look() for _ in range(200)))
+        assert set(statuses) <= {200, 503}
+        assert statuses.count(200) >= 1
+        assert sources.asked == 1
+
+    asked(check, sources)
+
+
+def test_an_answer_is_kept_and_an_old_one_is_shown_with_why_there_is_no_newer() -> None:
+    answers: list[int | StoreError] = [1, StoreError("the store is away"), 2]
+
+    def fetch() -> int:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    async def run() -> list[tuple[int, str]]:
+        found: list[tuple[int, str]] = []
+        with ThreadPoolExecutor(1) as threads:
+            kept = Kept(threads, fetch, age=0)
+            async with asyncio.timeout(PATIENCE):
+                while not found or found[-1][0] != 2:
+                    fresh = await kept.get()
+                    if (fresh.value, fresh.problem) not in found[-1:]:
+                        found.append((fresh.value, fresh.problem))
+                    await asyncio.sleep(0.01)
+        return found
+
+    assert asyncio.run(run()) == [(1, ""), (1, "the store is away"), (2, "")]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_mistake_of_ours_in_a_source_is_told_like_any_failure(known: bool) -> None:
+    answers = [1] * known
+
+    def fetch() -> int:
+        return answers.pop()
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            kept = Kept(threads, fetch, age=0)
+            if known:
+                assert (await kept.get()).value == 1
+                async with asyncio.timeout(PATIENCE):
+                    while "IndexError" not in (await kept.get()).problem:
+                        await asyncio.sleep(0.01)
+            else:
+                with pytest.raises(AgentError, match="IndexError"):
+                    await kept.get()
+
+    asyncio.run(run())
+
+
+def test_built_files_are_known_to_belong_to_their_sources(tmp_path: Path) -> None:
+    assert built.problem() == ""
+    source, folder = tmp_path / "console", tmp_path / "assets"
+    (source / "node_modules").mkdir(parents=True)
+    folder.mkdir()
+    (source / "main.ts").write_text("one")
+    (folder / "app.js").write_text("one")
+    assert "is missing" in built.problem(source, folder)
+    (folder / built.STAMP.name).write_text(json.dumps(built.state(source, folder)))
+    (source / "node_modules/x").write_text("installed")
+    assert built.problem(source, folder) == ""
+    (source / "main.ts").write_text("two")
+    assert "other sources" in built.problem(source, folder)
+    (source / "main.ts").write_text("one")
+    (folder / "app.js").write_text("by hand")
+    assert "other than those that were built" in built.problem(source, folder)
