@@ -97,6 +97,7 @@ CAPTURES = "goes on for a minute; tests/system/test_system_capture.py pipes pack
 FLOWS = "shows nothing but why where the engine is off; tests/system/test_system_flows.py asks where it works"
 SERVES = "serves for ever, by an API server; tests/system/test_system_kubernetes.py runs it"
 SERVED = "wants a lab that serves Services; tests/lab/test_lab_services.py runs it in one"
+CONSOLE = "serves until ^C; tests/console/test_console_lab.py runs it, on a port that is free"
 NOT_RUN |= {
     "podway controller --store kubernetes:": SERVES,
     "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug": SERVES,
@@ -112,6 +113,10 @@ NOT_RUN |= {
     "podway plan -f policy.yaml --flows 24h": FLOWS,
     "podway policy suggest shop": FLOWS,
     "podway policy suggest shop --since 2h": FLOWS,
+    "podway console": CONSOLE,
+    "podway console --lab demo --listen 127.0.0.1:9000": CONSOLE,
+    "podway --store kubernetes: console": CONSOLE,
+    "podway console --listen 192.0.2.7:8470 --anyone": CONSOLE,
     "podway --store kubernetes: sysdump --no-doctor": "needs an API server; of a lab it is run below",
     "podway lab run --service web --serve 80": SERVED,
     "podway trace client service/web": SERVED,
