@@ -243,3 +243,16 @@ def test_a_stolen_token_of_it_does_nothing_else(
     with pytest.raises(Answer, match="cannot") as refused:
         server.ask(method, path, body, content=MERGE if method == "PATCH" else "application/json", token=token)
     assert refused.value.status == 403
+
+
+def test_an_operator_is_told_of_what_does_not_hold(server: ApiServer, controller: Path) -> None:
+    make(server, "ippools", "IPPool", "first-of-two", {"cidr": "10.60.0.0/16"})
+    make(server, "ippools", "IPPool", "second-of-two", {"cidr": "10.60.1.0/24"})
+    events = "/apis/events.k8s.io/v1/namespaces/default/events"
+
+    def told() -> bool:
+        found = [one for one in server.ask("GET", events)["items"] if one["regarding"]["name"] == "second-of-two"]
+        return len(found) == 1 and found[0]["reason"] == "SetAside" and "10.60.0.0/16" in found[0]["note"]
+
+    eventually(told, "there is an Event about the pool that overlaps")
+    assert "second-of-two" in server.kubectl("events", "--types", "Warning")

@@ -1,14 +1,22 @@
 """deploy/podway.yaml before a real API server: what an agent may do, and what a stolen token of one may not."""
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from podway.agent.first_pools import FIRST_POOL
 from podway.agent.opening import TAINT, available, untainted
 from podway.api.resource import Resource
 from podway.cluster.view import VIEWED
+from podway.errors import StoreError
+from podway.store.announcements import Announcement, Notice
+from podway.store.kubernetes.access import read_kubeconfig
+from podway.store.kubernetes.events import EVENTS
+from podway.store.kubernetes.store import KubernetesStore
 from podway.store.kubernetes.translation import TRANSLATIONS
 from tests.kubernetes import ROOT, Answer, ApiServer, running_api_server
 from tests.patience import eventually
@@ -248,3 +256,35 @@ def test_agents_have_a_priority_level_of_their_own(server: ApiServer, token: str
     before = dispatched()
     server.ask("GET", "/api/v1/nodes/n1", token=token)
     eventually(lambda: dispatched() > before, "the request was counted for the level")
+
+
+def announced(node: str, count: int = 1, *, written: bool = False) -> Announcement:
+    notice = Notice("Node", node, "PodsRefused", "AttachPod", "the pool is full", uid=node)
+    return Announcement(notice, 1_790_000_000.0, 1_790_000_100.0, count, written)
+
+
+def test_an_agent_tells_events_of_its_own_node_alone(server: ApiServer, token: str, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(yaml.safe_dump(server.kubeconfig(token=token)))
+
+    async def tell(*what: tuple[Announcement, str, str]) -> None:
+        store = KubernetesStore(lambda: read_kubeconfig(config), sockets=lambda address: server.socket(address[0]))
+        try:
+            for one in what:
+                await store.announce(*one)
+        finally:
+            await store.close()
+
+    agent = "podway.io/agent"
+    asyncio.run(tell((announced("n1"), agent, "n1"), (announced("n1", 7, written=True), agent, "n1")))
+    (found,) = server.ask("GET", EVENTS)["items"]
+    assert (found["reason"], found["note"], found["series"]["count"]) == ("PodsRefused", "the pool is full", 7)
+    assert "PodsRefused" in server.kubectl("events", "--for", "node/n1")
+    server.ask("DELETE", f"{EVENTS}/{found['metadata']['name']}")
+    asyncio.run(tell((announced("n1", 8, written=True), agent, "n1")))
+    assert server.ask("GET", EVENTS)["items"][0]["series"]["count"] == 8, "it was forgotten, and is told anew"
+    for one, by, instance in (("n2", agent, "n1"), ("n1", agent, "n2"), ("n1", "kubelet", "n1")):
+        with pytest.raises(StoreError, match="an agent tells Events of its own Node only"):
+            asyncio.run(tell((announced(one), by, instance)))
+    with pytest.raises(Answer):
+        server.ask("DELETE", f"{EVENTS}/{found['metadata']['name']}", token=token)

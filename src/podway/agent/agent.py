@@ -15,6 +15,7 @@ from functools import cached_property
 import structlog
 
 from podway import memory
+from podway.agent.announcing import Announcing
 from podway.agent.blocks import BlockKeeper
 from podway.agent.cluster_handler import ClusterHandler
 from podway.agent.cluster_informer import ClusterInformer, first_view
@@ -254,6 +255,7 @@ class Agent:
             "housekeeping": housekeeping.run,
             "BIRD": self._speaker.run,
             "opening": self._opening.run,
+            "announcing": Announcing(self._components, server).run,
             "channel": lambda: self._channel.run(methods),
         }
         async with asyncio.TaskGroup() as tasks:

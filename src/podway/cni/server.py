@@ -78,6 +78,8 @@ class CniServer:
         self._requests: set[asyncio.Task[None]] = set()
         self.times: dict[tuple[str, ...], Histogram] = {}
         """How long requests took, by command and what became of them: done or refused."""
+        self.refusal = ""
+        """Why an ADD was refused last, in words."""
 
     async def start(self) -> None:
         """Listen, carry out the DELs that wait in the spool, then serve.
@@ -162,6 +164,8 @@ class CniServer:
         except Exception as error:
             failure = unexpected(error)
             log.exception("%s failed", frame.environment.get("CNI_COMMAND"))
+        if frame.environment.get("CNI_COMMAND") == "ADD":
+            self.refusal = failure.message
         return 1, render_error(failure, answer_version(frame.stdin))
 
     async def _carry_out(self, request: Request, frame: RequestFrame, netns: int | None) -> bytes:

@@ -18,7 +18,7 @@ from podway.api.kinds import KINDS
 from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
 from podway.api.kinds.node_certificate import NodeCertificate
 from podway.api.kinds.node_lease import CONTROLLER, LEASES, NodeLease
-from podway.api.resource import subject
+from podway.api.resource import Key, subject
 from podway.api.status import ACCEPTED, JudgedStatus
 from podway.controller.duties import Departures, Telling, requests, tellings
 from podway.controller.election import INTERVAL, Candidate, held
@@ -28,6 +28,7 @@ from podway.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Ob
 from podway.ipam.claims import give_back_all_of
 from podway.metrics.exposition import Metric, Values, expose
 from podway.metrics.server import MetricsServer, parse_endpoint
+from podway.store.announcements import Announcer, Notice
 from podway.store.base import Store
 from podway.store.open import is_served, open_store
 
@@ -54,6 +55,9 @@ LOOK = 5.0
 """Seconds after which to look, though nothing was heard."""
 TOGETHER = 0.2
 """Seconds in which changes are gathered: what one command writes is judged together."""
+COMPONENT = "podway.io/controller"
+SET_ASIDE = "SetAside"
+"""Reason of the Events about objects that do not hold."""
 LEASES_LOOK = 300.0
 """Seconds between looks at all leases of agents: nobody watches them."""
 
@@ -87,6 +91,8 @@ class Controller:
         self._problem = ""
         self._leading = False
         self.blocks_returned = 0
+        self._announcer = Announcer(store, COMPONENT, self._candidate.name, time.time)
+        self._unreadable: frozenset[Key] = frozenset()
 
     async def run(self) -> None:
         """Stand for election, and work while elected, for ever."""
@@ -208,6 +214,8 @@ class Controller:
         failures: list[PodwayError] = []
         for telling in tuple(tellings(facts, now)):
             await _tried(self._tell(telling), failures)
+        self._tell_unreadable(facts)
+        await self._announcer.write()
         await _tried(self._sign(facts, failures), failures)
         await _tried(self._learn_lessees(), failures)
         for node in self._departures.due(facts, self._lessees, time.monotonic()):
@@ -247,9 +255,20 @@ class Controller:
             await self._store.patch_status(KINDS[kind], name, patch, resource_version=telling.version)
         except (Conflict, NotFound):
             return  # it is another by now: the next look judges that
+        if not telling.verdict.accepted:
+            self._announcer.say(Notice(kind, name, SET_ASIDE, "Judge", telling.verdict.message))
         log.info(
             "judged", object=subject(telling.key), accepted=telling.verdict.accepted, why=telling.verdict.message
         )
+
+    def _tell_unreadable(self, facts: Facts) -> None:
+        """Say which objects nothing can be read of, once for each: they have no status that could."""
+        unreadable = {one.key: one for one in facts.rejected if one.found is None and one.key[0] in KINDS}
+        for each in sorted(unreadable.keys() - self._unreadable):
+            kind, namespace, name = each
+            if not namespace:
+                self._announcer.say(Notice(kind, name, SET_ASIDE, "Read", unreadable[each].problem))
+        self._unreadable = frozenset(unreadable)
 
     async def _learn_lessees(self) -> None:
         """Find out now and then whose leases there are: of a node that is gone its lease goes, too."""

@@ -28,8 +28,10 @@ from podway.errors import (
     StoreUnavailable,
     VersionExpired,
 )
+from podway.store.announcements import Announcement
 from podway.store.base import Bookmark, Event, Listing, R
 from podway.store.connections import Sockets, plain_socket
+from podway.store.kubernetes import events
 from podway.store.kubernetes.access import Access
 from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Status
 from podway.store.kubernetes.translation import TRANSLATIONS, Translation
@@ -242,6 +244,25 @@ class KubernetesStore:
             else:
                 return True
         raise AssertionError  # the last trial returns or raises
+
+    async def announce(self, announcement: Announcement, by: str, instance: str) -> None:
+        """See podway.store.announcements.Announces."""
+        where = events.path(announcement, by, instance)
+        try:
+            if announcement.written:
+                body = msgspec.json.encode(events.series(announcement))
+                try:
+                    await self._client.request("PATCH", where, body=body, content=MERGE_PATCH)
+                except Refused as error:
+                    if error.status.code != 404:
+                        raise
+                else:
+                    return
+            # The first time, and again where the API server has forgotten it.
+            body = msgspec.json.encode(events.event(announcement, by, instance))
+            await self._client.request("POST", events.EVENTS, body=body)
+        except Refused as error:
+            raise _unexpected(error) from error
 
     async def delete(
         self, kind: type[Resource], name: str, *, namespace: str = "", resource_version: str = ""
