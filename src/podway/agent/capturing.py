@@ -17,7 +17,7 @@ from podway.api.lease import Lease
 from podway.channel.admin import Method
 from podway.errors import AgentError, InvalidInput
 from podway.kernel import netns
-from podway.probe.capture import Capture
+from podway.probe.capture import Capture, await_stamps
 from podway.probe.expression import LARGEST_SNAP, compiled, parse
 from podway.probe.facts import namespace
 from podway.reconcile.state import NodeState
@@ -150,6 +150,7 @@ def _open(program: bytes, leases: Iterable[Lease]) -> dict[str, Capture]:
     except BaseException:
         _close(captures)
         raise
+    await_stamps()
     return captures
 
 

@@ -4,9 +4,11 @@ A socket stays in the namespace in which it was opened (man 7 network_namespaces
 in many at once. The filter runs in the kernel: what it does not pass is never copied.
 """
 
+import contextlib
 import errno
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +26,12 @@ _TP_STATUS_CSUMNOTREADY, _TP_STATUS_VLAN_VALID, _TP_STATUS_VLAN_TPID_VALID = 1 <
 _ETH_P_8021Q = 0x8100
 ETHERNET_KINDS = frozenset((1, 772))
 """Kinds of devices (ARPHRD_ETHER, ARPHRD_LOOPBACK) whose frames begin with an Ethernet header."""
-_SO_TIMESTAMPNS = 35
+_SO_TIMESTAMPNS, _SO_TIMESTAMPING = 35, 37
 SO_RCVBUFFORCE = 33
+
+# include/uapi/linux/net_tstamp.h
+_SOF_TIMESTAMPING_RX_SOFTWARE, _SOF_TIMESTAMPING_SOFTWARE = 1 << 3, 1 << 4
+_STAMPS_SECONDS = 0.5
 
 _TIMESPEC = struct.Struct("@ll")
 _AUXDATA = struct.Struct("=IIIHHHH")
@@ -105,11 +111,11 @@ class Capture:
     def frames(self, size: int) -> Iterator[Frame]:
         """Take what was captured so far; `size` is the longest frame's, in bytes."""
         for data, ancillary, address in self._received(size):
-            time, offloaded, length, tagged = 0, False, len(data), b""
+            stamp, offloaded, length, tagged = 0, False, len(data), b""
             for level, sort, value in ancillary:
                 if level == socket.SOL_SOCKET and sort == _SO_TIMESTAMPNS:
                     seconds, nanoseconds = _TIMESPEC.unpack(value)
-                    time = seconds * 10**9 + nanoseconds
+                    stamp = seconds * 10**9 + nanoseconds
                 elif level == _SOL_PACKET and sort == _PACKET_AUXDATA:
                     status, length, _, _, _, tag, tpid = _AUXDATA.unpack(value)
                     offloaded = bool(status & _TP_STATUS_CSUMNOTREADY)
@@ -118,7 +124,7 @@ class Capture:
                         tagged, length = struct.pack("!HH", kind, tag), length + 4
             interface, _, packet_type, hardware, _ = address
             whole = data[:12] + tagged + data[12:] if tagged else data
-            yield Frame(time, interface, packet_type, hardware, offloaded, whole, length)
+            yield Frame(stamp, interface, packet_type, hardware, offloaded, whole, length)
 
     def dropped(self) -> int:
         """Return how many frames the capture lost since this was last asked."""
@@ -138,6 +144,27 @@ class Capture:
                     continue  # some device went down; the others are still heard
                 raise
             yield data, ancillary, address
+
+
+def await_stamps() -> None:
+    """Wait until packets are stamped when the kernel sees them, for half a second at most.
+
+    To be called, in a namespace whose loopback is up, once a Capture has been made: the kernel begins to stamp a
+    moment after somebody has asked for it (net/core/dev.c, net_enable_timestamp: a workqueue does it). Until then
+    the time of a packet is when it was read, and of several captures that tells no order.
+    """
+    flags = _SOF_TIMESTAMPING_RX_SOFTWARE | _SOF_TIMESTAMPING_SOFTWARE  # with these none is made up
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, flags)
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(_STAMPS_SECONDS)
+        deadline = time.monotonic() + _STAMPS_SECONDS
+        while time.monotonic() < deadline:
+            sock.sendto(b"", sock.getsockname())
+            _, ancillary, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(3 * _TIMESPEC.size))
+            if any(sort == _SO_TIMESTAMPING for _, sort, _ in ancillary):
+                return
+            time.sleep(0.001)
 
 
 def sighting(frame: Frame, point: str) -> Sighting | None:

@@ -13,7 +13,7 @@ from podway.api.addresses import Address, Family
 from podway.errors import InvalidInput
 from podway.kernel import netns
 from podway.probe.build import Protocol, build
-from podway.probe.capture import NODE_SNAP, Capture, Frame
+from podway.probe.capture import NODE_SNAP, Capture, Frame, await_stamps
 from podway.probe.facts import namespace
 from podway.probe.filter import capture_filter
 
@@ -63,6 +63,7 @@ class Session:
         program = capture_filter(port, self._mark, **snap)
         if key not in self._captures:
             self._captures[key] = _inside(path, lambda: Capture(program, buffer=_BUFFER))
+            await_stamps()
 
     def send(self, size: int) -> None:
         """Send the probe that was prepared; `size` is the whole packet's, in bytes.

@@ -11,6 +11,7 @@ from typing import Self
 import msgspec
 
 from podway.errors import InvalidInput
+from podway.probe.capture import await_stamps
 from podway.probe.facts import KernelState
 from podway.prove.encapsulation import ObservedEncapsulation, observed_encapsulations
 from podway.prove.inspector import Inspector
@@ -109,6 +110,7 @@ class Prober:
                 self._close()
                 raise
             else:
+                await_stamps()
                 return port, echo_id
         raise AssertionError("the last attempt returns or raises")
 
