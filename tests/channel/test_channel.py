@@ -244,9 +244,9 @@ def _certified_by(lab: str, node: str, signer: KeyedCertificate) -> bool:
 def test_certificates_and_authorities_change_under_way_and_no_call_fails(channel: str) -> None:
     pids = {node: agents.status(channel, node)["pid"] for node in ("node1", "node2")}
     before = _authorities(channel).authorities
-    _set_lifetimes(channel, certificate=4, authority=24)
+    _set_lifetimes(channel, certificate=8, authority=48)
     certificates: set[tuple[str, str]] = set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 2 * PATIENCE
     newest = before[-1]
     while newest in before or not all(_certified_by(channel, node, newest) for node in pids):
         assert time.monotonic() < deadline

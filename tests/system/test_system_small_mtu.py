@@ -39,6 +39,7 @@ def overlaid(request: pytest.FixtureRequest) -> Iterator[tuple[SystemLab, tuple[
         overlay(lab, encapsulation, distribution, attach)
         one, other = (lab.add(node) for node in NODES)
         for address in other.addresses:
+            eventually(lambda address=address: "dev podway-" in lab.sh(one.node, f"ip route get {address}"))
             eventually(lambda address=address: answers(one, address))
         yield lab, (one, other)
     finally:

@@ -210,8 +210,8 @@ def test_the_nodes_own_address_expires_beside_another_of_its_subnet(pair: Pair) 
     anew = f"ip address del {V6} dev eth0; ip address add {V6} dev eth0 nodad valid_lft 2 preferred_lft 2"
     pair.sh(f"ip address add {second} dev eth0 nodad; {anew}")
     eventually(lambda: pair.uplink == ("eth0", [V4, second]))
+    eventually(lambda: pair.registered == {"172.30.0.1", "fd70:6f64:7761:7900::77"})
     eventually(pair.healthy)
-    assert pair.registered == {"172.30.0.1", "fd70:6f64:7761:7900::77"}
     # That one is the node's now, and stays though the former comes back, until it goes.
     pair.sh(f"ip address add {V6} dev eth0 nodad")
     eventually(pair.healthy)
