@@ -13,8 +13,12 @@ from podway.plan.fabric import OverlayNextHop
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.topology import RunningTopology
 
-RESTART_TIME = 30
-"""Seconds for which peers keep the routes of a node whose BIRD has gone but whose kernel still answers."""
+RESTART_TIME = 120
+"""Seconds for which peers keep the routes of a node whose BIRD has gone but whose kernel still answers.
+
+That is time for an agent's container to be replaced, where everything is slow. Should the node itself die
+meanwhile, its peers find that out all the same (see liveness.py).
+"""
 
 RECOVERY_WAIT = 10
 """Seconds that a restarted BIRD waits for its peers before it removes kernel routes nobody told it again.
