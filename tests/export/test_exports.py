@@ -138,12 +138,17 @@ def test_what_a_collector_refuses_for_good_is_counted_and_what_it_cannot_take_no
         (400, b"no"),
         (503, b"later"),
         (429, b"later"),
+        (401, b"who are you?"),
+        (404, b"not yet"),
+        (204, b""),
     ]
     assert sink.send(records()) == 3
     assert sink.send(records()) == 4
-    for _ in range(2):
+    for _ in range(4):
         with pytest.raises(OSError, match="HTTP status"):
             sink.send(records())
+    assert sink.send(records()) == 0
+    assert collector.answers == []
     assert sink.send(records()) == 0
     sink.close()
 
@@ -219,6 +224,8 @@ def test_tshark_understands_every_field_of_ipfix(tmp_path: Path) -> None:
         "ipfix+udp://host:99999",
         "ipfix+sctp://host",
         "kafka://host",
+        "otlp+http://a..b:4318",
+        f"ipfix+udp://{'a' * 64}.example",
     ],
 )
 def test_a_target_that_is_none_is_refused(url: str) -> None:

@@ -138,8 +138,8 @@ class FlowExports:
                     assert self._store is not None
                     try:
                         sent = await loop.run_in_executor(worker, export.step, self._store)
-                    except OSError as error:
-                        self._note(export, explain(error))
+                    except (OSError, ValueError) as error:  # one that cannot be sent to keeps no other from it
+                        self._note(export, explain(error) if isinstance(error, OSError) else str(error))
                         await asyncio.sleep(wait)
                         wait = min(2 * wait, LONGEST_WAIT)
                         continue

@@ -18,8 +18,8 @@ from podway.export.target import SECONDS, Target
 from podway.flows.record import End, FlowRecord, Rule
 
 _SEVERITIES = {"allowed": (9, "INFO"), "denied": (13, "WARN"), "dropped": (13, "WARN")}
-_FAULTS = range(400, 500)
-_AGAIN = (408, 429)
+_FOR_GOOD = (400, 413, 422)
+"""What is wrong with the records themselves; all else (404 or 401, say) somebody mends, and wants them then."""
 
 
 class Otlp:
@@ -48,9 +48,9 @@ class Otlp:
             answer, said = self._post(
                 body, headers
             )  # a collector may close what it has not heard from for a while
-        if answer.status in _FAULTS and answer.status not in _AGAIN:
+        if answer.status in _FOR_GOOD:
             return len(records)  # it will not take them another time, either
-        if answer.status != http.client.OK:
+        if not 200 <= answer.status < 300:  # OTLP says 200, and some receivers 204
             raise OSError(f"HTTP status {answer.status} {answer.reason}")
         return min(len(records), _rejected(said))
 

@@ -49,6 +49,10 @@ class Target(msgspec.Struct, frozen=True):
         except ValueError as error:
             raise InvalidInput(f"--flow-export {url}: {error}", hint=_HINT) from None
         form, _, transport = parts.scheme.partition("+")
+        try:
+            (parts.hostname or "").encode("idna")
+        except UnicodeError as error:
+            raise InvalidInput(f"--flow-export {url}: no name of a host: {error}", hint=_HINT) from None
         options = dict(parse_qsl(parts.query))
         try:
             if form == "file" and not transport and not parts.netloc and len(parts.path) > 1:
