@@ -5,6 +5,7 @@ them. They are started without the mark of tests.leftovers, since several files 
 """
 
 import contextlib
+import http
 import http.client
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -258,6 +260,9 @@ class ApiServer:
             connection.close()
         is_json = answer.getheader("Content-Type", "").startswith("application/json")
         found: Any = json.loads(text) if is_json else text
+        if answer.status == http.HTTPStatus.TOO_MANY_REQUESTS and "(re)initializing" in text:  # a new CRD's
+            time.sleep(1)
+            return self.ask(method, path, body, content=content, token=token)
         if answer.status >= 300:
             raise Answer(answer.status, found)
         return found

@@ -1,5 +1,6 @@
 """What is told of flows that go on, and of those that end without a word; what an event says of a flow."""
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -194,15 +195,19 @@ def test_the_next_event_says_how_many_were_lost_before_it(bench: Bench) -> None:
         bench.bare(bench_hook, "pa", packet, repeat=60000)
 
     bench_hook = next(iter(bench.engine.programs))
-    bench.inside(many)
-    told = bench.events()
-    lost = 60000 - len(told)
-    assert lost > 0
-    bench.from_pod("pa", packet)
-    [after] = bench.events()
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})  # each counts for itself what it lost
+    try:
+        bench.inside(many)
+        told = bench.events()
+        lost = 60000 - len(told)
+        assert lost > 0
+        bench.from_pod("pa", packet)
+        [after] = bench.events()
+    finally:
+        os.sched_setaffinity(0, processors)
     assert bench.maps.counters()[Counter.EVENTS_LOST] - before == lost
-    if after.processor == told[-1].processor:
-        assert after.lost - told[0].lost == lost
+    assert after.lost - told[0].lost == lost
 
 
 def test_key_of_an_event_is_that_of_the_table(bench: Bench) -> None:

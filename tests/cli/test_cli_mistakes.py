@@ -74,7 +74,7 @@ def mistake(*words: str, env: dict[str, str] | None = None) -> str:
         (["completion", "tcsh"], "'tcsh' is not one of"),
         (["agent"], "missing option '--node'"),
         (["agent", "--node", "n"], "name the cluster's store"),
-        (["agent", "--node", "n", "--store", "etcd://x"], "sqlite:///absolute/path"),
+        (["agent", "--node", "n", "--store", "redis://x"], "sqlite:///absolute/path"),
         (["get", "pods", "--store", "nonsense"], "sqlite:///absolute/path"),
         (["get", "pods", "--lab", "../etc"], "lower-case letters and digits"),
         (["status", "--lab", "../etc"], "lower-case letters and digits"),

@@ -78,7 +78,7 @@ def change_header(path: Path, pragma: str, value: int) -> None:
         connection.execute(f"PRAGMA {pragma}={value}")
 
 
-@pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///dir/", "etcd://h", "/plain/path", ""])
+@pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///dir/", "redis://h", "/plain/path", ""])
 def test_urls_that_name_no_store(url: str) -> None:
     with pytest.raises(InvalidInput, match="sqlite:///"):
         open_store(url)
