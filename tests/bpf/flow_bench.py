@@ -3,6 +3,7 @@
 import ctypes
 import socket
 import struct
+import time
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +12,17 @@ from podway.kernel import netns
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_events import Events
-from podway.kernel.bpf.flow_layout import FLOW, Counter, Endpoint, Event, FlowKey, Hook, Reason
+from podway.kernel.bpf.flow_layout import (
+    BEGINNING,
+    FLOW,
+    Beginning,
+    Counter,
+    Endpoint,
+    Event,
+    FlowKey,
+    Hook,
+    Reason,
+)
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.policy.maps import RuleKey
 from podway.probe.packet import TCP_RST, Tcp, parse_ethernet
@@ -116,6 +127,7 @@ class Bench:
                 bpf.delete(maps[name], key)
         for number in range(32):
             bpf.insert(maps["rule_sets"], struct.pack("=I", number), bytes(8))
+        bpf.insert(maps["beginning"], bytes(4), BEGINNING.pack(0, 0))
         bpf.insert(maps["active"], bytes(4), self.engine.build.to_bytes(8, "little"))
         first = flow_programs.FIRST_STATE._asdict() | state
         self.maps.set_state(**first)
@@ -125,6 +137,12 @@ class Bench:
             self.endpoint(name)
         self._base = self.maps.counters()
         self.events()
+
+    def began(self, ago: float) -> None:
+        """Have the engine have begun so many seconds ago, where none was before, with all links of now."""
+        settled = time.monotonic_ns() + int((flow_programs.SETTLED - ago) * 1e9)
+        began = Beginning(settled, max(self.devices.values()))
+        bpf.insert(self.engine.maps["beginning"], bytes(4), BEGINNING.pack(*began))
 
     def endpoint(self, name: str, egress: int = 0, ingress: int = 0) -> None:
         for address in PODS[name]:

@@ -433,6 +433,61 @@ def test_answers_to_nothing(bench: Bench, family: int) -> None:
 
 
 @families
+@pytest.mark.parametrize("hook", [Hook.FROM_POD, Hook.FROM_WIRE])
+@pytest.mark.parametrize("settled", [False, True], ids=["at once", "long after"])
+def test_no_call_rides_on_what_passed_for_an_answer(
+    bench: Bench, family: int, hook: Hook, *, settled: bool
+) -> None:
+    """Whom `pb` may call, but who may not call it, opens nothing from a server's port: only answers."""
+    isolate(bench, 1)
+    bench.endpoint("pb", ingress=1)
+    bench.began(ago=1000 if settled else 1)
+    source, device = (A, "pa") if hook is Hook.FROM_POD else (REMOTE, "wire")
+    there, ports = (source[family], B[family]), (80, 50051)
+
+    def passes(flags: int, answer: bool = False) -> bool:
+        if answer:
+            return bench.from_pod("pb", frame(ip(*there[::-1], TCP, tcp(*ports[::-1], flags)))) == REDIRECT
+        return bench.run(hook, device, frame(ip(*there, TCP, tcp(*ports, flags)))).action == REDIRECT
+
+    for flags in (0, FIN, 32, 8):
+        assert not passes(flags), "no open connection sends that"
+    assert passes(SYN | ACK) is not settled
+    assert passes(ACK)
+    assert not passes(SYN)
+    assert not passes(SYN | FIN)
+    assert passes(RST | ACK, answer=True)
+    assert bench.flow(*there, TCP, ports).state == FlowState.RESET
+    assert not passes(SYN)
+    assert passes(ACK)
+    assert passes(ACK, answer=True)
+    assert not passes(SYN), "it is open again"
+    assert passes(SYN, answer=True), "who may call does"
+
+
+@families
+def test_both_call_at_once(bench: Bench, family: int) -> None:
+    """Each SYN is judged in its own direction; where one may not call, the other's connection comes about."""
+    there, back, ports = (A[family], B[family]), (B[family], A[family]), (1000, 2000)
+
+    def send(name: str, flags: int) -> int:
+        one = ip(*there, TCP, tcp(*ports, flags)) if name == "pa" else ip(*back, TCP, tcp(*ports[::-1], flags))
+        return bench.from_pod(name, frame(one))
+
+    for may, action in ((True, REDIRECT), (False, SHOT)):
+        bench.reset()
+        if not may:
+            isolate(bench, 1)
+            bench.endpoint("pa", ingress=1)
+        assert send("pa", SYN) == REDIRECT
+        assert send("pb", SYN) == action
+        assert [send(name, SYN | ACK) for name in ("pb", "pa")] == [REDIRECT] * 2
+        assert [send(name, ACK) for name in ("pa", "pb")] == [REDIRECT] * 2
+        assert bench.flow(*there, TCP, ports).state == FlowState.OPEN
+        assert (FlowFlag.REPLY in bench.flow(*there, TCP, ports).flags) is may
+
+
+@families
 def test_life_of_a_tcp_connection(bench: Bench, family: int) -> None:
     there, back, ports = (A[family], B[family]), (B[family], A[family]), (1000, 80)
 

@@ -88,8 +88,11 @@ static __always_inline void track(struct __sk_buff *skb, const struct packet *pa
 		flow->flags |= FLOW_SENT_FIN;
 }
 
-// Whether a packet begins another connection between the ports of one that is over.
+// Whether a packet begins another connection between the ports of one that is over; or calls who called, which the
+// verdict on that call says nothing of. So it is with both ends that call at once (RFC 9293 section 3.5), too: where
+// the second may not, it is not heard, and answers the first.
 static __always_inline bool begins_anew(const struct packet *packet, const struct flow *flow)
 {
-	return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN && flow->state >= CLOSED;
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN &&
+	       (flow->state >= CLOSED || flow->flags & FLOW_REPLY);
 }

@@ -23,7 +23,9 @@ static __always_inline bool is_of_before(const struct packet *packet, bool *sett
 #define FIRST_CLIENT_PORT 32768
 
 // Whether a packet of no flow answers a call that was made before. Of a connection in whose midst it is, ports tell.
-// TCP has no end of that: such a packet alone opens no connection, and an open one may be silent for days.
+// TCP has no end of that, as an open connection may be silent for days: only a SYN opens one, which is judged in its
+// own direction whatever flow there is (begins_anew). All that an open one sends has ACK, or is a RST (RFC 9293
+// section 3.10.7.4).
 static __always_inline bool answers_call_of_before(const struct packet *packet)
 {
 	bool to_client = bpf_ntohs(packet->key.source_port) < FIRST_CLIENT_PORT &&
@@ -38,7 +40,7 @@ static __always_inline bool answers_call_of_before(const struct packet *packet)
 	case IPPROTO_TCP:
 		if (packet->tcp_flags & TCP_SYN)
 			return packet->tcp_flags & TCP_ACK && !settled;
-		return to_client;
+		return to_client && packet->tcp_flags & (TCP_ACK | TCP_RST);
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE:
 	case IPPROTO_SCTP:
