@@ -466,6 +466,31 @@ def test_no_call_rides_on_what_passed_for_an_answer(
 
 
 @families
+@pytest.mark.parametrize("protocol", ["udp", "sctp", "echo"])
+def test_what_passed_for_an_answer_does_so_for_a_while_only(bench: Bench, family: int, protocol: str) -> None:
+    """However much goes between a server's port and a client's; of an echo reply it is certain who asked."""
+    isolate(bench, 1)
+    bench.endpoint("pa", ingress=1)
+    ping, reply = echo(family, reply=True)
+    number, answer, call = {
+        "udp": (UDP, udp(80, 50051), udp(50051, 80)),
+        "sctp": (SCTP, sctp(80, 50051), sctp(50051, 80)),
+        "echo": (ping, reply, echo(family)[1]),
+    }[protocol]
+    answers = frame(ip(B[family], A[family], number, answer))
+    calls = frame(ip(A[family], B[family], number, call))
+    assert bench.from_pod("pb", answers) == SHOT
+    bench.began(ago=1)
+    for _ in range(2):
+        assert [bench.from_pod("pb", answers), bench.from_pod("pa", calls)] == [REDIRECT] * 2
+    bench.began(ago=1000)
+    assert bench.from_pod("pb", answers) == (REDIRECT if protocol == "echo" else SHOT)
+    assert [bench.from_pod("pa", calls), bench.from_pod("pb", answers)] == [REDIRECT] * 2
+    bench.began(ago=2000)
+    assert bench.from_pod("pb", answers) == REDIRECT
+
+
+@families
 def test_both_call_at_once(bench: Bench, family: int) -> None:
     """Each SYN is judged in its own direction; where one may not call, the other's connection comes about."""
     there, back, ports = (A[family], B[family]), (B[family], A[family]), (1000, 2000)

@@ -26,6 +26,7 @@ enum way {
 #define FLOW_FROM_NODE 16 // called by a process of this node itself
 #define FLOW_SERVICE 32	 // called by a Service's address, whose name answers bear
 #define FLOW_TO_ITSELF 64 // ... by the pod that is called, in its gateway's name
+#define FLOW_OF_BEFORE 128 // only ports told who called, before the engine began: over when it has settled
 
 struct flow {
 	__u64 seen; // of this and `made`: CLOCK_MONOTONIC, ns
@@ -101,8 +102,17 @@ static __always_inline __u64 lifetime(__u8 protocol, __u8 state)
 	}
 }
 
+static __noinline bool has_settled(__u64 now)
+{
+	const struct beginning *began = the_beginning();
+
+	return !began || now >= began->settled;
+}
+
 static __always_inline bool is_over(const struct flow_key *key, const struct flow *flow, __u64 now)
 {
+	if (flow->flags & FLOW_OF_BEFORE && has_settled(now))
+		return true;
 	return (__s64)(now - flow->seen) > (__s64)lifetime(key->protocol, flow->state);
 }
 

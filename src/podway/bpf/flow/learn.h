@@ -199,7 +199,7 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 			call.source = call.destination;
 	}
 	if (answers)
-		flow->flags |= FLOW_REPLY;
+		flow->flags |= only_ports_tell(packet) ? FLOW_REPLY | FLOW_OF_BEFORE : FLOW_REPLY;
 	if (answers ? answers_node(skb, packet) : is_from_node(skb, packet))
 		flow->flags |= FLOW_FROM_NODE;
 	find_grounds(&grounds, &call);

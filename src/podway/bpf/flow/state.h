@@ -64,6 +64,13 @@ struct {
 	__type(value, struct beginning);
 } beginning SEC(".maps");
 
+static __always_inline const struct beginning *the_beginning(void)
+{
+	__u32 only_one = 0;
+
+	return bpf_map_lookup_elem(&beginning, &only_one);
+}
+
 // Where a program sees a packet.
 enum hook {
 	FROM_POD,  // ingress of a pod's host link

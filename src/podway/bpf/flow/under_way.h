@@ -9,10 +9,8 @@ static __always_inline bool is_of_before(const struct packet *packet, bool *sett
 {
 	const struct endpoint *source = endpoint_at(&packet->key.source);
 	const struct endpoint *destination = endpoint_at(&packet->key.destination);
-	const struct beginning *began;
-	__u32 only_one = 0;
+	const struct beginning *began = the_beginning();
 
-	began = bpf_map_lookup_elem(&beginning, &only_one);
 	if (!began || (source && source->ifindex > began->newest) || (destination && destination->ifindex > began->newest))
 		return false;
 	*settled = packet->now >= began->settled;
@@ -49,6 +47,13 @@ static __always_inline bool answers_call_of_before(const struct packet *packet)
 	default:
 		return false;
 	}
+}
+
+// Whether it is by their ports alone that such an answer's ends are known: who called may be who is said to answer,
+// and as long as they talk nothing would show it. TCP shows it by a SYN, and of ICMP an answer is known as one.
+static __always_inline bool only_ports_tell(const struct packet *packet)
+{
+	return packet->key.protocol != IPPROTO_TCP && packet->message != REPLY;
 }
 
 // Whether this node itself is whom a pod answers, so that the node called: it is not forwarded.

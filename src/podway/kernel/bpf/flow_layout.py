@@ -136,6 +136,7 @@ class FlowFlag(enum.IntFlag):
     FROM_NODE = 16
     SERVICE = 32
     TO_ITSELF = 64
+    OF_BEFORE = 128
 
 
 class EventKind(enum.IntEnum):
