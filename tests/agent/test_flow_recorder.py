@@ -117,6 +117,28 @@ def test_a_recorder_works_with_descriptors_of_any_number(many_descriptors: int) 
         os.close(fd)
 
 
+def test_what_was_opened_is_closed_if_recording_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> dict[str, int]:
+        raise RuntimeError("not to be expected")
+
+    monkeypatch.setattr("podway.agent.flow_recorder.drop_reasons", broken)
+    closed: list[bool] = []
+
+    async def main() -> tuple[set[str], set[str]]:
+        one = recorder()
+        events: Any = SimpleNamespace(close=lambda: closed.append(True))
+        await asyncio.to_thread(lambda: None)  # the loop opens what it needs for threads
+        before = set(os.listdir("/proc/self/fd"))
+        with pytest.raises(RuntimeError, match="not to be expected"):
+            await one._record(events, None)
+        assert not (await one.status())["recording"]
+        return before, set(os.listdir("/proc/self/fd"))
+
+    before, after = asyncio.run(main())
+    assert closed == [True]
+    assert before == after
+
+
 def test_a_recorder_sleeps_until_the_engine_is_opened() -> None:
     async def main() -> list[int]:
         one = recorder()

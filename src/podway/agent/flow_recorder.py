@@ -233,17 +233,20 @@ class FlowRecorder:
         loop = asyncio.get_running_loop()
         stop, told = os.pipe()
         self._events = events
-        drops = await self._trace_drops()
-        work = loop.run_in_executor(self._worker, self._work, events, stop, loop)
-        work.add_done_callback(lambda _: self._changed.set())
+        drops: DropTracer | None = None
+        work: asyncio.Future[None] | None = None
         try:
+            drops = await self._trace_drops()
+            work = loop.run_in_executor(self._worker, self._work, events, stop, loop)
+            work.add_done_callback(lambda _: self._changed.set())
             while self._kernel.flow.opening is opening and not work.done():
                 await self._changed.wait()
                 self._changed.clear()
         finally:
             os.close(told)
             try:
-                await asyncio.shield(work)
+                if work is not None:
+                    await asyncio.shield(work)
             finally:
                 self._events = None
                 if drops is not None:

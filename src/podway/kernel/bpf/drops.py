@@ -44,7 +44,7 @@ class DropTracer:
         for number in wanted:
             if number < _WORDS * _BITS:
                 words[number // _BITS] |= 1 << number % _BITS
-        constants = _CONSTANTS.pack(0, netns, no_route, *_place_of("ip_error"), *words)
+        constants = _CONSTANTS.pack(0, netns, no_route, *place_of("ip_error"), *words)
         sizes = {name: int(bpf.map_info(fd).max_entries) for name, fd in maps.items()}
         with bpf.loaded("podway_drops", image, constants, maps, sizes) as programs:
             # The kernel knows from the program which tracepoint it is for; the descriptor is what keeps it there.
@@ -56,15 +56,22 @@ class DropTracer:
         os.close(self._link)
 
 
-def _place_of(function: str) -> tuple[int, int]:
-    """Return where a function of the kernel's begins and ends; zeros if that is not told (kptr_restrict)."""
-    told = Path("/proc/kallsyms").read_bytes()
+def place_of(function: str, symbols: Path = Path("/proc/kallsyms")) -> tuple[int, int]:
+    """Return where a function of the kernel's begins and ends; zeros if that is not told.
+
+    It is not where addresses are hidden (kptr_restrict), and by a kernel without the list, or the function.
+    """
+    try:
+        told = symbols.read_bytes()
+    except OSError:
+        return 0, 0
     at = told.find(b" %s\n" % function.encode())
-    lines = (
-        line.split()[0] for line in told[told.rfind(b"\n", 0, at) + 1 :].split(b"\n", _NEARBY)[:_NEARBY] if line
-    )
-    first, *others = (int(line, 16) for line in lines)  # the kernel's own stand in their order
-    return (first, min((one for one in others if one > first), default=0)) if at >= 0 else (0, 0)
+    if at < 0:
+        return 0, 0
+    lines = told[told.rfind(b"\n", 0, at) + 1 :].split(b"\n", _NEARBY)[:_NEARBY]
+    first, *others = (int(line.split()[0], 16) for line in lines if line)  # the kernel's own stand in their order
+    end = min((one for one in others if one > first), default=0)
+    return (first, end) if first and end else (0, 0)
 
 
 def enum_of_kernel(name: str) -> dict[str, int]:
