@@ -1,5 +1,7 @@
 """Writes that come to no good end: refused entries close their sets, flows are told of what was cut off."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -135,6 +137,17 @@ def refuse(monkeypatch: pytest.MonkeyPatch, function: str, key: bytes) -> None:
         real(fd, entry, *value)
 
     monkeypatch.setattr(bpf, function, short_of_memory)
+
+
+def test_a_tracer_of_drops_begins_whatever_becomes_of_the_engine_meanwhile(engine: FlowEngine) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    events = engine.events()
+    assert events is not None
+    tracer = engine.trace_drops(os.stat("/proc/self/ns/net").st_ino, [], 0)
+    with contextlib.closing(events), contextlib.closing(tracer):
+        engine.close()
+        tracer.begin()
+    assert len(os.listdir("/proc/self/fd")) < before, "nothing is held any more"
 
 
 def test_a_set_that_lacks_an_entry_stays_closed_whatever_else_is_written(

@@ -261,7 +261,14 @@ class FlowRecorder:
             wanted = {known[name]: name for name in reasons.KERNEL_DROPS if name in known}
             netns = os.stat("/proc/self/ns/net").st_ino
             no_route = known.get(reasons.NO_ROUTE, 0)
-            found = await asyncio.to_thread(self._kernel.flow.trace_drops, netns, wanted, no_route)
+            found = self._kernel.flow.trace_drops(netns, wanted, no_route)
+            begun = asyncio.get_running_loop().run_in_executor(None, found.begin)
+            try:
+                await asyncio.shield(begun)
+            except BaseException:
+                await asyncio.wait([begun])  # no thread can be stopped, and this one uses what is closed
+                found.close()
+                raise
         except PodwayError as error:
             self._drops_problem = error.message
             log.warning("what the kernel drops itself is not recorded", problem=error.message)

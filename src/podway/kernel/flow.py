@@ -184,9 +184,9 @@ class FlowEngine:
         return FlowEvents(self._engine.maps) if self._engine else None
 
     def trace_drops(self, netns: int, wanted: Iterable[int], no_route: int) -> DropTracer:
-        """Have the kernel tell, as events, of pods' packets that it drops itself, until the tracer is closed.
+        """Return what has the kernel tell, as events, of pods' packets that it drops itself. Close it.
 
-        For the arguments see DropTracer. Raises KernelError and UnsupportedSystem.
+        For the arguments see DropTracer. Raises KernelError if the engine is not open.
         """
         return DropTracer(self._opened("trace the kernel's drops").maps, netns, wanted, no_route)
 

@@ -4,6 +4,7 @@ It hangs on a tracepoint, for as long as its DropTracer is open, and writes into
 reasons there are, and their numbers, differ from kernel to kernel: they are read from the BTF of the one at hand.
 """
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -24,15 +25,28 @@ _NEARBY = 64
 
 
 class DropTracer:
-    """Tells of dropped packets from now on, until it is closed."""
+    """Tells of dropped packets from `begin` on, until it is closed.
+
+    It holds the maps open once more: `begin`, which takes long, may be called beside the loop, whatever becomes of
+    the engine meanwhile.
+    """
 
     def __init__(self, maps: Mapping[str, int], netns: int, wanted: Iterable[int], no_route: int) -> None:
-        """Begin, with the maps of a flow engine (descriptors, which stay the caller's).
+        """Take the maps of a flow engine (descriptors, which stay the caller's).
 
         `netns` is the inode number of the network namespace, `wanted` are numbers of reasons, of which `no_route`
-        is told of what the kernel drops in ip_error() without saying why. Raises KernelError, and
-        UnsupportedSystem where the program is not built.
+        is told of what the kernel drops in ip_error() without saying why.
         """
+        self._netns, self._wanted, self._no_route = netns, frozenset(wanted), no_route
+        self._maps: dict[str, int] = {}
+        with contextlib.ExitStack() as stack:
+            for name, fd in maps.items():
+                self._maps[name] = os.dup(fd)
+                stack.callback(os.close, self._maps[name])
+            self._held = stack.pop_all()
+
+    def begin(self) -> None:
+        """Begin to tell. Raises KernelError, and UnsupportedSystem where the program is not built."""
         try:
             image = _OBJECT.read_bytes()
         except FileNotFoundError as error:
@@ -41,19 +55,19 @@ class DropTracer:
                 hint="install Podway anew, with clang there",
             ) from error
         words = [0] * _WORDS
-        for number in wanted:
+        for number in self._wanted:
             if number < _WORDS * _BITS:
                 words[number // _BITS] |= 1 << number % _BITS
-        constants = _CONSTANTS.pack(0, netns, no_route, *place_of("ip_error"), *words)
-        sizes = {name: int(bpf.map_info(fd).max_entries) for name, fd in maps.items()}
-        with bpf.loaded("podway_drops", image, constants, maps, sizes) as programs:
+        constants = _CONSTANTS.pack(0, self._netns, self._no_route, *place_of("ip_error"), *words)
+        sizes = {name: int(bpf.map_info(fd).max_entries) for name, fd in self._maps.items()}
+        with bpf.loaded("podway_drops", image, constants, self._maps, sizes) as programs:
             # The kernel knows from the program which tracepoint it is for; the descriptor is what keeps it there.
             said = bpf.library().bpf_raw_tracepoint_open(None, programs[_PROGRAM])
-            self._link = bpf.checked("attach an eBPF program to skb:kfree_skb", said)
+            self._held.callback(os.close, bpf.checked("attach an eBPF program to skb:kfree_skb", said))
 
     def close(self) -> None:
-        """Tell no more."""
-        os.close(self._link)
+        """Tell no more, and let go of the maps."""
+        self._held.close()
 
 
 def place_of(function: str, symbols: Path = Path("/proc/kallsyms")) -> tuple[int, int]:
