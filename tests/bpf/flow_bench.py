@@ -86,7 +86,7 @@ class Bench:
     """
 
     def __init__(self, node: Any, pods: Any) -> None:
-        self.node = node
+        self.node, self.pods = node, pods
         node.sh(f"""
             echo 1 > /proc/sys/net/ipv4/ip_forward
             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding

@@ -23,7 +23,6 @@ static __always_inline void tell_both(const struct __sk_buff *skb, const struct 
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	__u32 losses = EVENTS_LOST;
 	const __u64 *lost;
-	__u64 waiting;
 
 	if (!event) {
 		count(EVENTS_LOST);
@@ -57,8 +56,7 @@ static __always_inline void tell_both(const struct __sk_buff *skb, const struct 
 	event->state = flow ? flow->state : HALF_OPEN;
 	event->way = flow ? flow->way : WAY_STACK;
 	event->detail = 0;
-	waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-	bpf_ringbuf_submit(event, waiting - WAKE_AT < WAKE_WINDOW ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	submit(event);
 }
 
 static __always_inline void tell(const struct __sk_buff *skb, const struct packet *packet, const struct flow *flow,

@@ -38,3 +38,10 @@ struct {
 // from then on, which would cost more than all the rest; the window is for processors that go past it together.
 #define WAKE_AT (1 << 18)
 #define WAKE_WINDOW (16 * sizeof(struct event))
+
+static __always_inline void submit(struct event *event)
+{
+	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+
+	bpf_ringbuf_submit(event, waiting - WAKE_AT < WAKE_WINDOW ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
