@@ -13,8 +13,8 @@ from podway.agent.pods import PodNetwork
 from podway.api.lease import Attachment, Lease
 from podway.cluster.change import Change
 from podway.cni.arguments import PodReference
-from podway.cni.request import Add
-from podway.errors import InvalidInput, KernelError
+from podway.cni.request import Add, Delete
+from podway.errors import AgentError, InvalidInput, KernelError
 from podway.plan.objects import PodWiring
 from podway.reconcile.enforcement import Enforcement
 from tests.builders import block, pool
@@ -23,6 +23,7 @@ from tests.reconcile.test_enforcement import DENY, WEB, Node
 from tests.recorded_kernel import RecordedFlows
 
 REFERENCE = PodReference(namespace="x", name="web")
+REQUEST = Add(version="1.1.0", network="podway", attachment=Attachment("c", "eth0"), netns="/run/x", pod=REFERENCE)
 OTHER = pod("x", "other", IPS[0], uid="9")
 
 
@@ -31,9 +32,14 @@ class FullKernel:
 
     def __init__(self, flow: RecordedFlows) -> None:
         self.flow = flow
+        self.kept: list[Lease] = []
+        """Links that it does not remove."""
 
-    def has_link(self, _name: str) -> bool:
-        return False
+    def has_link(self, name: str) -> bool:
+        return any(lease.attachment.link == name for lease in self.kept)
+
+    def leases(self) -> list[Lease]:
+        return self.kept
 
     def release(self, _wiring: Any) -> None:
         pass
@@ -78,9 +84,12 @@ class Wirer:
     def __init__(self, meanwhile: Callable[[], None]) -> None:
         self._meanwhile = meanwhile
 
-    async def wire(self, _wiring: PodWiring, _netns: int, judge: Callable[[], None]) -> None:
+    async def wire(
+        self, _wiring: PodWiring, _netns: int, judge: Callable[[], None], confirm: Callable[[], None]
+    ) -> None:
         judge()
         self._meanwhile()
+        confirm()
 
 
 class Blocks:
@@ -88,10 +97,23 @@ class Blocks:
         pass
 
 
-def pods(node: Node, meanwhile: Callable[[], None] = lambda: None) -> PodNetwork:
+class Remover:
+    """Removes links at once."""
+
+    def __init__(self, kernel: FullKernel) -> None:
+        self._kernel = kernel
+
+    async def remove(self, name: str) -> bool:
+        there = self._kernel.has_link(name)
+        self._kernel.kept = [lease for lease in self._kernel.kept if lease.attachment.link != name]
+        return there
+
+
+def pods(node: Node, meanwhile: Callable[[], None] = lambda: None, kernel: FullKernel | None = None) -> PodNetwork:
     nobody = cast("Any", None)
+    kernel = kernel or FullKernel(node.flows)
     return PodNetwork(
-        node.state, cast("Any", FullKernel(node.flows)), cast("Any", Wirer(meanwhile)), nobody,
+        node.state, cast("Any", kernel), cast("Any", Wirer(meanwhile)), cast("Any", Remover(kernel)),
         cast("Any", Ends()), cast("Any", Blocks()), cast("Any", Loop(node.agent)), nobody, nobody,
     )  # fmt: skip
 
@@ -114,17 +136,21 @@ def test_a_pod_that_could_not_be_wired_again_keeps_no_rules_for_the_next_with_it
     asyncio.run(scenario())
 
 
+def pooled(*manifests: Any) -> Node:
+    """A node with a block of addresses."""
+    node = Node(*manifests)
+    for obj in (pool("default", "10.244.0.0/16"), block("10.244.0.0/26", "default", "n1")):
+        node.state.follow(node.state.view.after(Change.of(None, obj)))
+    return node
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["told", "told only that events were lost"])
 def test_a_pod_that_goes_while_its_link_is_made_leaves_no_lease(*, lost: bool) -> None:
     """The kernel tells of the link's end before the lease is known: that must not be forgotten."""
-    request = Add(
-        version="1.1.0", network="podway", attachment=Attachment("c", "eth0"), netns="/run/x", pod=REFERENCE
-    )
+    request = REQUEST
 
     async def scenario() -> None:
-        node = Node(WEB)
-        for obj in (pool("default", "10.244.0.0/16"), block("10.244.0.0/26", "default", "n1")):
-            node.state.follow(node.state.view.after(Change.of(None, obj)))
+        node = pooled(WEB)
         made: list[Lease] = []
 
         def gone() -> None:
@@ -140,5 +166,48 @@ def test_a_pod_that_goes_while_its_link_is_made_leaves_no_lease(*, lost: bool) -
         assert not node.state.leases
         assert not node.flows.entries.endpoints
         await network.add(request, netns)  # nor is its key taken
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("worked", [False, True], ids=["opened", "opened anew"])
+def test_a_pod_whose_link_was_planned_before_the_flow_engine_was_opened_is_refused(*, worked: bool) -> None:
+    async def scenario() -> None:
+        node = pooled(WEB)
+        node.state.engine = worked
+
+        def opened() -> None:
+            node.flows.openings += 1
+            node.state.engine = True
+
+        network, netns = pods(node, opened), -1
+        with pytest.raises(AgentError, match="flow engine was opened"):
+            await network.add(REQUEST, netns)
+        assert not node.state.leases
+        assert [use.leased for use in node.state.book.use(node.state.now())] == [0]
+
+    asyncio.run(scenario())
+
+
+def test_the_address_of_a_refused_pod_stays_taken_until_its_link_is_gone() -> None:
+    async def scenario() -> None:
+        node = pooled(WEB)
+        kernel = FullKernel(node.flows)
+
+        def committed_and_given_up() -> None:
+            [lease] = node.agent._entering.values()
+            kernel.kept.append(lease)
+            raise asyncio.CancelledError
+
+        network, netns = pods(node, committed_and_given_up, kernel), -1
+        with pytest.raises(asyncio.CancelledError):
+            await network.add(REQUEST, netns)
+        [left] = kernel.kept
+        assert node.state.leases == {REQUEST.attachment: left}
+        assert node.state.book.owner(left.addresses[0]) == REQUEST.attachment
+        await network.delete(Delete(version="1.1.0", network="podway", attachment=REQUEST.attachment))
+        assert not kernel.kept
+        assert not node.state.leases
+        assert node.state.book.owner(left.addresses[0]) is None
 
     asyncio.run(scenario())

@@ -13,7 +13,7 @@ from podway.errors import KernelError
 from podway.kernel.node import Kernel
 from podway.kernel.pod_wirer import PodWirer
 from podway.kernel.rtnl import links
-from tests.kernel.attach_lab import V4, V6, lease_of, node_plan, opened_kernel, plan_of
+from tests.kernel.attach_lab import LAN, V4, V6, lease_of, node_plan, opened_kernel, plan_of
 from tests.namespaces import TestNamespace
 
 pytestmark = [pytest.mark.kernel, pytest.mark.parametrize("attach", ["routed", "bridge"])]
@@ -39,7 +39,7 @@ def test_many_at_once_are_all_leases_and_the_loop_goes_on(
         wirer = PodWirer(kernel)
         try:
             pairs = zip(leases, pods, strict=True)
-            making = asyncio.gather(*(wirer.wire(plan_of(one), pod.fd, lambda: None) for one, pod in pairs))
+            making = asyncio.gather(*(wirer.wire(plan_of(one), pod.fd, nothing, nothing) for one, pod in pairs))
             while not making.done():
                 turns.append(len(kernel.orphans()))
                 await asyncio.sleep(0)
@@ -88,13 +88,13 @@ def test_a_request_that_is_given_up_in_the_middle_leaves_all_or_nothing(
     async def scenario() -> None:
         wirer = PodWirer(kernel)
         try:
-            making = asyncio.create_task(wirer.wire(plan_of(lease), pod.fd, lambda: None))
+            making = asyncio.create_task(wirer.wire(plan_of(lease), pod.fd, nothing, nothing))
             await asyncio.sleep(0)  # a thread is at it
             making.cancel()
             await asyncio.wait((making,))
             assert making.cancelled()
             assert (kernel.leases(), kernel.orphans()) == ([], [])
-            await wirer.wire(plan_of(lease), new_netns().fd, lambda: None)  # and its turn is another one's
+            await wirer.wire(plan_of(lease), new_netns().fd, nothing, nothing)  # and its turn is another one's
         finally:
             wirer.close()
 
@@ -102,11 +102,60 @@ def test_a_request_that_is_given_up_in_the_middle_leaves_all_or_nothing(
     assert kernel.leases() == [lease]
 
 
-def wire(kernel: Kernel, lease: Lease, pod: TestNamespace, judge: Callable[[], None]) -> None:
+def test_a_request_that_is_given_up_while_its_link_is_committed_leaves_all_or_nothing(
+    kernel: Kernel, pod: TestNamespace, attach: Attach
+) -> None:
+    lease = lease_of(V4, V6, attach=attach)
+    plan = plan_of(lease, lan=() if attach == "routed" else LAN)
+
+    async def scenario() -> bool:
+        wirer = PodWirer(kernel)
+
+        def give_up() -> None:
+            asyncio.get_running_loop().call_soon(making.cancel)
+
+        try:
+            making = asyncio.create_task(wirer.wire(plan, pod.fd, give_up, nothing))
+            await asyncio.wait((making,))
+            return making.cancelled()
+        finally:
+            wirer.close()
+
+    # What stands on the bridge, too, is finished without a pause, in which nobody gives it up.
+    assert asyncio.run(scenario()) == (attach == "routed")
+    assert kernel.leases() == ([] if attach == "routed" else [lease])
+    assert kernel.orphans() == []
+
+
+def test_what_is_not_confirmed_is_undone(kernel: Kernel, pod: TestNamespace, attach: Attach) -> None:
+    lease, seen = lease_of(V4, V6, attach=attach), []
+
+    def confirm() -> None:
+        seen.append(kernel.leases())
+        raise KernelError("confirm", 11)
+
+    with pytest.raises(KernelError, match="confirm"):
+        wire(kernel, lease, pod, nothing, confirm)
+    assert seen == [[lease]]
+    assert (kernel.leases(), kernel.orphans()) == ([], [])
+    assert kernel.diff(node_plan()) == []
+
+
+def nothing() -> None:
+    """Judge nobody, and confirm everything."""
+
+
+def wire(
+    kernel: Kernel,
+    lease: Lease,
+    pod: TestNamespace,
+    judge: Callable[[], None],
+    confirm: Callable[[], None] = nothing,
+) -> None:
     async def scenario() -> None:
         wirer = PodWirer(kernel)
         try:
-            await wirer.wire(plan_of(lease), pod.fd, judge)
+            await wirer.wire(plan_of(lease), pod.fd, judge, confirm)
         finally:
             wirer.close()
 

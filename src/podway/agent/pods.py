@@ -11,7 +11,7 @@ import structlog
 from podway.agent.blocks import BlockKeeper
 from podway.agent.leasing import Leasing
 from podway.agent.routing import Routing
-from podway.api.addresses import Family
+from podway.api.addresses import Address, Family
 from podway.api.lease import Attachment, Lease
 from podway.cni.request import Add, Check, Delete, GarbageCollect
 from podway.cni.spec import Code
@@ -175,9 +175,12 @@ class PodNetwork:
             wiring = self._state.wiring(lease)
             await self._wire_new(lease, msgspec.structs.replace(wiring, limited=request.limited), netns)
         except BaseException:
-            self._state.book.free(addresses, attachment, self._state.now())
             if self._reconciler.enforcement.entered(attachment):
                 self._reconciler.wake()  # what was written for it goes
+            if left := self._left(attachment, addresses):  # if nobody can tell, they stay taken
+                self._keep(left, netns)
+            else:
+                self._state.book.free(addresses, attachment, self._state.now())
             raise
         self._state.leases[attachment] = lease
         self._reconciler.enforcement.entered(attachment)
@@ -191,21 +194,40 @@ class PodNetwork:
 
     async def _wire_new(self, lease: Lease, wiring: PodWiring, netns: int) -> None:
         """Wire a pod for its ADD. The loop goes on meanwhile, and knows of the pod's lease only afterwards."""
-        link, flow = lease.attachment.link, self._kernel.flow
-        self._mend_bridge(wiring)
-        self._state.touch(link)
-        self._entering[link], openings = False, flow.openings
-        try:
-            await self._wirer.wire(wiring, netns, partial(self._reconciler.enforcement.enter, lease))
-            if wiring.programs and flow.openings != openings:
-                await self._remover.remove(link)
+        link, flow, state = lease.attachment.link, self._kernel.flow, self._state
+        planned_for = flow.openings, state.engine
+
+        def confirm() -> None:
+            # Without an engine the link has no programs, which it lacks if there is one by now.
+            if (flow.openings, state.engine) != planned_for:
                 raise AgentError(
-                    f"pod {lease.pod}: its link has programs of a flow engine that is another one by now",
+                    f"pod {lease.pod}: the flow engine was opened or closed while its link was made",
                     hint="the runtime repeats its ADD",
                 )
+
+        self._mend_bridge(wiring)
+        state.touch(link)
+        self._entering[link] = False
+        try:
+            judge = partial(self._reconciler.enforcement.enter, lease)
+            await self._wirer.wire(wiring, netns, judge, confirm)
         except BaseException:
             del self._entering[link]
             raise
+
+    def _left(self, attachment: Attachment, addresses: tuple[Address, ...]) -> Lease | None:
+        """Return what the kernel holds after an ADD that failed: nothing, unless its link could not be removed."""
+        if not self._kernel.has_link(attachment.link):
+            return None
+        held = (lease for lease in self._kernel.leases() if lease.attachment == attachment)
+        return next((lease for lease in held if lease.addresses == addresses), None)
+
+    def _keep(self, lease: Lease, netns: int) -> None:
+        """Take a link that is left for a lease, as an agent that starts would: a DEL removes it."""
+        log.error("the link of a pod that was refused is still there", pod=lease.pod, link=lease.attachment.link)
+        self._state.leases[lease.attachment] = lease
+        self._ends.enter(lease.attachment, netns)
+        self._reconciler.wake()
 
     def _wire_now(self, lease: Lease, wiring: PodWiring, netns: int) -> None:
         """Wire a pod at once: nothing else is done until it is."""

@@ -9,8 +9,7 @@ until it is known.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -34,11 +33,14 @@ class PodWirer:
         """Finish what is under way."""
         self._threads.shutdown()
 
-    async def wire(self, plan: PodWiring, pod_netns: int, judge: Callable[[], None]) -> None:
+    async def wire(
+        self, plan: PodWiring, pod_netns: int, judge: Callable[[], None], confirm: Callable[[], None]
+    ) -> None:
         """Build a pod's attachment, or nothing: when a step fails, what was made is removed again.
 
-        `judge` is called in the loop when the pair has been made, before anything can pass there. Raises what that
-        raises, and KernelError as Kernel.wire does.
+        `judge` is called in the loop when the pair has been made, before anything can pass there, and `confirm`
+        when all has: what it raises undoes it, and so does a cancellation until then. Raises what these raise, and
+        KernelError as Kernel.wire does.
         """
         async with self._turns:
             connection = self._idle.pop()
@@ -47,14 +49,16 @@ class PodWirer:
                 await self._beside(partial(next, steps))
                 judge()
                 next(steps)
-                rest = partial(deque[str], steps, 0)
                 if plan.away or plan.elements:
-                    rest()
+                    _commit(steps)
                 else:
-                    await self._beside(rest)
+                    await self._beside(partial(_commit, steps))
+                confirm()
             except BaseException:
                 await self._beside(steps.close)
                 raise
+            else:
+                next(steps, None)  # from now on it cannot be undone by closing it
             finally:
                 self._idle.append(connection)
 
@@ -66,3 +70,10 @@ class PodWirer:
         except asyncio.CancelledError:
             await asyncio.wait((doing,))
             raise
+
+
+def _commit(steps: Iterator[str]) -> None:
+    """Take the steps up to the commit, and not past it: so whoever closes them still undoes all."""
+    for stage in steps:
+        if stage == "committed":
+            return
