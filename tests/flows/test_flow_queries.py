@@ -168,6 +168,16 @@ def test_an_answer_ends_when_its_time_is_over_and_says_how_far_it_came() -> None
                 "data/db -> outside": (0,) * 5,
             },
         ),
+        (
+            "connection",
+            {
+                "shop/client@10.244.2.2 -> shop/web@10.244.1.2 tcp/80": (1, 0, 0, 7, 700),
+                "shop/client@10.244.2.2 -> shop/web@10.244.1.2 tcp/443": (0, 1, 0, 0, 0),
+                "@192.0.2.9 -> shop/web@10.244.1.2 tcp/80": (0, 0, 1, 0, 0),
+                "@192.0.2.9 -> shop/web@10.244.1.2 udp/53": (1, 0, 0, 0, 0),
+                "data/db@10.244.1.9 -> @192.0.2.9 tcp/8443": (1, 0, 0, 0, 0),  # it began before
+            },
+        ),
     ],
 )
 def test_sums(by: Any, rows: dict[str, tuple[int, ...]]) -> None:
@@ -175,6 +185,12 @@ def test_sums(by: Any, rows: dict[str, tuple[int, ...]]) -> None:
     assert {row.key: (row.flows, row.denied, row.dropped, row.packets, row.octets) for row in total.rows} == rows
     happened = [row.flows + row.denied + row.dropped for row in total.rows]
     assert happened == sorted(happened, reverse=True)
+
+
+def test_a_connection_that_began_before_counts_once_while_it_goes_on_and_when_it_ends() -> None:
+    ended = sums(Query(since=5.0), "connection", blocks(), lambda: False)
+    assert {row.key.rpartition(" ")[2]: row.flows for row in ended.rows} == {"tcp/80": 1, "tcp/8443": 1}
+    assert [row.flows for row in sums(Query(since=5.0), "pod", blocks(), lambda: False).rows] == [0, 0, 0]
 
 
 def test_sums_of_several_nodes_are_one() -> None:

@@ -291,8 +291,13 @@ def find(query: Query, blocks: Iterable[Block], following: int, pause: Callable[
 
 
 def sums(query: Query, by: By, blocks: Iterable[Block], pause: Callable[[], bool]) -> Sums:
-    """Return sums of all records that are asked for; `pause` as in `find`."""
+    """Return sums of all records that are asked for; `pause` as in `find`.
+
+    Flows are those that began, but for connections: one of which it is only seen that it went on or ended, having
+    begun before, has one.
+    """
     totals: dict[str, list[float]] = {}
+    going: set[str] = set()
     complete, reached = True, 0.0
 
     def summed() -> Iterator[bool]:
@@ -304,6 +309,8 @@ def sums(query: Query, by: By, blocks: Iterable[Block], pause: Callable[[], bool
                 if query.matches(record):
                     for key in _keys(record, by):
                         _add(totals.setdefault(key, [0, 0, 0, 0, 0, 0.0]), record)
+                        if by == "connection" and record.event in {"lives", "end"} and record.verdict == "allowed":
+                            going.add(key)
                 if not looked % 50:
                     yield pause()
             yield pause()
@@ -312,6 +319,8 @@ def sums(query: Query, by: By, blocks: Iterable[Block], pause: Callable[[], bool
         if is_over:
             complete = False
             break
+    for key in going:
+        totals[key][0] = max(totals[key][0], 1)
     rows = sorted((_row(key, counts) for key, counts in totals.items()), key=rank)
     most = MOST if by == "connection" else GROUPS
     return Sums(tuple(rows[:most]), max(0, len(rows) - most), complete, reached)
