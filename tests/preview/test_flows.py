@@ -24,12 +24,16 @@ ADDRESSES = {
     "shop/db-0": "10.1.0.3",
     "shop/bare": "10.1.0.4",
     "other/client": "10.1.1.5",
+    "other/job": "10.1.1.6",
 }
+UNNAMED = {"shop/bare", "other/job"}
+"""Pods without labels by which policies can name them."""
 LABELS = {
     "shop/web-1": {"app": "web", "pod-template-hash": "abc"},
     "shop/web-2": {"app": "web", "pod-template-hash": "def"},
     "shop/db-0": {"app": "db", "statefulset.kubernetes.io/pod-name": "db-0"},
     "other/client": {"app": "client"},
+    "other/job": {"job-name": "job", "controller-uid": "7"},
 }
 OUTSIDE = "192.0.2.9"
 
@@ -128,6 +132,21 @@ def test_many_outside_addresses_are_everybody_outside() -> None:
     assert [peer.ip_block.cidr for peer in rule.sources if peer.ip_block] == ["0.0.0.0/0"]
 
 
+def test_a_peer_that_has_no_labels_of_its_own_is_left_out_and_told() -> None:
+    seen = [
+        connection("shop/bare", "shop/db-0", 5432),
+        connection("other/job", "shop/db-0", 5432),
+        connection("shop/db-0", "other/job", 8080),
+    ]
+    found = suggest(CLUSTER, "shop", seen)
+    db = next(one for one in found.policies if one.spec.pod_selector.match_labels == {"app": "db"})
+    assert (db.spec.ingress, db.spec.egress) == ((), ())
+    told = [note for note in found.notes if note.startswith("left out of")]
+    assert [note.partition(",")[0] for note in told] == ["left out of ingress"] * 2 + ["left out of egress"]
+    assert "shop/bare has no labels" in told[0]
+    assert "other/job has no labels" in told[1]
+
+
 places = st.sampled_from([*ADDRESSES, OUTSIDE, "node/node1", "node/node2", "192.0.2.77"])
 
 
@@ -144,15 +163,19 @@ places = st.sampled_from([*ADDRESSES, OUTSIDE, "node/node1", "node/node2", "192.
         max_size=12,
     )
 )
-def test_a_suggestion_is_valid_and_allows_all_that_was_seen_and_no_other_port(seen: Sequence[Connection]) -> None:
+def test_a_suggestion_is_valid_and_allows_all_that_it_can_name_and_no_more(
+    seen: Sequence[Connection],
+) -> None:
     found = suggest(CLUSTER, "shop", seen)
     after = (*CLUSTER, *found.policies)
     for one in found.policies:
         validate(one)
-    assert not [one for one in compare(CLUSTER, after, seen).outcomes if one.change == "denied"]
-    others = [
-        connection("other/client", name, 8080) for name in ADDRESSES if name in LABELS and name.startswith("shop/")
-    ]
+        peers = [peer for rule in one.spec.ingress for peer in rule.sources]
+        peers += [peer for rule in one.spec.egress for peer in rule.destinations]
+        assert all(peer.ip_block or (peer.pod_selector and peer.pod_selector.match_labels) for peer in peers)
+    named = [one for one in seen if not UNNAMED & {one.source[0], one.destination[0]}]
+    assert not [one for one in compare(CLUSTER, after, named).outcomes if one.change == "denied"]
+    others = [connection("other/client", name, 8080) for name in LABELS if name.startswith("shop/")]
     assert {one.change for one in compare(CLUSTER, after, others).outcomes} == {"denied"}
 
 

@@ -226,7 +226,13 @@ def _take(
         for pod, other, peer, ingress in mine:
             group = groups.get(_labels(pod)) if pod else None
             # A node always reaches its own pods.
-            if group and pod and not (ingress and peer[0] == f"node/{pod.spec.node_name}"):
+            if group is None or pod is None or (ingress and peer[0] == f"node/{pod.spec.node_name}"):
+                continue
+            if other is not None and not other.spec.host_network and not _labels(other):
+                # A selector without labels is every pod of the namespace.
+                way = "ingress" if ingress else "egress"
+                yield f"left out of {way}, for {peer[0]} has no labels by which a policy can name it: {one}"
+            else:
                 group.add(_peer(other, peer), one, ingress=ingress)
 
 
