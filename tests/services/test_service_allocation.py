@@ -37,9 +37,21 @@ def test_the_first_free_one_is_given_behind_those_for_who_writes_by_hand() -> No
     assert _given(_new(), service(cluster_ips=("10.96.1.1",))) == ["10.96.1.2"]
     small = ip_network("10.96.0.0/27")
     assert _given(_new(), networks=(small,)) == ["10.96.0.17"]
+    above = service(cluster_ips=tuple(f"10.96.0.{number}" for number in range(17, 31)))
+    assert _given(_new(), above, networks=(small,)) == ["10.96.0.1"]  # rather than none at all
     everybody = service(cluster_ips=tuple(map(str, small)))
     with pytest.raises(InvalidObject, match=r"no address of 10\.96\.0\.0/27 is free"):
         _given(_new(), everybody, networks=(small,))
+
+
+def test_small_ranges_have_none_for_who_writes_by_hand() -> None:
+    others: list[Service] = []
+    range28 = ip_network("10.96.0.0/28")
+    for number in range(1, 15):
+        assert _given(_new(), *others, networks=(range28,)) == [f"10.96.0.{number}"]
+        others.append(service(cluster_ips=(f"10.96.0.{number}",)))
+    with pytest.raises(InvalidObject, match="is free"):
+        _given(_new(), *others, networks=(range28,))
 
 
 def test_a_place_in_the_range_may_be_wanted() -> None:
@@ -48,8 +60,7 @@ def test_a_place_in_the_range_may_be_wanted() -> None:
 
     assert given() == ["10.96.0.10"]
     assert given(service(cluster_ips=("10.96.0.10",))) == ["10.96.1.1"]
-    with pytest.raises(InvalidObject):
-        given(networks=(ip_network("10.96.0.0/29"),))
+    assert given(networks=(ip_network("10.96.0.0/29"),)) == ["10.96.0.1"]
 
 
 def test_families_are_those_that_are_asked_for() -> None:

@@ -1,6 +1,7 @@
 """Addresses for Services, as Kubernetes' API server gives them: for clusters that have no such server. Pure."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -60,13 +61,15 @@ def _ranges(service: Service, networks: Sequence[Network]) -> list[Network]:
 def _free(service: Service, network: Network, taken: set[Address], wanted: int) -> Address:
     """Return the wanted address of a range if it is free, else the first that is.
 
-    The first ones are left to who writes addresses by hand. That many Kubernetes leaves, too (KEP-3070).
+    The first ones are left to who writes addresses by hand until all others are taken; a range of up to 16 has
+    none of these. Kubernetes does the same (KEP-3070).
     """
-    if 0 < wanted < network.num_addresses - 1 and network[wanted] not in taken:
+    end = network.num_addresses - 1
+    if 0 < wanted < end and network[wanted] not in taken:
         return network[wanted]
-    by_hand = min(max(16, network.num_addresses // 16), 256)
-    last = min(network.num_addresses - 2, by_hand + len(taken) + 1)
-    for number in range(by_hand + 1, last + 1):
+    by_hand = min(max(16, network.num_addresses // 16), 256) if network.num_addresses > 16 else 0
+    above = range(by_hand + 1, min(end, by_hand + len(taken) + 2))
+    for number in chain(above, range(1, min(end, by_hand + 1))):
         if network[number] not in taken:
             return network[number]
     problem = f"no address of {network} is free"
