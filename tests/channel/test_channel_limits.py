@@ -170,7 +170,7 @@ def test_one_source_cannot_take_all_places_and_all_places_are_given_back(tmp_pat
         assert await scene.ask(source="127.0.0.3") == "hello"
         for each in taken:
             each.close()
-        await _until(lambda: not scene.channel._sources)
+        await _until(lambda: not scene.channel._places.taken)
         assert await scene.ask(source="127.0.0.2") == "hello"
 
     on_a_channel(tmp_path, act)

@@ -11,17 +11,17 @@ import socket
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, Protocol, TypeAlias
+from ipaddress import ip_address
+from typing import Any, Protocol
 
 import structlog
 
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Address, Family
 from podway.channel.admin import Method, reply
 from podway.channel.certificate import Credential
+from podway.channel.places import Places, Refusals, Source, stranger
 from podway.cluster.view import ClusterView
 from podway.errors import AgentError, PodwayError
 from podway.identity import tls
@@ -30,9 +30,6 @@ from podway.plan.uplink import Uplink
 from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
-
-Source: TypeAlias = Address | Network
-"""Who is counted as one, of those that ask."""
 
 HANDSHAKE = 5.0
 """Seconds that the whole handshake may take."""
@@ -54,8 +51,6 @@ LOOKS = 12
 """How often in a certificate's life to look whether certificates or authorities are due."""
 CLOCK_LOOK, CLOCK_STEP = 2.0, 1.0
 """Seconds between looks whether the wall clock was set, and by how much it must be to matter."""
-REFUSALS_LOGGED = 10.0
-"""Seconds for which refusals are only counted after one was logged: anyone can cause them."""
 
 
 class Node(Protocol):
@@ -82,14 +77,11 @@ class Channel:
         self._wanted = asyncio.Event()
         self._listeners: dict[tuple[Address, int], socket.socket] = {}
         self._connections: set[socket.socket] = set()
-        self._sources: Counter[Source] = Counter()
+        self._places = Places(MAX_CONNECTIONS)
         self._problem = ""
-        self._refused = 0
-        self._last_refusal = ""
-        self._logged = (-REFUSALS_LOGGED, 0)
-        """When a refusal was logged last, and how many there had been by then."""
-        self._guard = threading.Lock()
-        """To be held by whoever counts connections or refusals: threads do."""
+        self._refusals = Refusals(
+            lambda what, count: log.warning("refused a connection", peer=what, since_the_last_line=count)
+        )
 
     def status(self) -> dict[str, Any]:
         """Return the addresses, the certificate, and what is wrong; plain JSON values."""
@@ -99,8 +91,8 @@ class Channel:
             "problem": self._problem,
             "cluster": credentials.cluster if credentials else "",
             "certificate": credentials.certificate.not_after.isoformat() if credentials else "",
-            "refused": self._refused,
-            "last_refusal": self._last_refusal,
+            "refused": self._refusals.count,
+            "last_refusal": self._refusals.last,
         }
 
     def trigger(self) -> None:
@@ -178,13 +170,13 @@ class Channel:
         except (BlockingIOError, ConnectionAbortedError):
             return  # the peer went away again
         except OSError as error:  # no descriptor, no memory: whoever asks waits in the backlog
-            self._note_refusal(f"somebody: {error.strerror}")
+            self._refusals.note(f"somebody: {error.strerror}")
             return
         source, most = self._source(peer)
-        problem = self._take_place(source, most)
+        problem = self._places.take(source, most)
         if problem:
             connection.close()
-            self._note_refusal(f"{peer}: {problem}")
+            self._refusals.note(f"{peer}: {problem}")
             return
         try:
             threading.Thread(
@@ -192,31 +184,15 @@ class Channel:
             ).start()
         except RuntimeError as error:  # no thread can be started
             connection.close()
-            self._leave_place(source)
-            self._note_refusal(f"{peer}: {error}")
+            self._places.leave(source)
+            self._refusals.note(f"{peer}: {error}")
 
     def _source(self, peer: str) -> tuple[Source, int]:
         """Return what a peer is counted by, and how many connections that may have."""
         address = ip_address(peer)
         if any(address in node.internal_addresses for node in self._state.view.nodes.values()):
             return address, MAX_OF_NODE
-        wide = isinstance(address, IPv6Address)
-        return ip_network((int(address) >> 64 << 64, 64)) if wide else address, MAX_OF_STRANGER
-
-    def _take_place(self, source: Source, most: int) -> str:
-        """Count a connection in, or return why it is one too many."""
-        with self._guard:
-            if self._sources.total() >= MAX_CONNECTIONS:
-                return f"{MAX_CONNECTIONS} others are being served"
-            if self._sources[source] >= most:
-                return f"{most} others of the same source are being served"
-            self._sources[source] += 1
-            return ""
-
-    def _leave_place(self, source: Source) -> None:
-        with self._guard:
-            self._sources[source] -= 1
-            self._sources = +self._sources
+        return stranger(address), MAX_OF_STRANGER
 
     # What follows runs in the connection's thread.
 
@@ -238,7 +214,7 @@ class Channel:
         except Exception:
             log.exception("channel connection failed", peer=peer)
         finally:
-            self._leave_place(source)
+            self._places.leave(source)
 
     def _admit(self, secure: ssl.SSLSocket, peer: str) -> bool:
         try:
@@ -246,7 +222,7 @@ class Channel:
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise  # somebody only looked whether the port is open
         except ssl.SSLError as error:
-            self._note_refusal(f"{peer} {tls.explain(error)}")
+            self._refusals.note(f"{peer} {tls.explain(error)}")
             _part(secure)
             return False
         return True
@@ -258,17 +234,6 @@ class Channel:
             log.debug("asked", by=asker, request=line)
             answer = reply(line, self._methods, remote=True, operator=is_operator(asker))
             _send(secure, asyncio.run_coroutine_threadsafe(answer, self._loop).result(ANSWER))
-
-    def _note_refusal(self, what: str) -> None:
-        with self._guard:
-            self._refused += 1
-            self._last_refusal = what
-            (at, before), now = self._logged, time.monotonic()
-            silent = now - at < REFUSALS_LOGGED
-            if not silent:
-                self._logged = (now, self._refused)
-        if not silent:
-            log.warning("refused a connection", peer=what, since_the_last_line=self._refused - before)
 
 
 def _next_line(secure: ssl.SSLSocket, received: bytearray) -> bytes:
