@@ -273,3 +273,10 @@ def test_an_authority_that_is_deleted_is_believed_no_more(channel: str) -> None:
     with pytest.raises(AgentError, match="of another cluster"):
         _ask(channel, "node2", with_the_old)
     assert _remote(channel).call("node2", "status")["node"] == "node2"
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff", b'{"method": "m", "params": {"x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}}"]
+)
+def test_what_is_no_request_is_answered_so(line: bytes) -> None:
+    assert b"not a request" in asyncio.run(reply(line, {}))

@@ -134,3 +134,31 @@ def test_who_has_no_token_keeps_his_place_for_a_while() -> None:
     with structlog.testing.capture_logs() as lines:
         on_a_relay(act)
     assert [line["log_level"] for line in lines] == ["warning"], "one line for all of them"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "words"),
+    [
+        (request(b"", length="9" * 5000), 413, "413"),
+        (request(b"", length="1" + "0" * 10), 413, "413"),
+        (request(b"", length="-1"), 413, "413"),
+        (request(b"", length="²"), 413, "413"),
+        (
+            request(b'{"node": "n", "params": {"x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}}"),
+            200,
+            "not a question",
+        ),
+        (request(b'{"node": ' + b"9" * 5000 + b"}"), 200, "not a question"),
+        (request(b"\xff"), 200, "not a question"),
+        (b"\r\n\r\n", 404, "404"),
+        (b"POST\r\n:\r\n\xff\r\n\r\n", 404, "404"),
+    ],
+)
+def test_a_malformed_request_is_answered_and_is_no_failure_of_ours(asked: bytes, status: int, words: str) -> None:
+    async def act(scene: Scene) -> None:
+        found, answer = await scene.send(asked)
+        assert (found, words in answer["error"]) == (status, True), answer
+
+    with structlog.testing.capture_logs() as lines:
+        on_a_relay(act)
+    assert not [line for line in lines if line["log_level"] == "error"]

@@ -107,6 +107,8 @@ def test_filters(asked: dict[str, Any], seconds: list[int]) -> None:
         ({"events": ["birth"]}, "--event"),
         ({"protocols": ["tcpp"]}, "--protocol: 'tcpp'"),
         ({"protocols": ["256"]}, "--protocol"),
+        ({"protocols": ["²"]}, "--protocol: '²'"),
+        ({"protocols": ["9" * 5000]}, "--protocol"),
         ({"ports": [0]}, "--port: 0"),
         ({"limit": 0}, "--last: 0"),
         ({"limit": 10_001}, "--last"),

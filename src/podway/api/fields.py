@@ -95,6 +95,14 @@ def parse_address(text: str) -> Address:
     return ip_address(text)
 
 
+def is_number(text: str) -> bool:
+    """Tell whether a text is decimal digits and nothing else, so few that int() reads them.
+
+    Python refuses numbers of thousands of digits (sys.set_int_max_str_digits), which anyone may send.
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
+
+
 def parse_legacy_address(text: str) -> Address:
     """Parse an address as Services and endpoints may have it, from the time before its form was checked.
 
@@ -103,9 +111,7 @@ def parse_legacy_address(text: str) -> Address:
     """
     if ":" not in text:
         parts = text.split(".")
-        if len(parts) == 4 and all(
-            part.isascii() and part.isdecimal() and len(part) <= MAX_DIGITS for part in parts
-        ):
+        if len(parts) == 4 and all(map(is_number, parts)):
             text = ".".join(str(int(part)) for part in parts)
     address = parse_address(text)
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
@@ -228,7 +234,7 @@ def check_port_name(field: str, name: str) -> Iterator[Problem]:
 
 def check_asn_text(field: str, text: str) -> Iterator[Problem]:
     """Yield what is wrong with an AS number in decimal digits."""
-    if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS:
+    if is_number(text):
         yield from check_asn(field, int(text))
     else:
         yield field, f"{text!r} is not an AS number", "write a decimal number (asplain, RFC 5396)"

@@ -61,7 +61,7 @@ async def reply(
 async def _reply(line: bytes, methods: Mapping[str, Method], remote: bool, operator: bool) -> dict[str, Any]:
     try:
         request = msgspec.json.decode(line, type=_Request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return {"error": f"not a request: {error}"}
     method = methods.get(request.method)
     if method is None:

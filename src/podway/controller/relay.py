@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from podway.api.addresses import Address
+from podway.api.fields import is_number
 from podway.api.kinds.cluster_authority import AUTHORITY, ClusterAuthority
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
@@ -130,6 +131,8 @@ class Relay:
                 await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             log.debug("a question was broken off", problem=str(error))
+        except Exception:
+            log.exception("a question could not be answered", peer=peer[0])
         finally:
             writer.transport.abort()
             places.leave(source)
@@ -147,7 +150,7 @@ class Relay:
     async def _answer(self, peer: str, token: str, body: bytes) -> bytes:
         try:
             question = msgspec.json.decode(body, type=Question)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _line(f"not a question: {error}")
         try:
             user = await self._holder(token)
@@ -227,7 +230,7 @@ async def _request(reader: asyncio.StreamReader) -> tuple[str, str, bytes]:
     length = headers.get("content-length", "0")
     if method != "POST" or rest.partition(" ")[0].partition("?")[0] != "/ask":
         return "404 Not Found", "", b""
-    if not (length.isascii() and length.isdecimal()) or int(length) > MAX_BODY:
+    if not is_number(length) or int(length) > MAX_BODY:
         return "413 Content Too Large", "", b""
     return "200 OK", headers.get(HEADER.lower(), ""), await reader.readexactly(int(length))
 

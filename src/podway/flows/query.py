@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Network
+from podway.api.fields import is_number
 from podway.errors import InvalidInput
 from podway.flows import reasons
 from podway.flows.block import Block
@@ -87,7 +88,7 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         _among("--reason", self.reasons, reasons.names())
         _among("--event", self.events, EVENTS)
         for one in self.protocols:
-            if one not in _NUMBERS and not (one.isdigit() and int(one) < 256):
+            if one not in _NUMBERS and not (is_number(one) and int(one) < 256):
                 raise InvalidInput(
                     f"--protocol: {one!r} is none", hint=f"there are {', '.join(_NUMBERS)}, and numbers below 256"
                 )
@@ -123,7 +124,7 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     @cached_property
     def _protocols(self) -> frozenset[str]:
-        return frozenset(PROTOCOLS.get(int(one), one) if one.isdigit() else one for one in self.protocols)
+        return frozenset(PROTOCOLS.get(int(one), one) if is_number(one) else one for one in self.protocols)
 
     def _in_namespace(self, *ends: End) -> bool:
         return any(self._is_in_namespace(end.address, end.who) for end in ends)
@@ -162,7 +163,7 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             chosen = [one and kind in kinds for one, kind in zip(chosen, block.column("kind"), strict=True)]
         if self._protocols:
             numbers = {_NUMBERS.get(one, -1) for one in self._protocols}
-            numbers |= {int(one) for one in self._protocols if one.isdigit()}
+            numbers |= {int(one) for one in self._protocols if is_number(one)}
             chosen = [one and each in numbers for one, each in zip(chosen, block.column("protocol"), strict=True)]
         if self.ports:
             ports = set(self.ports)

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
+from podway.api.fields import is_number
 from podway.errors import InvalidInput
 from podway.probe.classic import (
     ADD_X,
@@ -249,7 +250,7 @@ class _Parser:
         return found
 
     def _number(self, text: str, most: int) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) > most:
+        if not is_number(text) or int(text) > most:
             raise self._wrong(f"{text!r} is no number from 0 to {most}")
         return int(text)
 
