@@ -1,6 +1,7 @@
 """Agents asked through a real API server, by commands with no way to any node: who may, and who may not."""
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import json
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -58,6 +60,9 @@ class Agent:
             "routes": Method(self._routes, remote=True),
             "heard": Method(self._fail, remote=True),
             "secret": Method(self._routes),
+            "capture.begin": Method(self._begin, remote=True, operators=True),
+            "capture.take": Method(self._take, remote=True, operators=True),
+            "capture.end": Method(self._end, remote=True, operators=True),
         }
         running = asyncio.create_task(channel.run(methods))
         await asyncio.to_thread(self._stop.wait)
@@ -68,6 +73,16 @@ class Agent:
 
     async def _routes(self) -> Any:
         return [{"network": "10.244.1.0/24", "protocol": "own", "in_kernel": True, "node": "n"}]
+
+    async def _begin(self, **_: Any) -> Any:
+        return {"node": "n", "links": {}}
+
+    async def _take(self, capture: str) -> Any:
+        data = base64.b64encode(bytes.fromhex("45000014") + bytes(16)).decode()
+        return {"frames": [["", "eth0", 65534, True, time.time_ns(), 20, data]], "lost": 0, "more": False}
+
+    async def _end(self, capture: str) -> None:
+        pass
 
     async def _fail(self) -> Any:
         raise AgentError("BIRD is silent", hint="look at its log")
@@ -87,7 +102,7 @@ class Setting:
         self.server, self.directory = server, directory
 
     def config(self, token: str) -> Path:
-        path = self.directory / f"{token}.config"
+        path = self.directory / f"{token[-40:]}.config"
         if not path.exists():
             path.write_text(yaml.safe_dump(self.server.kubeconfig(token=token)))
         return path
@@ -252,6 +267,33 @@ def test_a_viewer_is_told_what_the_agent_says_and_what_is_wrong_with_the_questio
         assert words in answer["error"]
     assert setting.ask(token, path="/other")[0] == 404
     assert setting.ask(token, length=2 << 20)[0] == 413
+
+
+def test_packets_are_asked_for_directly_by_who_may_read_the_keys(setting: Setting) -> None:
+    """And the controller relays none, whatever RBAC says of it."""
+    pod = {"metadata": {"name": "web"}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}}
+    setting.server.ask("POST", "/api/v1/namespaces/default/pods", pod)
+    ready = {"status": {"phase": "Running", "podIP": "10.244.1.5", "podIPs": [{"ip": "10.244.1.5"}]}}
+    content = "application/merge-patch+json"
+    setting.server.ask("PATCH", "/api/v1/namespaces/default/pods/web/status", ready, content=content)
+    path = setting.directory / "web.pcapng"
+    command = ("capture", "web", "--duration", "1", "-o", str(path))
+    done = setting.podway(ADMIN, *command)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
+    assert " 0 packets" not in done.stderr
+    log = (setting.directory / "controller.log").read_text()
+    assert '"method": "capture' not in log, "not through the controller"
+
+    done = setting.podway(setting.server.token("n"), *command)  # an agent may not read the keys
+    assert done.returncode == 1
+    assert "keys of the cluster's certificate authorities cannot be read" in done.stderr
+    assert "RBAC" not in done.stderr
+    token = setting.token("podway-viewer", "podway.io")
+    asked = {"node": "n", "method": "capture.begin", "params": {}, "timeout": 5}
+    _, answer = setting.ask(token, asked)
+    assert answer["error"] == "`capture.begin` is not asked through the API server"
+    assert "RBAC" not in answer["hint"]
 
 
 def test_two_controllers_may_relay_on_one_node(setting: Setting) -> None:

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from podway.agent.options import DEFAULT_RUN_DIR
-from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.cluster_authority import AUTHORITY, KEYS, KEYS_SPACE, ClusterAuthority
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
 from podway.channel.client import call, is_served, result_of
@@ -88,21 +88,24 @@ class RouteRow(msgspec.Struct, frozen=True):
     since: datetime | None = None
 
 
-def agents(options: GlobalOptions, names: Collection[str] = (), *, remote: bool = False) -> dict[str, Ask]:
+def agents(
+    options: GlobalOptions, names: Collection[str] = (), *, remote: bool = False, relayed: bool = True
+) -> dict[str, Ask]:
     """Return how to ask the agents of the nodes named (none: of all nodes), by node.
 
     Those of this machine are asked over their unix sockets, unless `remote` is true. Where a store was named,
-    the other nodes are asked over the channel: the store tells where they are, and lets us in.
+    the other nodes are asked over the channel: the store tells where they are, and lets us in. What the
+    controller does not relay (podway.store.kubernetes.relay) is asked with `relayed` false.
 
-    Raises NotFound for a name without node, AgentError or LabError if no agent is known at all; NeedsRoot,
-    StoreError.
+    Raises NotFound for a name without node, AgentError or LabError if no agent is known at all, AgentError if
+    none can be asked directly where that is needed; NeedsRoot, StoreError.
     """
     if remote:
-        found = _over_channel(options)
+        found = _over_channel(options, relayed=relayed)
     elif options.store is None:
         found = _over_sockets(options)
     else:
-        found = _of_cluster(options)
+        found = _of_cluster(options, relayed=relayed)
     if not found:
         raise _nobody(options)
     names = [name.removeprefix("node/") for name in names]
@@ -216,10 +219,16 @@ async def _with_keys(store: Store) -> tuple[Resource, ...]:
         return found  # what needs them says so
 
 
-def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
-    """Return the agents of all nodes in the store. Who stands on no node asks through the API server if he can."""
-    if options.store is not None and is_kubernetes(options.store) and not HOST_SOCKET.exists():
-        found = _relayed(options, options.store)
+def _over_channel(options: GlobalOptions, *, relayed: bool) -> dict[str, Ask]:
+    """Return the agents of all nodes in the store.
+
+    Who stands on no node asks through the API server if he can, and if this is `relayed`.
+    """
+    kubernetes = options.store is not None and is_kubernetes(options.store)
+    if kubernetes and not relayed:
+        options.run(_require_keys)
+    elif kubernetes and not HOST_SOCKET.exists():
+        found = _relayed(options, str(options.store))
         if found is not None:
             return found
     from podway.channel.remote import RemoteAgents, direct
@@ -229,6 +238,23 @@ def _over_channel(options: GlobalOptions) -> dict[str, Ask]:
     reach = direct if options.store is not None else from_a_node(options.lab)
     cluster = RemoteAgents(listing, reach=reach)
     return {node: partial(cluster.call, node, timeout=PATIENCE) for node in cluster.nodes}
+
+
+async def _require_keys(store: Store) -> None:
+    """Raise AgentError if whoever asks may not read the keys, before he hears of lesser rights that he lacks."""
+    from podway.identity.keeper import operators
+
+    try:
+        await operators(store, await store.get(ClusterAuthority, AUTHORITY))
+    except NotFound:
+        return  # there are none yet, which the agents' own error says
+    except StoreForbidden as error:
+        raise AgentError(
+            "agents are asked for this directly, not through the API server, and the keys of the cluster's "
+            f"certificate authorities cannot be read: {error.message}",
+            hint=f"use a kubeconfig with which `kubectl -n {KEYS_SPACE} get secret {KEYS}` succeeds, where the "
+            "nodes can be reached; or run the command on the pod's node, as root",
+        ) from error
 
 
 def _relayed(options: GlobalOptions, url: str) -> dict[str, Ask] | None:
@@ -272,13 +298,13 @@ def _relay(url: str, token: str, node: str, method: str, *, timeout: float = PAT
     return result_of(line, f"agent of {node}", method)
 
 
-def _of_cluster(options: GlobalOptions) -> dict[str, Ask]:
+def _of_cluster(options: GlobalOptions, *, relayed: bool) -> dict[str, Ask]:
     """Return the agents of all nodes in the store, this host's own over its socket."""
     if not HOST_SOCKET.exists():
-        return _over_channel(options)
+        return _over_channel(options, relayed=relayed)
     own = partial(call, HOST_SOCKET)
     try:
-        found = _over_channel(options)
+        found = _over_channel(options, relayed=relayed)
         name = own("status")["node"]
     except (StoreError, AgentError) as error:
         click.echo(f"podway: other nodes are left out: {error}", err=True)

@@ -96,13 +96,14 @@ def capture(
     from podway.cli.agents import agents
     from podway.probe.expression import Either, compiled, of_addresses, parse
 
+    known = agents(options, nodes, remote=remote, relayed=False)
     resources = options.run(read_all).items
     subject = _subject(pod, resources)
     wanted = of_addresses(subject.addresses)
     if expression is not None:
         wanted = Either(wanted, parse(expression, _resolver(resources)), both=True)
     compiled(wanted, snaplen)
-    asked = _crossed(agents(options, nodes, remote=remote), subject, wanted, resources, stated=bool(nodes))
+    asked = _crossed(known, subject, wanted, resources, stated=bool(nodes))
     path = output or f"podway-{subject.pod.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}.pcapng"
     collection = Collection(
         asked,

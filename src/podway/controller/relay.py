@@ -32,7 +32,7 @@ from podway.controller.following import Facts
 from podway.errors import AgentError, NotFound, PodwayError
 from podway.identity import certificates, keeper, tls
 from podway.identity.orders import AuthorityOrder
-from podway.store.kubernetes.relay import HEADER, Question, holder, may_ask
+from podway.store.kubernetes.relay import HEADER, NOT_RELAYED, Question, holder, may_ask
 from podway.store.kubernetes.store import KubernetesStore
 
 log = structlog.get_logger(__name__)
@@ -158,6 +158,11 @@ class Relay:
                 self._refusals.note(f"{peer} has no token for Podway that is good")
                 await asyncio.sleep(REFUSED)
                 return _refusal("nobody", question)
+            if question.subresource in NOT_RELAYED:
+                return _line(
+                    f"`{question.method}` is not asked through the API server",
+                    "agents are asked for it directly, by who may read the keys of the cluster's authorities",
+                )
             if not await may_ask(self._store, user, question):
                 who = user.get("username", "")
                 log.warning("a question is refused", user=who, node=question.node, method=question.method)

@@ -33,6 +33,10 @@ RESOURCE = "agents"
 """What a role allows to ask is called so: verb get, the group podway.io, the method as subresource."""
 
 
+NOT_RELAYED = ("capture",)
+"""What is never asked so: all whom a role allows to ask share one ServiceAccount, and packets are not for all."""
+
+
 class Question(msgspec.Struct, frozen=True):
     """What a node's agent is to be asked, and how long it may take, in seconds."""
 
