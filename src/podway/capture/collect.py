@@ -96,6 +96,8 @@ class Collection:
         self._begun: dict[str, _Begun] = {}
         self._interfaces: dict[tuple[str, str, str, int], int] = {}
         self._waiting: list[tuple[int, int, str, _Frame]] = []
+        """Packets by when they were seen, but of a node whose clock is ahead by when they came here."""
+        self._start = time.time_ns() - time.monotonic_ns()
         self._unsaid: dict[str, int] = {}
         self._number = 0
         self._stopped = threading.Event()
@@ -161,9 +163,10 @@ class Collection:
         while True:
             more = self._take()
             self._decisions()
-            horizon = time.time_ns() - int(HELD * 1e9)
+            horizon = self._now() - int(HELD * 1e9)
             while self._waiting and (over or self._waiting[0][0] <= horizon):
-                piece = self._written(*heapq.heappop(self._waiting))
+                _, _, node, frame = heapq.heappop(self._waiting)
+                piece = self._written(node, frame)
                 size += len(piece)
                 yield piece
                 if (limits.packets and self.packets >= limits.packets) or (limits.size and size >= limits.size):
@@ -190,9 +193,10 @@ class Collection:
             if taken.lost:
                 self.lost[node] = self.lost.get(node, 0) + taken.lost
                 self._unsaid[node] = self._unsaid.get(node, 0) + taken.lost
+            came = self._now()
             for frame in taken.frames:
                 self._number += 1
-                heapq.heappush(self._waiting, (frame.time, self._number, node, frame))
+                heapq.heappush(self._waiting, (min(frame.time, came), self._number, node, frame))
         return more
 
     def _decisions(self) -> None:
@@ -210,7 +214,11 @@ class Collection:
                     self._verdicts.learn(found.records)
                     self._following[node] = found.next
 
-    def _written(self, moment: int, _number: int, node: str, frame: _Frame) -> bytes:
+    def _now(self) -> int:
+        """Return the time, in nanoseconds since 1970, by a clock that nobody sets while this captures."""
+        return self._start + time.monotonic_ns()
+
+    def _written(self, node: str, frame: _Frame) -> bytes:
         ethernet = frame.hardware in ETHERNET_KINDS
         key, block = (node, frame.link, frame.device, frame.hardware), b""
         if key not in self._interfaces:
@@ -223,7 +231,7 @@ class Collection:
             comments.append(f"{name} lost {lost} packets about here: more came than its buffer holds")
         self.packets += 1
         return block + pcapng.packet(
-            number, moment, frame.data, frame.length, outgoing=frame.outgoing, comments=comments
+            number, frame.time, frame.data, frame.length, outgoing=frame.outgoing, comments=comments
         )
 
     def _interface(self, node: str, frame: _Frame) -> tuple[str, str]:
