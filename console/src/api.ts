@@ -323,7 +323,8 @@ export class Refused extends Error {
 export async function ask<T>(path: string, signal?: AbortSignal): Promise<T> {
   let response: Response;
   try {
-    response = await fetch(`/api/v1/${path}`, signal ? { signal } : {});
+    // The header is one that no other site can send: what sends probes needs it.
+    response = await fetch(`/api/v1/${path}`, { headers: { "Podway-Console": "1" }, ...(signal ? { signal } : {}) });
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Refused("the console does not answer", "is `podway console` still running?");

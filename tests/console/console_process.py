@@ -28,7 +28,7 @@ class ConsoleProcess:
     def ask(self, path: str) -> Any:
         """The JSON of an answer, also of one that refuses."""
         try:
-            with self.open(f"api/v1/{path}") as answer:
+            with self.open(f"api/v1/{path}", Podway_Console="1") as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             return json.load(error)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
+from yarl import URL
 
 from podway.console.guard import is_own
 from podway.console.server import Console
@@ -130,12 +131,40 @@ def test_a_file_that_the_browser_has_is_not_sent_again() -> None:
 )
 def test_what_cannot_be_asked_is_said_with_what_to_do(path: str, status: int, words: str) -> None:
     async def check(client: Client) -> None:
-        async with client.get(f"/api/v1/{path}") as answer:
+        async with client.get(f"/api/v1/{path}", headers={"Podway-Console": "1"}) as answer:
             assert answer.status == status
             assert answer.content_type == "application/json"
             assert words in (await answer.json())["error"]
 
     asked(check)
+
+
+@pytest.mark.parametrize("path", ["trace?from=a&to=b", "%74race?from=a&to=b", "trace?from=a&to=b&send=0&send=1"])
+def test_no_image_of_another_site_sends_probes(path: str) -> None:
+    """As a browser asks for it that says nothing of the site, which it does not to an address by http."""
+
+    class Traced(Synthetic):
+        sent = 0
+
+        def trace(self, *_: Any, **__: Any) -> bytes:
+            self.sent += 1
+            return b"{}"
+
+    sources = Traced(5, 4, 6)
+
+    async def check(client: Client) -> None:
+        headers = {"Host": "192.0.2.7:8470", "Accept": "image/*"}
+        async with client.get(URL(f"/api/v1/{path}", encoded=True), headers=headers) as answer:
+            assert answer.status == 403
+            assert "Podway-Console" in (await answer.json())["hint"]
+        assert sources.sent == 0
+        headers = {"Origin": "http://evil.example", "Access-Control-Request-Headers": "podway-console"}
+        async with client.options(f"/api/v1/{path}", headers=headers) as answer:
+            assert answer.status == 405
+        async with client.get(f"/api/v1/{path}", headers={"Podway-Console": "1"}) as answer:
+            assert (answer.status, sources.sent) == (200, 1)
+
+    asked(check, sources)
 
 
 class Away(Synthetic):

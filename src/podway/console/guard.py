@@ -3,7 +3,9 @@
 The console has no password: whoever reaches its port sees what it shows. So it listens on this machine alone,
 if not told otherwise. Pages of others, which a browser here may have open, must not reach it: neither under a
 name that they make point here (DNS rebinding; the Host header tells), nor by requests across sites (Fetch
-Metadata, W3C, tell).
+Metadata, W3C, tell, where the console is asked on this machine or by https: a browser tells nobody else). What
+does more than look therefore needs a header, which no page can send across sites that was not allowed to (CORS,
+Fetch standard: a preflight asks with OPTIONS, which is refused here).
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -19,6 +21,9 @@ from podway.errors import explain
 log = structlog.get_logger(__name__)
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+HEADER = "Podway-Console"
+"""What a request that does more than look must bear, with whatever value."""
 
 HEADERS = {
     "Content-Security-Policy": "; ".join(
@@ -64,6 +69,11 @@ def is_own(host: str, names: Collection[str]) -> bool:
         return bool(ip_address(name))
     except ValueError:
         return False
+
+
+def is_meant(request: web.Request) -> bool:
+    """Tell whether a request was made by our own pages, or by hand: no link and no image sends this header."""
+    return HEADER in request.headers
 
 
 def problem(status: int, message: str, hint: str = "") -> web.Response:

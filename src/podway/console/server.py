@@ -18,7 +18,7 @@ from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource, of_kind, subject
 from podway.console.feed import Feeds
-from podway.console.guard import HEADERS, Handler, guarding, problem
+from podway.console.guard import HEADER, HEADERS, Handler, guarding, is_meant, problem
 from podway.console.network import SMALL, History, Network, ShownNode, network, sessions
 from podway.console.policies import policies
 from podway.console.services import services
@@ -57,6 +57,9 @@ NAMED = 20
 """Names in one answer to what somebody begins to type."""
 WRITE = 30.0
 """Seconds that a browser may take nothing of what it follows."""
+
+PROBES = ("trace",)
+"""Methods that send packets."""
 
 _BUSY = "the console is busy with other requests", "try again in a moment"
 
@@ -107,7 +110,7 @@ class Console:
         for path in self._assets:
             app.router.add_get(path, self._asset)
         for path, handler in self._methods.items():
-            app.router.add_get(f"/api/v1/{path}", self._api(handler))
+            app.router.add_get(f"/api/v1/{path}", self._api(handler, probes=path in PROBES))
         app.router.add_get("/api/v1/flows/live", self._live)
         app.on_cleanup.append(self._close)
         return app
@@ -150,8 +153,10 @@ class Console:
 
     # The API.
 
-    def _api(self, method: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+    def _api(self, method: Callable[[web.Request], Awaitable[Any]], *, probes: bool = False) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
+            if probes and not is_meant(request):
+                return problem(403, "another site may not send probes", f"send a header with it: {HEADER}: 1")
             if self._working >= AT_ONCE:
                 return problem(503, *_BUSY)
             self._working += 1
