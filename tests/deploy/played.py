@@ -6,6 +6,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,11 @@ class Played:
         self.broken: set[tuple[str, str, str]] = set()
         self.most_unready = 0
         """How many nodes at most had no ready agent at one moment while a template was replaced."""
+        self.ending = 0.0
+        """Seconds that pods take to end once their DaemonSet is gone."""
+        self.cleaned_beside_agents = 0
+        """How often pods of the cleaner were there while there was a DaemonSet of agents."""
+        self._orphans: dict[str, float] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.failure: BaseException | None = None
@@ -57,9 +63,15 @@ class Played:
     def _sets(self) -> None:
         sets = self._items(SETS)
         uids = {one["metadata"]["uid"] for one in sets}
+        names = {one["metadata"]["name"] for one in sets}
+        cleaners = [pod for pod in self._items(PODS) if pod["metadata"]["name"].startswith("podway-cleaner-")]
+        self.cleaned_beside_agents += bool(cleaners and "podway-agent" in names)
         for path in (PODS, REVISIONS):
             for one in self._items(path):
                 if not any(owner["uid"] in uids for owner in one["metadata"].get("ownerReferences", ())):
+                    since = self._orphans.setdefault(one["metadata"]["uid"], time.monotonic())
+                    if path == PODS and time.monotonic() - since < self.ending:
+                        continue
                     self._delete(f"{path}/{one['metadata']['name']}?gracePeriodSeconds=0")
         for one in sets:
             self._set(one)
@@ -71,7 +83,11 @@ class Played:
         self._revise(daemonset, mark, owner)
         own = [pod for pod in self._items(PODS) if pod["metadata"]["name"].startswith(f"{name}-")]
         by_node = {pod["spec"]["nodeName"]: pod for pod in own}
-        nodes = [node["metadata"]["name"] for node in self._items("/api/v1/nodes")]
+        wanted = template["spec"].get("nodeSelector", {}).items()
+        found = self._items("/api/v1/nodes")
+        nodes = [one["metadata"]["name"] for one in found if wanted <= one["metadata"]["labels"].items()]
+        for node in by_node.keys() - set(nodes):
+            self._delete(f"{PODS}/{by_node[node]['metadata']['name']}?gracePeriodSeconds=0")
         unready = [node for node in nodes if node not in by_node or not self._is_ready(by_node[node])]
         fresh = bool(by_node)
         for node in nodes:

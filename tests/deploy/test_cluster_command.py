@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from podway.deploy.objects import IMAGE
 from podway.kernel import netns
 from tests.deploy.played import PODS, SETS, Played, resources
 from tests.kubernetes import NOBODY, Answer, ApiServer
+from tests.patience import PATIENCE, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
@@ -36,14 +39,26 @@ class Cluster:
         if token:
             config = config.with_name("other")
             config.write_text(yaml.safe_dump(self.server.kubeconfig(token=token)))
-        command = [sys.executable, "-m", "podway", "cluster", *arguments]
-        environment = {**os.environ, "KUBECONFIG": str(config), "PODWAY_LAB": "nosuchlab"}
-        done = netns.run(
+        with self.begun(*arguments, config=config) as process:
+            out, err = process.communicate(timeout=80)
+        assert process.returncode == status, out + err
+        return out + err
+
+    def begun(self, *arguments: str, config: Path | None = None) -> subprocess.Popen[str]:
+        """Return the command as it runs."""
+        command = [sys.executable, "-u", "-m", "podway", "cluster", *arguments]
+        environment = {**os.environ, "KUBECONFIG": str(config or self._config), "PODWAY_LAB": "nosuchlab"}
+        return netns.run(
             self.server.fd,
-            lambda: subprocess.run(command, capture_output=True, text=True, timeout=80, env=environment),
+            lambda: subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            ),
         )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
 
     def patch(self, path: str, body: Any) -> None:
         self.server.ask("PATCH", path, body, content=MERGE)
@@ -53,14 +68,38 @@ class Cluster:
         pods = self.server.ask("GET", f"{PODS}?labelSelector=app.kubernetes.io/component=agent")["items"]
         return {pod["spec"]["nodeName"]: pod["spec"]["containers"][0]["image"] for pod in pods}
 
+    def running(self, component: str) -> int:
+        """Return how many pods there are of a part of Podway."""
+        found = self.server.ask("GET", f"{PODS}?labelSelector=app.kubernetes.io/component={component}")
+        return len(found["items"])
+
+    def cleans(self) -> dict[str, str]:
+        """Return by which image nodes are cleaned, in which of their directories, and on which nodes."""
+        spec = self.server.ask("GET", f"{SETS}/podway-cleaner")["spec"]["template"]["spec"]
+        paths = {one["name"]: one["hostPath"]["path"] for one in spec["volumes"]}
+        return {"image": spec["initContainers"][0]["image"], **paths, **spec["nodeSelector"]}
+
     def named(self) -> set[str]:
         """Return the path of every object that has something of Podway's in its name."""
         found = set()
         for path, resource in resources(self.server):
-            for one in self.server.ask("GET", f"{path}/{resource['name']}")["items"]:
+            for one in self._listed(f"{path}/{resource['name']}"):
                 whole = f"{path}/{resource['name']}/{one['metadata']['name']}"
                 found |= {whole} if "podway" in whole else set()
         return found
+
+    def _listed(self, path: str) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                items: list[dict[str, Any]] = self.server.ask("GET", path)["items"]
+            except Answer as answer:
+                # A resource that has just been defined is not read from its store yet: one is to ask again.
+                if answer.status != 429 or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+            else:
+                return items
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +109,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         server.start()
         for number, name in enumerate(NODES, 1):
-            server.ask("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+            labels = {"kubernetes.io/os": "linux"}
+            server.ask("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": labels}})
             status = {
                 "addresses": [{"type": "InternalIP", "address": f"172.30.0.{number}"}],
                 "nodeInfo": {"kernelVersion": "6.12.1", "operatingSystem": "linux", "architecture": "amd64"},
@@ -252,6 +292,50 @@ def test_a_node_that_cannot_be_cleaned_keeps_the_objects(cluster: Cluster, playe
     assert "n3: container done waits: ImagePullBackOff" in told
     assert "--without-node NAME" in told
     assert cluster.server.ask("GET", "/apis/podway.io/v1/ippools")["items"]
+    eventually(lambda: cluster.running("cleaner") == 0)
+    told = cluster.podway("status", status=1)
+    assert "DaemonSet podway-cleaner stands, of an uninstall that did not end: it is parked" in told
+    assert "podway cluster uninstall, which ends what it began" in told
+
+
+def test_an_uninstall_that_is_interrupted_cleans_no_node_any_more(cluster: Cluster, played: Played) -> None:
+    played.broken = {("podway-cleaner", "n3", IMAGE)}
+    with cluster.begun("uninstall", "--yes", "--with-pods") as process:
+        assert process.stdout is not None
+        assert any("n2: the node is clean" in line for line in process.stdout), "it had begun on nodes"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert cluster.cleans()["podway.io/parked"] == "true"
+    eventually(lambda: cluster.running("cleaner") == 0)
+
+
+def test_installing_again_removes_the_cleaner_before_any_agent_comes(cluster: Cluster, played: Played) -> None:
+    """As one stands that was killed: with pods, which would clean what is installed."""
+    template = {"spec": {"nodeSelector": {"podway.io/parked": None}}}
+    cluster.patch(f"{SETS}/podway-cleaner", {"spec": {"template": template}})
+    eventually(lambda: cluster.running("cleaner") == len(NODES))
+    played.ending = 2.0
+    told = cluster.podway("install")
+    played.ending = 0.0
+    assert "DaemonSet podway-cleaner is removed" in told
+    assert played.cleaned_beside_agents == 0
+    assert cluster.running("cleaner") == 0
+    assert not [one for one in cluster.named() if "cleaner" in one and "daemonsets" in one]
+    assert len(cluster.images()) == len(NODES)
+
+
+def test_an_upgrade_removes_the_cleaner_too(cluster: Cluster, played: Played) -> None:
+    labels = {"app.kubernetes.io/name": "podway", "app.kubernetes.io/component": "cleaner"}
+    pod = {"containers": [{"name": "done", "image": IMAGE}]}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    cluster.server.ask("POST", SETS, {"metadata": {"name": "podway-cleaner", "labels": labels}, "spec": spec})
+    eventually(lambda: cluster.running("cleaner") == len(NODES))
+    told = cluster.podway("status", status=1)
+    assert "podway-cleaner stands, of an uninstall that did not end: it takes Podway out of every node" in told
+    assert "DaemonSet podway-cleaner is removed" in cluster.podway("upgrade")
+    assert cluster.running("cleaner") == 0
+    assert "cleaner" not in cluster.podway("status")
 
 
 def test_uninstalling_leaves_nothing(cluster: Cluster, played: Played) -> None:

@@ -1,7 +1,7 @@
 """Errands: short-lived DaemonSets by which something is done once on every node, without anybody entering it.
 
 Its work is an init container's, so a pod of it is ready when its node's work is done; a DaemonSet's pods never end
-by themselves.
+by themselves. One that is not wanted now is parked: it stays, and has no pods, since no node fulfils its selector.
 """
 
 import asyncio
@@ -9,12 +9,17 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from podway.deploy.api import Api, place
+from podway.api.resource import GROUP
+from podway.deploy.api import Api, Right, place
 from podway.deploy.objects import AGENT, NAMESPACE, Object, image_of
 from podway.deploy.rollout import COMPONENT, LOOK, Progress, Report, agents_on, is_heard
 from podway.errors import ClusterError
 
 CLEANER, FETCHER = "podway-cleaner", "podway-fetcher"
+PARKED = f"{GROUP}/parked"
+"""A label that no node has: an errand whose pods need it has none."""
+FORGET_RIGHTS = (Right("delete", "apps", "daemonsets", NAMESPACE),)
+"""What somebody must be allowed who removes errands."""
 SILENT_LOOKS = 5
 """How often one looks again at nodes of which no kubelet is heard."""
 
@@ -130,9 +135,69 @@ async def run_errand(
     await forget_errand(api, name)
 
 
-async def forget_errand(api: Api, name: str) -> None:
-    """Remove an errand, whether it is done or not."""
-    await api.delete(place("apps/v1", "daemonsets", NAMESPACE, name))
+async def forget_errand(api: Api, name: str) -> bool:
+    """Remove an errand, whether it is done or not; tell whether it was there."""
+    return await api.delete(place("apps/v1", "daemonsets", NAMESPACE, name))
+
+
+async def forget_errands(api: Api, report: Report, patience: float) -> None:
+    """Remove what errands others have left, and wait until their pods have ended.
+
+    A cleaner that stays would take Podway out of every node that comes or is started anew. Raises ClusterError
+    that names the nodes where a pod does not end.
+    """
+    for name in (CLEANER, FETCHER):
+        if await forget_errand(api, name):
+            report(f"DaemonSet {name} is removed, which a command that did not end well had left")
+    deadline = time.monotonic() + patience
+    components = ",".join(name.removeprefix("podway-") for name in (CLEANER, FETCHER))
+    selector = f"app.kubernetes.io/name=podway,app.kubernetes.io/component in ({components})"
+    while True:
+        pods, nodes = await asyncio.gather(
+            api.list(place("v1", "pods", NAMESPACE), labelSelector=selector), api.list(place("v1", "nodes"))
+        )
+        heard = {one["metadata"]["name"] for one in nodes if is_heard(one)}
+        # A kubelet that comes back does not start what is being deleted: that one is not waited for.
+        left = [
+            pod
+            for pod in pods
+            if pod["spec"].get("nodeName") in heard or "deletionTimestamp" not in pod["metadata"]
+        ]
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            named = ((pod["metadata"]["name"], pod["spec"].get("nodeName", "?")) for pod in left[:5])
+            told = "".join(f"\n  {pod} on {node}" for pod, node in named)
+            raise ClusterError(
+                f"{len(left)} pods of {CLEANER} or {FETCHER} do not end:{told}",
+                hint=f"kubectl -n {NAMESPACE} get pods; then do it again",
+            )
+        await asyncio.sleep(LOOK / 2)
+
+
+def parked(made: Object) -> dict[str, Any]:
+    """Return an errand that stays as it is known, and that no node fulfils: it has no pods."""
+    return _with_selector(made, {**_selector(made), PARKED: "true"})
+
+
+def resumed(made: Object) -> dict[str, Any]:
+    """Return an errand that has its nodes again, whether it was parked or not."""
+    return _with_selector(made, {name: value for name, value in _selector(made).items() if name != PARKED})
+
+
+def is_parked(made: Object) -> bool:
+    """Tell whether an errand is kept without pods."""
+    return PARKED in _selector(made)
+
+
+def _selector(made: Object) -> dict[str, str]:
+    return dict(made["spec"]["template"]["spec"].get("nodeSelector", {}))
+
+
+def _with_selector(made: Object, selector: dict[str, str]) -> dict[str, Any]:
+    template = made["spec"]["template"]
+    pod = {**template["spec"], "nodeSelector": selector}
+    return {**made, "spec": {**made["spec"], "template": {**template, "spec": pod}}}
 
 
 async def until_no_agents(api: Api, without: Collection[str], patience: float) -> None:

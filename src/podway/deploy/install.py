@@ -13,7 +13,7 @@ from podway.api.kinds.ip_pool import Encapsulation, IPPool, When
 from podway.api.validate import validate
 from podway.deploy import rollout
 from podway.deploy.api import Api, place
-from podway.deploy.errands import FETCHER, fetcher, forget_errand, run_errand
+from podway.deploy.errands import FETCHER, FORGET_RIGHTS, fetcher, forget_errand, forget_errands, run_errand
 from podway.deploy.objects import (
     AGENT,
     CONTROLLER,
@@ -99,7 +99,7 @@ async def install(api: Api, settings: Settings, report: Report, show: Look) -> N
     Raises ClusterError if something forbids it (nothing is changed then), or if an agent does not come up.
     """
     made = planned(settings)
-    facts = await gather(api, rights(made, VERBS))
+    facts = await gather(api, (*rights(made, VERBS), *FORGET_RIGHTS))
     if not settings.pools and facts.configured:
         settings = msgspec.structs.replace(settings, pools=facts.configured)
         made = planned(settings)
@@ -108,6 +108,7 @@ async def install(api: Api, settings: Settings, report: Report, show: Look) -> N
     if there and there != wanted:
         raise ClusterError(f"{there} is installed, and not {wanted}", hint="podway cluster upgrade")
     _require_free(facts, made, settings)
+    await forget_errands(api, report, settings.patience)
     await _apply(api, [one for one in made if one["kind"] != "IPPool"], report)
     if pools := [one for one in made if one["kind"] == "IPPool"]:
         await _apply(api, pools, report)
@@ -183,7 +184,7 @@ async def upgrade(api: Api, settings: Settings, report: Report, show: Look) -> N
     something forbids it (nothing is changed then), or that names the node at which it stopped.
     """
     made = objects(Choices(image=settings.image))
-    facts = await gather(api, rights(made, VERBS))
+    facts = await gather(api, (*rights(made, VERBS), *FORGET_RIGHTS))
     if facts.agent is None:
         raise ClusterError("Podway is not installed here", hint="podway cluster install")
     made = objects(Choices(image=settings.image, pools=facts.configured))
@@ -192,6 +193,7 @@ async def upgrade(api: Api, settings: Settings, report: Report, show: Look) -> N
     _require(judge(about, ()), show)
     before, after = installed_image(facts.agent), image_of(workload(made, AGENT))
     report(f"from {before} to {after}" if before != after else f"{after} stays; its objects are applied anew")
+    await forget_errands(api, report, settings.patience)
     for one in (await rollout.look(api)).agents:
         if not one.ready:
             report(f"{one.node}: the agent is not ready before the upgrade: {one.why}")
@@ -209,11 +211,12 @@ async def _fetch(api: Api, agent: Object, image: str, report: Report, patience: 
     try:
         await run_errand(api, fetcher(agent, image), report, "the image is there", patience=patience)
     except ClusterError as error:
-        await forget_errand(api, FETCHER)
         raise ClusterError(
             f"nothing was changed, {image} cannot be run everywhere: {error.message}",
             hint="import it there (ctr --namespace k8s.io images import), or name another: --image",
         ) from error
+    finally:
+        await forget_errand(api, FETCHER)
 
 
 async def _change(api: Api, made: Sequence[Object], report: Report, patience: float) -> None:
@@ -246,6 +249,7 @@ async def roll_back(api: Api, settings: Settings, report: Report) -> None:
         )
     former = _with_template(daemonset, template)
     report(f"back from {image_of(daemonset)} to {image_of(former)}")
+    await forget_errands(api, report, settings.patience)
     await _change(api, [former], report, settings.patience)
     if deployment is not None:
         replicas = await api.list(place("apps/v1", "replicasets", NAMESPACE))

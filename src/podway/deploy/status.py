@@ -10,6 +10,7 @@ from podway import __version__
 from podway.api.resource import GROUP
 from podway.deploy import rollout
 from podway.deploy.api import Api, place
+from podway.deploy.errands import CLEANER, is_parked
 from podway.deploy.objects import AGENT, CONTROLLER, NAMESPACE, Object, image_of, version_of
 from podway.deploy.preflight import definition_states
 from podway.errors import ClusterError
@@ -46,6 +47,8 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     """By name: current, older, newer, changed, missing, unknown."""
     pools: Mapping[str, str]
     """By name, whether each holds, in words."""
+    cleaner: str = ""
+    """What is to be said of the DaemonSet that an unfinished `uninstall` left; empty if there is none."""
 
     def problems(self) -> Iterator[str]:
         """Yield what is not as it ought to be."""
@@ -54,6 +57,8 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
                 yield f"{one.node}: {one.why}"
         if versions := {one.version for one in self.nodes if one.version} - {version_of(self.image)}:
             yield f"agents of other versions run: {', '.join(sorted(versions))}"
+        if self.cleaner:
+            yield f"{self.cleaner}; podway cluster upgrade removes it, podway cluster uninstall ends what it began"
         if not self.controllers_ready:
             yield "no controller is ready"
         for name, state in sorted(self.definitions.items()):
@@ -66,10 +71,11 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
 
 async def ask(api: Api) -> Status:
     """Ask an API server. Raises ClusterError if Podway is not installed, StoreUnavailable and StoreForbidden."""
-    version, daemonset, lease = await asyncio.gather(
+    version, daemonset, lease, cleaner = await asyncio.gather(
         api.find("/version"),
         api.find(place("apps/v1", "daemonsets", NAMESPACE, AGENT)),
         api.find(place("coordination.k8s.io/v1", "leases", NAMESPACE, CONTROLLER)),
+        api.find(place("apps/v1", "daemonsets", NAMESPACE, CLEANER)),
     )
     definitions, pools, nodes = await asyncio.gather(
         api.list(place("apiextensions.k8s.io/v1", "customresourcedefinitions")),
@@ -78,7 +84,12 @@ async def ask(api: Api) -> Status:
     )
     looked = await rollout.look(api)
     if daemonset is None:
-        raise ClusterError(f"Podway is not installed at {api.server}", hint="podway cluster install")
+        left = left_behind(cleaner)
+        ends = "; or podway cluster uninstall, which ends what it began" if left else ""
+        raise ClusterError(
+            f"Podway is not installed at {api.server}{f': {left}' if left else ''}",
+            hint=f"podway cluster install{ends}",
+        )
     by_name = {one["metadata"]["name"]: one for one in nodes}
     ready, wanted = looked.controllers
     return Status(
@@ -92,7 +103,18 @@ async def ask(api: Api) -> Status:
         controller=(lease or {}).get("spec", {}).get("holderIdentity", "") if ready else "",
         definitions=definition_states(definitions),
         pools={one["metadata"]["name"]: accepted(one) for one in pools},
+        cleaner=left_behind(cleaner),
     )
+
+
+def left_behind(cleaner: Object | None) -> str:
+    """Return in words what an `uninstall` that did not end well left, empty if none did."""
+    if cleaner is None:
+        return ""
+    cleans = (
+        "is parked, and cleans no node" if is_parked(cleaner) else "takes Podway out of every node it comes to"
+    )
+    return f"DaemonSet {CLEANER} stands, of an uninstall that did not end: it {cleans}"
 
 
 def _node(node: Object, agent: rollout.AgentOn) -> NodeStatus:

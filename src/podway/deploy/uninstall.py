@@ -14,7 +14,7 @@ import msgspec
 from podway.agent.opening import CONDITION, TAINT
 from podway.api.resource import GROUP
 from podway.deploy.api import JSON_PATCH, STRATEGIC, Api, Right, place, place_of
-from podway.deploy.errands import CLEANER, cleaner, run_errand, until_no_agents
+from podway.deploy.errands import CLEANER, cleaner, parked, resumed, run_errand, until_no_agents
 from podway.deploy.objects import AGENT, CONTROLLER, NAMESPACE, Object, objects, subject, workload
 from podway.deploy.preflight import gather, is_helms, rights
 from podway.deploy.rollout import LOOK, Report
@@ -93,6 +93,7 @@ async def uninstall(
     """Take Podway out of a cluster, `without` the nodes of these names, which stay as they are.
 
     Raises ClusterError if a node cannot be cleaned; then the objects are still there, and it can be done again.
+    The cleaner is parked then, so that no node is cleaned behind the back of a Podway that is installed later.
     """
     # First the controller: it would write statuses, and one that signs nothing is missed by nobody now.
     await api.delete(place("apps/v1", "deployments", NAMESPACE, CONTROLLER))
@@ -102,15 +103,21 @@ async def uninstall(
     namespaces = [one for one in made if one["kind"] == "Namespace"]
     # What was removed by hand, or by Helm, may have left nodes as they were.
     await api.apply(namespaces[0])
+    work = cleaner(present.agent) if present.agent else await _begun(api) or cleaner(workload(made, AGENT))
+    clean = False
     try:
         await until_no_agents(api, without, patience)
-        work = cleaner(present.agent) if present.agent else await _begun(api) or cleaner(workload(made, AGENT))
         await run_errand(api, work, report, "the node is clean", patience=patience, without=without)
+        clean = True
     except ClusterError as error:
         raise ClusterError(
             f"the objects stay: {error.message}",
             hint="do it again when it can be: podway cluster uninstall; or without a node: --without-node NAME",
         ) from error
+    finally:
+        # Also when it is interrupted: nothing may clean nodes when nobody waits for it any more.
+        if not clean:
+            await api.apply(parked(work))
     for node in await api.list(place("v1", "nodes")):
         await forget(api, node)
     report(f"{len(present.nodes)} Node objects have nothing of Podway any more")
@@ -129,7 +136,7 @@ async def _begun(api: Api) -> dict[str, Any] | None:
     if found is None:
         return None
     metadata = {name: found["metadata"][name] for name in ("name", "namespace", "labels")}
-    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": found["spec"]}
+    return resumed({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": found["spec"]})
 
 
 async def forget(api: Api, node: Object) -> None:
