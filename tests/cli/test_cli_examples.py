@@ -80,6 +80,7 @@ NOT_RUN = {
     "podway cluster install --pool 10.128.0.0/14 --pool fd00:10:128::/48 --encapsulation vxlan": CLUSTER,
     "podway cluster install --image registry.example.com/podway:0.1.0": CLUSTER,
     "podway cluster install --dry-run > podway.yaml": CLUSTER,
+    "podway cluster uninstall --image registry.example.com/podway:0.1.0": CLUSTER,
     "podway cluster upgrade": CLUSTER,
     "podway cluster upgrade --image registry.example.com/podway:0.1.0": CLUSTER,
     "podway cluster upgrade --rollback": CLUSTER,

@@ -285,7 +285,36 @@ def test_uninstalling_says_what_still_uses_it_and_asks(cluster: Cluster, played:
     assert len(cluster.images()) == 3, "nothing was changed"
 
 
+def test_another_attempt_cleans_by_the_same_image_in_the_same_directories(
+    cluster: Cluster, played: Played
+) -> None:
+    """Also when the agents' DaemonSet, which told them, is gone; options say others."""
+    other = "/var/lib/other/cni/net.d"
+    template = cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["template"]
+    for container in (*template["spec"]["initContainers"], *template["spec"]["containers"]):
+        container["image"] = NEXT
+    volume = next(one for one in template["spec"]["volumes"] if one["name"] == "configuration")
+    volume["hostPath"]["path"] = other
+    cluster.patch(f"{SETS}/podway-agent", {"spec": {"template": template}})
+    played.broken = {("podway-cleaner", node, image) for node in NODES for image in (NEXT, IMAGE)}
+    parked = {"kubernetes.io/os": "linux", "podway.io/parked": "true"}
+    for _ in range(2):
+        told = cluster.podway("uninstall", "--yes", "--with-pods", "--timeout", "2", status=1)
+        assert f"nodes are cleaned by {NEXT}, in /opt/cni/bin and {other}" in told
+        assert cluster.cleans()["configuration"] == other
+        assert cluster.cleans().items() >= {"image": NEXT, "plugins": "/opt/cni/bin", **parked}.items()
+        assert not cluster.images()
+    options = ("--image", IMAGE, "--conf-dir", "/etc/cni/net.d", "--plugin-dir", "/usr/lib/cni")
+    cluster.podway("uninstall", "--yes", "--with-pods", "--timeout", "2", *options, status=1)
+    assert cluster.cleans().items() >= {"image": IMAGE, "plugins": "/usr/lib/cni"}.items()
+    assert cluster.cleans()["configuration"] == "/etc/cni/net.d"
+    told = cluster.podway("uninstall", "--conf-dir", "etc/cni", status=2)
+    assert "--conf-dir etc/cni: it is a directory of every node" in told
+
+
 def test_a_node_that_cannot_be_cleaned_keeps_the_objects(cluster: Cluster, played: Played) -> None:
+    played.broken = set()
+    cluster.podway("install")
     played.broken = {("podway-cleaner", "n3", IMAGE)}
     told = cluster.podway("uninstall", "--yes", "--with-pods", "--timeout", "3", status=1)
     assert "the objects stay: on 1 of 3 nodes it could not be done" in told

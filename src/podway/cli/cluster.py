@@ -49,6 +49,17 @@ def _image(text: str) -> Callable[[F], F]:
     return click.option("--image", metavar="IMAGE", default="", help=text)
 
 
+def _directory(name: str, text: str) -> Callable[[F], F]:
+    def absolute(_context: click.Context, _parameter: click.Parameter, path: str) -> str:
+        if path and not path.startswith("/"):
+            raise Mistake(
+                f"{name} {path}: it is a directory of every node", hint="say it from the root: /opt/cni/bin"
+            )
+        return path
+
+    return click.option(name, metavar="DIR", default="", callback=absolute, help=text)
+
+
 _timeout = click.option(
     "--timeout",
     "patience",
@@ -194,6 +205,7 @@ def status(options: GlobalOptions, *, output: str | None) -> None:
         "podway cluster uninstall                       # asks before",
         "podway cluster uninstall --yes --with-pods",
         "podway cluster uninstall --without-node node7  # that is not coming back",
+        "podway cluster uninstall --image registry.example.com/podway:0.1.0",
     ),
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -205,11 +217,22 @@ def status(options: GlobalOptions, *, output: str | None) -> None:
     metavar="NODE",
     help="Leave this node as it is, since it cannot be reached; may be repeated.",
 )
+@_image("What cleans the nodes.  [default: the agents' image]")
+@_directory("--plugin-dir", "The nodes' directory of CNI plugins.  [default: the agents']")
+@_directory("--conf-dir", "The nodes' directory of CNI configurations.  [default: the agents']")
 @_timeout
 @cluster_options
 @click.pass_obj
 def uninstall(
-    options: GlobalOptions, *, yes: bool, with_pods: bool, without: tuple[str, ...], patience: float
+    options: GlobalOptions,
+    *,
+    yes: bool,
+    with_pods: bool,
+    without: tuple[str, ...],
+    image: str,
+    plugin_dir: str,
+    conf_dir: str,
+    patience: float,
 ) -> None:
     """Take Podway out of a cluster: off every node, and all its objects, with the definitions and what is of them.
 
@@ -217,6 +240,9 @@ def uninstall(
     said first, and nothing is done without --with-pods then.
     """
     from podway.deploy import uninstall as deploy
+    from podway.deploy.errands import Cleaning
+
+    chosen = Cleaning(image=image, plugins=plugin_dir, configuration=conf_dir)
 
     async def work(api: Api) -> None:
         present = await deploy.find(api)
@@ -241,7 +267,7 @@ def uninstall(
             )
         if not yes and not click.confirm("Remove all of it?"):
             raise ClusterError("nothing was changed", hint="--yes removes without asking")
-        await deploy.uninstall(api, present, click.echo, without=without, patience=patience)
+        await deploy.uninstall(api, present, click.echo, without=without, chosen=chosen, patience=patience)
 
     _run(options, work)
 

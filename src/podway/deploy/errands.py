@@ -7,11 +7,14 @@ by themselves. One that is not wanted now is parked: it stays, and has no pods, 
 import asyncio
 import time
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from typing import Any
+
+import msgspec
 
 from podway.api.resource import GROUP
 from podway.deploy.api import Api, Right, place
-from podway.deploy.objects import AGENT, NAMESPACE, Object, image_of
+from podway.deploy.objects import NAMESPACE, Object, containers, image_of
 from podway.deploy.rollout import COMPONENT, LOOK, Progress, Report, agents_on, is_heard
 from podway.errors import ClusterError
 
@@ -99,6 +102,33 @@ def cleaner(agent: Object) -> dict[str, Any]:
     return errand(CLEANER, agent, work=[clean], volumes=[*volumes, all_of_run])
 
 
+class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
+    """By what nodes are cleaned, and where; what is empty is as the agents have it."""
+
+    image: str = ""
+    plugins: str = ""
+    """The nodes' directory of CNI plugins."""
+    configuration: str = ""
+    """The nodes' directory of CNI configurations."""
+
+
+def cleaning(made: Object, chosen: Cleaning) -> dict[str, Any]:
+    """Return a cleaner with what was chosen."""
+    changed = deepcopy(dict(made))
+    for container in containers(changed) if chosen.image else ():
+        container["image"] = chosen.image
+    for volume in changed["spec"]["template"]["spec"]["volumes"]:
+        if path := {"plugins": chosen.plugins, "configuration": chosen.configuration}.get(volume["name"]):
+            volume["hostPath"]["path"] = path
+    return changed
+
+
+def cleans_by(made: Object) -> Cleaning:
+    """Return by what a cleaner cleans, and where."""
+    paths = {one["name"]: one["hostPath"]["path"] for one in made["spec"]["template"]["spec"]["volumes"]}
+    return Cleaning(image=image_of(made), plugins=paths["plugins"], configuration=paths["configuration"])
+
+
 def _mount(container: Object, name: str) -> dict[str, Any]:
     return next(dict(one) for one in container["volumeMounts"] if one["name"] == name)
 
@@ -149,8 +179,16 @@ async def forget_errands(api: Api, report: Report, patience: float) -> None:
     for name in (CLEANER, FETCHER):
         if await forget_errand(api, name):
             report(f"DaemonSet {name} is removed, which a command that did not end well had left")
+    await until_ended(api, (CLEANER, FETCHER), patience)
+
+
+async def until_ended(api: Api, names: Sequence[str], patience: float, without: Collection[str] = ()) -> None:
+    """Wait until pods of these DaemonSets have ended, on all nodes but `without` and those that are not heard.
+
+    Raises ClusterError that names the nodes where one does not end.
+    """
     deadline = time.monotonic() + patience
-    components = ",".join(name.removeprefix("podway-") for name in (CLEANER, FETCHER))
+    components = ",".join(name.removeprefix("podway-") for name in names)
     selector = f"app.kubernetes.io/name=podway,app.kubernetes.io/component in ({components})"
     while True:
         pods, nodes = await asyncio.gather(
@@ -158,19 +196,18 @@ async def forget_errands(api: Api, report: Report, patience: float) -> None:
         )
         heard = {one["metadata"]["name"] for one in nodes if is_heard(one)}
         # A kubelet that comes back does not start what is being deleted: that one is not waited for.
-        left = [
-            pod
+        awaited = [
+            pod["spec"].get("nodeName", "?")
             for pod in pods
             if pod["spec"].get("nodeName") in heard or "deletionTimestamp" not in pod["metadata"]
         ]
+        left = sorted(set(awaited) - set(without))
         if not left:
             return
         if time.monotonic() > deadline:
-            named = ((pod["metadata"]["name"], pod["spec"].get("nodeName", "?")) for pod in left[:5])
-            told = "".join(f"\n  {pod} on {node}" for pod, node in named)
             raise ClusterError(
-                f"{len(left)} pods of {CLEANER} or {FETCHER} do not end:{told}",
-                hint=f"kubectl -n {NAMESPACE} get pods; then do it again",
+                f"pods of {' and '.join(names)} do not end on {', '.join(left)}",
+                hint=f"kubectl -n {NAMESPACE} get pods -o wide; then do it again",
             )
         await asyncio.sleep(LOOK / 2)
 
@@ -198,18 +235,3 @@ def _with_selector(made: Object, selector: dict[str, str]) -> dict[str, Any]:
     template = made["spec"]["template"]
     pod = {**template["spec"], "nodeSelector": selector}
     return {**made, "spec": {**made["spec"], "template": {**template, "spec": pod}}}
-
-
-async def until_no_agents(api: Api, without: Collection[str], patience: float) -> None:
-    """Wait until agents have ended on all nodes but these and those that are not heard. Raises ClusterError."""
-    deadline = time.monotonic() + patience
-    while True:
-        nodes = {one["metadata"]["name"]: one for one in await api.list(place("v1", "nodes"))}
-        pods = await api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{COMPONENT}agent")
-        on = {pod["spec"].get("nodeName", "") for pod in pods} & nodes.keys()
-        left = sorted(name for name in on if name not in without and is_heard(nodes[name]))
-        if not left:
-            return
-        if time.monotonic() > deadline:
-            raise ClusterError(f"agents ({AGENT}) do not end on {', '.join(left)}")
-        await asyncio.sleep(LOOK)

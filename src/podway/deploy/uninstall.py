@@ -14,7 +14,17 @@ import msgspec
 from podway.agent.opening import CONDITION, TAINT
 from podway.api.resource import GROUP
 from podway.deploy.api import JSON_PATCH, STRATEGIC, Api, Right, place, place_of
-from podway.deploy.errands import CLEANER, cleaner, parked, resumed, run_errand, until_no_agents
+from podway.deploy.errands import (
+    CLEANER,
+    Cleaning,
+    cleaner,
+    cleaning,
+    cleans_by,
+    parked,
+    resumed,
+    run_errand,
+    until_ended,
+)
 from podway.deploy.objects import AGENT, CONTROLLER, NAMESPACE, Object, objects, subject, workload
 from podway.deploy.preflight import gather, is_helms, rights
 from podway.deploy.rollout import LOOK, Report
@@ -24,6 +34,7 @@ REASON = "PodwayIsUp"
 GONE_SECONDS = 120.0
 """Seconds that an API server may take to remove what was deleted."""
 _PREFIX = f"{GROUP}/"
+_AS_AGENTS = Cleaning()
 
 
 class Present(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,25 +99,42 @@ def using(pods: Sequence[Object]) -> Iterator[str]:
 
 
 async def uninstall(
-    api: Api, present: Present, report: Report, *, without: Collection[str] = (), patience: float = 300.0
+    api: Api,
+    present: Present,
+    report: Report,
+    *,
+    without: Collection[str] = (),
+    chosen: Cleaning = _AS_AGENTS,
+    patience: float = 300.0,
 ) -> None:
     """Take Podway out of a cluster, `without` the nodes of these names, which stay as they are.
+
+    Nodes are cleaned by the image and in the directories of the agents, also when an attempt before this one has
+    already removed those, unless others are `chosen`.
 
     Raises ClusterError if a node cannot be cleaned; then the objects are still there, and it can be done again.
     The cleaner is parked then, so that no node is cleaned behind the back of a Podway that is installed later.
     """
-    # First the controller: it would write statuses, and one that signs nothing is missed by nobody now.
-    await api.delete(place("apps/v1", "deployments", NAMESPACE, CONTROLLER))
-    await api.delete(place("apps/v1", "daemonsets", NAMESPACE, AGENT))
-    report("agents and controller end")
     made = objects()
     namespaces = [one for one in made if one["kind"] == "Namespace"]
     # What was removed by hand, or by Helm, may have left nodes as they were.
     await api.apply(namespaces[0])
-    work = cleaner(present.agent) if present.agent else await _begun(api) or cleaner(workload(made, AGENT))
+    known = cleaner(present.agent) if present.agent else await _begun(api)
+    work = cleaning(known or cleaner(workload(made, AGENT)), chosen)
+    by = cleans_by(work)
+    if not known:
+        report("no agents tell by what and where nodes are to be cleaned: see --image, --plugin-dir, --conf-dir")
+    report(f"nodes are cleaned by {by.image}, in {by.plugins} and {by.configuration}")
+    # It is parked before the agents' DaemonSet goes, of which it is made: another attempt finds it.
+    await api.apply(parked(work))
+    # First the controller: it would write statuses, and one that signs nothing is missed by nobody now.
+    await api.delete(place("apps/v1", "deployments", NAMESPACE, CONTROLLER))
+    await api.delete(place("apps/v1", "daemonsets", NAMESPACE, AGENT))
+    report("agents and controller end")
     clean = False
     try:
-        await until_no_agents(api, without, patience)
+        # Pods of another attempt's cleaner go, too: they would be taken for those that clean now.
+        await until_ended(api, (AGENT, CLEANER), patience, without)
         await run_errand(api, work, report, "the node is clean", patience=patience, without=without)
         clean = True
     except ClusterError as error:
