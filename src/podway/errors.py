@@ -8,6 +8,7 @@ PodwayError                 says what is wrong and, in `hint`, what to do about 
 │   ├── NotFound
 │   ├── AlreadyExists
 │   ├── Conflict            the object changed since it was read (compare-and-swap failed)
+│   ├── FieldConflict       others have set fields of the object otherwise (server-side apply)
 │   ├── VersionExpired      a watch asked for history that is no longer kept: list that kind again
 │   ├── ObjectDamaged       a stored object cannot be read, or its fields cannot be right: it is rejected
 │   ├── StoreUnavailable    cannot be reached, read or written now; trying again may help
@@ -72,6 +73,17 @@ class StoreError(PodwayError):
 
 class NotFound(StoreError):
     """No such object."""
+
+
+class FieldConflict(StoreError):
+    """Others have set fields of an object otherwise than it is to be (server-side apply).
+
+    `held` has, of each field, its path as the API server says it, and the manager who set it.
+    """
+
+    def __init__(self, message: str, held: tuple[tuple[str, str], ...]) -> None:
+        super().__init__(message)
+        self.held = held
 
 
 class AlreadyExists(StoreError):

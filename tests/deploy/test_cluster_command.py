@@ -272,6 +272,65 @@ def test_newer_definitions_are_told(cluster: Cluster, played: Played) -> None:
     assert "will be brought up to date: ippools.podway.io" in cluster.podway("upgrade")
 
 
+def test_what_others_have_set_is_named_and_not_overwritten(cluster: Cluster, played: Played) -> None:
+    agent, deployments = f"{SETS}/podway-agent", "/apis/apps/v1/namespaces/podway/deployments"
+    template = cluster.server.ask("GET", agent)["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    ours = container["args"]
+    mine = {"name": "MINE", "value": "stays"}
+    container |= {"args": [*ours, "--metrics", "127.0.0.1:9000"], "env": [*container["env"], mine]}
+    template["spec"]["tolerations"] = [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]
+    cluster.patch(f"{agent}?fieldManager=kubectl-edit", {"spec": {"template": template}})
+    cluster.patch(f"{deployments}/podway-controller?fieldManager=kubectl", {"spec": {"replicas": 3}})
+    changed = cluster.server.ask("GET", agent)["metadata"]["generation"]
+    for command in ("install", "upgrade"):
+        told = cluster.podway(command, status=1)
+        assert "nothing was changed: others have set 3 fields otherwise" in told
+        where = "DaemonSet/podway/podway-agent: .spec.template.spec"
+        assert f'{where}.containers[name="agent"].args, set by kubectl-edit' in told
+        assert f"{where}.tolerations, set by kubectl-edit" in told
+        assert "Deployment/podway/podway-controller: .spec.replicas, set by kubectl" in told
+        assert "--force-conflicts" in told
+        assert cluster.server.ask("GET", agent)["metadata"]["generation"] == changed
+    assert "overwritten: Deployment/podway/podway-controller: .spec.replicas" in cluster.podway(
+        "upgrade", "--force-conflicts"
+    )
+    spec = cluster.server.ask("GET", agent)["spec"]["template"]["spec"]
+    assert spec["containers"][0]["args"] == ours
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert mine in spec["containers"][0]["env"], "of which the manifests say nothing"
+    assert cluster.server.ask("GET", f"{deployments}/podway-controller")["spec"]["replicas"] == 2
+    cluster.podway("upgrade")
+
+
+def test_going_back_leaves_what_others_have_set_beside_the_template(cluster: Cluster, played: Played) -> None:
+    deployment = "/apis/apps/v1/namespaces/podway/deployments/podway-controller"
+    cluster.podway("upgrade", "--image", NEXT)
+    cluster.patch(f"{SETS}/podway-agent?fieldManager=kubectl", {"spec": {"minReadySeconds": 0}})
+    strategy = {"rollingUpdate": {"maxUnavailable": 2}}
+    cluster.patch(f"{SETS}/podway-agent?fieldManager=kubectl", {"spec": {"updateStrategy": strategy}})
+    cluster.podway("upgrade", "--rollback")
+    assert cluster.images() == dict.fromkeys(NODES, IMAGE)
+    assert cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["updateStrategy"]["rollingUpdate"] == {
+        "maxSurge": 0,
+        "maxUnavailable": 2,
+    }
+    assert cluster.server.ask("GET", deployment)["spec"]["replicas"] == 2
+    cluster.podway("upgrade", "--force-conflicts")
+
+
+def test_what_kubectl_applied_is_its_own_until_it_is_handed_over(cluster: Cluster, played: Played) -> None:
+    template = cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["template"]
+    template["spec"]["initContainers"][0]["image"] = "podway.io/podway:0.0.1"
+    path = f"{SETS}/podway-agent?fieldManager=kubectl-client-side-apply"
+    cluster.patch(path, {"spec": {"template": template}})
+    told = cluster.podway("upgrade", status=1)
+    assert 'initContainers[name="plugin"].image, set by kubectl-client-side-apply' in told
+    assert "kubectl-client-side-apply is kubectl apply: go on with it and this version's manifests" in told
+    cluster.podway("upgrade", "--force-conflicts")
+    cluster.podway("upgrade")
+
+
 def test_uninstalling_says_what_still_uses_it_and_asks(cluster: Cluster, played: Played) -> None:
     server = cluster.server
     body = {"metadata": {"name": "web"}, "spec": {"nodeName": "n2", "containers": [{"name": "x", "image": "x"}]}}

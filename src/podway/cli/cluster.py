@@ -60,6 +60,9 @@ def _directory(name: str, text: str) -> Callable[[F], F]:
     return click.option(name, metavar="DIR", default="", callback=absolute, help=text)
 
 
+_force_conflicts = click.option(
+    "--force-conflicts", "force", is_flag=True, help="Overwrite what others have set otherwise in these objects."
+)
 _timeout = click.option(
     "--timeout",
     "patience",
@@ -98,6 +101,7 @@ _timeout = click.option(
     help="With --encapsulation: between which nodes.  [default: always]",
 )
 @_image("What agents and controller run.  [default: the image of this version]")
+@_force_conflicts
 @_timeout
 @click.option("--dry-run", is_flag=True, help="Print the manifests, and ask nobody.")
 @cluster_options
@@ -109,6 +113,7 @@ def install(
     encapsulation: Encapsulation | None,
     when: When | None,
     image: str,
+    force: bool,
     patience: float,
     dry_run: bool,
 ) -> None:
@@ -122,7 +127,12 @@ def install(
     if when and encapsulation in {None, "none"}:
         raise Mistake(f"--when {when}: there is no encapsulation", hint="add --encapsulation vxlan or ipip")
     settings = deploy.Settings(
-        image=image, pools=pools, encapsulation=encapsulation, when=when or "always", patience=patience
+        image=image,
+        pools=pools,
+        encapsulation=encapsulation,
+        when=when or "always",
+        patience=patience,
+        force=force,
     )
     if dry_run:
         click.echo(deploy.manifests(settings), nl=False)
@@ -140,12 +150,16 @@ def install(
     ),
 )
 @_image("What agents and controller are to run.  [default: the image of this version]")
+@_force_conflicts
 @_timeout
 @click.option("--rollback", is_flag=True, help="Back to what ran before the last change.")
 @cluster_options
 @click.pass_obj
-def upgrade(options: GlobalOptions, *, image: str, patience: float, rollback: bool) -> None:
+def upgrade(options: GlobalOptions, *, image: str, force: bool, patience: float, rollback: bool) -> None:
     """Have agents and controller run this version, one node after the other. Pods and connections go on.
+
+    Where others have set something otherwise than this version has it, they are named with object and field, and
+    nothing is changed without --force-conflicts.
 
     The next node's agent is replaced when the former one is ready. When one does not come up, the rest keeps what
     it has, and the command says which node and why.
@@ -154,7 +168,7 @@ def upgrade(options: GlobalOptions, *, image: str, patience: float, rollback: bo
 
     if rollback and image:
         raise Mistake("--rollback goes back to what ran before, --image says what to run", hint="leave one out")
-    settings = deploy.Settings(image=image, patience=patience)
+    settings = deploy.Settings(image=image, patience=patience, force=force)
     if rollback:
         _run(options, lambda api: deploy.roll_back(api, settings, click.echo))
     else:

@@ -1,18 +1,20 @@
 """Objects of any kind at a Kubernetes API, as its administrator: found, applied, deleted; and who may do what.
 
-Whoever applies is a field manager (server-side apply): what others have set in an object of ours stays, and what a
-newer Podway leaves out goes.
+Whoever applies is a field manager (server-side apply): what a newer Podway leaves out goes, and what others have
+set stays where the manifests say nothing of it. Where they do, the field is in conflict, and whoever applies says
+whether to overwrite it. Lists without keys, such as arguments, are one field.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from podway.deploy.objects import Object, subject
-from podway.errors import InvalidInput, NotFound, StoreError
-from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused
+from podway.errors import FieldConflict, InvalidInput, NotFound, StoreError
+from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Status
 
 MANAGER = "podway-cluster"
 """The field manager of what is applied here."""
@@ -20,6 +22,8 @@ APPLY = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 PAGE = "500"
+FIELD_MANAGER_CONFLICT = "FieldManagerConflict"
+"""The type of a cause for which the API server does not apply (metav1.CauseTypeFieldManagerConflict)."""
 AT_ONCE = 16
 """Requests that are under way at the same time."""
 
@@ -66,6 +70,15 @@ def place_of(obj: Object) -> str:
     return place(obj["apiVersion"], resource, namespace, obj["metadata"]["name"])
 
 
+def _held(status: Status) -> tuple[tuple[str, str], ...]:
+    causes = [one for one in status.details.causes if one.get("reason") == FIELD_MANAGER_CONFLICT]
+    managers = [re.match(r'conflict with "([^"]*)"', one.get("message", "")) for one in causes]
+    return tuple(
+        (str(one.get("field", "?")), manager.group(1) if manager else str(one.get("message", "?")))
+        for one, manager in zip(causes, managers, strict=True)
+    )
+
+
 class Api:
     """A Kubernetes API, by objects of any kind. All it does may raise StoreUnavailable and StoreForbidden."""
 
@@ -99,9 +112,25 @@ class Api:
             if not more:
                 return items
 
-    async def apply(self, obj: Object) -> dict[str, Any]:
-        """Have an object be as stated, in the fields that are. Raises InvalidInput if it cannot be so."""
-        query = {"fieldManager": MANAGER, "force": "true"}
+    async def conflicts(self, obj: Object) -> tuple[tuple[str, str], ...]:
+        """Return the fields that others have set otherwise than an object states, each with its manager.
+
+        Nothing is changed (a dry run). Raises InvalidInput if the object cannot be as it is stated.
+        """
+        if await self.find(place_of(obj)) is None:
+            return ()
+        try:
+            await self.apply(obj, force=False, dryRun="All")
+        except FieldConflict as error:
+            return error.held
+        return ()
+
+    async def apply(self, obj: Object, *, force: bool, **more: str) -> dict[str, Any]:
+        """Have an object be as stated, in the fields that are; `force` overwrites what others have set otherwise.
+
+        Raises InvalidInput if it cannot be so, and FieldConflict.
+        """
+        query = {"fieldManager": MANAGER, "force": str(force).lower(), **more}
         body = msgspec.json.encode(obj)
         try:
             answer = await self._ask("PATCH", place_of(obj), query=query, body=body, content=APPLY)
@@ -167,6 +196,8 @@ class Api:
                 words = error.status.message or str(error)
                 if error.status.code == 404:
                     raise NotFound(words) from error
+                if held := _held(error.status):
+                    raise FieldConflict(words, held) from error
                 if error.status.code in (400, 422):
                     raise InvalidInput(f"the API server does not take it: {words}") from error
                 raise StoreError(f"the API server does not do it ({method} {path}): {words}") from error

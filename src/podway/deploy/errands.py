@@ -142,7 +142,7 @@ async def run_errand(
     ClusterError that names the nodes where it could not be done, and why; the errand stays then.
     """
     name = made["metadata"]["name"]
-    await api.apply(made)
+    await api.apply(made, force=True)
     component = made["metadata"]["labels"]["app.kubernetes.io/component"]
     progress, since, looks = Progress(report, done), time.monotonic(), 0
     while True:

@@ -32,6 +32,11 @@ from podway.errors import ClusterError, InvalidObject
 
 VERBS = ("get", "create", "patch")
 ESTABLISHED_SECONDS = 30.0
+CONFLICTS_SHOWN = 20
+KUBECTL_APPLY = "kubectl-client-side-apply"
+"""The field manager of `kubectl apply` without --server-side."""
+OWN_KINDS = {"CustomResourceDefinition"}
+"""What is Podway's own altogether: definitions are as its code has them, whoever applied them before."""
 REVISION = "deployment.kubernetes.io/revision"
 
 
@@ -44,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     when: When = "always"
     patience: float = 300.0
     """Seconds that each node's agent may take."""
+    force: bool = False
+    """Whether fields that others have set otherwise are overwritten."""
 
 
 class Look(Protocol):
@@ -108,10 +115,11 @@ async def install(api: Api, settings: Settings, report: Report, show: Look) -> N
     if there and there != wanted:
         raise ClusterError(f"{there} is installed, and not {wanted}", hint="podway cluster upgrade")
     _require_free(facts, made, settings)
+    await _require_unheld(api, made, report, force=settings.force)
     await forget_errands(api, report, settings.patience)
-    await _apply(api, [one for one in made if one["kind"] != "IPPool"], report)
+    await _apply(api, [one for one in made if one["kind"] != "IPPool"], report, force=settings.force)
     if pools := [one for one in made if one["kind"] == "IPPool"]:
-        await _apply(api, pools, report)
+        await _apply(api, pools, report, force=settings.force)
     await _wait(api, report, settings.patience)
 
 
@@ -146,9 +154,38 @@ def _require(findings: Sequence[Finding], show: Look) -> None:
         raise ClusterError(f"nothing was changed: {failed[0].what}{more}", hint=failed[0].hint)
 
 
-async def _apply(api: Api, made: Sequence[Object], report: Report) -> None:
+async def _require_unheld(api: Api, made: Sequence[Object], report: Report, *, force: bool) -> None:
+    """Raise ClusterError that names the fields that others have set otherwise than they will be, unless by force.
+
+    With `force` they are reported: they are about to be overwritten.
+    """
+    settable = [one for one in made if one["kind"] not in OWN_KINDS]
+    found = await asyncio.gather(*map(api.conflicts, settable))
+    held = [
+        (f"{subject(obj)}: {field}, set by {manager}", manager)
+        for obj, each in zip(settable, found, strict=True)
+        for field, manager in each
+    ]
+    if force:
+        for told, _ in held:
+            report(f"overwritten: {told}")
+    elif held:
+        lines = "".join(f"\n  {told}" for told, _ in held[:CONFLICTS_SHOWN])
+        more = f"\n  and {len(held) - CONFLICTS_SHOWN} more" if len(held) > CONFLICTS_SHOWN else ""
+        by_kubectl = (
+            f"{KUBECTL_APPLY} is kubectl apply: go on with it and this version's manifests, or hand them over: "
+            if any(manager == KUBECTL_APPLY for _, manager in held)
+            else "note what is to stay; "
+        )
+        raise ClusterError(
+            f"nothing was changed: others have set {len(held)} fields otherwise:{lines}{more}",
+            hint=f"{by_kubectl}--force-conflicts overwrites them; what is to differ can be set again afterwards",
+        )
+
+
+async def _apply(api: Api, made: Sequence[Object], report: Report, *, force: bool) -> None:
     for obj in made:
-        await api.apply(obj)
+        await api.apply(obj, force=force or obj["kind"] in OWN_KINDS)
         # What is of a kind that has just been defined comes after it is served.
         if obj["kind"] == "CustomResourceDefinition":
             await _until_established(api, obj)
@@ -193,13 +230,14 @@ async def upgrade(api: Api, settings: Settings, report: Report, show: Look) -> N
     _require(judge(about, ()), show)
     before, after = installed_image(facts.agent), image_of(workload(made, AGENT))
     report(f"from {before} to {after}" if before != after else f"{after} stays; its objects are applied anew")
+    await _require_unheld(api, made, report, force=settings.force)
     await forget_errands(api, report, settings.patience)
     for one in (await rollout.look(api)).agents:
         if not one.ready:
             report(f"{one.node}: the agent is not ready before the upgrade: {one.why}")
     await _fetch(api, workload(made, AGENT), after, report, settings.patience)
-    await _change(api, [one for one in made if one["kind"] != "Deployment"], report, settings.patience)
-    await _apply(api, [workload(made, CONTROLLER)], report)
+    await _change(api, [one for one in made if one["kind"] != "Deployment"], report, settings)
+    await _apply(api, [workload(made, CONTROLLER)], report, force=settings.force)
     await _wait(api, report, settings.patience)
 
 
@@ -219,10 +257,10 @@ async def _fetch(api: Api, agent: Object, image: str, report: Report, patience: 
         await forget_errand(api, FETCHER)
 
 
-async def _change(api: Api, made: Sequence[Object], report: Report, patience: float) -> None:
-    await _apply(api, made, report)
+async def _change(api: Api, made: Sequence[Object], report: Report, settings: Settings) -> None:
+    await _apply(api, made, report, force=settings.force)
     try:
-        await rollout.until_ready(api, report, patience)
+        await rollout.until_ready(api, report, settings.patience)
     except ClusterError as error:
         raise ClusterError(
             f"the change stopped, and the nodes after it keep the agents that they have: {error.message}",
@@ -250,12 +288,13 @@ async def roll_back(api: Api, settings: Settings, report: Report) -> None:
     former = _with_template(daemonset, template)
     report(f"back from {image_of(daemonset)} to {image_of(former)}")
     await forget_errands(api, report, settings.patience)
-    await _change(api, [former], report, settings.patience)
+    # What ran before is gone back to as a whole, whoever set which part of it.
+    await _change(api, [former], report, msgspec.structs.replace(settings, force=True))
     if deployment is not None:
         replicas = await api.list(place("apps/v1", "replicasets", NAMESPACE))
         older = former_replica_template(replicas, deployment, image_of(former))
         if older is not None:
-            await _apply(api, [_with_template(deployment, older)], report)
+            await _apply(api, [_with_template(deployment, older)], report, force=True)
     await _wait(api, report, settings.patience)
 
 
@@ -281,5 +320,5 @@ def _with_template(owner: Object, template: dict[str, Any]) -> dict[str, Any]:
     metadata = {name: value for name, value in template.get("metadata", {}).items() if value is not None}
     made = {one["metadata"]["name"]: one for one in objects() if one["kind"] in {"DaemonSet", "Deployment"}}
     ours = made[owner["metadata"]["name"]]
-    kept = {name: value for name, value in ours["spec"].items() if name != "template"}
+    kept = {name: owner["spec"][name] for name in ours["spec"] if name != "template" and name in owner["spec"]}
     return {**ours, "spec": {**kept, "template": {**template, "metadata": metadata}}}

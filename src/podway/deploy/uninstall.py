@@ -118,7 +118,7 @@ async def uninstall(
     made = objects()
     namespaces = [one for one in made if one["kind"] == "Namespace"]
     # What was removed by hand, or by Helm, may have left nodes as they were.
-    await api.apply(namespaces[0])
+    await api.apply(namespaces[0], force=True)
     known = cleaner(present.agent) if present.agent else await _begun(api)
     work = cleaning(known or cleaner(workload(made, AGENT)), chosen)
     by = cleans_by(work)
@@ -126,7 +126,7 @@ async def uninstall(
         report("no agents tell by what and where nodes are to be cleaned: see --image, --plugin-dir, --conf-dir")
     report(f"nodes are cleaned by {by.image}, in {by.plugins} and {by.configuration}")
     # It is parked before the agents' DaemonSet goes, of which it is made: another attempt finds it.
-    await api.apply(parked(work))
+    await api.apply(parked(work), force=True)
     # First the controller: it would write statuses, and one that signs nothing is missed by nobody now.
     await api.delete(place("apps/v1", "deployments", NAMESPACE, CONTROLLER))
     await api.delete(place("apps/v1", "daemonsets", NAMESPACE, AGENT))
@@ -145,7 +145,7 @@ async def uninstall(
     finally:
         # Also when it is interrupted: nothing may clean nodes when nobody waits for it any more.
         if not clean:
-            await api.apply(parked(work))
+            await api.apply(parked(work), force=True)
     for node in await api.list(place("v1", "nodes")):
         await forget(api, node)
     report(f"{len(present.nodes)} Node objects have nothing of Podway any more")
