@@ -258,8 +258,11 @@ async def _require_keys(store: Store) -> None:
 
 
 def _relayed(options: GlobalOptions, url: str) -> dict[str, Ask] | None:
-    """Return the agents as the controller asks them for us, None if it does not, or we may not ask it to."""
-    from podway.store.kubernetes.relay import get_token
+    """Return the agents as the controller asks them for us, None if it does not, or we may not ask it to.
+
+    Nor where none works at the moment, if we may ask agents ourselves.
+    """
+    from podway.store.kubernetes.relay import get_token, require_served
     from podway.store.kubernetes.store import KubernetesStore
 
     async def look(store: Store) -> tuple[str, list[str]] | None:
@@ -268,6 +271,12 @@ def _relayed(options: GlobalOptions, url: str) -> dict[str, Ask] | None:
             token = await get_token(store)
         except StoreForbidden:
             return None  # he may have the right to ask agents himself
+        try:
+            await require_served(store)
+        except StoreError:  # who cannot ask agents himself is told of it by his question
+            with contextlib.suppress(AgentError):
+                await _require_keys(store)
+                return None
         return None if token is None else (token, [one.metadata.name for one in (await store.list(Node)).items])
 
     found = options.run(look)
