@@ -309,6 +309,8 @@ def test_going_back_leaves_what_others_have_set_beside_the_template(cluster: Clu
     cluster.patch(f"{SETS}/podway-agent?fieldManager=kubectl", {"spec": {"minReadySeconds": 0}})
     strategy = {"rollingUpdate": {"maxUnavailable": 2}}
     cluster.patch(f"{SETS}/podway-agent?fieldManager=kubectl", {"spec": {"updateStrategy": strategy}})
+    both = cluster.podway("upgrade", "--rollback", "--force-conflicts", status=2)
+    assert "--rollback goes back to a whole pod template" in both
     cluster.podway("upgrade", "--rollback")
     assert cluster.images() == dict.fromkeys(NODES, IMAGE)
     assert cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["updateStrategy"]["rollingUpdate"] == {

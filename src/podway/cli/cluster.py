@@ -168,6 +168,8 @@ def upgrade(options: GlobalOptions, *, image: str, force: bool, patience: float,
 
     if rollback and image:
         raise Mistake("--rollback goes back to what ran before, --image says what to run", hint="leave one out")
+    if rollback and force:
+        raise Mistake("--force-conflicts: --rollback goes back to a whole pod template", hint="leave one out")
     settings = deploy.Settings(image=image, patience=patience, force=force)
     if rollback:
         _run(options, lambda api: deploy.roll_back(api, settings, click.echo))
