@@ -153,6 +153,8 @@ def test_no_image_of_another_site_sends_probes(path: str) -> None:
     sources = Traced(5, 4, 6)
 
     async def check(client: Client) -> None:
+        async with client.get("/api/v1/doctor") as answer:
+            assert answer.status == 403
         headers = {"Host": "192.0.2.7:8470", "Accept": "image/*"}
         async with client.get(URL(f"/api/v1/{path}", encoded=True), headers=headers) as answer:
             assert answer.status == 403

@@ -58,8 +58,8 @@ NAMED = 20
 WRITE = 30.0
 """Seconds that a browser may take nothing of what it follows."""
 
-PROBES = ("trace",)
-"""Methods that send packets."""
+PROBES = ("trace", "doctor")
+"""Methods that send packets: doctor measures paths (podway.bgp.probe)."""
 
 _BUSY = "the console is busy with other requests", "try again in a moment"
 
