@@ -466,6 +466,19 @@ def test_no_call_rides_on_what_passed_for_an_answer(
 
 
 @families
+def test_no_pod_calls_its_node_by_what_passed_for_an_answer(bench: Bench, family: int) -> None:
+    """The node may always call its pods, and be answered; a pod may call nobody here."""
+    isolate(bench, 1)
+    bench.endpoint("pa", egress=1, ingress=1)
+    bench.began(ago=1)
+    there = (A[family], NODE[family])
+    assert bench.from_pod("pa", frame(ip(*there, TCP, tcp(80, 50051, ACK)))) == UNSPEC
+    assert bench.from_pod("pa", frame(ip(*there, TCP, tcp(80, 50051, SYN)))) == SHOT
+    assert bench.counted()[Reason.DENIED_EGRESS] == 1
+    assert bench.from_pod("pa", frame(ip(*there, TCP, tcp(80, 50051, ACK)))) == UNSPEC
+
+
+@families
 @pytest.mark.parametrize("protocol", ["udp", "sctp", "echo"])
 def test_what_passed_for_an_answer_does_so_for_a_while_only(bench: Bench, family: int, protocol: str) -> None:
     """However much goes between a server's port and a client's; of an echo reply it is certain who asked."""
