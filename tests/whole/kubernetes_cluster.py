@@ -265,9 +265,8 @@ def test_upgrades_go_node_by_node_and_back(whole: Whole, pods: dict[str, dict[st
     lines, _ = counting.communicate(timeout=WITHIN)
     sent, received = map(int, re.findall(r"(\d+) packets", lines))
     assert sent > 50
-    print(f"{sent - received} of {sent} packets were lost while each agent was replaced twice")
-    # None is wanted. On a machine far too busy some were lost, which docs/kubernetes.md tells.
-    assert sent - received <= sent // 20
+    # None is wanted, and none is lost of a hundred a second on an idle machine; beside other work one of 443 was.
+    assert sent - received <= 1, "each agent was replaced twice meanwhile"
     assert whole.podway("cluster", "status").count("ready") >= 4
     whole.fetch(names[1], f"http://{pods['node1']['status']['podIP']}:8080/cgi-bin/who")
 
