@@ -20,7 +20,7 @@ from podway.lab import agents, cluster, etcd, facts, names, pods, state
 from podway.lab.paths import lab_store, store_file
 from podway.store.etcd.keys import Layout
 from tests.etcd import EtcdServer
-from tests.patience import ONCE, PATIENCE, eventually
+from tests.patience import ANSWERED, PATIENCE, eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -51,7 +51,7 @@ class Lab:
 
     def ping(self, sender: Pod, receiver: Pod) -> bool:
         path = netns.path_of(pods.netns_of(self.name, sender))
-        command = ["nsenter", f"--net={path}", *ONCE, receiver.status.pod_ips[0].ip]
+        command = ["nsenter", f"--net={path}", *ANSWERED, receiver.status.pod_ips[0].ip]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def problem(self, node: str) -> str:
@@ -103,7 +103,7 @@ def test_agents_go_on_while_it_is_gone_and_take_up_what_happened_when_it_is_back
     lab.kill(names.node_netns(lab.name, "node2"), "agent")
     agents.start(lab.name, "node2")
     eventually(lambda: _is_ready(lab, "node2"), "node2's new agent is ready")
-    assert lab.ping(*reversed(lab.pods))
+    eventually(lambda: lab.ping(*reversed(lab.pods)), "pods reach each other by what it knows")
 
     etcd.start(lab.name)
     for node in ("node1", "node2"):
