@@ -223,7 +223,8 @@ class Reconciler:
     def _note_repairs(self, report: Report) -> None:
         for change in report.changes:
             # What was refused before, or is about to go, went along with a repair: nobody else changed it.
-            if (change.kind, change.key) not in self._refused | self._removals.keys():
+            each = (change.kind, change.key)
+            if each not in self._refused and each not in self._removals:
                 self.repairs.note(str(change))
         self._refused -= {(change.kind, change.key) for change in report.changes}
 
