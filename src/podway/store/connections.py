@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import aiohttp
+
+from podway.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a connection: another server is asked then."""
@@ -35,18 +40,21 @@ def plain_socket(address: Any) -> socket.socket:
 class Connections:
     """The connections of one client, which belong to the event loop in which they are used first.
 
-    What comes from a server may be silent for `idle` seconds, None: for ever.
+    What comes from a server may be silent for `idle` seconds, None: for ever. `address` is the store's, in errors.
     """
 
-    def __init__(self, sockets: Sockets, *, idle: float | None) -> None:
+    def __init__(self, sockets: Sockets, address: str, *, idle: float | None) -> None:
         self._make_socket = sockets
+        self._address = address
         self._idle = idle
+        self._closed = False
         self._session: aiohttp.ClientSession | None = None
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """What to ask by."""
+        """What to ask by. Raises StoreUnavailable once it was closed."""
+        self.require_open()
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # Compression costs a server more than a network does.
@@ -68,8 +76,14 @@ class Connections:
         self._sockets.add(made)
         return made
 
+    def require_open(self) -> None:
+        """Raise StoreUnavailable once it was closed."""
+        if self._closed:
+            raise StoreUnavailable(f"the store at {self._address} was closed")
+
     async def close(self) -> None:
-        """Close them all."""
+        """Close them all, for good."""
+        self._closed = True
         if self._session is None:
             return
         await self._session.close()
@@ -82,6 +96,13 @@ class Connections:
             if all(made.fileno() < 0 for made in self._sockets):
                 break
             await asyncio.sleep(CLOSING_STEP)
+
+
+def turn(servers: list[str], server: str, what: str) -> None:
+    """Have another server asked first from now on, unless that is so; `what` servers are, in the log."""
+    if len(servers) > 1 and servers[0] == server:
+        servers.append(servers.pop(0))
+        log.warning("%s %s does not answer: %s is asked now", what, server, servers[0])
 
 
 def transport_of(response: aiohttp.ClientResponse) -> asyncio.Transport | None:

@@ -24,7 +24,7 @@ import msgspec
 from yarl import URL
 
 from podway.errors import StoreDamaged, StoreForbidden, StoreUnavailable
-from podway.store.connections import Connections, Sockets, cut, plain_socket, transport_of
+from podway.store.connections import Connections, Sockets, cut, plain_socket, transport_of, turn
 from podway.store.etcd.access import Access
 from podway.store.material import client_context
 
@@ -87,8 +87,7 @@ class Client:
     def __init__(self, access: Access, sockets: Sockets = plain_socket) -> None:
         self._access = access
         self._servers = random.sample(access.servers, k=len(access.servers))
-        self._connections = Connections(sockets, idle=None)
-        self._closed = False
+        self._connections = Connections(sockets, access.servers[0], idle=None)
         self._context: ssl.SSLContext | None = None
         self._marks: object = None
         self._looked = -READ_AGAIN
@@ -116,7 +115,7 @@ class Client:
             try:
                 status, answer = await self._ask(server, method, data, await self._present())
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self._require_open()
+                self._connections.require_open()
                 tries += 1
                 self._turn(server)
                 unasked = isinstance(error, aiohttp.ClientConnectorError)
@@ -150,7 +149,7 @@ class Client:
     ) -> tuple[int, bytes]:
         async with (
             asyncio.timeout(within or ANSWER_TIMEOUT),
-            self._session.post(
+            self._connections.session.post(
                 URL(f"{server}/v3/{method}"), data=io.BytesIO(data), headers=headers, ssl=self._tls()
             ) as response,
         ):
@@ -178,17 +177,17 @@ class Client:
             finally:
                 cut(response, transport)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._require_open()
+            self._connections.require_open()
             self._turn(server)
             raise _unreachable(server, error, harmless=True) from error
-        self._require_open()
+        self._connections.require_open()
 
     async def _begin(self, server: str, method: str, data: bytes) -> aiohttp.ClientResponse:
         for trial in range(2):
             # A server that has no leader is to end the watch, and not to be silent.
             headers = {**await self._present(), "Grpc-Metadata-hasleader": "true"}
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                response = await self._session.post(
+                response = await self._connections.session.post(
                     URL(f"{server}/v3/{method}"), data=io.BytesIO(data), headers=headers, ssl=self._tls()
                 )
             if response.status < 300:
@@ -267,7 +266,7 @@ class Client:
             try:
                 status, answer = await self._ask(server, "auth/authenticate", data, {})
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self._require_open()
+                self._connections.require_open()
                 self._turn(server)
                 problem: Exception = _unreachable(server, error, harmless=True)
                 continue
@@ -312,10 +311,7 @@ class Client:
     # What came of it.
 
     def _turn(self, server: str) -> None:
-        """Ask another server first from now on."""
-        if len(self._servers) > 1 and self._servers[0] == server:
-            self._servers.append(self._servers.pop(0))
-            log.warning("etcd %s does not answer: %s is asked now", server, self._servers[0])
+        turn(self._servers, server, "etcd")
 
     def _judged(self, server: str, method: str, told: _Told) -> Exception:
         words, user = told.words, self._access.user
@@ -352,18 +348,8 @@ class Client:
         code = PERMISSION_DENIED if "permission denied" in reason else 2
         return self._judged(self._servers[0], "watch", _Told(code, reason))
 
-    @property
-    def _session(self) -> aiohttp.ClientSession:
-        self._require_open()
-        return self._connections.session
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StoreUnavailable(f"the store at {self._access.servers[0]} was closed")
-
     async def close(self) -> None:
         """Close all connections. Watches end with StoreUnavailable."""
-        self._closed = True
         await self._connections.close()
 
 

@@ -5,7 +5,6 @@ server has too much to do (429, with Retry-After), once more if it does not beli
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -15,10 +14,8 @@ import msgspec
 from yarl import URL
 
 from podway.errors import StoreForbidden, StoreUnavailable
-from podway.store.connections import Connections, Sockets, cut, plain_socket, transport_of
+from podway.store.connections import Connections, Sockets, cut, plain_socket, transport_of, turn
 from podway.store.kubernetes.access import Access, Identity
-
-log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT = 30.0
 """Seconds to wait for a whole answer, and for the beginning of a stream."""
@@ -64,8 +61,7 @@ class Client:
         self._access = access
         self._identity = Identity(access)
         self._servers = list(access.servers)
-        self._connections = Connections(sockets, idle=IDLE_TIMEOUT)
-        self._closed = False
+        self._connections = Connections(sockets, access.servers[0], idle=IDLE_TIMEOUT)
         self.losses = 0
         """How often a server was lost, or ended a stream: whoever answers next may be another."""
 
@@ -104,7 +100,7 @@ class Client:
             try:
                 answer, code, after = await self._ask(server, method, path, query, body, headers)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self._require_open()
+                self._connections.require_open()
                 self.losses += 1
                 tries += 1
                 harmless = method == "GET" or isinstance(error, aiohttp.ClientConnectorError)
@@ -144,7 +140,7 @@ class Client:
         headers: Mapping[str, str],
     ) -> tuple[bytes, int, float | None]:
         arguments = await self._arguments(headers)
-        session = self._opened()
+        session = self._connections.session
         async with (
             asyncio.timeout(ANSWER_TIMEOUT),
             session.request(method, URL(server + path), params=query, data=body, **arguments) as response,
@@ -171,18 +167,18 @@ class Client:
             finally:
                 cut(response, transport)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._require_open()
+            self._connections.require_open()
             self.losses += 1
             self._turn(server)
             raise _unreachable(server, error) from error
-        self._require_open()
+        self._connections.require_open()
         self.losses += 1
 
     async def _begin(self, server: str, path: str, query: Mapping[str, str]) -> aiohttp.ClientResponse:
         for trial in range(2):
             arguments = await self._arguments({})
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                response = await self._opened().get(URL(server + path), params=query, **arguments)
+                response = await self._connections.session.get(URL(server + path), params=query, **arguments)
             if response.status < 300:
                 return response
             try:
@@ -208,23 +204,11 @@ class Client:
             arguments["server_hostname"] = self._access.server_name
         return arguments
 
-    def _opened(self) -> aiohttp.ClientSession:
-        self._require_open()
-        return self._connections.session
-
     def _turn(self, server: str) -> None:
-        """Ask another server first from now on."""
-        if len(self._servers) > 1 and self._servers[0] == server:
-            self._servers.append(self._servers.pop(0))
-            log.warning("API server %s does not answer: %s is asked now", server, self._servers[0])
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StoreUnavailable(f"the store at {self._access.servers[0]} was closed")
+        turn(self._servers, server, "API server")
 
     async def close(self) -> None:
         """Close all connections. Streams end with StoreUnavailable."""
-        self._closed = True
         await self._connections.close()
 
 
