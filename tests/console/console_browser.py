@@ -16,8 +16,7 @@ from podway.flows.query import Row
 from tests.console.browser import PROGRAM, Page, browser
 from tests.console.console_process import ConsoleProcess, console
 from tests.console.synthetic import NOW, Synthetic
-from tests.system.policy_lab import PolicyLab
-from tests.system.system_lab import SystemLab
+from tests.system.policy_lab import PolicyLab, policy_lab
 from tests.system.test_system_flows import PORT, connect
 
 VIEWS = ("", "traffic", "flows", "flows?show=sums", "policies", "services", "doctor", "health")
@@ -58,18 +57,12 @@ async def keep(page: Page, name: str) -> None:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[PolicyLab]:
     """Two nodes with a pod each, web on the first and client on the second, and web closed to all."""
-    lab = SystemLab()
-    lab.up(2)
-    try:
-        made = PolicyLab(lab)
+    with policy_lab() as made:
         made.run("web", "node1", PORT, labels={"app": "web"})
         made.run("client", "node2", labels={"app": "client"})
         connect(made)
         made.policy("closed", podSelector={"matchLabels": {"app": "web"}})
         yield made
-        made.close()
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import pytest
 from podway.lab import cluster
 from tests.console.console_process import ConsoleProcess, console
 from tests.patience import eventually
-from tests.system.policy_lab import PolicyLab
-from tests.system.system_lab import SystemLab
+from tests.system.policy_lab import PolicyLab, policy_lab
 from tests.system.test_system_flows import PORT, connect
 
 pytestmark = pytest.mark.kernel
@@ -20,16 +19,10 @@ pytestmark = pytest.mark.kernel
 @pytest.fixture(scope="module")
 def lab() -> Iterator[PolicyLab]:
     """Two nodes with a pod each, web on the first and client on the second."""
-    lab = SystemLab()
-    lab.up(2)
-    try:
-        made = PolicyLab(lab)
+    with policy_lab() as made:
         made.run("web", "node1", PORT, labels={"app": "web"})
         made.run("client", "node2", labels={"app": "client"})
         yield made
-        made.close()
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +21,8 @@ from podway.kernel.bpf.flow_layout import ENDPOINT, RULE_SET, Endpoint, RuleSet,
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
 from podway.lab import names, pods
+from podway.lab.cluster import DEFAULT_POOL_SETTINGS
+from podway.lab.facts import PoolSettings
 from tests.patience import eventually
 from tests.system.system_lab import SystemLab
 
@@ -29,6 +32,19 @@ SOON = 0.4
 
 POLICY = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
 CLUSTER_POLICY = {"apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy"}
+
+
+@contextlib.contextmanager
+def policy_lab(pool_settings: PoolSettings = DEFAULT_POOL_SETTINGS) -> "Iterator[PolicyLab]":
+    """Give a lab of two nodes while the block runs."""
+    lab = SystemLab()
+    lab.up(2, pool_settings=pool_settings)
+    try:
+        made = PolicyLab(lab)
+        yield made
+        made.close()
+    finally:
+        lab.down()
 
 
 class Place:

@@ -17,8 +17,7 @@ from podway.agent import capturing
 from podway.channel.client import call
 from podway.errors import AgentError
 from tests.patience import PATIENCE, eventually
-from tests.system.policy_lab import PolicyLab
-from tests.system.system_lab import SystemLab
+from tests.system.policy_lab import PolicyLab, policy_lab
 
 pytestmark = pytest.mark.kernel
 
@@ -36,16 +35,10 @@ FIELDS = (
 @pytest.fixture(scope="module")
 def lab() -> Iterator[PolicyLab]:
     """Two nodes: web on the first, client on the second."""
-    lab = SystemLab()
-    lab.up(2)
-    try:
-        made = PolicyLab(lab)
+    with policy_lab() as made:
         made.run("web", "node1", PORT, OTHER, labels={"app": "web"})
         made.run("client", "node2", labels={"app": "client"})
         yield made
-        made.close()
-    finally:
-        lab.down()
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ import pytest
 
 from podway.lab import names
 from tests.patience import eventually
-from tests.system.policy_lab import PolicyLab
-from tests.system.system_lab import SystemLab, sh
+from tests.system.policy_lab import PolicyLab, policy_lab
+from tests.system.system_lab import sh
 
 pytestmark = pytest.mark.kernel
 
@@ -24,19 +24,13 @@ FILTERED, ABSENT, NOWHERE = "198.51.100.7", "10.244.77.7", "203.0.113.77"
 @pytest.fixture(scope="module")
 def lab() -> Iterator[PolicyLab]:
     """Two nodes, of which the first has a pod and another's firewall."""
-    lab = SystemLab()
-    lab.up(2)
-    try:
-        made = PolicyLab(lab)
+    with policy_lab() as made:
         made.run("client", "node1")
         firewall = "table inet other { chain forward { type filter hook forward priority 0;"
         in_node(made, f"nft '{firewall}\n ip daddr {FILTERED} drop\n}}\n}}'")
         in_node(made, f"ip route add {FILTERED} via 172.30.0.2")
         in_node(made, f"ip route add {ABSENT} via 172.30.0.250")
         yield made
-        made.close()
-    finally:
-        lab.down()
 
 
 def in_node(lab: PolicyLab, script: str, node: str = "node1") -> str:

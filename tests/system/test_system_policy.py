@@ -13,8 +13,7 @@ import pytest
 from podway.api.kinds.pod import ContainerPort
 from podway.lab.facts import PoolSettings
 from tests.patience import PATIENCE, eventually
-from tests.system.policy_lab import CLUSTER_POLICY, FAMILIES, SOON, Place, PolicyLab
-from tests.system.system_lab import SystemLab
+from tests.system.policy_lab import CLUSTER_POLICY, FAMILIES, SOON, Place, PolicyLab, policy_lab
 
 pytestmark = pytest.mark.kernel
 
@@ -30,10 +29,7 @@ ALL = "client near ops/far node1 node2"
 @pytest.fixture(scope="module", params=FORMS)
 def shared(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
     """Two nodes with pods: web and near on the first, client and ops/far on the second."""
-    lab = SystemLab()
-    lab.up(2, pool_settings=FORMS[request.param])
-    try:
-        made = PolicyLab(lab)
+    with policy_lab(FORMS[request.param]) as made:
         made.run(
             "web",
             "node1",
@@ -46,11 +42,8 @@ def shared(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
         made.run("near", "node1", labels={"app": "near"})
         made.run("client", "node2", 80, labels={"app": "client"})
         made.run("ops/far", "node2", 80, labels={"app": "client"})
-        lab.podway("set", "ns/ops", "labels.team=ops")
+        made.lab.podway("set", "ns/ops", "labels.team=ops")
         yield made
-        made.close()
-    finally:
-        lab.down()
 
 
 @pytest.fixture

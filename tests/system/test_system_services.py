@@ -9,8 +9,7 @@ import pytest
 
 from podway.lab.facts import PoolSettings
 from tests.patience import eventually
-from tests.system.policy_lab import FAMILIES, Place, PolicyLab
-from tests.system.system_lab import SystemLab
+from tests.system.policy_lab import FAMILIES, Place, PolicyLab, policy_lab
 
 pytestmark = pytest.mark.kernel
 
@@ -32,20 +31,13 @@ VIP = Place("web", "", VIPS)
 @pytest.fixture(scope="module", params=["none", "bridge"])
 def lab(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
     """Two nodes, with a pod that serves on each, and one that asks."""
-    system = SystemLab()
-    form = PoolSettings(attach="bridge") if request.param == "bridge" else PoolSettings()
-    system.up(2, pool_settings=form)
-    try:
-        made = PolicyLab(system)
-        system.podway("set", "config", "services=pods", "--wait")
+    with policy_lab(PoolSettings(attach="bridge" if request.param == "bridge" else "routed")) as made:
+        made.lab.podway("set", "config", "services=pods", "--wait")
         made.run("web1", "node1", 8080, labels={"app": "web"})
         made.run("web2", "node2", 8080, labels={"app": "web"})
         made.run("client", "node1", labels={"app": "client"})
         made.apply(SERVICE)
         yield made
-        made.close()
-    finally:
-        system.down()
 
 
 def peer(lab: PolicyLab, client: Place, family: int, port: int = 80) -> str | None:
