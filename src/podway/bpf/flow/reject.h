@@ -91,15 +91,7 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 		return bpf_redirect_peer(skb->ifindex, 0);
 	if (packet->hook != FROM_WIRE)
 		return TC_ACT_SHOT;
-	if (is_ipv4(&packet->key.source)) {
-		fib.family = AF_INET;
-		fib.ipv4_src = packet->key.destination.word[3];
-		fib.ipv4_dst = packet->key.source.word[3];
-	} else {
-		fib.family = AF_INET6;
-		__builtin_memcpy(fib.ipv6_src, &packet->key.destination, sizeof(fib.ipv6_src));
-		__builtin_memcpy(fib.ipv6_dst, &packet->key.source, sizeof(fib.ipv6_dst));
-	}
+	set_ends(&fib, &packet->key.destination, &packet->key.source);
 	switch (bpf_fib_lookup(skb, &fib, sizeof(fib), 0)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:

@@ -63,15 +63,7 @@ static __noinline bool answers_node(struct __sk_buff *skb, const struct packet *
 
 	if (!packet || packet->hook != FROM_POD)
 		return false;
-	if (is_ipv4(&packet->key.destination)) {
-		fib.family = AF_INET;
-		fib.ipv4_src = packet->key.source.word[3];
-		fib.ipv4_dst = packet->key.destination.word[3];
-	} else {
-		fib.family = AF_INET6;
-		__builtin_memcpy(fib.ipv6_src, &packet->key.source, sizeof(fib.ipv6_src));
-		__builtin_memcpy(fib.ipv6_dst, &packet->key.destination, sizeof(fib.ipv6_dst));
-	}
+	set_ends(&fib, &packet->key.source, &packet->key.destination);
 	return bpf_fib_lookup(skb, &fib, sizeof(fib), 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 

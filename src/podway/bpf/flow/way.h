@@ -22,6 +22,20 @@ static __always_inline bool is_limited(const struct endpoint *endpoint)
 	return endpoint && endpoint->flags & ENDPOINT_LIMITED;
 }
 
+// Have a question about the way ask for one from an address to another.
+static __always_inline void set_ends(struct bpf_fib_lookup *fib, const struct address *from, const struct address *to)
+{
+	if (is_ipv4(to)) {
+		fib->family = AF_INET;
+		fib->ipv4_src = from->word[3];
+		fib->ipv4_dst = to->word[3];
+	} else {
+		fib->family = AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, from, sizeof(fib->ipv6_src));
+		__builtin_memcpy(fib->ipv6_dst, to, sizeof(fib->ipv6_dst));
+	}
+}
+
 // Ask the kernel for the way; `next` becomes the neighbour. What it does not forward, or cannot yet, is the stack's.
 static __always_inline void look_up_way(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 					const struct state *state, struct bpf_redir_neigh *next)
@@ -44,15 +58,7 @@ static __always_inline void look_up_way(struct __sk_buff *skb, const struct pack
 		*(volatile __u8 *)&flow->way = WAY_STACK;
 		return;
 	}
-	if (is_ipv4(&key->destination)) {
-		fib.family = AF_INET;
-		fib.ipv4_src = key->source.word[3];
-		fib.ipv4_dst = key->destination.word[3];
-	} else {
-		fib.family = AF_INET6;
-		__builtin_memcpy(fib.ipv6_src, &key->source, sizeof(fib.ipv6_src));
-		__builtin_memcpy(fib.ipv6_dst, &key->destination, sizeof(fib.ipv6_dst));
-	}
+	set_ends(&fib, &key->source, &key->destination);
 	count(WAYS_RENEWED);
 	flow->way_generation = *(volatile const __u32 *)&state->way_generation;
 	said = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
