@@ -239,6 +239,27 @@ def test_nodes_that_join_reach_each_other_and_one_that_comes_costs_its_own_objec
     run(tmp_path, scenario)
 
 
+def test_audits_wait_while_it_is_not_known_where_the_uplink_is(tmp_path: Path) -> None:
+    """What went with a device is missing by a plan of before: that is nothing that somebody else changed."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        own = next(iter(one.state.view.blocks_of("node1"))).spec.cidr
+        for released in (True, False):
+            one.reconciler.hold()
+            one.kernel.kinds["route"].objects = {}
+            await asyncio.sleep(0.3)  # three audits' time
+            assert own not in one.kernel.routes
+            if released:
+                one.reconciler.release()
+            await eventually(lambda: own in one.kernel.routes)  # without a word, too, after a while
+            one.reconciler.release()
+
+    run(tmp_path, scenario)
+
+
 def test_the_agent_goes_on_while_the_kernel_removes_elements(tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
 

@@ -85,6 +85,7 @@ class UplinkFollower:
     def trigger(self) -> None:
         """Ask for a look: devices, addresses or default routes changed."""
         self._wanted.set()
+        self._reconciler.hold()
 
     def note(self, problem: str) -> None:
         """Take down, and log once, what is wrong."""
@@ -108,6 +109,8 @@ class UplinkFollower:
                 self.note(f"{error.message}; until then {self._state.uplink.device} counts as it was")
             except KernelError as error:
                 self.note(error.message)
+            if not self._wanted.is_set():
+                self._reconciler.release()
             await asyncio.sleep(REST * min(SETTLE, clock() - began))
 
     async def _follow(self) -> None:

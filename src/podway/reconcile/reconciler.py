@@ -93,6 +93,9 @@ SETTLE = 0.05
 ECHO = 0.5
 """The same after an event that our own work most likely caused: the kernel does not always name the author."""
 
+HOLD = 1.0
+"""Seconds that an audit waits at most until it is known where the uplink is."""
+
 STEP = 0.004
 """Seconds of an audit after which others go first."""
 
@@ -137,6 +140,8 @@ class Reconciler:
         self._awake = True
         self._due = self._full_due = asyncio.get_running_loop().time() + self._interval
         self._full = False
+        self._held: float | None = None
+        """Until when no audit is to begin, and what one found is not to be acted on."""
         self._audits: list[set[ObjectKey]] = []
         """For each look that goes on, what was carried out since it began."""
         self._listeners: list[asyncio.Event] = []
@@ -272,6 +277,20 @@ class Reconciler:
             self._due = due
             self._wanted.set()
 
+    def hold(self) -> None:
+        """Have audits wait, but not for ever: the uplink may have moved, and what stands on it with it.
+
+        A plan that does not know it yet calls a program on a renamed device foreign, and what went with a device
+        missing: an audit would make of the move something that somebody did, and undo it.
+        """
+        if self._held is None:
+            self._held = asyncio.get_running_loop().time() + HOLD
+
+    def release(self) -> None:
+        """Have audits go on: it is known where the uplink is."""
+        self._held = None
+        self._wanted.set()
+
     async def run(self) -> None:
         """Plan and carry out when woken; audit when asked, and now and then unasked; for ever."""
         clock = asyncio.get_running_loop().time
@@ -374,13 +393,11 @@ class Reconciler:
 
     async def _until_due(self) -> None:
         clock = asyncio.get_running_loop().time
-        while not self._awake and (delay := self._due - clock()) > 0:
+        while not self._awake and (delay := max(self._due, self._held or 0.0) - clock()) > 0:
             self._wanted.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._wanted.wait()
-            except TimeoutError:
-                return
 
     def _portions(self) -> Iterator[Sequence[Change]]:
         """Bring the kernel to the state in bounded steps; yield after each.
@@ -511,6 +528,9 @@ class Reconciler:
         if not self.failures:
             with contextlib.suppress(PodwayError):
                 found = await self._audit(full=full, pause=self._work)
+                if found and await self._is_held():
+                    self.trigger(full=full)
+                    return
                 report = self._kernel.carry_out(found, self.plan) if found else Report()
                 self._lead_anew(report)
                 self._note_repairs(report)
@@ -518,7 +538,16 @@ class Reconciler:
                     if full:
                         self._refused.clear()
                     return
-        self.repair()
+        if await self._is_held():
+            self.trigger(full=full)
+        else:
+            self.repair()
+
+    async def _is_held(self) -> bool:
+        """Tell whether audits are to wait, after the kernel's events of until now were read."""
+        for _ in range(2):  # what is ready by now is called behind those who were here before
+            await asyncio.sleep(0)
+        return self._held is not None and self._held > asyncio.get_running_loop().time()
 
     def _note_failures(self, report: Report) -> None:
         said = tuple(str(failure) for failure in report.failures)
