@@ -285,6 +285,7 @@ def test_an_up_that_fails_shows_the_agents_log_and_leaves_nothing(
         (["--pool", "10.244.0.0/28", "--block-size", "29"], "2 blocks of /29, and 3 nodes need one each"),
         (["--pool", "10.0.0.0/23", "--pool", "10.1.0.0/23"], "2 blocks of /24, and 3 nodes"),
         (["--pool", "10.244.0.0/16", "--pool", "fd00::/121"], "--block-size 123"),
+        (["--data-path", "kernel", "--services", "pods"], "--services needs the flow engine"),
     ],
 )
 def test_what_cannot_be_built_is_said_and_nothing_is_left(lab_name: str, options: list[str], problem: str) -> None:

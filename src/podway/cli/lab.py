@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from podway.api.kinds.ip_pool import DEFAULT_POOL, Attach, Distribution, Encapsulation, When
-from podway.api.kinds.network_config import DEFAULT_ASN, ServiceClients
+from podway.api.kinds.network_config import DEFAULT_ASN, DataPath, ServiceClients
 from podway.cli.complete import complete_namespaces, complete_nodes, complete_pods
 from podway.cli.help import examples
 from podway.cli.mistakes import Group, Mistake, in_arguments, say
@@ -132,6 +132,11 @@ def lab() -> None:
 )
 @click.option("--attach", type=click.Choice(get_args(Attach)), help="How pods are attached.  [default: routed]")
 @click.option(
+    "--data-path",
+    type=click.Choice(get_args(DataPath)),
+    help="What carries and judges pods' packets.  [default: as PODWAY_LAB_DATA_PATH says, else kernel]",
+)
+@click.option(
     "--services",
     type=click.Choice(get_args(ServiceClients)),
     default="off",
@@ -177,6 +182,7 @@ def up(
     racks: int,
     tor: Tor,
     node_family: str | None,
+    data_path: DataPath | None,
     services: ServiceClients,
     kept_in: str,
     kubernetes: str | None,
@@ -214,6 +220,7 @@ def up(
                 {key: value for key, value in pool_settings.items() if value}, PoolSettings
             ),
             services=services,
+            data_path=data_path,
             in_etcd=kept_in == "etcd",
         )
     again = names.option(options.lab)

@@ -10,7 +10,7 @@ import msgspec
 
 from podway.api.addresses import Family, Network
 from podway.api.kinds.ip_pool import IPPool
-from podway.api.kinds.network_config import ServiceClients
+from podway.api.kinds.network_config import DataPath, ServiceClients
 from podway.api.kinds.node import Node
 from podway.api.resource import Resource
 from podway.cni.conflist import render_conflist
@@ -48,12 +48,14 @@ def up(
     node_families: Sequence[Family] = (),
     pool_settings: PoolSettings = DEFAULT_POOL_SETTINGS,
     services: ServiceClients = "off",
+    data_path: DataPath | None = None,
     in_etcd: bool = False,
 ) -> LabState:
     """Build a lab of `nodes` nodes with these pools (CIDRs) and return its state.
 
     With several racks each is a subnet behind a router, on which `tor` speaks BGP with the rack's nodes.
-    With `services` the data path is eBPF's, and there is a DNS.
+    With `services` the data path is eBPF's, and there is a DNS. Without `data_path` it is what the environment
+    says (podway.lab.facts.DATA_PATH), or the usual one.
     Without `node_families` the nodes have IPv4 addresses, and IPv6 ones too if a pool is IPv6. The store is an
     SQLite file, or an etcd. When anything fails, what was built is removed again. Raises LabError,
     InvalidArgument, InvalidObject, StoreError, KernelError or UnsupportedSystem.
@@ -78,6 +80,7 @@ def up(
             tor=tor,
             families=len(fabric.estate),
             services=services,
+            data_path=data_path,
         ),
         *_node_objects(built, places),
         *(facts.router_peers(fabric) if tor != "none" else ()),

@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import msgspec
 
@@ -14,7 +14,13 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.ip_pool import Attach, Distribution, Encapsulation, IPPool, IPPoolSpec, When
 from podway.api.kinds.namespace import Namespace
-from podway.api.kinds.network_config import BgpSettings, NetworkConfig, NetworkConfigSpec, ServiceClients
+from podway.api.kinds.network_config import (
+    BgpSettings,
+    DataPath,
+    NetworkConfig,
+    NetworkConfigSpec,
+    ServiceClients,
+)
 from podway.api.kinds.node import ASN, RACK, Node
 from podway.api.kinds.pod import Pod, PodStatus
 from podway.api.meta import LabelSelector, Metadata
@@ -39,6 +45,9 @@ if TYPE_CHECKING:
     from podway.store.kubernetes.access import Access
 
 T = TypeVar("T")
+
+DATA_PATH = "PODWAY_LAB_DATA_PATH"
+"""The environment variable that says which data path new labs have of which nobody says it."""
 
 BFD_PACKETS_PER_SECOND = 2000
 """What a lab may spend on BFD: 10 nodes at the usual interval, 50 at 1.2 s."""
@@ -120,11 +129,13 @@ def first_objects(
     tor: Tor,
     families: int,
     services: ServiceClients = "off",
+    data_path: DataPath | None = None,
 ) -> tuple[Resource, ...]:
     """Return what the store of a new cluster of so many nodes holds; the nodes have so many families.
 
     A block size of up to 32 is for the IPv4 pools, a larger one for the IPv6 pools. With BGP on the routers,
-    nodes have sessions with those instead of each other. Raises InvalidArgument if a block size fits no pool.
+    nodes have sessions with those instead of each other. Raises InvalidArgument if a block size fits no pool, or
+    if Services cannot be served by the data path.
     """
     sizes = {Family.IPV4 if size <= 32 else Family.IPV6: size for size in block_sizes}
     for family, size in sizes.items():
@@ -136,7 +147,7 @@ def first_objects(
     numbered = {family: [pool for pool in pools if pool.version == family] for family in Family}
     sessions = (nodes - 1 if tor == "none" else 2) * nodes * families
     bgp = BgpSettings(asn=asn, topology="auto" if tor == "none" else "none", bfd_interval=_bfd_interval(sessions))
-    spec = NetworkConfigSpec(bgp=bgp, services=services, data_path="kernel" if services == "off" else "ebpf")
+    spec = NetworkConfigSpec(bgp=bgp, services=services, data_path=_data_path(data_path, services))
     return (
         Namespace(metadata=Metadata(name="default")),
         NetworkConfig(metadata=Metadata(name="default"), spec=spec),
@@ -153,6 +164,25 @@ def first_objects(
             for number, pool in enumerate(found, start=1)
         ),
     )
+
+
+def _data_path(chosen: DataPath | None, services: ServiceClients) -> DataPath:
+    """Return a new lab's data path: what was chosen, else what Services need, else what the environment says."""
+    if services != "off":
+        if chosen == "kernel":
+            raise InvalidArgument(
+                "--services needs the flow engine, and --data-path is kernel",
+                hint="leave --data-path out, or write --services off",
+            )
+        return chosen or "ebpf"
+    usual = os.environ.get(DATA_PATH)
+    try:
+        found: DataPath = chosen or (msgspec.convert(usual, DataPath) if usual else NetworkConfigSpec().data_path)
+    except msgspec.ValidationError:
+        raise InvalidArgument(
+            f"{DATA_PATH}={usual} is no data path", hint=f"choose of {', '.join(get_args(DataPath))}, or unset it"
+        ) from None
+    return found
 
 
 def check(objects: Sequence[Resource]) -> None:
