@@ -106,7 +106,7 @@ def test_vxlan_with_all_entries_that_lead_through_it(lab: TraceLab) -> None:
             ("eth0", True, 63),
             ("podway-vxlan", False, 63),
             (taken.exit, False, 62),
-        ]
+        ][: lab.sights(6)]
         text = to_text(report, width=110, full=True)
         assert "02:70:ac:1e:00:02 is behind 172.30.0.2 (forwarding entry)" in text
         assert "the wire to node2, VXLAN (VNI 4096, port 4789) from 172.30.0.1 to 172.30.0.2" in text

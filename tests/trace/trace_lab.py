@@ -1,6 +1,7 @@
 """A lab as the tests of traces use it."""
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,12 +9,13 @@ from typing import Any
 
 from podway.api.addresses import Address, Family
 from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.network_config import NetworkConfig
 from podway.api.resource import Resource
-from podway.cli.agents import agents
+from podway.cli import agents as cli_agents
 from podway.cli.options import GlobalOptions
 from podway.errors import AgentError
 from podway.kernel import netns
-from podway.lab import facts, names, pods
+from podway.lab import agents, facts, names, pods
 from podway.lab.outside_tracing import beside
 from podway.probe.build import Protocol
 from podway.store.base import list_all
@@ -35,7 +37,7 @@ class TraceLab:
 
     def asker(self, *, remote: bool = False) -> Callable[..., object]:
         hosts = {name: ask for name, (_, ask) in beside(self.name).items()}
-        asked = {**hosts, **agents(GlobalOptions(None, self.name), remote=remote)}
+        asked = {**hosts, **cli_agents.agents(GlobalOptions(None, self.name), remote=remote)}
 
         def ask(node: str, method: str, **params: object) -> object:
             if node not in asked:
@@ -67,6 +69,30 @@ class TraceLab:
             hosts=hosts,
             **{"timeout": 0.4, **keywords},
         )
+
+    @property
+    def carries(self) -> bool:
+        """Whether the flow engine carries the packets of pods."""
+        return bool(agents.status(self.name, "node1")["data_path"]["in_force"] == "ebpf")
+
+    def sights(self, number: int) -> int:
+        """Return how often a packet between pods is seen that the kernel's devices see so often."""
+        return number - self.carries
+
+    @contextmanager
+    def on_data_path(self, path: str) -> Iterator[None]:
+        """Have this data path while the block runs."""
+        before = facts.ask(self.name, lambda store: store.list(NetworkConfig)).items[0].spec.data_path
+        self._podway("set", "config", f"dataPath={path}", "--wait")
+        try:
+            yield
+        finally:
+            self._podway("set", "config", f"dataPath={before}", "--wait")
+
+    def _podway(self, *words: str) -> None:
+        command = [sys.executable, "-m", "podway", "--lab", self.name, *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
 
     def address(self, pod: str, family: Family = Family.IPV4) -> Address:
         found = pods.find(self.name, pod, "default").addresses

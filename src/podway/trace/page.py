@@ -324,6 +324,8 @@ def _probe_words(hop: Hop) -> Iterator[str]:
         ends = _ends(seen)
         yield _seen_words(seen, "unchanged" if ends == before else ends)
         before = ends
+    if hop.carried:
+        yield "carried straight into the pod by the flow engine, past the stack"
     if not hop.seen:
         yield "nobody watches here" if hop.problem else "not seen here"
 

@@ -104,7 +104,8 @@ class Hop(_Record, frozen=True):
 
     `planned` is null off the planned path, `kernel` where it could not be asked (`problem` says why) or where
     the kernels do not send the packet. `mtu` of the device that the packet leaves by is in `kernel`. `wireEntry`
-    and `wireExit` are the devices below `entry` and `exit` where these are overlay devices.
+    and `wireExit` are the devices below `entry` and `exit` where these are overlay devices. `carried` tells that
+    the flow engine took the packet from where it came in straight into the pod, so that nothing saw it leave.
     """
 
     number: int
@@ -119,6 +120,7 @@ class Hop(_Record, frozen=True):
     on_plan: bool = True
     wire_entry: str = ""
     wire_exit: str = ""
+    carried: bool = False
 
     @property
     def label(self) -> str:

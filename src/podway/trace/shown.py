@@ -1,6 +1,7 @@
 """From hops and captured packets to the report's records. Pure."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from podway.api.addresses import Address, Network
 from podway.cluster.view import ClusterView
@@ -60,9 +61,21 @@ def show(
             hop.planned is not None and (hop.lookup is None or as_planned(hop)),
             hop.wire_entry,
             hop.wire_exit,
+            _is_carried(hop, after, by_label),
         )
-        for number, hop in enumerate(hops, 1)
+        for number, (hop, after) in enumerate(zip_longest(hops, hops[1:]), 1)
     )
+
+
+def _is_carried(hop: ForwardingHop, after: ForwardingHop | None, seen: Mapping[str, Sequence[Seen]]) -> bool:
+    """Tell whether a packet came into a node, and then into a pod of it, but did not leave by the pod's host link.
+
+    bpf_redirect_peer (bpf-helpers(7)) has it appear at the other end of the link.
+    """
+    if hop.pod or after is None or not after.pod:
+        return False
+    here, there = ([one.direction for one in seen.get(at.label, ())] for at in (hop, after))
+    return "in" in here and "out" not in here and "in" in there
 
 
 def _planned(hop: PlannedHop) -> Planned:
