@@ -60,6 +60,11 @@ class HealthLab:
         answer: dict[str, Any] = call(self.run_dir(node) / "agent.sock", "status")
         return answer
 
+    @property
+    def carries(self) -> bool:
+        """Whether the flow engine carries the packets of pods."""
+        return bool(self.status("node1")["data_path"]["in_force"] == "ebpf")
+
     def birdc(self, node: str, command: str) -> str:
         socket = self.run_dir(node) / "bird.ctl"
         return subprocess.run(

@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
+from podway.api.kinds.network_policy import NetworkPolicy, NetworkPolicySpec
 from podway.api.kinds.node import NAT_ADDRESSES
+from podway.api.meta import LabelSelector, Metadata
 from podway.cluster.view import ClusterView
 from podway.health.checks import every, of_clusters, of_nodes
 from podway.health.checks.agent import channel, looking
 from podway.health.checks.bgp import bgp_session, reflectors
 from podway.health.checks.bridge import bridge_netfilter
 from podway.health.checks.cluster import agent, clock, node_address, versions
-from podway.health.checks.firewall import nat_address
+from podway.health.checks.firewall import firewall, nat, nat_address
 from podway.health.checks.host import forwarding, kernel
 from podway.health.checks.limits import flow_tables
 from podway.health.checks.plan import fight
+from podway.health.checks.policies import policies
 from podway.health.doctor import summary
 from podway.health.facts import (
     ClusterFacts,
@@ -35,7 +38,7 @@ from podway.health.facts import (
 )
 from podway.health.facts import Device as HealthDevice
 from podway.health.finding import Problem, Severity
-from podway.health.ruleset import Chain, Ruleset
+from podway.health.ruleset import Chain, Condition, Rule, Ruleset
 from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.objects import Device, NodePlan, Sysctl
 from podway.plan.wiring import GATEWAY_MAC
@@ -91,6 +94,53 @@ def test_rules_that_do_not_see_the_bridge(
     problems = list(bridge_netfilter(node_facts(memory={"plan": plan}, firewall=Firewall(Ruleset(chains)))))
     assert [problem.subject for problem in problems] == ["cni0"] * found
     assert all("nft inet filter forward" in problem.found for problem in problems)
+
+
+BETWEEN_PODS = (
+    "packets from pods to other nodes' pods, packets from other nodes' pods to pods here, "
+    "packets between pods of this node"
+)
+WITH_NODES = "packets from pods to other nodes, packets from other nodes to pods here"
+
+
+@pytest.mark.parametrize(
+    ("attach", "enforced", "lost", "severity"),
+    [
+        ("routed", False, BETWEEN_PODS, "error"),
+        ("routed", True, WITH_NODES, "warning"),
+        ("bridge", True, f"{BETWEEN_PODS}, {WITH_NODES}", "error"),
+    ],
+    ids=["the stack forwards", "the flow engine carries", "a bridge's ports are left to the stack"],
+)
+def test_what_the_flow_engine_carries_passes_others_rules_by(
+    node_facts: Facts, attach: str, enforced: bool, lost: str, severity: str
+) -> None:
+    own, other = (builders.node(f"node{n}", f"172.30.0.{n}/16") for n in (1, 2))
+    blocks = [builders.block(f"10.244.{n}.0/24", "main", f"node{n}") for n in (1, 2)]
+    view = ClusterView.of((own, other, builders.pool("main", "10.244.0.0/16", attach=attach), *blocks))
+    masquerades = Rule((Condition("saddr", ("10.244.0.0/16",)),), "masquerade")
+    translates = Chain("nft", "inet", "x", "p", (masquerades,), hook="postrouting", priority=100, translates=True)
+    facts = node_facts(
+        memory={"view": view, "enforced": enforced}, firewall=Firewall(Ruleset((DROPS, translates)))
+    )
+    (dropped,) = firewall(facts)
+    assert dropped.found == f"the policy drops {lost}"
+    (translated,) = nat(facts)
+    assert translated.severity == severity
+
+
+def test_what_is_probably_not_meant_by_policies_is_told_where_they_are_enforced(node_facts: Facts) -> None:
+    meant = NetworkPolicy(
+        metadata=Metadata(name="closed", namespace="default"),
+        spec=NetworkPolicySpec(pod_selector=LabelSelector(match_labels={"app": "web"})),
+    )
+    view = ClusterView.of((builders.config(data_path="ebpf"), meant))
+    assert view.enforces
+    (problem,) = policies(node_facts(memory={"view": view, "enforced": True}, policies=1))
+    assert (problem.subject, problem.severity) == ("NetworkPolicy/default/closed", "warning")
+    assert problem.found == "spec.podSelector: selects no pod"
+    (problem,) = policies(node_facts(memory={"view": view, "enforced": False}, policies=1))
+    assert problem.found.startswith("nothing enforces")
 
 
 def test_a_source_that_could_not_be_read(node_facts: Facts) -> None:

@@ -1,7 +1,7 @@
 """What people get wrong in policies that are valid: they mean something else than what was meant. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from podway.api.addresses import Address, Network, is_within
 from podway.api.fields import Problem, parse_block
@@ -35,7 +35,10 @@ def lint(objects: Iterable[Resource], *, pods_may_come: bool = False) -> tuple[t
     """
     known = tuple(objects)
     served = _Served(known)
-    pods = [pod for pod in of_kind(Pod, known) if not pod.spec.host_network]
+    pods: dict[str, list[Pod]] = defaultdict(list)
+    for pod in of_kind(Pod, known):
+        if not pod.spec.host_network:
+            pods[pod.metadata.namespace].append(pod)
     spaces = _spaces(known)
     found: list[tuple[Key, Problem]] = []
     for policy in of_kind(NetworkPolicy, known):
@@ -98,9 +101,16 @@ def _spaces(objects: Iterable[Resource]) -> dict[str, dict[str, str]]:
 
 
 def _selects_nothing(
-    rules: PolicyRules, pods: Iterable[Pod], spaces: dict[str, dict[str, str]]
+    rules: PolicyRules, pods: Mapping[str, Sequence[Pod]], spaces: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Problem]:
-    if rules.subject is not None and not any(_selected(rules.subject, pod, spaces) for pod in pods):
+    """Compare a policy with the pods, by their namespaces."""
+    wanted = rules.subject
+    if wanted is None:
+        return
+    inside: Iterable[str | None] = (wanted.namespace,)
+    if wanted.namespaces is not None:
+        inside = [name for name, labels in spaces.items() if matches(wanted.namespaces, labels)]
+    if not any(matches(wanted.labels, pod.metadata.labels) for name in inside for pod in pods.get(name or "", ())):
         field = "spec.podSelector" if rules.isolates else "spec.subject"
         yield field, "selects no pod", "compare it with the pods' labels: podway get pods -A -o wide"
 

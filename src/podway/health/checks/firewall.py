@@ -29,6 +29,7 @@ SAMPLE = 8
 FORWARDED = ("tcp", "udp", "icmp")
 """By which protocols pods' packets are imagined: a rule may drop one of them."""
 TO_NODES = "packets from pods to other nodes"
+FROM_NODES = "packets from other nodes to pods here"
 
 
 class Imagined(msgspec.Struct, frozen=True):
@@ -98,7 +99,8 @@ def firewall(facts: NodeFacts) -> Iterator[Problem]:
 )
 def nat(facts: NodeFacts) -> Iterator[Problem]:
     """Only what surely translates: rules for Services and host ports ask for an address, a port or a mark."""
-    for lost in _ending(facts, (*_pods_packets(facts), *_pods_to_nodes(facts)), translation_of):
+    imagined = (*_pods_packets(facts), *_pods_to_nodes(facts), *_nodes_to_pods(facts))
+    for lost in _ending(facts, imagined, translation_of):
         chain, rule = lost.drop.chain, lost.drop.rule
         among_pods = any(what != TO_NODES for what in lost.told)
         yield Problem(
@@ -149,6 +151,9 @@ def _ending(
 def _imagined(facts: NodeFacts) -> Iterator[Imagined]:
     view, uplink = facts.memory.view, facts.memory.uplink
     yield from _pods_packets(facts)
+    if facts.memory.enforced:  # else packets between pods stand for these, too
+        yield from _pods_to_nodes(facts)
+        yield from _nodes_to_pods(facts)
     for family in Family:
         address = next((address for address in uplink.node_addresses if address.version == family), None)
         for peer in _other_nodes(view, facts.memory.node, family):
@@ -157,12 +162,13 @@ def _imagined(facts: NodeFacts) -> Iterator[Imagined]:
 
 
 def _pods_packets(facts: NodeFacts) -> Iterator[Imagined]:
+    """Yield packets between pods, but for those that the flow engine carries past all rules (docs/datapath.md)."""
     view, uplink = facts.memory.view, facts.memory.uplink
     mine = [block.network for block in view.blocks_of(facts.memory.node)]
     theirs = [block for block in view.blocks.values() if block.spec.node != facts.memory.node]
     for family in Family:
-        own = _addresses(mine, family)
-        pods = {address: _device_of_pods(view, address) for address in own}
+        pods = {address: _device_of_pods(view, address) for address in _addresses(mine, family)}
+        own = [address for address in pods if pods[address] == BRIDGE_DEVICE or not facts.memory.enforced]
         some = [block for block in theirs if block.network.version == family][:SAMPLE]
         others = [(_addresses([block.network], family)[0], _device_to(facts, block)) for block in some]
         for here, (there, device) in product(own[:1], others):
@@ -181,6 +187,15 @@ def _pods_to_nodes(facts: NodeFacts) -> Iterator[Imagined]:
             device = _device_of_pods(view, pod)
             for peer in _other_nodes(view, facts.memory.node, family):
                 yield from _forwarded(TO_NODES, pod, peer, device, uplink.device)
+
+
+def _nodes_to_pods(facts: NodeFacts) -> Iterator[Imagined]:
+    view, uplink = facts.memory.view, facts.memory.uplink
+    mine = [block.network for block in view.blocks_of(facts.memory.node)]
+    for family in Family:
+        for pod in _addresses(mine, family)[:1]:
+            for peer in _other_nodes(view, facts.memory.node, family):
+                yield from _forwarded(FROM_NODES, peer, pod, uplink.device, _device_of_pods(view, pod))
 
 
 def _other_nodes(view: ClusterView, node: str, family: Family) -> list[Address]:

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator
 
+from podway.api.resource import subject
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
+from podway.policy.lint import lint
 
 
 @node_check(
     "policies",
-    looks_at="whether the cluster's policies are enforced on the node, and pods that are cut off since nothing is "
-    "known of them",
+    looks_at="whether the cluster's policies are enforced on the node, pods that are cut off since nothing is "
+    "known of them, and, where they are enforced, what of them is probably not meant (`podway policy lint`)",
     why="without enforcement every pod reaches every other one, whatever policies say; a pod that is cut off "
     "reaches nobody, and only its own node reaches it",
 )
 def policies(facts: NodeFacts) -> Iterator[Problem]:
-    """Policies that nobody wrote are not missed."""
+    """Policies that nobody wrote are not missed. What all agents find wrong with a policy is told once."""
     memory = facts.memory
     count = facts.policies
     wanted = memory.view.config.data_path
@@ -36,3 +38,7 @@ def policies(facts: NodeFacts) -> Iterator[Problem]:
             "delete what runs there, or apply its Pod anew; `podway get pods -A` shows what there is",
             f"pod {pod}",
         )
+    if memory.enforced and not memory.view.unjudged:
+        known = (obj for table in memory.view.tables.values() for obj in table.values())
+        for whose, (field, problem, hint) in lint(known):
+            yield Problem(f"{field}: {problem}", hint, subject(whose), Severity.WARNING)
