@@ -53,6 +53,9 @@ CLUSTER = (NODE, POOL, POOL6, BLOCK, pod("web", ip="10.244.1.5"))
         (block("10.244.2.0/24", node="n2"), None),
         (config(1280), None),
         (pod("web"), pod("web", node="")),
+        (pool("s", "fd00:99::/64", use="services", node_selector=LabelSelector()), None),
+        (pool("s", "192.168.7.64/26", use="services", advertise="layer2"), None),  # of the nodes' own segment
+        (pool("s", "192.168.7.0/24", use="services", advertise="layer2", excluded=("192.168.7.1",)), None),
     ],
 )
 def test_changes_that_fit(new: Resource, old: Resource | None) -> None:
@@ -67,6 +70,15 @@ def test_changes_that_fit(new: Resource, old: Resource | None) -> None:
         (pool("q", "192.168.0.0/16"), None, "spec.cidr", ["192.168.7.0/24", "Node/n1"]),
         (pool("p", "10.250.0.0/16"), POOL, "spec.cidr", ["10.244.0.0/16", "n1", "Pod/x/web"]),
         (pool("p", "10.244.0.0/16", block_size=26), POOL, "spec.blockSize", ["from 24 to 26", "disabled"]),
+        (pool("p", "10.244.0.0/16", use="services"), POOL, "spec.use", ["from pods to services", "n1"]),
+        (pool("s", "10.244.3.0/28", use="services"), None, "spec.cidr", ["IPPool/p"]),
+        (pool("s", "192.168.7.64/26", use="services"), None, "spec.cidr", ["192.168.7.0/24", "Node/n1"]),
+        (
+            pool("s", "192.168.7.0/28", use="services", advertise="layer2"),
+            None,
+            "spec.cidr",
+            ["192.168.7.1/32", "Node/n1", "spec.excluded"],
+        ),
         (node("n2", "10.244.9.1/16"), None, "status.addresses", ["10.244.0.0/16", "IPPool/p"]),
         (node("n2", "192.168.7.1/24"), None, "status.addresses", ["192.168.7.1", "Node/n1"]),
         (config(1279), None, "spec.mtu", ["1280", "IPPool/six"]),
@@ -91,6 +103,7 @@ def test_ipv6_pool_beside_a_small_mtu() -> None:
     with pytest.raises(InvalidObject, match=r"spec\.cidr.*1280.*NetworkConfig/default"):
         check_change(POOL6, [config(1000)])
     check_change(POOL, [config(1000)])
+    check_change(pool("s", "fd00:99::/64", use="services"), [config(1000)])  # no pod has an address of it
 
 
 @pytest.mark.parametrize(
@@ -108,6 +121,11 @@ def test_deletions_of_what_is_needed(obj: Resource, words: list[str]) -> None:
     assert caught.value.hint
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_pool_for_services_has_no_blocks() -> None:
+    with pytest.raises(InvalidObject, match="is for Services"):
+        check_change(block("192.0.2.0/28", pool="s"), [pool("s", "192.0.2.0/28", use="services"), NODE])
 
 
 def test_deletions_of_what_nothing_needs() -> None:

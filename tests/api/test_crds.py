@@ -61,6 +61,10 @@ RIGHT: list[tuple[Kind, Any]] = [
     (IPPool, {"cidr": "fd00::/64", "encapsulation": "vxlan", "when": "cross-subnet"}),
     (IPPool, {"cidr": "10.0.0.0/28", "blockSize": 30, "excluded": ["10.0.0.1", "10.0.0.8/30"]}),
     (IPPool, {"cidr": "10.0.0.0/16", "nodeSelector": {"matchLabels": {"a": "b"}}, "namespaceSelector": {}}),
+    (IPPool, {"cidr": "192.0.2.8/32", "use": "services"}),
+    (IPPool, {"cidr": "2001:db8::/112", "use": "services", "advertise": "layer2", "excluded": ["2001:db8::1"]}),
+    (IPPool, {"cidr": "192.0.2.0/24", "use": "services", "advertise": "pool", "namespaceSelector": {}}),
+    (IPPool, {"cidr": "10.244.0.0/16", "use": "pods", "advertise": "addresses", "natOutgoing": False}),
     (BGPPeer, PEER),
     (BGPPeer, {**PEER, "import": [{"cidr": "0.0.0.0/0", "action": "accept", "maxLength": 24}]}),
     (BGPPeer, {**PEER, "password": {"secret": {"namespace": "a", "name": "b", "key": "c"}}}),
@@ -96,6 +100,20 @@ WRONG: list[tuple[Kind, Any, str]] = [
     (IPPool, {"cidr": "10.0.0.0/16", "encapsulation": "gre"}, "Unsupported value"),
     (IPPool, {"cidr": "10.0.0.0/16", "cooldownSeconds": -1}, "cooldownSeconds"),
     (IPPool, {"cidr": "10.0.0.0/16", "colour": "red"}, "unknown field"),
+    (IPPool, {"cidr": "10.0.0.0/16", "use": "nodes"}, "Unsupported value"),
+    (IPPool, {"cidr": "10.0.0.0/16", "advertise": "layer2"}, "is for Services"),
+    *(
+        (IPPool, {"cidr": "10.0.0.0/16", "use": "services", **more}, "these are for pods")
+        for more in (
+            {"blockSize": 24},
+            {"cooldownSeconds": 0},
+            {"distribution": "store"},
+            {"encapsulation": "vxlan"},
+            {"attach": "bridge"},
+            {"natOutgoing": False},
+            {"ranges": "podCIDRs"},
+        )
+    ),
     (
         IPPool,
         {"cidr": "10.0.0.0/16", "nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}},

@@ -127,3 +127,17 @@ def test_blocks_and_namespaces_alter_plans_but_no_bgp_session() -> None:
         assert not alters_routing(VIEW.change(obj))
     assert not alters_plans(VIEW.change(BLOCKS[0])), "what is known already"
     assert alters_routing(VIEW.change(POOL, deleted=True))
+
+
+def test_pools_for_services_are_apart_from_those_for_pods() -> None:
+    served = builders.pool("outside", "192.0.2.0/28", use="services")
+    view = VIEW.after(Change.of(None, served))
+    assert (list(view.pools), list(view.service_pools)) == (["pool"], ["outside"])
+    assert VIEW.pools is VIEW.tables[IPPool.KIND]  # plans that look at pools see no other one
+    renamed = builders.node("a", "172.30.0.1/24", labels={"x": "y"})
+    assert view.after(Change.of(VIEW.nodes["a"], renamed)).pools is view.pools
+    relisted = view.relisted(IPPool, [served])
+    assert (list(relisted.pools), list(relisted.service_pools)) == ([], ["outside"])
+    assert ClusterView.of([POOL, served]).service_pools == view.service_pools
+    assert view.block_ranges == VIEW.block_ranges
+    assert not view.after(Change.of(served, None)).service_pools

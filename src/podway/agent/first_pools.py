@@ -35,7 +35,7 @@ async def ensure_pools(store: Store, cidrs: Sequence[str], others: Sequence[Reso
 
     What cannot be made is told in the log: there may be pools later. Raises StoreError.
     """
-    there = {pool.family for pool in others if isinstance(pool, IPPool)}
+    there = {pool.family for pool in others if isinstance(pool, IPPool) and not pool.for_services}
     for cidr in cidrs:
         try:
             pool = pool_of(cidr)

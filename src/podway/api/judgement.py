@@ -102,6 +102,8 @@ def _fitting(pool: IPPool) -> Callable[[AddressBlock], bool]:
 
     It reads the text: to make networks of thousands of blocks takes longer than a loop may be at work.
     """
+    if pool.for_services:
+        return lambda _: False
     family, prefix = pool.family, str(pool.block_prefix)
     shift = family.bits - pool.network.prefixlen
     head = int(pool.network.network_address) >> shift

@@ -64,6 +64,10 @@ class ClusterView(msgspec.Struct, frozen=True):
     """By kind, one for each that plans depend on (Resource.IN_VIEW)."""
     config: NetworkConfigSpec
     """What the NetworkConfig says, or the defaults."""
+    pools: Table[str, IPPool]
+    """All pools for pods."""
+    service_pools: Table[str, IPPool]
+    """All pools for Services."""
     rejected: Mapping[Key, RejectedObject] = MappingProxyType({})
     """Objects of the store that are no facts: what the tables have of them is their last good state, if any."""
     unlisted: frozenset[str] = frozenset()
@@ -88,7 +92,7 @@ class ClusterView(msgspec.Struct, frozen=True):
             if obj.KIND in objects:
                 objects[obj.KIND][_name(key(obj))] = obj
         tables: _Tables = {name: Table(objects[name], kind.INDICES) for name, kind in _KINDS.items()}
-        return cls(tables, _config(tables), unfit)
+        return cls(tables, _config(tables), *_pools(tables), unfit)
 
     def table(self, kind: type[R]) -> Table[str, R]:
         """Return the table of a kind in no namespace. Raises KeyError for one that plans do not depend on."""
@@ -109,11 +113,6 @@ class ClusterView(msgspec.Struct, frozen=True):
     def namespaces(self) -> Table[str, Namespace]:
         """All namespaces."""
         return self.tables[Namespace.KIND]
-
-    @property
-    def pools(self) -> Table[str, IPPool]:
-        """All pools."""
-        return self.tables[IPPool.KIND]
 
     @property
     def blocks(self) -> Table[str, AddressBlock]:
@@ -217,12 +216,17 @@ class ClusterView(msgspec.Struct, frozen=True):
         tables: _Tables = {**self.tables, **({} if table is None else {kind.KIND: table})}
         others = {wanted: one for wanted, one in self.rejected.items() if wanted[0] != kind.KIND}
         return msgspec.structs.replace(
-            self,
-            tables=tables,
-            config=_config(tables),
-            rejected={**others, **unfit},
-            unlisted=self.unlisted - {kind.KIND},
+            self._with_tables(tables), rejected={**others, **unfit}, unlisted=self.unlisted - {kind.KIND}
         )
+
+    def _with_tables(self, tables: _Tables) -> "ClusterView":
+        """Return the view with these tables in place of its own, and what follows from them."""
+        more: dict[str, Any] = {}
+        if tables[NetworkConfig.KIND] is not self.tables[NetworkConfig.KIND]:
+            more["config"] = _config(tables)
+        if tables[IPPool.KIND] is not self.tables[IPPool.KIND]:
+            more["pools"], more["service_pools"] = _pools(tables)
+        return msgspec.structs.replace(self, tables=tables, **more)
 
     def after(self, *changes: Change[Any]) -> "ClusterView":
         """Return the view after changes. Objects of kinds that plans do not depend on change nothing."""
@@ -236,9 +240,7 @@ class ClusterView(msgspec.Struct, frozen=True):
         told = {change.key for change in changes}
         if not told.isdisjoint(self.rejected):
             more["rejected"] = {wanted: one for wanted, one in self.rejected.items() if wanted not in told}
-        if NetworkConfig.KIND in tables:
-            more["config"] = _config(tables)
-        return msgspec.structs.replace(self, tables={**self.tables, **tables}, **more)
+        return msgspec.structs.replace(self._with_tables({**self.tables, **tables}), **more)
 
     def changes_to(self, other: "ClusterView", kinds: Collection[str] = _KINDS) -> tuple[Change[Any], ...]:
         """Return what leads from this view to another one, of these kinds."""
@@ -314,3 +316,13 @@ def _name(wanted: Key) -> str | tuple[str, str]:
 def _config(tables: _Tables) -> NetworkConfigSpec:
     config: NetworkConfig | None = next(iter(tables[NetworkConfig.KIND].values()), None)
     return config.spec if config else NetworkConfigSpec()
+
+
+def _pools(tables: _Tables) -> tuple[Table[str, IPPool], Table[str, IPPool]]:
+    """Return the pools for pods, and those for Services."""
+    every: Table[str, IPPool] = tables[IPPool.KIND]
+    services = {name: pool for name, pool in every.items() if pool.for_services}
+    if not services:
+        return every, Table({}, IPPool.INDICES)
+    pods = {name: pool for name, pool in every.items() if name not in services}
+    return Table(pods, IPPool.INDICES), Table(services, IPPool.INDICES)

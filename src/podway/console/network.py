@@ -128,6 +128,7 @@ def network(
             owned[pool.metadata.name],
         )
         for pool in cluster.of(IPPool)
+        if not pool.for_services
     )
     whole = len(nodes) <= SMALL
     spec = next((one.spec for one in cluster.of(NetworkConfig)), NetworkConfigSpec())

@@ -108,7 +108,7 @@ async def gather(api: Api, rights: Sequence[Right]) -> Facts:
         daemonsets=daemonsets,
         definitions=definitions,
         services=services or tuple(str(host_network(ip_address(one))) for one in addresses),
-        pools=pools,
+        pools=[one for one in pools if one["spec"].get("use", "pods") == "pods"],
         configured=tuple(part.strip() for part in told.split(",") if part.strip()),
         agent=agent,
         controller=controller,

@@ -239,7 +239,7 @@ async def families_without_block(store: Store, node: str) -> tuple[Family, ...]:
     """Return the families that have pools, but of which a node owns no block."""
     pools, blocks = (await store.list(IPPool)).items, (await store.list(AddressBlock)).items
     owned = {Family.of(block.network) for block in blocks if block.spec.node == node}
-    return tuple(sorted({pool.family for pool in pools} - owned))
+    return tuple(sorted({pool.family for pool in pools if not pool.for_services} - owned))
 
 
 async def mark_pending(store: Store, pods: Sequence[Pod]) -> tuple[Pod, ...]:

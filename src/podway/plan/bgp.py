@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, collapse_addresses
 import msgspec
 
 from podway.api.addresses import Address, Family, Network
+from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.errors import InvalidObject
@@ -171,7 +172,7 @@ def _pools(view: ClusterView, running: RunningTopology) -> Iterator[BgpPool]:
 
 def _ours(view: ClusterView) -> Iterator[Network]:
     subnets = {interface.network for node in view.nodes.values() for interface in node.interface_addresses}
-    ranges = subnets | {pool.network for pool in view.pools.values()}
+    ranges = subnets | {pool.network for pool in view.table(IPPool).values()}
     for family in Family:
         yield from collapse_addresses(sorted(each for each in ranges if each.version == family))  # type: ignore[type-var]
 

@@ -129,7 +129,7 @@ class _Served:
 
     def __init__(self, objects: tuple[Resource, ...]) -> None:
         self.ranges = [one for config in of_kind(NetworkConfig, objects) for one in config.spec.service_networks]
-        self.pools = [pool.network for pool in of_kind(IPPool, objects)]
+        self.pools = [pool.network for pool in of_kind(IPPool, objects) if not pool.for_services]
         self.addresses: Mapping[Address, Key] = {
             address: key(service) for service in of_kind(Service, objects) for address in service.cluster_addresses
         }

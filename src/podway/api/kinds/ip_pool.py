@@ -1,4 +1,4 @@
-"""IPPool: a range of pod addresses, and how packets to them travel."""
+"""IPPool: a range of addresses, for pods or for Services, and how packets to them travel."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -43,17 +43,32 @@ Ranges: TypeAlias = Literal["blocks", "podCIDRs"]
 """Where nodes' ranges come from: blocks that nodes claim, or what Kubernetes gave each Node (`spec.podCIDRs`)."""
 
 
+Use: TypeAlias = Literal["pods", "services"]
+"""Whose addresses are in a pool: pods', or those by which Services of type LoadBalancer are reached."""
+
+Advertise: TypeAlias = Literal["addresses", "pool", "layer2"]
+"""How the world learns where a Service's address is: by BGP, each address or the whole pool; or by ARP and
+neighbour discovery (RFC 4861), answered by one node of a segment."""
+
+
 class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
-    """Addresses for pods, cut into blocks that nodes own.
+    """Addresses for pods, cut into blocks that nodes own; or for Services of type LoadBalancer.
 
     `block_size` is a prefix length; with `ranges` podCIDRs it is that of the nodes' podCIDRs.
     `excluded` are addresses or networks never given to a pod.
     `cooldown_seconds` is how long a freed address waits before another pod may get it.
     A pool serves a pod if both selectors, where stated, match the pod's node and namespace.
     With `nat_outgoing` what pods send out of the cluster has their node's address as its source.
+
+    With `use: services` the controller gives the addresses to Services in namespaces that `namespace_selector`
+    matches, and nodes that `node_selector` matches tell the world of them as `advertise` says: by BGP each address
+    (`addresses`) or the range while any address of it is served (`pool`), or by ARP and neighbour discovery
+    (`layer2`). The other fields are for pods.
     """
 
     cidr: str
+    use: Use = "pods"
+    advertise: Advertise = "addresses"
     block_size: int | None = None
     node_selector: LabelSelector | None = None
     namespace_selector: LabelSelector | None = None
@@ -68,7 +83,42 @@ class IPPoolSpec(StrictRecord, frozen=True, kw_only=True):
     ranges: Ranges = "blocks"
 
 
+OF_PODS = (
+    "block_size",
+    "cooldown_seconds",
+    "distribution",
+    "encapsulation",
+    "when",
+    "attach",
+    "nat_outgoing",
+    "ranges",
+)
+"""Fields that mean nothing for Services, and are left out of their pools."""
+
+
+def _wire_name(field: str) -> str:
+    head, *rest = field.split("_")
+    return head + "".join(map(str.capitalize, rest))
+
+
+def _given_in_cel(field: str) -> str:
+    """Return in CEL whether a manifest gives a field a value other than its default."""
+    name, default = _wire_name(field), getattr(_PLAIN, field)
+    if default is None:
+        return f"has(self.{name})"
+    text = str(default).lower() if isinstance(default, bool) else repr(default)
+    return f"has(self.{name}) && self.{name} != {text}"
+
+
+_PLAIN = IPPoolSpec(cidr="")
+_SERVES = "has(self.use) && self.use == 'services'"
+_NOT_FOR_SERVICES = "is for pods, and use is services"
+_NOT_FOR_PODS = "is for Services, and use is pods"
+
+
 def _usage(pool: "IPPool", cluster: Cluster) -> str:
+    if pool.for_services:
+        return "-"
     blocks = [block for block in cluster.of(AddressBlock) if block.spec.pool == pool.metadata.name]
     nodes = {block.spec.node for block in blocks}
     bits = pool.block_prefix - pool.network.prefixlen
@@ -78,11 +128,23 @@ def _usage(pool: "IPPool", cluster: Cluster) -> str:
 def _encapsulation(pool: "IPPool", _: Cluster) -> str:
     spec = pool.spec
     always = spec.when == "always" or spec.encapsulation == "none"
-    return spec.encapsulation if always else f"{spec.encapsulation} {spec.when}"
+    return _for_pods(pool, spec.encapsulation if always else f"{spec.encapsulation} {spec.when}")
+
+
+def _for_pods(pool: "IPPool", text: str) -> str:
+    return "-" if pool.for_services else text
+
+
+def _block(pool: "IPPool") -> str:
+    return _for_pods(pool, f"/{pool.block_prefix}")
+
+
+def _use(pool: "IPPool") -> str:
+    return f"services, {pool.spec.advertise}" if pool.for_services else "pods"
 
 
 class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fields=True):
-    """A range of pod addresses."""
+    """A range of addresses, of pods or of Services."""
 
     KIND: ClassVar = "IPPool"
     NAMESPACED: ClassVar = False
@@ -90,14 +152,17 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
     COLUMNS: ClassVar = (
         NAME,
         Column("CIDR", lambda pool, _: pool.spec.cidr, path=".spec.cidr"),
-        Column("BLOCK", lambda pool, _: f"/{pool.block_prefix}", path=".spec.blockSize", type="integer"),
+        Column("BLOCK", lambda pool, _: _block(pool), path=".spec.blockSize", type="integer"),
         Column("NODES/BLOCKS", _usage),
-        Column("DISTRIBUTION", lambda pool, _: pool.spec.distribution, path=".spec.distribution"),
+        Column("DISTRIBUTION", lambda pool, _: _for_pods(pool, pool.spec.distribution), path=".spec.distribution"),
         Column("ENCAPSULATION", _encapsulation, path=".spec.encapsulation"),
-        Column("ATTACH", lambda pool, _: pool.spec.attach, path=".spec.attach"),
-        Column("RANGES", lambda pool, _: pool.spec.ranges, wide=True, path=".spec.ranges"),
+        Column("ATTACH", lambda pool, _: _for_pods(pool, pool.spec.attach), path=".spec.attach"),
+        Column("USE", lambda pool, _: _use(pool), wide=True, path=".spec.use"),
+        Column("RANGES", lambda pool, _: _for_pods(pool, pool.spec.ranges), wide=True, path=".spec.ranges"),
         Column("STATE", lambda pool, _: "disabled" if pool.spec.disabled else "in use", wide=True),
-        Column("NAT", lambda pool, _: "outgoing" if pool.spec.nat_outgoing else "none", wide=True),
+        Column(
+            "NAT", lambda pool, _: _for_pods(pool, "outgoing" if pool.spec.nat_outgoing else "none"), wide=True
+        ),
         Column("EXCLUDED", lambda pool, _: ",".join(pool.spec.excluded), wide=True),
         Column(
             "ACCEPTED",
@@ -121,14 +186,14 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         Rule("spec.cidr", *USABLE_NETWORK),
         Rule(
             "spec",
-            "!isCIDR(self.cidr) || has(self.blockSize) "
+            f"{_SERVES} || !isCIDR(self.cidr) || has(self.blockSize) "
             f"|| cidr(self.cidr).prefixLength() <= (self.cidr.contains(':') ? {DEFAULT_BLOCK_PREFIX[Family.IPV6]} "
             f": {DEFAULT_BLOCK_PREFIX[Family.IPV4]})",
             "the pool is smaller than a block of the default size: state blockSize",
         ),
         Rule(
             "spec",
-            "!isCIDR(self.cidr) || !has(self.blockSize) "
+            f"{_SERVES} || !isCIDR(self.cidr) || !has(self.blockSize) "
             "|| cidr(self.cidr).prefixLength() <= self.blockSize && "
             f"self.blockSize <= (self.cidr.contains(':') ? {MAX_BLOCK_PREFIX[Family.IPV6]} "
             f": {MAX_BLOCK_PREFIX[Family.IPV4]})",
@@ -152,6 +217,12 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
             "|| has(self.encapsulation) && self.encapsulation != 'none'",
             "when says when to encapsulate, but encapsulation is none",
         ),
+        Rule(
+            "spec",
+            f"!({_SERVES}) || !({' || '.join(map(_given_in_cel, OF_PODS))})",
+            f"use is services, and these are for pods: {', '.join(map(_wire_name, OF_PODS))}",
+        ),
+        Rule("spec", f"{_SERVES} || !({_given_in_cel('advertise')})", f"advertise {_NOT_FOR_PODS}"),
     )
 
     api_version: Literal["podway.io/v1"] = "podway.io/v1"
@@ -170,13 +241,18 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         return Family.of(self.network)
 
     @property
+    def for_services(self) -> bool:
+        """Whether its addresses are Services', and none a pod's."""
+        return self.spec.use == "services"
+
+    @property
     def block_prefix(self) -> int:
-        """Prefix length of the pool's blocks."""
+        """Prefix length of the pool's blocks; one for Services has none."""
         return self.spec.block_size or DEFAULT_BLOCK_PREFIX[self.family]
 
     @property
     def excluded_networks(self) -> tuple[Network, ...]:
-        """What is never given to a pod, single addresses as /32 or /128."""
+        """What is never given to a pod or Service, single addresses as /32 or /128."""
         return tuple(ip_network(text) for text in self.spec.excluded)
 
     def problems(self) -> Iterator[Problem]:
@@ -194,8 +270,13 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         yield from wrong
         if wrong:
             return
-        yield from _block_size(self.spec, network)
         yield from _excluded(self.spec, network)
+        if self.for_services:
+            yield from _of_pods(self.spec)
+            return
+        if self.spec.advertise != "addresses":
+            yield "spec.advertise", _NOT_FOR_PODS, "leave it out, or set use: services"
+        yield from _block_size(self.spec, network)
         yield from _modes(self.spec, network)
 
 
@@ -213,6 +294,12 @@ def _block_size(spec: IPPoolSpec, network: Network) -> Iterator[Problem]:
             f"/{size}{default} is not a block of {network}",
             f"a block's prefix length is between the pool's, {network.prefixlen}, and {longest} in {family.label}",
         )
+
+
+def _of_pods(spec: IPPoolSpec) -> Iterator[Problem]:
+    for field in OF_PODS:
+        if getattr(spec, field) != getattr(_PLAIN, field):
+            yield f"spec.{_wire_name(field)}", _NOT_FOR_SERVICES, "leave it out"
 
 
 def _excluded(spec: IPPoolSpec, network: Network) -> Iterator[Problem]:

@@ -80,7 +80,7 @@ def check_attach(pool: IPPool, other: IPPool) -> None:
 
     Pools whose selectors differ may have pods in common or not: an agent refuses to attach such a pod.
     """
-    alone = pool.family is other.family or pool.spec.disabled or other.spec.disabled
+    alone = pool.family is other.family or any(one.spec.disabled or one.for_services for one in (pool, other))
     if alone or _selectors(pool) != _selectors(other) or pool.spec.attach == other.spec.attach:
         return
     raise invalid(
@@ -98,6 +98,7 @@ def _selectors(pool: IPPool) -> tuple[LabelSelector | None, LabelSelector | None
 def _check_pool_change(pool: IPPool, old: IPPool, others: Sequence[Resource]) -> None:
     blocks = [block for block in of_kind(AddressBlock, others) if block.spec.pool == pool.metadata.name]
     for field, now, was in (
+        ("spec.use", pool.spec.use, old.spec.use),
         ("spec.cidr", pool.network, old.network),
         ("spec.blockSize", pool.block_prefix, old.block_prefix),
     ):
@@ -112,6 +113,11 @@ def _check_pool_change(pool: IPPool, old: IPPool, others: Sequence[Resource]) ->
 
 def check_blocks_fit(pool: IPPool, blocks: Sequence[AddressBlock]) -> None:
     """Check that the blocks of a pool that nodes own are blocks of what it is now. Raises InvalidObject."""
+    if blocks and pool.for_services:
+        problem = (
+            f"cannot be services while nodes own blocks of it: {blocks[0].spec.node} owns {blocks[0].network}"
+        )
+        raise invalid(pool, "spec.use", problem, f"set it back, and add another IPPool; {_return_hint(pool)}")
     for block in blocks:
         within = is_within(block.network, pool.network)
         if within and block.network.prefixlen == pool.block_prefix:
@@ -139,17 +145,25 @@ def check_beside_blocks(pool: IPPool, blocks: Sequence[AddressBlock]) -> None:
 
 
 def check_pool_beside_node(pool: IPPool, node: Node, *, blamed: Resource) -> None:
-    """Check that a pool has no address of a node and its subnets. Raises InvalidObject about the one to blame."""
+    """Check that a pool has no address of a node and its subnets. Raises InvalidObject about the one to blame.
+
+    Addresses that are answered for on the nodes' own segment are of its subnet, and only no node's.
+    """
     other = pool if blamed is node else node
-    subnets = (interface.network for interface in node.interface_addresses)
-    for taken in (*subnets, *map(host_network, node.internal_addresses)):
+    on_segment = pool.spec.advertise == "layer2"
+    subnets = () if on_segment else tuple(interface.network for interface in node.interface_addresses)
+    own = dict.fromkeys((*(interface.ip for interface in node.interface_addresses), *node.internal_addresses))
+    for taken in (*subnets, *map(host_network, own)):
+        if on_segment and any(is_within(taken, excluded) for excluded in pool.excluded_networks):
+            continue
         if _overlap(pool.network, taken):
             mine, theirs = (pool.network, taken) if blamed is pool else (taken, pool.network)
             raise invalid(
                 blamed,
                 "spec.cidr" if blamed is pool else "status.addresses",
                 f"{mine} overlaps {theirs} of {subject(key(other))}",
-                "pods and nodes need ranges apart from each other: use another range for the pool",
+                "nodes need ranges apart from pods and Services: use another range for the pool"
+                + (", or list the address in spec.excluded" if on_segment else ""),
             )
 
 
@@ -168,7 +182,7 @@ def _check_node(node: Node, others: Sequence[Resource]) -> None:
 
 def check_mtu(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> None:
     """Check that the MTU is enough for a pool's family. Raises InvalidObject about the one to blame."""
-    if pool.family is Family.IPV6 and 0 < config.spec.mtu < MIN_IPV6_MTU:
+    if pool.family is Family.IPV6 and not pool.for_services and 0 < config.spec.mtu < MIN_IPV6_MTU:
         other = pool if blamed is config else config
         raise invalid(
             blamed,
@@ -183,6 +197,8 @@ def _check_block(block: AddressBlock, others: Sequence[Resource]) -> None:
     pool = next((pool for pool in of_kind(IPPool, others) if pool.metadata.name == block.spec.pool), None)
     if pool is None:
         raise invalid(block, "spec.pool", f"IPPool/{block.spec.pool} does not exist", "make the pool first")
+    if pool.for_services:
+        raise invalid(block, "spec.pool", f"{subject(key(pool))} is for Services", "claim a block of another pool")
     if not is_within(block.network, pool.network) or block.network.prefixlen != pool.block_prefix:
         raise invalid(
             block,

@@ -173,9 +173,9 @@ def _value_problem(secret: Secret, name: str) -> str | None:
 
 
 def _check_exports(peer: BGPPeer, pools: Sequence[IPPool]) -> None:
-    """Only blocks, or whole pools, are ever told: a rule that names none of them does nothing."""
+    """Only blocks, whole pools and Services' addresses are ever told: a rule that names none does nothing."""
     blocks = peer.spec.advertise == "blocks"
-    told = [(pool.network, pool.block_prefix if blocks else pool.network.prefixlen) for pool in pools]
+    told = [(pool.network, _told_length(pool, blocks=blocks)) for pool in pools if _is_told(pool)]
     for index, rule in enumerate(peer.spec.exports):
         if not any(_matches(rule, network, length) for network, length in told):
             what = ", ".join(f"/{length} of {network}" for network, length in told[:3])
@@ -194,6 +194,13 @@ def _check_imports(peer: BGPPeer, pools: Sequence[IPPool], nodes: Sequence[Node]
         if rule.action == "reject":
             continue
         for pool in pools:
+            if pool.for_services and is_within(rule.network, pool.network):
+                raise invalid(
+                    peer,
+                    f"spec.import[{index}]",
+                    f"cannot match: addresses of {subject(key(pool))} are Services', of which nodes tell",
+                    "remove the rule",
+                )
             if is_within(rule.network, pool.network) and not _matches(rule, pool.network, pool.block_prefix):
                 raise invalid(
                     peer,
@@ -209,6 +216,17 @@ def _check_imports(peer: BGPPeer, pools: Sequence[IPPool], nodes: Sequence[Node]
                 f"cannot match: {subnet} is a network of the nodes, to which no outside peer may tell the way",
                 "remove the rule",
             )
+
+
+def _is_told(pool: IPPool) -> bool:
+    return not (pool.for_services and pool.spec.advertise == "layer2")
+
+
+def _told_length(pool: IPPool, *, blocks: bool) -> int:
+    """Return the prefix length by which a peer that is told blocks, or else whole pools, hears of a pool."""
+    if pool.for_services and pool.spec.advertise == "addresses":
+        return pool.network.max_prefixlen
+    return pool.network.prefixlen if pool.for_services or not blocks else pool.block_prefix
 
 
 def _matches(rule: PrefixRule, network: Network, length: int) -> bool:

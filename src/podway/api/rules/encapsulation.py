@@ -15,6 +15,8 @@ def check_change(new: Resource, others: Sequence[Resource], old: Resource | None
     What `old` had already is not questioned: nodes may have come since.
     """
     if isinstance(new, IPPool):
+        if new.for_services:
+            return
         if not isinstance(old, IPPool) or _modes(new) != _modes(old):
             _check_pool(new, [other for other in others if isinstance(other, Node) and other.internal_addresses])
     elif isinstance(new, NetworkConfig):

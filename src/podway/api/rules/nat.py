@@ -36,7 +36,12 @@ def check_services(config: NetworkConfig, pool: IPPool, *, blamed: Resource) -> 
             continue
         if blamed is pool:
             problem = f"{pool.network} overlaps {network}, spec.serviceCidrs[{index}] of {subject(key(config))}"
-            raise invalid(pool, "spec.cidr", problem, "give pods and Services ranges apart from each other")
+            raise invalid(
+                pool,
+                "spec.cidr",
+                problem,
+                "use another range for the pool: of these addresses the cluster gives some to Services",
+            )
         raise invalid(
             config,
             f"spec.serviceCidrs[{index}]",
@@ -63,7 +68,7 @@ def _holds(other: Resource, address: Address) -> Iterator[tuple[str, str]]:
     match other:
         case IPPool():
             if _within(address, other.network):
-                yield "spec.cidr", "is an address for pods, of"
+                yield "spec.cidr", f"is an address for {'Services' if other.for_services else 'pods'}, of"
         case NetworkConfig():
             for index, network in enumerate(other.spec.service_networks):
                 if _within(address, network):
