@@ -500,3 +500,24 @@ def test_ages(seconds: int, text: str) -> None:
 def test_age_of_a_time_stamp() -> None:
     assert age_of("1970-01-01T00:01:00Z", now=100) == "40s"
     assert age_of("", now=100) == ""
+
+
+def test_services_get_addresses_outside_with_what_is_applied(podway: Podway) -> None:
+    def serve(name: str) -> str:
+        spec = "{type: LoadBalancer, ports: [{port: 80}]}"
+        return f"---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {spec}}}\n"
+
+    def shown() -> list[str]:
+        return [line.split()[4] for line in podway("get", "services", "-A").splitlines()[1:]]
+
+    podway("apply", "-f", "-", stdin=serve("a"))
+    assert shown() == ["-"]
+    podway("apply", "-f", "-", stdin=pool("outside", cidr="192.0.2.0/31", use="services"))
+    assert shown() == ["192.0.2.0"]
+    podway("apply", "-f", "-", stdin=serve("b") + serve("c"))
+    assert shown() == ["192.0.2.0", "192.0.2.1", "-"]
+    refused = podway("delete", "pool", "outside", status=1)
+    assert "Service/default/a has 192.0.2.0, and 1 more have addresses of it" in refused
+    assert "spec.cidr: cannot change" in podway("set", "pool/outside", "cidr=192.0.2.4/31", status=1)
+    podway("delete", "service", "b")
+    assert shown() == ["192.0.2.0", "192.0.2.1"]

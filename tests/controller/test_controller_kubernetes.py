@@ -225,7 +225,8 @@ def shake(asker: tls.Credentials, answerer: tls.Credentials) -> str:
         ("GET", "/api/v1/pods", None),
         ("GET", "/api/v1/secrets", None),
         ("GET", "/api/v1/namespaces/podway/secrets", None),
-        ("GET", "/api/v1/namespaces/default", None),
+        ("PATCH", "/api/v1/namespaces/default", {"metadata": {"labels": {"x": "y"}}}),
+        ("PATCH", "/api/v1/namespaces/default/services/kubernetes", {"metadata": {"labels": {"x": "y"}}}),
         ("PATCH", f"{KINDS}/ippools/none", {"spec": {"cidr": "10.9.0.0/16"}}),
         ("DELETE", f"{KINDS}/ippools/none", None),
         ("POST", f"{KINDS}/addressblocks", {}),
@@ -256,3 +257,31 @@ def test_an_operator_is_told_of_what_does_not_hold(server: ApiServer, controller
 
     eventually(told, "there is an Event about the pool that overlaps")
     assert "second-of-two" in server.kubectl("events", "--types", "Warning")
+
+
+def test_services_get_addresses_outside_and_a_full_pool_is_told(server: ApiServer, controller: Path) -> None:
+    def addresses(name: str) -> list[str]:
+        found = server.ask("GET", f"/api/v1/namespaces/default/services/{name}")
+        return [one["ip"] for one in found["status"]["loadBalancer"].get("ingress", [])]
+
+    def serve(name: str, **spec: Any) -> None:
+        spec = {"type": "LoadBalancer", "ports": [{"port": 80}], "allocateLoadBalancerNodePorts": False, **spec}
+        server.ask("POST", "/api/v1/namespaces/default/services", {"metadata": {"name": name}, "spec": spec})
+
+    make(server, "ippools", "IPPool", "outside", {"cidr": "192.0.2.8/31", "use": "services"})
+    serve("web")
+    eventually(lambda: addresses("web") == ["192.0.2.8"], "the Service has an address")
+    serve("other", loadBalancerClass="example.com/lb")
+    serve("shop")
+    serve("late")
+    eventually(lambda: addresses("shop") + addresses("late") == ["192.0.2.9"], "one of two gets the last address")
+    have, lack = ("shop", "late") if addresses("shop") else ("late", "shop")
+    told = server.kubectl("get", "service", lack, "-o", "jsonpath={.status.conditions[*].message}")
+    assert told == "no IPv4 address is free in IPPool/outside"
+    eventually(lambda: "PoolFull" in server.kubectl("get", "events", "-n", "default"), "an Event tells it")
+    server.ask(
+        "PATCH", f"/api/v1/namespaces/default/services/{have}", {"spec": {"type": "ClusterIP"}}, content=MERGE
+    )
+    eventually(lambda: addresses(lack) == ["192.0.2.9"], "what one gave up is the other's")
+    assert addresses("web") == ["192.0.2.8"]
+    assert addresses("other") == []

@@ -157,4 +157,6 @@ def _checks(
     if not blocks.used(obj):  # one that is in use was there before any node that came into its range
         yield "Overlaps", partial(addressing.check_beside_blocks, obj, tuple(blocks.of_others(obj)))
         for node in nodes:
-            yield "Overlaps", partial(addressing.check_pool_beside_node, obj, node, blamed=obj)
+            # A node that comes into Services' range takes no address from those that have one.
+            if not obj.for_services or node.metadata.creation_timestamp <= obj.metadata.creation_timestamp:
+                yield "Overlaps", partial(addressing.check_pool_beside_node, obj, node, blamed=obj)

@@ -10,6 +10,8 @@ from podway.api.checked import RejectedObject
 from podway.api.decode import Manifest
 from podway.api.kinds import KINDS
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
@@ -30,6 +32,9 @@ from podway.store.base import Store
 from podway.store.leases import forget_lease
 
 _POLICIES = (NetworkPolicy.KIND, ClusterNetworkPolicy.KIND)
+
+_ADDRESSED = frozenset({IPPool.KIND, Service.KIND, Namespace.KIND})
+"""Kinds whose objects decide which addresses outside Services have."""
 
 files_option = click.option(
     "-f",
@@ -74,6 +79,8 @@ def apply(options: GlobalOptions, filenames: tuple[str, ...], namespace: str | N
             for interruption in interruptions(stored.get(known), new):
                 click.echo(f"note: {interruption}", err=True)
             click.echo(f"{subject(known)} {await _put(store, new, stored.get(known), rejected.get(known))}")
+        if options.allocates and _ADDRESSED.intersection(kind for kind, *_ in wanted):
+            await _give_addresses(store)
 
     options.run(work, create=True)
 
@@ -122,6 +129,8 @@ def delete(
                     await forget_lease(store, name)  # first: an agent that lives renews it, and then registers
                 await store.delete(KINDS[kind], name, namespace=where)
                 click.echo(f"{subject((kind, where, name))} deleted")
+        if options.allocates and any(isinstance(obj, Service) for obj in found):
+            await _give_addresses(store)
 
     found = options.run(find)
     if options.store is None:
@@ -134,6 +143,12 @@ def delete(
     options.run(remove)
     for node, before in zip(nodes, known, strict=True):
         click.echo(f"{subject(key(node))}: {options.run(partial(aftermath, node=node, before=before))}", err=True)
+
+
+async def _give_addresses(store: Store) -> None:
+    from podway.controller.addressing import give_addresses
+
+    await give_addresses(store)
 
 
 def _slips(stored: Mapping[Key, Resource], wanted: Mapping[Key, Resource]) -> dict[Key, list[str]]:

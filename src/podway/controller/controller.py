@@ -15,11 +15,13 @@ import structlog
 
 from podway import __version__
 from podway.api.kinds import KINDS
+from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import ChannelSettings, NetworkConfig
 from podway.api.kinds.node_certificate import NodeCertificate
 from podway.api.kinds.node_lease import CONTROLLER, LEASES, NodeLease
 from podway.api.resource import Key, subject
 from podway.api.status import ACCEPTED, JudgedStatus
+from podway.controller.addressing import Addressing
 from podway.controller.duties import Departures, Telling, requests, tellings
 from podway.controller.election import INTERVAL, Candidate, held
 from podway.controller.following import FOLLOWED, Facts, Following
@@ -40,13 +42,14 @@ FACTS = Metric("podway_controller_store_in_touch", "Whether every kind is follow
 UNDONE = Metric("podway_controller_work_undone", "Whether work failed, and is tried again.")
 NOT_ACCEPTED = Metric("podway_controller_not_accepted", "Objects that do not hold, by kind.", labels=("kind",))
 BLOCKS_RETURNED = Metric("podway_controller_blocks_returned_total", "Blocks given back.", "counter")
+ADDRESSES_UNMET = Metric("podway_controller_services_without_address", "Services that lack an address outside.")
 SIGNED = Metric(
     "podway_controller_certificate_requests_total", "Requests answered, by answer.", "counter", ("answer",)
 )
 AUTHORITY_UNTIL = Metric(
     "podway_controller_authority_expiry_timestamp_seconds", "When the newest authority ends, since 1970."
 )
-METRICS = (BUILD, LEADS, FACTS, UNDONE, NOT_ACCEPTED, BLOCKS_RETURNED, SIGNED, AUTHORITY_UNTIL)
+METRICS = (BUILD, LEADS, FACTS, UNDONE, NOT_ACCEPTED, BLOCKS_RETURNED, ADDRESSES_UNMET, SIGNED, AUTHORITY_UNTIL)
 """All that a controller measures."""
 
 GRACE = 10.0
@@ -56,6 +59,8 @@ LOOK = 5.0
 TOGETHER = 0.2
 """Seconds in which changes are gathered: what one command writes is judged together."""
 COMPONENT = "podway.io/controller"
+FULL = "PoolFull"
+"""Reason of the Events about pools that have no address left for a Service."""
 SET_ASIDE = "SetAside"
 """Reason of the Events about objects that do not hold."""
 LEASES_LOOK = 300.0
@@ -85,6 +90,7 @@ class Controller:
         self._candidate = Candidate(options.name or f"{socket.gethostname()}_{secrets.token_hex(4)}")
         self._departures = Departures(options.grace)
         self._signing = Signing(store)
+        self._addressing = Addressing(store)
         self._signs = is_served(options.store)
         self._lessees: tuple[str, ...] = ()
         self._leases_at = -LEASES_LOOK
@@ -117,6 +123,7 @@ class Controller:
             leads = self._candidate.leads(time.monotonic())
             if leads is not self._leading:
                 self._leading = leads
+                self._addressing.leave()
                 log.info("this controller works now" if leads else "another controller works", name=self.name)
                 self._following.changed.set()
             await asyncio.sleep(INTERVAL)
@@ -185,6 +192,7 @@ class Controller:
         yield UNDONE, float(bool(self._problem))
         yield NOT_ACCEPTED, {(kind,): count for kind, count in kinds.items()}
         yield BLOCKS_RETURNED, float(self.blocks_returned)
+        yield ADDRESSES_UNMET, float(self._addressing.unmet)
         yield SIGNED, {("signed",): float(self._signing.signed), ("refused",): float(self._signing.refused)}
         yield AUTHORITY_UNTIL, {(): until} if until is not None else {}
 
@@ -215,6 +223,7 @@ class Controller:
         for telling in tuple(tellings(facts, now)):
             await _tried(self._tell(telling), failures)
         self._tell_unreadable(facts)
+        await _tried(self._give_addresses(facts), failures)
         await self._announcer.write()
         await _tried(self._sign(facts, failures), failures)
         await _tried(self._learn_lessees(), failures)
@@ -247,6 +256,13 @@ class Controller:
         await self._signing.keep(settings, time.time(), anew=bool(waiting))
         for one in waiting:
             await _tried(self._signing.answer(one, time.time()), failures)
+
+    async def _give_addresses(self, facts: Facts) -> None:
+        """Give Services of type LoadBalancer their addresses, of pools that hold."""
+        await self._addressing.keep(facts.objects, lambda: self._candidate.leads(time.monotonic()))
+        for name in self._addressing.full:
+            note = "Services wait for an address, and none is free: add another pool with use: services"
+            self._announcer.say(Notice(IPPool.KIND, name, FULL, "Allocate", note))
 
     async def _tell(self, telling: Telling) -> None:
         kind, _, name = telling.key

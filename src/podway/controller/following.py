@@ -10,17 +10,34 @@ from podway.api.checked import RejectedObject
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
 from podway.api.kinds.node_certificate import NodeCertificate
+from podway.api.kinds.service import Service
 from podway.api.resource import Key, R, Resource, key
 from podway.errors import StoreError
+from podway.services.outside import concerns
 from podway.store.base import Event, Listing, Store
 from podway.store.informer import Informer
 
 log = structlog.get_logger(__name__)
 
-FOLLOWED: tuple[type[Resource], ...] = (Node, IPPool, AddressBlock, BGPPeer, NetworkConfig, NodeCertificate)
+FOLLOWED: tuple[type[Resource], ...] = (
+    Node,
+    IPPool,
+    AddressBlock,
+    BGPPeer,
+    NetworkConfig,
+    NodeCertificate,
+    Namespace,
+    Service,
+)
+
+
+def _matters(obj: Resource | RejectedObject) -> bool:
+    """Tell whether an object is kept: of tens of thousands of Services few have addresses outside."""
+    return not isinstance(obj, Service) or concerns(obj)
 
 
 class Facts:
@@ -36,26 +53,26 @@ class Facts:
         """Whether every kind was listed: before that nothing may be held to be gone."""
         return len(self._listed) == len(FOLLOWED)
 
-    def hear(self, kind: type[Resource], one: Event | Listing[Resource]) -> None:
-        """Take over a listing of a kind, or one change."""
+    def hear(self, kind: type[Resource], one: Event | Listing[Resource]) -> bool:
+        """Take over a listing of a kind, or one change; tell whether it matters."""
         if isinstance(one, Listing):
             for table in (self._objects, self._rejected):
                 for known in [known for known in table if known[0] == kind.KIND]:
                     del table[known]
-            self._objects.update((key(obj), obj) for obj in one.items)
+            self._objects.update((key(obj), obj) for obj in one.items if _matters(obj))
             self._rejected.update((each.key, each) for each in one.rejected)
             self._listed.add(kind.KIND)
-            return
+            return True
         obj = one.object
         about = obj.key if isinstance(obj, RejectedObject) else key(obj)
-        self._objects.pop(about, None)
-        self._rejected.pop(about, None)
-        if one.type == "deleted":
-            return
+        was = self._objects.pop(about, None) is not None, self._rejected.pop(about, None) is not None
+        if one.type == "deleted" or not _matters(obj):
+            return any(was)
         if isinstance(obj, RejectedObject):
             self._rejected[about] = obj
         else:
             self._objects[about] = obj
+        return True
 
     def of(self, kind: type[R]) -> Iterator[R]:
         """Yield the objects of a kind."""
@@ -102,8 +119,8 @@ class Following:
                 tasks.create_task(informer.run())
 
     def _hear(self, kind: type[Resource], one: Event | Listing[Resource]) -> None:
-        self.facts.hear(kind, one)
-        self.changed.set()
+        if self.facts.hear(kind, one):
+            self.changed.set()
 
     def _lost(self, kind: str, error: StoreError) -> None:
         if self.problems.get(kind) != error.message:

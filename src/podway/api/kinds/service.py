@@ -23,6 +23,7 @@ from podway.api.fields import (
 )
 from podway.api.meta import Record
 from podway.api.resource import Names, Resource
+from podway.api.status import Condition
 
 NO_ADDRESS = "None"
 """What `clusterIP` says of a headless Service."""
@@ -111,6 +112,7 @@ class ServiceStatus(Record, frozen=True, kw_only=True):
     """What is observed of a Service."""
 
     load_balancer: LoadBalancerStatus = LoadBalancerStatus()
+    conditions: tuple[Condition, ...] = ()
 
 
 class Service(Resource, frozen=True, kw_only=True):
@@ -162,6 +164,11 @@ class Service(Resource, frozen=True, kw_only=True):
         """The addresses by which it is reached from outside, as they are written: external and load balancers'."""
         ingress = self.status.load_balancer.ingress if self.spec.type == "LoadBalancer" else ()
         return (*self.spec.external_ips, *(one.ip or one.hostname for one in ingress if one.ip or one.hostname))
+
+    @property
+    def load_balancer_addresses(self) -> tuple[Address, ...]:
+        """The addresses that a load balancer gave it, whatever type it has by now."""
+        return tuple(parse_legacy_address(one.ip) for one in self.status.load_balancer.ingress if one.ip)
 
     @property
     def affinity_seconds(self) -> int:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from podway.api.addresses import Family, Network, host_network, is_within
+from podway.api.addresses import Address, Family, Network, host_network, is_within
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
+from podway.api.kinds.service import Service
 from podway.api.meta import LabelSelector
 from podway.api.resource import Resource, invalid, key, of_kind, subject
 from podway.api.rules.pods import some
@@ -43,6 +44,8 @@ def check_deletion(obj: Resource, others: Sequence[Resource]) -> None:
             blocks = [block for block in of_kind(AddressBlock, others) if block.spec.pool == obj.metadata.name]
             if blocks:
                 raise invalid(obj, "", _in_use(blocks, others), _return_hint(obj))
+            if users := _users(obj, others):
+                raise invalid(obj, "", _has_address(users, obj), _RELEASE_HINT.format(subject(key(obj))))
         case AddressBlock():
             owner = next((node for node in of_kind(Node, others) if node.metadata.name == obj.spec.node), None)
             if owner is not None:
@@ -109,6 +112,45 @@ def _check_pool_change(pool: IPPool, old: IPPool, others: Sequence[Resource]) ->
                 f"cannot change from {was} to {now} while {_in_use(blocks, others)}",
                 f"add another IPPool for the new range; {_return_hint(pool)}",
             )
+    users = [
+        one
+        for one in _users(old, others)
+        if not pool.for_services or any(_lost(address, old, pool) for address in one.load_balancer_addresses)
+    ]
+    if users:
+        field = "spec.cidr" if pool.for_services else "spec.use"
+        problem = f"cannot change while {_has_address(users, old)}"
+        raise invalid(pool, field, problem, _RELEASE_HINT.format(subject(key(pool))))
+
+
+_RELEASE_HINT = (
+    "set spec.disabled of {}: it gives no more addresses, and those that it gave stay; or delete the Service"
+)
+
+
+def _users(pool: IPPool, others: Sequence[Resource]) -> list[Service]:
+    """Return the Services that have an address of a pool for Services."""
+    if not pool.for_services:
+        return []
+    return [
+        one
+        for one in of_kind(Service, others)
+        if any(_within(address, pool.network) for address in one.load_balancer_addresses)
+    ]
+
+
+def _lost(address: Address, old: IPPool, new: IPPool) -> bool:
+    return _within(address, old.network) and not _within(address, new.network)
+
+
+def _within(address: Address, network: Network) -> bool:
+    return address.version == network.version and address in network
+
+
+def _has_address(users: Sequence[Service], pool: IPPool) -> str:
+    found = next(one for one in users[0].load_balancer_addresses if _within(one, pool.network))
+    more = f", and {len(users) - 1} more have addresses of it" if len(users) > 1 else ""
+    return f"{subject(key(users[0]))} has {found}{more}"
 
 
 def check_blocks_fit(pool: IPPool, blocks: Sequence[AddressBlock]) -> None:
