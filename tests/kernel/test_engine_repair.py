@@ -1,5 +1,6 @@
 """Tampering with each kind of object, and putting it right; what is not ours stays as it is."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
 
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podway.api.addresses import Family
 from podway.api.lease import Attachment, Lease
+from podway.kernel.netlink import constants as c
+from podway.kernel.netlink.connection import messages, open_socket
 from podway.kernel.node import Kernel
-from podway.kernel.rtnl import addresses, links
+from podway.kernel.rtnl import addresses, links, routes
 from podway.plan.changes import compare
 from podway.plan.objects import LinkAddress, Neighbour, NftTable, NodePlan, Route, Sysctl
 from podway.plan.wiring import wire
@@ -296,3 +300,32 @@ def test_ten_thousand_routes_are_compared_and_mended(kernel: Kernel, node: TestN
     assert kernel.diff(plan) == []
     assert len(kernel.apply(NodePlan()).changes) == 10_000
     assert node.sh("ip route show proto 112") == ""
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("family", Family)
+def test_what_makes_packets_unreachable_comes_behind_the_way_and_goes_ahead_of_it(
+    kernel: Kernel, node: TestNamespace, family: Family
+) -> None:
+    """It stands between our way and another's: a packet that met it in the middle of a change would be lost."""
+    node.sh("ip link add wire type veth peer far; ip link set far up; ip link set wire up")
+    pool = {Family.IPV4: "10.244.{}.0/24", Family.IPV6: "fd00:244:{}::/64"}[family]
+    blocks = [ip_network(pool.format(number)) for number in (2, 3)]
+    ways = [Route(block, device="wire", metric=30) for block in blocks]
+    guards = [Route(block, "unreachable", metric=31) for block in blocks]
+    group = {Family.IPV4: c.RTNLGRP_IPV4_ROUTE, Family.IPV6: c.RTNLGRP_IPV6_ROUTE}[family]
+    with open_socket(c.NETLINK_ROUTE, node.fd) as told:
+        told.setsockopt(c.SOL_NETLINK, c.NETLINK_ADD_MEMBERSHIP, group)
+        told.setblocking(False)  # the kernel tells before it acknowledges
+
+        def order() -> list[int | None]:
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    found += [routes.read(each) for each in messages(told.recv(1 << 16))]
+            return [record.metric for record in found if record.destination in blocks]
+
+        assert kernel.apply(NodePlan(routes=(*guards, *ways))).failures == ()
+        assert order() == [30, 30, 31, 31]
+        assert kernel.apply(NodePlan()).failures == ()
+        assert order() == [31, 31, 30, 30]

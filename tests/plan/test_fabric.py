@@ -26,7 +26,7 @@ from podway.plan.learned import METRIC as BIRD_METRIC
 from podway.plan.mtu import pod_mtu
 from podway.plan.node import plan_node
 from podway.plan.objects import IPIP_DEVICE, VXLAN6_DEVICE, VXLAN_DEVICE, Route
-from podway.plan.remote import LAST_METRIC, STORE_METRIC
+from podway.plan.remote import GUARD_METRIC, LAST_METRIC, STORE_METRIC
 from podway.plan.switching import impossible
 from podway.plan.uplink import Uplink
 from tests import builders
@@ -182,13 +182,13 @@ def test_what_the_store_distributes_and_cannot_be_encapsulated_does_not_fall_to_
         for name, interfaces in (("one", ("10.0.0.1/24", "fd01::1/64")), ("two", ("10.0.0.2/24", "fd01::2/64")))
     )
     theirs = block("fd00::40/122", "two", stored)
-    for mtu, kind in ((1500, "unicast"), (1300, "unreachable")):
+    for mtu, kind, metric in ((1500, "unicast", STORE_METRIC), (1300, "unreachable", GUARD_METRIC)):
         plan = plan_node(
             view(here, there, stored, theirs), "one", Uplink("eth0", mtu, here.interface_addresses), ()
         )
         (route,) = [route for route in plan.routes if route.destination == theirs.network]
-        assert (route.type, route.metric) == (kind, STORE_METRIC)
-    assert STORE_METRIC < BIRD_METRIC
+        assert (route.type, route.metric) == (kind, metric)
+    assert STORE_METRIC < GUARD_METRIC < BIRD_METRIC
 
 
 def test_nodes_without_a_family_in_common_do_not_meet_and_nothing_crosses_otherwise() -> None:
@@ -270,11 +270,10 @@ def test_a_bridged_block_has_a_route_of_ours_beside_birds() -> None:
     cluster = view(ONE, FAR, told, far)
     last_resort = Route(told.network, "unreachable", metric=LAST_METRIC)
     assert plan_node(cluster, "one", UPLINK, ()).routes == (last_resort,)
-    other, route = plan_node(cluster, "one", UPLINK, (), transitional={far.network}).routes
+    other, route, guard = plan_node(cluster, "one", UPLINK, (), transitional={far.network}).routes
     assert other == last_resort
-    assert route.device == IPIP_DEVICE
-    assert route.metric is not None
-    assert route.metric < 32
+    assert (route.device, route.metric) == (IPIP_DEVICE, STORE_METRIC)
+    assert guard == Route(far.network, "unreachable", metric=GUARD_METRIC)
 
 
 def test_what_was_encapsulated_is_not_sent_bare_while_a_lost_underlay_is_replaced() -> None:

@@ -1,7 +1,7 @@
 """How nodes go from one encapsulation to another: every order of events, with nodes that act on old news."""
 
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
 from podway.plan.changes import between
 from podway.plan.fabric import (
+    DEVICES,
     TunnelMode,
     accepted_modes,
     desired_mode,
@@ -25,12 +26,14 @@ from podway.plan.fabric import (
     required_modes,
     share_underlay,
 )
+from podway.plan.learned import METRIC as BIRD_METRIC
 from podway.plan.node import plan_node
-from podway.plan.objects import NodePlan
+from podway.plan.objects import NodePlan, Route
 from podway.plan.switching import (
     InstalledModes,
     concerns,
     impossible,
+    lingering,
     missing_modes,
     missing_routes,
     modes_to_advertise,
@@ -69,6 +72,58 @@ def test_a_block_keeps_the_stores_route_until_bird_has_one() -> None:
         "a block of which nobody told yet is no change"
     )
     assert unconverged(cluster(distribution="store"), "here", InstalledModes(own={NETWORK: "none"})) == frozenset()
+
+
+def test_pools_linger_while_birds_routes_stand_whatever_way_they_lead() -> None:
+    told = cluster(distribution="store", encapsulation="vxlan")
+    assert lingering(told, InstalledModes(learned={NETWORK: "none"})) == set(told.pools)
+    assert lingering(told, InstalledModes(learned={NETWORK: "vxlan"})) == set(told.pools)
+    assert lingering(told, InstalledModes(own={NETWORK: "vxlan"})) == frozenset()
+    assert lingering(cluster(encapsulation="vxlan"), InstalledModes(learned={NETWORK: "none"})) == frozenset()
+
+
+MODE_SETS = st.sets(st.sampled_from(["vxlan", "ipip"])).map(lambda modes: ",".join(sorted(modes)))
+
+
+@given(
+    accepts=MODE_SETS,
+    sends=MODE_SETS,
+    spec=st.fixed_dictionaries(
+        {
+            "encapsulation": st.sampled_from(["vxlan", "ipip"]),
+            "when": st.sampled_from(["always", "cross-subnet"]),
+            "distribution": st.sampled_from(["bgp", "store"]),
+        }
+    ),
+    lost=st.booleans(),
+)
+def test_no_device_that_goes_leaves_a_block_to_birds_route_from_before(
+    accepts: str, sends: str, spec: dict[str, Any], lost: bool
+) -> None:
+    """Take all overlay devices away from a kernel that has BIRD's bare route still, with ours ahead of it."""
+    here = node("here", "172.30.1.1/24", accepts=accepts, sends=sends)
+    one = pool(**spec)
+    there = node("there", *(["fd00::2/64"] if lost else ["172.30.1.2/24"]), accepts=accepts, sends=sends)
+    wanted = view(here, there, one, block(BLOCK, "there", one))
+    bare = Route(NETWORK, device="eth0", gateway=ip_address("172.30.1.2"), metric=BIRD_METRIC)
+    installed = InstalledModes(learned={NETWORK: "none"})
+    planned = plan_node(
+        wanted,
+        "here",
+        UPLINK,
+        (),
+        transitional=unconverged(wanted, "here", installed),
+        lingering=lingering(wanted, installed),
+    ).routes
+
+    def way(*gone: str) -> Route:
+        matching = [each for each in (*planned, bare) if each.destination == NETWORK and each.device not in gone]
+        return min(matching, key=lambda each: each.metric or 0)
+
+    if way().device == "eth0":
+        assert mode_to(one, here, there) == "none", "it is what the two have agreed on"
+    else:
+        assert way(*DEVICES.values()).type == "unreachable"
 
 
 def test_what_the_kernels_routes_lead_to_is_still_sent() -> None:

@@ -151,6 +151,7 @@ STEPS = st.one_of(
     st.tuples(st.just("uplink"), st.sampled_from([1400, 1500, 9000])),
     st.tuples(st.just("sent"), st.sampled_from(["none", "vxlan", "ipip"])),
     st.tuples(st.just("transitional"), st.sets(st.sampled_from([2, 3, 4]))),
+    st.tuples(st.just("lingering"), st.sets(st.sampled_from(["ipv4", "ipv6"]))),
     st.tuples(st.just("withdrawn"), st.booleans()),
     st.tuples(st.just("pod"), st.tuples(st.integers(2, 4), st.sampled_from(["routed", "bridge"]))),
     st.tuples(st.just("gone"), st.integers(2, 4)),
@@ -170,6 +171,8 @@ def take(follower: Follower, what: str, value: Any) -> None:
             state.sent = {"ipv4": {value}}
         case "transitional":
             state.transitional = frozenset(ip_network(f"10.244.{number}.0/24") for number in value)
+        case "lingering":
+            state.lingering = frozenset(value)
         case "withdrawn":
             state.withdraw({ip_network("10.244.1.0/24")} if value else set())
         case "pod":

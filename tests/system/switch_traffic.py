@@ -10,6 +10,7 @@ import json
 import selectors
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,26 @@ def _opened(path: str, address: Address, kind: socket.SocketKind) -> socket.sock
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     with netns.opened(path) as fd:
         return netns.run(fd, partial(socket.socket, family, kind))
+
+
+@contextlib.contextmanager
+def bare(lab: SystemLab, pods: Sequence[PodUnderTest]) -> Iterator[list[str]]:
+    """Give a list that holds, after the block, the pods' packets that left the first one's node bare."""
+    found: list[str] = []
+    expression = " or ".join(f"host {address}" for pod in pods for address in pod.addresses)
+    node = str(netns.path_of(names.node_netns(lab.name, pods[0].node)))
+    command = ["nsenter", f"--net={node}", "tcpdump", "-i", "eth0", "-Q", "out", "-l", "-n", expression]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as capture:
+        assert capture.stdout is not None
+        assert capture.stderr is not None
+        while "listening" not in capture.stderr.readline():
+            pass
+        try:
+            yield found
+        finally:
+            time.sleep(0.2)
+            capture.terminate()
+            found += filter(None, capture.stdout.read().splitlines())
 
 
 STRAGGLERS = 10.0

@@ -1,18 +1,14 @@
 """Uplinks of less than IPv6 needs with an outer header: IPv4 goes on, nothing leaves bare, everything returns."""
 
-import contextlib
 import json
-import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from podway.api.addresses import Address
-from podway.kernel import netns
-from podway.lab import names, state
+from podway.lab import state
 from tests.patience import eventually
-from tests.system.switch_traffic import mtu_of
+from tests.system.switch_traffic import bare, mtu_of
 from tests.system.system_lab import PodUnderTest, SystemLab
 
 pytestmark = pytest.mark.kernel
@@ -20,8 +16,6 @@ pytestmark = pytest.mark.kernel
 NODES = ("node1", "node2")
 SMALLEST_IPV4, SMALLEST_IPV6 = 576, 1280
 """RFC 791 and RFC 8200: what every host and link takes."""
-
-BIRDS_ROUTES = "ip route show proto bird; ip -6 route show proto bird"
 
 WAYS = [
     ("vxlan", "bgp", "routed"),
@@ -39,10 +33,6 @@ def overlaid(request: pytest.FixtureRequest) -> Iterator[tuple[SystemLab, tuple[
     lab.up(len(NODES))
     try:
         overlay(lab, encapsulation, distribution, attach)
-        if distribution == "store":
-            # Until BIRD's go, they stand below ours, and lead on bare when the kernel takes ours with a device.
-            for node in NODES:
-                eventually(lambda node=node: "dev eth0" not in lab.sh(node, BIRDS_ROUTES))
         one, other = (lab.add(node) for node in NODES)
         for address in other.addresses:
             eventually(lambda address=address: "dev podway-" in lab.sh(one.node, f"ip route get {address}"))
@@ -81,26 +71,6 @@ def set_mtu(lab: SystemLab, mtu: int) -> None:
         lab.sh(node, f"ip link set eth0 mtu {mtu}")
         if mtu >= SMALLEST_IPV6:
             lab.sh(node, f"ip -6 address replace {own} dev eth0 nodad")
-
-
-@contextlib.contextmanager
-def bare(lab: SystemLab, pods: tuple[PodUnderTest, PodUnderTest]) -> Iterator[list[str]]:
-    """Give a list that holds, after the block, the pods' packets that left their node bare."""
-    found: list[str] = []
-    expression = " or ".join(f"host {address}" for pod in pods for address in pod.addresses)
-    node = str(netns.path_of(names.node_netns(lab.name, pods[0].node)))
-    command = ["nsenter", f"--net={node}", "tcpdump", "-i", "eth0", "-Q", "out", "-l", "-n", expression]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as capture:
-        assert capture.stdout is not None
-        assert capture.stderr is not None
-        while "listening" not in capture.stderr.readline():
-            pass
-        try:
-            yield found
-        finally:
-            time.sleep(0.2)
-            capture.terminate()
-            found += filter(None, capture.stdout.read().splitlines())
 
 
 def wiring_of(pod: PodUnderTest) -> str:

@@ -1,13 +1,16 @@
 """Switching from one encapsulation to another on a running cluster, under traffic."""
 
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
 from podway.kernel.bpf import tcx
+from podway.plan.remote import GUARD_METRIC, STORE_METRIC
 from tests.patience import eventually
-from tests.system.switch_traffic import Connections, Packets, in_node, larger_mtu, mtu_of, opened, send_whole
+from tests.system.switch_traffic import Connections, Packets, bare, in_node, larger_mtu, mtu_of, opened, send_whole
 from tests.system.system_lab import PodUnderTest, SystemLab, running_lab
 
 pytestmark = pytest.mark.kernel
@@ -153,6 +156,35 @@ def test_bgp_takes_over_from_the_store_when_nothing_else_is_to_be_done(
         assert packets.received > 100
 
 
+def test_nothing_leaves_bare_when_a_device_goes_while_birds_routes_from_before_stand(
+    three: SystemLab, pods: list[PodUnderTest]
+) -> None:
+    """BIRD hangs meanwhile: its bare routes stay behind ours, which the kernel takes with their device."""
+    four, six = pods[1].addresses
+    birds = [int(three.status(node)["routing"]["bird"]) for node in NODES]
+    for bird in birds:
+        os.kill(bird, signal.SIGSTOP)
+    try:
+        three.podway("set", "pool/ipv4", "encapsulation=vxlan")
+        three.podway("set", "pool/ipv6", "encapsulation=vxlan", "distribution=store")
+        blocks = blocks_of(pods[1])
+        eventually(lambda: blocks <= remote_blocks(three, "node1", VXLAN))
+        assert blocks <= remote_blocks(three, "node1", "eth0"), "BIRD's stand behind them"
+        with bare(three, pods) as escaped:
+            three.kill_agent("node1")  # which would put it right
+            three.sh("node1", f"ip link del {VXLAN}")
+            for address in (four, six):
+                ping = f"timeout 1 ping -n -c 1 -W 1 {address}"
+                eventually(lambda ping=ping: "nreachable" in pods[0].sh(ping, check=False))
+    finally:
+        for bird in birds:
+            os.kill(bird, signal.SIGCONT)
+    assert escaped == []
+    three.start_agent("node1")
+    for address in (four, six):
+        assert pods[0].reaches(address)
+
+
 def test_an_agent_killed_in_the_middle_goes_on_where_it_was(three: SystemLab, pods: list[PodUnderTest]) -> None:
     with Packets(pods) as packets, Connections(pods, 12) as connections:
         three.kill_agent("node2")
@@ -169,7 +201,8 @@ def test_an_agent_killed_in_the_middle_goes_on_where_it_was(three: SystemLab, po
         eventually(lambda: all(VXLAN in line for node in NODES for line in remote_routes(three, node)))
         # Until BIRD has changed its own routes, some of ours stand beside them.
         eventually(lambda: three.status("node3")["encapsulation"]["pending"] == [])
-        assert "metric 31" not in routes(three, "node3")
+        assert f"metric {STORE_METRIC}" not in routes(three, "node3")
+        eventually(lambda: f"metric {GUARD_METRIC}" not in routes(three, "node3"))
         three.kill_agent("node3")  # its routes stand; a start on a node that is right changes nothing
         before = routes(three, "node3")
         three.start_agent("node3")

@@ -39,6 +39,7 @@ from podway.plan.switching import (
     alters_ways,
     concerns,
     impossible,
+    lingering,
     missing_modes,
     missing_routes,
     modes_to_advertise,
@@ -58,7 +59,8 @@ FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0
 """Seconds between looks at the kernel's routes while they change: doubled from the first to the longest."""
 
 CALM_LOOK = 5.0
-"""Seconds until a look after nodes came or went: the last one that needed a tunnel mode may be among them."""
+"""Seconds until a look after nodes came or went: the last one that needed a tunnel mode may be among them. And
+while routes of BIRD's are left in a pool that the store distributes: then ours need not be guarded any more."""
 
 LOOK_ANYWAY = 30.0
 """Seconds between looks though nothing seems to change: the last node that needed a tunnel mode may have left."""
@@ -180,10 +182,12 @@ class EncapsulationSwitch:
         if found is None:
             return False
         state, self._taken = self._state, self._followed
-        before = (state.sent, state.transitional)
+        before = (state.sent, state.transitional, state.lingering)
         state.sent, self._left = found.sent, found.left
-        state.transitional = self._transitional(found)
-        return before != (state.sent, state.transitional)
+        state.transitional, state.lingering = self._transitional(found), found.lingering
+        if state.lingering:
+            self._look_later()
+        return before != (state.sent, state.transitional, state.lingering)
 
     def _is_concerned(self, *views: ClusterView) -> bool:
         """Tell whether there is anything to look at, by what is sent already or by what one of the views asks."""
@@ -365,7 +369,7 @@ class EncapsulationSwitch:
         planned = planned_modes(view, node)
         sent = sent_modes(view, planned, installed)
         left = {name: more for name, modes in sent.items() if (more := modes - planned.get(name, frozenset()))}
-        return _Found(installed, sent, left, unconverged(view, node, installed))
+        return _Found(installed, sent, left, unconverged(view, node, installed), lingering(view, installed))
 
     def _read(self, view: ClusterView) -> InstalledModes:
         """Read the kernel's routes to other nodes' blocks: those with a gateway. Raises KernelError."""
@@ -388,6 +392,7 @@ class _Found(NamedTuple):
     left: SentModes
     """What of it is not planned any more."""
     unconverged: frozenset[Network]
+    lingering: frozenset[str]
 
     def joined(self, more: SentModes) -> "_Found":
         """Return the same, with further modes that may be sent."""

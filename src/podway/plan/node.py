@@ -47,8 +47,9 @@ class NodeFacts:
 
     `leases` are of the pods that stay. `withdrawn` blocks are being given back. `sent` are the modes in which the
     node may still send, by pool. `transitional` are blocks of other nodes that get a route of ours for a while
-    though BGP advertises them, so that no packet is lost while BIRD changes its own. `engine`: the flow engine
-    judges pods' packets.
+    though BGP advertises them, so that no packet is lost while BIRD changes its own. `lingering` names pools in
+    which BIRD's routes still stand though the store distributes them. `engine`: the flow engine judges pods'
+    packets.
     """
 
     view: ClusterView
@@ -59,6 +60,7 @@ class NodeFacts:
     host: HostFacts = USUAL_HOST
     sent: SentModes = field(default_factory=dict)
     transitional: frozenset[Network] = frozenset()
+    lingering: frozenset[str] = frozenset()
     engine: bool = False
 
     @cached_property
@@ -248,13 +250,13 @@ def _pools(facts: NodeFacts) -> list[Network]:
 
 def _nodes(facts: NodeFacts, keys: Iterable[Hashable]) -> dict[Hashable, NodePlan]:
     names = map(str, keys)
-    sections = plan_others(facts.view, facts.node, facts.uplink, facts.transitional, only=names)
+    sections = plan_others(facts.view, facts.node, facts.uplink, facts.transitional, facts.lingering, only=names)
     return {name: sections[name] for name in sections}
 
 
 def _nodes_inputs(facts: NodeFacts) -> tuple[object, ...]:
     view = facts.view
-    return (_here(facts), view.pools, view.config, facts.uplink, facts.modes)
+    return (_here(facts), view.pools, view.config, facts.uplink, facts.modes, facts.lingering)
 
 
 def other_nodes(facts: NodeFacts) -> list[str]:
@@ -307,10 +309,12 @@ def plan_node(
     facts: HostFacts = USUAL_HOST,
     sent: SentModes = NOTHING_SENT,
     transitional: Collection[Network] = (),
+    lingering: Collection[str] = (),
 ) -> NodePlan:
     """Return what `plan_all` does, of the facts one by one: see NodeFacts."""
     held = {lease.attachment: lease for lease in leases}
-    return plan_all(NodeFacts(view, node, uplink, held, withdrawn, facts, sent, frozenset(transitional)))
+    stays = frozenset(transitional), frozenset(lingering)
+    return plan_all(NodeFacts(view, node, uplink, held, withdrawn, facts, sent, *stays))
 
 
 def decapsulation(facts: NodeFacts, plan: NodePlan) -> NodePlan:

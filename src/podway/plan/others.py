@@ -19,7 +19,7 @@ from podway.plan.guard import node_elements, takes_tunnels
 from podway.plan.nat import nat_elements, nat_families
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import held_modes, overlay_entries
-from podway.plan.remote import distributed_by_store, distributed_route
+from podway.plan.remote import distributed_by_store, distributed_routes
 from podway.plan.uplink import Uplink
 
 
@@ -28,12 +28,14 @@ def plan_others(
     node: str,
     uplink: Uplink,
     transitional: Collection[Network] = (),
+    lingering: Collection[str] = (),
     *,
     only: Iterable[str],
 ) -> dict[str, NodePlan]:
     """Return what each of the other nodes of these names makes a node hold.
 
-    `transitional` are blocks that get a route of ours for a while though BGP advertises them.
+    `transitional` are blocks that get a route of ours for a while though BGP advertises them; `lingering` names
+    pools in which routes of BIRD's still stand though the store distributes them.
     """
     held = held_modes(view, node, uplink)  # once: it is asked of thousands of nodes
     taken = takes_tunnels(view, node)
@@ -46,7 +48,13 @@ def plan_others(
             route
             for block in (view.blocks_of(name) if by_store or transitional else ())
             if block.spec.pool in by_store or block.network in transitional
-            if (route := distributed_route(view, node, uplink, block)) is not None
+            for route in distributed_routes(
+                view,
+                node,
+                uplink,
+                block,
+                guarded=block.network in transitional or block.spec.pool in lingering,
+            )
         ]
         known = (*(node_elements(view, (name,)) if taken else ()), *nat_elements(view, (name,), families))
         if known or routes:

@@ -13,8 +13,12 @@ from podway.plan.uplink import Uplink
 LAST_METRIC = 1 << 31
 """Worse than all that others would set: what leads into a pool is preferred."""
 
-STORE_METRIC = 31
-"""Just better than BIRD's routes (32): both stand side by side while a pool switches from one to the other."""
+STORE_METRIC = 30
+"""Better than BIRD's routes (32): both stand side by side while a pool switches from one to the other."""
+
+GUARD_METRIC = 31
+"""Of unreachable routes between the two: a device that goes takes a route of ours along, and BIRD's from before,
+which may lead on bare, would be the best."""
 
 
 def distributed_by_store(view: ClusterView) -> frozenset[str]:
@@ -22,14 +26,21 @@ def distributed_by_store(view: ClusterView) -> frozenset[str]:
     return frozenset(name for name, pool in view.pools.items() if pool.spec.distribution == "store")
 
 
-def distributed_route(view: ClusterView, node: str, uplink: Uplink, block: AddressBlock) -> Route | None:
-    """Return a node's own route to a block of another one, None if there is no way that it knows of.
+def distributed_routes(
+    view: ClusterView, node: str, uplink: Uplink, block: AddressBlock, *, guarded: bool
+) -> Iterator[Route]:
+    """Yield a node's own routes to a block of another one; nothing if there is no way that it knows of.
 
-    What is to be encapsulated and cannot be is unreachable: below may stand a route of BIRD's from before, which
-    leads there bare.
+    What is to be encapsulated and cannot be is unreachable. So it is, where `guarded`, for as long as a device is
+    away: behind the way stands an unreachable route, ahead of what BIRD may have in the kernel from before.
     """
     route = _way(view, node, uplink, block)
-    return None if route is None else msgspec.structs.replace(route, metric=STORE_METRIC)
+    if route is None:
+        return
+    if route.type == "unicast":
+        yield msgspec.structs.replace(route, metric=STORE_METRIC)
+    if route.type != "unicast" or (guarded and route.device != uplink.device):
+        yield Route(block.network, "unreachable", metric=GUARD_METRIC)
 
 
 def last_resorts(view: ClusterView) -> Iterator[Route]:

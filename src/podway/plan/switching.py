@@ -142,6 +142,16 @@ def unconverged(view: ClusterView, node: str, installed: InstalledModes) -> froz
     return frozenset(found)
 
 
+def lingering(view: ClusterView, installed: InstalledModes) -> frozenset[str]:
+    """Return the names of the pools that the store distributes, and in which routes of BIRD's still stand.
+
+    By whatever way these lead: which one BIRD is to take, and which one ours, changes at different moments.
+    """
+    by_store = distributed_by_store(view)
+    blocks = view.blocks.values() if by_store and installed.learned else ()
+    return frozenset(block.spec.pool for block in blocks if block.network in installed.learned) & by_store
+
+
 def sent_modes(view: ClusterView, planned: SentModes, installed: InstalledModes) -> SentModes:
     """Return the encapsulations that a node may put on, by pool: those of `planned_modes`, and its kernel's."""
     sent: dict[str, set[TunnelMode]] = {name: set(modes - {"none"}) for name, modes in planned.items()}

@@ -47,6 +47,8 @@ class NodeState:
         """The modes in which this node may still send to others, by pool."""
         self.transitional: frozenset[Network] = frozenset()
         """Blocks of other nodes that keep a route of ours until BIRD's is there."""
+        self.lingering: frozenset[str] = frozenset()
+        """Pools that the store distributes, and in which routes of BIRD's still stand."""
         self.engine = False
         """Whether the flow engine works (podway.reconcile.enforcement)."""
         self._facts: NodeFacts | None = None
@@ -123,6 +125,7 @@ class NodeState:
             or known.host != self.host
             or known.sent != self.sent
             or known.transitional != self.transitional
+            or known.lingering != self.lingering
             or known.engine != self.engine
         ):
             self._facts = NodeFacts(
@@ -134,6 +137,7 @@ class NodeState:
                 self.host,
                 self.sent,
                 self.transitional,
+                self.lingering,
                 self.engine,
             )
         assert self._facts is not None

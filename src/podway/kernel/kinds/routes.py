@@ -61,8 +61,26 @@ class Routes(Scannable):
                 yield key, route or ForeignRoute(record)
 
     def apply(self, changes: Sequence[Change]) -> dict[int, KernelError]:
-        """Add, replace and remove routes."""
-        return self._inventory.carry_out(changes, routes.add, routes.replace, _remove)
+        """Add, replace and remove routes.
+
+        What a packet must not meet while the way before it is missing comes after that one, and goes ahead of it.
+        """
+        order = sorted(range(len(changes)), key=lambda place: _turn(changes[place]))
+        failures = self._inventory.carry_out(
+            [changes[place] for place in order], routes.add, routes.replace, _remove
+        )
+        return {order[place]: error for place, error in failures.items()}
+
+
+def _turn(change: Change) -> int:
+    """Return when a change is carried out: what makes packets unreachable goes first, and comes last."""
+    if change.want is None:
+        return -int(_unreachable(change.have))
+    return int(_unreachable(change.want))
+
+
+def _unreachable(route: Route | ForeignRoute) -> bool:
+    return isinstance(route, Route) and route.type == "unreachable"
 
 
 def _remove(route: Route | ForeignRoute, index: int) -> Request:
