@@ -71,6 +71,7 @@ NOT_RUN = {
     "podway controller --store etcd://192.0.2.10:2379/podway": ETCD,
     "podway lab up --store etcd": ETCD,
     "podway lab up --kubernetes --nodes 2": WHOLE,
+    "podway lab up --kubernetes --pool 10.244.0.0/16 --pool fd10:244::/48": WHOLE,
     "podway lab kubectl get nodes": WHOLE,
     "podway lab kubectl -- apply -f pods.yaml": WHOLE,
     "podway controller --store kubernetes:": CONTROLLER,

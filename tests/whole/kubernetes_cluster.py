@@ -1,6 +1,7 @@
 """Podway on a whole Kubernetes, installed as by `podway cluster install`: ./dev test-kubernetes.
 
-One lab of two nodes for all tests, used as an operator does: by kubectl.
+One lab of two nodes for all tests, used as an operator does: by kubectl. It is dual-stack, IPv4 first; another,
+of IPv6 alone, is built at the end.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from podway.api.addresses import with_port
 from podway.cni.conflist import FILE_NAME
 from podway.deploy.objects import IMAGE
 from podway.kernel import netns
@@ -63,6 +65,7 @@ apiVersion: v1
 kind: Service
 metadata: {{name: web}}
 spec:
+  ipFamilyPolicy: PreferDualStack
   selector: {{app: web}}
   ports: [{{port: 80, targetPort: 8080}}]
 """
@@ -108,30 +111,55 @@ class Whole:
 
 
 def plain(page: str) -> str:
-    """Return busybox's words with IPv4 addresses as they are written elsewhere."""
-    return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", page.strip())
+    """Return busybox's words with addresses as they are written elsewhere."""
+    return re.sub(r"\[(?:::ffff:(?=[0-9.]+\]))?([0-9a-f.:]+)\]", r"\1", page.strip())
+
+
+@contextlib.contextmanager
+def built(nodes: int, *pools: str) -> Iterator[Whole]:
+    """Have a lab of these pools; it is gone afterwards."""
+    lab = Whole(f"k{os.getpid()}x{secrets.token_hex(2)}")
+    options = [word for pool in pools for word in ("--pool", pool)]
+    print(lab.podway("lab", "up", "--kubernetes", "--nodes", str(nodes), *options))
+    try:
+        yield lab
+    finally:
+        if lab_dir(lab.name).exists():
+            lab.podway("lab", "down")
 
 
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Whole]:
-    lab = Whole(f"k{os.getpid()}x{secrets.token_hex(2)}")
-    print(lab.podway("lab", "up", "--kubernetes", "--nodes", "2"))
-    yield lab
-    if lab_dir(lab.name).exists():
-        lab.podway("lab", "down")
+    with built(2, "10.244.0.0/16", "fd10:244::/48") as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
 def pods(whole: Whole) -> dict[str, dict[str, Any]]:
     """A pod on each node, by the node's name."""
-    whole.kubectl("apply", "-f", "-", text=WEB)
+    return run_web(whole, 2)
+
+
+def run_web(lab: Whole, nodes: int) -> dict[str, dict[str, Any]]:
+    """Have a pod on each of so many nodes; return them by the nodes' names."""
+    lab.kubectl("apply", "-f", "-", text=WEB)
 
     def run() -> bool:
-        found = whole.get("pods", "-l", "app=web")
-        return len(found) == 2 and all(one["status"]["phase"] == "Running" for one in found)
+        found = lab.get("pods", "-l", "app=web")
+        return len(found) == nodes and all(one["status"]["phase"] == "Running" for one in found)
 
-    eventually(run, "pods run on both nodes", within=WITHIN, every=0.5)
-    return {pod["spec"]["nodeName"]: pod for pod in whole.get("pods", "-l", "app=web")}
+    eventually(run, "pods run on all nodes", within=WITHIN, every=0.5)
+    return {pod["spec"]["nodeName"]: pod for pod in lab.get("pods", "-l", "app=web")}
+
+
+def addresses(pod: dict[str, Any]) -> list[str]:
+    """Return a pod's, the cluster's first family first."""
+    return [entry["ip"] for entry in pod["status"]["podIPs"]]
+
+
+def who(address: str, port: int = 8080) -> str:
+    """Return the URL that answers whom it sees."""
+    return f"http://{with_port(address, port)}/cgi-bin/who"
 
 
 def seconds_between(earlier: str, later: str) -> float:
@@ -156,36 +184,48 @@ def test_nodes_are_ready_and_open_to_pods(whole: Whole) -> None:
 def test_pods_on_two_nodes_see_each_other_as_they_are(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
     for here in pods.values():
         for there in pods.values():
-            name, own = there["metadata"]["name"], here["status"]["podIP"]
-            page = f"http://{there['status']['podIP']}:8080/cgi-bin/who"
-            assert whole.fetch(here["metadata"]["name"], page) == f"{name} sees {own}"
+            name = there["metadata"]["name"]
+            families = list(zip(addresses(here), addresses(there), strict=True))
+            assert [":" in own for own, _ in families] == [False, True]
+            for own, other in families:
+                assert whole.fetch(here["metadata"]["name"], who(other)) == f"{name} sees {own}"
 
 
 def test_a_service_reaches_both_pods(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
     """Beside kube-proxy in nftables mode, which gives a pod that reaches itself the node's address."""
-    address = json.loads(whole.kubectl("get", "service", "web", "-o", "json"))["spec"]["clusterIP"]
+    service = json.loads(whole.kubectl("get", "service", "web", "-o", "json"))["spec"]
+    assert len(service["clusterIPs"]) == 2
     for here in pods.values():
-        asker = here["metadata"]["name"]
-        wanted = {
-            f"{there['metadata']['name']} sees {here['status']['hostIP' if there is here else 'podIP']}"
-            for there in pods.values()
-        }
-        seen: set[str] = set()
+        for number, address in enumerate(service["clusterIPs"]):
+            reaches_all(whole, here, pods, number, address)
 
-        def all_seen(asker: str = asker, wanted: set[str] = wanted, seen: set[str] = seen) -> bool:
-            seen.add(whole.fetch(asker, f"http://{address}/cgi-bin/who"))
-            return seen >= wanted
 
-        eventually(all_seen, f"{asker} reaches {wanted} by the Service", within=WITHIN)
-        assert seen == wanted
+def reaches_all(
+    lab: Whole, here: dict[str, Any], pods: dict[str, dict[str, Any]], number: int, address: str
+) -> None:
+    """Have a pod reach all by a Service's address, of the cluster's family of this number (beside kube-proxy)."""
+    asker, host = here["metadata"]["name"], here["status"]["hostIPs"][number]["ip"]
+    wanted = {
+        f"{there['metadata']['name']} sees {host if there is here else addresses(here)[number]}"
+        for there in pods.values()
+    }
+    seen: set[str] = set()
+
+    def all_seen() -> bool:
+        seen.add(lab.fetch(asker, who(address, 80)))
+        return seen >= wanted
+
+    eventually(all_seen, f"{asker} reaches {wanted} by the Service", within=WITHIN)
+    assert seen == wanted
 
 
 def test_nodes_reach_pods(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
     for pod in pods.values():
-        for node in pods:
-            page = f"http://{pod['status']['podIP']}:8080/cgi-bin/who"
-            told = whole.podway("lab", "node", node, "--", "busybox", "wget", "-q", "-O", "-", page)
-            assert re.search(rf"{pod['metadata']['name']} sees 172\.30\.0\.[12]$", plain(told))
+        for node, host in pods.items():
+            for address, own in zip(addresses(pod), host["status"]["hostIPs"], strict=True):
+                fetch = ("busybox", "wget", "-q", "-O", "-", who(address))
+                told = plain(whole.podway("lab", "node", node, "--", *fetch))
+                assert told.endswith(f"{pod['metadata']['name']} sees {own['ip']}")
 
 
 def test_what_a_runtime_reads_is_put_back(whole: Whole) -> None:
@@ -230,11 +270,13 @@ def test_the_controller_says_that_the_pool_holds(whole: Whole) -> None:
 
 def test_our_commands_know_the_cluster(whole: Whole) -> None:
     """Nodes and pools are read from the API, and agents in their containers answer at their sockets."""
-    assert re.search(r"node1 +172\.30\.0\.1 .*alive", whole.podway("get", "nodes"))
-    assert "10.244.0.0/16" in whole.podway("get", "pools")
+    assert re.search(r"node1 +172\.30\.0\.1\S* .*alive", whole.podway("get", "nodes"))
+    pools = whole.podway("get", "pools")
+    assert "10.244.0.0/16" in pools
+    assert "fd10:244::/48" in pools
     status = whole.podway("status", "node1")
     assert "in touch" in status
-    assert "1 of 1 sessions established" in status
+    assert "2 of 2 sessions established" in status
     refused = whole.podway("lab", "run", "web", check=False)
     assert "is a Kubernetes" in refused
     assert "podway lab kubectl" in refused
@@ -300,13 +342,27 @@ def test_uninstalling_leaves_nothing(whole: Whole, pods: dict[str, dict[str, Any
 
 
 def test_nothing_is_left_behind(whole: Whole) -> None:
-    """The last of the tests: it removes the lab."""
+    """It removes the lab."""
     whole.podway("lab", "down")
     assert not [name for name in netns.names() if name.startswith(names.prefix(whole.name))]
     assert not data_dir(whole.name).exists()
     assert not lab_dir(whole.name).exists()
     assert not list(CGROUPS.glob(f"**/{PARENT}/{whole.name}-*"))
     assert not list(_processes_in(data_dir(whole.name)))
+
+
+def test_a_cluster_of_ipv6_alone() -> None:
+    """Nodes, API, pods and Services: one node will do."""
+    with built(1, "fd10:244::/48") as lab:
+        node = lab.get("nodes")[0]
+        internal = [one["address"] for one in node["status"]["addresses"] if one["type"] == "InternalIP"]
+        assert internal == ["fd70:6f64:7761:7900::1"]
+        pods = run_web(lab, 1)
+        (pod,) = pods.values()
+        assert [":" in address for address in addresses(pod)] == [True]
+        service = json.loads(lab.kubectl("get", "service", "web", "-o", "json"))["spec"]
+        assert service["ipFamilies"] == ["IPv6"]
+        reaches_all(lab, pod, pods, 0, service["clusterIP"])
 
 
 def _processes_in(directory: Path) -> Iterator[str]:

@@ -67,6 +67,11 @@ def host_network(address: Address) -> Network:
     return Family.of(address).network(int(address), Family.of(address).bits)
 
 
+def with_port(address: Address | str, port: int) -> str:
+    """Return an address and a port as a URL has them (RFC 3986, section 3.2.2): IPv6 in brackets."""
+    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
+
+
 def gateway_of(block: Network) -> Address:
     """Return the first address of a block after the network's own: the node keeps it for itself."""
     return block.network_address + 1

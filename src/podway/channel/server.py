@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from podway.api.addresses import Address, Family
+from podway.api.addresses import Address, Family, with_port
 from podway.channel.admin import Method, reply
 from podway.channel.certificate import Credential
 from podway.channel.places import Places, Refusals, Source, stranger
@@ -87,7 +87,7 @@ class Channel:
         """Return the addresses, the certificate, and what is wrong; plain JSON values."""
         credentials = self._certificate.credentials
         return {
-            "addresses": [_endpoint(address, port) for address, port in self._listeners],
+            "addresses": [with_port(address, port) for address, port in self._listeners],
             "problem": self._problem,
             "cluster": credentials.cluster if credentials else "",
             "certificate": credentials.certificate.not_after.isoformat() if credentials else "",
@@ -153,7 +153,7 @@ class Channel:
             except OSError as error:
                 listener.close()
                 raise AgentError(
-                    f"cannot listen at {_endpoint(address, port)}: {error.strerror}",
+                    f"cannot listen at {with_port(address, port)}: {error.strerror}",
                     hint="free the port, or set another: spec.channel.port of NetworkConfig/default",
                 ) from error
             self._listeners[address, port] = listener
@@ -275,7 +275,3 @@ def _part(secure: ssl.SSLSocket) -> None:
         connection.settimeout(_left(deadline))
         while connection.recv(4096):
             connection.settimeout(_left(deadline))
-
-
-def _endpoint(address: Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

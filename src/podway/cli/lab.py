@@ -80,6 +80,7 @@ def lab() -> None:
         "podway lab up --racks 2 --nodes 4 --tor bird",
         "podway lab up --store etcd",
         "podway lab up --kubernetes --nodes 2",
+        "podway lab up --kubernetes --pool 10.244.0.0/16 --pool fd10:244::/48",
     )
 )
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from podway.api.addresses import Address
+from podway.api.addresses import Address, with_port
 from podway.probe.build import Protocol
 from podway.probe.capture import Sighting
 from podway.probe.packet import Packet, Tcp, Udp
@@ -263,6 +263,4 @@ def _flow(packet: Packet) -> Flow:
 
 
 def _endpoint(address: Address, port: int) -> str:
-    if not port:
-        return str(address)
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    return with_port(address, port) if port else str(address)

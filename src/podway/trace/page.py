@@ -6,6 +6,7 @@ Where plan, kernel and probe agree a step is one line, unless all of it is asked
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 
+from podway.api.addresses import with_port
 from podway.trace.report import (
     Direction,
     FamilyTrace,
@@ -346,14 +347,10 @@ def _service(page: _Page, service: ThroughService | None) -> None:
     if service is None:
         return
     among = "its only backend" if service.choices == 1 else f"one of {service.choices} backends"
-    ends = f"{_joined(service.address, service.port)} becomes {_joined(service.backend, service.backend_port)}"
+    ends = f"{with_port(service.address, service.port)} becomes {with_port(service.backend, service.backend_port)}"
     page.row("Service", f"{service.service}: {ends}, {among}, and its answers have the Service's name")
     if service.problem:
         page.row("", service.problem, "bad")
-
-
-def _joined(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _policy(page: _Page, family: FamilyTrace) -> None:
@@ -420,6 +417,4 @@ def _microseconds(nanoseconds: int) -> str:
 
 
 def _endpoint(address: str, port: int) -> str:
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return with_port(address, port) if port else address

@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from podway.errors import InvalidArgument, LabError
 from podway.kernel.support import require_all
 from podway.lab import cluster, names, processes, state, topology
 from podway.lab.agents import Report
-from podway.lab.fabric import in_family, plan_fabric
+from podway.lab.fabric import plan_fabric
 from podway.lab.facts import lab_access, lab_sockets
 from podway.lab.kubernetes.control import SERVICES, ControlPlane, tail
 from podway.lab.kubernetes.images import make_images
@@ -52,6 +51,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     proxy: str = "nftables"
     """kube-proxy's mode; empty: there is none."""
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The cluster's: of pods, Services and nodes alike. The first is that of a Service that asks for none."""
+        return tuple(map(Family.of, self.pools))
+
 
 def up(lab: str, *, nodes: int, settings: Settings, report: Report) -> LabState:
     """Build a Kubernetes of so many nodes and return the lab's state; when anything fails, it is removed again.
@@ -62,7 +66,7 @@ def up(lab: str, *, nodes: int, settings: Settings, report: Report) -> LabState:
     names.require_lab_name(lab)
     require_all()
     _require_usable(settings)
-    fabric = plan_fabric(settings.pools, nodes=nodes, racks=1)
+    fabric = plan_fabric(settings.pools, nodes=nodes, racks=1, families=settings.families)
     built = LabState(lab, tuple(map(str, fabric.estate)), kubernetes=str(settings.programs.directory))
     cluster.make_directory(lab)
     try:
@@ -80,14 +84,13 @@ def up(lab: str, *, nodes: int, settings: Settings, report: Report) -> LabState:
 
 def _require_usable(settings: Settings) -> None:
     for pool in settings.pools:
-        if Family.of(pool) is not Family.IPV4:
-            raise InvalidArgument(
-                f"--pool {pool}: a Kubernetes in the lab has IPv4 alone so far", hint="leave it out"
-            )
-        if pool.overlaps(ip_network(SERVICES)):
-            raise InvalidArgument(f"--pool {pool}: overlaps {SERVICES}, where Services have their addresses")
-    if len(settings.pools) > 1:
-        raise InvalidArgument("--pool: Podway makes one pool when it is installed", hint="add others by kubectl")
+        services = SERVICES[Family.of(pool)]
+        if pool.overlaps(services):
+            raise InvalidArgument(f"--pool {pool}: overlaps {services}, where Services have their addresses")
+    if len(set(settings.families)) < len(settings.pools):
+        raise InvalidArgument(
+            "--pool: Podway makes one pool of each family when it is installed", hint="add others by kubectl"
+        )
     if not settings.image.exists():
         raise LabError(
             f"Podway's image is not in {settings.image}", hint="build it: ./dev image; or name it: --image"
@@ -105,11 +108,10 @@ def control_plane(lab: str, current: LabState) -> ControlPlane:
             f"lab {lab} is no Kubernetes",
             hint=f"remove it and build one: podway lab up --kubernetes{names.option(lab)}",
         )
-    address = in_family(current.fabric.control, Family.IPV4)
     return ControlPlane(
         names.control_netns(lab),
         names.control_mark(lab),
-        str(address),
+        tuple(interface.ip for interface in current.fabric.control),
         control_dir(lab),
         admin_config(lab),
         Programs(Path(current.kubernetes), Path()),
@@ -123,7 +125,7 @@ def machine(current: LabState, node: str) -> Machine:
         node,
         names.node_netns(lab, node),
         f"{lab}/{node}",
-        str(in_family(current.addresses(node), Family.IPV4)),
+        tuple(interface.ip for interface in current.addresses(node)),
         data_dir(lab) / node,
         state.node_dir(lab, node),
     )

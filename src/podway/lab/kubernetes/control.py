@@ -3,10 +3,12 @@
 import subprocess
 import time
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
 import msgspec
 
+from podway.api.addresses import Address, Family, Network, with_port
 from podway.errors import LabError
 from podway.kernel import netns
 from podway.lab import processes
@@ -15,8 +17,11 @@ from podway.lab.kubernetes.programs import Programs
 from podway.lab.processes import Spawned
 
 PORT = 6443
-SERVICES = "10.96.0.0/12"
-API_SERVICE = "10.96.0.1"
+SERVICES: dict[Family, Network] = {
+    Family.IPV4: ip_network("10.96.0.0/12"),
+    Family.IPV6: ip_network("fd00:10:96::/112"),
+}
+"""Where Services have their addresses, kubeadm's and kind's usual ones. The first address is the API's Service."""
 ACCOUNTS = "https://kubernetes.default.svc"
 ETCD = "http://127.0.0.1:2379"
 
@@ -25,11 +30,12 @@ LOG_LINES = 15
 
 
 class ControlPlane(msgspec.Struct, frozen=True):
-    """Where a control plane runs and what it is reached by: a namespace's name, an address, files."""
+    """Where a control plane runs and what it is reached by: a namespace's name, addresses, files."""
 
     namespace: str
     mark: str
-    address: str
+    addresses: tuple[Address, ...]
+    """One of each family of the cluster, its first family before the other."""
     directory: Path
     config: Path
     """The kubeconfig of one who may do everything."""
@@ -38,7 +44,16 @@ class ControlPlane(msgspec.Struct, frozen=True):
     @property
     def url(self) -> str:
         """The API server's."""
-        return f"https://{self.address}:{PORT}"
+        return f"https://{with_port(self.addresses[0], PORT)}"
+
+    @property
+    def services(self) -> tuple[Network, ...]:
+        """Where Services have their addresses."""
+        return tuple(SERVICES[Family.of(address)] for address in self.addresses)
+
+    @property
+    def _service_range(self) -> str:
+        return f"--service-cluster-ip-range={','.join(map(str, self.services))}"
 
     def start(self, authority: Authority) -> None:
         """Start it, and wait until the API server is ready. Raises LabError."""
@@ -62,19 +77,20 @@ class ControlPlane(msgspec.Struct, frozen=True):
 
     def _start_api(self, authority: Authority, accounts: Path) -> Spawned:
         names = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
-        hosts = (self.address, API_SERVICE, "127.0.0.1", *names)
+        hosts = (*map(str, (*self.addresses, self.services[0][1])), "127.0.0.1", *names)
+        anywhere = "::" if any(address.version == 6 for address in self.addresses) else "0.0.0.0"
         certificate, key = authority.issue("kube-apiserver", "kube-apiserver", hosts=hosts)
         client, client_key = authority.issue("kubelet-client", "kube-apiserver", group="system:masters")
         return self._spawn(
             "kube-apiserver",
-            *(f"--etcd-servers={ETCD}", f"--advertise-address={self.address}", f"--secure-port={PORT}"),
-            *(f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}", "--bind-address=0.0.0.0"),
+            *(f"--etcd-servers={ETCD}", f"--advertise-address={self.addresses[0]}", f"--secure-port={PORT}"),
+            *(f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}", f"--bind-address={anywhere}"),
             *(f"--client-ca-file={authority.certificate}", "--authorization-mode=Node,RBAC"),
             *(f"--kubelet-client-certificate={client}", f"--kubelet-client-key={client_key}"),
             *(f"--kubelet-certificate-authority={authority.certificate}", "--allow-privileged=true"),
             *("--kubelet-preferred-address-types=InternalIP", "--enable-admission-plugins=NodeRestriction"),
             *(f"--service-account-key-file={accounts}", f"--service-account-signing-key-file={accounts}"),
-            *(f"--service-account-issuer={ACCOUNTS}", f"--service-cluster-ip-range={SERVICES}"),
+            *(f"--service-account-issuer={ACCOUNTS}", self._service_range),
             *(f"--cert-dir={self.directory}", "--profiling=false"),
         )
 
@@ -88,7 +104,7 @@ class ControlPlane(msgspec.Struct, frozen=True):
                     f"--cluster-signing-cert-file={authority.certificate}",
                     "--use-service-account-credentials=true",
                 ),
-                *(f"--cluster-signing-key-file={authority.key}", f"--service-cluster-ip-range={SERVICES}"),
+                *(f"--cluster-signing-key-file={authority.key}", self._service_range),
                 "--allocate-node-cidrs=false",
             ),
             "kube-scheduler": common,

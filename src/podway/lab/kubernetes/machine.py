@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from podway.api.addresses import Address, with_port
 from podway.errors import LabError
 from podway.kernel import netns
 from podway.lab import processes
@@ -66,12 +67,13 @@ SOCKET = "/run/containerd/containerd.sock"
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """A node's name, namespace, mark and address, and where its files are: what it writes, and its agent's."""
+    """A node's name, namespace, mark and addresses, and where its files are: what it writes, and its agent's."""
 
     name: str
     namespace: str
     mark: str
-    address: str
+    addresses: tuple[Address, ...]
+    """One of each family of the cluster, its first family before the other."""
     directory: Path
     run_dir: Path
 
@@ -144,13 +146,15 @@ class Machine(msgspec.Struct, frozen=True):
         """Start the kubelet, which registers the node."""
         name = f"system:node:{self.name}"
         kubeconfig = authority.issue_config(f"kubelet-{self.name}", name, group="system:nodes")
-        certificate, key = authority.issue(f"kubelet-{self.name}-server", name, hosts=(self.address, self.name))
+        certificate, key = authority.issue(
+            f"kubelet-{self.name}-server", name, hosts=(*map(str, self.addresses), self.name)
+        )
         resolver = self.directory / "resolv.conf"
         resolver.touch()
         document = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            "address": self.address,
+            "address": str(self.addresses[0]),
             "authentication": {
                 "anonymous": {"enabled": False},
                 "webhook": {"enabled": False},
@@ -184,7 +188,11 @@ class Machine(msgspec.Struct, frozen=True):
         self._spawn(
             programs.path("kubelet"),
             *(f"--config={config}", f"--kubeconfig={kubeconfig}", f"--hostname-override={self.name}"),
-            *(f"--node-ip={self.address}", "--root-dir=/var/lib/kubelet", "--cert-dir=/var/lib/kubelet/pki"),
+            *(
+                f"--node-ip={','.join(map(str, self.addresses))}",
+                "--root-dir=/var/lib/kubelet",
+                "--cert-dir=/var/lib/kubelet/pki",
+            ),
         )
 
     def start_proxy(self, programs: Programs, kubeconfig: Path, mode: str, pods: str) -> None:
@@ -198,7 +206,7 @@ class Machine(msgspec.Struct, frozen=True):
             "clientConnection": {"kubeconfig": str(kubeconfig)},
             # Zero: these are the whole machine's.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-            "healthzBindAddress": f"{self.address}:10256",
+            "healthzBindAddress": with_port(self.addresses[0], 10256),
             "metricsBindAddress": "127.0.0.1:10249",
             "oomScoreAdj": 0,
         }
