@@ -147,6 +147,10 @@ export interface FlowRecord {
   path?: string;
   device?: string;
   reply?: boolean;
+  rtt?: number;
+  rtt_back?: number;
+  retransmitted?: number;
+  retransmitted_back?: number;
 }
 export interface Flows {
   records: FlowRecord[];

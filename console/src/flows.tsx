@@ -3,7 +3,7 @@ import { useMemo, useState } from "preact/hooks";
 import { type About, type FlowRecord, type Flows, type Line, type Sums, useAnswer, useLive } from "./api";
 import { go, usePlace } from "./router";
 import { Empty, Head, Loading, Notes, Problem, Tag, useMore } from "./ui";
-import { clock, endOf, number, plural, ruleOf, size, what } from "./words";
+import { clock, endOf, number, plural, roundTrip, ruleOf, size, what } from "./words";
 
 const FILTERS: { name: string; label: string; hint: string }[] = [
   { name: "pod", label: "Pod", hint: "shop/web-*" },
@@ -389,6 +389,16 @@ function More(props: { record: FlowRecord; reasons: Record<string, string> }) {
           {plural(record.packets ?? 0, "packet")}, {size(record.bytes ?? 0)} there;{" "}
           {plural(record.packets_back ?? 0, "packet")}, {size(record.bytes_back ?? 0)} back
         </dd>
+        {record.protocol === "tcp" && (record.event === "end" || record.event === "lives") && (
+          <>
+            <dt>Round trip</dt>
+            <dd>{roundTrip(record)}</dd>
+            <dt>Sent again</dt>
+            <dd>
+              {plural(record.retransmitted ?? 0, "packet")} there, {number(record.retransmitted_back ?? 0)} back
+            </dd>
+          </>
+        )}
         <dt>Record</dt>
         <dd>
           {number(record.sequence)} of {record.node}

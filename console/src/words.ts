@@ -62,6 +62,12 @@ export function lasted(seconds: number): string {
   return seconds < 1 ? `${(seconds * 1000).toPrecision(3)} ms` : age(seconds);
 }
 
+/** The round trip of TCP between both ends, and of that the half to who was called. */
+export function roundTrip(record: FlowRecord): string {
+  if (!record.rtt || !record.rtt_back) return "not known";
+  return `${lasted((record.rtt + record.rtt_back) / 1e6)}, of that ${lasted(record.rtt / 1e6)} beyond ${record.node}`;
+}
+
 export function what(record: FlowRecord, reasons: Record<string, string>): string {
   const parts: string[] = [];
   if (record.message) parts.push(`type/code ${record.message}`);
@@ -72,6 +78,8 @@ export function what(record: FlowRecord, reasons: Record<string, string>): strin
     const time = record.began ? ` after ${lasted(record.time - record.began)}` : "";
     parts.push(`${record.how || "goes on"}${time}`);
     parts.push(`${size(record.bytes ?? 0)} there, ${size(record.bytes_back ?? 0)} back`);
+    const again = (record.retransmitted ?? 0) + (record.retransmitted_back ?? 0);
+    if (again) parts.push(`${plural(again, "packet")} sent again`);
   }
   return parts.join(", ");
 }

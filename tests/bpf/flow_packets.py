@@ -17,8 +17,11 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def tcp(source: int, destination: int, flags: int = SYN, data: bytes = b"") -> bytes:
-    return struct.pack("!HHIIBBHHH", source, destination, 1, 1, 5 << 4, flags, 1000, 0, 0) + data
+def tcp(
+    source: int, destination: int, flags: int = SYN, data: bytes = b"", sequence: int = 1, acknowledged: int = 1
+) -> bytes:
+    numbers = (sequence & 0xFFFFFFFF, acknowledged & 0xFFFFFFFF)
+    return struct.pack("!HHIIBBHHH", source, destination, *numbers, 5 << 4, flags, 1000, 0, 0) + data
 
 
 def udp(source: int, destination: int, data: bytes = b"abcd") -> bytes:

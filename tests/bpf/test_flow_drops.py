@@ -69,6 +69,6 @@ def test_drops_of_the_kernel_leave_half_of_the_ring_to_the_engine(traced: Bench)
     traced.inside(lambda: traced.bare(Hook.FROM_POD, "pa", denied, repeat=100))
     told = [event.reason for event in traced.events()]
     assert told == [Reason.DENIED_EGRESS] * (HALF + 100)
-    assert traced.counted()[Counter.EVENTS_LOST] == 100
+    assert traced.counted()[Counter.DROPS_WITHHELD] == 100
     send(traced, 1)
     assert [event.reason for event in traced.events()] == [Reason.DROPPED_BY_KERNEL]

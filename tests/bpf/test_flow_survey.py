@@ -1,14 +1,26 @@
 """What is told of flows that go on, and of those that end without a word; what an event says of a flow."""
 
 import os
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 
 import pytest
 
 from podway.kernel.bpf import flow_survey
 from podway.kernel.bpf import libbpf as bpf
-from podway.kernel.bpf.flow_layout import EVENT, Counter, Event, EventKind, FlowKey, FlowState, Reason, lifetime
+from podway.kernel.bpf.flow_layout import (
+    EVENT,
+    FLOW,
+    Counter,
+    Event,
+    EventKind,
+    FlowKey,
+    FlowState,
+    Reason,
+    lifetime,
+)
 from podway.kernel.bpf.flow_survey import Survey
 from tests.bpf.flow_bench import PODS, REDIRECT, SHOT, Bench
 from tests.bpf.flow_packets import ACK, FIN, RST, SYN, TCP, UDP, frame, ip, tcp, udp
@@ -208,6 +220,112 @@ def test_the_next_event_says_how_many_were_lost_before_it(bench: Bench) -> None:
         os.sched_setaffinity(0, processors)
     assert bench.maps.counters()[Counter.EVENTS_LOST] - before == lost
     assert after.lost - told[0].lost == lost
+
+
+class Conversation:
+    """Segments of TCP between both pods; `turn` is where their numbers begin."""
+
+    def __init__(self, bench: Bench, family: int, turn: int) -> None:
+        self.bench, self.family, self.turn = bench, family, turn
+
+    def call(self, flags: int, sequence: int, acknowledged: int, data: bytes = b"") -> None:
+        self._send("pa", (A, B), (7, 80), flags, sequence, acknowledged, data)
+
+    def answer(self, flags: int, sequence: int, acknowledged: int, data: bytes = b"") -> None:
+        self._send("pb", (B, A), (80, 7), flags, sequence, acknowledged, data)
+
+    def _send(
+        self,
+        pod: str,
+        ends: Sequence[Sequence[str]],
+        ports: tuple[int, int],
+        flags: int,
+        sequence: int,
+        acknowledged: int,
+        data: bytes,
+    ) -> None:
+        segment = tcp(*ports, flags, data, self.turn + sequence, self.turn + acknowledged)
+        source, destination = (end[self.family] for end in ends)
+        assert self.bench.from_pod(pod, frame(ip(source, destination, TCP, segment))) == REDIRECT
+
+    def ended(self) -> Event:
+        """Reset it, and return what is told of its end."""
+        self.call(RST, 0, 0)
+        *_, event = self.bench.events()
+        assert event.kind is EventKind.FLOW_END
+        return event
+
+
+TURNS = pytest.mark.parametrize("turn", [1000, 2**32 - 3], ids=["", "numbers turn"])
+
+
+@families
+@TURNS
+def test_round_trips_are_those_of_the_handshake_on_either_side(bench: Bench, family: int, turn: int) -> None:
+    began = time.monotonic()
+    talk = Conversation(bench, family, turn)
+    talk.call(SYN, 0, 0)
+    time.sleep(0.05)
+    talk.answer(SYN | ACK, 0, 1)
+    answered = time.monotonic()
+    time.sleep(0.02)
+    talk.call(ACK, 1, 1)
+    over = time.monotonic()
+    there, here = talk.ended().rtt
+    assert 0.05 <= there / 1e6 <= answered - began
+    assert 0.02 <= here / 1e6 <= over - began
+
+
+@families
+@TURNS
+def test_what_is_sent_again_is_counted_in_its_direction(bench: Bench, family: int, turn: int) -> None:
+    talk = Conversation(bench, family, turn)
+    for _ in range(2):
+        talk.call(SYN, 0, 0)  # once more: it is not known which of both is answered
+    talk.answer(SYN | ACK, 0, 1)
+    talk.call(ACK, 1, 1, b"ask")
+    talk.answer(ACK, 1, 4, b"answer")
+    talk.call(ACK, 4, 7)
+    talk.call(ACK, 4, 7)  # takes no number: nothing to be sent again
+    talk.answer(ACK, 1, 4, b"answer")
+    talk.answer(ACK, 1, 4, b"answer, and more")
+    talk.answer(ACK, 17, 4, b"then")
+    talk.call(FIN | ACK, 4, 21)
+    assert talk.bench.flow(A[family], B[family], TCP, (7, 80)).rtt
+    event = talk.ended()
+    assert event.retransmitted == (1, 2)
+    assert (event.rtt[0], event.rtt[1] > 0) == (0, True), "of a SYN that was sent twice nothing is known"
+
+
+def test_a_longer_round_trip_counts_once_the_shorter_one_is_old(bench: Bench) -> None:
+    talk = Conversation(bench, 0, 1)
+    talk.call(SYN, 0, 0)
+    talk.answer(SYN | ACK, 0, 1)
+    talk.call(ACK, 1, 1)
+    key = FlowKey(ip_address(A[0]), ip_address(B[0]), TCP, 7, 80)
+
+    def shift(which: FlowKey, field: str, seconds: float) -> None:
+        value = bytearray(bpf.lookup(bench.engine.maps["flows"], which.pack()) or b"")
+        at = FLOW.offsets[field]
+        (ticks,) = struct.unpack_from("=I", value, at)
+        struct.pack_into("=I", value, at, ticks - int(seconds * SECOND / 1024) & 0xFFFFFFFF)
+        bpf.insert(bench.engine.maps["flows"], which.pack(), bytes(value))
+
+    def known() -> int:
+        return int(bench.flow(B[0], A[0], TCP, (80, 7)).rtt)
+
+    def round_trip(number: int, seconds: float) -> int:
+        """The round trip that is known once a byte was acknowledged after so long."""
+        shift(key, "sampled", 1)
+        talk.call(ACK, number, 1, b"x")
+        shift(key.reversed(), "asked", seconds)
+        talk.answer(ACK, 1, number + 1)
+        return known()
+
+    first = known()
+    assert round_trip(1, 60) == first
+    shift(key.reversed(), "rtt_seen", 11)
+    assert round_trip(2, 60) >= 59_000_000
 
 
 def test_key_of_an_event_is_that_of_the_table(bench: Bench) -> None:

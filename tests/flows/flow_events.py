@@ -52,6 +52,8 @@ def event(
         state,
         more.get("way", Way.STACK),
         more.get("detail", 0),
+        *more.get("rtt", (0, 0)),
+        *more.get("retransmitted", (0, 0)),
     )
 
 

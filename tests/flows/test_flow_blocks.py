@@ -43,8 +43,12 @@ def test_what_the_called_end_sent_is_shown_in_the_direction_of_who_called() -> N
         flags=FlowFlag.REPLY,
         state=FlowState.RESET,
         counts=(4, 400, 5, 500),
+        rtt=(200, 3000),
+        retransmitted=(1, 2),
     )
     found = Block.of("node1", 0, data, names()).record(0)
+    assert (found.rtt, found.rtt_back, found.round_trip) == (3000, 200, 3200)
+    assert (found.retransmitted, found.retransmitted_back) == (2, 1)
     assert (found.source.label, found.source.port, found.destination.port) == ("shop/client", 40000, 80)
     assert (found.packets, found.octets, found.packets_back, found.octets_back) == (5, 500, 4, 400)
     assert (found.how, found.reply) == ("reset", False)
@@ -147,6 +151,8 @@ events = st.builds(
     way=st.sampled_from(Way),
     processor=st.integers(0, 65535),
     lost=st.integers(0, 2**32 - 1),
+    rtt=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+    retransmitted=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
 )
 
 

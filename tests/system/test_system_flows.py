@@ -95,6 +95,8 @@ def test_a_connection_is_seen_by_both_nodes_with_the_names_of_both_pods(lab: Pol
             if one["event"] == "end":
                 assert one["packets"] >= 2
                 assert one["packets_back"] >= 1
+                assert one["rtt"] > 0
+                assert one["rtt_back"] > 0
         return True
 
     eventually(seen)

@@ -35,7 +35,8 @@ from podway.flows.learn import Asked, Learner, Meant, thinned
 from podway.flows.query import BY, Answer, By, Query, Sums, find, sums
 from podway.flows.record import Rule, Who
 from podway.flows.store import FlowStore
-from podway.kernel.flow_events import EVENT_SIZE, DropTracer, FlowEvents, drop_reasons
+from podway.flows.tally import Tally
+from podway.kernel.flow_events import EVENT_SIZE, DropTracer, FlowEvents, Untold, drop_reasons
 from podway.kernel.node import Kernel
 from podway.policy.maps import LOOPBACK, OWN_NODE, RuleName
 from podway.reconcile.reconciler import Reconciler
@@ -88,7 +89,8 @@ class FlowRecorder:
         """Why the kernel may drop packets, by its numbers, as far as that is told."""
         self._drops_problem = ""
         self._recorded = 0
-        self._lost = 0
+        self._untold = Untold()
+        self.tally = Tally()
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -105,6 +107,11 @@ class FlowRecorder:
         events = self._events
         return events.entries if events else 0
 
+    @property
+    def untold(self) -> Untold:
+        """How many events nobody was told since the engine began, as of the latest survey."""
+        return self._untold
+
     # Questions.
 
     async def status(self) -> dict[str, Any]:
@@ -116,9 +123,13 @@ class FlowRecorder:
             "why_not": self._why_not(),
             "flows": self.entries // 2,
             "recorded": self._recorded,
-            "lost": self._lost,
+            "lost": self._untold.lost,
             "unreadable": events.unreadable if events else 0,
-            "kernel_drops": {"traced": bool(events and not self._drops_problem), "problem": self._drops_problem},
+            "kernel_drops": {
+                "traced": bool(events and not self._drops_problem),
+                "problem": self._drops_problem,
+                "withheld": self._untold.withheld,
+            },
             "exports": self.exports.status(),
             **store,
         }
@@ -178,7 +189,7 @@ class FlowRecorder:
             return told
 
         found = await asyncio.get_running_loop().run_in_executor(self._readers, answer)
-        return {**found, "note": self._why_not(), "now": time.time(), "lost": self._lost}
+        return {**found, "note": self._why_not(), "now": time.time(), "lost": self._untold.lost}
 
     def _query(self, selector: dict[str, Any] | None, params: Mapping[str, Any]) -> Query | None:
         """Return a query with the pods that labels select; None if there are none."""
@@ -346,7 +357,7 @@ class FlowRecorder:
                 self._survey(events, store, loop)
                 now = time.monotonic()
                 next_survey = max(began + SURVEY, now + REST * (now - began))
-                self._lost = events.lost()
+                self._untold = events.untold()
             time.sleep(BREATH)
 
     def _survey(self, events: FlowEvents, store: FlowStore, loop: asyncio.AbstractEventLoop) -> None:
@@ -383,3 +394,4 @@ class FlowRecorder:
         names = self._learner.learn(data, store.count, offset, asked, meant)
         store.append(data, names)
         self._recorded += len(data) // EVENT_SIZE
+        self.tally.take(data)

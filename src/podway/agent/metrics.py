@@ -44,10 +44,28 @@ CERTIFICATE = Metric(
 ENFORCED = Metric("podway_policy_enforced", "Whether policies are enforced here.")
 TABLES = Metric("podway_flow_table_entries", "Entries of the flow engine's tables.", labels=("table",))
 ROOM = Metric("podway_flow_table_room", "How many entries the flow engine's tables take.", labels=("table",))
+FLOWS = Metric("podway_flow_records_total", "Records of flows, by what they tell.", "counter", ("event",))
+UNTOLD = Metric(
+    "podway_flow_events_untold_total",
+    "Events that could not be recorded: more came than the agent took, or than it is told of the kernel's drops.",
+    "counter",
+    ("why",),
+)
+ROUND_TRIPS = Metric(
+    "podway_tcp_round_trip_seconds",
+    "Round trips of TCP connections that ended, the least that was measured last.",
+    "histogram",
+)
+RETRANSMITTED = Metric(
+    "podway_tcp_retransmitted_packets_total",
+    "Packets of TCP that were sent again, by either end, in connections that ended.",
+    "counter",
+)
 
 METRICS = (
     *(INFO, STARTED, MEMORY, LOOP, FAILURES, REQUESTS, LEASES, BLOCKS, ADDRESSES, REPAIRS, REFUSED, WRITES),
     *(STORE, REJECTED, ROUTING, SESSIONS, ROUTES, CERTIFICATE, ENFORCED, TABLES, ROOM),
+    *(FLOWS, UNTOLD, ROUND_TRIPS, RETRANSMITTED),
 )
 """All that an agent measures."""
 
@@ -105,3 +123,8 @@ class AgentMetrics:
         tables = parts.tables()
         yield TABLES, {(name,): float(table.used) for name, table in tables.items()}
         yield ROOM, {(name,): float(table.room) for name, table in tables.items()}
+        tally, untold = parts.flows.tally, parts.flows.untold
+        yield FLOWS, {(event,): float(count) for event, count in tally.events.items()}
+        yield UNTOLD, {("lost",): float(untold.lost), ("withheld",): float(untold.withheld)}
+        yield ROUND_TRIPS, tally.round_trips
+        yield RETRANSMITTED, float(tally.retransmitted)

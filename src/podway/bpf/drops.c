@@ -64,7 +64,7 @@ struct sk_buff {
 } KERNELS;
 
 // How much a processor may tell in each tenth of a second: who floods a node is not to flood its history, too. All of
-// them share one ring, half of which is for what the engine tells. What is not told counts as lost.
+// them share one ring, half of which is for what the engine tells. What is not told is counted (DROPS_WITHHELD).
 #define WINDOW 100000000ULL
 #define MOST_IN_WINDOW 1000
 
@@ -201,7 +201,11 @@ int podway_drops(__u64 *arguments) // struct sk_buff *, where, enum skb_drop_rea
 		return 0;
 	count(DROPPED_BY_KERNEL);
 	now = bpf_ktime_get_ns();
-	event = may_tell(now) ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : NULL;
+	if (!may_tell(now)) {
+		count(DROPS_WITHHELD);
+		return 0;
+	}
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
 		count(EVENTS_LOST);
 		return 0;

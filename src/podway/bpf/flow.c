@@ -36,6 +36,7 @@
 #include "flow/way.h"
 #include "flow/judge.h"
 #include "flow/reject.h"
+#include "flow/timing.h"
 #include "flow/track.h"
 #include "flow/under_way.h"
 #include "flow/learn.h"

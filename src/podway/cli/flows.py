@@ -484,10 +484,21 @@ def _what(record: "FlowRecord", *, wide: bool) -> str:
             f"{lasted}, {record.packets}+{record.packets_back} packets, "
             f"{_size(record.octets)}+{_size(record.octets_back)}"
         )
+        parts += _tcp(record, wide=wide)
     if wide and not record.reason:
         rules = (("egress", record.egress), ("ingress", record.ingress))
         parts += [f"{name}: {_rule(rule)}" for name, rule in rules if rule]
     return ", ".join(parts)
+
+
+def _tcp(record: "FlowRecord", *, wide: bool) -> Iterator[str]:
+    """Yield what TCP tells: in short only what was sent again, which is what is wrong."""
+    there, back = record.retransmitted, record.retransmitted_back
+    if there or back:
+        yield f"{there}+{back} sent again"
+    if wide and record.round_trip:
+        halves = f"{_lasted(record.rtt / 1e6)} there, {_lasted(record.rtt_back / 1e6)} here"
+        yield f"round trip {_lasted(record.round_trip / 1e6)} ({halves})"
 
 
 def _rule(rule: Any) -> str:

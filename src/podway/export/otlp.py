@@ -118,6 +118,9 @@ def _fields(record: FlowRecord) -> Iterator[tuple[str, str | int | bool]]:
     counts = (record.packets, record.octets, record.packets_back, record.octets_back)
     for name, count in zip(("packets", "bytes", "packets_back", "bytes_back"), counts, strict=True):
         yield f"podway.{name}", count
+    for name in ("rtt", "rtt_back", "retransmitted", "retransmitted_back"):
+        if number := getattr(record, name):
+            yield f"podway.{name}", number
     if record.began:
         yield "podway.began", str(round(record.began * 1e9))
     if record.reply:

@@ -45,6 +45,7 @@ _CODES = {"Q": "Q", "2I": "I", "I": "I", "H": "H", "2s": "H", "B": "B"}
 _LEVEL = 6
 _TUNNELS = {"podway-vxlan": "vxlan", "podway-vxlan6": "vxlan", "podway-ipip": "ipip"}
 _ICMP = {1, 58}
+_TCP = (("rtt", "rtt_back"), ("retransmitted", "retransmitted_back"))
 _EVENTS: dict[int, Event] = {
     EventKind.FLOW_NEW: "new",
     EventKind.FLOW_LIVES: "lives",
@@ -214,9 +215,12 @@ class Block:
         protocol, state = self.column("protocol")[at], self.column("state")[at]
         ends = [self._end(at, "source"), self._end(at, "destination")]
         counts = [self.column(name)[at] for name in ("packets", "bytes", "packets_back", "bytes_back")]
+        rtt, again = ([self.column(name)[at] for name in pair] for pair in _TCP)
         backwards = bool(flags & FlowFlag.REPLY)
         if backwards:
             ends.reverse()
+            rtt.reverse()
+            again.reverse()
             if kind != EventKind.PACKET_DROPPED:
                 counts = counts[2:] + counts[:2]
         message = ""
@@ -229,7 +233,7 @@ class Block:
             time=self.time(at),
             node=self.node,
             sequence=self.first + at,
-            event=_EVENTS.get(kind, "changed"),
+            event=event_of(kind),
             verdict=_verdict(reason),
             source=ends[0],
             destination=ends[1],
@@ -248,6 +252,10 @@ class Block:
             path=path,
             device=device,
             reply=backwards and kind == EventKind.PACKET_DROPPED,
+            rtt=rtt[0],
+            rtt_back=rtt[1],
+            retransmitted=again[0],
+            retransmitted_back=again[1],
             lost=self._losses.get(at, 0),
         )
 
@@ -417,6 +425,18 @@ def numbers(name: str, data: bytes) -> "array[int] | bytes":
     if form == "2s" and sys.byteorder == "little":  # ports, as they stand in packets
         column.byteswap()
     return column
+
+
+def column_of(events: bytes, name: str) -> "array[int]":
+    """Return a field of all events, but no address, as numbers; of `rule` two for each."""
+    found = numbers(name, contiguous(events, name, len(events) // EVENT_SIZE))
+    assert isinstance(found, array)
+    return found
+
+
+def event_of(kind: int) -> Event:
+    """Return what an event is called, by its number in the engine."""
+    return _EVENTS.get(kind, "changed")
 
 
 def _differences(times: "array[int]") -> "array[int]":

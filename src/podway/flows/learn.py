@@ -2,12 +2,11 @@
 numbers of rules mean, how many were lost. Pure.
 """
 
-from array import array
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from podway.flows.block import PLACES, Names, contiguous, numbers
+from podway.flows.block import PLACES, Names, column_of, contiguous
 from podway.flows.record import Rule, Who
 from podway.kernel.flow_events import EVENT_SIZE, SURVEYOR, EventKind, unpack_address
 
@@ -63,7 +62,7 @@ class Learner:
 
     def remember(self, events: bytes) -> None:
         """Take how many events processors had lost by the time of these, in any order, which are known already."""
-        for one, count in zip(_column(events, "processor"), _column(events, "lost"), strict=True):
+        for one, count in zip(column_of(events, "processor"), column_of(events, "lost"), strict=True):
             self._lost[one] = max(count, self._lost.get(one, 0))
 
     def ask(self, events: bytes) -> Asked:
@@ -76,9 +75,9 @@ class Learner:
         texts = frozenset(
             self._texts.get(one) or self._texts.setdefault(one, str(unpack_address(one))) for one in raw
         )
-        rules = frozenset(_column(events, "rule")) - {0}
-        devices = (frozenset(_column(events, "ifindex")) | frozenset(_column(events, "out"))) - {0}
-        return Asked(texts, rules, devices, frozenset(_column(events, "detail")) - {0})
+        rules = frozenset(column_of(events, "rule")) - {0}
+        devices = (frozenset(column_of(events, "ifindex")) | frozenset(column_of(events, "out"))) - {0}
+        return Asked(texts, rules, devices, frozenset(column_of(events, "detail")) - {0})
 
     def learn(self, events: bytes, first: int, offset: int, asked: Asked, meant: Meant) -> Names:
         """Return what a block has to say of events that begin at its record `first`, and does not say yet.
@@ -118,7 +117,7 @@ class Learner:
 
     def _losses(self, events: bytes, first: int) -> list[tuple[int, int]]:
         """Return before which records something was lost, and how much."""
-        lost, processors = _column(events, "lost"), _column(events, "processor")
+        lost, processors = column_of(events, "lost"), column_of(events, "processor")
         if all(
             self._lost.get(one) == count
             for one, count in set(zip(processors, lost, strict=True))
@@ -170,9 +169,3 @@ def thinned(events: bytes) -> bytes:
             )
             total[place : place + 8] = more.to_bytes(8, "little")
     return b"".join(kept)
-
-
-def _column(events: bytes, name: str) -> "array[int]":
-    found = numbers(name, contiguous(events, name, len(events) // EVENT_SIZE))
-    assert isinstance(found, array)
-    return found

@@ -67,7 +67,9 @@ class FlowRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     type and code of ICMP. Counters are those of the flow so far, of a drop those of the packets that this record
     stands for. `path` is how packets go on from here, as far as it is known: `local`, `routed`, `vxlan`, `ipip` or
     `stack`. `how` says of an end: `closed`, `reset`, `idle`, `unanswered`, or `evicted` by a full table. `reply`
-    says that the dropped packet went the other way. `lost` counts the events that the node lost before this one.
+    says that the dropped packet went the other way. `rtt` and `rtt_back` are round trips of TCP in microseconds,
+    from this node to who was called and to who called (0: not known), `retransmitted` and `retransmitted_back` the
+    packets of either direction that were sent again. `lost` counts the events that the node lost before this one.
     """
 
     time: float
@@ -92,7 +94,16 @@ class FlowRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     path: str = ""
     device: str = ""
     reply: bool = False
+    rtt: int = 0
+    rtt_back: int = 0
+    retransmitted: int = 0
+    retransmitted_back: int = 0
     lost: int = 0
+
+    @property
+    def round_trip(self) -> int:
+        """The round trip of TCP between both ends, in microseconds; 0 if a half of it is not known."""
+        return self.rtt + self.rtt_back if self.rtt and self.rtt_back else 0
 
     @property
     def speaking(self) -> Rule | None:

@@ -6,6 +6,7 @@ are held open here once more.
 
 import os
 from collections.abc import Generator, Mapping
+from typing import NamedTuple
 
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.drops import DropTracer, enum_of_kernel
@@ -35,6 +36,7 @@ __all__ = [
     "FlowState",
     "Hook",
     "Reason",
+    "Untold",
     "Way",
     "drop_reasons",
     "unpack_address",
@@ -64,6 +66,14 @@ def drop_reasons() -> dict[str, int]:
     """
     found = enum_of_kernel("skb_drop_reason")
     return {name.removeprefix(_REASON): number for name, number in found.items() if name.startswith(_REASON)}
+
+
+class Untold(NamedTuple):
+    """Events that nobody was told: those that did not fit into the ring, and packets that the kernel itself
+    dropped, where there were too many to tell of each."""
+
+    lost: int = 0
+    withheld: int = 0
 
 
 class FlowEvents:
@@ -106,9 +116,9 @@ class FlowEvents:
         """Look at all flows, as of a time (CLOCK_MONOTONIC, ns), and return events; yields now and then."""
         return self._survey.look(now)
 
-    def lost(self) -> int:
-        """Return how many events did not fit into the ring so far, on all processors."""
-        return bpf.per_cpu_sums(self._maps["counters"], [Counter.EVENTS_LOST])[0]
+    def untold(self) -> "Untold":
+        """Return how many events were not told so far, on all processors."""
+        return Untold(*bpf.per_cpu_sums(self._maps["counters"], [Counter.EVENTS_LOST, Counter.DROPS_WITHHELD]))
 
     def close(self) -> None:
         """Let go of the maps."""

@@ -40,6 +40,7 @@ enum counter {
 	EVENTS_LOST,
 	RESETS_SENT,
 	UNREACHABLES_SENT,
+	DROPS_WITHHELD, // of the kernel's own: too many to be told each
 	N_COUNTERS,
 };
 

@@ -56,6 +56,10 @@ static __always_inline void tell_both(const struct __sk_buff *skb, const struct 
 	event->state = flow ? flow->state : HALF_OPEN;
 	event->way = flow ? flow->way : WAY_STACK;
 	event->detail = 0;
+	event->rtt = back ? back->rtt : 0;
+	event->rtt_back = back && flow ? flow->rtt : 0;
+	event->retransmitted = back && flow ? flow->retransmitted : 0;
+	event->retransmitted_back = back ? back->retransmitted : 0;
 	submit(event);
 }
 

@@ -52,7 +52,15 @@ struct flow {
 	__u64 made;
 	struct address service; // FLOW_SERVICE: which
 	__be16 service_port;
-	__u8 unused2[6];
+	__u8 unused2[2];
+	// TCP (timing.h). Times are in units of 1024 ns, and turn after 73 minutes.
+	__u32 sequence; // what follows the last that was sent in this direction; 0: it is not known
+	__u32 sampled; // when something was sent last whose acknowledgement is awaited
+	__u32 awaited; // the acknowledgement, in this direction, of what the other one sent
+	__u32 asked; // ... when; 0: none is awaited
+	__u32 rtt; // from here to who sends in this direction, and back, in µs; 0: it is not known
+	__u32 rtt_seen; // when that was
+	__u32 retransmitted; // packets of this direction that were sent again
 };
 
 struct {

@@ -149,6 +149,7 @@ static __always_inline bool restore(struct __sk_buff *skb, const struct packet *
 	flow->packets = flow->bytes = 0;
 	flow->way_seen = 0;
 	flow->way = WAY_STACK;
+	time_anew(flow);
 	flow->from = packet->hook == FROM_POD ? skb->ifindex : packet->hook == FROM_WIRE || !endpoint_at(&packet->key.source) ? 0 : ~0U;
 	flow->counted = packet->hook;
 	return !bpf_map_update_elem(&flows, &packet->key, flow, BPF_NOEXIST);
@@ -235,8 +236,10 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	flow->flags ^= FLOW_REPLY;
 	flow->from = destination ? destination->ifindex : 0;
 	flow->counted = destination ? FROM_POD : straight ? FROM_WIRE : TO_POD;
+	time_first_back(skb, packet, flow);
 	if (bpf_map_update_elem(&flows, &back, flow, BPF_ANY))
 		return drop(skb, packet, flow, TABLE_FULL);
+	time_first(flow);
 	flow->flags ^= FLOW_REPLY;
 	// One that the stack translated comes by no pod's link and from no wire.
 	flow->from = packet->hook == FROM_POD ? skb->ifindex : packet->hook == FROM_WIRE || !source ? 0 : ~0U;

@@ -42,6 +42,8 @@ struct packet {
 	__u32 fragment_id;
 	__u16 l4;	   // where the upper header begins
 	__u16 l4_length;   // of TCP's header; else 8
+	__u16 length;	   // of all of it, as IP says; 0: IP has no number that large
+	__u32 sequence, acknowledged; // of TCP
 	__u8 fragment;	   // enum fragment
 	__u8 message;	   // enum message
 	__u8 tcp_flags;
@@ -149,6 +151,7 @@ static __always_inline int parse_ip(struct __sk_buff *skb, struct packet *packet
 		if (ip.version != 6 || is_ipv4(&packet->key.source) || is_ipv4(&packet->key.destination))
 			return MALFORMED;
 		packet->hops = ip.hop_limit;
+		packet->length = ip.payload_len ? bpf_ntohs(ip.payload_len) + sizeof(ip) : 0;
 		return parse_extensions(skb, packet, offset + sizeof(ip), ip.nexthdr);
 	} else {
 		struct iphdr ip;
@@ -162,6 +165,7 @@ static __always_inline int parse_ip(struct __sk_buff *skb, struct packet *packet
 			return MALFORMED;
 		packet->key.protocol = ip.protocol;
 		packet->hops = ip.ttl;
+		packet->length = bpf_ntohs(ip.tot_len);
 		packet->ipv4_check = ip.check;
 		packet->l4 = offset + ip.ihl * 4;
 		packet->needs_stack = ip.ihl > 5;
@@ -251,6 +255,8 @@ static __always_inline int parse_upper(struct __sk_buff *skb, struct packet *pac
 			return MALFORMED;
 		if (!quoted) {
 			packet->tcp_flags = header.flags;
+			packet->sequence = bpf_ntohl(header.sequence);
+			packet->acknowledged = bpf_ntohl(header.acknowledged);
 			packet->l4_length = (header.length >> 4) * 4;
 		}
 		break;

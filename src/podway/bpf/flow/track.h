@@ -82,6 +82,7 @@ static __always_inline void track(struct __sk_buff *skb, const struct packet *pa
 	flow->seen = packet->now;
 	__sync_fetch_and_add(&flow->packets, 1);
 	__sync_fetch_and_add(&flow->bytes, skb->len - ETH_HLEN);
+	time_segment(skb, packet, flow);
 	if (next != flow->state)
 		change_state(skb, packet, flow, next);
 	if (packet->tcp_flags & TCP_FIN)

@@ -96,6 +96,7 @@ class Counter(enum.IntEnum):
     EVENTS_LOST = 26
     RESETS_SENT = 27
     UNREACHABLES_SENT = 28
+    DROPS_WITHHELD = 29
 
 
 class FlowState(enum.IntEnum):
@@ -362,14 +363,23 @@ FLOW = Layout(
     made="Q",
     service="16s",
     service_port="2s",
-    unused2="6x",
+    unused2="2x",
+    sequence="I",
+    sampled="I",
+    awaited="I",
+    asked="I",
+    rtt="I",
+    rtt_seen="I",
+    retransmitted="I",
 )
 
 
 class Flow(NamedTuple):
     """An entry of the table of flows. Times are CLOCK_MONOTONIC's, in ns; pairs are egress, then ingress.
 
-    `service` and `service_port` are what was called, where the flag SERVICE says that a Service was.
+    `service` and `service_port` are what was called, where the flag SERVICE says that a Service was. `rtt` is the
+    round trip of TCP from here to who sends in this direction, in microseconds (0: not known), `retransmitted` how
+    many packets of this direction were sent again.
     """
 
     seen: int
@@ -394,6 +404,8 @@ class Flow(NamedTuple):
     made: int
     service: Address
     service_port: int
+    rtt: int
+    retransmitted: int
 
     @classmethod
     def unpack(cls, data: bytes) -> "Flow":
@@ -425,6 +437,8 @@ class Flow(NamedTuple):
             values[22],
             unpack_address(values[23]),
             int.from_bytes(values[24], "big"),
+            values[29],
+            values[31],
         )
 
 
@@ -482,6 +496,10 @@ EVENT = Layout(
     state="B",
     way="B",
     detail="I",
+    rtt="I",
+    rtt_back="I",
+    retransmitted="I",
+    retransmitted_back="I",
 )
 
 
@@ -490,7 +508,9 @@ class Event(NamedTuple):
 
     Counters are those of the key's direction so far, then of the other one; of a dropped packet its own. `out` is
     the device of the flow's way (0: the stack), `lost` how many events its processor had lost by then, `detail`
-    why the kernel dropped a packet, by its own number.
+    why the kernel dropped a packet, by its own number. `rtt` are the round trips of TCP from here to the key's
+    destination and to its source, in microseconds (0: not known), `retransmitted` the packets of either direction
+    that were sent again.
     """
 
     time: int
@@ -513,12 +533,15 @@ class Event(NamedTuple):
     state: FlowState
     way: Way
     detail: int = 0
+    rtt: tuple[int, int] = (0, 0)
+    retransmitted: tuple[int, int] = (0, 0)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Event":
         """Read an event."""
         time, key, packets, octets, packets_back, octets_back, made, *rest = EVENT.unpack(data)
-        r0, r1, i0, i1, ifindex, out, lost, processor, kind, reason, hook, flags, state, way, detail = rest
+        r0, r1, i0, i1, ifindex, out, lost, processor, *words = rest
+        kind, reason, hook, flags, state, way, detail, rtt, rtt_back, again, again_back = words
         return cls(
             time,
             FlowKey.unpack(key),
@@ -540,6 +563,8 @@ class Event(NamedTuple):
             FlowState(state),
             Way(way),
             detail,
+            (rtt, rtt_back),
+            (again, again_back),
         )
 
 

@@ -57,8 +57,11 @@ _USED = FLOW.picker(
     "identity",
     "rule",
     "made",
+    "rtt",
+    "retransmitted",
 )
-_BACK = FLOW.picker("seen", "packets", "bytes")
+_BACK = FLOW.picker("seen", "packets", "bytes", "rtt", "retransmitted")
+_NOT_THERE = (0, 0, 0, 0, 0)
 _ENDS = struct.Struct("=16s16s2s2s4s")
 _LIFETIMES = {
     (protocol, int(state)): lifetime(protocol, state) * _SECOND for protocol in range(256) for state in FlowState
@@ -93,7 +96,7 @@ class Survey:
         for keys, values in bpf.batches(self._flows, BATCH):
             entries += len(keys) // FLOW_KEY.size
             for at, flow in enumerate(_USED.iter_unpack(values)):
-                seen, state, flags, made = flow[0], flow[6], flow[8], flow[-1]
+                seen, state, flags, made = flow[0], flow[6], flow[8], flow[15]
                 if flags & _REPLY:
                     continue
                 key = keys[at * FLOW_KEY.size : (at + 1) * FLOW_KEY.size]
@@ -131,11 +134,10 @@ class Survey:
             if not bpf.lookup(self._flows, key) and not bpf.lookup(self._flows, _reversed(key))
         ]
 
-    def _back(self, key: bytes) -> tuple[int, int, int]:
-        """Return when the other direction was seen last, and its packets and bytes."""
+    def _back(self, key: bytes) -> tuple[int, ...]:
+        """Return when the other direction was seen last, its packets and bytes, round trip and retransmissions."""
         value = bpf.lookup(self._flows, _reversed(key))
-        seen, packets, octets = _BACK.unpack(value) if value else (0, 0, 0)
-        return seen, packets, octets
+        return _BACK.unpack(value) if value else _NOT_THERE
 
     def _take_out(self, key: bytes, seen: int) -> bool:
         """Remove both entries, unless a packet came since."""
@@ -166,9 +168,10 @@ def _reversed(key: bytes) -> bytes:
     return _ENDS.pack(destination, source, destination_port, source_port, rest)
 
 
-def _event(kind: EventKind, now: int, key: bytes, flow: tuple[int, ...], back: tuple[int, int, int]) -> bytes:
-    _, packets, octets, device, out, way, state, reason, flags, counted, _, i0, i1, r0, r1, made = flow
-    _, packets_back, octets_back = back
+def _event(kind: EventKind, now: int, key: bytes, flow: tuple[int, ...], back: tuple[int, ...]) -> bytes:
+    _, packets, octets, device, out, way, state, reason, flags, counted, _, i0, i1, r0, r1, made, *tcp = flow
+    rtt_back, retransmitted = tcp
+    _, packets_back, octets_back, rtt, retransmitted_back = back
     return EVENT.pack(
         now,
         key,
@@ -189,6 +192,7 @@ def _event(kind: EventKind, now: int, key: bytes, flow: tuple[int, ...], back: t
         state,
         way,
         0,
+        *(rtt, rtt_back, retransmitted, retransmitted_back),
     )
 
 
