@@ -146,7 +146,12 @@ class Agent:
             self._supervisor.attempt("plan", reconciler.bring)  # BIRD begins with what the kernel has
             await self._routing.start()
 
-            server = CniServer(self._pods, socket_path=options.cni_socket, spool=options.cni_spool)
+            server = CniServer(
+                self._pods,
+                socket_path=options.cni_socket,
+                spool=options.cni_spool,
+                under_way=reconciler.way.taken,
+            )
             await server.start()
             stack.push_async_callback(server.close)
             reporter = Reporter(self._components)

@@ -11,6 +11,8 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -66,13 +68,22 @@ class Network(Protocol):
 class CniServer:
     """Serves shims on a Unix socket that only its owner may use.
 
-    `socket_path` and `spool` are where the shim looks, too (podway.cni.spec).
+    `socket_path` and `spool` are where the shim looks, too (podway.cni.spec). Whatever `under_way` returns is
+    entered while a request is served.
     """
 
-    def __init__(self, network: Network, *, socket_path: Path = Path(SOCKET), spool: Path = Path(SPOOL)) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        socket_path: Path = Path(SOCKET),
+        spool: Path = Path(SPOOL),
+        under_way: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._network = network
         self._path = socket_path
         self._spool = spool
+        self._under_way = under_way
         self._listener: socket.socket | None = None
         self._connections: set[_Connection] = set()
         self._requests: set[asyncio.Task[None]] = set()
@@ -123,12 +134,17 @@ class CniServer:
             # Out of descriptors or memory: the shim waits in the backlog and we are called again.
             log.error("cannot accept a CNI request: %s", error)
             return
-        self._connections.add(_Connection(peer, self))
+        connection = _Connection(peer, self)
+        self._connections.add(connection)
+        connection.read()  # a shim connects and sends at once: most likely it is all there
 
     def received(self, connection: "_Connection", frame: RequestFrame, netns: int | None) -> None:
         """Serve a request that has come in whole."""
         self._connections.discard(connection)
+        under_way = ExitStack()
+        under_way.enter_context(self._under_way())
         task = asyncio.get_running_loop().create_task(self._serve(connection, frame, netns))
+        task.add_done_callback(lambda _: under_way.close())
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
@@ -197,7 +213,7 @@ class _Connection:
         self._netns: int | None = None
         self._loop = asyncio.get_running_loop()
         peer.setblocking(False)
-        self._loop.add_reader(peer, self._readable)
+        self._loop.add_reader(peer, self.read)
         self._deadline = self._loop.call_later(READ_SECONDS, self.close)
 
     def close(self) -> None:
@@ -208,7 +224,8 @@ class _Connection:
         self.peer.close()
         self._server.dropped(self)
 
-    def _readable(self) -> None:
+    def read(self) -> None:
+        """Take what has come, if anything has."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self.peer, _READ_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:

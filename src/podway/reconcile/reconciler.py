@@ -31,9 +31,11 @@ is put right, and told.
 ## Order
 
 - **A change never waits for an audit.** What comes of it is planned and carried out between two slices.
-- **An ADD never waits for the loop, nor the loop for an ADD.** It wires its pod by itself, since that pod's
-  objects are all its own, and gives what it made to the loop as wanted already. All that it can have to wait for
-  is one portion or one slice; where the kernel lets it wait, a thread does (podway.kernel.pod_wirer).
+- **An ADD never waits for the loop.** It wires its pod by itself, since that pod's objects are all its own, and
+  gives what it made to the loop as wanted already. All that it can have to wait for is one portion or one slice,
+  since from then on it has the right of way: between two of them the loop waits until no request is under way
+  (podway.reconcile.steps), though not for long. Where the kernel lets an ADD wait, a thread does
+  (podway.kernel.pod_wirer).
 - **Pods' ends first.** The MTU of a pod's own end follows before the host's (podway.reconcile.pod_ends).
 - **Own writes cause no look.** Netlink names the author of a change, and the agent's own are not heard
   (podway.kernel.events). Where the kernel does not (forwarding entries), an event about what was written
@@ -45,19 +47,20 @@ is put right, and told.
 
 ## Alternatives
 
-*Plan all and compare all at each event* is simplest, and was what Podway did first: at 5,000 nodes an event took
-two seconds in which no pod was served. *A callback from each source of change to each part of the plan* does less,
-but the order of calls then is nowhere to be read, and a missing one shows only as a wrong kernel. *Marking scopes
-dirty by hand* has the same fault; so their inputs are compared instead, and only the keys of the two large scopes
-are marked. *A thread for audits* would need locks around all that a plan depends on; slices need none, for facts
-change only between two of them.
+*Plan all and compare all at each event* is simplest, and was what Podway did first: at 5,000 nodes an event
+took two seconds in which no pod was served. *A callback from each source of change to each part of the plan*
+does less, but the order of calls then is nowhere to be read, and a missing one shows only as a wrong kernel.
+*Marking scopes dirty by hand* has the same fault; so their inputs are compared instead, and only the keys of
+the two large scopes are marked. *To let others go first for one turn of the event loop* between two steps is
+not enough: an ADD hears of a thread's answer in one turn and goes on in the next, a dozen in all, and beside an
+audit each of them had a slice in it, which made 5 ms of an ADD 50. *A thread for audits* would need locks
+around all that a plan depends on; slices need none, for facts change only between two of them.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +83,7 @@ from podway.reconcile.repairs import Repairs
 from podway.reconcile.serving import Serving
 from podway.reconcile.serving import described as described_services
 from podway.reconcile.state import NodeState
-from podway.reconcile.steps import LONGEST_REST, REST
+from podway.reconcile.steps import LONGEST_REST, REST, RightOfWay
 from podway.reconcile.wanted import ObjectKey
 
 log = structlog.get_logger(__name__)
@@ -150,6 +153,8 @@ class Reconciler:
         self.serving = Serving(kernel.flow, state)
         """Serves Services, behind the policies that judge what is sent to them."""
         self.repairs = Repairs()
+        self.way = RightOfWay()
+        """Whom the loop lets go first between two steps."""
         self.failures: tuple[str, ...] = ()
         """What the kernel refused at the last attempt."""
 
@@ -238,7 +243,7 @@ class Reconciler:
 
         What our own work meanwhile made differ, from the plan as it was when the look began, is left out.
         """
-        return await self._audit(full=full, pause=partial(asyncio.sleep, 0))
+        return await self._audit(full=full, pause=self.way.give)
 
     async def _audit(self, *, full: bool, pause: Callable[[], Awaitable[None]]) -> list[Change]:
         altered: set[ObjectKey] = set(self._removals)
@@ -350,9 +355,8 @@ class Reconciler:
 
     async def policy_differences(self) -> tuple[str, ...]:
         """Return in words what policies should have in the kernel and have not, found in slices."""
-        pause = partial(asyncio.sleep, 0)
-        wrong = await self._in_slices(self.enforcement.audit(), pause)
-        services = await self._in_slices(self.serving.audit(), pause)
+        wrong = await self._in_slices(self.enforcement.audit(), self.way.give)
+        services = await self._in_slices(self.serving.audit(), self.way.give)
         return (
             *(() if wrong is None or wrong.empty else (described_policies(wrong),)),
             *(() if services is None or services.empty else (described_services(services),)),
@@ -377,9 +381,9 @@ class Reconciler:
                     report = await asyncio.to_thread(self._kernel.carry_out, slow, self.plan)
                     self._conclude(slow, report, problem)
                 else:
-                    await asyncio.sleep(0)
+                    await self.way.give()
         else:
-            await asyncio.sleep(0)
+            await self.way.give()
 
     async def _rest(self, took: float) -> None:
         """Rest after an audit that took so many seconds, but for what cannot wait."""
