@@ -68,10 +68,11 @@ log = structlog.get_logger(__name__)
 SETTLING = 10.0
 """Seconds that a new address of the uplink waits at most for the kernel to be ready before others hear of it."""
 
-SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.0001
 """Seconds after which a thread that computes lets another go on (sys.setswitchinterval).
 
-The loop lets go of the interpreter with each system call, and would wait ten times as long each time to go on."""
+The loop, and a thread that attaches a pod, let go of the interpreter with each system call, and wait so long each
+time to go on if another thread computes: an ADD makes some hundred. By default it is fifty times as long."""
 
 
 class Agent:

@@ -2,18 +2,24 @@
 
 Paths below net/ show the settings of the network namespace of the thread that opens the file (net_ctl_root in
 net/sysctl_net.c): call these functions in the right one (podway.kernel.netns.run).
+
+Files are read and written by bare system calls, three for each: Python's file objects make seven, and a thread
+that attaches a pod gives the interpreter to others with each of them.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from podway.errors import KernelError, UnsupportedSystem
 from podway.plan.objects import Sysctl
 
 _ROOT = Path("/proc/sys")
+_PAGE = 4096
+"""Bytes that are read at once: settings are shorter, but for lists of ports, say."""
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 2, 4, 8, 32, 4096
 """include/uapi/linux/mount.h"""
@@ -40,9 +46,8 @@ def write(sysctl: Sysctl) -> bool:
     try:
         if _read(sysctl.path) == sysctl.value:
             return False
-        # Unbuffered: the kernel judges what one write holds.
-        with open(_ROOT / sysctl.path, "wb", buffering=0) as file:
-            file.write(sysctl.value.encode())
+        with _opened(sysctl.path, os.O_WRONLY) as fd:
+            os.write(fd, sysctl.value.encode())
     except OSError as error:
         raise KernelError(f"write {sysctl.value!r} to {sysctl}", error.errno or errno.EIO) from error
     return True
@@ -66,4 +71,17 @@ def make_writable() -> None:
 
 def _read(path: str) -> str:
     # Several numbers come with tabs between them, and may be written with spaces.
-    return " ".join((_ROOT / path).read_text().split())
+    with _opened(path, os.O_RDONLY) as fd:
+        parts = [os.read(fd, _PAGE)]
+        while len(parts[-1]) == _PAGE:
+            parts.append(os.read(fd, _PAGE))
+    return " ".join(b"".join(parts).decode().split())
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    fd = os.open(f"{_ROOT}/{path}", flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
