@@ -11,8 +11,8 @@ import pytest
 from podway.kernel.bpf.flow_layout import Counter, EventKind, FlowKey, Reason, Way
 from podway.plan.objects import VXLAN_DEVICE
 from podway.policy.maps import RuleKey
-from tests.bpf.flow_nodes import Echo, Lab, open_socket, reaches_only, said
-from tests.patience import ANSWERED
+from tests.bpf.flow_nodes import HEADERS, Echo, Lab, open_socket, reaches_only, said
+from tests.patience import ANSWERED, eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -104,3 +104,35 @@ def test_long_packets_and_errors(tunnel: tuple[Lab, int]) -> None:
         port = client.getsockname()[1]
     key = FlowKey(ip_address(lab.a.addresses[family]), ip_address(target), 17, port, 9)
     assert lab.one.maps.flow(key) is not None
+
+
+def test_who_sends_is_told_of_a_path_that_is_narrower_than_the_devices(tunnel: tuple[Lab, int]) -> None:
+    """The overlay's device learns it of a packet's route, and the stack says it of the next that is too long."""
+    lab, family = tunnel
+    if VXLAN_DEVICE not in lab.one.wires:
+        pytest.skip("in IPIP the router's own answer is led to the pod: podway/bpf/ipip.c")
+    target, mtu = lab.c.addresses[family], 1400 - HEADERS["vxlan"]
+    lab.one.netns.sh(
+        f"echo 1 > /proc/sys/net/ipv4/ip_forward_use_pmtu; ip route add {lab.two.addresses[0]} dev wire mtu 1400"
+    )
+    try:
+        with open_socket(lab.a, family, socket.SOCK_DGRAM) as client:
+            level, discover, told = ((0, 10, 14), (41, 23, 24))[family]  # IP(V6)_MTU_DISCOVER, IP(V6)_MTU
+            client.setsockopt(level, discover, 2)
+            client.connect((target, 9000))
+            length = 1450 - (28, 48)[family]
+
+            def knows() -> bool:
+                with contextlib.suppress(OSError):
+                    client.send(bytes(length))
+                return client.getsockopt(level, told) == mtu
+
+            eventually(knows)
+        with Echo(lab.c, family, 7001), open_socket(lab.a, family) as client:
+            client.connect((target, 7001))
+            block = bytes(range(256)) * 256
+            assert said(client, block) == block
+    finally:
+        lab.one.netns.sh(f"ip route del {lab.two.addresses[0]} dev wire mtu 1400; ip route flush cache")
+        for pod in (lab.a, lab.c):
+            pod.netns.sh("ip route flush cache; ip -6 route flush cache")

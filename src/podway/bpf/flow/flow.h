@@ -42,7 +42,7 @@ struct flow {
 	__u8 reason; // KEPT, or why they are dropped
 	__u8 flags;
 	__u8 counted; // the hook by which they come: others count them only if that one did not see them
-	__u8 unused;
+	__u8 overlay; // the way leads by a link-local gateway, as overlay devices have: what is behind may be narrower
 	__u8 hardware[12]; // the way: destination and source
 	__u32 owner; // whose quota: the ifindex of a pod's link; 0: nobody's
 	// Judged by what, in the direction of who called: egress, then ingress.

@@ -17,6 +17,14 @@ static __always_inline __u32 ip_length(const struct __sk_buff *skb, const struct
 	return skb->len - ETH_HLEN;
 }
 
+// No path is narrower for IP packets inside an overlay: route/min_pmtu (ip-sysctl.rst) less the largest outer header.
+#define ALWAYS_FITS (552 - 70)
+
+static __always_inline bool is_link_local(const struct bpf_fib_lookup *fib)
+{
+	return fib->family == AF_INET6 && (fib->ipv6_dst[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 static __always_inline bool is_limited(const struct endpoint *endpoint)
 {
 	return endpoint && endpoint->flags & ENDPOINT_LIMITED;
@@ -76,6 +84,7 @@ static __always_inline void look_up_way(struct __sk_buff *skb, const struct pack
 	__builtin_memcpy(flow->hardware + 6, fib.smac, 6);
 	flow->ifindex = fib.ifindex;
 	flow->mtu = fib.tot_len;
+	flow->overlay = is_link_local(&fib);
 	next->nh_family = fib.family;
 	__builtin_memcpy(next->ipv6_nh, fib.ipv6_dst, sizeof(next->ipv6_nh));
 	*(volatile __u8 *)&flow->way = endpoint && endpoint->ifindex == fib.ifindex ? WAY_PEER : WAY_WIRE;
@@ -120,7 +129,7 @@ static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, 
 	struct bpf_redir_neigh next = {};
 	const struct state *state;
 	__u32 length;
-	bool fresh;
+	bool fresh, may_not_fit;
 
 	if (!packet || !flow)
 		return TC_ACT_SHOT;
@@ -128,8 +137,11 @@ static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, 
 	if (!state)
 		return TC_ACT_SHOT;
 	length = ip_length(skb, packet);
-	fresh = flow->way_generation != state->way_generation || packet->now - flow->way_seen > SECOND ||
-		length > flow->mtu;
+	// Through an overlay what is long has a route with it, by which the overlay's device tells of a path that is
+	// narrower than the devices (skb_tunnel_check_pmtu); and asks each time, so that the next one hears of it.
+	may_not_fit = flow->overlay && length > ALWAYS_FITS;
+	fresh = may_not_fit || flow->way_generation != state->way_generation ||
+		packet->now - flow->way_seen > SECOND || length > flow->mtu;
 	if (fresh)
 		look_up_way(skb, packet, flow, state, &next);
 	if (flow->way == WAY_STACK || length > flow->mtu)
@@ -141,6 +153,8 @@ static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, 
 		return bpf_redirect_peer(flow->ifindex, 0);
 	}
 	count(CARRIED_WIRE);
+	if (may_not_fit)
+		return bpf_redirect_neigh(flow->ifindex, NULL, 0, 0);
 	// Through the neighbour now and then, so that the kernel goes on proving that it is there.
 	if (fresh)
 		return bpf_redirect_neigh(flow->ifindex, &next, sizeof(next), 0);
