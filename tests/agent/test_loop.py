@@ -61,6 +61,9 @@ class Trigger:
     def trigger(self, *, changed: bool = False) -> None:
         self.count += 1
 
+    def follow(self, changes: object) -> None:
+        """Nothing of Services is asked of it."""
+
 
 class Bird(BgpSpeaker):
     """Stands where BIRD is: it has its routes in a plan's modes as soon as it takes the plan."""

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from ipaddress import ip_network
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from podway.api.meta import LabelSelector, Metadata
 from podway.bgp.render import render, running
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.uplink import Uplink
+from tests import builders
 from tests.bgp.test_bgp_plan import V4, V6, node, pool, view_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -71,6 +73,12 @@ RACKS = view_of(
     ),
 )
 
+SERVED = [
+    builders.pool("outside", "198.51.100.0/28", use="services"),
+    builders.pool("outside6", "2001:db8:f::/112", use="services", advertise="pool"),
+]
+PLAIN_PEER = BGPPeer(metadata=Metadata(name="tor"), spec=BGPPeerSpec(address="192.0.2.254", asn=64601))
+
 PLANS = {
     "ipv4": plan_bgp(view_of([*THREE, V4]), "node-1"),
     "dual-stack": plan_bgp(view_of([*THREE, V6, V4, pool("10.9.0.0/20", 26)]), "node-1"),
@@ -84,6 +92,11 @@ PLANS = {
     ),
     "alone": plan_bgp(view_of([node(1), V4]), "node-1"),
     "no-pool": plan_bgp(view_of(THREE), "node-1"),
+    "services": plan_bgp(
+        view_of([*THREE, V6, V4, *SERVED, PLAIN_PEER]),
+        "node-1",
+        services=[ip_network(text) for text in ("198.51.100.7/32", "198.51.100.2/32", "2001:db8:f::/112")],
+    ),
     "racks": plan_bgp(RACKS, "node-1", uplink=Uplink("ens5", 1500, RACKS.nodes["node-1"].interface_addresses)),
 }
 
@@ -127,6 +140,7 @@ def test_what_bird_does_is_read_back(plan: BgpPlan) -> None:
     assert found.reflects == plan.reflects
     assert found.pools == {pool.network for pool in plan.pools}
     assert found.router_id == plan.router_id
+    assert found.services == set(plan.services or ())
 
 
 def test_a_password_is_in_the_running_configuration_only() -> None:

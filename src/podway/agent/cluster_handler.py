@@ -1,5 +1,6 @@
 """What an agent does when the cluster changes: the handler of what its informers tell."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import structlog
@@ -31,6 +32,10 @@ class ChangesRouting(Protocol):
 
     def trigger(self, *, changed: bool = False) -> None:
         """Ask for a plan; `changed` says that something came of it for sure."""
+        ...
+
+    def follow(self, changes: Iterable[Change[Any]]) -> None:
+        """Hear of the changes that led to the node's view as it is now."""
         ...
 
 
@@ -74,6 +79,7 @@ class ClusterHandler:
         if not any(map(alters_plans, changes)):
             state.view = view
             self._reconciler.heard_of_policies(changes)
+            self._routing.follow(changes)
             if (view.followed, view.unsettled) != (before.followed, before.unsettled):
                 self._reconciler.wake()  # settings that nobody could read are gone, say
             return
@@ -89,6 +95,7 @@ class ClusterHandler:
         if routing:
             self._encapsulation.follow(before, routing)
         self._blocks.trigger()
+        self._routing.follow(changes)
         if routing:
             self._routing.trigger(changed=True)
         if removed:

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import structlog
 
 from podway.agent.cluster_handler import Triggered
 from podway.api.addresses import Network
 from podway.bgp.speaker import BgpSpeaker
+from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.errors import RoutingError
 from podway.plan.bgp import BgpPlan, plan_bgp
@@ -16,6 +18,7 @@ from podway.plan.uplink import Uplink
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import rest
+from podway.services.advertising import Advertising
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +48,7 @@ class Routing:
         self._state = state
         self._reconciler = reconciler
         self._speaker = speaker
+        self._advertising = Advertising()
         self._learned = learned
         self._readiness = readiness
         self._wanted = asyncio.Event()
@@ -64,10 +68,16 @@ class Routing:
         self._pending = self._pending or changed
         self._wanted.set()
 
+    def follow(self, changes: Iterable[Change[Any]]) -> None:
+        """Hear of the changes that led to the node's view: Services' endpoints decide who tells of an address."""
+        if self._advertising.follow(self._state.view, changes):
+            self.trigger(changed=True)
+
     async def start(self) -> None:
         """Start BIRD, or take over the one that runs. Raises RoutingError if none runs afterwards."""
+        self._advertising.follow(self._state.view, ())
         try:
-            plan = self._plan(self._state.view, self._state.uplink)
+            plan = self._plan(self._state.view, self._state.uplink, self._services)
             await self._speaker.start(plan, self._state.view.secrets)
         except RoutingError as error:
             if self._speaker.bird.pid is None:
@@ -85,8 +95,8 @@ class Routing:
                 continue
             await self._until_stood_in()
             began = time.monotonic()
-            view, stood_in = self._state.view, self._state.transitional
-            plan = await asyncio.to_thread(self._plan, view, self._state.uplink)  # it may take a while
+            view, stood_in, services = self._state.view, self._state.transitional, self._services
+            plan = await asyncio.to_thread(self._plan, view, self._state.uplink, services)  # it may take a while
             took = time.monotonic() - began
             if self._is_late(stood_in):
                 self._wanted.set()
@@ -146,8 +156,12 @@ class Routing:
             self._late_since = None
         return late
 
-    def _plan(self, view: ClusterView, uplink: Uplink) -> BgpPlan:
-        return plan_bgp(view, self._state.node, self._speaker.running, uplink=uplink)
+    @property
+    def _services(self) -> Collection[Network] | None:
+        return self._advertising.networks(self._state.node)
+
+    def _plan(self, view: ClusterView, uplink: Uplink, services: Collection[Network] | None) -> BgpPlan:
+        return plan_bgp(view, self._state.node, self._speaker.running, uplink=uplink, services=services)
 
     def _refused(self, error: RoutingError) -> None:
         if error.message != self.problem:

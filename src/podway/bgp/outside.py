@@ -7,10 +7,13 @@ from podway.plan.bgp import BgpPlan
 from podway.plan.outside import OutsidePeer, Prefixes
 
 AGGREGATE = "(source = RTS_STATIC && dest = RTD_UNREACHABLE)"
-"""The condition by which filters know a whole pool, as opposed to the uplink's subnets.
+"""The condition by which filters know a whole pool, as opposed to the uplink's subnets and Services' addresses.
 
 In BIRD `&&` binds no tighter than `||` (conf/confbase.Y): where both meet, parentheses stand.
 """
+
+SERVICE = "(source = RTS_STATIC && dest = RTD_BLACKHOLE)"
+"""The condition by which filters know an address of a Service."""
 
 
 def outside_session(plan: BgpPlan, peer: OutsidePeer, passwords: Mapping[str, str] | None) -> str:
@@ -65,6 +68,11 @@ protocol bgp '{peer.name}' {{
 
 
 def _told(plan: BgpPlan, peer: OutsidePeer) -> str:
+    services = "" if plan.services is None else f" || {SERVICE}"
+    return _told_of_pods(plan, peer) + services
+
+
+def _told_of_pods(plan: BgpPlan, peer: OutsidePeer) -> str:
     own = f"is_own_{peer.family.label.lower()}()"
     if peer.advertise == "blocks":
         return own

@@ -165,6 +165,13 @@ protocol static aggregates_$family {
 $routes}
 """)
 
+_SERVICES = Template("""
+# Addresses of Services that are reached by this node: outside peers are told of them, and nobody else.
+protocol static services_$family {
+	$family;
+$routes}
+""")
+
 _BFD = Template("""
 # ---- BFD: notices within $detection ms that a node has gone silent ----
 # The sessions stand alone on purpose: were they tied to BGP ("bfd on"), a killed BIRD would take its node's
@@ -239,11 +246,13 @@ def running(configuration: str) -> RunningTopology:
         _REFLECTS in configuration,
         frozenset(ip_network(part.partition(" of ")[2]) for part in pools),
         next(map(IPv4Address, _ROUTER_ID.findall(configuration)), None),
+        frozenset(map(ip_network, _SERVICE.findall(configuration))),
     )
 
 
 _NODE = re.compile(r'^protocol bgp \S+ from nodes_ipv\d \{\n\tdescription "([^"]+)";$', re.MULTILINE)
 _ROUTER_ID = re.compile(r"^router id (\S+);$", re.MULTILINE)
+_SERVICE = re.compile(r"^\troute (\S+) blackhole;$", re.MULTILINE)
 _POOLS = re.compile(r"^# The prefixes that are blocks of pod addresses: (.*)\.$", re.MULTILINE)
 
 
@@ -323,7 +332,11 @@ def _for_outside(plan: BgpPlan, family: Family) -> str:
     ours = _among(f"{network}+" for network in plan.ours if network.version == family)
     routes = "".join(f"\troute {network} unreachable;\n" for network in _whole_pools(plan, family))
     aggregates = _AGGREGATES.substitute(family=label, routes=routes) if routes else ""
-    return _OURS.substitute(family=label, is_ours=ours) + aggregates
+    services = ""
+    if plan.services is not None:
+        told = "".join(f"\troute {network} blackhole;\n" for network in plan.services if network.version == family)
+        services = _SERVICES.substitute(family=label, routes=told)
+    return _OURS.substitute(family=label, is_ours=ours) + aggregates + services
 
 
 def _hops(peer: BgpPeer) -> str:

@@ -62,8 +62,10 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `pools` are distributed by BGP; a disabled one counts, since pods may still live in it. `ours` are the ranges
     of all pools and the nodes' own networks, of which outside peers may tell nothing but blocks (empty if there
-    are no such peers). `reflectors` are all nodes that reflect. `topology` is the name of what the cluster's
-    settings ask for, and `waits_for` names the nodes for whose sake something of a former topology is kept.
+    are no such peers). `services` are Services' addresses, and ranges of them, that outside peers are told of
+    (None: there are no such peers, or no such addresses). `reflectors` are all nodes that reflect. `topology` is
+    the name of what the cluster's settings ask for, and `waits_for` names the nodes for whose sake something of a
+    former topology is kept.
     `overlay_next_hops` says which next hops are reached by which overlay next hop, for each pool that has any.
     `subnets` are those of the node on its `uplink`, a device; none where the device is not known.
     """
@@ -75,6 +77,7 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[Address, ...]
     pools: tuple[BgpPool, ...]
     ours: tuple[Network, ...] = ()
+    services: tuple[Network, ...] | None = None
     peers: tuple[BgpPeer, ...]
     outside: tuple[OutsidePeer, ...] = ()
     reflects: bool = False
@@ -105,12 +108,14 @@ def plan_bgp(
     target: Topology | None = None,
     only: Collection[str] | None = None,
     uplink: Uplink | None = None,
+    services: Collection[Network] | None = None,
 ) -> BgpPlan:
     """Return a node's BGP plan. Raises InvalidObject if the node is not in the cluster.
 
     `running` is what its BIRD does already: nothing of that ends before all nodes are ready for what comes.
     `target` saves the work of finding the view's topology; `only` leaves out all nodes but these. Without an
-    `uplink` the plan says nothing of the node's devices.
+    `uplink` the plan says nothing of the node's devices. `services` are Services' addresses, and ranges of them,
+    that the node is to tell of; None says that it is not known yet, and then it goes on with those of `running`.
     """
     own = view.nodes.get(node)
     if own is None:
@@ -118,6 +123,7 @@ def plan_bgp(
             f"Node/{node}", "", "is not in the cluster", hint="The agent registers its node when it starts."
         )
     target = target or topology(view)
+    told_of = (running.services if running else ()) if services is None else services
     known_by = running.router_id if running else None
     waits_for = tuple(sorted(unready(view, target))) if running else ()
     if running is None or not waits_for:
@@ -139,6 +145,7 @@ def plan_bgp(
         addresses=tuple(addresses),
         pools=tuple(pools),
         ours=tuple(_ours(view)) if outside else (),
+        services=_services(view, versions, told_of) if outside else None,
         peers=peers,
         outside=outside,
         reflects=node in target.reflectors or running.reflects,
@@ -153,6 +160,13 @@ def plan_bgp(
         subnets=uplink.subnets if uplink else (),
         uplink=uplink.device if uplink else "",
     )
+
+
+def _services(view: ClusterView, versions: Collection[int], told: Iterable[Network]) -> tuple[Network, ...] | None:
+    if not any(pool.spec.advertise != "layer2" for pool in view.service_pools.values()):
+        return None
+    own = (network for network in told if network.version in versions)
+    return tuple(sorted(own, key=lambda network: (network.version, network)))
 
 
 def _kept(

@@ -50,7 +50,8 @@ class Topology(msgspec.Struct, frozen=True):
 
 
 class RunningTopology(msgspec.Struct, frozen=True):
-    """What a node's BIRD does already: nodes it has sessions with, whether it reflects, and the pools it tells.
+    """What a node's BIRD does already: nodes it has sessions with, whether it reflects, and the pools it tells,
+    and the addresses of Services, and ranges of them.
 
     `router_id` is the number by which it is known in its sessions, None without a BIRD.
     """
@@ -59,6 +60,7 @@ class RunningTopology(msgspec.Struct, frozen=True):
     reflects: bool = False
     pools: frozenset[Network] = frozenset()
     router_id: IPv4Address | None = None
+    services: frozenset[Network] = frozenset()
 
 
 def topology(view: ClusterView) -> Topology:

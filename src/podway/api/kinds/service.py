@@ -5,8 +5,9 @@ is passed over when it is read: planners take it for what the API's default says
 `podway apply` refuses it.
 """
 
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -135,6 +136,9 @@ class Service(Resource, frozen=True, kw_only=True):
     )
     COMPLETE: ClassVar = True
     IN_VIEW: ClassVar = True
+    INDICES: ClassVar[Mapping[str, Callable[[Any], Iterable[Hashable]]]] = MappingProxyType(
+        {"given": lambda service: (True,) if service.status.load_balancer.ingress else ()}
+    )
 
     api_version: Literal["v1"] = "v1"
     kind: Literal["Service"] = "Service"
