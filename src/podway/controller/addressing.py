@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import structlog
 
@@ -76,6 +75,7 @@ class Addressing:
                 return
             if await write(self._store, outcome):
                 self._remember(outcome.service, outcome.addresses, now)
+                _tell(outcome)
 
     async def _adopt(self) -> None:
         now = time.monotonic()
@@ -135,12 +135,15 @@ async def write(store: Store, outcome: Outcome) -> bool:
         await store.patch_status(Service, name, patch, namespace=namespace, resource_version=version)
     except (Conflict, NotFound):
         return False  # it is another by now: the next look tells
-    told: dict[str, Any] = {"service": f"{namespace}/{name}", "addresses": list(map(str, outcome.addresses))}
-    if outcome.reason in (None, "Allocated"):
-        log.info("a Service's addresses", **told)
-    else:
-        log.warning("a Service lacks an address", **told, reason=outcome.reason, why=outcome.message)
     return True
+
+
+def _tell(outcome: Outcome) -> None:
+    name, addresses = "/".join(_name(outcome.service)), list(map(str, outcome.addresses))
+    if outcome.reason in (None, "Allocated"):
+        log.info("a Service's addresses", service=name, addresses=addresses)
+    else:
+        log.warning("a Service lacks an address", service=name, addresses=addresses, why=outcome.message)
 
 
 async def give_addresses(store: Store) -> None:

@@ -1,0 +1,100 @@
+"""Addresses of Services outside the cluster, in a lab whose routers speak BGP with the nodes."""
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from podway.lab import cluster, names
+from tests.patience import eventually
+
+pytestmark = pytest.mark.kernel
+
+MANIFESTS = """\
+{apiVersion: podway.io/v1, kind: IPPool, metadata: {name: outside}, spec: {cidr: 198.51.100.0/28, use: services}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default, annotations: {podway.io/addresses: 198.51.100.0}}
+spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: local, namespace: default, annotations: {podway.io/addresses: 198.51.100.1}}
+spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {app: web}, ports: [{port: 80}]}
+"""
+
+WEB, LOCAL = "198.51.100.0", "198.51.100.1"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[str]:
+    """Two nodes in one rack, one in another, and two Services with a pod on node1."""
+    name = f"s{os.getpid()}x{secrets.token_hex(2)}"
+    cluster.up(
+        name,
+        nodes=3,
+        pools=("10.244.0.0/16",),
+        block_sizes=(),
+        asn=64512,
+        report=lambda _: None,
+        racks=2,
+        tor="bird",
+        services="pods",
+    )
+    try:
+        podway(name, "lab", "run", "w1", "--node", "node1", "--serve", "80", "--service", "web")
+        podway(name, "apply", "-f", "-", stdin=MANIFESTS)
+        yield name
+    finally:
+        cluster.down(name)
+
+
+def podway(lab: str, *args: str, stdin: str = "") -> str:
+    command = [sys.executable, "-m", "podway", "--lab", lab, *args]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def ways(lab: str, destination: str, router: int = 1) -> list[str]:
+    """Return the next hops that a rack's router knows to a destination, by BGP."""
+    namespace = names.tor_netns(lab, router)
+    command = ["ip", "netns", "exec", namespace, "ip", "route", "show", destination, "proto", "bird"]
+    words = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return sorted(word for before, word in pairwise(words) if before == "via")
+
+
+NODE1, NODE2, NODE3, OTHER_RACK = "172.30.1.1", "172.30.1.2", "172.30.2.3", "172.30.0.1"
+
+
+def test_routers_know_the_ways_to_where_endpoints_are(lab: str) -> None:
+    """Every node is a way with Cluster, those with endpoints are with Local; equal ones are used at once."""
+    eventually(lambda: ways(lab, WEB) == [NODE1, NODE2], "with Cluster, both nodes of the rack are ways")
+    eventually(lambda: ways(lab, WEB, 2) == [NODE3], "and the node of the other rack there")
+    eventually(lambda: ways(lab, LOCAL) == [NODE1], "with Local, the node of the only endpoint is")
+    eventually(lambda: ways(lab, LOCAL, 2) == [OTHER_RACK], "and other racks know it by the spine")
+    podway(lab, "lab", "run", "w2", "--node", "node2", "--serve", "80", "--service", "web")
+    eventually(lambda: ways(lab, LOCAL) == [NODE1, NODE2], "a second endpoint is a second way")
+    podway(lab, "delete", "pod", "w2")
+    eventually(lambda: ways(lab, LOCAL) == [NODE1], "and no more when it goes")
+    assert ways(lab, WEB) == [NODE1, NODE2]
+
+
+def test_a_pool_may_be_told_as_a_whole(lab: str) -> None:
+    podway(lab, "set", "pool/outside", "advertise=pool")
+    eventually(lambda: ways(lab, "198.51.100.0/28") == [NODE1, NODE2], "the pool is told")
+    eventually(lambda: not ways(lab, WEB) and not ways(lab, LOCAL), "and its addresses are not")
+    podway(lab, "set", "pool/outside", "advertise=addresses")
+    eventually(lambda: ways(lab, WEB) == [NODE1, NODE2] and ways(lab, LOCAL) == [NODE1], "and again")
+
+
+def test_addresses_go_with_the_last_endpoint(lab: str) -> None:
+    podway(lab, "delete", "pod", "w1")
+    eventually(lambda: not ways(lab, WEB) and not ways(lab, LOCAL), "nobody leads to nobody")
+    podway(lab, "lab", "run", "w1", "--node", "node1", "--serve", "80", "--service", "web")
+    eventually(lambda: ways(lab, WEB) == [NODE1, NODE2], "they are told again")
