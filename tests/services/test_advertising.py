@@ -8,19 +8,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.endpoint_slice import EndpointSlice
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.service import LoadBalancerIngress, Service
-from podway.api.meta import LabelSelector
+from podway.api.merge_patch import apply
+from podway.api.meta import LabelSelector, Metadata
 from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import OPTIONAL, ClusterView
-from podway.services.advertising import EXCLUDED, Advertising, advertised, all_reaches
+from podway.services.advertising import (
+    EXCLUDED,
+    Advertising,
+    Told,
+    advertised,
+    all_reaches,
+    lines,
+    reaches,
+    summary,
+)
+from podway.services.lint import lint_addresses
+from podway.services.outside import allocate, status_patch
 from tests import builders
 from tests.services.clusters import NODE, OTHER, endpoint, objects, piece, pod, service
 
 POOL = builders.pool("outside", "192.0.2.0/28", use="services")
 SETTINGS = builders.config(services="pods", data_path="ebpf")
+PEER = BGPPeer(metadata=Metadata(name="tor"), spec=BGPPeerSpec(address="172.30.0.254", asn=64601))
 NODES = (builders.node(NODE, "172.30.0.1/24"), builders.node(OTHER, "172.30.0.2/24"))
 
 
@@ -30,11 +44,12 @@ def balanced(name: str = "web", ip: str = "192.0.2.1", **spec: Any) -> Service:
 
 def tellers(*told: Resource, nodes: Any = NODES, pool: Any = POOL) -> dict[str, list[str]]:
     """Return who tells what by BGP, by node."""
-    view = ClusterView.of([SETTINGS, *nodes, pool, *told])
+    view = ClusterView.of([SETTINGS, PEER, *nodes, pool, *told])
     every = tuple(all_reaches(view))
     return {name: sorted(map(str, advertised(every, view.service_pools, name))) for name in view.nodes}
 
 
+SEGMENT = builders.pool("segment", "172.30.0.128/25", use="services", advertise="layer2")
 HERE, THERE = endpoint("10.1.0.1", NODE), endpoint("10.1.0.2", OTHER)
 ONE = ["192.0.2.1/32"]
 
@@ -100,14 +115,14 @@ def _given(made: Any) -> Any:
 _changing = st.one_of(
     objects,
     objects.filter(lambda obj: isinstance(obj, Service)).map(_given),
-    st.sampled_from([POOL, *NODES, builders.config(), SETTINGS]),
+    st.sampled_from([POOL, SEGMENT, PEER, *NODES, builders.config(), SETTINGS]),
 )
 
 
 @given(st.lists(st.tuples(st.booleans(), _changing), max_size=14))
 @settings(max_examples=60, deadline=None)
 def test_whatever_happens_is_told_as_who_starts_now_tells_it(happened: Any) -> None:
-    view = ClusterView.of([SETTINGS, *NODES, POOL])
+    view = ClusterView.of([SETTINGS, PEER, *NODES, POOL])
     following = Advertising()
     following.follow(view, ())
     for put, obj in happened:
@@ -124,7 +139,7 @@ def test_whatever_happens_is_told_as_who_starts_now_tells_it(happened: Any) -> N
 
 def test_what_is_told_goes_on_until_everything_is_listed() -> None:
     following = Advertising()
-    view = ClusterView.of([SETTINGS, *NODES, POOL]).unfollowed(OPTIONAL)
+    view = ClusterView.of([SETTINGS, PEER, *NODES, POOL]).unfollowed(OPTIONAL)
     following.follow(view, ())
     assert following.networks(NODE) is None
     for kind, listed in ((Service, [balanced()]), (Pod, []), (EndpointSlice, [piece("s", HERE)])):
@@ -136,3 +151,60 @@ def test_what_is_told_goes_on_until_everything_is_listed() -> None:
     off = view.after(Change.of(SETTINGS, builders.config()))
     assert following.follow(off, (Change.of(SETTINGS, builders.config()),))
     assert following.networks(NODE) == frozenset()
+
+
+def test_on_a_segment_one_answers_and_the_others_turn_is_the_same_wherever_it_is_asked() -> None:
+    nodes = [builders.node(f"n{number}", f"172.30.0.{number}/24") for number in range(1, 8)]
+    away = builders.node("away", "172.31.0.1/24")
+    view = ClusterView.of([SETTINGS, *nodes, away, SEGMENT, piece("s", HERE)])
+
+    def turns(address: str, view: ClusterView) -> tuple[str, ...]:
+        (found,) = reaches(view, balanced(ip=address))
+        return found.nodes
+
+    addresses = [f"172.30.0.{number}" for number in range(128, 192)]
+    owners = {address: turns(address, view)[0] for address in addresses}
+    assert set(owners.values()) == {node.metadata.name for node in nodes}, "each has some"
+    assert all(len(turns(address, view)) == len(nodes) for address in addresses)
+    without = view.after(Change.of(nodes[2], None))
+    for address in addresses:
+        left = tuple(name for name in turns(address, view) if name != "n3")
+        assert turns(address, without) == left, "who goes leaves the others' order as it is"
+
+
+def lint_of(*told: Resource) -> list[str]:
+    found = lint_addresses(ClusterView.of([SETTINGS, *NODES, *told]))
+    return [f"{problem}: {hint}" for _, (_, problem, hint) in found]
+
+
+def test_addresses_that_nobody_tells_of_are_told_with_what_to_do() -> None:
+    web, here = balanced(), piece("s", HERE)
+    assert lint_of(POOL, PEER, web, here) == []
+    assert lint_of(POOL, web) == [], "that it has no endpoints is said elsewhere"
+    assert lint_of(POOL, web, here) == [
+        "nobody is told of 192.0.2.1: there is no IPv4 BGPPeer: "
+        "add a BGPPeer, or set advertise: layer2 of IPPool/outside where nodes share a segment"
+    ]
+    elsewhere = msgspec.structs.replace(PEER, spec=BGPPeerSpec(address="172.30.0.254", asn=64601, node="x"))
+    assert "no node that leads to an endpoint and may has a BGPPeer" in lint_of(POOL, elsewhere, web, here)[0]
+    apart = builders.pool("segment", "192.0.2.0/28", use="services", advertise="layer2")
+    assert "no node that may has it in the subnet of its uplink" in lint_of(apart, web, here)[0]
+    asking = service(type="LoadBalancer", load_balancer_class="podway.io/outside")
+    (outcome,) = allocate([asking], [], lambda _: {})
+    patch = status_patch(outcome, "2026-01-01T00:00:00Z")
+    lacking = msgspec.convert(apply(msgspec.to_builtins(outcome.service), patch or {}), Service)
+    assert lint_of(lacking)[0].startswith("it lacks an address: no IPv4 pool is with use: services")
+
+
+def test_who_tells_is_shown() -> None:
+    web = balanced()
+    told = Told([SETTINGS, PEER, *NODES, POOL, web, piece("s", HERE)])
+    assert summary(told.of(web)) == "node1, node2 (BGP)"
+    assert list(lines(told.of(web))) == ["192.0.2.1 of IPPool/outside: node1, node2 by BGP"]
+    segment = balanced(ip="172.30.0.130")
+    told = Told([SETTINGS, *NODES, SEGMENT, segment, piece("s", HERE)])
+    first, second = told.of(segment)[0].nodes
+    assert summary(told.of(segment)) == f"{first} (layer 2)"
+    assert list(lines(told.of(segment))) == [
+        f"172.30.0.130 of IPPool/segment: {first} answers ARP and neighbour discovery, then {second}"
+    ]

@@ -88,6 +88,8 @@ def _belonging(obj: Resource, cluster: Cluster) -> Iterator[tuple[str, list[str]
             name = obj.metadata.name
             yield "blocks", [_block(block) for block in cluster.of(AddressBlock) if block.spec.node == name]
             yield "pods", [_pod(pod) for pod in cluster.of(Pod) if pod.spec.node_name == name]
+        case IPPool() if obj.for_services:
+            yield "services", [_address(one, obj) for one in cluster.of(Service) if _address(one, obj)]
         case IPPool():
             yield (
                 "blocks",
@@ -101,10 +103,12 @@ def _belonging(obj: Resource, cluster: Cluster) -> Iterator[tuple[str, list[str]
         case Pod():
             yield "blocks", [_block(block) for block in cluster.of(AddressBlock) if _any_in(obj.addresses, block)]
         case Service():
+            from podway.services import advertising
             from podway.services.explain import Explainer, lines
 
             explained = cluster.kept(Explainer).explain(obj)
             yield f"served{f': {explained.why_none}' if explained.why_none else ''}", list(lines(explained))
+            yield "outside", list(advertising.lines(cluster.kept(advertising.Told).of(obj)))
         case Namespace():
             here = obj.metadata.name
             yield "pods", [_pod(pod) for pod in cluster.of(Pod) if pod.metadata.namespace == here]
@@ -121,6 +125,13 @@ def _more(obj: Resource) -> Iterator[str]:
             yield f"podway trace POD service/{obj.metadata.namespace}/{obj.metadata.name}"
         case AddressBlock():
             yield f"podway describe node {obj.spec.node}"
+
+
+def _address(service: Service, pool: IPPool) -> str:
+    """Return which addresses of a pool a Service has; empty if it has none."""
+    found = [address for address in service.load_balancer_addresses if address in pool.network]
+    name = f"{service.metadata.namespace}/{service.metadata.name}"
+    return f"{', '.join(map(str, found))} {name}" if found else ""
 
 
 def _any_in(addresses: Sequence[Address], block: AddressBlock) -> bool:

@@ -129,9 +129,12 @@ def explained(obj: Any, cluster: Cluster) -> dict[str, Any]:
     """Return what is told of an object that was asked for by name, beside its fields: what a Service means."""
     if not isinstance(obj, Service):
         return {}
+    from podway.services.advertising import Told
     from podway.services.explain import Explainer
 
-    return {"explained": msgspec.to_builtins(cluster.kept(Explainer).explain(obj))}
+    told: dict[str, Any] = msgspec.to_builtins(cluster.kept(Explainer).explain(obj))
+    outside = msgspec.to_builtins(cluster.kept(Told).of(obj))
+    return {"explained": told | ({"outside": outside} if outside else {})}
 
 
 def _name_of(obj: Resource, here: str | None) -> str:

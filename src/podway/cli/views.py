@@ -55,7 +55,13 @@ def _ready(service: Any, cluster: Cluster) -> str:
     return summary(cluster.kept(Explainer).explain(service))
 
 
-_MORE = {"Service": (Column("READY", _ready, wide=True),)}
+def _told_by(service: Any, cluster: Cluster) -> str:
+    from podway.services.advertising import Told, summary
+
+    return summary(cluster.kept(Told).of(service))
+
+
+_MORE = {"Service": (Column("READY", _ready, wide=True), Column("ADVERTISED-BY", _told_by, wide=True))}
 """Columns of a kind that say more than its objects do."""
 
 _OF_AGENTS = (

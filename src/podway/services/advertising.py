@@ -3,22 +3,27 @@
 An address that a Service has of a pool for Services is told of by nodes that take its packets to an endpoint: all
 of them with `externalTrafficPolicy: Cluster` while the Service has an endpoint that is used, with Local those that
 have a ready one themselves (which a load balancer's health check says, too: KEP-1669). Of these a pool's
-`nodeSelector` and the label EXCLUDED leave out some. How they tell, the pool says.
+`nodeSelector` and the label EXCLUDED leave out some, and so does what it takes to tell: a BGP peer outside, or a
+place in the segment whose subnet the address is of. There one node answers for it: the first by rendezvous
+hashing, so that all agree without a word, and one that goes leaves the others' addresses where they are.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from podway.api.addresses import Address, Network, host_network
 from podway.api.fields import parse_legacy_address
+from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.endpoint_slice import EndpointSlice
 from podway.api.kinds.ip_pool import Advertise, IPPool
 from podway.api.kinds.network_config import NetworkConfig
-from podway.api.kinds.node import Node
+from podway.api.kinds.node import INTERFACE_ADDRESSES, Node
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.service import Service
+from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.services.endpoints import Offer, candidates, offer_of_slice, offers_of_pods, selects
@@ -29,7 +34,10 @@ EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
 
 
 class Reach(msgspec.Struct, frozen=True):
-    """An address of a Service, and the nodes that tell of it, by name."""
+    """An address of a Service, and the nodes that tell of it, by name.
+
+    On a segment the first of them does that lives.
+    """
 
     service: ServiceName
     address: Address
@@ -47,7 +55,7 @@ def reaches(view: ClusterView, service: Service) -> Iterator[Reach]:
         address = parse_legacy_address(one.ip) if one.ip and one.ip_mode != "Proxy" else None
         pool = pool_of(address, pools) if address else None
         if address is not None and pool is not None:
-            nodes = tuple(_nodes(view, service, address.version, pool))
+            nodes = tuple(_nodes(view, service, address, pool))
             yield Reach(_name(service), address, pool.metadata.name, pool.spec.advertise, nodes)
 
 
@@ -64,6 +72,46 @@ def advertised(reaches: Iterable[Reach], pools: Mapping[str, IPPool], node: str)
         for one in reaches
         if one.advertise != "layer2" and node in one.nodes
     )
+
+
+class Told:
+    """Who tells of which addresses in a cluster of these objects."""
+
+    def __init__(self, objects: Iterable[Resource]) -> None:
+        self._reaches = _by_service(all_reaches(ClusterView.of(objects)))
+
+    def of(self, service: Service) -> tuple[Reach, ...]:
+        """Return the addresses of a Service that nodes are to tell of, and which do."""
+        return self._reaches.get(_name(service), ())
+
+
+def summary(reaches: Iterable[Reach]) -> str:
+    """Return in a few words who tells of a Service's addresses: `node1 + 2 more (BGP)`, `node2 (layer 2)`."""
+    found = dict.fromkeys(
+        f"{shown} ({'layer 2' if one.advertise == 'layer2' else 'BGP'})"
+        for one in reaches
+        if (shown := _few(one.nodes[:1] if one.advertise == "layer2" else one.nodes))
+    )
+    return ", ".join(found) or "-"
+
+
+def lines(reaches: Iterable[Reach]) -> Iterator[str]:
+    """Yield for people who tells of each address."""
+    for one in reaches:
+        text = f"{one.address} of IPPool/{one.pool}"
+        if not one.nodes:
+            yield f"{text}: nobody"
+        elif one.advertise == "layer2":
+            others = f", then {_few(one.nodes[1:])}" if one.nodes[1:] else ""
+            yield f"{text}: {one.nodes[0]} answers ARP and neighbour discovery{others}"
+        else:
+            whole = ", the whole pool" if one.advertise == "pool" else ""
+            yield f"{text}: {_few(one.nodes)} by BGP{whole}"
+
+
+def _few(nodes: Sequence[str]) -> str:
+    more = f" + {len(nodes) - 3} more" if len(nodes) > 3 else ""
+    return f"{', '.join(nodes[:3])}{more}"
 
 
 class Advertising:
@@ -144,14 +192,14 @@ class Advertising:
 
 def _alters_all(changes: Iterable[Change[Any]]) -> bool:
     return any(
-        (change.kind in (IPPool.KIND, NetworkConfig.KIND) and not change.only_status)
-        or (change.kind == Node.KIND and _labels(change.old) != _labels(change.new))
+        (change.kind in (IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND) and not change.only_status)
+        or (change.kind == Node.KIND and _place(change.old) != _place(change.new))
         for change in changes
     )
 
 
-def _labels(node: Node | None) -> Mapping[str, str] | None:
-    return node.metadata.labels if node else None
+def _place(node: Node | None) -> tuple[Any, ...] | None:
+    return (node.metadata.labels, node.metadata.annotations.get(INTERFACE_ADDRESSES)) if node else None
 
 
 def _by_service(every: Iterable[Reach]) -> dict[ServiceName, tuple[Reach, ...]]:
@@ -165,19 +213,35 @@ def _name(service: Service) -> ServiceName:
     return (service.metadata.namespace, service.metadata.name)
 
 
-def _nodes(view: ClusterView, service: Service, version: int, pool: IPPool) -> list[str]:
-    """Return the nodes that tell of a Service's address of a family and pool."""
+def _nodes(view: ClusterView, service: Service, address: Address, pool: IPPool) -> list[str]:
+    """Return the nodes that tell of a Service's address of a pool; on a segment in the order of their turns."""
+    names = [name for name in leading(view, service, address.version) if _may_tell(view, name, address, pool)]
+    return sorted(names, key=lambda name: _turn(name, address)) if pool.spec.advertise == "layer2" else names
+
+
+def leading(view: ClusterView, service: Service, version: int) -> list[str]:
+    """Return the nodes, by name, that lead what comes from outside to an endpoint of a Service."""
     every = [one for port in service.spec.ports for one in candidates(port, version, _offers(view, service))]
     if service.spec.external_traffic_policy == "Local":
-        names: Iterable[str] = sorted({one.node for one in every if one.ready and not one.terminating})
-    else:
-        names = view.nodes if any(one.ready or one.last_resort for one in every) else ()
-    return [name for name in names if (node := view.nodes.get(name)) is not None and _may_tell(node, pool)]
+        here = {one.node for one in every if one.ready and not one.terminating}
+        return sorted(here & view.nodes.keys())
+    return list(view.nodes) if any(one.ready or one.last_resort for one in every) else []
 
 
-def _may_tell(node: Node, pool: IPPool) -> bool:
-    labels, selector = node.metadata.labels, pool.spec.node_selector
-    return EXCLUDED not in labels and (selector is None or selector.matches(labels))
+def _may_tell(view: ClusterView, name: str, address: Address, pool: IPPool) -> bool:
+    node, selector = view.nodes[name], pool.spec.node_selector
+    labels = node.metadata.labels
+    if EXCLUDED in labels or not (selector is None or selector.matches(labels)):
+        return False
+    if pool.spec.advertise == "layer2":
+        subnets = (interface.network for interface in node.interface_addresses)
+        return any(address.version == subnet.version and address in subnet for subnet in subnets)
+    return any(peer.family == address.version and peer.speaks_with(name, labels) for peer in view.peers.values())
+
+
+def _turn(node: str, address: Address) -> bytes:
+    """Return by what nodes are ordered for an address (rendezvous hashing): whoever asks computes the same."""
+    return hashlib.sha256(f"{address} {node}".encode()).digest()
 
 
 def _offers(view: ClusterView, service: Service) -> list[Offer]:

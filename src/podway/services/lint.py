@@ -2,14 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 
+from podway.api.addresses import Family
 from podway.api.fields import Problem
 from podway.api.kinds.endpoint_slice import EndpointSlice
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.service import Service, ServicePort
 from podway.api.resource import Key, Resource, key, of_kind
+from podway.cluster.view import ClusterView
+from podway.services.advertising import EXCLUDED, Reach, leading, reaches
 from podway.services.endpoints import selects, target_port
 from podway.services.explain import Explainer
 from podway.services.maps import unpacked
+from podway.services.outside import ALLOCATED, is_of_our_class
 from podway.services.planner import serves, wanted_frontends
 
 
@@ -89,3 +93,32 @@ def _no_such_port(
         f"no pod that it selects has a {port.protocol} port called {port.target_port!r}",
         "name a containerPort so, or write the port's number",
     )
+
+
+def lint_addresses(view: ClusterView) -> Iterator[tuple[Key, Problem]]:
+    """Yield for Services why they are not reached from outside: no address, or one that nobody tells of."""
+    if not view.serves or view.unserved:
+        return
+    for service in view.namespaced_table(Service).values():
+        if not is_of_our_class(service):
+            continue
+        told = next((one for one in service.status.conditions if one.type == ALLOCATED), None)
+        if told is not None and told.status != "True":
+            hint = "add a pool with use: services, widen or correct what it asks for: podway get pools -o wide"
+            yield key(service), ("status.loadBalancer", f"it lacks an address: {told.message}", hint)
+        for one in reaches(view, service):
+            if not one.nodes and leading(view, service, one.address.version):
+                yield key(service), ("status.loadBalancer.ingress", *_why_nobody(view, one))
+
+
+def _why_nobody(view: ClusterView, reach: Reach) -> tuple[str, str]:
+    """Return why nobody tells of an address though some node leads to an endpoint, and what to do."""
+    pool = f"IPPool/{reach.pool}"
+    if reach.advertise == "layer2":
+        problem = f"nobody answers for {reach.address}: no node that may has it in the subnet of its uplink"
+        return problem, f"give {pool} a range of the nodes' subnet, or widen its nodeSelector"
+    if not any(peer.family == reach.address.version for peer in view.peers.values()):
+        problem = f"nobody is told of {reach.address}: there is no {Family.of(reach.address).label} BGPPeer"
+        return problem, f"add a BGPPeer, or set advertise: layer2 of {pool} where nodes share a segment"
+    problem = f"nobody tells of {reach.address}: no node that leads to an endpoint and may has a BGPPeer"
+    return problem, f"widen nodeSelector of {pool} or of a BGPPeer, or take the label {EXCLUDED} from nodes"

@@ -8,7 +8,7 @@ from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.policy.lint import Doors
 from podway.services.explain import Explainer
-from podway.services.lint import lint
+from podway.services.lint import lint, lint_addresses
 from podway.services.maps import PROTOCOLS
 from podway.services.planner import wanted_frontends
 
@@ -16,9 +16,9 @@ from podway.services.planner import wanted_frontends
 @node_check(
     "services",
     looks_at="where Podway serves Services: whether it does on the node, Services without ready endpoints, port "
-    "names that match nothing, two Services of one address and port, and policies that let nobody in at any "
-    "endpoint",
-    why="connections to such a Service are refused or dropped, or go to another one's pods",
+    "names that match nothing, two Services of one address and port, policies that let nobody in at any "
+    "endpoint, Services that lack an address outside, and such addresses that nobody tells of",
+    why="connections to such a Service are refused or dropped, or go to another one's pods, or never come",
 )
 def services(facts: NodeFacts) -> Iterator[Problem]:
     """What is wrong with a Service all agents find alike; it is told once."""
@@ -33,6 +33,8 @@ def services(facts: NodeFacts) -> Iterator[Problem]:
     for whose, (field, problem, hint) in lint(
         obj for table in memory.view.tables.values() for obj in table.values()
     ):
+        yield Problem(f"{field}: {problem}", hint, subject(whose), Severity.WARNING)
+    for whose, (field, problem, hint) in lint_addresses(memory.view):
         yield Problem(f"{field}: {problem}", hint, subject(whose), Severity.WARNING)
     yield from _shut_out(memory.view)
 
