@@ -16,6 +16,7 @@ import structlog
 
 from podway import memory
 from podway.agent.announcing import Announcing
+from podway.agent.answering import Answering
 from podway.agent.blocks import BlockKeeper
 from podway.agent.cluster_handler import ClusterHandler
 from podway.agent.cluster_informer import ClusterInformer, first_view
@@ -167,6 +168,8 @@ class Agent:
             log.warning("removing the link of an ADD that was cut short", link=orphan)
             self._kernel.unwire(orphan)
         self._state.adopt(self._kernel.leases())
+        # It goes on until it is known whose turn it is.
+        self._state.answered = self._kernel.answered_on(self._state.uplink.device)
         ends = PodEnds(self._kernel)
         ends.learn(self._state.leases.values())
         return ends
@@ -241,6 +244,7 @@ class Agent:
         housekeeping = Housekeeping(
             server, self._state, self._blocks, self._membership, self._routing, self._contact
         )
+        answering = Answering(self._state, self._kernel, self._reconciler, self._routing, self._speaker.liveness)
         work = {
             "informer": self._cluster_informer.run,
             "last known": lambda: self._last_known.run(self._state),
@@ -249,6 +253,7 @@ class Agent:
             "pods": self._pods.run,
             "blocks": self._blocks.run,
             "routing": self._routing.run,
+            "answering": answering.run,
             "learned routes": self._learned.run,
             "readiness": self._readiness.run,
             "reflectors": ReflectorWatch(self._state, self._speaker, self._membership).run,

@@ -48,7 +48,10 @@ class Routing:
         self._state = state
         self._reconciler = reconciler
         self._speaker = speaker
-        self._advertising = Advertising()
+        self.advertising = Advertising()
+        """Who tells of which Services' addresses."""
+        self.advertised = asyncio.Event()
+        """Set whenever somebody tells of another one."""
         self._learned = learned
         self._readiness = readiness
         self._wanted = asyncio.Event()
@@ -70,14 +73,15 @@ class Routing:
 
     def follow(self, changes: Iterable[Change[Any]]) -> None:
         """Hear of the changes that led to the node's view: Services' endpoints decide who tells of an address."""
-        if self._advertising.follow(self._state.view, changes):
+        if self.advertising.follow(self._state.view, changes):
+            self.advertised.set()
             self.trigger(changed=True)
 
     async def start(self) -> None:
         """Start BIRD, or take over the one that runs. Raises RoutingError if none runs afterwards."""
-        self._advertising.follow(self._state.view, ())
+        self.advertising.follow(self._state.view, ())
         try:
-            plan = self._plan(self._state.view, self._state.uplink, self._services)
+            plan = self._plan(self._state.view, self._state.uplink, self._told)
             await self._speaker.start(plan, self._state.view.secrets)
         except RoutingError as error:
             if self._speaker.bird.pid is None:
@@ -95,8 +99,8 @@ class Routing:
                 continue
             await self._until_stood_in()
             began = time.monotonic()
-            view, stood_in, services = self._state.view, self._state.transitional, self._services
-            plan = await asyncio.to_thread(self._plan, view, self._state.uplink, services)  # it may take a while
+            view, stood_in, told = self._state.view, self._state.transitional, self._told
+            plan = await asyncio.to_thread(self._plan, view, self._state.uplink, told)  # it may take a while
             took = time.monotonic() - began
             if self._is_late(stood_in):
                 self._wanted.set()
@@ -157,11 +161,16 @@ class Routing:
         return late
 
     @property
-    def _services(self) -> Collection[Network] | None:
-        return self._advertising.networks(self._state.node)
+    def _told(self) -> tuple[Collection[Network] | None, Collection[str]]:
+        """Which Services' addresses are told of, and which nodes take turns with this one."""
+        node = self._state.node
+        return self.advertising.networks(node), self.advertising.partners(node)
 
-    def _plan(self, view: ClusterView, uplink: Uplink, services: Collection[Network] | None) -> BgpPlan:
-        return plan_bgp(view, self._state.node, self._speaker.running, uplink=uplink, services=services)
+    def _plan(
+        self, view: ClusterView, uplink: Uplink, told: tuple[Collection[Network] | None, Collection[str]]
+    ) -> BgpPlan:
+        node, running = self._state.node, self._speaker.running
+        return plan_bgp(view, node, running, uplink=uplink, services=told[0], partners=told[1])
 
     def _refused(self, error: RoutingError) -> None:
         if error.message != self.problem:

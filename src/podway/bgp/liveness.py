@@ -82,17 +82,34 @@ class Suspects:
             if address not in self._dead and now - since <= RESTART_TIME
         )
 
+    @property
+    def dead(self) -> frozenset[Address]:
+        """Those that were found dead, and were not heard of since."""
+        return self._dead
+
     def bury(self, addresses: Collection[Address]) -> None:
         """Note that these were found dead."""
         self._dead |= frozenset(addresses)
 
 
 class LivenessArbiter:
-    """Watches the nodes that BIRD has BFD sessions with; `sessions` maps their addresses to BGP sessions."""
+    """Watches the nodes that BIRD has BFD sessions with; `sessions` maps their addresses to BGP sessions.
+
+    Of a node that is watched without one the name is empty.
+    """
 
     def __init__(self, bird: Bird) -> None:
         self.sessions: Mapping[Address, str] = {}
+        self.dead: frozenset[Address] = frozenset()
+        """Addresses of watched nodes that are dead."""
+        self.looked = False
+        """Whether it was found out which are, since the agent started."""
+        self._listeners: list[asyncio.Event] = []
         self._bird = bird
+
+    def tell(self, listener: asyncio.Event) -> None:
+        """Set an event from now on whenever it is found out who is dead, or is no more."""
+        self._listeners.append(listener)
 
     async def run(self) -> None:
         """Watch for ever. Raises UnsupportedSystem if nodes cannot be asked (CAP_NET_RAW)."""
@@ -101,6 +118,7 @@ class LivenessArbiter:
             while True:
                 try:
                     asking = await self._look(suspects)
+                    self._conclude(suspects.dead)
                 except RoutingError as error:
                     # BIRD itself is away; whoever keeps it alive brings it back, and its log then changes.
                     log.debug("cannot look at BFD sessions", reason=error.message)
@@ -120,11 +138,18 @@ class LivenessArbiter:
             if not asked:
                 return False
             dead = asked - await answering(asked, window=ANSWER_WINDOW)
-            for address in dead & self.sessions.keys():
+            for address in dead & {known for known, session in self.sessions.items() if session}:
                 await control.restart_protocol(self.sessions[address])
                 log.warning("node does not answer: routes withdrawn", session=self.sessions[address])
             suspects.bury(dead)
         return bool(asked - dead)
+
+    def _conclude(self, dead: frozenset[Address]) -> None:
+        if self.looked and dead == self.dead:
+            return
+        self.looked, self.dead = True, dead
+        for listener in self._listeners:
+            listener.set()
 
 
 class DirectoryWatch:

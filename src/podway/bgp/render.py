@@ -217,7 +217,7 @@ def render(plan: BgpPlan, log: Path, passwords: Mapping[str, str] | None = None)
     own = {address.version: str(address) for address in plan.addresses}
     peers = [(peer, str(peer.address)) for peer in plan.peers]
     watched = peers if plan.nodes_bfd else []
-    if watched or any(peer.bfd for peer in plan.outside):
+    if watched or plan.watched or any(peer.bfd for peer in plan.outside):
         parts.append(
             _BFD.substitute(
                 interval=plan.bfd.interval,
@@ -226,7 +226,8 @@ def render(plan: BgpPlan, log: Path, passwords: Mapping[str, str] | None = None)
                 neighbours="".join(
                     f"\tneighbor {address} local {own[peer.address.version]}{_hops(peer)};\n"
                     for peer, address in watched
-                ),
+                )
+                + "".join(f"\tneighbor {address} local {own[address.version]};\n" for address in plan.watched),
             )
         )
     if peers:

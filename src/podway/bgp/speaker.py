@@ -43,7 +43,7 @@ class BgpSpeaker:
 
     def __init__(self, run_dir: Path) -> None:
         self.bird = Bird(run_dir)
-        self._arbiter = LivenessArbiter(self.bird)
+        self.liveness = LivenessArbiter(self.bird)
         self._plan: BgpPlan | None = None
         self._secrets: Secrets = {}
         self._passwords = Passwords()
@@ -116,7 +116,7 @@ class BgpSpeaker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.bird.keep_alive())
-                tasks.create_task(self._arbiter.run())
+                tasks.create_task(self.liveness.run())
                 tasks.create_task(self._keep_filled())
         finally:
             self.bird.release()
@@ -235,4 +235,6 @@ class BgpSpeaker:
             self._taken = time.time()
         self._plan, self._secrets, self._passwords = plan, secrets, passwords
         # Outside peers are not asked by ICMP: BFD with them is bound to BGP.
-        self._arbiter.sessions = {peer.address: peer.name for peer in plan.peers} if plan.nodes_bfd else {}
+        watched = dict.fromkeys(plan.watched, "")
+        sessions = {peer.address: peer.name for peer in plan.peers} if plan.nodes_bfd else {}
+        self.liveness.sessions = watched | sessions

@@ -8,19 +8,19 @@ import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import Literal, Self, TypeVar
 
-from podway.api.addresses import Family, Network
+from podway.api.addresses import Address, Family, Network
 from podway.api.lease import LINK_PREFIX, Lease
 from podway.errors import InvalidInput, KernelError
-from podway.kernel import engine, ipip, kinds, leases, netns, offload, pods, sysctls, wiring
+from podway.kernel import announce, engine, ipip, kinds, leases, netns, offload, pods, sysctls, wiring
 from podway.kernel.engine import Kind, Report
 from podway.kernel.flow import FlowEngine
 from podway.kernel.netlink import Connection
 from podway.kernel.netlink.constants import NETLINK_NETFILTER
 from podway.kernel.nft.libnftables import Nftables
 from podway.kernel.nft.sets import NftSets
-from podway.kernel.rtnl import links, routes
+from podway.kernel.rtnl import links, proxies, routes
 from podway.plan.changes import Change
-from podway.plan.objects import NftElement, NodePlan, PodEnd, PodWiring
+from podway.plan.objects import ROUTE_PROTOCOL, NftElement, NodePlan, PodEnd, PodWiring
 
 _T = TypeVar("_T")
 
@@ -227,6 +227,20 @@ class Kernel:
     def probe_socket(self, device: str) -> offload.ProbeSocket:
         """Return a socket that sends and hears probes on a device; the caller closes it."""
         return offload.ProbeSocket(device, self._netns)
+
+    def answered_on(self, device: str) -> frozenset[Address]:
+        """Return the addresses that the node answers for on a device because an agent had it so."""
+        with self._lock:
+            numbers = {link.name: link.index for link in self._inventory.look()}
+        return frozenset(
+            record.address
+            for record in proxies.dump(self.connection)
+            if record.index == numbers.get(device) and record.protocol == ROUTE_PROTOCOL
+        )
+
+    def announce(self, device: str, addresses: Collection[Address]) -> None:
+        """Tell a segment that addresses are here from now on: see podway.kernel.announce. Raises KernelError."""
+        announce.announce(device, addresses, self._netns)
 
     def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
         """Return the settings at these paths below /proc/sys; those that do not exist are left out."""

@@ -67,7 +67,8 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     the name of what the cluster's settings ask for, and `waits_for` names the nodes for whose sake something of a
     former topology is kept.
     `overlay_next_hops` says which next hops are reached by which overlay next hop, for each pool that has any.
-    `subnets` are those of the node on its `uplink`, a device; none where the device is not known.
+    `subnets` are those of the node on its `uplink`, a device; none where the device is not known. `watched` are
+    addresses of nodes on its segment that it has no session with, and whose death it has to notice.
     """
 
     node: str
@@ -86,6 +87,7 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: tuple[str, ...] = ()
     bfd: Bfd
     nodes_bfd: bool = True
+    watched: tuple[Address, ...] = ()
     overlay_next_hops: Mapping[Network, Mapping[Address, OverlayNextHop]] = {}
     subnets: tuple[Network, ...] = ()
     uplink: str = ""
@@ -109,6 +111,7 @@ def plan_bgp(
     only: Collection[str] | None = None,
     uplink: Uplink | None = None,
     services: Collection[Network] | None = None,
+    partners: Collection[str] = (),
 ) -> BgpPlan:
     """Return a node's BGP plan. Raises InvalidObject if the node is not in the cluster.
 
@@ -116,6 +119,7 @@ def plan_bgp(
     `target` saves the work of finding the view's topology; `only` leaves out all nodes but these. Without an
     `uplink` the plan says nothing of the node's devices. `services` are Services' addresses, and ranges of them,
     that the node is to tell of; None says that it is not known yet, and then it goes on with those of `running`.
+    `partners` are nodes that take this one's place, or whose place it takes: it has to notice when they die.
     """
     own = view.nodes.get(node)
     if own is None:
@@ -154,12 +158,25 @@ def plan_bgp(
         waits_for=waits_for if any(_kept(view, own, target, running, peers)) else (),
         bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier),
         nodes_bfd=bgp.bfd,
+        watched=tuple(_watched(view, own, partners, {peer.address for peer in peers} if bgp.bfd else set())),
         overlay_next_hops=overlay_next_hops(
             view, node, others, {pool.network for pool in pools}, uplink.mtu if uplink else 0
         ),
         subnets=uplink.subnets if uplink else (),
         uplink=uplink.device if uplink else "",
     )
+
+
+def _watched(
+    view: ClusterView, own: Node, partners: Iterable[str], noticed: Collection[Address]
+) -> Iterator[Address]:
+    """Yield the addresses of partners with which there is no BFD besides, one of each."""
+    for name in sorted(set(partners) & view.nodes.keys()):
+        node = view.nodes[name]
+        shared = [family for family in Family if own.internal_address(family) and node.internal_address(family)]
+        address = node.internal_address(shared[0]) if shared else None
+        if address is not None and address not in noticed:
+            yield address
 
 
 def _services(view: ClusterView, versions: Collection[int], told: Iterable[Network]) -> tuple[Network, ...] | None:

@@ -26,6 +26,7 @@ from podway.plan.others import plan_others
 from podway.plan.overlays import RP_FILTER, plan_overlays
 from podway.plan.ports import port_guard
 from podway.plan.remote import last_resorts
+from podway.plan.segment import plan_segment
 from podway.plan.sent_modes import NOTHING_SENT, SentModes
 from podway.plan.uplink import Uplink
 from podway.plan.wiring import wire
@@ -49,7 +50,7 @@ class NodeFacts:
     node may still send, by pool. `transitional` are blocks of other nodes that get a route of ours for a while
     though BGP advertises them, so that no packet is lost while BIRD changes its own. `lingering` names pools in
     which BIRD's routes still stand though the store distributes them. `engine`: the flow engine judges pods'
-    packets.
+    packets. For `answered`, addresses of Services, the node answers on its segment.
     """
 
     view: ClusterView
@@ -62,6 +63,7 @@ class NodeFacts:
     transitional: frozenset[Network] = frozenset()
     lingering: frozenset[str] = frozenset()
     engine: bool = False
+    answered: frozenset[Address] = frozenset()
 
     @cached_property
     def lan(self) -> tuple[Network, ...]:
@@ -282,6 +284,11 @@ SCOPES: tuple[Scope | KeyedScope, ...] = (
     Scope("blocks", lambda facts: (facts.blocks,), _blocks),
     PODS,
     NODES,
+    Scope(
+        "segment",
+        lambda facts: (facts.answered, facts.uplink),
+        lambda facts: plan_segment(facts.answered, facts.uplink),
+    ),
     # What translates all but packets to nodes comes when it knows them all.
     Scope("nat", _nat_inputs, _nat),
 )

@@ -36,7 +36,7 @@ DEVICE_GROUP = 0x70776164
 
 VXLAN_DEVICE, VXLAN6_DEVICE = "podway-vxlan", "podway-vxlan6"
 VXLAN_DEVICES = (VXLAN_DEVICE, VXLAN6_DEVICE)
-IPIP_DEVICE, BRIDGE_DEVICE = "podway-ipip", "cni0"
+IPIP_DEVICE, BRIDGE_DEVICE, SEGMENT_DEVICE = "podway-ipip", "cni0", "podway-lb"
 """The devices of a node that are ours besides pod links; each is there only while a plan needs it."""
 
 MAIN_TABLE = 254

@@ -51,6 +51,8 @@ class NodeState:
         """Pools that the store distributes, and in which routes of BIRD's still stand."""
         self.engine = False
         """Whether the flow engine works (podway.reconcile.enforcement)."""
+        self.answered: frozenset[Address] = frozenset()
+        """Addresses of Services for which this node answers on its segment (podway.agent.answering)."""
         self._facts: NodeFacts | None = None
         self._touched: dict[str, float] = {}
         self.view = view
@@ -127,6 +129,7 @@ class NodeState:
             or known.transitional != self.transitional
             or known.lingering != self.lingering
             or known.engine != self.engine
+            or known.answered != self.answered
         ):
             self._facts = NodeFacts(
                 self.view,
@@ -139,6 +142,7 @@ class NodeState:
                 self.transitional,
                 self.lingering,
                 self.engine,
+                self.answered,
             )
         assert self._facts is not None
         return self._facts

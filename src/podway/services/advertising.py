@@ -9,7 +9,7 @@ hashing, so that all agree without a word, and one that goes leaves the others' 
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,10 @@ from podway.services.outside import ServiceName, is_of_our_class, pool_of
 
 EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
 """The label by which a node says that load balancers are to leave it out, whatever its value (KEP-1143)."""
+
+
+TURNS = 8
+"""How many nodes of a segment take turns for an address at most: each of them watches the others."""
 
 
 class Reach(msgspec.Struct, frozen=True):
@@ -138,6 +142,21 @@ class Advertising:
         """Return what a node tells by BGP; None as long as it is not known."""
         return None if self._view is None else advertised(self.reaches, self._view.service_pools, node)
 
+    def partners(self, node: str) -> frozenset[str]:
+        """Return the nodes with which one takes turns to answer on its segment."""
+        turns = (one.nodes for one in self.reaches if one.advertise == "layer2" and node in one.nodes)
+        return frozenset(name for names in turns for name in names) - {node}
+
+    def answered(self, node: str, dead: Collection[str]) -> frozenset[Address] | None:
+        """Return the addresses for which a node answers while others are dead; None as long as it is not known."""
+        if self._view is None:
+            return None
+        return frozenset(
+            one.address
+            for one in self.reaches
+            if one.advertise == "layer2" and node == next((name for name in one.nodes if name not in dead), None)
+        )
+
     def follow(self, view: ClusterView, changes: Iterable[Change[Any]]) -> bool:
         """Take a newer view, to which these changes led; tell whether anything is told otherwise by anybody."""
         if view.unsettled or (view.serves and view.unserved):
@@ -216,7 +235,9 @@ def _name(service: Service) -> ServiceName:
 def _nodes(view: ClusterView, service: Service, address: Address, pool: IPPool) -> list[str]:
     """Return the nodes that tell of a Service's address of a pool; on a segment in the order of their turns."""
     names = [name for name in leading(view, service, address.version) if _may_tell(view, name, address, pool)]
-    return sorted(names, key=lambda name: _turn(name, address)) if pool.spec.advertise == "layer2" else names
+    if pool.spec.advertise != "layer2":
+        return names
+    return sorted(names, key=lambda name: _turn(name, address))[:TURNS]
 
 
 def leading(view: ClusterView, service: Service, version: int) -> list[str]:

@@ -11,7 +11,7 @@ from podway.kernel.kinds.inventory import Inventory
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import bridge, links, proxies
 from podway.plan.changes import Change
-from podway.plan.objects import NodePlan, Port, Proxy
+from podway.plan.objects import ROUTE_PROTOCOL, NodePlan, Port, Proxy
 
 
 class OtherPort(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class Ports:
 
 
 class Proxies:
-    """Proxy entries: all on the plan's devices."""
+    """Proxy entries: all on the plan's devices, and on others those with our mark, the protocol of our routes."""
 
     name = "proxy"
     repairs_only = False
@@ -92,15 +92,14 @@ class Proxies:
         return {proxy.key: proxy for proxy in plan.proxies}
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, Any]:
-        """Return the entries on the plan's bridge, and those that the plan wants elsewhere."""
+        """Return the entries on the plan's bridges, and elsewhere those of ours or that the plan wants."""
         wanted = self.wanted(plan)
         planned = {device.name for device in plan.devices if device.kind == "bridge"}
-        if not planned and not wanted:
-            return {}
         found: dict[Hashable, Proxy] = {}
         for record in proxies.dump(self._connection):
             proxy = Proxy(self._inventory.name(record.index), record.address)
-            if proxy.device in planned or proxy.key in wanted:
+            ours = proxy.device in planned or record.protocol == ROUTE_PROTOCOL
+            if proxy.device and (ours or proxy.key in wanted):
                 found[proxy.key] = proxy
         return found
 

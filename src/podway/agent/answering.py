@@ -1,0 +1,78 @@
+"""Answers on the node's segment for Services' addresses whose turn it is to have here.
+
+Who answers for an address follows from what all nodes know (podway.services.advertising): the first in its order
+that lives. Who is dead, BFD and an echo tell within a second (podway.bgp.liveness). The kernel answers
+(podway.plan.segment), so addresses stay here while the agent is away; one that comes here is announced, since
+hosts remember where it was.
+"""
+
+import asyncio
+
+import structlog
+
+from podway.agent.routing import Routing
+from podway.api.addresses import Address
+from podway.bgp.liveness import LivenessArbiter
+from podway.errors import KernelError
+from podway.kernel.node import Kernel
+from podway.reconcile.reconciler import Reconciler
+from podway.reconcile.state import NodeState
+
+log = structlog.get_logger(__name__)
+
+REPEATS = (0.0, 0.5, 2.0)
+"""Seconds after which an address is announced again: nobody acknowledges it, and frames are lost."""
+
+
+class Answering:
+    """Keeps the node's answers in step with whose turn it is."""
+
+    def __init__(
+        self, state: NodeState, kernel: Kernel, reconciler: Reconciler, routing: Routing, liveness: LivenessArbiter
+    ) -> None:
+        self._state = state
+        self._kernel = kernel
+        self._reconciler = reconciler
+        self._routing = routing
+        self._liveness = liveness
+        liveness.tell(routing.advertised)
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        changed = self._routing.advertised
+        changed.set()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await changed.wait()
+                changed.clear()
+                wanted = self._wanted()
+                before = self._state.answered
+                if wanted is None or wanted == before:
+                    continue
+                self._state.answered = wanted
+                log.info("answers on the segment", addresses=sorted(map(str, wanted)))
+                await self._reconciler.settled()
+                if came := wanted - before:
+                    tasks.create_task(self._announce(came))
+
+    def _wanted(self) -> frozenset[Address] | None:
+        if not self._liveness.looked:
+            return None
+        return self._routing.advertising.answered(self._state.node, self._dead())
+
+    def _dead(self) -> frozenset[str]:
+        """Return the nodes that are dead at each of their addresses that is watched."""
+        watched, dead = self._liveness.sessions.keys(), self._liveness.dead
+        found = {node for address in dead for node in self._state.view.nodes.names("address", str(address))}
+        return frozenset(
+            name for name in found if watched & set(self._state.view.nodes[name].internal_addresses) <= dead
+        )
+
+    async def _announce(self, addresses: frozenset[Address]) -> None:
+        for pause in REPEATS:
+            await asyncio.sleep(pause)
+            here = addresses & self._state.answered
+            try:
+                await asyncio.to_thread(self._kernel.announce, self._state.uplink.device, here)
+            except KernelError as error:
+                log.warning("addresses are not announced", problem=error.message)
