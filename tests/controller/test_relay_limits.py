@@ -100,6 +100,37 @@ def test_one_source_cannot_take_all_places_and_all_places_are_given_back() -> No
     on_a_relay(act)
 
 
+def test_who_brought_a_good_token_may_ask_as_much_as_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as an API server that is on no node: it asks for all people at once."""
+    monkeypatch.setattr(relay, "MOST_PROVEN", 2)
+    monkeypatch.setattr(relay, "READING", PATIENCE)
+
+    async def act(scene: Scene) -> None:
+        for source in ("127.0.0.2", "127.0.0.4", "127.0.0.3"):
+            await scene.ask("good", source)
+        assert "nobody may" in await scene.ask("bad", "127.0.0.5")
+        for source, most in (
+            ("127.0.0.3", relay.MAX_OF_NODE),
+            ("127.0.0.2", relay.MAX_OF_STRANGER),  # others brought one since
+            ("127.0.0.5", relay.MAX_OF_STRANGER),
+        ):
+            held = [scene.connect(source) for _ in range(most + 4)]
+            for refused in held[most:]:
+                refused.settimeout(PATIENCE)
+                assert await asyncio.to_thread(refused.recv, 1) == b""
+            for admitted in held[:most]:
+                admitted.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    admitted.recv(1)
+            for each in held:
+                each.close()
+            async with asyncio.timeout(PATIENCE):
+                while scene.relay._strangers.taken or scene.relay._nodes.taken:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.01)
+
+    on_a_relay(act)
+
+
 def test_tokens_that_somebody_makes_up_cost_the_api_server_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "REFUSED", 0.0)
     monkeypatch.setattr(relay, "MOST_HOLDERS", 5)

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import difflib
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 import msgspec
@@ -24,6 +26,9 @@ from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
 from podway.store.base import Store
 from podway.store.open import is_kubernetes
+
+if TYPE_CHECKING:
+    from podway.store.kubernetes.relay import Question
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
@@ -129,6 +134,23 @@ def _nobody(options: GlobalOptions) -> AgentError | LabError:
     return LabError(f"{missing.message}, and no agent on this host", hint=missing.hint)
 
 
+def asker(options: GlobalOptions, hosts: Mapping[str, Ask] = MappingProxyType({}), *, remote: bool = False) -> Ask:
+    """Return how to call an agent by its node's name, or one of the `hosts` beside the cluster; as `agents` does.
+
+    Who does not answer within PATIENCE is not waited for.
+    """
+    asked = {**hosts, **agents(options, remote=remote)}
+    if HOST in asked:  # the agent of this machine, whose name only itself can tell
+        asked[asked[HOST]("status")["node"]] = asked[HOST]
+
+    def ask(node: str, method: str, **params: Any) -> Any:
+        if node not in asked:
+            raise AgentError(f"no agent of node {node} can be asked from here", hint="see `podway status`")
+        return asked[node](method, timeout=PATIENCE, **params)
+
+    return ask
+
+
 def ask_all(asked: Mapping[str, Ask], method: str, **params: Any) -> dict[str, Any]:
     """Call a method of several agents at once; return by node what each answered, or its AgentError."""
     from concurrent.futures import ThreadPoolExecutor
@@ -231,6 +253,11 @@ def _over_channel(options: GlobalOptions, *, relayed: bool) -> dict[str, Ask]:
         found = _relayed(options, str(options.store))
         if found is not None:
             return found
+    return _directly(options)
+
+
+def _directly(options: GlobalOptions) -> dict[str, Ask]:
+    """Return the agents of all nodes in the store as they are asked over the channel."""
     from podway.channel.remote import RemoteAgents, direct
     from podway.lab.reach import from_a_node
 
@@ -260,9 +287,9 @@ async def _require_keys(store: Store) -> None:
 def _relayed(options: GlobalOptions, url: str) -> dict[str, Ask] | None:
     """Return the agents as the controller asks them for us, None if it does not, or we may not ask it to.
 
-    Nor where none works at the moment, if we may ask agents ourselves.
+    Where none works at the moment, agents are asked directly, if we may ask them ourselves.
     """
-    from podway.store.kubernetes.relay import get_token, require_served
+    from podway.store.kubernetes.relay import get_token
     from podway.store.kubernetes.store import KubernetesStore
 
     async def look(store: Store) -> tuple[str, list[str]] | None:
@@ -271,40 +298,63 @@ def _relayed(options: GlobalOptions, url: str) -> dict[str, Ask] | None:
             token = await get_token(store)
         except StoreForbidden:
             return None  # he may have the right to ask agents himself
-        try:
-            await require_served(store)
-        except StoreError:  # who cannot ask agents himself is told of it by his question
-            with contextlib.suppress(AgentError):
-                await _require_keys(store)
-                return None
         return None if token is None else (token, [one.metadata.name for one in (await store.list(Node)).items])
 
     found = options.run(look)
-    return found and {node: partial(_relay, url, found[0], node) for node in found[1]}
+    if found is None:
+        return None
+    token, nodes = found
+    relayed = _Relayed(options, url, token)
+    return {node: partial(relayed.call, node) for node in nodes}
 
 
-def _relay(url: str, token: str, node: str, method: str, *, timeout: float = PATIENCE, **params: Any) -> Any:
-    """Call a method of a node's agent through the API server and the controller. Raises AgentError."""
-    from podway.store.kubernetes.relay import Question, ask
-    from podway.store.kubernetes.store import KubernetesStore
-    from podway.store.open import open_store
+class _Relayed:
+    """Asks agents through the API server and the controller; directly from when no controller answers on."""
 
-    async def asked() -> bytes:
-        store = open_store(url)
+    def __init__(self, options: GlobalOptions, url: str, token: str) -> None:
+        self._options, self._url, self._token = options, url, token
+        self._failing = threading.Lock()
+        self._failed = False
+        self._direct: Mapping[str, Ask] = MappingProxyType({})
+
+    def call(self, node: str, method: str, *, timeout: float = PATIENCE, **params: Any) -> Any:
+        """Call a method of a node's agent. Raises AgentError."""
+        from podway.store.kubernetes.relay import Question
+
+        if node in self._direct:
+            return self._direct[node](method, timeout=timeout, **params)
+        try:
+            line = asyncio.run(self._ask(Question(node, method, params, timeout)))
+        except StoreError as error:
+            if node in self._found_otherwise():
+                return self._direct[node](method, timeout=timeout, **params)
+            raise AgentError(
+                f"the agent of {node} cannot be asked through the API server: {error.message}",
+                hint=error.hint or "does the controller run (`kubectl -n podway get pods`)?",
+            ) from error
+        return result_of(line, f"agent of {node}", method)
+
+    async def _ask(self, question: "Question") -> bytes:
+        from podway.store.kubernetes.relay import ask
+        from podway.store.kubernetes.store import KubernetesStore
+        from podway.store.open import open_store
+
+        store = open_store(self._url)
         assert isinstance(store, KubernetesStore)
         try:
-            return await ask(store, token, Question(node, method, params, timeout))
+            return await ask(store, self._token, question)
         finally:
             await store.close()
 
-    try:
-        line = asyncio.run(asked())
-    except StoreError as error:
-        raise AgentError(
-            f"the agent of {node} cannot be asked through the API server: {error.message}",
-            hint=error.hint or "does the controller run (`kubectl -n podway get pods`)?",
-        ) from error
-    return result_of(line, f"agent of {node}", method)
+    def _found_otherwise(self) -> Mapping[str, Ask]:
+        """Return the agents as they are asked directly: none if we have not the keys for it. Looked up once."""
+        with self._failing:  # several are asked at once, and fail alike
+            if not self._failed:
+                self._failed = True
+                with contextlib.suppress(AgentError, StoreError):
+                    self._options.run(_require_keys)
+                    self._direct = _directly(self._options)
+        return self._direct
 
 
 def _of_cluster(options: GlobalOptions, *, relayed: bool) -> dict[str, Ask]:

@@ -40,7 +40,10 @@ log = structlog.get_logger(__name__)
 MAX_OF_NODES, MAX_OF_NODE = 64, 48
 """How many connections nodes of the cluster may have, and one of them: three commands ask as many at once."""
 MAX_OF_STRANGERS, MAX_OF_STRANGER = 64, 16
-"""The same for other addresses (of IPv6, a /64): pods, and API servers that are on no node."""
+"""The same for other addresses (of IPv6, a /64): pods, and API servers that are on no node until they have brought
+a token that is good. One command asks as much as one stranger may."""
+PROVEN, MOST_PROVEN = 600.0, 64
+"""Seconds for which an address that brought a good token has the places of a node; how many such there may be."""
 MAX_HEAD, MAX_BODY = 32 * 1024, 256 * 1024
 """Bytes of a request's head and body."""
 READING = 5.0
@@ -75,6 +78,8 @@ class Relay:
         self._facts = facts
         self._nodes, self._strangers = Places(MAX_OF_NODES), Places(MAX_OF_STRANGERS)
         self._node_addresses: tuple[float, frozenset[Address]] = (-NODES_KNOWN, frozenset())
+        self._proven: dict[Address, float] = {}
+        """Addresses that brought a good token, such as a managed API server's, and until when that counts."""
         self._refusals = Refusals(
             lambda what, count: log.warning("refused a connection", peer=what, since_the_last_line=count)
         )
@@ -122,7 +127,9 @@ class Relay:
             async with asyncio.timeout(READING):
                 await writer.start_tls(self._context)  # here, where handshakes have places, too
                 status, token, body = await _request(reader)
-            line = await self._answer(peer[0], token, body) if status.startswith("200") else _line(status)
+            line = (
+                await self._answer(ip_address(peer[0]), token, body) if status.startswith("200") else _line(status)
+            )
             head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(line)}\r\n"
             writer.write(f"{head}Connection: close\r\n\r\n".encode() + line)
             async with asyncio.timeout(READING):
@@ -143,11 +150,17 @@ class Relay:
         if now - self._node_addresses[0] >= NODES_KNOWN:
             found = (address for node in self._facts().of(Node) for address in node.internal_addresses)
             self._node_addresses = (now, frozenset(found))
-        if peer in self._node_addresses[1]:
+        if peer in self._node_addresses[1] or self._proven.get(peer, 0.0) > now:
             return self._nodes, peer, MAX_OF_NODE
         return self._strangers, stranger(peer), MAX_OF_STRANGER
 
-    async def _answer(self, peer: str, token: str, body: bytes) -> bytes:
+    def _prove(self, peer: Address) -> None:
+        self._proven.pop(peer, None)
+        while len(self._proven) >= MOST_PROVEN:
+            del self._proven[next(iter(self._proven))]  # whoever brought one longest ago
+        self._proven[peer] = time.monotonic() + PROVEN
+
+    async def _answer(self, peer: Address, token: str, body: bytes) -> bytes:
         try:
             question = msgspec.json.decode(body, type=Question)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -158,6 +171,7 @@ class Relay:
                 self._refusals.note(f"{peer} has no token for Podway that is good")
                 await asyncio.sleep(REFUSED)
                 return _refusal("nobody", question)
+            self._prove(peer)
             if question.subresource in NOT_RELAYED:
                 return _line(
                     f"`{question.method}` is not asked through the API server",

@@ -63,11 +63,6 @@ async def get_token(store: KubernetesStore) -> str | None:
     return token
 
 
-async def require_served(store: KubernetesStore) -> None:
-    """Raise StoreError if no controller takes questions: it is asked nothing."""
-    await store.send(PATH, {})
-
-
 async def ask(store: KubernetesStore, token: str, question: Question) -> bytes:
     """Return the line that answers a question (podway.channel.client.result_of). Raises StoreError."""
     return await store.send(PATH, msgspec.to_builtins(question), headers={HEADER: token})
