@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from podway.errors import LabError, NeedsRoot
 from podway.lab.paths import DEFAULT_LAB, LABS, admin_config, lab_dir, lab_store
 
 if TYPE_CHECKING:  # `podway --help` does without msgspec
+    from podway.api.resource import Resource
     from podway.store.base import Everything, Store
     from podway.store.kubernetes.client import Client
 
@@ -77,7 +78,7 @@ class GlobalOptions(NamedTuple):
         from podway.store.kubernetes.client import Client
         from podway.store.open import KUBERNETES, find_kubernetes
 
-        if self.store is None and _is_kubernetes(self.lab):
+        if self.store is None and is_kubernetes_lab(self.lab):
             from podway.lab.facts import lab_access, lab_sockets
 
             return Client(lab_access(self.lab), lab_sockets(self.lab))
@@ -116,17 +117,28 @@ def _open(url: str, *, create: bool) -> Store:
     return open_store(url, create=create)
 
 
-async def read_all(store: Store) -> Everything:
-    """Return every object of a store, and tell on standard error what is rejected."""
+async def read_all(store: Store, *, without: Collection[type[Resource]] = ()) -> Everything:
+    """Return every object of a store but those of kinds left out, and tell on standard error what is rejected."""
+    from podway.api.kinds import KINDS
     from podway.store.base import list_all
 
-    found = await list_all(store)
+    found = await list_all(store, set(KINDS.values()) - set(without))
     for one in found.rejected:
         click.echo(f"podway: {one.error}", err=True)
     return found
 
 
-def _is_kubernetes(lab: str) -> bool:
+async def read_network(store: Store) -> Everything:
+    """Return every object that says something of the way of packets, which Secrets do not, as read_all does.
+
+    So who may not read them can trace and verify.
+    """
+    from podway.api.kinds.secret import Secret
+
+    return await read_all(store, without=(Secret,))
+
+
+def is_kubernetes_lab(lab: str) -> bool:
     """Tell whether a lab stands that is a Kubernetes, as far as this user may see."""
     try:
         return admin_config(lab).exists()

@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from podway.api.kinds.node import Node
+from podway.api.kinds.secret import Secret
 from podway.api.resource import Resource, key
 from podway.cli.agents import agents, ask_all
 from podway.cli.change import check_deletions, checked_change, files_option
@@ -18,11 +19,12 @@ from podway.cli.kinds import complete_keys, namespace_option, read_key
 from podway.cli.manifests import check_each, read_manifests
 from podway.cli.options import SNAPSHOT, GlobalOptions, cluster_options, read_all
 from podway.cluster.view import ClusterView
-from podway.errors import AgentError, InvalidArgument, LabError
+from podway.errors import AgentError, InvalidArgument, LabError, StoreForbidden
 from podway.plan.path import Site
 from podway.preview.paths import changed_paths
 from podway.preview.preview import Comparison
 from podway.preview.snapshot import Snapshot, encode, read, site_of
+from podway.store.base import Everything, Store
 
 WOULD_CHANGE = 3
 """Exit status of `plan --exit-code`; 1 and 2 are errors."""
@@ -200,11 +202,20 @@ def take(options: GlobalOptions) -> Snapshot:
     url = options.store_url()
     if url.startswith(SNAPSHOT):
         return read(Path(url.removeprefix(SNAPSHOT)))
-    listing = options.run(read_all)
+    listing = options.run(_read)
     nodes = [obj.metadata.name for obj in listing.items if isinstance(obj, Node)]
     sites, silent = _sites(options, nodes)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Snapshot(now, listing.items, sites, silent)
+
+
+async def _read(store: Store) -> Everything:
+    try:
+        return await read_all(store)
+    except StoreForbidden as error:
+        found = await read_all(store, without=(Secret,))
+        click.echo(f"podway: passwords of BGP peers are not looked at: {error.message}", err=True)
+        return found
 
 
 def _sites(options: GlobalOptions, nodes: Iterable[str]) -> tuple[dict[str, Site], dict[str, str]]:

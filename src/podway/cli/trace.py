@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, cluster_options, read_all
-from podway.errors import AgentError, InvalidInput
+from podway.cli.options import GlobalOptions, cluster_options, read_network
+from podway.errors import InvalidInput
 
 if TYPE_CHECKING:
     from podway.api.addresses import Address
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from podway.api.resource import Resource
     from podway.trace.names import Hosts
     from podway.trace.report import TraceReport
-
-PATIENCE = 5.0
-"""Seconds to wait for an agent: the trace goes on without one that does not answer."""
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -129,6 +126,7 @@ def follow(
     Raises UsageError for a port where the protocol has none.
     """
     from podway.api.addresses import Family
+    from podway.cli.agents import asker
     from podway.probe.build import Protocol
     from podway.trace.names import resolve
     from podway.trace.services import way
@@ -137,7 +135,7 @@ def follow(
     wanted = Protocol((protocol or ("tcp" if port else "icmp")).upper())
     if port and wanted is Protocol.ICMP:
         raise click.UsageError("--port means nothing to ICMP: leave it out, or choose --proto tcp or udp")
-    resources = options.run(read_all).items
+    resources = options.run(read_network).items
     beside = _beside(options)
     hosts = {name: addresses for name, (addresses, _) in beside.items()}
     chosen = [Family(number) for number in families]
@@ -151,7 +149,7 @@ def follow(
         towards = resolve(target, resources, hosts)
     return run(
         resources,
-        _asker(options, {name: ask for name, (_, ask) in beside.items()}),
+        asker(options, {name: ask for name, (_, ask) in beside.items()}),
         origin,
         towards,
         protocol=wanted,
@@ -191,22 +189,6 @@ def _beside(options: GlobalOptions) -> dict[str, tuple[Sequence["Address"], Call
     from podway.lab.outside_tracing import beside
 
     return beside(options.lab)
-
-
-def _asker(options: GlobalOptions, hosts: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """Return how to call an agent by its node's name, or one of the hosts beside the cluster."""
-    from podway.cli.agents import HOST, agents
-
-    asked = {**hosts, **agents(options)}
-    if HOST in asked:  # the agent of this machine, whose name only itself can tell
-        asked[asked[HOST]("status")["node"]] = asked[HOST]
-
-    def ask(node: str, method: str, **params: Any) -> Any:
-        if node not in asked:
-            raise AgentError(f"no agent of node {node} can be asked from here", hint="see `podway status`")
-        return asked[node](method, timeout=PATIENCE, **params)
-
-    return ask
 
 
 _COLOURS: dict[str, dict[str, Any]] = {

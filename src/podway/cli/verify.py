@@ -9,15 +9,18 @@ import click
 
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource
+from podway.cli.agents import HOST_SOCKET, asker
 from podway.cli.help import examples
-from podway.cli.options import GlobalOptions, cluster_options, read_all
+from podway.cli.options import GlobalOptions, cluster_options, is_kubernetes_lab, read_all, read_network
 from podway.prove.world import NodePlace, PodPlace, World, build_world
+from podway.store.open import is_kubernetes
 
 
 @click.command(
     epilog=examples(
         "podway verify",
         "podway verify --sample 200 -o json          # a large cluster: 200 pairs for each rule",
+        "podway verify --remote                       # by the agents of all nodes, without root",
     )
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
@@ -25,7 +28,7 @@ from podway.prove.world import NodePlace, PodPlace, World, build_world
     "--sample",
     metavar="N",
     type=click.IntRange(min=0),
-    help="Try at most N pairs for each rule and address family; 0: all. Without it: all, up to 2000.",
+    help="Try at most N pairs for each rule and family; 0: all. Without it: all, up to 2000; by agents 10.",
 )
 @click.option(
     "--timeout",
@@ -33,23 +36,44 @@ from podway.prove.world import NodePlace, PodPlace, World, build_world
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="How long to wait for an answer.",
+    help="How long to wait for an answer; by agents at most 4 s.",
 )
+@click.option("--remote", is_flag=True, help="Have the agents of all nodes send and look, over the network.")
 @cluster_options
 @click.pass_obj
-def verify(options: GlobalOptions, output: Literal["text", "json"], sample: int | None, timeout: float) -> None:
-    """Prove by packets that pods and nodes reach each other, encapsulated as their pools ask. Needs root.
+def verify(
+    options: GlobalOptions, output: Literal["text", "json"], sample: int | None, timeout: float, *, remote: bool
+) -> None:
+    """Prove by packets that pods and nodes reach each other, encapsulated as their pools ask.
+
+    On this machine it looks itself, as root. With --remote, and in a Kubernetes on other machines than this one,
+    agents do, and Services are left out.
 
     Exit status 0: all three rules are proved. 1: not all, and the report says what is wrong and where.
     """
-    from podway.kernel.support import require_privileges
     from podway.verify.report import to_json, to_text
-    from podway.verify.verify import verify as prove
 
-    require_privileges()
-    report = prove(world_of(options), sample_size=sample, timeout=timeout)
+    if remote or _elsewhere(options):
+        from podway.verify.asked import verify_by_agents
+
+        resources = options.run(read_network).items
+        ask = asker(options, remote=remote)
+        report = verify_by_agents(resources, ask, sample_size=sample, timeout=timeout)
+    else:
+        from podway.kernel.support import require_privileges
+        from podway.verify.verify import verify as prove
+
+        require_privileges()
+        report = prove(world_of(options), sample_size=sample, timeout=timeout)
     click.echo(to_json(report) if output == "json" else to_text(report, width=page_width(), paint=paint))
     click.get_current_context().exit(0 if report.holds else 1)
+
+
+def _elsewhere(options: GlobalOptions) -> bool:
+    """Tell whether it is agents who can look: a Kubernetes whose pods are not this machine's or the lab's own."""
+    if options.store is None:
+        return is_kubernetes_lab(options.lab)
+    return is_kubernetes(options.store) and not HOST_SOCKET.exists()
 
 
 _COLOURS: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ The rules: https://kubernetes.io/docs/concepts/services-networking/#the-kubernet
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 
 import msgspec
 
@@ -104,9 +104,9 @@ def verify(
         # The kernel is asked while the endpoints still stand: nothing has been tidied up yet.
         causes = _causes(world, outcome.faults, overflowed=neighbour_overflows() > overflows)
         absent = world.absent + prober.unusable
-        left = {(probe.sender.label, probe.receiver.label, probe.family) for probe in planned}
-        silent = [pair for pair in chosen if _ends(pair) not in left]
-        chosen = [pair for pair in chosen if _ends(pair) in left]
+        left = set(map(ends_of, planned))
+        silent = [pair for pair in chosen if ends_of(pair) not in left]
+        chosen = [pair for pair in chosen if ends_of(pair) in left]
         packets, missed = prober.packets, prober.missed
     most = services.MOST if sample_size is None else sample_size
     served = tuple(
@@ -117,12 +117,12 @@ def verify(
         pods=len(world.pods),
         families=tuple(family.label for family in world.families),
         rules=(
-            _address_rule(world, wrong),
+            address_rule(world, wrong),
             *(
-                _pair_rule(
+                pair_rule(
                     rule,
                     chosen,
-                    outcome.faults,
+                    {ends_of(fault.probe) for fault in outcome.faults},
                     total=sum(len(pairs) for (number, _), pairs in every.items() if number == rule)
                     - sum(pair.rule == rule for pair in silent),
                     complete=all(pair.rule != rule for pair in unusable),
@@ -130,11 +130,11 @@ def verify(
                 )
                 for rule in (2, 3)
             ),
-            *_denials_rule(len(denied), len(passed)),
+            *denials_rule(len(denied), len(passed)),
             *(one for one in served if isinstance(one, RuleReport)),
         ),
         findings=(
-            *map(_address_finding, wrong),
+            *map(address_finding, wrong),
             *_findings(causes),
             *_passed_findings(passed, denied),
             *(one for one in served if isinstance(one, Finding)),
@@ -278,11 +278,13 @@ def _told_once(causes: Sequence[Cause]) -> str:
     return causes[0].root.format(between(pairs) if pairs else names([each[0] for each in among]))
 
 
-def _address_finding(fault: AddressFault) -> Finding:
+def address_finding(fault: AddressFault) -> Finding:
+    """Return what is wrong with an address as a report has it."""
     return Finding((1,), fault.code, fault.problem, fault.advice, fault.last_seen, points=fault.subjects)
 
 
-def _address_rule(world: World, faults: Sequence[AddressFault]) -> RuleReport:
+def address_rule(world: World, faults: Sequence[AddressFault]) -> RuleReport:
+    """Count addresses."""
     hit = {label for fault in faults for label in fault.subjects}
     total = sum(len(pod.addresses) for pod in world.pods)
     proved = sum(len(pod.addresses) for pod in world.pods if pod.label not in hit)
@@ -290,11 +292,12 @@ def _address_rule(world: World, faults: Sequence[AddressFault]) -> RuleReport:
     return RuleReport(1, RULES[1], verdict, "addresses", proved, total, total)
 
 
-def _ends(pair: Pair) -> tuple[str, str, Family]:
+def ends_of(pair: Pair | Probe) -> tuple[str, str, Family]:
+    """Return what tells a pair from others: who sends, who receives, in which family."""
     return (pair.sender.label, pair.receiver.label, pair.family)
 
 
-def _denials_rule(denied: int, passed: int) -> Iterator[RuleReport]:
+def denials_rule(denied: int, passed: int) -> Iterator[RuleReport]:
     """Yield what became of conversations that policies deny, where there are any."""
     if denied:
         verdict = Verdict.FAILED if passed else Verdict.PROVED
@@ -318,16 +321,21 @@ def _passed_findings(passed: Iterable[Probe], reasons: Mapping[Probe, str]) -> I
         )
 
 
-def _pair_rule(
-    rule: int, chosen: Iterable[Pair], faults: Iterable[Fault], *, total: int, complete: bool, vacuous: bool
+def pair_rule(
+    rule: int,
+    chosen: Iterable[Pair],
+    failed: Set[tuple[str, str, Family]],
+    *,
+    total: int,
+    complete: bool,
+    vacuous: bool,
 ) -> RuleReport:
-    """Count pairs. `complete`: none was impossible to try; `vacuous`: the rule speaks of nothing here."""
-    tried = {(pair.sender.label, pair.receiver.label, pair.family) for pair in chosen if pair.rule == rule}
-    broken = {
-        (fault.probe.sender.label, fault.probe.receiver.label, fault.probe.family)
-        for fault in faults
-        if fault.probe.rule == rule
-    }
+    """Count pairs. `failed` are those (`ends_of`) of any rule that do not hold.
+
+    `complete`: none was impossible to try; `vacuous`: the rule speaks of nothing here.
+    """
+    tried = {ends_of(pair) for pair in chosen if pair.rule == rule}
+    broken = tried & failed
     if broken:
         verdict = Verdict.FAILED
     elif tried and complete:
