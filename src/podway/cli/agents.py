@@ -29,6 +29,7 @@ from podway.store.open import is_kubernetes
 
 if TYPE_CHECKING:
     from podway.store.kubernetes.relay import Question
+    from podway.store.kubernetes.store import KubernetesStore
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
@@ -309,10 +310,18 @@ def _relayed(options: GlobalOptions, url: str) -> dict[str, Ask] | None:
 
 
 class _Relayed:
-    """Asks agents through the API server and the controller; directly from when no controller answers on."""
+    """Asks agents through the API server and the controller; directly from when no controller answers on.
+
+    All questions of a command go over the same connections, whichever thread asks.
+    """
 
     def __init__(self, options: GlobalOptions, url: str, token: str) -> None:
         self._options, self._url, self._token = options, url, token
+        self._loop = asyncio.new_event_loop()
+        self._store: KubernetesStore | None = None
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        if (ctx := click.get_current_context(silent=True)) is not None:
+            ctx.call_on_close(lambda: asyncio.run_coroutine_threadsafe(self._close(), self._loop).result())
         self._failing = threading.Lock()
         self._failed = False
         self._direct: Mapping[str, Ask] = MappingProxyType({})
@@ -323,8 +332,9 @@ class _Relayed:
 
         if node in self._direct:
             return self._direct[node](method, timeout=timeout, **params)
+        question = self._ask(Question(node, method, params, timeout))
         try:
-            line = asyncio.run(self._ask(Question(node, method, params, timeout)))
+            line = asyncio.run_coroutine_threadsafe(question, self._loop).result()
         except StoreError as error:
             if node in self._found_otherwise():
                 return self._direct[node](method, timeout=timeout, **params)
@@ -339,12 +349,15 @@ class _Relayed:
         from podway.store.kubernetes.store import KubernetesStore
         from podway.store.open import open_store
 
-        store = open_store(self._url)
-        assert isinstance(store, KubernetesStore)
-        try:
-            return await ask(store, self._token, question)
-        finally:
-            await store.close()
+        if self._store is None:
+            opened = open_store(self._url)
+            assert isinstance(opened, KubernetesStore)
+            self._store = opened
+        return await ask(self._store, self._token, question)
+
+    async def _close(self) -> None:
+        if self._store is not None:
+            await self._store.close()
 
     def _found_otherwise(self) -> Mapping[str, Ask]:
         """Return the agents as they are asked directly: none if we have not the keys for it. Looked up once."""
