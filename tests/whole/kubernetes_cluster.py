@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from podway.kernel import netns
 from podway.lab import names
 from podway.lab.kubernetes.images import BUSYBOX
 from podway.lab.kubernetes.traces import CGROUPS, PARENT
-from podway.lab.paths import data_dir, lab_dir
+from podway.lab.paths import admin_config, data_dir, lab_dir
 from tests.patience import PATIENCE, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -280,6 +280,96 @@ def test_our_commands_know_the_cluster(whole: Whole) -> None:
     refused = whole.podway("lab", "run", "web", check=False)
     assert "is a Kubernetes" in refused
     assert "podway lab kubectl" in refused
+
+
+LAPTOP = """
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: laptop}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: laptop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: podway-operator}
+subjects: [{kind: ServiceAccount, name: laptop, namespace: default}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: laptop, namespace: podway}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: podway-operator}
+subjects: [{kind: ServiceAccount, name: laptop, namespace: default}]
+"""
+
+POOL = """
+apiVersion: podway.io/v1
+kind: IPPool
+metadata: {name: more}
+spec: {cidr: 10.245.0.0/16}
+"""
+
+
+@pytest.fixture(scope="module")
+def laptop(
+    whole: Whole, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """What runs `kubectl podway` with an operator's kubeconfig, and no other way to the cluster."""
+    whole.kubectl("apply", "-f", "-", text=LAPTOP)
+    token = whole.kubectl("create", "token", "laptop", "--duration=1h").strip()
+    document = json.loads(admin_config(whole.name).read_text())
+    document["users"][0]["user"] = {"token": token}
+    config = tmp_path_factory.mktemp("laptop") / "config"
+    config.write_text(json.dumps(document))
+    program = str(Path(sys.executable).with_name("kubectl-podway"))
+
+    def run(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "KUBECONFIG": str(config)}
+        with netns.opened(netns.path_of(names.control_netns(whole.name))) as fd:
+            return netns.run(
+                fd,
+                lambda: subprocess.run(
+                    [program, *arguments],
+                    input=text,
+                    capture_output=True,
+                    text=True,
+                    env=environment,
+                    timeout=WITHIN,
+                ),
+            )
+
+    return run
+
+
+def test_an_operator_without_root_traces_plans_and_verifies(
+    whole: Whole, pods: dict[str, dict[str, Any]], laptop: Callable[..., "subprocess.CompletedProcess[str]"]
+) -> None:
+    """Through the API server: agents do the looking, and whose role lacks it is told what is missing."""
+    names = [pods[node]["metadata"]["name"] for node in ("node1", "node2")]
+    traced = laptop("trace", *names, "--port", "8080", "-4")
+    assert traced.returncode == 0, traced.stdout + traced.stderr
+    assert "a server answered" in traced.stdout
+    planned = laptop("plan", "-f", "-", text=POOL)
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "10.245.0.0/16" in planned.stdout
+    assert "passwords of BGP peers are not looked at" in planned.stderr
+    flows = laptop("flows", "--since", "1m")
+    assert "node1" in flows.stdout + flows.stderr, "the engine is off, which each node says for itself"
+    verified = laptop("verify", "--sample", "2", "-o", "json")
+    report = json.loads(verified.stdout)
+    assert report["holds"], verified.stdout
+    assert (report["nodes"], report["pods"]) == (2, 2)
+    assert [(rule["rule"], rule["verdict"]) for rule in report["rules"]] == [(n, "proved") for n in (1, 2, 3)]
+
+    rule = {"apiGroups": ["podway.io"], "resources": ["agents/status"], "verbs": ["get"]}
+    whole.kubectl("patch", "clusterrole", "podway-viewer", "--type=merge", "-p", json.dumps({"rules": [rule]}))
+    eventually(
+        lambda: "get agents/trace in the group podway.io" in laptop("trace", *names).stdout,
+        "the right is gone",
+        within=WITHIN,
+        every=1,
+    )
+    refused = json.loads(laptop("verify", "-o", "json").stdout)
+    assert not refused["holds"]
+    assert {one["subject"] for one in refused["unproved"]} >= {"node node1", "node node2"}
 
 
 def test_status_says_that_all_is_well(whole: Whole) -> None:

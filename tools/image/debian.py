@@ -97,6 +97,9 @@ def _make_up_for_scripts(root: Path) -> None:
     for directory in ("proc", "sys", "dev", "run", "tmp", "root"):
         (root / directory).mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
+    # Runtimes name pods' namespaces by it (/var/run/netns/…, kubelet's and containerd's way).
+    (root / "var").mkdir(exist_ok=True)
+    (root / "var/run").symlink_to("/run")
 
 
 def fingerprint(packages: list[Package]) -> str:
