@@ -123,7 +123,7 @@ export interface Rule {
   revision?: string;
   isolates?: string[];
 }
-export type Verdict = "allowed" | "denied" | "dropped";
+export type Verdict = "allowed" | "denied" | "dropped" | "audited";
 export interface FlowRecord {
   time: number;
   node: string;
@@ -303,7 +303,7 @@ export interface Trace {
     port: number;
     there: Direction;
     back: Direction;
-    policy: { direction: string; pod: string; allowed: boolean; reason: string }[];
+    policy: { direction: string; pod: string; allowed: boolean; reason: string; audit?: string }[];
     enforced: boolean;
   }[];
   silent: { node: string; reason: string }[];

@@ -15,8 +15,8 @@ const FILTERS: { name: string; label: string; hint: string }[] = [
   { name: "selector", label: "Labels", hint: "app=web" },
   { name: "node", label: "Node", hint: "node1" },
 ];
-const VERDICTS = ["", "allowed", "denied", "dropped"];
-const EVENTS = ["", "new", "end", "drop", "lives", "changed"];
+const VERDICTS = ["", "allowed", "denied", "dropped", "audited"];
+const EVENTS = ["", "new", "end", "drop", "audit", "lives", "changed"];
 const SUMS = ["pair", "policy", "pod", "namespace", "port", "reason", "verdict", "node"];
 const TIMES = ["5m", "15m", "1h", "6h", "24h"];
 

@@ -172,6 +172,7 @@ function Report(props: { trace: Trace }) {
           <Tag tone={one.allowed ? "allowed" : "denied"}>{one.allowed ? "allowed" : "denied"}</Tag> {one.direction} of{" "}
           {one.pod}: {one.reason}
           {!shown.enforced && <span class="muted"> (nothing enforces it)</span>}
+          {one.audit && <span class="muted">; audited policies would deny it: {one.audit}</span>}
         </p>
       ))}
       <Way key={`${shown.family} ${back}`} way={way} />

@@ -72,7 +72,7 @@ export function what(record: FlowRecord, reasons: Record<string, string>): strin
   const parts: string[] = [];
   if (record.message) parts.push(`type/code ${record.message}`);
   if (record.reason && record.verdict === "dropped") parts.push(reasons[record.reason] ?? record.reason);
-  else if (record.reason) parts.push(ruleOf(speaking(record)));
+  else if (record.reason) parts.push(`${record.verdict === "audited" ? "would be denied: " : ""}${ruleOf(speaking(record))}`);
   if (record.event === "drop" && (record.packets ?? 0) > 1) parts.push(plural(record.packets ?? 0, "packet"));
   if (record.event === "end" || record.event === "lives") {
     const time = record.began ? ` after ${lasted(record.time - record.began)}` : "";

@@ -144,9 +144,10 @@ class Bench:
         began = Beginning(settled, max(self.devices.values()))
         bpf.insert(self.engine.maps["beginning"], bytes(4), BEGINNING.pack(*began))
 
-    def endpoint(self, name: str, egress: int = 0, ingress: int = 0) -> None:
+    def endpoint(self, name: str, egress: int = 0, ingress: int = 0, *, audit: tuple[int, int] = (0, 0)) -> None:
+        """`audit` are sets that only report, egress and ingress."""
         for address in PODS[name]:
-            self.maps.set_endpoint(ip_address(address), Endpoint(self.devices[name], egress, ingress))
+            self.maps.set_endpoint(ip_address(address), Endpoint(self.devices[name], egress, ingress, 0, *audit))
         self.maps.changed()
 
     def rules(self, number: int, *entries: tuple[RuleKey, Any]) -> None:

@@ -154,7 +154,7 @@ def test_denied_connection_leaves_nothing_but_an_event(
 ) -> None:
     number, request, ports, _, back = requests(family)[protocol]
     isolate(bench, 1)
-    bench.endpoint("pa" if direction == "egress" else "pb", **{direction: 1})
+    bench.endpoint("pa" if direction == "egress" else "pb", *((1, 0) if direction == "egress" else (0, 1)))
     assert bench.from_pod("pa", frame(ip(A[family], B[family], number, request))) == SHOT
     assert bench.flow(A[family], B[family], number, ports) is None
     assert bench.flow(B[family], A[family], number, back) is None

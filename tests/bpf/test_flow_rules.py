@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from podway.kernel.bpf.flow_layout import MOST_PRECEDENCE, Hook, Reason
+from podway.kernel.bpf.flow_layout import MOST_PRECEDENCE, EventKind, Hook, Reason
 from podway.policy.maps import ANYBODY, Rule, RuleKey, Tier, Verdict
-from tests.bpf.flow_bench import PODS, REDIRECT, REMOTE, SHOT, Bench, is_reset
-from tests.bpf.flow_packets import ICMP, TCP, UDP, frame, icmp, ip, tcp, udp
+from tests.bpf.flow_bench import NODE, PODS, REDIRECT, REMOTE, SHOT, Bench, is_reset
+from tests.bpf.flow_packets import ACK, ICMP, SYN, TCP, UDP, frame, icmp, ip, tcp, udp
 
 pytestmark = pytest.mark.kernel
 
@@ -100,3 +100,77 @@ def test_precedence_is_heard_to_its_end(bench: Bench) -> None:
         assert bench.from_wire(frame(ip(REMOTE[0], PODS["pa"][0], UDP, udp(port, 1)))) == REDIRECT
         [event] = bench.events()
         assert event.rules == (0, 2**32 - 1)
+
+
+ENFORCED, AUDITED = 4, 5
+DENY = (RuleKey(AUDITED), {Tier.NETWORK_POLICY: Rule(Verdict.DENY, 0, 50)})
+FAMILIES = pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+
+
+def kinds(bench: Bench) -> list[tuple[EventKind, Reason, tuple[int, int]]]:
+    return [(event.kind, event.reason, event.rules) for event in bench.events()]
+
+
+@FAMILIES
+def test_what_is_audited_is_told_with_its_rule_and_passes(bench: Bench, family: int) -> None:
+    """At either end, beside what is enforced; of an answer nothing is told."""
+    allow = Rule(Verdict.ALLOW, 1, 60)
+    there = frame(ip(PODS["pa"][family], PODS["pb"][family], TCP, tcp(9, 80)))
+    back = frame(ip(PODS["pb"][family], PODS["pa"][family], TCP, tcp(80, 9, SYN | ACK)))
+    for audit, reason, rules in (
+        ((AUDITED, 0), Reason.DENIED_EGRESS, (50, 0)),
+        ((0, AUDITED), Reason.DENIED_INGRESS, (0, 50)),
+    ):
+        bench.reset()
+        bench.rules(ENFORCED, (RuleKey(ENFORCED), {Tier.NETWORK_POLICY: allow}))
+        bench.rules(AUDITED, DENY)
+        bench.endpoint("pa", egress=ENFORCED, audit=(audit[0], 0))
+        bench.endpoint("pb", ingress=ENFORCED, audit=(0, audit[1]))
+        assert bench.from_pod("pa", there) == REDIRECT
+        told = [(EventKind.FLOW_NEW, Reason.KEPT, (60, 60)), (EventKind.FLOW_AUDITED, reason, rules)]
+        assert kinds(bench) == told
+        assert bench.from_pod("pb", back) == bench.from_pod("pa", there) == REDIRECT
+        assert kinds(bench) == []
+        assert reason not in bench.counted(), "nothing was dropped for it"
+
+
+def test_a_connection_that_is_denied_anyway_and_a_set_that_is_not_written_are_no_audit(bench: Bench) -> None:
+    packet = frame(ip(REMOTE[0], PODS["pa"][0], UDP, udp(1, 2)))
+    bench.endpoint("pa", audit=(0, AUDITED))
+    assert bench.from_wire(packet) == REDIRECT, "nothing is known of the set, and it is not what judges"
+    assert [kind for kind, _, _ in kinds(bench)] == [EventKind.FLOW_NEW]
+    bench.reset()
+    bench.rules(AUDITED, DENY)
+    bench.rules(ENFORCED, (RuleKey(ENFORCED), {Tier.NETWORK_POLICY: Rule(Verdict.DENY, 0, 70)}))
+    bench.endpoint("pa", ingress=ENFORCED, audit=(0, AUDITED))
+    assert bench.from_wire(packet) == SHOT
+    assert kinds(bench) == [(EventKind.PACKET_DROPPED, Reason.DENIED_INGRESS, (0, 70))]
+
+
+def test_what_is_open_is_audited_when_the_audit_begins_and_whenever_it_changes(bench: Bench) -> None:
+    packet = frame(ip(REMOTE[0], PODS["pa"][0], UDP, udp(1, 2)))
+    assert bench.from_wire(packet) == REDIRECT
+    bench.events()
+    bench.rules(AUDITED, DENY)
+    bench.endpoint("pa", audit=(0, AUDITED))
+    for _ in range(2):
+        assert bench.from_wire(packet) == REDIRECT
+    told = [(EventKind.FLOW_AUDITED, Reason.DENIED_INGRESS, (0, 50))]
+    assert kinds(bench) == told, "once"
+    bench.rules(AUDITED, (RuleKey(AUDITED), {Tier.NETWORK_POLICY: Rule(Verdict.ALLOW, 0, 51)}))
+    bench.from_wire(packet)
+    assert kinds(bench) == []
+    bench.rules(AUDITED, DENY)
+    assert bench.from_wire(packet) == REDIRECT
+    assert kinds(bench) == told
+    bench.maps.changed()  # of something else
+    assert bench.from_wire(packet) == REDIRECT
+    assert kinds(bench) == []
+
+
+def test_the_node_itself_is_not_audited(bench: Bench) -> None:
+    """As its processes always reach its pods."""
+    bench.rules(AUDITED, DENY)
+    bench.endpoint("pa", audit=(0, AUDITED))
+    bench.to_pod("pa", frame(ip(NODE[0], PODS["pa"][0], UDP, udp(1, 2))), forwarded=False)
+    assert EventKind.FLOW_AUDITED not in [kind for kind, _, _ in kinds(bench)]

@@ -17,6 +17,7 @@ from podway.kernel.node import Kernel
 from podway.kernel.rtnl import links, tc
 from podway.plan.objects import NodePlan, PodWiring
 from podway.plan.wiring import flow_programs as programs_of
+from podway.policy.maps import EndpointRules
 from tests.kernel.attach_lab import NODE, lease_of, opened_kernel, plan_of, talk
 from tests.namespaces import TestNamespace
 
@@ -72,7 +73,7 @@ def repaired(kernel: Kernel, plan: PodWiring) -> int:
 
 def know(kernel: Kernel, plan: PodWiring) -> None:
     """Tell the engine of the pod, which has no policy."""
-    for _ in kernel.flow.write(FlowWrites({}, {}, {}, {V4: FlowEndpoint(plan.link.name, 0, 0)})):
+    for _ in kernel.flow.write(FlowWrites({}, {}, {}, {V4: FlowEndpoint(plan.link.name, EndpointRules())})):
         pass
 
 

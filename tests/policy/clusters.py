@@ -12,7 +12,7 @@ from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import key
 from podway.policy.lookup import PolicyMaps
-from podway.policy.maps import EndpointRules, Prefix
+from podway.policy.maps import Direction, EndpointRules, Prefix
 from podway.policy.planner import PolicyPlanner
 from tests.policy.model import PROTOCOLS, Model
 
@@ -64,6 +64,15 @@ def cluster_policy(
     return {"kind": "ClusterNetworkPolicy", "metadata": {"name": name}, "spec": spec}
 
 
+def audited(policy: Any) -> Any:
+    """A policy that only reports."""
+    return {**policy, "metadata": {**policy["metadata"], "annotations": {"podway.io/audit": "true"}}}
+
+
+def is_audited(manifest: Any) -> Any:
+    return manifest["metadata"].get("annotations", {}).get("podway.io/audit") == "true"
+
+
 class Planned:
     """The policies of a cluster as its nodes have them: a planner and its maps for each."""
 
@@ -97,33 +106,45 @@ class Planned:
 
     @property
     def model(self) -> Any:
+        """What is enforced: policies that are audited are as if they were not there."""
+        return Model(*(one for one in self.now.values() if not is_audited(one)))
+
+    @property
+    def model_of_all(self) -> Any:
+        """What would be enforced if no policy were audited."""
         return Model(*self.now.values())
 
-    def decide(self, pod: Any, direction: Any, peer: Any, protocol: Any, port: Any) -> Any:
-        """What the maps of a pod's node say, and the rule by (kind, namespace, name, index)."""
+    def decide(self, pod: Any, direction: Any, peer: Any, protocol: Any, port: Any, *, audit: Any = False) -> Any:
+        """What the maps of a pod's node say, and the rule by (kind, namespace, name, index).
+
+        Of an `audit` where there is none that is what is enforced.
+        """
         meta, where = pod["metadata"], pod["spec"]["nodeName"]
         maps = self.maps[where]
         rules = maps.endpoints.get((meta["namespace"], meta["name"]), EndpointRules())
-        decision = maps.decide(getattr(rules, direction), Prefix.host(peer), protocol, port)
+        enforced, audited = rules.of(Direction(direction)), rules.of(Direction(direction), audit=True)
+        number = audited if audit and audited else enforced
+        decision = maps.decide(number, Prefix.host(peer), protocol, port)
         name = self.planners[where].rule_name(decision.rule)
         return decision.allowed, name and (*name.policy, name.place)
 
     def allows(self, source: Any, destination: Any, port: Any = 80, protocol: Any = "TCP") -> Any:
-        """Whether the maps of both ends allow a connection; checked against the model."""
+        """Whether the maps of both ends allow a connection; checked against the model, and so are audits."""
+        self._verdict(self.model_of_all, source, destination, port, protocol, audit=True)
+        return self._verdict(self.model, source, destination, port, protocol, audit=False)
+
+    def _verdict(self, model: Any, source: Any, destination: Any, port: Any, protocol: Any, *, audit: Any) -> Any:
         number = PROTOCOLS.get(protocol, protocol)
-        allowed, said = self.model.verdict(source, destination, number, port)
-        ends = {
-            "egress": (self.model.pod_at(source), destination),
-            "ingress": (self.model.pod_at(destination), source),
-        }
+        allowed, said = model.verdict(source, destination, number, port)
+        ends = {"egress": (model.pod_at(source), destination), "ingress": (model.pod_at(destination), source)}
         found = True
         for direction, (allowed_there, by) in said.items():
             one, peer = ends[direction]
             if direction == "ingress" and one["spec"]["nodeName"] in [
-                node["metadata"]["name"] for node in self.model.node_at(peer)
+                node["metadata"]["name"] for node in model.node_at(peer)
             ]:
                 continue  # the data path's own rule
-            decided, rule = self.decide(one, direction, peer, number, port)
+            decided, rule = self.decide(one, direction, peer, number, port, audit=audit)
             assert decided == allowed_there, (direction, source, destination, protocol, port, rule, by)
             if by:
                 assert rule in by, (direction, rule, by)
@@ -297,4 +318,5 @@ cluster_policies = st.builds(
 )
 namespaces = st.builds(lambda name, some: namespace(name, **some), st.sampled_from(SPACES), labels)
 nodes = st.builds(lambda name, some: node(name, **some), st.sampled_from(list(NODES)), labels)
-objects = st.one_of(pods(), pods(), network_policies(), network_policies(), cluster_policies, namespaces, nodes)
+policies = st.one_of(network_policies(), network_policies(), cluster_policies)
+objects = st.one_of(pods(), pods(), policies, policies, policies.map(audited), namespaces, nodes)

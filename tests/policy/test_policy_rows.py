@@ -10,7 +10,7 @@ import pytest
 
 from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.validate import problems
-from podway.policy.maps import Prefix
+from podway.policy.maps import EndpointRules, Prefix
 from podway.policy.rules import split_range
 from tests.policy.clusters import NODES, Planned, cluster_policy, namespace, network_policy, node, pod
 
@@ -387,7 +387,7 @@ def test_37_a_pod_is_isolated_before_it_has_an_address() -> None:
 def test_38_what_is_planned_for_a_pod_says_when_there_is_nothing_to_wait_for() -> None:
     planned = cluster(network_policy(**DENY))
     planned.put(pod("y", "free", phase="Pending"))
-    assert planned.maps["n1"].endpoints["y", "free"] == (0, 0)
+    assert planned.maps["n1"].endpoints["y", "free"] == EndpointRules()
 
 
 def test_39_a_pod_of_two_families_has_one_identity_and_blocks_are_of_their_own_family() -> None:

@@ -91,7 +91,7 @@ class Node:
     def rules(self, address: str = IPS[0]) -> tuple[int, int]:
         """The rule sets of who has an address."""
         found = self.flows.entries.endpoints[ip_address(address)]
-        return found.ingress, found.egress
+        return found.rules.ingress, found.rules.egress
 
     def right(self) -> bool:
         """Whether an audit finds nothing."""

@@ -134,6 +134,39 @@ def test_a_denied_connection_names_the_policy_that_isolates_and_who_allows_is_na
     lab.forget_policies()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_audited_policy_lets_everything_pass_and_says_what_it_would_deny(lab: PolicyLab, family: int) -> None:
+    lab.policy("closed", podSelector={"matchLabels": {"app": "web"}})
+    assert "NetworkPolicy/default/closed: only reports from now on" in lab.lab.podway(
+        "policy", "audit", "default/closed"
+    )
+
+    def reported() -> bool:
+        port = connect(lab, family)
+        eventually(lambda: bool(of(lab, port, "--event", "audit", "--policy", "closed")), within=3)
+        [one] = of(lab, port, "--verdict", "audited")
+        assert (one["node"], one["event"], one["reason"]) == ("node1", "audit", "DENIED_INGRESS")
+        assert one["ingress"]["isolates"] == ["NetworkPolicy/default/closed"]
+        assert any(
+            each["event"] == "new" and each["node"] == "node1" for each in of(lab, port, "--verdict", "allowed")
+        )
+        assert not of(lab, port, "--verdict", "denied")
+        return True
+
+    eventually(reported)
+    said = lab.lab.podway("policy", "audit").splitlines()
+    assert any(line.split()[:2] == ["NetworkPolicy/default/closed", "reports"] for line in said), said
+    explained = lab.lab.podway("policy", "explain", "client", "web", "--port", str(PORT))
+    assert "audited policies would deny it" in explained
+    assert "allowed" in explained.splitlines()[0]
+    assert "audited: it only reports" in lab.lab.podway("policy", "list", "web")
+    assert "already" in lab.lab.podway("policy", "audit", "default/closed")
+
+    assert "holds from now on" in lab.lab.podway("policy", "audit", "default/closed", "--enforce")
+    eventually(lambda: any(one["event"] == "drop" for one in of(lab, connect(lab, family), "--verdict", "denied")))
+    lab.forget_policies()
+
+
 def test_what_was_seen_is_held_against_policies_and_makes_some(lab: PolicyLab, tmp_path: Path) -> None:
     port = connect(lab)
     eventually(lambda: of(lab, port, "--node", "node1"))

@@ -51,3 +51,13 @@ def complete_namespaces(ctx: click.Context, param: click.Parameter, incomplete: 
 
 def _starting(incomplete: str, found: "Iterable[Resource]") -> list[str]:
     return [obj.metadata.name for obj in found if obj.metadata.name.startswith(incomplete)]
+
+
+def complete_policies(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a policy, NAMESPACE/NAME or NAME."""
+    from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
+    from podway.api.kinds.network_policy import NetworkPolicy
+
+    names = [f"{one.metadata.namespace}/{one.metadata.name}" for one in objects(ctx, NetworkPolicy)]
+    names += [one.metadata.name for one in objects(ctx, ClusterNetworkPolicy)]
+    return sorted(name for name in names if name.startswith(incomplete))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from podway.cli.agents import PATIENCE, Ask, agents, ask_all
-from podway.cli.complete import complete_namespaces, complete_nodes, objects
+from podway.cli.complete import complete_namespaces, complete_nodes, complete_policies, objects
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options
 from podway.errors import AgentError, InvalidArgument
@@ -36,10 +36,10 @@ LATEST = 1e11
 """A time, in seconds since 1970, that is none any more (it is in the year 5138)."""
 
 _ODD = "it may be of another version: see `podway status` on that node"
-VERDICTS = ("allowed", "denied", "dropped")
-EVENTS = ("new", "lives", "end", "drop", "changed")
+VERDICTS = ("allowed", "denied", "dropped", "audited")
+EVENTS = ("new", "lives", "end", "drop", "changed", "audit")
 SUMS = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair", "connection")
-_COLOURS = {"allowed": "green", "denied": "red", "dropped": "yellow"}
+_COLOURS = {"allowed": "green", "denied": "red", "dropped": "yellow", "audited": "magenta"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -48,15 +48,6 @@ def _complete_pods(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
     pods = (f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in objects(ctx, Pod))
     return sorted(name for name in pods if name.startswith(incomplete))
-
-
-def _complete_policies(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
-    from podway.api.kinds.network_policy import NetworkPolicy
-
-    names = [f"{one.metadata.namespace}/{one.metadata.name}" for one in objects(ctx, NetworkPolicy)]
-    names += [one.metadata.name for one in objects(ctx, ClusterNetworkPolicy)]
-    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def _complete_reasons(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -112,7 +103,7 @@ def _complete_reasons(ctx: click.Context, param: click.Parameter, incomplete: st
     "policies",
     metavar="POLICY",
     multiple=True,
-    shell_complete=_complete_policies,
+    shell_complete=complete_policies,
     help="Whose rule spoke: NAMESPACE/NAME, or NAME.",
 )
 @click.option(
@@ -471,7 +462,8 @@ def _what(record: "FlowRecord", *, wide: bool) -> str:
     if record.reason and record.verdict == "dropped":
         parts.append(f"{record.reason}: {words_of(record.reason)}")
     elif record.reason:
-        parts.append(f"{record.reason}: {_rule(record.speaking)}")
+        would = "would be " if record.verdict == "audited" else ""
+        parts.append(f"{would}{record.reason}: {_rule(record.speaking)}")
     if record.event == "drop" and record.packets > 1:
         parts.append(f"{record.packets} packets")
     if record.event in ("end", "lives"):
@@ -557,14 +549,16 @@ def _show_sums(asked: Mapping[str, Ask], by: str, top: int, output: str | None, 
                 click.echo(msgspec.json.encode(shape).decode())
         return 1 if silent else 0
     today = time.strftime("%F")
+    audited = any(row.audited for row in rows)
     print_table(
-        [by.upper(), "FLOWS", "DENIED", "DROPPED", "PACKETS", "BYTES", "LAST"],
+        [by.upper(), "FLOWS", "DENIED", "DROPPED", *(["AUDITED"] if audited else []), "PACKETS", "BYTES", "LAST"],
         [
             [
                 plain(row.key),
                 str(row.flows),
                 str(row.denied),
                 str(row.dropped),
+                *([str(row.audited)] if audited else []),
                 str(row.packets),
                 _size(row.octets),
                 _clock(row.last, today),

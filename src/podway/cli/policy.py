@@ -6,17 +6,20 @@ from typing import Any
 
 import click
 
+from podway.api.audit import is_audited
+from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
+from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.pod import Pod
-from podway.api.resource import Resource, of_kind, subject
+from podway.api.resource import Resource, key, of_kind, subject
 from podway.cli.agents import agents, ask_all
-from podway.cli.complete import complete_namespaces
+from podway.cli.complete import complete_namespaces, complete_policies
 from podway.cli.get import everything
 from podway.cli.help import examples
 from podway.cli.kinds import DEFAULT_NAMESPACE, namespace_option
 from podway.cli.mistakes import Group
 from podway.cli.options import GlobalOptions, cluster_options
-from podway.errors import AgentError, InvalidArgument, PodwayError
+from podway.errors import AgentError, Conflict, InvalidArgument, NotFound, PodwayError
 
 DEFAULT_PROTOCOL = "tcp"
 
@@ -67,6 +70,8 @@ def explain(
             said = "allowed" if reason.allowed else "denied"
             where = f"{reason.direction} of {reason.pod}" if reason.direction else reason.pod
             click.echo(f"  {where}: {said}: {reason.reason}")
+            if reason.audit:
+                click.echo(f"    audited policies would deny it: {reason.audit}")
     _say_what_is_not_enforced(options, objects)
 
 
@@ -84,8 +89,10 @@ def list_policies(options: GlobalOptions, *, pod: str, namespace: str | None) ->
     if found.pod is None:
         raise InvalidArgument(f"{found.name} is no pod", hint="name a pod: podway get pods -A")
     policies = judge.policies_of(objects, found.pod)
+    audited = {key(one) for one in _policies(objects) if is_audited(one)}
     for wanted, directions in policies:
-        click.echo(f"{subject(wanted)}: {', '.join(directions) or 'no rules'}")
+        note = " (audited: it only reports)" if wanted in audited else ""
+        click.echo(f"{subject(wanted)}: {', '.join(directions) or 'no rules'}{note}")
     if not policies:
         click.echo(f"no policy selects {found.name}")
     _say_what_is_not_enforced(options, objects)
@@ -139,6 +146,96 @@ def lint_policies(options: GlobalOptions) -> None:
     _say_what_is_not_enforced(options, objects)
     if found:
         sys.exit(1)
+
+
+@policy.command(
+    "audit",
+    epilog=examples(
+        "podway policy audit shop/deny-all             # from now on it only reports",
+        "podway policy audit                           # what audited policies would have denied in the last hour",
+        "podway flows --verdict audited --policy shop/deny-all --since 1d",
+        "podway policy audit shop/deny-all --enforce   # from now on it holds",
+    ),
+)
+@click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_policies)
+@click.option("--enforce", is_flag=True, help="Have it hold again.")
+@click.option(
+    "--since", metavar="AGO", default="1h", show_default=True, help="Without POLICY: count from then on."
+)
+@cluster_options
+@click.pass_obj
+def audit_policies(options: GlobalOptions, *, name: str | None, enforce: bool, since: str) -> None:
+    """Have a POLICY report what it would deny, and deny nothing.
+
+    Without POLICY: tell what was reported. POLICY is NAMESPACE/NAME, or the NAME of a ClusterNetworkPolicy. The
+    mark is an annotation, podway.io/audit, of which only the value `true` counts; manifests may have it, too. All
+    other policies go on to hold. While the policy is audited its pods are as open as the others leave them.
+    """
+    if name is None:
+        if enforce:
+            raise click.UsageError("--enforce is for one policy: name it")
+        _show_audits(options, since)
+        return
+    from podway.api.assign import assign
+    from podway.store.base import Store
+
+    found = _policy_named(options.run(everything), name)
+
+    async def mark(store: Store) -> bool:
+        while True:
+            old = await store.get(type(found), found.metadata.name, namespace=found.metadata.namespace)
+            if is_audited(old) is not enforce:
+                return False
+            try:
+                await store.update(assign(old, ["audit=" if enforce else "audit=true"]))
+            except Conflict:
+                continue  # somebody was quicker: look again
+            return True
+
+    changed = options.run(mark)
+    said = "holds from now on" if enforce else "only reports from now on: podway flows --verdict audited"
+    if not changed:
+        said = "holds already" if enforce else "only reports already"
+    click.echo(f"{subject(key(found))}: {said}")
+
+
+def _policies(objects: Sequence[Resource]) -> tuple[NetworkPolicy | ClusterNetworkPolicy, ...]:
+    return (*of_kind(NetworkPolicy, objects), *of_kind(ClusterNetworkPolicy, objects))
+
+
+def _policy_named(objects: Sequence[Resource], name: str) -> NetworkPolicy | ClusterNetworkPolicy:
+    for one in _policies(objects):
+        told = subject(key(one))
+        if name in (told, told.partition("/")[2]):
+            return one
+    raise NotFound(
+        f"there is no policy {name}", hint="podway get networkpolicies -A; podway get clusternetworkpolicies"
+    )
+
+
+def _show_audits(options: GlobalOptions, since: str) -> None:
+    import time
+
+    from podway.cli.flows import moment_of, plain, sum_up
+    from podway.cli.output import print_table
+
+    objects = options.run(everything)
+    audited = [subject(key(one)) for one in _policies(objects) if is_audited(one)]
+    params = {"since": moment_of("--since", since, time.time()), "verdicts": ["audited"]}
+    whole, notes, silent = sum_up(agents(options), "policy", params)
+    for note in (*(error.message for error in silent.values()), *notes):
+        click.echo(f"podway: {plain(note)}", err=True)
+    counts = {row.key: row.audited for row in whole.rows if row.audited}
+    if not audited and not counts:
+        click.echo("no policy is audited: podway policy audit POLICY")
+        return
+    print_table(
+        ["POLICY", "NOW", f"WOULD HAVE DENIED ({since})"],
+        [
+            [plain(one), "reports" if one in audited else "holds, or is gone", str(counts.get(one, 0))]
+            for one in sorted({*audited, *counts}, key=lambda one: (-counts.get(one, 0), one))
+        ],
+    )
 
 
 def _say_what_is_not_enforced(options: GlobalOptions, objects: Sequence[Resource]) -> None:

@@ -34,8 +34,8 @@ _ICMP_LENGTH = 2
 _FIELDS = struct.Struct("!HHBQQQQQQBBBH")
 _TEMPLATES = {4: 256, 6: 257}
 
-_FIREWALL = {"new": 1, "end": 2, "drop": 3, "lives": 5, "changed": 5}
-"""firewallEvent: created, deleted, denied, updated."""
+_FIREWALL = {"new": 1, "end": 2, "drop": 3, "audit": 4, "lives": 5, "changed": 5}
+"""firewallEvent: created, deleted, denied, alert, updated."""
 _END_REASONS = {"idle": 1, "unanswered": 1, "closed": 3, "reset": 3, "evicted": 5}
 _ACTIVE, _DETECTED = 2, 3
 """flowEndReason: it goes on; its end was seen."""

@@ -17,7 +17,7 @@ from podway import __version__
 from podway.export.target import SECONDS, Target
 from podway.flows.record import End, FlowRecord, Rule
 
-_SEVERITIES = {"allowed": (9, "INFO"), "denied": (13, "WARN"), "dropped": (13, "WARN")}
+_SEVERITIES = {"allowed": (9, "INFO"), "denied": (13, "WARN"), "dropped": (13, "WARN"), "audited": (13, "WARN")}
 _FOR_GOOD = (400, 413, 422)
 """What is wrong with the records themselves; all else (404 or 401, say) somebody mends, and wants them then."""
 

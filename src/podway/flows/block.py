@@ -53,6 +53,7 @@ _EVENTS: dict[int, Event] = {
     EventKind.FLOW_EVICTED: "end",
     EventKind.PACKET_DROPPED: "drop",
     EventKind.FLOW_REJUDGED: "changed",
+    EventKind.FLOW_AUDITED: "audit",
 }
 _ENDS: dict[int, str] = {FlowState.CLOSED: "closed", FlowState.RESET: "reset", FlowState.HALF_OPEN: "unanswered"}
 
@@ -234,7 +235,7 @@ class Block:
             node=self.node,
             sequence=self.first + at,
             event=event_of(kind),
-            verdict=_verdict(reason),
+            verdict=verdict_of(kind, reason),
             source=ends[0],
             destination=ends[1],
             protocol=PROTOCOLS.get(protocol, str(protocol)),
@@ -455,7 +456,10 @@ def _made(age: int, time: int) -> int:
     return max(1, time - 1000 * (age - (age > 0))) if age else 0
 
 
-def _verdict(reason: int) -> Verdict:
+def verdict_of(kind: int, reason: int) -> Verdict:
+    """Return what was decided, by the numbers of an event and of its reason in the engine."""
+    if kind == EventKind.FLOW_AUDITED:
+        return "audited"
     if reason == Reason.KEPT:
         return "allowed"
     return "denied" if reason in reasons.DENIALS else "dropped"

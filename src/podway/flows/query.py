@@ -19,7 +19,7 @@ from podway.api.addresses import Network
 from podway.api.fields import is_number
 from podway.errors import InvalidInput
 from podway.flows import reasons
-from podway.flows.block import Block
+from podway.flows.block import Block, verdict_of
 from podway.flows.record import EVENTS, PROTOCOLS, VERDICTS, End, FlowRecord, Who
 from podway.kernel.flow_events import EventKind, Reason
 
@@ -44,6 +44,7 @@ _KINDS = {
     "end": {EventKind.FLOW_END, EventKind.FLOW_EVICTED},
     "drop": {EventKind.PACKET_DROPPED},
     "changed": {EventKind.FLOW_REJUDGED},
+    "audit": {EventKind.FLOW_AUDITED},
 }
 
 
@@ -156,8 +157,9 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             return iter(())
         chosen = [True] * block.count
         if self.verdicts or self.reasons:
-            wanted = self._wanted_reasons()
-            chosen = [reason in wanted for reason in block.column("reason")]
+            pairs = list(zip(block.column("kind"), block.column("reason"), strict=True))
+            wanted = {pair for pair in set(pairs) if self._decides(*pair)}
+            chosen = [pair in wanted for pair in pairs]
         if self.events:
             kinds: set[int] = set().union(*(_KINDS[one] for one in self.events))
             chosen = [one and kind in kinds for one, kind in zip(chosen, block.column("kind"), strict=True)]
@@ -167,8 +169,8 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             chosen = [one and each in numbers for one, each in zip(chosen, block.column("protocol"), strict=True)]
         if self.ports:
             ports = set(self.ports)
-            pairs = zip(block.column("source_port"), block.column("destination_port"), strict=True)
-            chosen = [one and (a in ports or b in ports) for one, (a, b) in zip(chosen, pairs, strict=True)]
+            both = zip(block.column("source_port"), block.column("destination_port"), strict=True)
+            chosen = [one and (a in ports or b in ports) for one, (a, b) in zip(chosen, both, strict=True)]
         for places in self._all_places:
             # A record is in the direction of who called, an event in that of its packet: either end may be meant.
             if places:
@@ -180,26 +182,13 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             chosen = self._ruled(block, chosen)
         return compress(range(block.count - 1, -1, -1), reversed(chosen))
 
-    def _wanted_reasons(self) -> set[int]:
-        every = {*map(int, Reason), *range(256)}
-        if self.reasons:
-            kernels = any(reason.startswith(reasons.KERNEL) for reason in self.reasons)
-            every = {
-                number
-                for number in every
-                if reasons.name_of(number) in self.reasons or (kernels and number == Reason.DROPPED_BY_KERNEL)
-            }
-        if self.verdicts:
-            sorts = {
-                number: "allowed"
-                if number == Reason.KEPT
-                else "denied"
-                if number in reasons.DENIALS
-                else "dropped"
-                for number in every
-            }
-            every = {number for number, sort in sorts.items() if sort in self.verdicts}
-        return every
+    def _decides(self, kind: int, reason: int) -> bool:
+        """Tell whether events of this kind and reason may be asked for."""
+        if self.verdicts and verdict_of(kind, reason) not in self.verdicts:
+            return False
+        if not self.reasons or reasons.name_of(reason) in self.reasons:
+            return True
+        return reason == Reason.DROPPED_BY_KERNEL and any(one.startswith(reasons.KERNEL) for one in self.reasons)
 
     def _ruled(self, block: Block, chosen: list[bool]) -> list[bool]:
         numbers = {
@@ -234,6 +223,7 @@ class Row(msgspec.Struct, frozen=True):
     packets: int = 0
     octets: int = msgspec.field(default=0, name="bytes")
     last: float = 0.0
+    audited: int = 0
 
 
 class Sums(msgspec.Struct, frozen=True):
@@ -309,7 +299,7 @@ def sums(query: Query, by: By, blocks: Iterable[Block], pause: Callable[[], bool
                 record = block.record(at)
                 if query.matches(record):
                     for key in _keys(record, by):
-                        _add(totals.setdefault(key, [0, 0, 0, 0, 0, 0.0]), record)
+                        _add(totals.setdefault(key, [0.0] * 7), record)
                         if by == "connection" and record.event in {"lives", "end"} and record.verdict == "allowed":
                             going.add(key)
                 if not looked % 50:
@@ -329,7 +319,7 @@ def sums(query: Query, by: By, blocks: Iterable[Block], pause: Callable[[], bool
 
 def rank(row: Row) -> tuple[int, int, str]:
     """Return what rows of sums are sorted by: how much happened, then how much went."""
-    return (-(row.flows + row.denied + row.dropped), -row.octets, row.key)
+    return (-(row.flows + row.denied + row.dropped + row.audited), -row.octets, row.key)
 
 
 def merged(answers: Iterable[Sums]) -> Sums:
@@ -340,10 +330,11 @@ def merged(answers: Iterable[Sums]) -> Sums:
         complete, more = complete and answer.complete, more + answer.more
         reached = max(reached, 0.0 if answer.complete else answer.reached)
         for row in answer.rows:
-            total = counts.setdefault(row.key, [0, 0, 0, 0, 0, 0.0])
+            total = counts.setdefault(row.key, [0.0] * 7)
             for at, value in enumerate((row.flows, row.denied, row.dropped, row.packets, row.octets)):
                 total[at] += value
             total[5] = max(total[5], row.last)
+            total[6] += row.audited
     rows = sorted((_row(key, total) for key, total in counts.items()), key=rank)
     return Sums(tuple(rows), more, complete, reached)
 
@@ -376,7 +367,7 @@ def _at(block: Block, chosen: list[bool], wanted: Callable[[str, Who], bool], *,
 
 def _row(key: str, total: Sequence[float]) -> Row:
     flows, denied, dropped, packets, octets = map(int, total[:5])
-    return Row(key, flows, denied, dropped, packets, octets, total[5])
+    return Row(key, flows, denied, dropped, packets, octets, total[5], int(total[6]))
 
 
 def _add(total: list[float], record: FlowRecord) -> None:
@@ -387,6 +378,8 @@ def _add(total: list[float], record: FlowRecord) -> None:
     elif record.event == "end":
         total[3] += record.packets + record.packets_back
         total[4] += record.octets + record.octets_back
+    elif record.event == "audit":
+        total[6] += 1
     total[5] = max(total[5], record.time)
 
 
@@ -394,7 +387,7 @@ def _keys(record: FlowRecord, by: By) -> tuple[str, ...]:
     match by:
         case "policy":
             rules = [rule for rule in (record.egress, record.ingress) if rule]
-            if record.verdict == "denied" and record.speaking:
+            if record.verdict in ("denied", "audited") and record.speaking:
                 rules = [record.speaking]
             return tuple(dict.fromkeys(name for rule in rules for name in (rule.isolates or (rule.policy,)))) or (
                 "(none)",

@@ -4,15 +4,15 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-Event: TypeAlias = Literal["new", "lives", "end", "drop", "changed"]
+Event: TypeAlias = Literal["new", "lives", "end", "drop", "changed", "audit"]
 """What happened: a flow began, goes on (told every ten seconds), ended; a packet was dropped; a flow was judged
-anew and the verdict is another."""
+anew and the verdict is another; policies that only report would deny a flow, which goes on."""
 
-Verdict: TypeAlias = Literal["allowed", "denied", "dropped"]
-"""`denied` is a policy's word; `dropped` has another reason."""
+Verdict: TypeAlias = Literal["allowed", "denied", "dropped", "audited"]
+"""`denied` is a policy's word; `dropped` has another reason; `audited` would be denied, and is not."""
 
-EVENTS: tuple[Event, ...] = ("new", "lives", "end", "drop", "changed")
-VERDICTS: tuple[Verdict, ...] = ("allowed", "denied", "dropped")
+EVENTS: tuple[Event, ...] = ("new", "lives", "end", "drop", "changed", "audit")
+VERDICTS: tuple[Verdict, ...] = ("allowed", "denied", "dropped", "audited")
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
 """Names of protocols by their numbers (IANA)."""

@@ -25,7 +25,8 @@ from podway.kernel.bpf.flow_layout import (
     Hook,
     Reason,
     RuleSet,
-    grown,
+    grown_endpoint,
+    grown_flow,
     pack_address,
     pack_columns,
     pack_policy_prefix,
@@ -46,7 +47,7 @@ from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links, tc
 from podway.plan.changes import Change
 from podway.plan.objects import FlowHook, FlowProgram, NodePlan, PodWiring
-from podway.policy.maps import NO_RULES, Columns, Prefix, RuleKey
+from podway.policy.maps import NO_RULES, Columns, EndpointRules, Prefix, RuleKey
 from podway.services.maps import Delta as ServiceDelta
 from podway.services.maps import Entries as ServiceEntries
 
@@ -75,8 +76,7 @@ class FlowEndpoint(NamedTuple):
     """
 
     link: str
-    ingress: int
-    egress: int
+    rules: EndpointRules
     bridged: bool = False
     limited: bool = False
 
@@ -169,7 +169,10 @@ class FlowEngine:
 
         try:
             self._engine = flow_programs.take_over(
-                self._connection, places, converters={"flows": grown}, fill=filled
+                self._connection,
+                places,
+                converters={"flows": grown_flow, "endpoints": grown_endpoint},
+                fill=filled,
             )
         except BaseException:
             self._engine = None
@@ -355,8 +358,7 @@ class FlowEngine:
             found = Endpoint(*ENDPOINT.unpack(value))
             endpoints[unpack_address(address)] = FlowEndpoint(
                 names.get(found.ifindex, ""),
-                found.ingress_rules,
-                found.egress_rules,
+                EndpointRules(found.ingress_rules, found.egress_rules, found.ingress_audit, found.egress_audit),
                 bool(found.flags & BRIDGED),
                 bool(found.flags & LIMITED),
             )
@@ -531,7 +533,9 @@ class FlowEngine:
                     lost[pack_address(address)] = error
                 continue
             flags = (BRIDGED if endpoint.bridged else 0) | (LIMITED if endpoint.limited else 0)
-            yield pack_address(address), ENDPOINT.pack(index, endpoint.egress, endpoint.ingress, flags)
+            rules = endpoint.rules
+            found = Endpoint(index, rules.egress, rules.ingress, flags, rules.egress_audit, rules.ingress_audit)
+            yield pack_address(address), ENDPOINT.pack(*found)
 
 
 def _nothing() -> Generator[None, None, None]:

@@ -37,6 +37,8 @@ class Reason(msgspec.Struct, frozen=True):
     reason: str
     selected: bool = False
     """Whether any policy selects the pod for this direction."""
+    audit: str = ""
+    """Why it would be denied if the policies that are audited were enforced; empty if it would not."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -158,10 +160,13 @@ def _reasons(
         planner, maps = compiled[end.node]
         name: PodName = (end.pod.metadata.namespace, end.pod.metadata.name)
         rules = maps.endpoints.get(name, EndpointRules())
-        number = rules.egress if direction is Direction.EGRESS else rules.ingress
+        number, audited = rules.of(direction), rules.of(direction, audit=True)
         decision = maps.decide(number, Prefix.host_of(peer), protocol, port)
         reason = why(decision, planner.rule_name(decision.rule), selected=bool(number))
-        yield Reason(direction, end.name, decision.allowed, reason, selected=bool(number))
+        would_be = maps.decide(audited, Prefix.host_of(peer), protocol, port)
+        audit = "" if would_be.allowed else why(would_be, planner.rule_name(would_be.rule), selected=True)
+        selected = bool(number or audited)
+        yield Reason(direction, end.name, decision.allowed, reason, selected, audit if decision.allowed else "")
 
 
 def why(decision: Decision, name: RuleName | None, *, selected: bool) -> str:

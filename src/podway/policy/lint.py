@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from podway.api.addresses import Address, Network, is_within
+from podway.api.audit import AUDIT
 from podway.api.fields import Problem, parse_block
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.ip_pool import IPPool
@@ -43,7 +44,7 @@ def lint(objects: Iterable[Resource], *, pods_may_come: bool = False) -> tuple[t
     found: list[tuple[Key, Problem]] = []
     for policy in of_kind(NetworkPolicy, known):
         rules = rules_of_network_policy(policy)
-        problems = (*_ignored(policy), *_without_dns(rules), *_of_services(policy, served))
+        problems = (*_mark(policy), *_ignored(policy), *_without_dns(rules), *_of_services(policy, served))
         if not pods_may_come:
             problems = (*_selects_nothing(rules, pods, spaces), *problems)
         found += [(key(policy), problem) for problem in problems]
@@ -51,7 +52,7 @@ def lint(objects: Iterable[Resource], *, pods_may_come: bool = False) -> tuple[t
     for cluster_policy in of_kind(ClusterNetworkPolicy, known):
         equals[cluster_policy.spec.tier, cluster_policy.spec.priority].append(cluster_policy)
         rules = rules_of_cluster_policy(cluster_policy)
-        problems = tuple(_of_services(cluster_policy, served))
+        problems = (*_mark(cluster_policy), *_of_services(cluster_policy, served))
         if not pods_may_come:
             problems = (*_selects_nothing(rules, pods, spaces), *problems)
         found += [(key(cluster_policy), problem) for problem in problems]
@@ -174,6 +175,17 @@ def _networks(policy: NetworkPolicy | ClusterNetworkPolicy) -> Iterator[tuple[st
             for number, cluster_peer in enumerate(cluster_rule.peers):
                 for place, text in enumerate(cluster_peer.networks):
                     yield f"spec.{direction}[{index}].{field}[{number}].networks[{place}]", text
+
+
+def _mark(policy: NetworkPolicy | ClusterNetworkPolicy) -> Iterator[Problem]:
+    said = policy.metadata.annotations.get(AUDIT, "true")
+    if said not in ("true", "false", ""):
+        field = f"metadata.annotations[{AUDIT}]"
+        yield (
+            field,
+            f"{said!r} is no mark: the policy is enforced",
+            'write "true" to have it only report, or remove it',
+        )
 
 
 def _ignored(policy: NetworkPolicy) -> Iterator[Problem]:

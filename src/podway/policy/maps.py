@@ -131,10 +131,17 @@ Columns: TypeAlias = tuple[Rule | None, Rule | None, Rule | None]
 
 
 class EndpointRules(NamedTuple):
-    """The rule sets of a pod."""
+    """The rule sets of a pod: those that it is judged by, and those by which is told what would be denied if the
+    policies that are audited were enforced (NO_RULES where there are none)."""
 
     ingress: int = NO_RULES
     egress: int = NO_RULES
+    ingress_audit: int = NO_RULES
+    egress_audit: int = NO_RULES
+
+    def of(self, direction: Direction, *, audit: bool = False) -> int:
+        """Return the rule set of a direction."""
+        return (self[2:] if audit else self[:2])[direction is Direction.EGRESS]
 
 
 class Former(NamedTuple):

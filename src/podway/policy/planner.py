@@ -12,6 +12,7 @@ but their selection.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.namespace import Namespace
@@ -51,6 +52,9 @@ from podway.policy.rules import (
     rules_of_network_policy,
 )
 
+Role: TypeAlias = tuple[Direction, bool]
+"""What a pod has a rule set for: a direction, and whether by it is only told what would be denied."""
+
 
 class PolicyPlanner:
     """What one node needs of the cluster's policies.
@@ -79,7 +83,7 @@ class PolicyPlanner:
         self._rule_numbers = RuleNumbers()
         self._with_policy: dict[Key, set[RuleSet]] = {}
         self._using: dict[Place, set[RuleSet]] = {}
-        self._of_profile: dict[Profile, dict[Direction, RuleSet]] = {}
+        self._of_profile: dict[Profile, dict[Role, RuleSet]] = {}
 
         self._rows: dict[int, dict[int, Row]] = {}
         self._endpoints: dict[PodName, EndpointRules] = {}
@@ -223,17 +227,13 @@ class PolicyPlanner:
         left: set[RuleSet] = set()
         for profile in self._dirty_subjects | self._holders.local:
             had = self._of_profile.get(profile, {})
-            has: dict[Direction, RuleSet] = {}
-            selecting = self._selecting(profile) if profile.local else ()
-            for direction in Direction:
-                name = _set_name(direction, selecting, profile)
-                if name is None:
-                    continue
+            has: dict[Role, RuleSet] = {}
+            for role, name in _set_names(self._selecting(profile) if profile.local else (), profile):
                 rule_set = self._sets.get(name)
                 if rule_set is None:
                     rule_set = self._sets[name] = RuleSet(NO_RULES, name)
                     new[rule_set] = None
-                has[direction] = rule_set
+                has[role] = rule_set
                 rule_set.holders.add(profile)
             if had != has:
                 self._holders.pods |= profile.local
@@ -258,8 +258,13 @@ class PolicyPlanner:
         unnumbered = []
         for rule_set in new:
             pods = {pod for profile in rule_set.holders for pod in profile.local}
-            direction = rule_set.name.direction
-            known = {getattr(self._former[pod], direction) for pod in pods & self._former.keys()}
+            known = {
+                self._former[pod].of(direction, audit=audit)
+                for profile in rule_set.holders
+                for (direction, audit), one in self._of_profile[profile].items()
+                if one is rule_set
+                for pod in profile.local & self._former.keys()
+            }
             for number in sorted(known):
                 others = {pod for pod in self._had[number] - pods if self._is_local(pod)}
                 if not others and self._set_numbers.claim(number):
@@ -409,8 +414,9 @@ class PolicyPlanner:
                 if self._endpoints.pop(pod, None) is not None:
                     deleted.append(pod)
                 continue
-            numbers = {direction: one.number for direction, one in self._of_profile.get(profile, {}).items()}
-            rules = EndpointRules(*(numbers.get(direction, NO_RULES) for direction in Direction))
+            numbers = {role: one.number for role, one in self._of_profile.get(profile, {}).items()}
+            roles = ((direction, audit) for audit in (False, True) for direction in Direction)
+            rules = EndpointRules(*(numbers.get(role, NO_RULES) for role in roles))
             if self._endpoints.get(pod) != rules:
                 put[pod] = self._endpoints[pod] = rules
         self._holders.pods.clear()
@@ -428,7 +434,7 @@ def _holders(endpoints: Mapping[PodName, EndpointRules]) -> dict[int, set[PodNam
 
 def _selects_alike(one: PolicyRules, other: PolicyRules) -> bool:
     """Tell whether two states of a policy give the same rule sets to the same pods."""
-    return one.subject == other.subject and all(
+    return (one.subject, one.audited) == (other.subject, other.audited) and all(
         (one.of(direction) is None) == (other.of(direction) is None) and _named(one) == _named(other)
         for direction in Direction
     )
@@ -439,10 +445,19 @@ def _named(policy: PolicyRules) -> frozenset[NamedPort]:
     return frozenset(name for rule in policy.ingress or () for name in rule.named)
 
 
-def _set_name(direction: Direction, selecting: Iterable[PolicyRules], profile: Profile) -> SetName | None:
-    affecting = [policy for policy in selecting if policy.of(direction) is not None]
-    if not affecting:
-        return None
+def _set_names(selecting: Iterable[PolicyRules], profile: Profile) -> Iterator[tuple[Role, SetName]]:
+    """Yield the sets that a profile has. One that is enforced is of the policies that are; with policies that are
+    audited another one is of all, and tells what they would deny."""
+    for direction in Direction:
+        affecting = [policy for policy in selecting if policy.of(direction) is not None]
+        enforced = [policy for policy in affecting if not policy.audited]
+        if enforced:
+            yield (direction, False), _set_name(direction, enforced, profile)
+        if len(enforced) < len(affecting):
+            yield (direction, True), _set_name(direction, affecting, profile)
+
+
+def _set_name(direction: Direction, affecting: Iterable[PolicyRules], profile: Profile) -> SetName:
     names = sorted(frozenset().union(*map(_named, affecting))) if direction is Direction.INGRESS else ()
     served = ((name, _serving(name, profile.ports)) for name in names)
     return SetName(direction, tuple(policy.key for policy in affecting), tuple(one for one in served if one[1]))

@@ -9,6 +9,7 @@ from functools import lru_cache
 from ipaddress import ip_network
 from typing import NamedTuple, TypeAlias
 
+from podway.api.audit import is_audited
 from podway.api.kinds.cluster_network_policy import (
     ACTIONS,
     ClusterNetworkPolicy,
@@ -93,6 +94,8 @@ class PolicyRules(NamedTuple):
     egress: tuple[PolicyRule, ...] | None
     isolates: bool
     """Whether what none of the rules allows is denied, in the directions that are affected."""
+    audited: bool = False
+    """Whether it is only told what the policy would deny."""
 
     def of(self, direction: Direction) -> tuple[PolicyRule, ...] | None:
         """Return the rules of a direction, None if the policy does not affect it."""
@@ -108,6 +111,7 @@ def rules_of_network_policy(policy: NetworkPolicy) -> PolicyRules:
         ingress=_allowing(policy, Direction.INGRESS, spec.ingress) if "Ingress" in isolated else None,
         egress=_allowing(policy, Direction.EGRESS, spec.egress) if "Egress" in isolated else None,
         isolates=True,
+        audited=is_audited(policy),
     )
 
 
@@ -124,6 +128,7 @@ def rules_of_cluster_policy(policy: ClusterNetworkPolicy, rank: int = 0) -> Poli
         ingress=tuple(_deciding(policy, Direction.INGRESS, spec.ingress, rank)) or None,
         egress=tuple(_deciding(policy, Direction.EGRESS, spec.egress, rank)) or None,
         isolates=False,
+        audited=is_audited(policy),
     )
 
 

@@ -525,7 +525,7 @@ class Enforcement(MapKeeper):
             name = _name(lease.pod)
             there = [left.endpoints[address] for address in lease.addresses if address in left.endpoints]
             if name is not None and there:
-                rules = former.endpoints[name] = EndpointRules(there[0].ingress, there[0].egress)
+                rules = former.endpoints[name] = there[0].rules
                 self._absent[name] = _OPEN if rules == _OPEN else _SHUT
         self._planner = PolicyPlanner(self._state.node, former.left)
         for kind in _JUDGED_BY:
@@ -612,7 +612,7 @@ class Enforcement(MapKeeper):
             rules = self._rules_of(lease.pod)
             link = attachment.link
             bridged, limited = lease.attach == "bridge", link in self._limited
-            endpoint = FlowEndpoint(link, rules.ingress, rules.egress, bridged, limited)
+            endpoint = FlowEndpoint(link, rules, bridged, limited)
             found.update(dict.fromkeys(lease.addresses, endpoint))
         return found
 

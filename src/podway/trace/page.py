@@ -359,6 +359,8 @@ def _policy(page: _Page, family: FamilyTrace) -> None:
         where = f"{said.direction} of {said.pod}" if said.direction else said.pod
         good = said.allowed or not family.enforced
         page.row("" if number else "Policy", f"{where}: {verdict}: {said.reason}", "good" if good else "bad")
+        if said.audit:
+            page.row("", f"audited policies would deny it: {said.audit}")
     if family.policy and not family.enforced:
         page.row("", "nothing enforces that: spec.dataPath of the NetworkConfig is kernel")
 

@@ -164,12 +164,16 @@ class Direction(_Record, frozen=True):
 
 
 class PolicySaid(_Record, frozen=True):
-    """What policies say of the conversation at one end: `direction` is ingress or egress of `pod`."""
+    """What policies say of the conversation at one end: `direction` is ingress or egress of `pod`.
+
+    `audit` says why audited policies would deny it, if they were enforced; empty if they would not.
+    """
 
     direction: str
     pod: str
     allowed: bool
     reason: str
+    audit: str = ""
 
 
 class ThroughService(_Record, frozen=True):

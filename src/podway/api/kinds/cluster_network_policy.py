@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
+from podway.api.audit import SETTABLE, is_audited
 from podway.api.columns import AGE, LABELS, NAME, Column
 from podway.api.fields import Problem, check_port, check_port_name, check_ranges, check_selector, parse_block
 from podway.api.meta import LabelSelector, Record, selector_text
@@ -155,11 +156,13 @@ class ClusterNetworkPolicy(Resource, frozen=True, kw_only=True):
         Column("PODS", lambda policy, _: _subject_text(policy.spec.subject)),
         Column("INGRESS", lambda policy, _: f"{len(policy.spec.ingress)} rules", wide=True),
         Column("EGRESS", lambda policy, _: f"{len(policy.spec.egress)} rules", wide=True),
+        Column("AUDITED", lambda policy, _: "yes" if is_audited(policy) else "no", wide=True),
         AGE,
         LABELS,
     )
     COMPLETE: ClassVar = True
     IN_VIEW: ClassVar = True
+    SETTABLE: ClassVar = SETTABLE
 
     api_version: ClusterPolicyVersion = "policy.networking.k8s.io/v1beta1"
     kind: Literal["ClusterNetworkPolicy"] = "ClusterNetworkPolicy"

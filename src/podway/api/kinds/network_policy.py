@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, TypeAlias
 import msgspec
 
 from podway.api.addresses import is_within
+from podway.api.audit import SETTABLE, is_audited
 from podway.api.columns import AGE, LABELS, NAME, NAMESPACE, Column
 from podway.api.fields import (
     Problem,
@@ -107,11 +108,13 @@ class NetworkPolicy(Resource, frozen=True, kw_only=True):
         Column("ISOLATES", lambda policy, _: ",".join(policy.spec.isolated).lower()),
         Column("INGRESS", lambda policy, _: f"{len(policy.spec.ingress)} rules", wide=True),
         Column("EGRESS", lambda policy, _: f"{len(policy.spec.egress)} rules", wide=True),
+        Column("AUDITED", lambda policy, _: "yes" if is_audited(policy) else "no", wide=True),
         AGE,
         LABELS,
     )
     COMPLETE: ClassVar = True
     IN_VIEW: ClassVar = True
+    SETTABLE: ClassVar = SETTABLE
 
     api_version: Literal["networking.k8s.io/v1"] = "networking.k8s.io/v1"
     kind: Literal["NetworkPolicy"] = "NetworkPolicy"

@@ -61,6 +61,7 @@ struct flow {
 	__u32 rtt; // from here to who sends in this direction, and back, in µs; 0: it is not known
 	__u32 rtt_seen; // when that was
 	__u32 retransmitted; // packets of this direction that were sent again
+	__u32 audited[2]; // the generations of the sets by which was told last what they would deny
 };
 
 struct {

@@ -17,6 +17,8 @@ struct grounds {
 	__u32 set[2]; // egress rules of who called, ingress rules of who is called
 	__u32 generation[2];
 	__u32 identity[2]; // of destination, source
+	__u32 audit[2]; // sets by which is only told what they would deny
+	__u32 audited[2]; // their generations
 };
 
 static __always_inline __u32 generation_of(__u32 set)
@@ -39,6 +41,10 @@ static __always_inline void find_grounds(struct grounds *grounds, const struct f
 	grounds->generation[1] = generation_of(grounds->set[1]);
 	grounds->identity[0] = identity_of(&call->destination);
 	grounds->identity[1] = identity_of(&call->source);
+	grounds->audit[0] = source ? source->egress_audit : 0;
+	grounds->audit[1] = destination ? destination->ingress_audit : 0;
+	grounds->audited[0] = generation_of(grounds->audit[0]);
+	grounds->audited[1] = generation_of(grounds->audit[1]);
 }
 
 // Judge by these grounds. `flow` gets them, the rules and the reason.
@@ -67,6 +73,41 @@ static __always_inline void judge(struct flow *flow, const struct grounds *groun
 	flow->reason = opinion.reason == DENIED_EGRESS ? DENIED_INGRESS : opinion.reason;
 }
 
+// Tell of a flow that may be what policies that only report would deny. `flow` is no entry of the table: it gets their
+// rules. A set that is not written says nothing here.
+static __noinline int audit(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+			    const struct grounds *grounds, const struct flow_key *call)
+{
+	struct opinion opinion = {};
+	__u8 reason = KEPT;
+	__u8 protocol;
+	__u16 port;
+
+	if (!packet || !flow || !grounds || !call)
+		return 0;
+	protocol = call->protocol;
+	port = bpf_ntohs(call->destination_port);
+	ask(&opinion, grounds->audit[0], grounds->identity[0], protocol, port);
+	flow->rule[0] = opinion.rule;
+	if (opinion.reason == DENIED_EGRESS)
+		reason = DENIED_EGRESS;
+	opinion.rule = RULE_NONE;
+	opinion.reason = KEPT;
+	if (!(flow->flags & FLOW_FROM_NODE))
+		ask(&opinion, grounds->audit[1], grounds->identity[1], protocol, port);
+	flow->rule[1] = opinion.rule;
+	if (!reason && opinion.reason == DENIED_EGRESS)
+		reason = DENIED_INGRESS;
+	if (reason)
+		tell(skb, packet, flow, FLOW_AUDITED, reason);
+	return 0;
+}
+
+static __always_inline bool is_to_be_audited(const struct flow *flow, const struct grounds *grounds)
+{
+	return (grounds->audit[0] || grounds->audit[1]) && !flow->reason;
+}
+
 // Whether these are the packets of a pod that calls itself, in its gateway's name; not the answers.
 static __always_inline bool is_call_to_itself(const struct flow *flow)
 {
@@ -79,6 +120,8 @@ static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *p
 	const struct endpoint *near;
 	struct grounds grounds;
 	struct flow_key call;
+	struct flow *copy;
+	bool anew = false;
 	__u8 before;
 
 	if (!packet || !flow)
@@ -97,7 +140,17 @@ static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *p
 		count(FLOWS_JUDGED_AGAIN);
 		if (before != flow->reason)
 			tell(skb, packet, flow, FLOW_REJUDGED, flow->reason);
+		anew = true;
 	}
+	if (is_to_be_audited(flow, &grounds) && (anew || grounds.audited[0] != flow->audited[0] ||
+						 grounds.audited[1] != flow->audited[1])) {
+		copy = begin_flow();
+		if (copy) {
+			*copy = *flow;
+			audit(skb, packet, copy, &grounds, &call);
+		}
+	}
+	__builtin_memcpy(flow->audited, grounds.audited, sizeof(flow->audited));
 	flow->epoch = packet->epoch;
 	return true;
 }

@@ -207,6 +207,7 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	judge(flow, &grounds, &call);
 	if (flow->reason)
 		return drop(skb, packet, flow, flow->reason);
+	__builtin_memcpy(flow->audited, grounds.audited, sizeof(flow->audited));
 
 	source = endpoint_at(packet->led & FLOW_TO_ITSELF ? &packet->key.destination : &packet->key.source);
 	destination = endpoint_at(&packet->key.destination);
@@ -250,5 +251,7 @@ static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 		return drop(skb, packet, flow, TABLE_FULL);
 	count(FLOWS_MADE);
 	tell(skb, packet, flow, FLOW_NEW, KEPT);
+	if (is_to_be_audited(flow, &grounds))
+		audit(skb, packet, flow, &grounds, &call);
 	return LEARNED;
 }

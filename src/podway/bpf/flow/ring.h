@@ -3,9 +3,9 @@
 // What the agent is told, by a ring buffer. What does not fit is counted exactly (EVENTS_LOST).
 #pragma once
 
-// The last two the agent tells itself, when it goes through the table (podway.kernel.bpf.flow_survey): of a flow that
-// goes on, and of one that the table gave up.
-enum event_kind { FLOW_NEW, FLOW_REJUDGED, FLOW_END, PACKET_DROPPED, FLOW_LIVES, FLOW_EVICTED };
+// Two the agent tells itself, when it goes through the table (podway.kernel.bpf.flow_survey): FLOW_LIVES of a flow that
+// goes on, and FLOW_EVICTED of one that the table gave up. FLOW_AUDITED: policies that only report would deny it.
+enum event_kind { FLOW_NEW, FLOW_REJUDGED, FLOW_END, PACKET_DROPPED, FLOW_LIVES, FLOW_EVICTED, FLOW_AUDITED };
 
 struct event {
 	__u64 time;

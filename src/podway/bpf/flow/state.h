@@ -83,6 +83,7 @@ struct endpoint {
 	__u32 ifindex; // of the host link
 	__u32 egress_rules, ingress_rules; // rule sets
 	__u32 flags;
+	__u32 egress_audit, ingress_audit; // rule sets by which is only told what they would deny
 };
 
 #define ENDPOINT_BRIDGED 1 // a port of a bridge: its frames are not routed, and never carried straight

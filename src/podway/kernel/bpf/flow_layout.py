@@ -149,6 +149,7 @@ class EventKind(enum.IntEnum):
     PACKET_DROPPED = 3
     FLOW_LIVES = 4
     FLOW_EVICTED = 5
+    FLOW_AUDITED = 6
 
 
 MOST_PRECEDENCE = (1 << 30) - 1
@@ -228,16 +229,29 @@ class Beginning(NamedTuple):
     newest: int
 
 
-ENDPOINT = Layout("endpoint", ifindex="I", egress_rules="I", ingress_rules="I", flags="I")
+ENDPOINT = Layout(
+    "endpoint",
+    ifindex="I",
+    egress_rules="I",
+    ingress_rules="I",
+    flags="I",
+    egress_audit="I",
+    ingress_audit="I",
+)
 
 
 class Endpoint(NamedTuple):
-    """A pod of this node, by one of its addresses: its host link and its rule sets (0: no policy)."""
+    """A pod of this node, by one of its addresses: its host link and its rule sets (0: no policy).
+
+    By the sets for audits is only told what they would deny.
+    """
 
     ifindex: int
     egress_rules: int = 0
     ingress_rules: int = 0
     flags: int = 0
+    egress_audit: int = 0
+    ingress_audit: int = 0
 
 
 RULE_SET = Layout("rule_set", generation="I", port_lengths="I")
@@ -371,6 +385,7 @@ FLOW = Layout(
     rtt="I",
     rtt_seen="I",
     retransmitted="I",
+    audited="2I",
 )
 
 
@@ -442,9 +457,14 @@ class Flow(NamedTuple):
         )
 
 
-def grown(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+def grown_flow(key: bytes, value: bytes) -> tuple[bytes, bytes]:
     """Return a flow that another build wrote, whose entries end earlier: what they lack is 0."""
     return key, value.ljust(FLOW.size, b"\0")[: FLOW.size]
+
+
+def grown_endpoint(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a pod's entry that another build wrote: likewise."""
+    return key, value.ljust(ENDPOINT.size, b"\0")[: ENDPOINT.size]
 
 
 QUOTA_KEY = Layout("quota_key", ifindex="I", incoming="I")
