@@ -1,0 +1,228 @@
+"""Services as entries of a node's nftables maps: what leads there who is not a pod. Pure, and incremental.
+
+What serves pods (services.maps) says who is behind an address and port; here that is said in the words of the
+rules of podway.plan.services. Their maps are keyed by a Service's address, protocol and port, for rules cannot
+look up in one map what another one says: so an endpoint has an entry for each address and port that leads to it.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from podway.api.addresses import Address
+from podway.api.kinds.service import MOST_ENDPOINTS
+from podway.services.maps import NOTHING, PROTOCOLS, Delta, Entries, Frontend, FrontendFlag, FrontendKey
+
+SERVICES, REFUSED, BACKENDS, CLUSTER = "services", "refused", "backends", "cluster"
+"""The maps, and the set."""
+
+SPREAD = 8
+"""Places that each backend has at least where clients stay: their shares differ by an eighth at most."""
+
+_MAPPED = 12
+"""Bytes ahead of an IPv4 address in one of 16 bytes (services.maps.packed)."""
+
+_PLACE = struct.Struct("=I")
+"""A place, as a register of the kernel has it: in the processor's byte order."""
+
+
+class NodeKey(NamedTuple):
+    """The key of an entry: the IP version of its table, the map or set, and the key's bytes in it."""
+
+    version: int
+    map: str
+    key: bytes
+
+
+NodeValue: TypeAlias = bytes | str
+"""What an entry says: bytes; the name of a chain that it leads to; nothing, if it is in a set."""
+
+
+class Where(NamedTuple):
+    """An address and port."""
+
+    address: Address
+    port: int
+
+
+class NodeDelta(msgspec.Struct, frozen=True):
+    """Changes of a node's entries: what is put, with what it is to say, and what goes.
+
+    `stale` are those of `put` that say something else until then. `moved` are addresses and ports of UDP to which
+    others are led from then on, with those who are behind them still: the kernel must not go on with former ones.
+    """
+
+    put: Mapping[NodeKey, NodeValue] = {}
+    gone: Mapping[NodeKey, NodeValue] = {}
+    stale: frozenset[NodeKey] = frozenset()
+    moved: Mapping[Where, frozenset[Where]] = {}
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing changes."""
+        return not self.put and not self.gone
+
+
+class NodeMaps:
+    """A node's entries, kept in step with those that serve pods; of these IP versions only."""
+
+    def __init__(self, versions: Iterable[int], entries: Entries = NOTHING) -> None:
+        self._versions = frozenset(versions)
+        self._frontends = dict(entries.frontends)
+        self._choices = dict(entries.choices)
+        self._backends = dict(entries.backends)
+        self._of: dict[int, dict[FrontendKey, None]] = {}
+        """The addresses and ports behind which each set is."""
+        for key, frontend in self._frontends.items():
+            self._of.setdefault(frontend.backends, {})[key] = None
+
+    def entries(self) -> Iterator[tuple[NodeKey, NodeValue]]:
+        """Yield all that there is to be written."""
+        for key in tuple(self._frontends):
+            frontend = self._frontends.get(key)
+            if frontend is not None:
+                yield from self._entries(key, frontend)
+
+    def change(self, delta: Delta) -> NodeDelta:
+        """Take over changes of what serves pods; return what changes here by them."""
+        sets = {number for number, _ in (*delta.choices, *delta.gone_choices)}
+        # Backends' numbers are never another's, so a set that changes has other places.
+        touched = dict.fromkeys([*delta.frontends, *delta.gone_frontends])
+        for number in sets:
+            touched.update(self._of.get(number, {}))
+        before = self._all(touched)
+        self._take(delta)
+        after = self._all(touched)
+        return difference(after, before)
+
+    def _all(self, keys: Iterable[FrontendKey]) -> dict[NodeKey, NodeValue]:
+        found: dict[NodeKey, NodeValue] = {}
+        for key in keys:
+            frontend = self._frontends.get(key)
+            if frontend is not None:
+                found.update(self._entries(key, frontend))
+        return found
+
+    def _take(self, delta: Delta) -> None:
+        self._backends.update(delta.backends)
+        self._choices.update(delta.choices)
+        for key in (*delta.frontends, *delta.gone_frontends):
+            former = self._frontends.pop(key, None)
+            if former is not None:
+                users = self._of[former.backends]
+                del users[key]
+                if not users:
+                    del self._of[former.backends]
+        for key, frontend in delta.frontends.items():
+            self._frontends[key] = frontend
+            self._of.setdefault(frontend.backends, {})[key] = None
+        for choice in delta.gone_choices:
+            self._choices.pop(choice, None)
+        for number in delta.gone_backends:
+            self._backends.pop(number, None)
+
+    def _entries(self, key: FrontendKey, frontend: Frontend) -> Iterator[tuple[NodeKey, NodeValue]]:
+        version, address = _short(key.address)
+        if version not in self._versions:
+            return
+        if not key.protocol:
+            yield NodeKey(version, CLUSTER, address), b""
+            return
+        where = address + _protocol(key.protocol) + _port(key.port)
+        behind = self._behind(frontend.backends)
+        if not behind:
+            refused = "drop_it" if frontend.flags & FrontendFlag.DROP else "refuse"
+            yield NodeKey(version, REFUSED, where), refused
+            return
+        stays = bool(frontend.affinity) and len(behind) > 1
+        places = spread(behind) if stays else behind
+        yield NodeKey(version, SERVICES, where), f"{'same' if stays else 'any'}_{room(len(places))}"
+        for place, value in enumerate(places):
+            yield NodeKey(version, BACKENDS, where + _PLACE.pack(place)), value
+
+    def _behind(self, number: int) -> list[bytes]:
+        """Return where the backends of a set are, by their places, as far as there is room."""
+        count = min(self._choices.get((number, 0), 0), MOST_ENDPOINTS)
+        found = []
+        for place in range(1, count + 1):
+            backend = self._backends[self._choices[number, place]]
+            found.append(_short(backend.address)[1] + _port(backend.port))
+        return found
+
+
+def difference(want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeValue]) -> NodeDelta:
+    """Return what leads from some entries to those that are wanted."""
+    put = {key: value for key, value in want.items() if have.get(key) != value}
+    gone = {key: value for key, value in have.items() if key not in want}
+    stale = frozenset(key for key in put if key in have)
+    moved: dict[bytes, set[Where]] = {}
+    for key in (*gone, *stale, *(key for key in put if key.map != BACKENDS)):
+        if key.map in (SERVICES, REFUSED, BACKENDS) and (where := _udp(key)):
+            moved[where] = set()
+    for key, value in want.items() if moved else ():
+        if key.map == BACKENDS and (where := _udp(key)) in moved and isinstance(value, bytes):
+            moved[where].add(_where(value[:-4], value[-4:]))
+    told = {_where(where[:-8], where[-4:]): frozenset(behind) for where, behind in moved.items()}
+    return NodeDelta(put, gone, stale, told)
+
+
+def _udp(key: NodeKey) -> bytes:
+    """Return the address, protocol and port that an entry is of; nothing if that is not UDP."""
+    where = key.key[: -_PLACE.size] if key.map == BACKENDS else key.key
+    return where if where[-8] == PROTOCOLS["UDP"] else b""
+
+
+def _where(address: bytes, port: bytes) -> Where:
+    return Where(ip_address(address), int.from_bytes(port[:2]))
+
+
+def room(count: int) -> int:
+    """Return the power of two that so many places fit in."""
+    return 1 << (count - 1).bit_length()
+
+
+def spread(backends: Sequence[bytes]) -> list[bytes]:
+    """Return who has each place where clients stay with their backends: a power of two of places, none free.
+
+    One backend more or less moves little besides its own share, and the order in which they are told does not
+    matter: Maglev's table (Eisenbud et al., NSDI 2016, section 3.4). With a number of places that is a power of
+    two every odd step goes through all of them.
+    """
+    names = sorted(backends)
+    size = min(room(SPREAD * len(names)), MOST_ENDPOINTS)
+    steps = []
+    for name in names:
+        digest = hashlib.blake2b(name, digest_size=8).digest()
+        start, step = struct.unpack("<II", digest)
+        steps.append([start % size, step % size | 1])
+    table: list[bytes | None] = [None] * size
+    filled = 0
+    while True:
+        for name, step in zip(names, steps, strict=True):
+            place, by = step
+            while table[place] is not None:
+                place = (place + by) % size
+            table[place] = name
+            step[0] = (place + by) % size
+            filled += 1
+            if filled == size:
+                return [one for one in table if one is not None]
+
+
+def _short(address: bytes) -> tuple[int, bytes]:
+    """Return an address's IP version, and its bytes in packets."""
+    if address.startswith(b"\0\0\0\0\0\0\0\0\0\0\xff\xff"):
+        return 4, address[_MAPPED:]
+    return 6, address
+
+
+def _protocol(number: int) -> bytes:
+    return bytes((number, 0, 0, 0))
+
+
+def _port(number: int) -> bytes:
+    return struct.pack(">HH", number, 0)

@@ -1,0 +1,141 @@
+"""Services for a node's own processes: entries in the words of its rules, in steps as from scratch.
+
+Whom one may reach by them is asked as the rules ask (podway.plan.services), and compared with the second opinion.
+"""
+
+import struct
+from collections import Counter
+from ipaddress import ip_address
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podway.api.kinds.endpoint_slice import EndpointPort
+from podway.api.kinds.service import ServicePort
+from podway.api.resource import key as key_of
+from podway.services.maps import Delta, Maps
+from podway.services.node_maps import NodeDelta, NodeKey, NodeMaps, NodeValue, difference, room, spread
+from podway.services.planner import ServicePlanner
+from tests.services.clusters import NODE, VIP, endpoint, events, piece, service
+from tests.services.model import reachable
+
+VERSIONS = (4, 6)
+
+
+def led(entries: dict[NodeKey, NodeValue], address: Any, protocol: int, port: int) -> tuple[set[Any], str]:
+    """Return to whom the rules lead a connection, and what becomes of it where they lead to nobody."""
+    where = address.packed + bytes((protocol, 0, 0, 0)) + struct.pack(">HH", port, 0)
+    chain = entries.get(NodeKey(address.version, "services", where))
+    if chain is None:
+        return set(), str(entries.get(NodeKey(address.version, "refused", where), ""))
+    kind, _, places = str(chain).partition("_")
+    half = int(places) // 2
+    found = set()
+    for place in range(int(places)):
+        value = entries.get(NodeKey(address.version, "backends", where + struct.pack("=I", place)))
+        assert isinstance(value, bytes) or (kind == "any" and place >= half), "a draw that leads to nobody"
+        if isinstance(value, bytes):
+            found.add((ip_address(value[:-4]), int.from_bytes(value[-4:-2])))
+    return found, kind
+
+
+def taken(entries: dict[NodeKey, NodeValue], delta: NodeDelta) -> None:
+    """Take over changes, as a kernel does: what says something else has to be known for that."""
+    for key, value in delta.put.items():
+        assert (key in entries) == (key in delta.stale)
+        entries[key] = value
+    for key, value in delta.gone.items():
+        assert entries.pop(key) == value
+
+
+@given(events)
+@settings(max_examples=80, deadline=None)
+def test_a_node_is_led_as_the_second_opinion_says_after_any_events(happened: list[Any]) -> None:
+    planner, node = ServicePlanner(NODE), NodeMaps(VERSIONS)
+    objects: dict[Any, Any] = {}
+    entries: dict[NodeKey, NodeValue] = {}
+    written = Maps()
+    for what, obj in happened:
+        if what == "put":
+            planner.put(obj)
+            objects[key_of(obj)] = obj
+        else:
+            planner.drop(key_of(obj))
+            objects.pop(key_of(obj), None)
+        delta = planner.settle()
+        written.apply(delta)
+        taken(entries, node.change(delta))
+        assert entries == dict(NodeMaps(VERSIONS, written.entries).entries())
+    expected = reachable(objects.values(), NODE)
+    for (address, protocol, port), (ends, stays, dropped) in expected.items():
+        found, how = led(entries, address, protocol, port)
+        assert found == {(ip_address(str(end[0])), end[1]) for end in ends}
+        if not found:
+            assert how == ("drop_it" if dropped else "refuse")
+        elif len(found) > 1:
+            assert how == ("same" if stays else "any")
+    assert {key for key in entries if key.map in {"services", "refused"}} == {
+        NodeKey(address.version, key.map, key.key)
+        for key in entries
+        if key.map in {"services", "refused"}
+        for address in [ip_address(key.key[:-8])]
+        if (address, key.key[-8], int.from_bytes(key.key[-4:-2])) in expected
+    }
+
+
+def _udp(*addresses: str) -> list[Any]:
+    port = ServicePort(port=53, protocol="UDP")
+    ends = [endpoint(one) for one in addresses]
+    return [service("web", port), piece("s", *ends, ports=(EndpointPort(port=5353, protocol="UDP"),))]
+
+
+def _settle(planner: ServicePlanner, *objects: Any) -> Delta:
+    for obj in objects:
+        planner.put(obj)
+    return planner.settle()
+
+
+def test_of_udp_it_is_told_who_is_left_and_of_tcp_nothing() -> None:
+    planner, node = ServicePlanner(NODE), NodeMaps(VERSIONS)
+    where = (ip_address(VIP), 53)
+
+    def moved(*addresses: str) -> Any:
+        return node.change(_settle(planner, *_udp(*addresses))).moved
+
+    one, two = ((ip_address(f"10.1.0.{n}"), 5353) for n in (1, 2))
+    assert moved("10.1.0.1") == {where: {one}}  # what came before was led elsewhere
+    assert moved("10.1.0.1", "10.1.0.2")[where] == {one, two}
+    assert moved("10.1.0.2") == {where: {two}}
+    assert moved() == {where: frozenset()}
+    assert not node.change(_settle(planner, service("api", cluster_ips=("10.96.0.11",)))).moved
+
+
+def test_a_family_that_a_node_has_no_table_for_has_no_entries() -> None:
+    planner = ServicePlanner(NODE)
+    delta = _settle(planner, service(cluster_ips=(VIP, "fd00:96::10")))
+    assert {key.version for key in NodeMaps([4]).change(delta).put} == {4}
+    assert {key.version for key in NodeMaps(VERSIONS).change(delta).put} == {4, 6}
+
+
+@given(st.sets(st.binary(min_size=8, max_size=8), min_size=2, max_size=60), st.data())
+@settings(max_examples=60, deadline=None)
+def test_places_are_shared_evenly_and_stay_where_they_are(backends: set[bytes], data: st.DataObject) -> None:
+    every = sorted(backends)
+    places = spread(every)
+    assert len(places) == room(len(places)) >= 8 * len(every)
+    shares = Counter(places)
+    assert max(shares.values()) - min(shares.values()) <= 1
+    assert spread(data.draw(st.permutations(every))) == places
+    gone = data.draw(st.sampled_from(every))
+    left = spread([one for one in every if one != gone])
+    if len(left) == len(places):
+        stayed = sum(a == b for a, b in zip(places, left, strict=True) if a != gone)
+        assert stayed >= 0.5 * (len(places) - shares[gone])
+
+
+def test_a_difference_says_what_is_there_already() -> None:
+    key, other = NodeKey(4, "cluster", b"\x0a\0\0\1"), NodeKey(4, "services", b"\x0a\0\0\1\6\0\0\0\0\x50\0\0")
+    assert difference({key: b"", other: "any_1"}, {other: "any_2", key: b""}) == NodeDelta(
+        {other: "any_1"}, {}, frozenset({other})
+    )
