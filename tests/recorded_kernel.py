@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from podway.api.addresses import Address, Network
+from podway.api.addresses import Address, Family, Network
 from podway.errors import KernelError
 from podway.kernel import engine
 from podway.kernel.engine import Compared, Report
@@ -19,6 +19,7 @@ from podway.policy.maps import Columns, Prefix, RuleKey
 from podway.services.maps import Delta as ServiceDelta
 from podway.services.maps import Entries as ServiceEntries
 from podway.services.maps import Maps as ServiceMaps
+from podway.services.node_maps import NodeDelta, NodeKey, NodeValue
 
 
 class RecordedKind:
@@ -143,11 +144,37 @@ class RecordedFlows:
         self.ways += ways
 
 
+class RecordedServices:
+    """Implements podway.kernel.interface.ServicesDoor: entries in memory.
+
+    `missing` says that a table is not there.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[NodeKey, NodeValue] = {}
+        self.missing = False
+
+    def read(self, families: Iterable[Family]) -> Generator[None, None, Mapping[NodeKey, NodeValue]]:
+        if self.missing:
+            raise KernelError("read", errno.ENOENT)
+        yield
+        return {key: value for key, value in self.entries.items() if key.version in set(families)}
+
+    def write(self, delta: NodeDelta) -> Generator[None, None, None]:
+        yield
+        for key, value in delta.put.items():
+            assert self.entries.get(key, value) == value or key in delta.stale, key
+            self.entries[key] = value
+        for key in delta.gone:
+            del self.entries[key]
+
+
 class RecordedKernel:
     """Implements podway.kernel.interface.NodeKernel. `log` has every change in its order."""
 
     def __init__(self) -> None:
         self.flow = RecordedFlows()
+        self.services = RecordedServices()
         self.log: list[Change] = []
         self.refuses: Callable[[Change], bool] = lambda change: False
         self.auditing: Callable[[], bool] = lambda: False

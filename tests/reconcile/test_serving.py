@@ -20,12 +20,12 @@ from podway.cluster.view import SERVING, ClusterView
 from podway.errors import KernelError
 from podway.plan.uplink import Uplink
 from podway.reconcile.map_keeper import RETRY
-from podway.reconcile.serving import Serving
+from podway.reconcile.serving import Serving, Wrong
 from podway.reconcile.state import NodeState
 from podway.services.maps import Delta, Entries
 from podway.services.maps import Maps as ServiceMaps
 from podway.services.planner import ServicePlanner, summary
-from tests.recorded_kernel import RecordedFlows
+from tests.recorded_kernel import RecordedFlows, RecordedServices
 from tests.services.clusters import NODE, endpoint, events, piece, service
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
@@ -40,6 +40,7 @@ class Node:
 
     def __init__(self, *objects: Any) -> None:
         self.flows = RecordedFlows()
+        self.own = RecordedServices()
         self.time = 1000.0
         self.state = NodeState(NODE, ClusterView.of([SERVED, *objects]), UPLINK)
         self.state.now = lambda: self.time  # type: ignore[method-assign]
@@ -49,7 +50,7 @@ class Node:
         """Have an agent start, beside what the last one left."""
         self.flows.close()
         self.flows.open([], [], lambda: None)
-        self.agent = Serving(self.flows, self.state)
+        self.agent = Serving(self.flows, self.own, self.state)
         self.bring()
 
     def bring(self) -> None:
@@ -88,13 +89,13 @@ class Node:
         return self.flows.services.entries
 
 
-def ended(steps: Generator[None, None, Delta | None]) -> Delta | None:
+def ended(steps: Generator[None, None, Wrong | None]) -> Wrong | None:
     """What an audit returns."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            found: Delta | None = end.value
+            found: Wrong | None = end.value
             return found
 
 
@@ -131,7 +132,7 @@ def test_maps_are_those_of_all_facts_after_any_events(happened: list[Any]) -> No
     fresh.settle()
     assert summary(node.written) == summary(fresh.entries)
     before = node.written
-    assert ended(node.agent.audit()) == Delta()
+    assert ended(node.agent.audit()) == Wrong()
     node.start()  # what is right already stays, with its numbers
     assert summary(node.written) == summary(fresh.entries)
     assert {where: one.backends for where, one in node.written.frontends.items()} == {
@@ -164,7 +165,7 @@ def test_what_is_told_while_an_audits_findings_are_written_is_not_overtaken_by_t
     node.flows.services.backends.clear()
     found = ended(node.agent.audit())
     assert found
-    assert len(found.backends) == 2
+    assert len(found.pods.backends) == 2
     steps = node.agent.mend(found)
     next(steps)
     change = Change(key(WEB[1]), WEB[1], piece("s"))
@@ -174,7 +175,7 @@ def test_what_is_told_while_an_audits_findings_are_written_is_not_overtaken_by_t
     for _ in steps:
         pass
     assert not node.written.backends
-    assert ended(node.agent.audit()) == Delta()
+    assert ended(node.agent.audit()) == Wrong()
 
 
 def test_what_was_refused_is_told_and_tried_again(refusing: Callable[[Node], None]) -> None:
@@ -285,7 +286,7 @@ def test_what_is_told_while_it_begins_is_not_overtaken_by_what_was_known_before(
     node.state.view = ClusterView.of([SERVED, *WEB, *many])
     node.flows.close()
     node.flows.open([], [], lambda: None)
-    node.agent = Serving(node.flows, node.state)
+    node.agent = Serving(node.flows, node.own, node.state)
     for number, _ in enumerate(node.agent.portions()):
         if number == 3:
             change = Change(key(WEB[1]), WEB[1], piece("s"))

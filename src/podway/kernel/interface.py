@@ -7,13 +7,14 @@ is driven by the same engine (podway.kernel.engine).
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from podway.api.addresses import Network
+from podway.api.addresses import Family, Network
 from podway.kernel.engine import Report
 from podway.kernel.flow import Entries, FlowWrites
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan
 from podway.services.maps import Delta as ServiceDelta
 from podway.services.maps import Entries as ServiceEntries
+from podway.services.node_maps import NodeDelta, NodeKey, NodeValue
 
 
 class FlowDoor(Protocol):
@@ -77,12 +78,35 @@ class FlowDoor(Protocol):
         ...
 
 
+class ServicesDoor(Protocol):
+    """The maps that lead a node's own processes to Services (podway.kernel.node_services.NodeServices).
+
+    Every method may raise KernelError.
+    """
+
+    def read(self, families: Iterable[Family]) -> Generator[None, None, Mapping[NodeKey, NodeValue]]:
+        """Return all entries of the tables of these families; yields now and then, where a caller may pause.
+
+        The error is ENOENT while one of the tables is not there.
+        """
+        ...
+
+    def write(self, delta: NodeDelta) -> Generator[None, None, None]:
+        """Write changes; yields now and then, where a caller may pause."""
+        ...
+
+
 class NodeKernel(Protocol):
     """A kernel as one node's network namespace shows it. Every method may raise KernelError."""
 
     @property
     def flow(self) -> FlowDoor:
         """The node's flow engine."""
+        ...
+
+    @property
+    def services(self) -> ServicesDoor:
+        """The maps of Services for the node's own processes."""
         ...
 
     def apply(self, plan: NodePlan) -> Report:

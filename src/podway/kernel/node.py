@@ -18,6 +18,7 @@ from podway.kernel.netlink import Connection
 from podway.kernel.netlink.constants import NETLINK_NETFILTER
 from podway.kernel.nft.libnftables import Nftables
 from podway.kernel.nft.sets import NftSets
+from podway.kernel.node_services import NodeServices
 from podway.kernel.rtnl import links, proxies, routes
 from podway.plan.changes import Change
 from podway.plan.objects import ROUTE_PROTOCOL, NftElement, NodePlan, PodEnd, PodWiring
@@ -53,6 +54,7 @@ class Kernel:
         self._endpoints = ipip.TunnelEndpoints(self.connection, lambda: self._inventory.numbers)
         self._sources = ipip.TunnelSources(self.connection, lambda: self._inventory.numbers)
         self.flow = FlowEngine(self.connection, lambda: self._inventory.numbers)
+        self.services = NodeServices(self._netfilter)
         self._devices = kinds.Devices(self.connection, self._inventory, self._netns)
         # Rules come before what they guard, and go after it.
         self._kinds: tuple[Kind, ...] = (

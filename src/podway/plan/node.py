@@ -28,6 +28,7 @@ from podway.plan.ports import port_guard
 from podway.plan.remote import last_resorts
 from podway.plan.segment import plan_segment
 from podway.plan.sent_modes import NOTHING_SENT, SentModes
+from podway.plan.services import plan_services
 from podway.plan.uplink import Uplink
 from podway.plan.wiring import wire
 
@@ -163,6 +164,14 @@ def _nat_inputs(facts: NodeFacts) -> tuple[object, ...]:
     return (chosen, view.pools, view.peers, view.config, bool(facts.lan), facts.modes)
 
 
+def _services_inputs(facts: NodeFacts) -> tuple[object, ...]:
+    return (facts.view.config, facts.view.pools, facts.uplink, facts.engine)
+
+
+def _services(facts: NodeFacts) -> NodePlan:
+    return plan_services(facts.view, facts.uplink, engine=facts.engine)
+
+
 def _overlay(facts: NodeFacts) -> NodePlan:
     """Plan the devices of encapsulations, and what keeps a pool's packets from leaving bare."""
     over = plan_overlays(facts.view, facts.node, facts.uplink, strict=facts.strict)
@@ -289,6 +298,7 @@ SCOPES: tuple[Scope | KeyedScope, ...] = (
         lambda facts: (facts.answered, facts.uplink),
         lambda facts: plan_segment(facts.answered, facts.uplink),
     ),
+    Scope("services", _services_inputs, _services),
     # What translates all but packets to nodes comes when it knows them all.
     Scope("nat", _nat_inputs, _nat),
 )

@@ -31,6 +31,9 @@ NFT_VXLAN_TABLE = "podway-vxlan"
 NFT_NAT_TABLE = "podway-nat"
 """Name of those that translate what pods send out of the cluster."""
 
+NFT_SERVICES_TABLE = "podway-services"
+"""Name of those that lead to Services what does not come from pods."""
+
 DEVICE_GROUP = 0x70776164
 """IFLA_GROUP of every other device of ours ('pwad'): the overlay devices and the bridge."""
 
@@ -330,7 +333,7 @@ class Sysctl(msgspec.Struct, frozen=True, gc=False):
 
 def is_our_table(name: str) -> bool:
     """Tell whether an nftables table of this name is ours, in whatever family."""
-    return name in {NFT_TABLE, NFT_VXLAN_TABLE, NFT_NAT_TABLE}
+    return name in {NFT_TABLE, NFT_VXLAN_TABLE, NFT_NAT_TABLE, NFT_SERVICES_TABLE}
 
 
 class NftSet(msgspec.Struct, frozen=True, gc=False):
@@ -346,13 +349,15 @@ class NftSet(msgspec.Struct, frozen=True, gc=False):
 class NftTable(msgspec.Struct, frozen=True, gc=False):
     """One whole nftables table of ours, as nft's text: what stands between the table's braces.
 
-    `sets` are those of its sets whose elements are objects of their own (NftElement).
+    `sets` are those of its sets whose elements are objects of their own (NftElement); `kept` names those, and
+    maps, whose elements are no part of plans at all.
     """
 
     family: NftFamily
     name: str
     body: str
     sets: tuple[NftSet, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"nft table {self.family} {self.name}"

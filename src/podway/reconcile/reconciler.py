@@ -72,7 +72,7 @@ from podway.errors import AgentError, KernelError, PodwayError
 from podway.kernel.engine import Report
 from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
-from podway.plan.objects import NodePlan, PodWiring, Sysctl
+from podway.plan.objects import NFT_SERVICES_TABLE, NodePlan, PodWiring, Sysctl
 from podway.reconcile import saved_sysctls
 from podway.reconcile.enforcement import Enforcement
 from podway.reconcile.enforcement import described as described_policies
@@ -150,7 +150,7 @@ class Reconciler:
         self._listeners: list[asyncio.Event] = []
         self.enforcement = Enforcement(kernel.flow, state)
         """Brings policies into force, ahead of what is planned: nobody is let through before them."""
-        self.serving = Serving(kernel.flow, state)
+        self.serving = Serving(kernel.flow, kernel.services, state)
         """Serves Services, behind the policies that judge what is sent to them."""
         self.repairs = Repairs()
         self.way = RightOfWay()
@@ -507,9 +507,12 @@ class Reconciler:
         return report
 
     def _lead_anew(self, report: Report) -> None:
-        """Have packets' ways looked up anew that lead through what was changed."""
+        """Have packets' ways looked up anew that lead through what was changed, and emptied maps filled."""
         if any(change.kind in _LEADING for change in report.changes):
             self.enforcement.ways_changed()
+        if any(change.kind == "nft table" and change.key[1] == NFT_SERVICES_TABLE for change in report.changes):
+            self.serving.node.loaded()
+            self.wake()
 
     def _remember(self, settings: Iterable[Sysctl]) -> AgentError | None:
         """Note what settings of the whole node were; return what hindered that: pods need them anyway."""

@@ -7,12 +7,14 @@ takes numbers and places from there; audits compare again, and undo what others 
 What is not known is left alone. Until Services, endpoints and pods are listed, what an agent before this one wrote
 goes on to lead connections; so does a Service whose object cannot be read, by its last good state.
 
+The node's own processes are served by the same facts, where settings ask for it (podway.reconcile.node_serving).
+
 Where no Services are to be served, or not any more, the maps are emptied: then a pod's packets to them are the
 stack's, and another proxy's.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -24,10 +26,12 @@ from podway.api.resource import Resource
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_services
 from podway.errors import KernelError
-from podway.kernel.interface import FlowDoor
+from podway.kernel.interface import FlowDoor, ServicesDoor
 from podway.reconcile.map_keeper import RETRY, SLICE, MapKeeper, not_as_planned
+from podway.reconcile.node_serving import NodeServing
 from podway.reconcile.state import NodeState
 from podway.services.maps import NOTHING, Delta, Entries
+from podway.services.node_maps import NodeDelta
 from podway.services.planner import ServicePlanner
 
 log = structlog.get_logger(__name__)
@@ -41,14 +45,28 @@ PORTION = 50
 _KINDS = (Service, EndpointSlice, Pod, Node)
 
 
+class Wrong(NamedTuple):
+    """What an audit found: changes that put right what serves pods, and what serves the node's own processes."""
+
+    pods: Delta = Delta()
+    node: NodeDelta = NodeDelta()
+
+    @property
+    def empty(self) -> bool:
+        """Whether all is as it should be."""
+        return self.pods.empty and self.node.empty
+
+
 class Serving(MapKeeper):
     """Keeps the flow engine's maps in step with the cluster's Services, where NetworkConfig has them served."""
 
     DOING = "served Services"
     FALLS_SHORT = "Services are not served as they should be"
 
-    def __init__(self, flow: FlowDoor, state: NodeState) -> None:
+    def __init__(self, flow: FlowDoor, node: ServicesDoor, state: NodeState) -> None:
         super().__init__(flow, state)
+        self.node = NodeServing(node, state)
+        """Serves the node's own processes, by what serves pods."""
         self._planner: ServicePlanner | None = None
         self._maps_of = 0
         """Which opening of the engine the maps are of that were compared."""
@@ -76,7 +94,7 @@ class Serving(MapKeeper):
     @property
     def busy(self) -> bool:
         """Whether there is something to write now; what was refused waits for an audit."""
-        return self._work is not None or bool(self._told) or self._is_to_begin
+        return self._work is not None or bool(self._told) or self._is_to_begin or self._is_node_to_begin
 
     @property
     def retry(self) -> float:
@@ -93,7 +111,7 @@ class Serving(MapKeeper):
             problem = "the flow engine does not work on this node"
         return {
             "wanted": view.config.services,
-            "in_force": "pods" if self.in_force else "off",
+            "in_force": ("all" if self.node.in_force else "pods") if self.in_force else "off",
             "problem": problem,
             "pending": self.busy or self._refused,
             "frontends": frontends,
@@ -120,6 +138,11 @@ class Serving(MapKeeper):
             return False
         return self.wanted != (self._planner is not None) or self._maps_of != self._flow.openings
 
+    @property
+    def _is_node_to_begin(self) -> bool:
+        """Whether what serves pods is known, and is to be brought to the node's own maps from the beginning."""
+        return self.in_force and self.node.is_to_begin and not self._refused
+
     def portions(self) -> Iterator[None]:
         """Write what is to be written, in bounded steps; yields after each. Others may do so in between."""
         if not self._flow.is_open:
@@ -131,7 +154,10 @@ class Serving(MapKeeper):
     def _take_up(self) -> Iterator[None] | None:
         if self.busy and (self._work is None or (self._is_to_begin and not self._beginning)):
             self._beginning = self._is_to_begin
-            self._work = self._begin() if self._beginning else self._follow()
+            if self._beginning:
+                self._work = self._begin()
+            else:
+                self._work = self._begin_node() if self._is_node_to_begin else self._follow()
             self._written += 1
         return self._work
 
@@ -154,11 +180,13 @@ class Serving(MapKeeper):
 
     def _end(self) -> None:
         self._planner, self._work, self._told, self._beginning = None, None, [], False
+        self.node.forget()
 
     def _begin(self) -> Iterator[None]:
         """Compare the maps with all that is wanted, whatever was left in them, and write what differs."""
         self._maps_of, self._told, self._refused = self._flow.openings, [], False
         self._planner = None
+        self.node.forget()
         left = yield from self._flow.read_services()
         if not self.wanted:
             if any(left):
@@ -181,6 +209,11 @@ class Serving(MapKeeper):
         frontends, backends = planner.counts()
         log.info("Services are served", frontends=frontends, backends=backends)
 
+    def _begin_node(self) -> Iterator[None]:
+        """Bring all that serves pods to the node's own maps, too, whatever was left in them."""
+        assert self._planner is not None
+        yield from self.node.begin((yield from self._planner.gathered()))
+
     def _follow(self) -> Iterator[None]:
         """Settle what was told, and write it."""
         assert self._planner is not None
@@ -192,8 +225,9 @@ class Serving(MapKeeper):
                 self._planner.put(change.new)
         delta = yield from self._planner.settling(PORTION)
         yield from self._flow.write_services(delta)
+        yield from self.node.change(delta)
 
-    def audit(self) -> Generator[None, None, Delta | None]:
+    def audit(self) -> Generator[None, None, Wrong | None]:
         """Compare the maps with all that is wanted, in slices; yields after each, where others may go first.
 
         Returns what differs; None if nobody can tell, since something was written meanwhile. Raises KernelError.
@@ -202,10 +236,10 @@ class Serving(MapKeeper):
         if not self.in_force or planner is None or self.busy:
             return None
         left = yield from self._flow.read_services()
-        wrong = yield from compared((yield from planner.gathered()), left)
+        wrong = Wrong((yield from compared((yield from planner.gathered()), left)), (yield from self.node.audit()))
         return None if self._written != before or self.busy or not self._flow.is_open else wrong
 
-    def mend(self, wrong: Delta | None) -> Generator[None, None, str]:
+    def mend(self, wrong: Wrong | None) -> Generator[None, None, str]:
         """Put right what an audit has just found, if anything; return what it was. Yields after each step."""
         if wrong is None:
             return ""
@@ -213,9 +247,13 @@ class Serving(MapKeeper):
         if wrong.empty:
             return ""
         self._written += 1
-        self._work = self._flow.write_services(wrong)  # what is told meanwhile is written after it
+        self._work = self._write(wrong)  # what is told meanwhile is written after it
         yield from self.portions()
         return "" if ours or self._refused else f"{described(wrong)}: put right"
+
+    def _write(self, wrong: Wrong) -> Iterator[None]:
+        yield from self._flow.write_services(wrong.pods)
+        yield from self.node.write(wrong.node)
 
 
 def compared(want: Entries, have: Entries) -> Generator[None, None, Delta]:
@@ -244,11 +282,13 @@ def _differing(
     return put, tuple(gone)
 
 
-def described(wrong: Delta) -> str:
-    """Say what of the flow engine's maps of Services is not as it should be."""
+def described(wrong: Wrong) -> str:
+    """Say what of the maps of Services is not as it should be."""
+    pods, node = wrong
     counts = {
-        "frontends": len(wrong.frontends) + len(wrong.gone_frontends),
-        "places": len(wrong.choices) + len(wrong.gone_choices),
-        "backends": len(wrong.backends) + len(wrong.gone_backends),
+        "frontends": len(pods.frontends) + len(pods.gone_frontends),
+        "places": len(pods.choices) + len(pods.gone_choices),
+        "backends": len(pods.backends) + len(pods.gone_backends),
+        "entries of the node's own maps": len(node.put) + len(node.gone),
     }
     return not_as_planned("Services", counts)

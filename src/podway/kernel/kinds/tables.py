@@ -62,7 +62,7 @@ class NftTables:
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
         """Return our tables."""
-        wanted = {table.key: [each.name for each in table.sets] for table in plan.tables}
+        wanted = {table.key: [*(each.name for each in table.sets), *table.kept] for table in plan.tables}
         return {
             key: LoadedTable(*key, form(self._connection, *key, wanted.get(key, ())))
             for key in tables(self._connection)

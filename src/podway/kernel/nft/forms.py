@@ -84,7 +84,8 @@ def loaded_form(table: NftTable) -> Form:
         finally:
             scratch.close()
         with Connection(fd, protocol=c.NETLINK_NETFILTER) as connection:
-            return form(connection, table.family, table.name, [each.name for each in table.sets])
+            names = [*(each.name for each in table.sets), *table.kept]
+            return form(connection, table.family, table.name, names)
     finally:
         os.close(fd)
 

@@ -1,0 +1,84 @@
+"""The nftables maps by which a node's own processes are led to Services, read and written.
+
+The table with the rules that ask them is the plan's (podway.plan.services); its maps are kept here, as the flow
+engine's are (podway.kernel.bpf.service_maps): there may be hundreds of thousands of entries, of which one event
+changes a few.
+"""
+
+import errno
+from collections.abc import Generator, Iterable
+from itertools import islice
+
+from podway.api.addresses import Family
+from podway.errors import KernelError
+from podway.kernel.conntrack import forget_udp
+from podway.kernel.netlink import Connection
+from podway.kernel.nft import maps
+from podway.plan.guard import NFT_FAMILY
+from podway.plan.objects import NFT_SERVICES_TABLE
+from podway.plan.services import KEPT
+from podway.services.node_maps import BACKENDS, NodeDelta, NodeKey, NodeValue
+
+PORTION = 200
+"""Entries of one transaction, after which whoever writes may pause: some milliseconds."""
+
+
+class NodeServices:
+    """The maps in one namespace, by a connection to nfnetlink. Every method raises KernelError."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.forgotten = 0
+        """How many tracked connections were forgotten, since others are behind a Service."""
+
+    def read(self, families: Iterable[Family]) -> Generator[None, None, dict[NodeKey, NodeValue]]:
+        """Return all entries of the tables of these families; yields now and then, where a caller may pause.
+
+        Raises KernelError with ENOENT while one of the tables is not there.
+        """
+        found: dict[NodeKey, NodeValue] = {}
+        for family in families:
+            for name in KEPT:
+                place = (NFT_FAMILY[family], NFT_SERVICES_TABLE, name)
+                for done, one in enumerate(maps.read(self._connection, place), 1):
+                    found[NodeKey(family, name, one.key)] = one.value
+                    if not done % PORTION:
+                        yield
+        return found
+
+    def write(self, delta: NodeDelta) -> Generator[None, None, None]:
+        """Write changes; yields now and then, where a caller may pause.
+
+        Nobody is led to what is not there: what is new comes from behind to the front, what goes the other way
+        round. In the end the kernel forgets connections to who is not there any more. Raises the first KernelError
+        once the rest was tried.
+        """
+        failures: list[KernelError] = []
+        for behind, putting in ((True, True), (False, True), (False, False), (True, False)):
+            entries = delta.put if putting else delta.gone
+            steps = (one for one in entries.items() if (one[0].map == BACKENDS) is behind)
+            while portion := dict(islice(steps, PORTION)):
+                stale = [key for key in portion if key in delta.stale] if putting else portion
+                try:
+                    maps.change(
+                        self._connection,
+                        [_element(key, b"") for key in stale],
+                        [_element(key, value) for key, value in portion.items()] if putting else [],
+                    )
+                except KernelError as error:
+                    # What is to go has gone with its table.
+                    if putting or error.errno != errno.ENOENT:
+                        failures.append(error)
+                yield
+        for where, keep in delta.moved.items():
+            try:
+                self.forgotten += forget_udp(self._connection, *where, keep)
+            except KernelError as error:
+                failures.append(error)
+            yield
+        for failure in failures:
+            raise failure
+
+
+def _element(key: NodeKey, value: NodeValue) -> maps.Element:
+    return maps.Element((NFT_FAMILY[Family(key.version)], NFT_SERVICES_TABLE, key.map), key.key, value)

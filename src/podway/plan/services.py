@@ -1,0 +1,159 @@
+"""Services for who is not a pod: the node's own processes, and pods of the host's network.
+
+The kernel's connection tracking translates what they begin (nftables, nat's output hook), by maps that are keyed
+by address, protocol and port: a connection costs the same few look-ups, however many Services there are. The rules
+are the same for all of them, and never change with them; what is in the maps changes one by one
+(podway.services.node_maps), and is no part of a plan.
+
+*Choosing.* `services` leads an address and port to a chain for its number of places, a power of two. That draws a
+place, and `backends` says who has it. Where a place is free, nothing is found and the next rule draws again; after
+some draws one of the lower half is drawn, in which none is free. So no Service needs rules of its own, and the
+chances of two backends differ by two in a hundred at most. With session affinity the client's address is the draw,
+and no place is free (podway.services.node_maps.spread).
+
+*Where to.* Connections need a way before they are translated, and take their source from it. So the ranges of
+Services' addresses have a route by the uplink, whose source is the address by which pods know the node. Who has
+chosen another address of the node for itself gets that one as its source, or no answer would find back.
+
+*Nobody there* is told before a packet leaves: refused or dropped as services.maps says. What no Service has of the
+ranges is dropped.
+"""
+
+from collections.abc import Iterator
+
+from podway.api.addresses import Address, Family, Network
+from podway.api.kinds.service import MOST_ENDPOINTS
+from podway.cluster.view import ClusterView
+from podway.plan.guard import NFT_FAMILY
+from podway.plan.mtu import pool_mtu
+from podway.plan.objects import NFT_SERVICES_TABLE, NftTable, NodePlan, Route, Scope
+from podway.plan.uplink import Uplink
+
+DRAWS = 6
+"""How often a place is drawn before only the half of them is tried."""
+
+KEPT = ("services", "refused", "backends", "cluster")
+"""The maps and sets whose elements come and go with Services."""
+
+_MAPS = """\
+	map services {{
+		type {type} . inet_proto . inet_service : verdict
+	}}
+	map refused {{
+		type {type} . inet_proto . inet_service : verdict
+	}}
+	map backends {{
+		typeof {ip} daddr . meta l4proto . th dport . numgen random mod 2 : {ip} daddr . th dport
+	}}
+	set cluster {{
+		type {type}
+	}}
+"""
+
+_DRAW = "\t\tdnat to {ip} daddr . meta l4proto . th dport . {draw} mod {places}{more} map @backends\n"
+
+_CHAINS = """\
+	chain refuse {{
+		meta l4proto tcp reject with tcp reset
+		reject with {icmp} type port-unreachable
+	}}
+	chain drop_it {{
+		drop
+	}}
+	chain unserved {{
+		{ip} daddr . meta l4proto . th dport vmap @refused
+		{ip} daddr @cluster goto refuse
+		{ip} daddr {{ {ranges} }} drop
+	}}
+	chain output {{
+		type nat hook output priority {nat}; policy accept;
+		{ip} daddr . meta l4proto . th dport vmap @services
+	}}
+	chain output_unserved {{
+		type filter hook output priority {after}; policy accept;
+		ct state new jump unserved
+	}}
+	chain source {{
+		oifname "lo" return
+		{ip} saddr {source} return
+		fib saddr type local snat to {source}
+	}}
+	chain postrouting {{
+		type nat hook postrouting priority {source_nat}; policy accept;
+		ct status dnat ct original {ip} daddr @cluster goto source
+	}}
+"""
+
+_NAT, _AFTER, _SOURCE_NAT = -99, -98, 99
+"""Behind others' translation of destinations (-100, such as host ports), ahead of that of sources (100)."""
+
+_TYPE: dict[Family, str] = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
+_ICMP: dict[Family, str] = {Family.IPV4: "icmp", Family.IPV6: "icmpv6"}
+
+_SEED = 0x70776179
+"""The same on all nodes, so that all find the same backend for a client."""
+
+
+def plan_services(view: ClusterView, uplink: Uplink, *, engine: bool) -> NodePlan:
+    """Return what a node needs so that its own processes reach Services; nothing unless settings ask for it.
+
+    Of a family of which there are ranges of Services' addresses, and an address of the node. `engine`: the flow
+    engine judges pods' packets; without it nobody reads Services.
+    """
+    if view.config.services != "all" or not engine:
+        return NodePlan()
+    tables, routes = [], []
+    for family, source in served_families(view, uplink):
+        tables.append(_table(family, source, _ranges(view, family)))
+        mtu = min((pool_mtu(view, uplink, pool) for pool in view.pools.values()), default=uplink.mtu)
+        routes += [
+            Route(network, device=uplink.device, source=source, scope=_SCOPE[family], mtu=mtu)
+            for network in _ranges(view, family)
+        ]
+    return NodePlan(tables=tuple(tables), routes=tuple(routes))
+
+
+_SCOPE: dict[Family, Scope] = {Family.IPV4: "link", Family.IPV6: "global"}
+"""Of a route without a gateway; IPv6 knows no such thing."""
+
+
+def served_families(view: ClusterView, uplink: Uplink) -> Iterator[tuple[Family, Address]]:
+    """Yield the families of which a node's processes are served, with the address by which pods know the node."""
+    for source in uplink.sources:
+        family = Family.of(source)
+        if _ranges(view, family):
+            yield family, source
+
+
+def _ranges(view: ClusterView, family: Family) -> list[Network]:
+    return [network for network in view.config.service_networks if network.version == family]
+
+
+def _table(family: Family, source: Address, ranges: list[Network]) -> NftTable:
+    ip = NFT_FAMILY[family]
+    chains = "".join(_choosing(family))
+    rest = _CHAINS.format(
+        ip=ip,
+        icmp=_ICMP[family],
+        ranges=", ".join(map(str, ranges)),
+        source=source,
+        nat=_NAT,
+        after=_AFTER,
+        source_nat=_SOURCE_NAT,
+    )
+    maps = _MAPS.format(ip=ip, type=_TYPE[family])
+    return NftTable(ip, NFT_SERVICES_TABLE, maps + chains + rest, kept=KEPT)
+
+
+def _choosing(family: Family) -> Iterator[str]:
+    """Yield the chains that choose among so many places: at random, and by the client's address."""
+    ip = NFT_FAMILY[family]
+    places = 1
+    while places <= MOST_ENDPOINTS:
+        draw = _DRAW.format(ip=ip, draw="numgen random", places=places, more="")
+        last = _DRAW.format(ip=ip, draw="numgen random", places=max(1, places // 2), more="")
+        yield f"\tchain any_{places} {{\n{draw * DRAWS if places > 1 else ''}{last}\t}}\n"
+        if places > 1:
+            same = _DRAW.format(ip=ip, draw=f"jhash {ip} saddr", places=places, more=f" seed {_SEED:#x}")
+            yield f"\tchain same_{places} {{\n{same}\t}}\n"
+        places *= 2

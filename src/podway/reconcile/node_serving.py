@@ -1,0 +1,111 @@
+"""Services for a node's own processes: what serves pods, brought to the node's nftables maps, too.
+
+It follows who serves pods (podway.reconcile.serving), and has its place in that one's work. The table with the
+rules is the plan's. Whenever it was loaded its maps are empty, so all is compared and written anew.
+"""
+
+import errno
+from collections.abc import Generator, Iterable, Iterator
+
+import structlog
+
+from podway.api.addresses import Family
+from podway.errors import KernelError
+from podway.kernel.interface import ServicesDoor
+from podway.plan.services import served_families
+from podway.reconcile.map_keeper import SLICE
+from podway.reconcile.state import NodeState
+from podway.services.maps import Delta, Entries
+from podway.services.node_maps import NodeDelta, NodeKey, NodeMaps, NodeValue, difference
+
+log = structlog.get_logger(__name__)
+
+
+class NodeServing:
+    """Keeps the node's maps in step with those that serve pods, where NetworkConfig has the node served, too."""
+
+    def __init__(self, door: ServicesDoor, state: NodeState) -> None:
+        self._door = door
+        self._state = state
+        self._maps: NodeMaps | None = None
+        self._loaded = 0
+        """How often one of the tables was loaded: each time its maps are empty."""
+        self._maps_of = -1
+        """Which loading the maps are of that were compared."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the cluster's settings ask for it."""
+        return self._state.view.config.services == "all"
+
+    @property
+    def in_force(self) -> bool:
+        """Whether the node's processes are served."""
+        return self._maps is not None and self._maps_of == self._loaded
+
+    @property
+    def is_to_begin(self) -> bool:
+        """Whether the maps have to be compared, or are wanted no more: for who serves pods."""
+        return self._maps_of != self._loaded if self.wanted else self._maps is not None
+
+    def loaded(self) -> None:
+        """Say that a table was loaded: its maps are empty."""
+        self._loaded += 1
+
+    def forget(self) -> None:
+        """Forget what is known; the maps stay as they are."""
+        self._maps, self._maps_of = None, -1
+
+    def begin(self, entries: Entries) -> Iterator[None]:
+        """Compare the maps with all that serves pods, and write what differs. Raises KernelError."""
+        if not self.wanted:
+            self.forget()
+            return
+        self._maps, self._maps_of = None, self._loaded
+        families = self._families
+        known = NodeMaps(families, entries)
+        left = yield from self._read(families)
+        if left is None:  # it is heard of when the tables are there
+            return
+        yield from self._door.write(difference((yield from _gathered(known)), left))
+        self._maps = known
+        log.info("the node's own processes are served")
+
+    def change(self, delta: Delta) -> Iterator[None]:
+        """Write what comes of a change of what serves pods. Raises KernelError."""
+        if self._maps is not None:
+            yield from self._door.write(self._maps.change(delta))
+
+    def audit(self) -> Generator[None, None, NodeDelta]:
+        """Return what of the maps is not as it should be; yields now and then. Raises KernelError."""
+        if self._maps is None or not self.in_force:
+            return NodeDelta()
+        left = yield from self._read(self._families)
+        return NodeDelta() if left is None else difference((yield from _gathered(self._maps)), left)
+
+    def write(self, wrong: NodeDelta) -> Iterator[None]:
+        """Write what an audit has found. Raises KernelError."""
+        yield from self._door.write(wrong)
+
+    @property
+    def _families(self) -> tuple[Family, ...]:
+        return tuple(family for family, _ in served_families(self._state.view, self._state.uplink))
+
+    def _read(self, families: Iterable[Family]) -> Generator[None, None, dict[NodeKey, NodeValue] | None]:
+        """Return what the maps of these families have; None while one of them is not there."""
+        try:
+            return dict((yield from self._door.read(families)))
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
+
+def _gathered(known: NodeMaps) -> Generator[None, None, dict[NodeKey, NodeValue]]:
+    """Return all entries that there are to be; yields now and then."""
+    found = {}
+    for done, (key, value) in enumerate(known.entries(), 1):
+        found[key] = value
+        if not done % SLICE:
+            yield
+    return found

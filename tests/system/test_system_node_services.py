@@ -1,0 +1,255 @@
+"""Services for a node's own processes, in a lab on SQLite: by connections from the nodes' namespaces."""
+
+import contextlib
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from podway.lab import names
+from podway.lab.facts import PoolSettings
+from tests.patience import eventually
+from tests.system.policy_lab import FAMILIES, Place, PolicyLab, policy_lab
+
+pytestmark = pytest.mark.kernel
+
+RANGES = ("10.96.0.0/16", "fd00:96::/112")
+NODES = ("node1", "node2")
+
+
+class Service(Place):
+    """A Service of the pods that have a label of its name."""
+
+    def __init__(self, name: str, number: int, protocol: str = "TCP", **spec: Any) -> None:
+        addresses = (f"10.96.0.{number}", f"fd00:96::{number}")
+        super().__init__(name, "", addresses)
+        port = {"port": 80, "targetPort": 8080, "protocol": protocol}
+        own = {"clusterIPs": list(addresses), "clusterIP": addresses[0], "ports": [port]}
+        self.manifest: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"selector": {"app": name}, **own, **spec},
+        }
+
+
+WEB = Service("web", 10)
+UDP = Service("udp", 11, "UDP")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[PolicyLab]:
+    """Two nodes, with a pod that serves on each; what one sends the other is encapsulated."""
+    with policy_lab(PoolSettings(encapsulation="vxlan", when="always")) as made:
+        made.lab.podway("set", "config", "services=all", f"serviceCidrs={','.join(RANGES)}", "--wait")
+        for node, name in zip(NODES, ("web1", "web2"), strict=True):
+            made.run(name, node, 8080, labels={"app": "web"})
+        made.apply(WEB.manifest)
+        settled(made, 4)
+        yield made
+
+
+def settled(lab: PolicyLab, backends: int) -> None:
+    """Wait until both nodes serve so many backends, in both families together, and have nothing to write."""
+
+    def told(node: str) -> tuple[str, int, bool]:
+        found = lab.lab.status(node)["services"]
+        return found["in_force"], found["backends"], found["pending"]
+
+    eventually(lambda: {told(node) for node in NODES} == {("all", backends, False)})
+
+
+def call(client: Place, service: Place, family: int, port: int = 80) -> str | None:
+    """Connect to a Service; return the source; None if it was refused."""
+    with client.open(family) as asking:
+        asking.settimeout(5)
+        try:
+            asking.connect((service.address(family), port))
+        except ConnectionRefusedError:
+            return None
+        assert asking.getpeername()[0] == service.address(family)
+        return str(asking.getsockname()[0])
+
+
+def heard(lab: PolicyLab, *pods: str) -> dict[str, set[str]]:
+    """Return from where each pod was called since this was asked last."""
+    found: dict[str, set[str]] = {pod: set() for pod in pods}
+    for pod in pods:
+        for server in lab._servers[pod]:
+            server.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    taken, peer = server.accept()
+                    taken.close()
+                    found[pod].add(str(peer[0]))
+    return found
+
+
+def nft(lab: PolicyLab, node: str, *words: str) -> str:
+    """Run nft in a node's namespace; of what is not there nothing is shown."""
+    command = ["ip", "netns", "exec", names.node_netns(lab.lab.name, node), "nft", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode or "No such file" in done.stderr, done.stderr
+    return done.stdout
+
+
+def reach_all(lab: PolicyLab, node: str) -> None:
+    """Assert that a node reaches all backends from its own address, by which they know it."""
+    for family in FAMILIES:
+        own = lab.nodes[node].address(family)
+        assert {call(lab.nodes[node], WEB, family) for _ in range(24)} == {own}
+        assert heard(lab, "web1", "web2") == {"web1": {own}, "web2": {own}}
+
+
+def test_a_nodes_processes_reach_all_backends_in_every_encapsulation(lab: PolicyLab) -> None:
+    for mode in ("vxlan", "none"):
+        for pool in json.loads(lab.lab.podway("get", "pools", "-o", "json"))["items"]:
+            lab.lab.podway("set", f"pool/{pool['metadata']['name']}", f"encapsulation={mode}", "--wait")
+        for node in NODES:
+            reach_all(lab, node)
+
+
+def test_another_port_and_no_endpoints_are_refused_at_once(lab: PolicyLab) -> None:
+    node = lab.nodes["node1"]
+    nobody = Service("nobody", 12)
+    lab.apply(nobody.manifest)
+    eventually(lambda: "10.96.0.12 . tcp . 80 : goto refuse" in nft(lab, "node1", "list", "map", "ip", *REFUSED))
+    for family in FAMILIES:
+        assert call(node, WEB, family, 81) is None
+        assert call(node, nobody, family) is None
+        with node.open(family, socket.SOCK_DGRAM) as asking:  # UDP hears of it by ICMP
+            asking.settimeout(5)
+            asking.connect((WEB.address(family), 80))
+            with contextlib.suppress(PermissionError):  # what netfilter does not let out
+                asking.send(b"anybody?")
+            with pytest.raises(ConnectionRefusedError):
+                asking.recv(10)
+
+
+REFUSED = ("podway-services", "refused")
+
+
+def test_what_no_service_has_is_dropped(lab: PolicyLab) -> None:
+    for family in FAMILIES:
+        with lab.nodes["node1"].open(family) as asking, pytest.raises(TimeoutError):
+            asking.connect((Service("none", 99).address(family), 80))
+
+
+def test_policies_see_the_nodes_address(lab: PolicyLab) -> None:
+    """A node always reaches its own pods; those of others only if their policies let it."""
+    own = lab.nodes["node1"].address(socket.AF_INET)
+    labels = {"matchLabels": {"app": "web"}}
+    lab.policy(podSelector=labels, ingress=[{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}])
+
+    def denied() -> bool:
+        with lab.nodes["node1"].open(socket.AF_INET) as asking:
+            try:
+                asking.connect((lab.pods["web2"].address(socket.AF_INET), 8080))
+            except TimeoutError:
+                return True
+        return False
+
+    eventually(denied)
+    heard(lab, "web1", "web2")
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            asking = stack.enter_context(lab.nodes["node1"].open(socket.AF_INET))
+            asking.setblocking(False)
+            asking.connect_ex((WEB.address(socket.AF_INET), 80))
+        eventually(lambda: heard(lab, "web1")["web1"] == {own})
+        assert heard(lab, "web2") == {"web2": set()}
+    lab.policy(podSelector=labels, ingress=[{"from": [{"ipBlock": {"cidr": f"{own}/32"}}]}])
+    eventually(lambda: not denied())
+    heard(lab, "web1", "web2")
+    assert {call(lab.nodes["node1"], WEB, socket.AF_INET) for _ in range(24)} == {own}
+    assert heard(lab, "web1", "web2") == {"web1": {own}, "web2": {own}}
+    lab.forget_policies()
+
+
+def test_a_client_stays_with_its_backend(lab: PolicyLab) -> None:
+    lab.apply(Service("web", 10, sessionAffinity="ClientIP").manifest)
+    eventually(lambda: "goto same_" in nft(lab, "node1", "list", "map", "ip6", "podway-services", "services"))
+    heard(lab, "web1", "web2")
+    for family in FAMILIES:
+        for _ in range(16):
+            call(lab.nodes["node1"], WEB, family)
+        assert sum(map(bool, heard(lab, "web1", "web2").values())) == 1
+    lab.apply(WEB.manifest)
+    eventually(lambda: "goto any_" in nft(lab, "node1", "list", "map", "ip6", "podway-services", "services"))
+
+
+def test_a_one_way_sender_moves_when_its_backend_goes(lab: PolicyLab) -> None:
+    """Also to nobody, and from nobody to who comes."""
+    servers = {}
+    for name, node in (("udp1", "node1"), ("udp2", "node2")):
+        place = lab.run(name, node, labels={"app": "udp"})
+        servers[name] = server = place.open(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("0.0.0.0", 8080))
+        server.setblocking(False)
+    lab.apply(UDP.manifest)
+    settled(lab, 8)
+    sender = lab.nodes["node1"].open(socket.AF_INET, socket.SOCK_DGRAM)
+    sender.bind(("", 40000))
+
+    def got() -> set[str]:
+        with contextlib.suppress(OSError):  # nobody is there, or nobody any more
+            sender.sendto(b"x", (UDP.address(socket.AF_INET), 80))
+        found = set()
+        for name, server in servers.items():
+            with contextlib.suppress(BlockingIOError):
+                while server.recv(10):
+                    found.add(name)
+        return found
+
+    first: list[str] = []
+
+    def led() -> bool:
+        first.extend(got())
+        return bool(first)
+
+    eventually(led)
+    (gone,) = set(first)
+    (left,) = set(servers) - {gone}
+    servers.pop(gone).close()
+    lab.remove(gone)
+    eventually(lambda: got() == {left})
+    servers.pop(left).close()
+    lab.remove(left)
+    settled(lab, 4)
+    servers["udp3"] = lab.run("udp3", "node2", labels={"app": "udp"}).open(socket.AF_INET, socket.SOCK_DGRAM)
+    servers["udp3"].bind(("0.0.0.0", 8080))
+    servers["udp3"].setblocking(False)
+    eventually(lambda: got() == {"udp3"})
+    servers.pop("udp3").close()
+    lab.remove("udp3")
+    sender.close()
+    settled(lab, 4)
+
+
+def test_what_others_change_is_put_right_and_what_is_right_costs_nothing(lab: PolicyLab) -> None:
+    nft(lab, "node1", "flush", "map", "ip", "podway-services", "services")
+    lab.lab.kill_agent("node1")
+    lab.lab.start_agent("node1")
+    settled(lab, 4)
+    reach_all(lab, "node1")
+    nft(lab, "node1", "delete", "table", "ip6", "podway-services")
+    eventually(lambda: "goto any_" in nft(lab, "node1", "list", "table", "ip6", "podway-services"))
+    settled(lab, 4)
+    reach_all(lab, "node1")
+    lab.lab.kill_agent("node1")
+    lab.lab.start_agent("node1")
+    settled(lab, 4)
+    assert lab.lab.status("node1")["kernel_writes"] == 0
+
+
+def test_switched_off_nothing_is_left(lab: PolicyLab) -> None:
+    lab.lab.podway("set", "config", "services=pods", "--wait")
+    eventually(lambda: "podway-services" not in nft(lab, "node1", "list", "tables"))
+    command = ["ip", "-n", names.node_netns(lab.lab.name, "node1"), "route", "show", RANGES[0]]
+    eventually(lambda: not subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    lab.lab.podway("set", "config", "services=all", "--wait")
+    settled(lab, 4)
+    reach_all(lab, "node1")
