@@ -192,8 +192,9 @@ class RecordedKernel:
 
     @property
     def routes(self) -> dict[str, Route]:
-        """The routes of ours, by destination."""
-        return {str(route.destination): route for route in self.kinds["route"].objects.values()}
+        """The best route of ours to each destination."""
+        worst_first = sorted(self.kinds["route"].objects.values(), key=lambda route: -(route.metric or 0))
+        return {str(route.destination): route for route in worst_first}
 
     def apply(self, plan: NodePlan) -> Report:
         return engine.apply(self.kinds.values(), plan)
