@@ -110,6 +110,10 @@ class RecordedFlows:
             dict(self._rules), dict(self._sets), dict(self._identities), dict(self._endpoints), self._pools
         )
 
+    def forget_endpoints(self) -> None:
+        """Be as maps of another layout are at first, before anybody has filled them."""
+        self._endpoints = {}
+
     def write(self, changes: FlowWrites) -> Iterator[None]:
         assert self.is_open
         if changes.empty:
@@ -196,8 +200,8 @@ class RecordedKernel:
         worst_first = sorted(self.kinds["route"].objects.values(), key=lambda route: -(route.metric or 0))
         return {str(route.destination): route for route in worst_first}
 
-    def apply(self, plan: NodePlan) -> Report:
-        return engine.apply(self.kinds.values(), plan)
+    def apply(self, plan: NodePlan, *, removes: bool = True) -> Report:
+        return engine.apply(self.kinds.values(), plan, removes=removes)
 
     def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
         return engine.carry_out(list(self.kinds.values()), changes, plan)

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import errno
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -37,7 +37,7 @@ from podway.api.kinds.pod import Pod
 from podway.api.lease import Attachment, Lease
 from podway.bgp.passwords import Secrets
 from podway.bgp.speaker import BgpSpeaker
-from podway.cluster.view import JUDGING, VIEWED, ClusterView
+from podway.cluster.view import JUDGING, PLANNED, VIEWED, ClusterView
 from podway.errors import AddressUnavailable, AgentError, KernelError, PoolExhausted, StoreUnavailable
 from podway.plan.bgp import BgpPlan, plan_bgp
 from podway.plan.changes import KINDS, Change
@@ -106,15 +106,21 @@ class LoopOnly:
         self.store = MemoryStore(cluster)
         self.kernel = RecordedKernel()
         self.routing: ChangesRouting = Trigger()
+        self.last_known = Trigger()
         self.bird = Bird(self, run_dir) if bgp else None
         self._run_dir = run_dir
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
+    async def start(self, known: ClusterView | None = None) -> None:
+        """Start; with the store away, and the cluster `known` from a file."""
         membership = Membership(self.store, self.name, heartbeat_interval=10.0)
-        await membership.register(self.addresses)
-        view, versions = await first_view(self.store)
-        self.state = NodeState(self.name, view, Uplink("eth0", 1500, self.addresses))
+        versions: Mapping[str, str] = {}
+        if known is None:
+            await membership.register(self.addresses)
+            view, versions = await first_view(self.store)
+        self.state = NodeState(self.name, known or view, Uplink("eth0", 1500, self.addresses))
+        if known is not None:
+            self.state.recalled = frozenset(kind.KIND for kind in PLANNED)
         self.contact = StoreContact()
         registration = Registration(membership, self.state, self.contact, 10.0)
         # Nobody tells of what others change here: an audit looks every tenth of a second.
@@ -136,7 +142,7 @@ class LoopOnly:
             blocks,
             self.routing,
             Trigger(),
-            Trigger(),
+            self.last_known,
         )
         informer = ClusterInformer(self.store, self.state, self.contact, versions, handler)
         encapsulation.refresh()
@@ -261,6 +267,81 @@ def test_audits_wait_while_it_is_not_known_where_the_uplink_is(tmp_path: Path) -
             one.reconciler.release()
 
     run(tmp_path, scenario)
+
+
+def test_blocks_that_a_node_claims_and_gives_back_are_written_down(tmp_path: Path) -> None:
+    """It has entered them itself when the store tells of them, so nothing is new to it then."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        (pool,) = one.state.view.pools.values()
+        before = one.last_known.count
+        block = await one.blocks.claim(pool)
+        await eventually(lambda: one.last_known.count > before)
+        before = one.last_known.count
+        one.state.withdraw({block.network})
+        one.reconciler.wake()
+        await one.blocks.give_back((block,))
+        assert block.network not in {each.network for each in one.state.view.blocks_of("node1")}
+        await eventually(lambda: one.last_known.count > before)
+
+    run(tmp_path, scenario)
+
+
+def test_what_a_file_does_not_tell_of_stays_until_the_store_has_told_of_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is older than what its agent did last, and the store does not answer the next one yet."""
+    listing, away = MemoryStore.list, False
+
+    async def list_if_there(store: MemoryStore, kind: Any, **options: Any) -> Any:
+        if away:
+            raise StoreUnavailable("the store is away")
+        return await listing(store, kind, **options)
+
+    monkeypatch.setattr(MemoryStore, "list", list_if_there)
+
+    async def scenario(cluster: Cluster) -> None:
+        nonlocal away
+        await cluster.pool("vxlan")
+        one, two = await cluster.join("node1", 1), await cluster.join("node2", 2)
+        await eventually(lambda: all_send_to(one, two) and all_send_to(two, one))
+        old = one.state.view
+        added = ("10.244.77.0/24", "10.244.78.0/24")
+        for network in added:
+            await cluster.store.create(builders.block(network, "pods", "node2"))
+        await eventually(lambda: one.kernel.routes.keys() >= set(added))
+        await one.reconciler.settled()
+        await one.stop()
+        before, away = dict(one.kernel.routes), True
+        objects = {name: dict(kind.objects) for name, kind in one.kernel.kinds.items()}
+        one.kernel.log.clear()
+        await one.start(old)
+        await one.reconciler.settled()
+        await asyncio.sleep(0.3)  # three audits' time
+        assert one.kernel.log == []
+        assert await one.reconciler.differences() == []
+        await cluster.store.delete(AddressBlock, builders.block("10.244.78.0/24", "pods", "node2").metadata.name)
+        away = False
+        await eventually(lambda: not one.state.recalled)
+        await eventually(lambda: "10.244.78.0/24" not in one.kernel.routes)
+        assert one.kernel.routes == {each: route for each, route in before.items() if each != "10.244.78.0/24"}
+        for change in one.kernel.log:  # what the file did not tell of is written once more, as it was
+            assert change.want in {None, objects[change.kind][change.key]}
+        assert not one.reconciler.repairs.total
+
+    run(tmp_path, scenario)
+
+
+def all_send_to(one: LoopOnly, other: LoopOnly) -> bool:
+    """Tell whether a node encapsulates what goes to another's block."""
+    return any(
+        route.gateway is not None and route.device == "podway-vxlan"
+        for block in other.state.view.blocks_of(other.name)
+        if (route := one.kernel.routes.get(block.spec.cidr)) is not None
+    )
 
 
 def test_the_agent_goes_on_while_the_kernel_removes_elements(tmp_path: Path) -> None:

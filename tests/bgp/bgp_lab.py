@@ -173,10 +173,11 @@ class LabNode(Namespace):
             ),
         )
 
-    def start(self, nodes: Sequence["LabNode"]) -> None:
+    def start(self, nodes: Sequence["LabNode"], *, as_before: bool = False) -> None:
         async def start() -> None:
             self.speaker = BgpSpeaker(self.run_dir)
-            await self.speaker.start(self.segment.plan(self, nodes), self.segment.view(nodes).secrets)
+            plan, secrets = self.segment.plan(self, nodes), self.segment.view(nodes).secrets
+            await self.speaker.start(plan, secrets, as_before=as_before)
             self.agent = asyncio.ensure_future(self.speaker.run())
 
         self.run(start())

@@ -198,6 +198,18 @@ def test_a_bird_whose_pid_file_is_lost_is_adopted(segment: Segment) -> None:
     assert one.speaker.bird.pid == former == one.bird
 
 
+def test_a_session_that_an_older_plan_lacks_stays_for_an_agent_that_goes_by_it(segment: Segment) -> None:
+    one, two = segment.start(2)
+    before = (one.run_dir / "bird.conf").read_text()
+    one.stop_agent()
+    one.start([one], as_before=True)
+    assert (one.run_dir / "bird.conf").read_text() == before
+    assert {peer.node for peer in one.run(one.speaker.peers()) if peer.established} == {"node-2"}
+    assert two.block4 in one.routes()
+    one.follow([one, two])
+    assert one.run(one.speaker.apply(segment.plan(one, [one, two]))) is False, "nothing had to be done"
+
+
 def test_a_bird_of_a_former_namespace_is_replaced(segment: Segment) -> None:
     """Its namespace was deleted and made anew under the same name, while BIRD held on to the old one."""
     one, two = segment.add(2)

@@ -18,6 +18,7 @@ from podway.errors import AgentError, LabError, StoreForbidden
 from podway.kernel import netns
 from podway.lab import agents, cluster, etcd, facts, names, pods, state
 from podway.lab.paths import lab_store, store_file
+from podway.lab.state import node_dir
 from podway.store.etcd.keys import Layout
 from tests.etcd import EtcdServer
 from tests.patience import ANSWERED, PATIENCE, eventually
@@ -99,10 +100,13 @@ def test_agents_go_on_while_it_is_gone_and_take_up_what_happened_when_it_is_back
     for node in ("node1", "node2"):
         eventually(lambda node=node: "cannot be reached" in lab.problem(node), f"{node} tells that etcd is gone")
     assert lab.ping(*lab.pods)
+    configuration = (node_dir(lab.name, "node2") / "bird.conf").read_text()
     # An agent that starts now knows what the one before it knew.
     lab.kill(names.node_netns(lab.name, "node2"), "agent")
     agents.start(lab.name, "node2")
     eventually(lambda: _is_ready(lab, "node2"), "node2's new agent is ready")
+    assert agents.status(lab.name, "node2")["kernel_writes"] == 0
+    assert (node_dir(lab.name, "node2") / "bird.conf").read_text() == configuration
     eventually(lambda: lab.ping(*reversed(lab.pods)), "pods reach each other by what it knows")
 
     etcd.start(lab.name)

@@ -197,6 +197,42 @@ def test_a_pod_that_ended_or_is_said_to_be_elsewhere_is_cut_off(wrong: Any) -> N
     assert node.rules() == (CLOSED, CLOSED)
 
 
+def test_an_older_file_changes_nothing_in_the_maps_until_the_store_has_told_of_everything() -> None:
+    new = pod("x", "new", IPS[2])
+    node = Node(namespace("x"), WEB, new)
+    node.lease(WEB)
+    old = node.state.view
+    node.put(DENY)
+    known, before, rules = node.state.view, node.writes(), node.rules()
+    assert rules != (NO_RULES, NO_RULES)
+    node.state.view, node.state.recalled = old, frozenset({Pod.KIND})
+    node.start()
+    assert (node.rules(), node.writes()) == (rules, before)
+    assert node.right()
+    assert "has not answered" in node.agent.status()["problem"]
+    node.put(pod("x", "web", IPS[0], labels={"a": "2"}))  # some of it is told already
+    assert (node.rules(), node.writes()) == (rules, before)
+    node.lease(new)
+    assert node.rules(IPS[2]) == (CLOSED, CLOSED), "who comes is cut off"
+    assert node.agent.shut == ("x/new",)
+    node.state.view, node.state.recalled = known, frozenset()
+    node.agent.all_listed()
+    node.agent.bring()
+    assert node.rules() == node.rules(IPS[2]) == rules
+    assert node.agent.status()["problem"] == ""
+    assert node.right()
+
+
+def test_an_engine_whose_maps_know_no_pod_is_filled_from_a_file_rather_than_cut_pods_off() -> None:
+    """As after an upgrade to another layout of maps."""
+    node = Node(namespace("x"), WEB)
+    node.lease(WEB)
+    node.flows.forget_endpoints()
+    node.state.recalled = frozenset({Pod.KIND})
+    node.start()
+    assert node.rules() == (NO_RULES, NO_RULES)
+
+
 def test_a_pod_without_an_object_has_no_policy_also_for_the_next_agent() -> None:
     node = Node(DENY)
     admit(node, "x/web")

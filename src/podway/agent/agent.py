@@ -47,7 +47,7 @@ from podway.bgp.speaker import BgpSpeaker
 from podway.channel import admin
 from podway.channel.admin import Method
 from podway.channel.server import Channel
-from podway.cluster.view import PLANNED, ClusterView
+from podway.cluster.view import JUDGING, PLANNED, ClusterView
 from podway.cni.server import CniServer
 from podway.errors import NotFound, PodwayError, StoreError
 from podway.kernel import sysctls
@@ -108,7 +108,7 @@ class Agent:
             self._state = state = NodeState(options.node, view, choice.uplink)
             self._contact = contact = StoreContact()
             if away is not None:
-                contact.lost(away)
+                self._go_by_file(away)
             self._channel = Channel(self._store, state, requested=is_served(options.store))
             stack.callback(self._channel.close)
             self._registration = Registration(self._membership, state, contact, options.heartbeat_interval)
@@ -161,6 +161,12 @@ class Agent:
             log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(state.leases))
             memory.settle()
             await self._serve(server, reporter.methods)
+
+    def _go_by_file(self, away: StoreError) -> None:
+        """Note that the store is away, and that all that is known is what the last agent wrote down."""
+        self._contact.lost(away)
+        followed = {kind.KIND for kind in (*PLANNED, *JUDGING)}
+        self._state.recalled = frozenset(followed - self._state.view.unlisted)
 
     def _adopt_pods(self) -> PodEnds:
         """Take over the pods that the kernel has, and remove what ADDs that were cut short have left."""

@@ -75,8 +75,8 @@ class Checkup:
             pending=msgspec.convert(self._components.encapsulation.status()["pending"], tuple[str, ...]),
             leases=tuple(state.leases.values()),
             enforced=enforcement.in_force,
-            policy_problem=enforcement.problem,
-            cut_off=enforcement.shut,
+            policy_problem=enforcement.shortfall,
+            cut_off=() if enforcement.as_left else enforcement.shut,  # they need nothing but the store
             services_problem=self._components.reconciler.serving.status()["problem"],
             tables=self._components.tables(),
             certificate_expires=(

@@ -67,6 +67,12 @@ class ClusterHandler:
         self._channel = channel
         self._last_known = last_known
 
+    def all_listed(self) -> None:
+        """The store has told of everything since this agent started, which knew it only from a file until then."""
+        log.info("the store has told of everything: what the last agent wrote down counts no more")
+        self._reconciler.all_listed()
+        self._routing.trigger()
+
     async def take(self, view: ClusterView, changes: tuple[Change[Any], ...]) -> None:
         """Take over a view, and have everybody act to whom the changes that led to it matter."""
         state, node = self._state, self._state.node

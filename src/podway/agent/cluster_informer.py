@@ -6,7 +6,7 @@ while it has them served.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -138,7 +138,17 @@ class ClusterInformer:
                 self._arrived.set()
                 raise
             self._follow_settings(tasks)
+            self._note_listed(each.kind for each in queued if isinstance(each.one, Listing))
             await asyncio.sleep(TOGETHER)
+
+    def _note_listed(self, kinds: Iterable[type[Resource]]) -> None:
+        """Note what the store has told of since an agent started that knew it only from a file."""
+        state = self._state
+        if state.recalled:
+            followed = {kind.KIND for kind in (*PLANNED, *state.view.followed)}
+            state.recalled = (state.recalled & followed) - {kind.KIND for kind in kinds}
+            if not state.recalled:
+                self._handler.all_listed()
 
     async def _hand_on(self, queued: Sequence[_Queued]) -> None:
         view = self._state.view

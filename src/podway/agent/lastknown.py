@@ -4,6 +4,10 @@ A running agent goes on by what it knows while the store is away, and by an obje
 object is rejected; with this file one that is started again meanwhile does the same. It is in the run directory,
 which does not outlive a reboot, and neither do pods.
 
+It may be older than what its agent did last. So until the store has listed everything nothing is taken away that
+the kernel has and the file does not tell of, BIRD keeps the configuration that it has, and what judges pods stays
+as it is (podway.reconcile.reconciler, podway.reconcile.enforcement).
+
 The file is a List of manifests with nothing redacted, so that `podway apply -f` makes a lost store's objects anew.
 """
 
@@ -71,11 +75,11 @@ class LastKnown:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            began = time.monotonic()
-            await asyncio.to_thread(self._write, state.view)
-            await asyncio.sleep(max(REST, RESTS * (time.monotonic() - began)))
+            await asyncio.sleep(max(REST, RESTS * await asyncio.to_thread(self._write, state.view)))
 
-    def _write(self, view: ClusterView) -> None:
+    def _write(self, view: ClusterView) -> float:
+        """Write the file; return for how many seconds that kept a processor busy, others' turns not counted."""
+        began = time.thread_time()
         # Up to an empty list: `[]}`.
         head = msgspec.json.encode(
             _File(kernel_instance(), self._store, judging=not view.unjudged, rejected=list(_rejected(view)))
@@ -89,6 +93,7 @@ class LastKnown:
                 file.write((b"," if number else b"") + msgspec.json.encode(_item(obj)))
             file.write(head[-2:])
         fresh.replace(self._path)
+        return time.thread_time() - began
 
 
 class _Rejected(msgspec.Struct):

@@ -78,11 +78,14 @@ class Routing:
             self.trigger(changed=True)
 
     async def start(self) -> None:
-        """Start BIRD, or take over the one that runs. Raises RoutingError if none runs afterwards."""
+        """Start BIRD, or take over the one that runs. Raises RoutingError if none runs afterwards.
+
+        It keeps its configuration while the cluster is known only from a file, which may not know of a session.
+        """
         self.advertising.follow(self._state.view, ())
         try:
             plan = self._plan(self._state.view, self._state.uplink, self._told)
-            await self._speaker.start(plan, self._state.view.secrets)
+            await self._speaker.start(plan, self._state.view.secrets, as_before=bool(self._state.recalled))
         except RoutingError as error:
             if self._speaker.bird.pid is None:
                 raise

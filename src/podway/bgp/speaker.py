@@ -49,10 +49,14 @@ class BgpSpeaker:
         self._passwords = Passwords()
         self._taken = 0.0
 
-    async def start(self, plan: BgpPlan, secrets: Secrets | None = None) -> None:
-        """Adopt the running BIRD or start one, with this plan. `secrets` are those that passwords may be in."""
+    async def start(self, plan: BgpPlan, secrets: Secrets | None = None, *, as_before: bool = False) -> None:
+        """Adopt the running BIRD or start one, with this plan. `secrets` are those that passwords may be in.
+
+        With `as_before` the configuration of the last one stays in force, if there is one, until `apply`.
+        """
         passwords = read_passwords(plan.outside, secrets or {})
-        await self.bird.start(render(plan, self.bird.log, passwords.known))
+        kept = as_before and self.bird.conf.exists()
+        await self.bird.start(self.bird.conf.read_text() if kept else render(plan, self.bird.log, passwords.known))
         self._take(plan, secrets or {}, passwords)
 
     async def apply(self, plan: BgpPlan, secrets: Secrets | None = None) -> bool:

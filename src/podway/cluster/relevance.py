@@ -3,6 +3,7 @@
 from typing import Any
 
 from podway.api.kinds import KINDS
+from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
@@ -63,7 +64,13 @@ def alters_services(change: Change[Any]) -> bool:
 
 
 def to_be_kept(change: Change[Any], node: str) -> bool:
-    """Tell whether an agent that starts anew without a store has to know of a change of pods or policies."""
+    """Tell whether an agent that starts anew without a store has to know of a change that alters no plan.
+
+    Of pods, policies, and blocks: those that it claimed or gave back it has entered itself, and hears of them as
+    of nothing new.
+    """
+    if change.kind == AddressBlock.KIND:
+        return True
     if change.kind == Pod.KIND:
         return any(one is not None and one.spec.node_name == node for one in (change.old, change.new))
     return change.kind in _POLICIES and not change.empty

@@ -169,11 +169,12 @@ def carry_out(kinds: Sequence[Kind], changes: Iterable[Change], plan: Callable[[
     return Report(tuple(report.changes), tuple(report.failures))
 
 
-def apply(kinds: Iterable[Kind], plan: NodePlan) -> Report:
+def apply(kinds: Iterable[Kind], plan: NodePlan, *, removes: bool = True) -> Report:
     """Make the kernel what the plan says; one failure does not stop the rest.
 
     First kind after kind is added and replaced, then in reverse order removed: nothing goes before its
-    successor is in place, and no device before the routes through it have moved away.
+    successor is in place, and no device before the routes through it have moved away. Without `removes` what is
+    not in the plan stays.
     """
     report = _Progress()
     removals: list[tuple[Kind, list[Change]]] = []
@@ -185,7 +186,7 @@ def apply(kinds: Iterable[Kind], plan: NodePlan) -> Report:
             continue
         report.carry_out(kind, [change for change in changes if change.action != "remove"])
         removals.append((kind, [change for change in changes if change.action == "remove"]))
-    for kind, changes in reversed(removals):
+    for kind, changes in reversed(removals if removes else ()):
         report.carry_out(kind, changes)
     return Report(tuple(report.changes), tuple(report.failures))
 

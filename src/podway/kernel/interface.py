@@ -109,8 +109,11 @@ class NodeKernel(Protocol):
         """The maps of Services for the node's own processes."""
         ...
 
-    def apply(self, plan: NodePlan) -> Report:
-        """Make the kernel what a plan says; failures are in the report."""
+    def apply(self, plan: NodePlan, *, removes: bool = True) -> Report:
+        """Make the kernel what a plan says; failures are in the report.
+
+        Without `removes` what is not in the plan stays.
+        """
         ...
 
     def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:

@@ -280,11 +280,14 @@ class Kernel:
             return Report(report.changes + again.changes, again.failures)
         return report
 
-    def apply(self, plan: NodePlan) -> Report:
-        """Make the kernel what a plan says; failures are in the report. A correct node costs no write."""
+    def apply(self, plan: NodePlan, *, removes: bool = True) -> Report:
+        """Make the kernel what a plan says; failures are in the report. A correct node costs no write.
+
+        Without `removes` what is not in the plan stays.
+        """
         with self._lock:
             feasible = self._feasible(plan)
-        report = engine.apply(self._kinds, feasible)
+        report = engine.apply(self._kinds, feasible, removes=removes)
         # With the last IPv4 address of a device its IPv4 routes go, without a word (fib_disable_ip in
         # net/ipv4/fib_frontend.c).
         disturbed = any(change.kind == "address" and change.action == "remove" for change in report.changes)
@@ -292,7 +295,7 @@ class Kernel:
             # A pod's link went meanwhile, so what failed may have been on it: only a second look can tell.
             feasible, disturbed = still, True
         if disturbed:
-            again = engine.apply(self._kinds, feasible)
+            again = engine.apply(self._kinds, feasible, removes=removes)
             return Report(report.changes + again.changes, again.failures)
         return report
 

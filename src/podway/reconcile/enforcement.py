@@ -16,6 +16,11 @@ What is not known is closed. A NetworkPolicy that cannot be read isolates its na
 is known. A pod whose object is gone, finished or not to be read has a rule set that is never
 written. One of which the store says that there is no object has no policy, for none can select it; an agent that
 starts finds in the maps which of the two a pod was.
+
+An agent that starts while the store is away knows the cluster from the file of the last one, which may be older
+than what that one wrote into the maps. So these stay as they are until the store has listed everything: nobody's
+rules or identity change by the file, nothing is added and nothing taken away; a pod that comes is cut off until
+then.
 """
 
 import asyncio
@@ -99,6 +104,9 @@ class Enforcement(MapKeeper):
         self._interrupted = 0
         self._failed = False
         """Whether a mistake of ours is why nothing is enforced: nobody is let in then, whatever judges so far."""
+        self._as_left = False
+        """Whether the maps stay as another agent left them: the cluster is known only from its file, which may be
+        older."""
         self._kept = False
         """Whether an engine stays at work because nobody can tell whether it is to."""
 
@@ -129,6 +137,21 @@ class Enforcement(MapKeeper):
         return tuple(sorted(pods)) if self.in_force else ()
 
     @property
+    def as_left(self) -> bool:
+        """Whether the maps stay as another agent left them, until the store has told of everything."""
+        return self._as_left
+
+    @property
+    def shortfall(self) -> str:
+        """What is not as it should be, in words; empty if all is."""
+        if self.problem or not self._as_left:
+            return self.problem
+        return (
+            "the store has not answered since this agent started: pods are judged as they were before, and one "
+            "that comes is cut off until it does"
+        )
+
+    @property
     def pending(self) -> bool:
         """Whether something was told that is not written, or was refused."""
         return self.busy or self._refusals > 0
@@ -152,7 +175,7 @@ class Enforcement(MapKeeper):
         return {
             "wanted": self._state.view.config.data_path,
             "in_force": "ebpf" if self.in_force else "kernel",
-            "problem": self.problem,
+            "problem": self.shortfall,
             "pending": self.pending or (self._state.view.config.data_path == "ebpf" and not self.in_force),
             "shut": list(self.shut),
             "rule_sets": len(self._maps.rule_sets),
@@ -168,6 +191,8 @@ class Enforcement(MapKeeper):
             # The store's pods and policies are not followed, or not yet: a planner misses what they do.
             self._anew = self._planner is not None
             return self._anew
+        if self._as_left:
+            return False
         if self._planner is None:
             return self.wanted and self._state.now() >= self._again
         with self._contained():
@@ -182,6 +207,10 @@ class Enforcement(MapKeeper):
                         self._planner.put(change.new)
             self._close_in_doubt()
         return self._dirty or self._failed
+
+    def all_listed(self) -> None:
+        """The store has told of everything: the maps need not stay any more as another agent left them."""
+        self._anew = self._anew or self._as_left
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
@@ -246,6 +275,8 @@ class Enforcement(MapKeeper):
             if not untold:  # what was heard since is newer than the answer
                 if self._state.view.find((Pod.KIND, *name)) is None:
                     self._absent[name] = _SHUT
+            elif found is not None and self._as_left:
+                self._absent[name] = _SHUT
             elif found is not None:
                 with self._contained():
                     planner.put(found)
@@ -494,7 +525,7 @@ class Enforcement(MapKeeper):
     def _end(self) -> None:
         self._flow.close()
         self._planner, self._maps, self._work = None, PolicyMaps(), None
-        self._dirty = self._anew = self._mending = False
+        self._dirty = self._anew = self._mending = self._as_left = False
         self._refusals = self._interrupted = 0
         self._endpoints.clear()
         self._absent.clear()
@@ -533,8 +564,13 @@ class Enforcement(MapKeeper):
                 self._planner.put(obj)
         self._unread = {}
         self._close_in_doubt()
-        self._maps = PolicyMaps()
-        self._maps.apply(self._planner.settle())
+        told = self._planner.settle()
+        self._as_left = bool(self._state.recalled) and bool(left.endpoints or not self._state.leases)
+        if self._as_left:
+            self._maps, self._pools = former, left.pools
+        else:
+            self._maps = PolicyMaps()
+            self._maps.apply(told)
         self._dirty = False
 
     # What is to be written.
@@ -617,7 +653,9 @@ class Enforcement(MapKeeper):
         return found
 
     def _wanted_pools(self) -> frozenset[Any]:
-        return frozenset(pool.network for pool in self._state.view.pools.values())
+        return (
+            self._pools if self._as_left else frozenset(pool.network for pool in self._state.view.pools.values())
+        )
 
     def _rules_of(self, pod: str) -> EndpointRules:
         name = _name(pod)

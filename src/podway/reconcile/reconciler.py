@@ -143,6 +143,8 @@ class Reconciler:
         self._awake = True
         self._due = self._full_due = asyncio.get_running_loop().time() + self._interval
         self._full = False
+        self._catches_up = False
+        """Whether a comparison is due that takes away what the last agent's file did not tell of."""
         self._held: float | None = None
         """Until when no audit is to begin, and what one found is not to be acted on."""
         self._audits: list[set[ObjectKey]] = []
@@ -185,6 +187,13 @@ class Reconciler:
         judged, served = self.enforcement.heard(told), self.serving.heard(told)
         if judged or served:
             self.wake()
+
+    def all_listed(self) -> None:
+        """Say that the store has told of everything; until then it was known only from the last agent's file."""
+        self.enforcement.all_listed()
+        self._catches_up = True
+        self.trigger(0.0)
+        self.wake()
 
     def adopt(self, attachment: Attachment, wiring: PodWiring) -> None:
         """Take what was made for a pod already for wanted."""
@@ -267,6 +276,7 @@ class Reconciler:
             change
             for change in found
             if (change.kind, change.key) not in altered
+            and (change.want is not None or not self._state.recalled)
             and not any(self._state.touched(device, since=began) for device in _devices(change))
         ]
 
@@ -498,7 +508,8 @@ class Reconciler:
     def _apply(self) -> Report:
         plan = self.plan()
         problem = self._remember(plan.sysctls)
-        report = self._kernel.apply(plan)
+        # A file may be older than what its agent did last: what it does not tell of stays until the store has.
+        report = self._kernel.apply(plan, removes=not self._state.recalled)
         self._lead_anew(report)
         _log_applied(report)
         if problem:
@@ -540,10 +551,12 @@ class Reconciler:
                     return
                 report = self._kernel.carry_out(found, self.plan) if found else Report()
                 self._lead_anew(report)
-                self._note_repairs(report)
+                if not self._catches_up:
+                    self._note_repairs(report)
                 if not report.failures:
                     if full:
                         self._refused.clear()
+                        self._catches_up = False
                     return
         if await self._is_held():
             self.trigger(full=full)

@@ -49,6 +49,8 @@ class NodeState:
         """Blocks of other nodes that keep a route of ours until BIRD's is there."""
         self.lingering: frozenset[str] = frozenset()
         """Pools that the store distributes, and in which routes of BIRD's still stand."""
+        self.recalled: frozenset[str] = frozenset()
+        """The kinds of which is known only what the last agent wrote down: the store has not listed them since."""
         self.engine = False
         """Whether the flow engine works (podway.reconcile.enforcement)."""
         self.answered: frozenset[Address] = frozenset()
