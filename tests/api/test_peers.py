@@ -10,7 +10,7 @@ from podway.api.encode import to_builtins
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec, PrefixRule, password_problem
 from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.network_config import BgpSettings, NetworkConfig, ReflectorSettings
-from podway.api.kinds.node import ASN, Node
+from podway.api.kinds.node import ASN, INTERFACE_ADDRESSES, Node
 from podway.api.kinds.secret import Secret
 from podway.api.meta import REDACTED, LabelSelector, Metadata
 from podway.api.resource import Resource
@@ -265,6 +265,20 @@ def test_labels_that_give_a_node_two_peers_at_one_address() -> None:
     assert [session.peer for session in outside_peers(view, "node-1")] == ["one"]
     assert left_out(view, "node-1") == {"two": "its address, 192.0.2.254, is that of BGPPeer/one on this node"}
     assert not left_out(ClusterView.of((before, one, two, POOL)), "node-1")
+
+
+def test_a_peer_at_the_address_of_any_node_is_left_out_and_told() -> None:
+    """It is refused where it is applied; a node may get the address later, or it comes past that."""
+    one = peer("one", address="192.0.2.2")
+    view = ClusterView.of((*NODES, one, POOL))
+    assert [[*outside_peers(view, name)] for name in ("node-1", "node-2")] == [[], []]
+    assert left_out(view, "node-1") == {"one": "its address, 192.0.2.2, is that of Node/node-2"}
+    assert left_out(view, "node-2") == {"one": "its address, 192.0.2.2, is that of Node/node-2 on this node"}
+    (session,) = outside_peers(ClusterView.of((NODES[0], one, POOL)), "node-1")
+    assert session.peer == "one", "it is nobody's any more"
+    second = builders.node("node-1", "192.0.2.1/24", notes={INTERFACE_ADDRESSES: "192.0.2.1/24,192.0.2.9/24"})
+    view = ClusterView.of((second, peer("own", address="192.0.2.9"), POOL))
+    assert left_out(view, "node-1") == {"own": "its address, 192.0.2.9, is that of Node/node-1 on this node"}
 
 
 @pytest.mark.parametrize("number", [0, -1, 10_000_001])

@@ -57,7 +57,8 @@ class OutsidePeer(msgspec.Struct, frozen=True, kw_only=True):
 def outside_peers(view: ClusterView, node: str) -> Iterator[OutsidePeer]:
     """Yield a node's sessions, in the order of the objects' names.
 
-    A peer of a family that the node has no address of is left out, and so is one at the address of another.
+    A peer of a family that the node has no address of is left out, and so is one at the address of another, or of
+    a node: nodes have sessions with each other without it, and BIRD knows a neighbour by its address.
     """
     here = view.nodes[node]
     for peer, obstacle in _wanted(view, here):
@@ -77,13 +78,17 @@ def left_out(view: ClusterView, node: str) -> Mapping[str, str]:
 
 def _wanted(view: ClusterView, here: Node) -> Iterator[tuple[BGPPeer, str]]:
     """Yield a node's peers of its families, in the order of their names, and what keeps it from a session."""
-    taken: dict[Address, str] = dict.fromkeys(here.internal_addresses, f"Node/{here.metadata.name}")
+    own = (*here.internal_addresses, *(interface.ip for interface in here.interface_addresses))
+    taken: dict[Address, str] = dict.fromkeys(own, f"Node/{here.metadata.name}")
     for name, peer in sorted(view.peers.items()):
         if not peer.speaks_with(here.metadata.name, here.metadata.labels):
             continue
         if here.internal_address(peer.family) is None:
             continue
-        if peer.address in taken:
+        nodes = sorted(view.nodes.names("address", str(peer.address)) - {here.metadata.name})
+        if nodes:
+            yield peer, f"its address, {peer.address}, is that of Node/{nodes[0]}"
+        elif peer.address in taken:
             yield peer, f"its address, {peer.address}, is that of {taken[peer.address]} on this node"
         else:
             taken[peer.address] = f"BGPPeer/{name}"
