@@ -7,6 +7,7 @@ take turns at the interpreter anyway.
 
 import ctypes
 import gc
+import sys
 
 _M_ARENA_MAX = -8
 """malloc.h"""
@@ -18,6 +19,14 @@ def share_arena() -> None:
     """Have all threads allocate from one arena; to be called before there are any."""
     if hasattr(_libc, "mallopt"):  # musl has none, and no arenas
         _libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def do_without(package: str) -> None:
+    """Have a package pass for not installed, which others would import for no other reason than that it is there.
+
+    To be called before these are imported.
+    """
+    sys.modules.setdefault(package, None)  # type: ignore[arg-type]  # as the import system has it (sys.modules)
 
 
 def settle() -> None:

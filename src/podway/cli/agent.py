@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from podway import memory
 from podway.agent.options import DEFAULT_RUN_DIR
 from podway.api.columns import age
 from podway.api.encode import to_list
@@ -17,6 +18,9 @@ from podway.cli.options import GlobalOptions, cluster_options, log_level_option,
 from podway.cli.output import fold
 from podway.errors import AgentError
 from podway.store.open import check_url
+
+# Where it is installed structlog would draw tracebacks with it, which an agent logs in one line: 5 MiB.
+memory.do_without("rich")
 
 
 @click.command(
