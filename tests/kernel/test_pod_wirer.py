@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from ipaddress import ip_address
 
 import pytest
@@ -10,11 +10,14 @@ import pytest
 from podway.api.kinds.ip_pool import Attach
 from podway.api.lease import Lease
 from podway.errors import KernelError
+from podway.kernel.netlink import Connection
 from podway.kernel.node import Kernel
 from podway.kernel.pod_wirer import PodWirer
 from podway.kernel.rtnl import links
+from podway.plan.objects import PodWiring
 from tests.kernel.attach_lab import LAN, V4, V6, lease_of, node_plan, opened_kernel, plan_of
 from tests.namespaces import TestNamespace
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.kernel, pytest.mark.parametrize("attach", ["routed", "bridge"])]
 
@@ -125,6 +128,40 @@ def test_a_request_that_is_given_up_while_its_link_is_committed_leaves_all_or_no
     assert asyncio.run(scenario()) == (attach == "routed")
     assert kernel.leases() == ([] if attach == "routed" else [lease])
     assert kernel.orphans() == []
+
+
+def test_a_request_that_is_given_up_twice_ends_when_its_thread_has_ended(
+    kernel: Kernel, pod: TestNamespace, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, may_go, wire_in_steps = threading.Event(), threading.Event(), kernel.wire_in_steps
+
+    def held(plan: PodWiring, pod_netns: int, connection: Connection | None = None) -> Generator[str, None, None]:
+        going.set()
+        assert may_go.wait(PATIENCE)
+        yield from wire_in_steps(plan, pod_netns, connection)
+
+    monkeypatch.setattr(kernel, "wire_in_steps", held)
+
+    async def scenario() -> None:
+        wirer = PodWirer(kernel)
+        try:
+            plan = plan_of(lease_of(V4, V6, attach=attach))
+            making = asyncio.create_task(wirer.wire(plan, pod.fd, nothing, nothing))
+            await asyncio.to_thread(going.wait, PATIENCE)
+            for _ in range(3):
+                making.cancel()
+                await asyncio.sleep(0.01)
+                assert not making.done(), "its thread is still at it"
+            may_go.set()
+            await asyncio.wait((making,))
+            assert making.cancelled()
+        finally:
+            may_go.set()
+            wirer.close()
+
+    asyncio.run(scenario())
+    assert (kernel.leases(), kernel.orphans()) == ([], [])
+    assert kernel.diff(node_plan()) == []
 
 
 def test_what_is_not_confirmed_is_undone(kernel: Kernel, pod: TestNamespace, attach: Attach) -> None:

@@ -63,13 +63,19 @@ class PodWirer:
                 self._idle.append(connection)
 
     async def _beside(self, function: Callable[[], object]) -> None:
-        """Have a thread do something, and wait until it is done in any case."""
+        """Have a thread do something, and wait until it is done in any case, however often that is cancelled."""
         doing = asyncio.get_running_loop().run_in_executor(self._threads, function)
-        try:
-            await asyncio.shield(doing)
-        except asyncio.CancelledError:
-            await asyncio.wait((doing,))
-            raise
+        cancelled: asyncio.CancelledError | None = None
+        while not doing.done():
+            try:
+                await asyncio.wait((doing,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        failed = doing.exception()
+        if cancelled is not None:
+            raise cancelled
+        if failed is not None:
+            raise failed
 
 
 def _commit(steps: Iterator[str]) -> None:
