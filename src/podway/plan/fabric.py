@@ -143,9 +143,12 @@ def endpoint(mode: TunnelMode, addresses: Iterable[Address]) -> Address | None:
 def share_subnet(here: Node, there: Node, family: Family) -> bool:
     """Tell whether two nodes reach each other without a router, by addresses of this family."""
     address = there.internal_address(family)
-    return address is not None and any(
-        address in interface.network for interface in here.interface_addresses if interface.version == family
-    )
+    if address is None:
+        return False
+    for interface in here.interface_addresses:  # plain: a planner asks it of thousands of nodes
+        if interface.version == family and address in interface.network:
+            return True
+    return False
 
 
 def desired_mode(pool: IPPool, here: Node, there: Node) -> TunnelMode:
@@ -253,9 +256,11 @@ def overlay_next_hop(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Ove
 
     `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
     """
+    wanted = desired_mode(pool, here, there)
+    if wanted == "none":
+        return None
     mode = mode_to(pool, here, there)
     if mode == "none":
-        wanted = desired_mode(pool, here, there)
         return OverlayNextHop(DEVICES[wanted], None) if _lost(encapsulation_of(wanted), here, there) else None
     target = endpoint(mode, there.internal_addresses)
     if target is None or not share_underlay(mode, here, there):

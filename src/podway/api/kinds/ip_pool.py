@@ -235,7 +235,7 @@ class IPPool(Resource, frozen=True, kw_only=True, dict=True, forbid_unknown_fiel
         """The pool's range."""
         return ip_network(self.spec.cidr)
 
-    @property
+    @cached_property
     def family(self) -> Family:
         """The pool's address family."""
         return Family.of(self.network)
