@@ -18,7 +18,8 @@ static __always_inline int go_on(struct __sk_buff *skb, const struct packet *pac
 	// What the stack carries gets the Service's name here: as it came by a pod's link it would be forged.
 	if (packet->hook == TO_POD)
 		return put_service(skb, packet, flow) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
-	if (!(flow->flags & FLOW_STRAIGHT) || packet->needs_stack || packet->hops <= 1)
+	// All fragments of a packet go one way: the stack may put them together, and one of them may be too long for ours.
+	if (!(flow->flags & FLOW_STRAIGHT) || packet->needs_stack || packet->fragment || packet->hops <= 1)
 		return leave_to_stack(skb);
 	return carry(skb, packet, flow);
 }
