@@ -179,6 +179,7 @@ def test_translations_that_spare_pods_and_nodes_are_no_finding(lab: HealthLab) -
 def test_a_firewall_that_lets_pods_pass_is_no_finding(lab: HealthLab) -> None:
     how = """nft 'table inet x { chain f { type filter hook forward priority 0; policy drop;
         ct state established,related accept
+        iifname "eth0" accept
         ip saddr 10.244.0.0/16 accept
         ip6 saddr fd00:244::/56 accept
         ip saddr 203.0.113.0/24 drop
