@@ -97,6 +97,11 @@ PLANS = {
         "node-1",
         services=[ip_network(text) for text in ("198.51.100.7/32", "198.51.100.2/32", "2001:db8:f::/112")],
     ),
+    "partners": plan_bgp(
+        view_of([*THREE, V4], BgpSettings(topology="none", bfd=False)),
+        "node-1",
+        partners=["node-3", "node-2", "gone"],
+    ),
     "racks": plan_bgp(RACKS, "node-1", uplink=Uplink("ens5", 1500, RACKS.nodes["node-1"].interface_addresses)),
 }
 

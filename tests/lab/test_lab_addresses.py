@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from podway.lab import cluster, names
+from podway.lab import cluster, names, topology
 from tests.patience import eventually
 
 pytestmark = pytest.mark.kernel
@@ -98,3 +98,52 @@ def test_addresses_go_with_the_last_endpoint(lab: str) -> None:
     eventually(lambda: not ways(lab, WEB) and not ways(lab, LOCAL), "nobody leads to nobody")
     podway(lab, "lab", "run", "w1", "--node", "node1", "--serve", "80", "--service", "web")
     eventually(lambda: ways(lab, WEB) == [NODE1, NODE2], "they are told again")
+
+
+SEGMENT = """\
+apiVersion: podway.io/v1
+kind: IPPool
+metadata: {name: segment}
+spec: {cidr: 172.30.1.128/30, use: services, advertise: layer2}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: near, namespace: default, annotations: {podway.io/pool: segment}}
+spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80}]}
+"""
+
+NEAR = "172.30.1.128"
+
+
+def answering(lab: str) -> list[str]:
+    """Return the nodes whose kernels answer for the address on the segment."""
+
+    def proxies(node: str) -> str:
+        command = ["ip", "netns", "exec", names.node_netns(lab, node), "ip", "neighbour", "show", "proxy"]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+
+    return [node for node in ("node1", "node2", "node3") if f"{NEAR} dev" in proxies(node)]
+
+
+def hears_of(lab: str) -> str:
+    """Have the rack's router ask for the address if it knows none; return whose hardware address it knows."""
+    namespace = ["ip", "netns", "exec", names.tor_netns(lab, 1)]
+    subprocess.run([*namespace, "ping", "-c1", "-W1", NEAR], check=False, capture_output=True)
+    command = [*namespace, "ip", "neighbour", "show", NEAR]
+    words = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    found = (node for node in ("node1", "node2") if topology.node_mac(int(node[-1])) in words)
+    return next(found, "")
+
+
+def test_one_node_of_a_segment_answers_and_another_when_it_dies(lab: str) -> None:
+    """Nodes of this lab have no BGP sessions with each other: they watch each other for the address's sake."""
+    podway(lab, "apply", "-f", "-", stdin=SEGMENT)
+    eventually(lambda: len(answering(lab)) == 1, "one node answers")
+    (owner,) = answering(lab)
+    (heir,) = {"node1", "node2"} - {owner}
+    assert f"{owner} (layer 2)" in podway(lab, "get", "service", "near", "-o", "wide")
+    eventually(lambda: hears_of(lab) == owner, "the router sends to it")
+    podway(lab, "lab", "run", "w3", "--node", heir, "--serve", "80", "--service", "web")
+    cluster.kill_node(lab, owner)
+    eventually(lambda: heir in answering(lab), "the other node of the segment answers")
+    eventually(lambda: hears_of(lab) == heir, "and the router heard of it")

@@ -1,6 +1,6 @@
 """Which nodes tell of which Services' addresses."""
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from podway.cluster.change import Change
 from podway.cluster.view import OPTIONAL, ClusterView
 from podway.services.advertising import (
     EXCLUDED,
+    TURNS,
     Advertising,
     Told,
     advertised,
@@ -208,3 +209,26 @@ def test_who_tells_is_shown() -> None:
     assert list(lines(told.of(segment))) == [
         f"172.30.0.130 of IPPool/segment: {first} answers ARP and neighbour discovery, then {second}"
     ]
+
+
+def test_of_those_who_take_turns_the_first_that_lives_answers() -> None:
+    nodes = [builders.node(f"n{number}", f"172.30.0.{number}/24") for number in range(1, 12)]
+    web = balanced(ip="172.30.0.130")
+    following = Advertising()
+    following.follow(ClusterView.of([SETTINGS, *nodes, SEGMENT, web, piece("s", HERE)]), ())
+    (reach,) = following.reaches
+    first, second, third, *_ = reach.nodes
+    address = frozenset([ip_address("172.30.0.130")])
+
+    def answering(*dead: str) -> list[str]:
+        return [name for name in reach.nodes if following.answered(name, dead) == address]
+
+    assert answering() == [first]
+    assert answering(second) == [first]
+    assert answering(first) == [second]
+    assert answering(first, second) == [third]
+    assert len(reach.nodes) == TURNS
+    assert following.partners(first) == set(reach.nodes) - {first}
+    assert following.answerable(second) == address
+    (idle, *_) = {node.metadata.name for node in nodes} - set(reach.nodes)
+    assert following.partners(idle) == following.answerable(idle) == frozenset()

@@ -7,6 +7,7 @@ hosts remember where it was.
 """
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -24,6 +25,11 @@ REPEATS = (0.0, 0.5, 2.0)
 """Seconds after which an address is announced again: nobody acknowledges it, and frames are lost."""
 
 
+HANDOVER = 2.0
+"""Seconds for which a node goes on to answer for an address that is another's by now, which may have to hear of it
+first. Either leads packets to an endpoint."""
+
+
 class Answering:
     """Keeps the node's answers in step with whose turn it is."""
 
@@ -35,6 +41,8 @@ class Answering:
         self._reconciler = reconciler
         self._routing = routing
         self._liveness = liveness
+        self._leaving: dict[Address, float] = {}
+        """Addresses that are another node's by now, and until when this one answers for them."""
         liveness.tell(routing.advertised)
 
     async def run(self) -> None:
@@ -43,11 +51,14 @@ class Answering:
         changed.set()
         async with asyncio.TaskGroup() as tasks:
             while True:
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HANDOVER if self._leaving else None):
+                        await changed.wait()
                 changed.clear()
-                wanted = self._wanted()
-                before = self._state.answered
-                if wanted is None or wanted == before:
+                if not (self._liveness.looked and self._routing.advertising.known):
+                    continue
+                wanted, before = self._wanted(), self._state.answered
+                if wanted == before:
                     continue
                 self._state.answered = wanted
                 log.info("answers on the segment", addresses=sorted(map(str, wanted)))
@@ -55,10 +66,13 @@ class Answering:
                 if came := wanted - before:
                     tasks.create_task(self._announce(came))
 
-    def _wanted(self) -> frozenset[Address] | None:
-        if not self._liveness.looked:
-            return None
-        return self._routing.advertising.answered(self._state.node, self._dead())
+    def _wanted(self) -> frozenset[Address]:
+        advertising, node, now = self._routing.advertising, self._state.node, self._state.now()
+        mine = advertising.answered(node, self._dead())
+        others = (self._state.answered & advertising.answerable(node)) - mine
+        self._leaving = {address: self._leaving.get(address, now + HANDOVER) for address in others}
+        self._leaving = {address: until for address, until in self._leaving.items() if now < until}
+        return mine | self._leaving.keys()
 
     def _dead(self) -> frozenset[str]:
         """Return the nodes that are dead at each of their addresses that is watched."""

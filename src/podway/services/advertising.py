@@ -147,15 +147,17 @@ class Advertising:
         turns = (one.nodes for one in self.reaches if one.advertise == "layer2" and node in one.nodes)
         return frozenset(name for names in turns for name in names) - {node}
 
-    def answered(self, node: str, dead: Collection[str]) -> frozenset[Address] | None:
-        """Return the addresses for which a node answers while others are dead; None as long as it is not known."""
-        if self._view is None:
-            return None
+    def answered(self, node: str, dead: Collection[str]) -> frozenset[Address]:
+        """Return the addresses for which a node answers on its segment while others are dead."""
         return frozenset(
             one.address
             for one in self.reaches
             if one.advertise == "layer2" and node == next((name for name in one.nodes if name not in dead), None)
         )
+
+    def answerable(self, node: str) -> frozenset[Address]:
+        """Return the addresses for which a node may answer, now or when others are dead."""
+        return frozenset(one.address for one in self.reaches if one.advertise == "layer2" and node in one.nodes)
 
     def follow(self, view: ClusterView, changes: Iterable[Change[Any]]) -> bool:
         """Take a newer view, to which these changes led; tell whether anything is told otherwise by anybody."""
