@@ -32,6 +32,15 @@ class Reporter:
     Doctor, tracer and captures answer for theirs.
     """
 
+    def _services(self) -> dict[str, Any]:
+        told = self._components
+        networks = told.routing.advertising.networks(told.state.node) or ()
+        return {
+            **told.reconciler.serving.status(),
+            "advertises": sorted(map(str, networks)),
+            "answers": sorted(map(str, told.state.answered)),
+        }
+
     def __init__(self, components: Components) -> None:
         self._components = components
         self._checkup = Checkup(components)
@@ -128,7 +137,7 @@ class Reporter:
                 "nearly_full": [name for name, table in tables.items() if table.is_nearly_full],
             },
             "flows": await self._components.flows.status(),
-            "services": self._components.reconciler.serving.status(),
+            "services": self._services(),
             "offloads": self._components.offloads.status(),
             "channel": self._components.channel.status(),
             "failures": [msgspec.to_builtins(failure) for failure in self._components.supervisor.failures],

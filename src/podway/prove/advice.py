@@ -11,7 +11,7 @@ from podway.api.addresses import Address, Network, is_within
 from podway.api.lease import LINK_PREFIX
 from podway.kernel.network import RTPROT_BIRD
 from podway.plan.fabric import DEVICES
-from podway.plan.objects import BRIDGE_DEVICE, MAIN_TABLE, ROUTE_PROTOCOL
+from podway.plan.objects import BRIDGE_DEVICE, MAIN_TABLE, ROUTE_PROTOCOL, SEGMENT_DEVICE
 from podway.prove.cause import command
 from podway.prove.inspector import Inspector
 from podway.prove.world import Point, World
@@ -46,7 +46,7 @@ class ConflictingRoute(msgspec.Struct, frozen=True):
 
 def is_ours(device: str) -> bool:
     """Tell whether a device is one that Podway makes."""
-    return device.startswith(LINK_PREFIX) or device in (*DEVICES.values(), BRIDGE_DEVICE)
+    return device.startswith(LINK_PREFIX) or device in (*DEVICES.values(), BRIDGE_DEVICE, SEGMENT_DEVICE)
 
 
 def against_route(world: World, at: Point, route: ConflictingRoute, wanted: Network) -> str:
