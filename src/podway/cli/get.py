@@ -133,7 +133,10 @@ def explained(obj: Any, cluster: Cluster) -> dict[str, Any]:
     from podway.services.explain import Explainer
 
     told: dict[str, Any] = msgspec.to_builtins(cluster.kept(Explainer).explain(obj))
-    outside = msgspec.to_builtins(cluster.kept(Told).of(obj))
+    outside = [
+        {"address": str(one.address), "pool": one.pool, "advertise": one.advertise, "nodes": list(one.nodes)}
+        for one in cluster.kept(Told).of(obj)
+    ]
     return {"explained": told | ({"outside": outside} if outside else {})}
 
 
