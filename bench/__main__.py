@@ -16,6 +16,7 @@ BENCHMARKS = (
     "burst",
     "roundtrip",
     "datapath",
+    "flows",
     "nat",
     "racks",
     "restart",

@@ -100,6 +100,23 @@ class Page:
             more = {"text": text} if text and kind == "keyDown" else {}
             await self.call("Input.dispatchKeyEvent", type=kind, key=name, modifiers=modifiers, **more)
 
+    async def pan(self) -> float:
+        """Move the map about, and return how long half of the pictures took at least, in ms."""
+        found: float = await self.run(
+            """new Promise((done) => {
+                const board = window.podwayBoard;
+                board.frames.length = 0;
+                let left = 60;
+                const step = () => {
+                    board.pan(4, 2);
+                    if (left--) requestAnimationFrame(step);
+                    else done([...board.frames].sort((a, b) => a - b)[board.frames.length >> 1]);
+                };
+                requestAnimationFrame(step);
+            })"""
+        )
+        return found
+
     async def picture(self, path: Path) -> None:
         shot = await self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))

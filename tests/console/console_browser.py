@@ -1,9 +1,8 @@
 """The console in a real Chromium: ./dev test-console. PODWAY_SCREENSHOTS=DIRECTORY keeps what it looked like."""
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,10 @@ import pytest
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.pod import Pod, PodSpec, PodStatus
 from podway.api.meta import Metadata
-from podway.console.server import Console, serve
 from podway.flows.query import Row
 from tests.console.browser import PROGRAM, Page, browser
 from tests.console.console_process import ConsoleProcess, console
-from tests.console.synthetic import NOW, Synthetic
+from tests.console.synthetic import NOW, Synthetic, served
 from tests.system.policy_lab import PolicyLab, policy_lab
 from tests.system.test_system_flows import PORT, connect
 
@@ -34,18 +32,6 @@ def browsed(check: Callable[[Page], Awaitable[None]]) -> None:
             assert page.errors == []
 
     asyncio.run(run())
-
-
-@contextlib.asynccontextmanager
-async def served(sources: Synthetic) -> AsyncIterator[str]:
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
-    task = asyncio.create_task(serve(Console(sources), "127.0.0.1", 0, port.set_result, stop))
-    try:
-        yield f"http://127.0.0.1:{await port}/"
-    finally:
-        stop.set()
-        await task
 
 
 async def keep(page: Page, name: str) -> None:
@@ -221,19 +207,7 @@ def test_five_thousand_nodes_and_ten_thousand_pairs_can_be_moved_about() -> None
                 await page.open(url + view)
                 await page.until("!!window.podwayBoard && document.querySelectorAll('.pick li').length > 10")
                 await asyncio.sleep(0.5)
-                moved = await page.run(
-                    """new Promise((done) => {
-                        const board = window.podwayBoard;
-                        board.frames.length = 0;
-                        let left = 60;
-                        const step = () => {
-                            board.pan(4, 2);
-                            if (left--) requestAnimationFrame(step);
-                            else done([...board.frames].sort((a, b) => a - b)[board.frames.length >> 1]);
-                        };
-                        requestAnimationFrame(step);
-                    })"""
-                )
+                moved = await page.pan()
                 assert moved < 16, f"{view}: half of the pictures took {moved} ms or longer"
                 await page.run("document.querySelector('.pick button').click()")
                 await page.until("document.querySelector('.details h2')")

@@ -3,8 +3,10 @@
 Objects are of the real types, and what becomes of them is the console's own work; agents' answers are made up.
 """
 
+import asyncio
+import contextlib
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
@@ -14,6 +16,7 @@ from podway.api.kinds.node import FORMER_SEEN, RACK, Node, NodeAddress, NodeStat
 from podway.api.kinds.pod import Pod, PodAddress, PodSpec, PodStatus
 from podway.api.meta import Metadata
 from podway.api.resource import Resource
+from podway.console.server import Console, serve
 from podway.console.sources import Question
 from podway.errors import AgentError
 from podway.flows.heard import Heard, Summed
@@ -167,3 +170,16 @@ class Synthetic:
         self, source: str, target: str, *, protocol: str, port: int, families: Sequence[int], dry_run: bool
     ) -> bytes:
         raise AgentError("nothing can be traced here")
+
+
+@contextlib.asynccontextmanager
+async def served(sources: Synthetic) -> AsyncIterator[str]:
+    """Serve the console of a cluster on a port that is free; give its address."""
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve(Console(sources), "127.0.0.1", 0, port.set_result, stop))
+    try:
+        yield f"http://127.0.0.1:{await port}/"
+    finally:
+        stop.set()
+        await task

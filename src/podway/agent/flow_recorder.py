@@ -36,7 +36,7 @@ from podway.flows.query import BY, Answer, By, Query, Sums, find, sums
 from podway.flows.record import Rule, Who
 from podway.flows.store import FlowStore
 from podway.flows.tally import Tally
-from podway.kernel.flow_events import EVENT_SIZE, DropTracer, FlowEvents, Untold, drop_reasons
+from podway.kernel.flow_events import EVENT_SIZE, Counted, DropTracer, FlowEvents, drop_reasons
 from podway.kernel.node import Kernel
 from podway.policy.maps import LOOPBACK, OWN_NODE, RuleName
 from podway.reconcile.reconciler import Reconciler
@@ -89,7 +89,7 @@ class FlowRecorder:
         """Why the kernel may drop packets, by its numbers, as far as that is told."""
         self._drops_problem = ""
         self._recorded = 0
-        self._untold = Untold()
+        self._counted = Counted()
         self.tally = Tally()
 
     @property
@@ -108,9 +108,9 @@ class FlowRecorder:
         return events.entries if events else 0
 
     @property
-    def untold(self) -> Untold:
-        """How many events nobody was told since the engine began, as of the latest survey."""
-        return self._untold
+    def counted(self) -> Counted:
+        """What the engine counted since it began, as of the latest survey."""
+        return self._counted
 
     # Questions.
 
@@ -118,17 +118,22 @@ class FlowRecorder:
         """Return whether flows are recorded, what is kept of them, and what was lost."""
         store = self._store.status() if self._store else {}
         events = self._events
+        if events is not None:
+            self._counted = events.counted()
         return {
             "recording": events is not None,
             "why_not": self._why_not(),
             "flows": self.entries // 2,
+            "made": self._counted.made,
+            "dropped": self._counted.dropped,
             "recorded": self._recorded,
-            "lost": self._untold.lost,
+            "events": dict(self.tally.events),
+            "lost": self._counted.lost,
             "unreadable": events.unreadable if events else 0,
             "kernel_drops": {
                 "traced": bool(events and not self._drops_problem),
                 "problem": self._drops_problem,
-                "withheld": self._untold.withheld,
+                "withheld": self._counted.withheld,
             },
             "exports": self.exports.status(),
             **store,
@@ -189,7 +194,7 @@ class FlowRecorder:
             return told
 
         found = await asyncio.get_running_loop().run_in_executor(self._readers, answer)
-        return {**found, "note": self._why_not(), "now": time.time(), "lost": self._untold.lost}
+        return {**found, "note": self._why_not(), "now": time.time(), "lost": self._counted.lost}
 
     def _query(self, selector: dict[str, Any] | None, params: Mapping[str, Any]) -> Query | None:
         """Return a query with the pods that labels select; None if there are none."""
@@ -357,7 +362,7 @@ class FlowRecorder:
                 self._survey(events, store, loop)
                 now = time.monotonic()
                 next_survey = max(began + SURVEY, now + REST * (now - began))
-                self._untold = events.untold()
+                self._counted = events.counted()
             time.sleep(BREATH)
 
     def _survey(self, events: FlowEvents, store: FlowStore, loop: asyncio.AbstractEventLoop) -> None:

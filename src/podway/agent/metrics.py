@@ -123,8 +123,8 @@ class AgentMetrics:
         tables = parts.tables()
         yield TABLES, {(name,): float(table.used) for name, table in tables.items()}
         yield ROOM, {(name,): float(table.room) for name, table in tables.items()}
-        tally, untold = parts.flows.tally, parts.flows.untold
+        tally, counted = parts.flows.tally, parts.flows.counted
         yield FLOWS, {(event,): float(count) for event, count in tally.events.items()}
-        yield UNTOLD, {("lost",): float(untold.lost), ("withheld",): float(untold.withheld)}
+        yield UNTOLD, {("lost",): float(counted.lost), ("withheld",): float(counted.withheld)}
         yield ROUND_TRIPS, tally.round_trips
         yield RETRANSMITTED, float(tally.retransmitted)

@@ -29,6 +29,7 @@ __all__ = [
     "EVENT_FIELDS",
     "EVENT_SIZE",
     "SURVEYOR",
+    "Counted",
     "DropTracer",
     "EventKind",
     "FlowEvents",
@@ -36,7 +37,6 @@ __all__ = [
     "FlowState",
     "Hook",
     "Reason",
-    "Untold",
     "Way",
     "drop_reasons",
     "unpack_address",
@@ -68,10 +68,12 @@ def drop_reasons() -> dict[str, int]:
     return {name.removeprefix(_REASON): number for name, number in found.items() if name.startswith(_REASON)}
 
 
-class Untold(NamedTuple):
-    """Events that nobody was told: those that did not fit into the ring, and packets that the kernel itself
-    dropped, where there were too many to tell of each."""
+class Counted(NamedTuple):
+    """What the engine counted since it began: flows that it made, packets that it dropped, events that did not fit
+    into the ring, and packets that the kernel itself dropped, where there were too many to tell of each."""
 
+    made: int = 0
+    dropped: int = 0
     lost: int = 0
     withheld: int = 0
 
@@ -116,9 +118,12 @@ class FlowEvents:
         """Look at all flows, as of a time (CLOCK_MONOTONIC, ns), and return events; yields now and then."""
         return self._survey.look(now)
 
-    def untold(self) -> "Untold":
-        """Return how many events were not told so far, on all processors."""
-        return Untold(*bpf.per_cpu_sums(self._maps["counters"], [Counter.EVENTS_LOST, Counter.DROPS_WITHHELD]))
+    def counted(self) -> Counted:
+        """Return what the engine counted so far, on all processors."""
+        own = [one for one in Reason if one not in (Reason.KEPT, Reason.DROPPED_BY_KERNEL)]
+        names = [Counter.FLOWS_MADE, Counter.EVENTS_LOST, Counter.DROPS_WITHHELD, *own]
+        made, lost, withheld, *dropped = bpf.per_cpu_sums(self._maps["counters"], names)
+        return Counted(made, sum(dropped), lost, withheld)
 
     def close(self) -> None:
         """Let go of the maps."""
