@@ -1,4 +1,4 @@
-"""How much memory a process of long life holds beyond what it uses.
+"""How much memory a process of long life holds, and what of it beyond what it uses.
 
 glibc gives each thread an arena of its own (mallopt(3), M_ARENA_MAX), and keeps what is freed in it. An agent's
 threads come and go, each with work that takes much memory for a moment: one arena serves them all, since they
@@ -7,7 +7,9 @@ take turns at the interpreter anyway.
 
 import ctypes
 import gc
+import os
 import sys
+from pathlib import Path
 
 _M_ARENA_MAX = -8
 """malloc.h"""
@@ -37,3 +39,8 @@ def settle() -> None:
     gc.freeze()
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def resident() -> int:
+    """Return this process's memory in bytes. (getrusage's ru_maxrss is inherited from whoever started it.)"""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from podway.agent.dump import COMMANDS
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.cli.sysdump import ASKED
 from podway.lab.agents import LOG
@@ -281,6 +282,9 @@ def test_what_cannot_be_asked(lab: PolicyLab, options: tuple[str, ...], said: st
     assert said in lab.lab.podway("flows", *options, check=False)
 
 
+PLANTED = ("sesame-open-now", "hunter2-hunter2", "0123456789abcdef0123", "MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v")
+
+
 def dumped(path: Path) -> dict[str, str]:
     """The files of a dump."""
     found = {}
@@ -305,25 +309,45 @@ def test_a_dump_has_what_helps_and_no_secret_in_it(lab: PolicyLab, tmp_path: Pat
         },
         "data": {"password": encoded},
     }
+    planted = {
+        "note": "token: sesame-open-now",
+        "url": "https://admin:hunter2-hunter2@registry.example/",
+        "said": "Authorization: Bearer 0123456789abcdef0123",
+        "key": "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v\n-----END PRIVATE KEY-----",
+    }
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "vault", "annotations": planted}}
     lab.apply(manifest)
+    lab.apply(space)
     authority = lab.lab.store(lambda store: store.get(ClusterAuthority, ClusterAuthority.ONLY))
     keys = [line for one in authority.spec.authorities for line in one.private_key.splitlines()[1:-1]]
     assert keys
     with (lab.lab.run_dir("node1") / LOG).open("a") as log:
-        log.write(f"peer password={password}\n")
+        log.write(f"peer password={password}\n" + "\n".join(planted.values()))
     path = tmp_path / "dump.tar.gz"
     said = lab.lab.podway("sysdump", "-o", str(path), "--no-doctor")
     assert str(path) in said
     assert path.stat().st_mode & 0o777 == 0o600
     files = dumped(path)
+    own = ("metrics", "log", "programs", "engine", *COMMANDS)
     wanted = [f"nodes/{node}/{name}.json" for node in ("node1", "node2") for name in ASKED]
+    wanted += [f"nodes/{node}/{name}.txt" for node in ("node1", "node2") for name in own]
     assert {"README.txt", "cluster.json", "nodes/node1/agent.log", *wanted} == files.keys() - {
         "nodes/node2/agent.log"
     }
     for name, text in files.items():
-        for secret in (password, encoded, *keys):
+        for secret in (password, encoded, *keys, *PLANTED):
             assert secret not in text, name
     assert json.loads(files["nodes/node1/status.json"])["node"] == "node1"
+    for name, words in (
+        ("routes", "proto 112"),
+        ("nftables", "table ip podway"),
+        ("qdiscs", "qdisc"),
+        ("metrics", "podway_leases 1"),
+        ("log", "ready"),
+        ("programs", "from wire"),
+        ("engine", "pod default/web EndpointRules"),
+    ):
+        assert words in files[f"nodes/node1/{name}.txt"], name
     (tmp_path / "cluster.json").write_text(files["cluster.json"])
     assert "client" in lab.lab.podway("--store", f"snapshot:{tmp_path / 'cluster.json'}", "get", "pods", "-A")
 

@@ -156,7 +156,7 @@ class Agent:
             )
             await server.start()
             stack.push_async_callback(server.close)
-            reporter = Reporter(self._components)
+            reporter = Reporter(self._components, server)
             stack.callback((await admin.serve(options.admin_socket, reporter.methods)).close)
             log.info("ready", node=options.node, uplink=choice.uplink.device, pods=len(state.leases))
             memory.settle()

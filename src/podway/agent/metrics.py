@@ -7,9 +7,9 @@ from datetime import datetime
 
 from podway import __version__
 from podway.agent.components import Components
-from podway.agent.report import resident
 from podway.cni.server import CniServer
 from podway.errors import RoutingError
+from podway.memory import resident
 from podway.metrics.exposition import Metric, Values, expose
 
 INFO = Metric("podway_agent_info", "The version of the agent.", labels=("version",))

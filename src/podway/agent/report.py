@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from podway import __version__
 from podway.agent.capturing import Capturing
 from podway.agent.checkup import Checkup
 from podway.agent.components import Components
+from podway.agent.dump import Dump
 from podway.agent.routes import node_routes
 from podway.agent.tracing import Tracing
 from podway.api.addresses import Family
@@ -20,8 +20,10 @@ from podway.api.lease import LeaseRecord
 from podway.api.resource import subject
 from podway.bgp.status import PeerStatus
 from podway.channel.admin import Method
+from podway.cni.server import CniServer
 from podway.errors import RoutingError
 from podway.kernel.network import Connection, RouteRecord, dump_links, dump_routes
+from podway.memory import resident
 from podway.plan.outside import left_out
 from podway.plan.topology import topology
 
@@ -32,6 +34,15 @@ class Reporter:
     Doctor, tracer and captures answer for theirs.
     """
 
+    def __init__(self, components: Components, requests: CniServer) -> None:
+        """`requests` serves the runtime."""
+        self._components = components
+        self._checkup = Checkup(components)
+        self._dump = Dump(components, requests)
+        self._tracing = Tracing(components.state, components.speaker)
+        self._capturing = Capturing(components.state)
+        self._started = time.time()
+
     def _services(self) -> dict[str, Any]:
         told = self._components
         networks = told.routing.advertising.networks(told.state.node) or ()
@@ -40,13 +51,6 @@ class Reporter:
             "advertises": sorted(map(str, networks)),
             "answers": sorted(map(str, told.state.answered)),
         }
-
-    def __init__(self, components: Components) -> None:
-        self._components = components
-        self._checkup = Checkup(components)
-        self._tracing = Tracing(components.state, components.speaker)
-        self._capturing = Capturing(components.state)
-        self._started = time.time()
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -63,6 +67,7 @@ class Reporter:
             **self._tracing.methods,
             **self._capturing.methods,
             **self._checkup.methods,
+            **self._dump.methods,
         }
 
     async def alive(self) -> dict[str, Any]:
@@ -192,8 +197,3 @@ def _kernel_routes() -> tuple[list[RouteRecord], dict[int, str]]:
     with Connection() as connection:
         found = [route for family in Family for route in dump_routes(connection, family)]
         return found, {link.index: link.name for link in dump_links(connection)}
-
-
-def resident() -> int:
-    """Return this process's memory in bytes. (getrusage's ru_maxrss is inherited from whoever started it.)"""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

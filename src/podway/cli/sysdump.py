@@ -31,6 +31,9 @@ ASKED: Mapping[str, tuple[str, dict[str, Any]]] = {
 LOG_BYTES = 1 << 20
 """How much of the end of an agent's log is taken."""
 
+DUMP_SECONDS = 30.0
+"""How long an agent may take to show its kernel."""
+
 DOCTOR_SECONDS = 180
 """How long `podway doctor` may take."""
 
@@ -58,7 +61,8 @@ def sysdump(options: GlobalOptions, *, output: Path | None, doctor: bool) -> Non
     """Write all that somebody needs to help into one file: a gzipped tar archive.
 
     The cluster's objects; of every node what its agent says of itself, its BGP sessions, routes, leases, kernel
-    and the latest flows; what `podway doctor` finds; in a lab the agents' logs. Passwords, keys and tokens are
+    (ip, nft, tc), the flow engine's programs and entries, metrics, the latest flows and lines of its log; what
+    `podway doctor` finds. Passwords, keys and tokens are
     left out. Names and addresses are not: look into it before you give it to others.
     """
     path = output or Path(time.strftime("podway-sysdump-%Y%m%d-%H%M%S.tar.gz"))
@@ -105,6 +109,7 @@ def _parts(options: GlobalOptions, problems: list[str], *, doctor: bool) -> Iter
         asked = {}
     for name, (method, params) in ASKED.items():
         yield from _answers(asked, name, method, params, problems)
+    yield from _dumps(asked, problems)
     yield from _logs(options)
     if doctor:
         yield from _attempt("doctor's report", problems, lambda: [("doctor.json", _doctor(options))])
@@ -138,6 +143,18 @@ def _answers(
         else:
             text = msgspec.json.format(msgspec.json.encode(answer), indent=1).decode()
             yield f"nodes/{node.replace('/', '_')}/{name}.json", text
+
+
+def _dumps(asked: Mapping[str, Any], problems: list[str]) -> Iterator[Part]:
+    """Yield what agents give to a dump: texts by their names."""
+    from podway.cli.agents import ask_all
+
+    for node, answer in ask_all(asked, "doctor.dump", timeout=DUMP_SECONDS).items():
+        if isinstance(answer, AgentError):
+            problems.append(f"kernel, engine, metrics and log of {node}: {answer.message}")
+            continue
+        for name, text in answer.items():
+            yield f"nodes/{node.replace('/', '_')}/{name.replace('/', '_')}", str(text)
 
 
 def _logs(options: GlobalOptions) -> Iterator[Part]:
@@ -175,7 +192,8 @@ def _readme(problems: list[str]) -> str:
         "cluster.json       the cluster's objects, and nodes' pods: podway --store snapshot:cluster.json get …",
         "doctor.json        what `podway doctor` found",
         "nodes/NODE/*.json  what that node's agent said; flows-denied are those that were not let pass",
-        "nodes/NODE/*.log   the end of its log (of a lab)",
+        "nodes/NODE/*.txt   its kernel (ip, bridge, nft, tc), the flow engine, metrics, the last lines of its log",
+        "nodes/NODE/*.log   more of its log (of a lab)",
         "",
         "Secrets were taken out: passwords, private keys, tokens.",
         *(["", "Missing:", *problems] if problems else []),
