@@ -18,19 +18,20 @@ export function NetworkView() {
   const groups = useMemo(() => groupsOf(value?.nodes ?? []), [value]);
   const links = useMemo(() => (value ? linksOf(value, page.value) : []), [value, page.value]);
   if (!value) return error ? <Problem error={error} /> : <Loading />;
+  const racks = new Set(value.nodes.map((node) => node.rack).filter(Boolean)).size;
   const bad = value.nodes.filter((node) => node.state === "trouble" || node.state === "silent").length;
   return (
     <>
       <Head title="Network" at={value.at}>
         <span>{plural(value.nodes.length, "node")}</span>
         <span>{plural(value.pods, "pod")}</span>
-        <span>{plural(groups.length, "rack")}</span>
+        {racks > 0 && <span>{plural(racks, "rack")}</span>}
         {bad > 0 ? <Tag tone="trouble">{bad} not well</Tag> : <Tag tone="well">all well</Tag>}
       </Head>
       <Problem error={error} />
       <Notes lines={[value.problem, ...value.rejected.map((one) => `rejected: ${one}`)]} />
       <BoardView
-        label={`Map of ${plural(value.nodes.length, "node")} in ${plural(groups.length, "rack")}, ${bad} of them not well`}
+        label={`Map of ${plural(value.nodes.length, "node")}${racks ? ` in ${plural(racks, "rack")}` : ""}, ${bad} of them not well`}
         what="nodes"
         sparse
         groups={groups}
@@ -60,8 +61,9 @@ export function NetworkView() {
 
 function groupsOf(nodes: Node[]): Group[] {
   const racks = new Map<string, Group>();
+  const some = nodes.some((node) => node.rack);
   for (const node of nodes) {
-    const rack = node.rack || "no rack";
+    const rack = node.rack || (some ? "no rack" : "nodes");
     let group = racks.get(rack);
     if (!group) racks.set(rack, (group = { id: rack, label: rack, note: "", items: [] }));
     group.items.push({ id: node.name, label: node.name, sub: subOf(node), tone: node.state });
