@@ -133,8 +133,8 @@ _SERVED = [
     EndpointPort(name="c"),
 ]
 _OFFERED = [
-    (ServicePort(port=80),),
-    (ServicePort(name="a", port=80), ServicePort(name="b", port=53, protocol="UDP")),
+    (ServicePort(port=80, node_port=30080),),
+    (ServicePort(name="a", port=80, node_port=30080), ServicePort(name="b", port=53, protocol="UDP")),
     (ServicePort(name="a", port=80, target_port="named"), ServicePort(name="b", port=80, protocol="SCTP")),
     (ServicePort(name="a", port=443, protocol="QUIC"), ServicePort(name="c", port=81)),
 ]
@@ -157,7 +157,8 @@ _services = st.builds(
     _NAMES,
     labels=st.sampled_from([{}, {}, {}, {"service.kubernetes.io/headless": ""}]),
     cluster_ips=st.sampled_from([(VIP,), (VIP, VIP6), ("010.96.0.11",), ("None",), ()]),
-    type=st.sampled_from(["ClusterIP", "ClusterIP", "LoadBalancer", "ExternalName"]),
+    type=st.sampled_from(["ClusterIP", "ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]),
+    external_traffic_policy=st.sampled_from(["Cluster", "Local"]),
     external_ips=st.sampled_from([(), ("192.0.2.1",), (VIP,)]),
     ingress=st.sampled_from(
         [(), (LoadBalancerIngress(ip="192.0.2.1"),), (LoadBalancerIngress(ip="192.0.2.2", ip_mode="Proxy"),)]

@@ -24,8 +24,14 @@ def address(text: str) -> Any:
     return ip_address(text)
 
 
-def reachable(objects: Iterable[Any], node: str) -> dict[tuple[Any, int, int], tuple[set[End], int, bool]]:
-    """Return for each address, protocol and port whom one reaches, affinity, and whether it is dropped else."""
+def reachable(
+    objects: Iterable[Any], node: str, node_ports: Iterable[str] = (), *, outside: bool = False
+) -> dict[tuple[Any, int, int], tuple[set[End], int, bool]]:
+    """Return for each address, protocol and port whom one reaches, affinity, and whether it is dropped else.
+
+    `node_ports` are the addresses at which node ports are asked. `outside`: who asks is no part of the cluster;
+    then only what that makes a difference for is told.
+    """
     every = list(objects)
     services = [one for one in every if isinstance(one, Service)]
     found: dict[tuple[Any, int, int], list[tuple[Any, Any]]] = {}
@@ -34,22 +40,32 @@ def reachable(objects: Iterable[Any], node: str) -> dict[tuple[Any, int, int], t
             continue
         if "None" in service.spec.cluster_ips:
             continue
+        if outside and service.spec.external_traffic_policy != "Local":
+            continue
         places = [(0, address(text)) for text in service.spec.cluster_ips]
+        versions = {where.version for _, where in places}
+        asked = [where for where in map(address, node_ports) if where.version in versions]
         if service.spec.type == "LoadBalancer":
             places += [
                 (1, address(one.ip)) for one in service.status.load_balancer.ingress if one.ip_mode == "VIP"
             ]
         places += [(2, address(text)) for text in service.spec.external_ips]
+        if service.spec.type in ("NodePort", "LoadBalancer"):
+            places += [(3, where) for where in asked]
+        inside = {where for rank, where in places if rank == 0}
+        if outside:
+            places = [(rank, where) for rank, where in places if where not in inside]
         # The same address in two roles of one Service is its cluster address.
         for rank, where in sorted(places, key=lambda place: -place[0]):
             for port in service.spec.ports:
-                if port.protocol not in NUMBERS:
+                number = port.node_port if rank == 3 else port.port
+                if port.protocol not in NUMBERS or not number:
                     continue
-                local = rank == 0 and service.spec.internal_traffic_policy == "Local"
+                local = outside or (rank == 0 and service.spec.internal_traffic_policy == "Local")
                 ends, elsewhere = behind(service, port, where.version, local, every, node)
                 stays = 10800 if service.spec.session_affinity == "ClientIP" else 0
                 order = (rank, service.metadata.creation_timestamp, service.metadata.name)
-                key = (where, NUMBERS[port.protocol], port.port)
+                key = (where, NUMBERS[port.protocol], number)
                 found.setdefault(key, []).append((order, (ends, stays, elsewhere and not ends)))
     return {key: min(claims, key=lambda claim: claim[0])[1] for key, claims in found.items()}
 

@@ -5,6 +5,7 @@ Whom one may reach by them is asked as the rules ask (podway.plan.services), and
 
 import struct
 from collections import Counter
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,24 +17,34 @@ from podway.api.kinds.service import ServicePort
 from podway.api.resource import key as key_of
 from podway.services.maps import Delta, Maps
 from podway.services.node_maps import NodeDelta, NodeKey, NodeMaps, NodeValue, difference, room, spread
-from podway.services.planner import ServicePlanner
+from podway.services.planner import ServicePlanner, outside_frontends, wanted_frontends
 from tests.services.clusters import NODE, VIP, endpoint, events, piece, service
 from tests.services.model import reachable
 
 VERSIONS = (4, 6)
+OWN = ("172.30.0.1", "fd00:172:30::1")
+"""The node's addresses, at which node ports are asked."""
+
+Words = tuple[str, str, int, str]
+INSIDE: Words = ("services", "refused", 0, "")
+OUTSIDE: Words = ("outside", "refused_outside", 1 << 16, "outside_")
+"""Maps, the first place, and what chains' names begin with."""
 
 
-def led(entries: dict[NodeKey, NodeValue], address: Any, protocol: int, port: int) -> tuple[set[Any], str]:
+def led(
+    entries: dict[NodeKey, NodeValue], words: Words, address: Any, protocol: int, port: int
+) -> tuple[set[Any], str]:
     """Return to whom the rules lead a connection, and what becomes of it where they lead to nobody."""
+    services, refused, first, word = words
     where = address.packed + bytes((protocol, 0, 0, 0)) + struct.pack(">HH", port, 0)
-    chain = entries.get(NodeKey(address.version, "services", where))
+    chain = entries.get(NodeKey(address.version, services, where))
     if chain is None:
-        return set(), str(entries.get(NodeKey(address.version, "refused", where), ""))
-    kind, _, places = str(chain).partition("_")
+        return set(), str(entries.get(NodeKey(address.version, refused, where), ""))
+    kind, _, places = str(chain).removeprefix(word).partition("_")
     half = int(places) // 2
     found = set()
     for place in range(int(places)):
-        value = entries.get(NodeKey(address.version, "backends", where + struct.pack("=I", place)))
+        value = entries.get(NodeKey(address.version, "backends", where + struct.pack("=I", first + place)))
         assert isinstance(value, bytes) or (kind == "any" and place >= half), "a draw that leads to nobody"
         if isinstance(value, bytes):
             found.add((ip_address(value[:-4]), int.from_bytes(value[-4:-2])))
@@ -52,36 +63,43 @@ def taken(entries: dict[NodeKey, NodeValue], delta: NodeDelta) -> None:
 @given(events)
 @settings(max_examples=80, deadline=None)
 def test_a_node_is_led_as_the_second_opinion_says_after_any_events(happened: list[Any]) -> None:
-    planner, node = ServicePlanner(NODE), NodeMaps(VERSIONS)
+    addresses = tuple(map(ip_address, OWN))
+    planners = [
+        ServicePlanner(NODE, wanted=partial(frontends, node_ports=addresses))
+        for frontends in (wanted_frontends, outside_frontends)
+    ]
+    node, written = NodeMaps(VERSIONS), (Maps(), Maps())
     objects: dict[Any, Any] = {}
     entries: dict[NodeKey, NodeValue] = {}
-    written = Maps()
     for what, obj in happened:
         if what == "put":
-            planner.put(obj)
             objects[key_of(obj)] = obj
         else:
-            planner.drop(key_of(obj))
             objects.pop(key_of(obj), None)
-        delta = planner.settle()
-        written.apply(delta)
-        taken(entries, node.change(delta))
-        assert entries == dict(NodeMaps(VERSIONS, written.entries).entries())
-    expected = reachable(objects.values(), NODE)
-    for (address, protocol, port), (ends, stays, dropped) in expected.items():
-        found, how = led(entries, address, protocol, port)
-        assert found == {(ip_address(str(end[0])), end[1]) for end in ends}
-        if not found:
-            assert how == ("drop_it" if dropped else "refuse")
-        elif len(found) > 1:
-            assert how == ("same" if stays else "any")
-    assert {key for key in entries if key.map in {"services", "refused"}} == {
-        NodeKey(address.version, key.map, key.key)
-        for key in entries
-        if key.map in {"services", "refused"}
-        for address in [ip_address(key.key[:-8])]
-        if (address, key.key[-8], int.from_bytes(key.key[-4:-2])) in expected
-    }
+        for planner in planners:
+            if what == "put":
+                planner.put(obj)
+            else:
+                planner.drop(key_of(obj))
+        deltas = [planner.settle() for planner in planners]
+        for maps, delta in zip(written, deltas, strict=True):
+            maps.apply(delta)
+        taken(entries, node.change(*deltas))
+        assert entries == dict(NodeMaps(VERSIONS, *(maps.entries for maps in written)).entries())
+    for words, outside in ((INSIDE, False), (OUTSIDE, True)):
+        expected = reachable(objects.values(), NODE, OWN, outside=outside)
+        for asked, (ends, stays, dropped) in expected.items():
+            found, how = led(entries, words, *asked)
+            assert found == {(ip_address(str(end[0])), end[1]) for end in ends}
+            if not found:
+                assert how == ("drop_it" if dropped else "refuse")
+            elif len(found) > 1:
+                assert how == ("same" if stays else "any")
+        assert expected.keys() >= {
+            (ip_address(one.key[:-8]), one.key[-8], int.from_bytes(one.key[-4:-2]))
+            for one in entries
+            if one.map in words[:2]
+        }
 
 
 def _udp(*addresses: str) -> list[Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from podway.lab import names
+from podway.kernel import netns
+from podway.lab import names, outside
 from podway.lab.facts import PoolSettings
 from tests.patience import eventually
 from tests.system.policy_lab import FAMILIES, Place, PolicyLab, policy_lab
@@ -98,6 +99,7 @@ def nft(lab: PolicyLab, node: str, *words: str) -> str:
 
 def reach_all(lab: PolicyLab, node: str) -> None:
     """Assert that a node reaches all backends from its own address, by which they know it."""
+    heard(lab, "web1", "web2")
     for family in FAMILIES:
         own = lab.nodes[node].address(family)
         assert {call(lab.nodes[node], WEB, family) for _ in range(24)} == {own}
@@ -243,6 +245,100 @@ def test_what_others_change_is_put_right_and_what_is_right_costs_nothing(lab: Po
     lab.lab.start_agent("node1")
     settled(lab, 4)
     assert lab.lab.status("node1")["kernel_writes"] == 0
+
+
+LOCAL = {"externalTrafficPolicy": "Local"}
+PORT = 30080
+EXTERNAL = ("198.18.0.10", "2001:db8:10::10")
+
+
+@pytest.fixture(scope="module")
+def client(lab: PolicyLab) -> Place:
+    """A host outside, which is told that the external addresses are node1's."""
+    made, _ = outside.ensure(lab.lab.name)
+    host = names.outside_netns(lab.lab.name)
+    for family, address in zip(FAMILIES, EXTERNAL, strict=True):
+        way = ["via", lab.nodes["node1"].address(family)]
+        subprocess.run(["ip", "-n", host, "route", "add", address, *way], check=True)
+    return Place("outside", str(netns.path_of(host)), tuple(str(one.ip) for one in made.outside_interfaces))
+
+
+def open_up(lab: PolicyLab, **spec: Any) -> None:
+    """Have the Service `web` reached from outside, by a node port and an external address."""
+    port = {"port": 80, "targetPort": 8080, "nodePort": PORT}
+    lab.apply(Service("web", 10, type="NodePort", ports=[port], externalIPs=list(EXTERNAL), **spec).manifest)
+    told = "outside" if spec.get("externalTrafficPolicy") == "Local" else "services"
+    for node in NODES:
+        map_ = ("list", "map", "ip6", "podway-services", told)
+        eventually(lambda node=node, map_=map_: f"tcp . {PORT} : goto" in nft(lab, node, *map_))
+    settled(lab, 4)
+    heard(lab, "web1", "web2")
+
+
+def knock(client: Place, address: str, port: int, family: int) -> bool | None:
+    """Connect from outside; return whether that was possible, None if nobody answered."""
+    with client.open(family) as asking:
+        try:
+            asking.connect((address, port))
+        except ConnectionRefusedError:
+            return False
+        except TimeoutError:
+            return None
+        return True
+
+
+def test_a_node_port_leads_to_all_backends_and_those_here_see_the_client(lab: PolicyLab, client: Place) -> None:
+    open_up(lab)
+    for family in FAMILIES:
+        node = lab.nodes["node1"].address(family)
+        for where, port in ((node, PORT), (EXTERNAL[FAMILIES.index(family)], 80)):
+            assert all(knock(client, where, port, family) for _ in range(24))
+            assert heard(lab, "web1", "web2") == {"web1": {client.address(family)}, "web2": {node}}
+    pod = lab.run("asker", "node1")
+    for family in FAMILIES:
+        for node in NODES:  # the own node's by eBPF, which keeps the source everywhere
+            assert all(knock(pod, lab.nodes[node].address(family), PORT, family) for _ in range(24))
+            far = pod.address(family) if node == "node1" else lab.nodes[node].address(family)
+            seen = {"web1": {far}, "web2": {pod.address(family)}}
+            assert heard(lab, "web1", "web2") == seen
+        assert all(knock(lab.nodes["node2"], lab.nodes["node2"].address(family), PORT, family) for _ in range(24))
+        own = {lab.nodes["node2"].address(family)}
+        assert heard(lab, "web1", "web2") == {"web1": own, "web2": own}
+    lab.remove("asker")
+
+
+def test_with_the_policy_local_clients_keep_their_address(lab: PolicyLab, client: Place) -> None:
+    open_up(lab, **LOCAL)
+    for family in FAMILIES:
+        for node, pod in zip(NODES, ("web1", "web2"), strict=True):
+            assert all(knock(client, lab.nodes[node].address(family), PORT, family) for _ in range(8))
+            assert heard(lab, pod) == {pod: {client.address(family)}}
+    lab.remove("web2")
+    settled(lab, 2)
+    for family in FAMILIES:
+        node2 = lab.nodes["node2"]
+        assert knock(client, node2.address(family), PORT, family) is None  # dropped, so that another node is asked
+        assert knock(node2, node2.address(family), PORT, family)  # who is in the cluster is led anywhere
+    lab.remove("web1")
+    settled(lab, 0)
+    for family in FAMILIES:
+        assert knock(client, lab.nodes["node2"].address(family), PORT, family) is False
+    for node, name in zip(NODES, ("web1", "web2"), strict=True):
+        lab.run(name, node, 8080, labels={"app": "web"})
+    settled(lab, 4)
+
+
+def test_policies_see_the_client(lab: PolicyLab, client: Place) -> None:
+    open_up(lab, **LOCAL)
+    own = client.address(socket.AF_INET)
+    labels = {"matchLabels": {"app": "web"}}
+    node = lab.nodes["node1"].address(socket.AF_INET)
+    for cidr, reached in (("192.0.2.0/24", None), (f"{own}/32", True)):
+        lab.policy(podSelector=labels, ingress=[{"from": [{"ipBlock": {"cidr": cidr}}]}])
+        eventually(lambda reached=reached: knock(client, node, PORT, socket.AF_INET) is reached)
+    lab.forget_policies()
+    lab.apply(WEB.manifest)
+    settled(lab, 4)
 
 
 def test_switched_off_nothing_is_left(lab: PolicyLab) -> None:

@@ -6,6 +6,7 @@ where there are no EndpointSlices, agents go by the pods that its selector selec
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_network
 
 import msgspec
@@ -26,7 +27,7 @@ from podway.lab import agents, dns, facts, names, pods, resolving, state
 from podway.lab.fabric import Fabric
 from podway.lab.state import LabState
 from podway.services.allocation import PREFER_DUAL, addressed
-from podway.services.planner import ServicePlanner
+from podway.services.planner import ServicePlanner, wanted_frontends
 from podway.store.base import Store
 
 RANGES: dict[Family, tuple[Network, ...]] = {
@@ -126,15 +127,18 @@ def _serves(lab: str, node: str) -> bool:
         told = agents.status(lab, node)["services"]
     except AgentError:
         return True  # nobody waits for an agent that is down
-    planner = ServicePlanner(node)
-    for obj in facts.ask(lab, _facts):
+    every = facts.ask(lab, _facts)
+    served = any(isinstance(one, NetworkConfig) and one.spec.services == "all" for one in every)
+    ports = [one.ip for one in state.load(lab).addresses(node)] if served else []
+    planner = ServicePlanner(node, wanted=partial(wanted_frontends, node_ports=ports))
+    for obj in every:
         planner.put(obj)
     planner.settle()
     return not told["pending"] and (told["frontends"], told["backends"]) == planner.counts()
 
 
 async def _facts(store: Store) -> tuple[Resource, ...]:
-    kinds: tuple[type[Resource], ...] = (Service, EndpointSlice, Pod, Node)
+    kinds: tuple[type[Resource], ...] = (Service, EndpointSlice, Pod, Node, NetworkConfig)
     return tuple([obj for kind in kinds for obj in (await store.list(kind)).items])
 
 

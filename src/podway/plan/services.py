@@ -1,6 +1,6 @@
-"""Services for who is not a pod: the node's own processes, and pods of the host's network.
+"""Services for who is not a pod: the node's own processes, pods of the host's network, and clients outside.
 
-The kernel's connection tracking translates what they begin (nftables, nat's output hook), by maps that are keyed
+The kernel's connection tracking translates what they begin (nftables' hooks of nat), by maps that are keyed
 by address, protocol and port: a connection costs the same few look-ups, however many Services there are. The rules
 are the same for all of them, and never change with them; what is in the maps changes one by one
 (podway.services.node_maps), and is no part of a plan.
@@ -15,6 +15,11 @@ and no place is free (podway.services.node_maps.spread).
 Services' addresses have a route by the uplink, whose source is the address by which pods know the node. Who has
 chosen another address of the node for itself gets that one as its source, or no answer would find back.
 
+*From outside* the same maps lead, but for Services whose `externalTrafficPolicy` is Local: `outside` says to whom
+of this node these lead who is no pod. A client keeps its address on its way to a pod of this node, whose policies
+see it, and whose answer comes by here anyway. To others it goes as this node, or the answer would not come here:
+what is sent to a cluster's address, and to a backend in `served`, so that what others translate is left alone.
+
 *Nobody there* is told before a packet leaves: refused or dropped as services.maps says. What no Service has of the
 ranges is dropped.
 """
@@ -26,20 +31,26 @@ from podway.api.kinds.service import MOST_ENDPOINTS
 from podway.cluster.view import ClusterView
 from podway.plan.guard import NFT_FAMILY
 from podway.plan.mtu import pool_mtu
-from podway.plan.objects import NFT_SERVICES_TABLE, NftTable, NodePlan, Route, Scope
+from podway.plan.objects import BRIDGE_DEVICE, LINK_GROUP, NFT_SERVICES_TABLE, NftTable, NodePlan, Route, Scope
 from podway.plan.uplink import Uplink
 
 DRAWS = 6
 """How often a place is drawn before only the half of them is tried."""
 
-KEPT = ("services", "refused", "backends", "cluster")
+KEPT = ("services", "outside", "refused", "refused_outside", "backends", "cluster", "served")
 """The maps and sets whose elements come and go with Services."""
 
 _MAPS = """\
 	map services {{
 		type {type} . inet_proto . inet_service : verdict
 	}}
+	map outside {{
+		type {type} . inet_proto . inet_service : verdict
+	}}
 	map refused {{
+		type {type} . inet_proto . inet_service : verdict
+	}}
+	map refused_outside {{
 		type {type} . inet_proto . inet_service : verdict
 	}}
 	map backends {{
@@ -47,6 +58,9 @@ _MAPS = """\
 	}}
 	set cluster {{
 		type {type}
+	}}
+	set served {{
+		type {type} . inet_proto . inet_service
 	}}
 """
 
@@ -73,18 +87,35 @@ _CHAINS = """\
 		type filter hook output priority {after}; policy accept;
 		ct state new jump unserved
 	}}
+	chain prerouting_local {{
+		type filter hook prerouting priority {before}; policy accept;
+		ct state new {ip} saddr != {{ {pods} }} {ip} daddr . meta l4proto . th dport vmap @refused_outside
+	}}
+	chain prerouting {{
+		type nat hook prerouting priority {nat}; policy accept;
+		{ip} saddr != {{ {pods} }} {ip} daddr . meta l4proto . th dport vmap @outside
+		{ip} daddr . meta l4proto . th dport vmap @services
+	}}
+	chain prerouting_unserved {{
+		type filter hook prerouting priority {after}; policy accept;
+		ct state new jump unserved
+	}}
 	chain source {{
 		oifname "lo" return
 		{ip} saddr {source} return
 		fib saddr type local snat to {source}
+		meta oifgroup {group} return
+		oifname "{bridge}" return
+		snat to {source}
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority {source_nat}; policy accept;
 		ct status dnat ct original {ip} daddr @cluster goto source
+		ct status dnat {ip} daddr . meta l4proto . th dport @served goto source
 	}}
 """
 
-_NAT, _AFTER, _SOURCE_NAT = -99, -98, 99
+_BEFORE, _NAT, _AFTER, _SOURCE_NAT = -100, -99, -98, 99
 """Behind others' translation of destinations (-100, such as host ports), ahead of that of sources (100)."""
 
 _TYPE: dict[Family, str] = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
@@ -104,7 +135,14 @@ def plan_services(view: ClusterView, uplink: Uplink, *, engine: bool) -> NodePla
         return NodePlan()
     tables, routes = [], []
     for family, source in served_families(view, uplink):
-        tables.append(_table(family, source, _ranges(view, family)))
+        tables.append(
+            _table(
+                family,
+                source,
+                _ranges(view, family),
+                [pool.network for pool in view.pools.values() if pool.family is family],
+            )
+        )
         mtu = min((pool_mtu(view, uplink, pool) for pool in view.pools.values()), default=uplink.mtu)
         routes += [
             Route(network, device=uplink.device, source=source, scope=_SCOPE[family], mtu=mtu)
@@ -125,17 +163,30 @@ def served_families(view: ClusterView, uplink: Uplink) -> Iterator[tuple[Family,
             yield family, source
 
 
+def node_port_addresses(view: ClusterView, uplink: Uplink) -> tuple[Address, ...]:
+    """Return the addresses at which a node serves node ports: its uplink's, of each served family."""
+    if view.config.services != "all":
+        return ()
+    return tuple(source for _, source in served_families(view, uplink))
+
+
 def _ranges(view: ClusterView, family: Family) -> list[Network]:
     return [network for network in view.config.service_networks if network.version == family]
 
 
-def _table(family: Family, source: Address, ranges: list[Network]) -> NftTable:
+def _table(family: Family, source: Address, ranges: list[Network], pods: list[Network]) -> NftTable:
     ip = NFT_FAMILY[family]
-    chains = "".join(_choosing(family))
+    chains = "".join((*_choosing(family, "", 0), *_choosing(family, "outside_", MOST_ENDPOINTS)))
     rest = _CHAINS.format(
         ip=ip,
         icmp=_ICMP[family],
         ranges=", ".join(map(str, ranges)),
+        pods=", ".join(
+            map(str, pods or ranges)
+        ),  # a set of nothing is none, and no client has a Service's address
+        group=LINK_GROUP,
+        bridge=BRIDGE_DEVICE,
+        before=_BEFORE,
         source=source,
         nat=_NAT,
         after=_AFTER,
@@ -145,15 +196,16 @@ def _table(family: Family, source: Address, ranges: list[Network]) -> NftTable:
     return NftTable(ip, NFT_SERVICES_TABLE, maps + chains + rest, kept=KEPT)
 
 
-def _choosing(family: Family) -> Iterator[str]:
-    """Yield the chains that choose among so many places: at random, and by the client's address."""
+def _choosing(family: Family, word: str, first: int) -> Iterator[str]:
+    """Yield the chains that choose among so many places from one on: at random, and by the client's address."""
     ip = NFT_FAMILY[family]
+    more = f" offset {first}" if first else ""
     places = 1
     while places <= MOST_ENDPOINTS:
-        draw = _DRAW.format(ip=ip, draw="numgen random", places=places, more="")
-        last = _DRAW.format(ip=ip, draw="numgen random", places=max(1, places // 2), more="")
-        yield f"\tchain any_{places} {{\n{draw * DRAWS if places > 1 else ''}{last}\t}}\n"
+        draw = _DRAW.format(ip=ip, draw="numgen random", places=places, more=more)
+        last = _DRAW.format(ip=ip, draw="numgen random", places=max(1, places // 2), more=more)
+        yield f"\tchain {word}any_{places} {{\n{draw * DRAWS if places > 1 else ''}{last}\t}}\n"
         if places > 1:
-            same = _DRAW.format(ip=ip, draw=f"jhash {ip} saddr", places=places, more=f" seed {_SEED:#x}")
-            yield f"\tchain same_{places} {{\n{same}\t}}\n"
+            same = _DRAW.format(ip=ip, draw=f"jhash {ip} saddr", places=places, more=f" seed {_SEED:#x}{more}")
+            yield f"\tchain {word}same_{places} {{\n{same}\t}}\n"
         places *= 2

@@ -1,4 +1,4 @@
-"""Services for a node's own processes: what serves pods, brought to the node's nftables maps, too.
+"""Services for a node's own processes and clients outside: what serves pods, in the node's nftables maps, too.
 
 It follows who serves pods (podway.reconcile.serving), and has its place in that one's work. The table with the
 rules is the plan's. Whenever it was loaded its maps are empty, so all is compared and written anew.
@@ -56,25 +56,28 @@ class NodeServing:
         """Forget what is known; the maps stay as they are."""
         self._maps, self._maps_of = None, -1
 
-    def begin(self, entries: Entries) -> Iterator[None]:
-        """Compare the maps with all that serves pods, and write what differs. Raises KernelError."""
+    def begin(self, entries: Entries, outside: Entries) -> Iterator[None]:
+        """Compare the maps with all that serves pods and clients outside, and write what differs.
+
+        Raises KernelError.
+        """
         if not self.wanted:
             self.forget()
             return
         self._maps, self._maps_of = None, self._loaded
         families = self._families
-        known = NodeMaps(families, entries)
+        known = NodeMaps(families, entries, outside)
         left = yield from self._read(families)
         if left is None:  # it is heard of when the tables are there
             return
         yield from self._door.write(difference((yield from _gathered(known)), left))
         self._maps = known
-        log.info("the node's own processes are served")
+        log.info("the node's own processes and clients outside are served")
 
-    def change(self, delta: Delta) -> Iterator[None]:
-        """Write what comes of a change of what serves pods. Raises KernelError."""
+    def change(self, delta: Delta, outside: Delta) -> Iterator[None]:
+        """Write what comes of a change of what serves pods and clients outside. Raises KernelError."""
         if self._maps is not None:
-            yield from self._door.write(self._maps.change(delta))
+            yield from self._door.write(self._maps.change(delta, outside))
 
     def audit(self) -> Generator[None, None, NodeDelta]:
         """Return what of the maps is not as it should be; yields now and then. Raises KernelError."""

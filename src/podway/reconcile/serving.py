@@ -14,10 +14,12 @@ stack's, and another proxy's.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from podway.api.addresses import Address
 from podway.api.kinds.endpoint_slice import EndpointSlice
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
@@ -27,12 +29,13 @@ from podway.cluster.change import Change
 from podway.cluster.relevance import alters_services
 from podway.errors import KernelError
 from podway.kernel.interface import FlowDoor, ServicesDoor
+from podway.plan.services import node_port_addresses
 from podway.reconcile.map_keeper import RETRY, SLICE, MapKeeper, not_as_planned
 from podway.reconcile.node_serving import NodeServing
 from podway.reconcile.state import NodeState
-from podway.services.maps import NOTHING, Delta, Entries
+from podway.services.maps import NO_CHANGE, NOTHING, Delta, Entries
 from podway.services.node_maps import NodeDelta
-from podway.services.planner import ServicePlanner
+from podway.services.planner import ServicePlanner, outside_frontends, wanted_frontends
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +71,10 @@ class Serving(MapKeeper):
         self.node = NodeServing(node, state)
         """Serves the node's own processes, by what serves pods."""
         self._planner: ServicePlanner | None = None
+        self._outside: ServicePlanner | None = None
+        """Who says what is behind a Service for clients outside, where that is something else."""
+        self._node_ports: tuple[Address, ...] = ()
+        """With which of the node's addresses node ports are served."""
         self._maps_of = 0
         """Which opening of the engine the maps are of that were compared."""
         self._told: list[Change[Any]] = []
@@ -136,6 +143,8 @@ class Serving(MapKeeper):
             return False
         if self._state.now() < self._again:
             return False
+        if self._planner is not None and self._node_ports != node_port_addresses(view, self._state.uplink):
+            return True
         return self.wanted != (self._planner is not None) or self._maps_of != self._flow.openings
 
     @property
@@ -179,13 +188,13 @@ class Serving(MapKeeper):
         self._refused = True
 
     def _end(self) -> None:
-        self._planner, self._work, self._told, self._beginning = None, None, [], False
+        self._planner, self._outside, self._work, self._told, self._beginning = None, None, None, [], False
         self.node.forget()
 
     def _begin(self) -> Iterator[None]:
         """Compare the maps with all that is wanted, whatever was left in them, and write what differs."""
         self._maps_of, self._told, self._refused = self._flow.openings, [], False
-        self._planner = None
+        self._planner = self._outside = None
         self.node.forget()
         left = yield from self._flow.read_services()
         if not self.wanted:
@@ -195,14 +204,23 @@ class Serving(MapKeeper):
             self.problem = ""
             return
         # What is told from here on is put after all that is known now.
-        planner = self._planner = ServicePlanner(self._state.node, left)
+        ports = self._node_ports = node_port_addresses(self._state.view, self._state.uplink)
+        planner = self._planner = ServicePlanner(
+            self._state.node, left, partial(wanted_frontends, node_ports=ports)
+        )
+        if self.node.wanted:
+            self._outside = ServicePlanner(self._state.node, wanted=partial(outside_frontends, node_ports=ports))
         known: list[Mapping[Any, Resource]] = [self._state.view.tables[kind.KIND] for kind in _KINDS]
         for table in known:
             for number, obj in enumerate(table.values(), 1):
                 planner.put(obj)
+                if self._outside is not None:
+                    self._outside.put(obj)
                 if not number % PORTION:
                     yield
         yield from planner.settling(PORTION)
+        if self._outside is not None:
+            yield from self._outside.settling(PORTION)
         wrong = yield from compared((yield from planner.gathered()), left)
         self.problem = ""
         yield from self._flow.write_services(wrong)
@@ -212,20 +230,24 @@ class Serving(MapKeeper):
     def _begin_node(self) -> Iterator[None]:
         """Bring all that serves pods to the node's own maps, too, whatever was left in them."""
         assert self._planner is not None
-        yield from self.node.begin((yield from self._planner.gathered()))
+        outside = (yield from self._outside.gathered()) if self._outside is not None else NOTHING
+        yield from self.node.begin((yield from self._planner.gathered()), outside)
 
     def _follow(self) -> Iterator[None]:
         """Settle what was told, and write it."""
         assert self._planner is not None
         told, self._told = self._told, []
+        planners = (self._planner, *((self._outside,) if self._outside is not None else ()))
         for change in told:
-            if change.new is None:
-                self._planner.drop(change.key)
-            else:
-                self._planner.put(change.new)
+            for planner in planners:
+                if change.new is None:
+                    planner.drop(change.key)
+                else:
+                    planner.put(change.new)
         delta = yield from self._planner.settling(PORTION)
+        outside = (yield from self._outside.settling(PORTION)) if self._outside is not None else NO_CHANGE
         yield from self._flow.write_services(delta)
-        yield from self.node.change(delta)
+        yield from self.node.change(delta, outside)
 
     def audit(self) -> Generator[None, None, Wrong | None]:
         """Compare the maps with all that is wanted, in slices; yields after each, where others may go first.

@@ -44,6 +44,9 @@ class FrontendFlag(enum.IntFlag):
     DROP = 1
     """Where there is no backend they are dropped, not refused: another node has some."""
 
+    OUTSIDE = 2
+    """Clients outside of the cluster use it: it is no cluster's address. To pods it is all the same."""
+
 
 class FrontendKey(NamedTuple):
     """An address, protocol and port of a Service. Without protocol and port: the whole address is a Service's."""
@@ -106,6 +109,9 @@ class Delta(msgspec.Struct, frozen=True):
     def empty(self) -> bool:
         """Whether nothing changes."""
         return not any(getattr(self, field) for field in self.__struct_fields__)
+
+
+NO_CHANGE = Delta()
 
 
 class Maps:

@@ -7,6 +7,7 @@ look up in one map what another one says: so an endpoint has an entry for each a
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple, TypeAlias
@@ -15,10 +16,12 @@ import msgspec
 
 from podway.api.addresses import Address
 from podway.api.kinds.service import MOST_ENDPOINTS
-from podway.services.maps import NOTHING, PROTOCOLS, Delta, Entries, Frontend, FrontendFlag, FrontendKey
+from podway.services.maps import NO_CHANGE, NOTHING, PROTOCOLS, Delta, Entries, Frontend, FrontendFlag, FrontendKey
 
-SERVICES, REFUSED, BACKENDS, CLUSTER = "services", "refused", "backends", "cluster"
-"""The maps, and the set."""
+SERVICES, REFUSED, BACKENDS = "services", "refused", "backends"
+OUTSIDE, REFUSED_OUTSIDE = "outside", "refused_outside"
+CLUSTER, SERVED = "cluster", "served"
+"""The maps, and the sets: of clusters' addresses, and of who is behind others."""
 
 SPREAD = 8
 """Places that each backend has at least where clients stay: their shares differ by an eighth at most."""
@@ -68,46 +71,84 @@ class NodeDelta(msgspec.Struct, frozen=True):
 
 
 class NodeMaps:
-    """A node's entries, kept in step with those that serve pods; of these IP versions only."""
+    """A node's entries, kept in step with those that serve pods; of these IP versions only.
 
-    def __init__(self, versions: Iterable[int], entries: Entries = NOTHING) -> None:
+    `outside` are the entries behind which clients outside of the cluster find others than who is in it.
+    """
+
+    def __init__(self, versions: Iterable[int], entries: Entries = NOTHING, outside: Entries = NOTHING) -> None:
+        self._sides = (_Side(versions, entries), _Side(versions, outside, outside=True))
+        self._served: Counter[NodeKey] = Counter()
+        """How many frontends want each entry that several may want."""
+        for side in self._sides:
+            self._served.update(key for key, _ in side.entries() if key.map == SERVED)
+
+    def entries(self) -> Iterator[tuple[NodeKey, NodeValue]]:
+        """Yield all that there is to be written; what several frontends want may come several times."""
+        for side in self._sides:
+            yield from side.entries()
+
+    def change(self, delta: Delta, outside: Delta = NO_CHANGE) -> NodeDelta:
+        """Take over changes of what serves pods, and clients outside; return what changes here by them."""
+        before: dict[NodeKey, NodeValue] = {}
+        after: dict[NodeKey, NodeValue] = {}
+        counts: Counter[NodeKey] = Counter()
+        for side, told in zip(self._sides, (delta, outside), strict=True):
+            touched = side.touched(told)
+            for known, sign in ((before, -1), (after, 1)):
+                if sign > 0:
+                    side.take(told)
+                for key, value in side.of(touched):
+                    if key.map == SERVED:
+                        counts[key] += sign
+                    else:
+                        known[key] = value
+        for key, more in counts.items():
+            for known, count in ((before, self._served[key]), (after, self._served[key] + more)):
+                if count:
+                    known[key] = b""
+            self._served[key] += more
+            if not self._served[key]:
+                del self._served[key]
+        return difference(after, before)
+
+
+class _Side:
+    """The entries by which some clients are led."""
+
+    def __init__(self, versions: Iterable[int], entries: Entries, *, outside: bool = False) -> None:
         self._versions = frozenset(versions)
         self._frontends = dict(entries.frontends)
         self._choices = dict(entries.choices)
         self._backends = dict(entries.backends)
         self._of: dict[int, dict[FrontendKey, None]] = {}
         """The addresses and ports behind which each set is."""
+        self._services, self._refused = (OUTSIDE, REFUSED_OUTSIDE) if outside else (SERVICES, REFUSED)
+        self._first, self._word = (MOST_ENDPOINTS, "outside_") if outside else (0, "")
         for key, frontend in self._frontends.items():
             self._of.setdefault(frontend.backends, {})[key] = None
 
     def entries(self) -> Iterator[tuple[NodeKey, NodeValue]]:
-        """Yield all that there is to be written."""
-        for key in tuple(self._frontends):
+        """Yield all entries."""
+        yield from self.of(tuple(self._frontends))
+
+    def touched(self, delta: Delta) -> Mapping[FrontendKey, None]:
+        """Return of which frontends a change may change entries."""
+        # Backends' numbers are never another's, so a set that changes has other places.
+        touched = dict.fromkeys([*delta.frontends, *delta.gone_frontends])
+        for number in {number for number, _ in (*delta.choices, *delta.gone_choices)}:
+            touched.update(self._of.get(number, {}))
+        return touched
+
+    def of(self, keys: Iterable[FrontendKey]) -> Iterator[tuple[NodeKey, NodeValue]]:
+        """Yield the entries of some frontends, as far as these are there."""
+        for key in keys:
             frontend = self._frontends.get(key)
             if frontend is not None:
                 yield from self._entries(key, frontend)
 
-    def change(self, delta: Delta) -> NodeDelta:
-        """Take over changes of what serves pods; return what changes here by them."""
-        sets = {number for number, _ in (*delta.choices, *delta.gone_choices)}
-        # Backends' numbers are never another's, so a set that changes has other places.
-        touched = dict.fromkeys([*delta.frontends, *delta.gone_frontends])
-        for number in sets:
-            touched.update(self._of.get(number, {}))
-        before = self._all(touched)
-        self._take(delta)
-        after = self._all(touched)
-        return difference(after, before)
-
-    def _all(self, keys: Iterable[FrontendKey]) -> dict[NodeKey, NodeValue]:
-        found: dict[NodeKey, NodeValue] = {}
-        for key in keys:
-            frontend = self._frontends.get(key)
-            if frontend is not None:
-                found.update(self._entries(key, frontend))
-        return found
-
-    def _take(self, delta: Delta) -> None:
+    def take(self, delta: Delta) -> None:
+        """Take over changes."""
         self._backends.update(delta.backends)
         self._choices.update(delta.choices)
         for key in (*delta.frontends, *delta.gone_frontends):
@@ -136,13 +177,17 @@ class NodeMaps:
         behind = self._behind(frontend.backends)
         if not behind:
             refused = "drop_it" if frontend.flags & FrontendFlag.DROP else "refuse"
-            yield NodeKey(version, REFUSED, where), refused
+            yield NodeKey(version, self._refused, where), refused
             return
         stays = bool(frontend.affinity) and len(behind) > 1
         places = spread(behind) if stays else behind
-        yield NodeKey(version, SERVICES, where), f"{'same' if stays else 'any'}_{room(len(places))}"
-        for place, value in enumerate(places):
+        chain = f"{self._word}{'same' if stays else 'any'}_{room(len(places))}"
+        yield NodeKey(version, self._services, where), chain
+        for place, value in enumerate(places, self._first):
             yield NodeKey(version, BACKENDS, where + _PLACE.pack(place)), value
+        if frontend.flags & FrontendFlag.OUTSIDE:
+            for one in set(behind):
+                yield NodeKey(version, SERVED, one[:-4] + _protocol(key.protocol) + one[-4:]), b""
 
     def _behind(self, number: int) -> list[bytes]:
         """Return where the backends of a set are, by their places, as far as there is room."""
@@ -161,7 +206,7 @@ def difference(want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeVal
     stale = frozenset(key for key in put if key in have)
     moved: dict[bytes, set[Where]] = {}
     for key in (*gone, *stale, *(key for key in put if key.map != BACKENDS)):
-        if key.map in (SERVICES, REFUSED, BACKENDS) and (where := _udp(key)):
+        if key.map not in (CLUSTER, SERVED) and (where := _udp(key)):
             moved[where] = set()
     for key, value in want.items() if moved else ():
         if key.map == BACKENDS and (where := _udp(key)) in moved and isinstance(value, bytes):

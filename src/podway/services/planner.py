@@ -7,17 +7,17 @@ delta = planner.settle()
 
 Facts come in any order; `settle` then costs what the Services that they are about have, not what there is.
 
-A Service's frontends are its addresses in the cluster, and those of outside that a client in the cluster may use
-like them: `externalIPs`, and a load balancer's whose mode is not Proxy. A client in the cluster is never one from
-outside, so `externalTrafficPolicy` says nothing of it (k/k #108526). Node ports, and what comes from outside, will
-be more frontends of the same sets; which set is behind one is decided in `_frontends`.
+A Service's frontends are its addresses in the cluster, and those of outside that clients in the cluster use like
+them: `externalIPs`, a load balancer's whose mode is not Proxy, and the node's own with a node port. Who is in the
+cluster is never from outside, so `externalTrafficPolicy` says nothing of these (k/k #108526). Where that is Local,
+clients outside have other backends: another planner says which, by `outside_frontends`.
 
 Where two Services claim the same address and port, one has it: a cluster's address before a load balancer's, and
 that before an external one, then the older Service, then the one whose name comes first.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
 
 from podway.api.addresses import Address
 from podway.api.fields import parse_legacy_address
@@ -107,7 +107,9 @@ class WantedFrontend(NamedTuple):
     kind: str
 
 
-_RANKS = {"cluster": 0, "load balancer": 1, "external": 2}
+FrontendsOf: TypeAlias = Callable[[Service], Iterable[WantedFrontend]]
+
+_RANKS = {"cluster": 0, "load balancer": 1, "external": 2, "node port": 3}
 
 
 def _rank(one: WantedFrontend, service: Service) -> _Rank:
@@ -122,8 +124,10 @@ class ServicePlanner:
     number and place, so that nothing has to be written, and connections stay with their backends.
     """
 
-    def __init__(self, node: str, former: Entries = NOTHING) -> None:
+    def __init__(self, node: str, former: Entries = NOTHING, wanted: "FrontendsOf | None" = None) -> None:
+        """Begin beside what was left. `wanted` says which frontends a Service has: `wanted_frontends`, if None."""
         self._node = node
+        self._wanted = wanted or wanted_frontends
         self._where = Where(node)
         self._former = former
         self._last_set = max((number for number, _ in former.choices), default=NOBODY)
@@ -237,7 +241,7 @@ class ServicePlanner:
             service = self._states[name].service
             if service is None:
                 continue
-            for one in wanted_frontends(service):
+            for one in self._wanted(service):
                 rank = _rank(one, service)
                 if one.key in self._former.frontends and (one.key not in best or rank < best[one.key]):
                     best[one.key] = rank
@@ -310,7 +314,7 @@ class ServicePlanner:
         by_pods = service is not None and not state.offers and bool(service.spec.selector)
         derived = self._of_pods.setdefault(name[0], set())
         (derived.add if by_pods else derived.discard)(name)
-        wanted = tuple(wanted_frontends(service)) if service else ()
+        wanted = tuple(self._wanted(service)) if service else ()
         offers = tuple(self.offers(name)) if wanted else ()
         sets: dict[SetName, _Set] = {}
         flags: dict[SetName, FrontendFlag] = {}
@@ -327,7 +331,8 @@ class ServicePlanner:
                 flags[set_name] = FrontendFlag.DROP if chosen.elsewhere else FrontendFlag(0)
                 done += len(found)
             rank = _rank(one, service)
-            frontend = Frontend(sets[set_name].number, service.affinity_seconds, flags[set_name])
+            flag = flags[set_name] | (FrontendFlag.OUTSIDE if one.kind != "cluster" else FrontendFlag(0))
+            frontend = Frontend(sets[set_name].number, service.affinity_seconds, flag)
             claims[one.key] = _Claim(rank, frontend)
             if one.kind == "cluster":
                 claims[FrontendKey(one.key.address)] = _Claim(rank, Frontend(NOBODY))
@@ -445,26 +450,63 @@ def zone_of(node: Node) -> str:
     return node.metadata.labels.get(ZONE_LABEL, "")
 
 
-def wanted_frontends(service: Service) -> Iterator[WantedFrontend]:
-    """Yield the frontends that clients in the cluster use of a Service; none if it is not for us."""
-    if service.is_others or service.is_headless or service.spec.type == "ExternalName":
+def wanted_frontends(service: Service, node_ports: Iterable[Address] = ()) -> Iterator[WantedFrontend]:
+    """Yield the frontends that clients in the cluster use of a Service; none if it is not for us.
+
+    `node_ports` are the node's addresses with which node ports are served.
+    """
+    if not is_served(service):
         return
-    local = service.spec.internal_traffic_policy == "Local"
     seen: set[Address] = set()
-    for kind, addresses, only_here in (
-        ("cluster", service.cluster_addresses, local),
-        ("load balancer", tuple(_balancers(service)), False),
-        ("external", tuple(map(parse_legacy_address, service.spec.external_ips)), False),
-    ):
-        for address in addresses:
-            if address in seen:
-                continue
-            seen.add(address)
-            for port in service.spec.ports:
+    local = service.spec.internal_traffic_policy == "Local"
+    yield from _frontends("cluster", service.cluster_addresses, seen, service, local=local)
+    yield from _of_outside(service, node_ports, seen, local=False)
+
+
+def outside_frontends(service: Service, node_ports: Iterable[Address] = ()) -> Iterator[WantedFrontend]:
+    """Yield the frontends behind which clients outside find others than who is in the cluster: of this node only.
+
+    `node_ports` are the node's addresses with which node ports are served.
+    """
+    if is_served(service) and service.spec.external_traffic_policy == "Local":
+        yield from _of_outside(service, node_ports, set(service.cluster_addresses), local=True)
+
+
+def is_served(service: Service) -> bool:
+    """Tell whether a Service is for us, and more than a name."""
+    return not (service.is_others or service.is_headless or service.spec.type == "ExternalName")
+
+
+def _of_outside(
+    service: Service, node_ports: Iterable[Address], seen: set[Address], *, local: bool
+) -> Iterator[WantedFrontend]:
+    balancers = tuple(_balancers(service))
+    yield from _frontends("load balancer", balancers, seen, service, local=local)
+    external = tuple(map(parse_legacy_address, service.spec.external_ips))
+    yield from _frontends("external", external, seen, service, local=local)
+    if service.spec.type in ("NodePort", "LoadBalancer"):
+        versions = {address.version for address in service.cluster_addresses}
+        for address in node_ports:
+            for port in service.spec.ports if address.version in versions else ():
                 number = PROTOCOLS.get(port.protocol)
-                if number is not None:
-                    key = FrontendKey(packed(address), number, port.port)
-                    yield WantedFrontend(key, port, address.version, only_here, kind)
+                if number is not None and port.node_port:
+                    key = FrontendKey(packed(address), number, port.node_port)
+                    yield WantedFrontend(key, port, address.version, local, "node port")
+
+
+def _frontends(
+    kind: str, addresses: Iterable[Address], seen: set[Address], service: Service, *, local: bool
+) -> Iterator[WantedFrontend]:
+    """Yield a frontend for each port at addresses that were not seen yet."""
+    for address in addresses:
+        if address in seen:
+            continue
+        seen.add(address)
+        for port in service.spec.ports:
+            number = PROTOCOLS.get(port.protocol)
+            if number is not None:
+                key = FrontendKey(packed(address), number, port.port)
+                yield WantedFrontend(key, port, address.version, local, kind)
 
 
 def _balancers(service: Service) -> Iterator[Address]:

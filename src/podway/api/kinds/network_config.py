@@ -34,7 +34,7 @@ DataPath: TypeAlias = Literal["auto", "ebpf", "kernel"]
 """What judges and carries pods' packets: the flow engine (docs/datapath.md), or the kernel's own forwarding."""
 
 ServiceClients: TypeAlias = Literal["off", "pods", "all"]
-"""For whom Podway serves Services: for nobody, for pods, or for the nodes' own processes, too."""
+"""For whom Podway serves Services: for nobody, for pods, or for nodes' own processes and clients outside, too."""
 
 
 class ReflectorSettings(StrictRecord, frozen=True, kw_only=True):
@@ -93,8 +93,8 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
 
     `service_cidrs` are the ranges of Services' addresses, which are no pod's and not outside either.
     With data path `ebpf` policies are enforced; with `kernel` nothing enforces them. `auto` is `ebpf` on nodes
-    whose kernel can. With `services: pods` the flow engine serves Services to pods, with `all` the node's own
-    processes are served, too (docs/services.md); where there is no flow engine, another proxy has to.
+    whose kernel can. With `services: pods` the flow engine serves Services to pods, with `all` nodes' processes
+    and clients outside are served, too (docs/services.md); where there is none, another proxy has to.
     """
 
     bgp: BgpSettings = BgpSettings()

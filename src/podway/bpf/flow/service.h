@@ -17,7 +17,7 @@ struct frontend_key {
 	__u8 unused; // 0
 };
 
-#define FRONTEND_DROP 1 // without backends: drop, and do not refuse
+#define FRONTEND_DROP 1 // without backends: drop, and do not refuse; other flags are not for pods
 
 struct frontend {
 	__u32 backends; // a set
