@@ -163,6 +163,7 @@ _services = st.builds(
     ingress=st.sampled_from(
         [(), (LoadBalancerIngress(ip="192.0.2.1"),), (LoadBalancerIngress(ip="192.0.2.2", ip_mode="Proxy"),)]
     ),
+    load_balancer_source_ranges=st.sampled_from([(), ("203.0.113.0/24", " 2001:db8::/32 "), ("203.0.113.7/32",)]),
     internal_traffic_policy=st.sampled_from(["Cluster", "Cluster", "Local"]),
     session_affinity=st.sampled_from(["None", "ClientIP"]),
     publish_not_ready_addresses=st.booleans(),

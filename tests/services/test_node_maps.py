@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podway.api.kinds.endpoint_slice import EndpointPort
-from podway.api.kinds.service import ServicePort
+from podway.api.kinds.service import LoadBalancerIngress, ServicePort
 from podway.api.resource import key as key_of
 from podway.services.maps import Delta, Maps
 from podway.services.node_maps import NodeDelta, NodeKey, NodeMaps, NodeValue, difference, room, spread
@@ -68,7 +68,7 @@ def test_a_node_is_led_as_the_second_opinion_says_after_any_events(happened: lis
         ServicePlanner(NODE, wanted=partial(frontends, node_ports=addresses))
         for frontends in (wanted_frontends, outside_frontends)
     ]
-    node, written = NodeMaps(VERSIONS), (Maps(), Maps())
+    node, written = NodeMaps(VERSIONS, fence=planners[0].fence), (Maps(), Maps())
     objects: dict[Any, Any] = {}
     entries: dict[NodeKey, NodeValue] = {}
     for what, obj in happened:
@@ -85,9 +85,10 @@ def test_a_node_is_led_as_the_second_opinion_says_after_any_events(happened: lis
         for maps, delta in zip(written, deltas, strict=True):
             maps.apply(delta)
         taken(entries, node.change(*deltas))
-        assert entries == dict(NodeMaps(VERSIONS, *(maps.entries for maps in written)).entries())
-    for words, outside in ((INSIDE, False), (OUTSIDE, True)):
-        expected = reachable(objects.values(), NODE, OWN, outside=outside)
+        inside, outside = (maps.entries for maps in written)
+        assert entries == dict(NodeMaps(VERSIONS, inside, outside, planners[0].fence).entries())
+    for words, far in ((INSIDE, False), (OUTSIDE, True)):
+        expected = reachable(objects.values(), NODE, OWN, outside=far)
         for asked, (ends, stays, dropped) in expected.items():
             found, how = led(entries, words, *asked)
             assert found == {(ip_address(str(end[0])), end[1]) for end in ends}
@@ -127,6 +128,27 @@ def test_of_udp_it_is_told_who_is_left_and_of_tcp_nothing() -> None:
     assert moved("10.1.0.2") == {where: {two}}
     assert moved() == {where: frozenset()}
     assert not node.change(_settle(planner, service("api", cluster_ips=("10.96.0.11",)))).moved
+
+
+def test_only_load_balancers_addresses_are_fenced() -> None:
+    planner = ServicePlanner(NODE, wanted=partial(wanted_frontends, node_ports=[ip_address(OWN[0])]))
+    spec: Any = {"type": "LoadBalancer", "external_ips": ("192.0.2.9",)}
+    balanced = [LoadBalancerIngress(ip="192.0.2.1")]
+    port = ServicePort(port=80, node_port=30080)
+    node = NodeMaps(VERSIONS, fence=planner.fence)
+
+    def fenced(*ranges: str) -> NodeDelta:
+        made = service("web", port, ingress=balanced, load_balancer_source_ranges=ranges, **spec)
+        return node.change(_settle(planner, made))
+
+    where = ip_address("192.0.2.1").packed + bytes((6, 0, 0, 0)) + struct.pack(">HH", 80, 0)
+    both = [where + ip_address(one).packed for one in ("203.0.113.0", "203.0.113.255")]
+    put = fenced("203.0.113.0/24", "2001:db8::/32").put
+    assert {key for key in put if key.map == "fenced"} == {NodeKey(4, "fenced", where)}
+    assert {key for key in put if key.map == "allowed"} == {NodeKey(4, "allowed", b"".join(both))}
+    delta = fenced("203.0.113.0/32")
+    assert set(delta.gone) == {NodeKey(4, "allowed", b"".join(both))}
+    assert {key.map for key in fenced().gone} == {"fenced", "allowed"}
 
 
 def test_a_family_that_a_node_has_no_table_for_has_no_entries() -> None:

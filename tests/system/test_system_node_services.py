@@ -7,11 +7,15 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
+from podway.api.kinds.service import LoadBalancerIngress, LoadBalancerStatus, ServiceStatus
+from podway.api.kinds.service import Service as ServiceObject
 from podway.kernel import netns
 from podway.lab import names, outside
 from podway.lab.facts import PoolSettings
+from podway.store.base import Store
 from tests.patience import eventually
 from tests.system.policy_lab import FAMILIES, Place, PolicyLab, policy_lab
 
@@ -326,6 +330,32 @@ def test_with_the_policy_local_clients_keep_their_address(lab: PolicyLab, client
     for node, name in zip(NODES, ("web1", "web2"), strict=True):
         lab.run(name, node, 8080, labels={"app": "web"})
     settled(lab, 4)
+
+
+def test_a_load_balancer_lets_in_whom_its_ranges_name(lab: PolicyLab, client: Place) -> None:
+    own = [f"{client.address(family)}/{bits}" for family, bits in zip(FAMILIES, (32, 128), strict=True)]
+    for ranges, reached in ((["192.0.2.0/24", "2001:db8:1::/48"], None), (own, True)):
+        web = Service("web", 10, type="LoadBalancer", loadBalancerSourceRanges=ranges)
+        lab.apply(web.manifest)
+        lab.lab.store(balance)
+        for table, family, address, told in zip(("ip", "ip6"), FAMILIES, EXTERNAL, ranges, strict=True):
+            there = told.removesuffix("/32").removesuffix("/128")
+            eventually(lambda table=table, there=there: there in nft(lab, "node1", "list", "set", table, *ALLOWED))
+            settled(lab, 8)  # those of the fenced addresses are told apart
+            assert knock(client, address, 80, family) is reached
+    lab.apply(WEB.manifest)
+    settled(lab, 4)
+
+
+ALLOWED = ("podway-services", "allowed")
+
+
+async def balance(store: Store) -> None:
+    """Give the Service `web` its addresses outside, as a load balancer's controller does."""
+    made = await store.get(ServiceObject, "web", namespace="default")
+    ingress = tuple(LoadBalancerIngress(ip=one) for one in EXTERNAL)
+    status = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))
+    await store.update_status(msgspec.structs.replace(made, status=status))
 
 
 def test_policies_see_the_client(lab: PolicyLab, client: Place) -> None:

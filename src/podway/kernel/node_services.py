@@ -17,7 +17,7 @@ from podway.kernel.nft import maps
 from podway.plan.guard import NFT_FAMILY
 from podway.plan.objects import NFT_SERVICES_TABLE
 from podway.plan.services import KEPT
-from podway.services.node_maps import BACKENDS, NodeDelta, NodeKey, NodeValue
+from podway.services.node_maps import ALLOWED, BACKENDS, NodeDelta, NodeKey, NodeValue
 
 PORTION = 200
 """Entries of one transaction, after which whoever writes may pause: some milliseconds."""
@@ -81,4 +81,6 @@ class NodeServices:
 
 
 def _element(key: NodeKey, value: NodeValue) -> maps.Element:
-    return maps.Element((NFT_FAMILY[Family(key.version)], NFT_SERVICES_TABLE, key.map), key.key, value)
+    return maps.Element(
+        (NFT_FAMILY[Family(key.version)], NFT_SERVICES_TABLE, key.map), key.key, value, key.map == ALLOWED
+    )

@@ -37,7 +37,7 @@ from podway.plan.uplink import Uplink
 DRAWS = 6
 """How often a place is drawn before only the half of them is tried."""
 
-KEPT = ("services", "outside", "refused", "refused_outside", "backends", "cluster", "served")
+KEPT = ("services", "outside", "refused", "refused_outside", "backends", "cluster", "served", "fenced", "allowed")
 """The maps and sets whose elements come and go with Services."""
 
 _MAPS = """\
@@ -61,6 +61,13 @@ _MAPS = """\
 	}}
 	set served {{
 		type {type} . inet_proto . inet_service
+	}}
+	set fenced {{
+		type {type} . inet_proto . inet_service
+	}}
+	set allowed {{
+		type {type} . inet_proto . inet_service . {type}
+		flags interval
 	}}
 """
 
@@ -86,6 +93,14 @@ _CHAINS = """\
 	chain output_unserved {{
 		type filter hook output priority {after}; policy accept;
 		ct state new jump unserved
+	}}
+	chain fence {{
+		{ip} daddr . meta l4proto . th dport . {ip} saddr @allowed return
+		drop
+	}}
+	chain prerouting_fence {{
+		type filter hook prerouting priority {fence}; policy accept;
+		ct state new {ip} daddr . meta l4proto . th dport @fenced goto fence
 	}}
 	chain prerouting_local {{
 		type filter hook prerouting priority {before}; policy accept;
@@ -115,7 +130,7 @@ _CHAINS = """\
 	}}
 """
 
-_BEFORE, _NAT, _AFTER, _SOURCE_NAT = -100, -99, -98, 99
+_FENCE, _BEFORE, _NAT, _AFTER, _SOURCE_NAT = -101, -100, -99, -98, 99
 """Behind others' translation of destinations (-100, such as host ports), ahead of that of sources (100)."""
 
 _TYPE: dict[Family, str] = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
@@ -187,6 +202,7 @@ def _table(family: Family, source: Address, ranges: list[Network], pods: list[Ne
         group=LINK_GROUP,
         bridge=BRIDGE_DEVICE,
         before=_BEFORE,
+        fence=_FENCE,
         source=source,
         nat=_NAT,
         after=_AFTER,

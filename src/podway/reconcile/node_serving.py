@@ -16,7 +16,7 @@ from podway.plan.services import served_families
 from podway.reconcile.map_keeper import SLICE
 from podway.reconcile.state import NodeState
 from podway.services.maps import Delta, Entries
-from podway.services.node_maps import NodeDelta, NodeKey, NodeMaps, NodeValue, difference
+from podway.services.node_maps import Fence, NodeDelta, NodeKey, NodeMaps, NodeValue, difference
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class NodeServing:
         """Forget what is known; the maps stay as they are."""
         self._maps, self._maps_of = None, -1
 
-    def begin(self, entries: Entries, outside: Entries) -> Iterator[None]:
+    def begin(self, entries: Entries, outside: Entries, fence: Fence) -> Iterator[None]:
         """Compare the maps with all that serves pods and clients outside, and write what differs.
 
         Raises KernelError.
@@ -66,7 +66,7 @@ class NodeServing:
             return
         self._maps, self._maps_of = None, self._loaded
         families = self._families
-        known = NodeMaps(families, entries, outside)
+        known = NodeMaps(families, entries, outside, fence)
         left = yield from self._read(families)
         if left is None:  # it is heard of when the tables are there
             return

@@ -231,7 +231,7 @@ class Serving(MapKeeper):
         """Bring all that serves pods to the node's own maps, too, whatever was left in them."""
         assert self._planner is not None
         outside = (yield from self._outside.gathered()) if self._outside is not None else NOTHING
-        yield from self.node.begin((yield from self._planner.gathered()), outside)
+        yield from self.node.begin((yield from self._planner.gathered()), outside, self._planner.fence)
 
     def _follow(self) -> Iterator[None]:
         """Settle what was told, and write it."""

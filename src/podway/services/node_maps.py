@@ -8,20 +8,24 @@ look up in one map what another one says: so an endpoint has an entry for each a
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 from podway.api.addresses import Address
+from podway.api.fields import parse_block
 from podway.api.kinds.service import MOST_ENDPOINTS
 from podway.services.maps import NO_CHANGE, NOTHING, PROTOCOLS, Delta, Entries, Frontend, FrontendFlag, FrontendKey
 
 SERVICES, REFUSED, BACKENDS = "services", "refused", "backends"
 OUTSIDE, REFUSED_OUTSIDE = "outside", "refused_outside"
 CLUSTER, SERVED = "cluster", "served"
-"""The maps, and the sets: of clusters' addresses, and of who is behind others."""
+FENCED, ALLOWED = "fenced", "allowed"
+"""The maps, and the sets: of clusters' addresses, and of who is behind others; of what not everybody outside may
+come to, and from where one may, as ranges: such a key has a beginning and an end.
+"""
 
 SPREAD = 8
 """Places that each backend has at least where clients stay: their shares differ by an eighth at most."""
@@ -40,6 +44,8 @@ class NodeKey(NamedTuple):
     map: str
     key: bytes
 
+
+Fence: TypeAlias = Callable[[FrontendKey], tuple[str, ...]]
 
 NodeValue: TypeAlias = bytes | str
 """What an entry says: bytes; the name of a chain that it leads to; nothing, if it is in a set."""
@@ -76,8 +82,15 @@ class NodeMaps:
     `outside` are the entries behind which clients outside of the cluster find others than who is in it.
     """
 
-    def __init__(self, versions: Iterable[int], entries: Entries = NOTHING, outside: Entries = NOTHING) -> None:
-        self._sides = (_Side(versions, entries), _Side(versions, outside, outside=True))
+    def __init__(
+        self,
+        versions: Iterable[int],
+        entries: Entries = NOTHING,
+        outside: Entries = NOTHING,
+        fence: Fence = lambda _: (),
+    ) -> None:
+        """Begin with what there is. `fence` says from which networks clients outside may come to a frontend."""
+        self._sides = (_Side(versions, entries, fence), _Side(versions, outside, outside=True))
         self._served: Counter[NodeKey] = Counter()
         """How many frontends want each entry that several may want."""
         for side in self._sides:
@@ -116,7 +129,12 @@ class NodeMaps:
 class _Side:
     """The entries by which some clients are led."""
 
-    def __init__(self, versions: Iterable[int], entries: Entries, *, outside: bool = False) -> None:
+    def __init__(
+        self, versions: Iterable[int], entries: Entries, fence: Fence = lambda _: (), *, outside: bool = False
+    ) -> None:
+        self._fence = fence
+        self._fences: dict[FrontendKey, tuple[str, ...]] = {}
+        """Of the frontends that have one."""
         self._versions = frozenset(versions)
         self._frontends = dict(entries.frontends)
         self._choices = dict(entries.choices)
@@ -127,6 +145,13 @@ class _Side:
         self._first, self._word = (MOST_ENDPOINTS, "outside_") if outside else (0, "")
         for key, frontend in self._frontends.items():
             self._of.setdefault(frontend.backends, {})[key] = None
+            self._look_at_fence(key)
+
+    def _look_at_fence(self, key: FrontendKey) -> None:
+        if key in self._frontends and (ranges := self._fence(key)):
+            self._fences[key] = ranges
+        else:
+            self._fences.pop(key, None)
 
     def entries(self) -> Iterator[tuple[NodeKey, NodeValue]]:
         """Yield all entries."""
@@ -161,6 +186,8 @@ class _Side:
         for key, frontend in delta.frontends.items():
             self._frontends[key] = frontend
             self._of.setdefault(frontend.backends, {})[key] = None
+        for key in (*delta.frontends, *delta.gone_frontends):
+            self._look_at_fence(key)
         for choice in delta.gone_choices:
             self._choices.pop(choice, None)
         for number in delta.gone_backends:
@@ -174,6 +201,12 @@ class _Side:
             yield NodeKey(version, CLUSTER, address), b""
             return
         where = address + _protocol(key.protocol) + _port(key.port)
+        if key in self._fences:
+            yield NodeKey(version, FENCED, where), b""
+            for network in map(parse_block, self._fences[key]):
+                if network.version == version:
+                    first, last = network.network_address.packed, network.broadcast_address.packed
+                    yield NodeKey(version, ALLOWED, where + first + where + last), b""
         behind = self._behind(frontend.backends)
         if not behind:
             refused = "drop_it" if frontend.flags & FrontendFlag.DROP else "refuse"
@@ -206,7 +239,7 @@ def difference(want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeVal
     stale = frozenset(key for key in put if key in have)
     moved: dict[bytes, set[Where]] = {}
     for key in (*gone, *stale, *(key for key in put if key.map != BACKENDS)):
-        if key.map not in (CLUSTER, SERVED) and (where := _udp(key)):
+        if key.map not in (CLUSTER, SERVED, FENCED, ALLOWED) and (where := _udp(key)):
             moved[where] = set()
     for key, value in want.items() if moved else ():
         if key.map == BACKENDS and (where := _udp(key)) in moved and isinstance(value, bytes):

@@ -62,6 +62,8 @@ class SetName(NamedTuple):
     protocol: str
     version: int
     local: bool
+    fence: tuple[str, ...] = ()
+    """`loadBalancerSourceRanges`: another fence is another set, so that whoever reads frontends hears of it."""
 
 
 class _Set:
@@ -290,6 +292,16 @@ class ServicePlanner:
         claims = self._claims.get(frontend)
         return min(claims, key=lambda name: claims[name].rank) if claims else None
 
+    def fence(self, frontend: FrontendKey) -> tuple[str, ...]:
+        """Return the networks from which clients outside may come to an address and port; none: everywhere."""
+        holder = self.holder(frontend)
+        service = self.service(holder) if holder else None
+        if service is None or not service.spec.load_balancer_source_ranges:
+            return ()
+        of_balancers = {packed(address) for address in _balancers(service)}
+        inside = {packed(address) for address in service.cluster_addresses}
+        return fence_of(service) if frontend.address in of_balancers - inside else ()
+
     def candidates(self, name: ServiceName, port: ServicePort, version: int) -> list[Candidate]:
         """Return all that may serve a Service's port in a family."""
         return candidates(port, version, self.offers(name))
@@ -322,7 +334,8 @@ class ServicePlanner:
         done = 0
         for one in wanted:
             assert service is not None
-            set_name = SetName(name, one.port.name, one.port.protocol, one.version, one.local)
+            fence = fence_of(service) if one.kind == "load balancer" else ()
+            set_name = SetName(name, one.port.name, one.port.protocol, one.version, one.local, fence)
             if set_name not in sets:  # once, however many addresses the Service has
                 found = candidates(one.port, one.version, offers)
                 chosen = choose(found, self._where, local=one.local)
@@ -470,6 +483,11 @@ def outside_frontends(service: Service, node_ports: Iterable[Address] = ()) -> I
     """
     if is_served(service) and service.spec.external_traffic_policy == "Local":
         yield from _of_outside(service, node_ports, set(service.cluster_addresses), local=True)
+
+
+def fence_of(service: Service) -> tuple[str, ...]:
+    """Return the networks from which clients outside may come to a Service's load balancers; none: everywhere."""
+    return tuple(sorted({text.strip() for text in service.spec.load_balancer_source_ranges}))
 
 
 def is_served(service: Service) -> bool:

@@ -23,11 +23,12 @@ _AT_ONCE = 250
 
 
 class Element(NamedTuple):
-    """An element of a set or map."""
+    """An element of a set or map. The key of a range is its beginning and its end (NFT_SET_CONCAT), `ranged`."""
 
     place: Place
     key: bytes
     value: Value = b""
+    ranged: bool = False
 
 
 def read(connection: Connection, place: Place) -> Iterator[Element]:
@@ -40,7 +41,10 @@ def read(connection: Connection, place: Place) -> Iterator[Element]:
             told = parse(listed)
             if c.NFTA_SET_ELEM_KEY in told:
                 key = parse(told[c.NFTA_SET_ELEM_KEY])[c.NFTA_DATA_VALUE]
-                yield Element(place, key, _value(told.get(c.NFTA_SET_ELEM_DATA, b"")))
+                ranged = c.NFTA_SET_ELEM_KEY_END in told
+                if ranged:
+                    key += parse(told[c.NFTA_SET_ELEM_KEY_END])[c.NFTA_DATA_VALUE]
+                yield Element(place, key, _value(told.get(c.NFTA_SET_ELEM_DATA, b"")), ranged)
 
 
 def change(connection: Connection, gone: Sequence[Element], put: Sequence[Element]) -> None:
@@ -70,7 +74,11 @@ def _requests(message: int, verb: str, elements: Sequence[Element]) -> Iterator[
 
 def _listed(elements: Iterable[Element], *, values: bool) -> Iterator[bytes]:
     for element in elements:
-        key = nested(c.NFTA_SET_ELEM_KEY, attribute(c.NFTA_DATA_VALUE, element.key))
+        begins = element.key[: len(element.key) // 2] if element.ranged else element.key
+        key = nested(c.NFTA_SET_ELEM_KEY, attribute(c.NFTA_DATA_VALUE, begins))
+        if element.ranged:
+            end = attribute(c.NFTA_DATA_VALUE, element.key[len(begins) :])
+            key += nested(c.NFTA_SET_ELEM_KEY_END, end)
         if not values or element.value == b"":
             yield nested(c.NFTA_LIST_ELEM, key)
         elif isinstance(element.value, bytes):
