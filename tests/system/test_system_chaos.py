@@ -24,9 +24,8 @@ from podway.store.base import Store
 from tests.patience import eventually
 from tests.system.system_lab import PodUnderTest, SystemLab
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1800)]
-
 DELETIONS = int(os.environ.get("PODWAY_CHAOS", "25"))
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300 + 3 * DELETIONS)]
 PODS = 2
 """On each node."""
 
