@@ -228,6 +228,14 @@ def test_nodes_reach_pods(whole: Whole, pods: dict[str, dict[str, Any]]) -> None
                 assert told.endswith(f"{pod['metadata']['name']} sees {own['ip']}")
 
 
+def test_the_api_server_reaches_pods(whole: Whole, pods: dict[str, dict[str, Any]]) -> None:
+    """On either node, as its proxy."""
+    for pod in pods.values():
+        name = pod["metadata"]["name"]
+        told = whole.kubectl("get", "--raw", f"/api/v1/namespaces/default/pods/{name}:8080/proxy/cgi-bin/who")
+        assert f"{name} sees" in told
+
+
 def test_what_a_runtime_reads_is_put_back(whole: Whole) -> None:
     disk = data_dir(whole.name) / "node1"
     files = [disk / "opt/cni/bin/podway", disk / "etc/cni/net.d" / FILE_NAME]

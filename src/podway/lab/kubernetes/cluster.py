@@ -191,6 +191,13 @@ class _Builder:
         ]
         for each in self._machines:
             topology.route(each.namespace, ways)
+        # An API server asks pods, too: as proxy, as webhooks. It stands on no node, so it goes by way of one.
+        addresses = self._machines[0].addresses
+        to_pods = [
+            Route(pool, device=topology.UPLINK, gateway=address)
+            for pool, address in zip(self._settings.pools, addresses, strict=True)
+        ]
+        topology.route(self._control.namespace, to_pods)
 
     def _boot(self, node: Machine, archives: Sequence[Path]) -> None:
         node.boot(self._settings.programs)
