@@ -148,6 +148,8 @@ def test_after_random_deletions_the_network_is_whole_and_nothing_is_left(chaotic
     seed = int(os.environ.get("PODWAY_SEED", secrets.randbelow(2**32)))
     print(f"PODWAY_CHAOS={DELETIONS} PODWAY_SEED={seed}")
     lab.settle()
+    for node in lab.nodes:  # routes of the store's are there until BIRD's are
+        eventually(lambda node=node: not any("metric 31" in line for line in traces(lab, node)))
     before = {node: traces(lab, node) for node in lab.nodes}
     for node in lab.nodes:
         for _ in range(PODS):

@@ -22,7 +22,9 @@ from podway.lab import agents as lab_agents
 from podway.lab import pods
 from podway.lab.paths import lab_dir
 from podway.trace.report import Direction, Verdict
-from tests.patience import PATIENCE
+from podway.verify.asked import verify_by_agents
+from podway.verify.report import to_json
+from tests.patience import PATIENCE, eventually
 from tests.trace.trace_lab import TraceLab
 
 pytestmark = pytest.mark.kernel
@@ -421,3 +423,55 @@ def test_the_command(lab: TraceLab) -> None:
     ):
         done = podway(*words)
         assert (done.returncode, problem in done.stderr) == (status, True), done.stderr
+
+
+def test_agents_prove_the_three_rules(lab: TraceLab) -> None:
+    """Of both families, by a sample."""
+
+    def proved() -> bool:
+        report = verify_by_agents(lab.resources(), lab.asker(), sample_size=2)
+        counts = [(rule.proved, rule.tried, rule.total) for rule in report.rules]
+        assert counts == [(6, 6, 6), (4, 4, 12), (4, 4, 36)], to_json(report)
+        assert (report.nodes, report.pods, report.families) == (3, 3, ("IPv4", "IPv6"))
+        assert report.probes == 3 * 8
+        return report.holds
+
+    eventually(proved, every=1)  # an answer that is late is none
+
+
+def test_agents_tell_what_breaks_the_rules(lab: TraceLab) -> None:
+    drop = (
+        f"chain f {{ type filter hook forward priority 0; ip daddr {lab.address('b')} udp dport 1-65535 drop; }}"
+    )
+
+    def told() -> bool:
+        few = [one for one in lab.resources() if one.metadata.name not in {"c", "node3"}]
+        report = verify_by_agents(few, lab.asker(), sample_size=2)
+        assert not report.holds
+        assert [str(rule.verdict) for rule in report.rules[:2]] == ["proved", "failed"], to_json(report)
+        assert (report.rules[1].proved, report.rules[1].tried) == (3, 4), to_json(report)
+        found = [one for one in report.findings if 2 in one.rules]
+        assert {one.code for one in found} == {"lost"}, to_json(report)
+        broken = {(pair.sender, pair.receiver, pair.family, pair.protocols) for one in found for pair in one.pairs}
+        return ("pod default/a", "pod default/b", "IPv4", ("UDP",)) in broken
+
+    with lab.nft("node2", drop):
+        eventually(told, every=1)
+
+
+def test_what_a_silent_agent_could_not_prove_is_not_proved(lab: TraceLab) -> None:
+    asked = lab.asker()
+
+    def ask(node: str, method: str, **params: object) -> object:
+        if node == "node2":
+            raise AgentError("it does not answer")
+        return asked(node, method, **params)
+
+    def unproved() -> bool:
+        report = verify_by_agents(lab.resources(), ask, sample_size=2)
+        assert not report.holds
+        assert (report.nodes, report.pods) == (2, 2)
+        assert not report.findings
+        return {one.subject for one in report.unproved} == {"node node2", "pod default/b"}
+
+    eventually(unproved, every=1)
