@@ -14,11 +14,10 @@ IMAGE_VALUE = (
 
 
 class Choice(NamedTuple):
-    """A text of a manifest that a value takes the place of; it is there so often."""
+    """A text of a manifest, there once, that a value takes the place of."""
 
     text: str
     template: str
-    times: int = 1
 
 
 def _path(path: str, value: str) -> Choice:
@@ -30,21 +29,21 @@ def _resources(cpu: str, memory: str, of: str) -> Choice:
     return Choice(text, f"resources: {{{{ .Values.{of}.resources | toJson }}}}\n")
 
 
-def _image(times: int) -> Choice:
-    pull = "\n        imagePullPolicy: {{ .Values.image.pullPolicy | toJson }}"
-    return Choice(f"image: {IMAGE}", f"image: {IMAGE_VALUE}{pull}", times)
-
+IMAGES = Choice(
+    f"image: {IMAGE}",
+    f"image: {IMAGE_VALUE}\n        imagePullPolicy: {{{{ .Values.image.pullPolicy | toJson }}}}",
+)
 
 CHOICES: Mapping[str, tuple[Choice, ...]] = {
     "agent.yaml": (
-        _image(2),
+        IMAGES,
         Choice("  pools: 10.244.0.0/16\n", '  pools: {{ join "," .Values.pools | toJson }}\n'),
         _path("/opt/cni/bin", "binDir"),
         _path("/etc/cni/net.d", "confDir"),
         _resources("100m", "128Mi", "agent"),
     ),
     "controller.yaml": (
-        _image(1),
+        IMAGES,
         Choice("  replicas: 2\n", "  replicas: {{ .Values.controller.replicas | toJson }}\n"),
         _resources("10m", "64Mi", "controller"),
     ),
@@ -77,7 +76,7 @@ def templates(manifests: Mapping[str, str]) -> dict[str, str]:
 
 def _chosen(name: str, text: str) -> str:
     for choice in CHOICES.get(name, ()):
-        if (found := text.count(choice.text)) != choice.times:
-            raise DriftError(f"deploy/{name}: {choice.text.strip()!r} is there {found} times, not {choice.times}")
+        if (found := text.count(choice.text)) != 1:
+            raise DriftError(f"deploy/{name}: {choice.text.strip()!r} is there {found} times, not 1")
         text = text.replace(choice.text, choice.template)
     return text

@@ -189,7 +189,7 @@ def test_what_a_dry_run_prints_is_taken(cluster: Cluster) -> None:
     assert {"DaemonSet", "FlowSchema", "PriorityLevelConfiguration", "PodDisruptionBudget"} <= kinds
     config = next(one for one in documents if one["kind"] == "ConfigMap")
     assert config["data"]["pools"] == "10.9.0.0/16"
-    assert told.count(NEXT) == 3
+    assert told.count(NEXT) == 2
     assert cluster.named() == set()
 
 
@@ -323,11 +323,11 @@ def test_going_back_leaves_what_others_have_set_beside_the_template(cluster: Clu
 
 def test_what_kubectl_applied_is_its_own_until_it_is_handed_over(cluster: Cluster, played: Played) -> None:
     template = cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["template"]
-    template["spec"]["initContainers"][0]["image"] = "podway.io/podway:0.0.1"
+    template["spec"]["containers"][0]["image"] = "podway.io/podway:0.0.1"
     path = f"{SETS}/podway-agent?fieldManager=kubectl-client-side-apply"
     cluster.patch(path, {"spec": {"template": template}})
     told = cluster.podway("upgrade", status=1)
-    assert 'initContainers[name="plugin"].image, set by kubectl-client-side-apply' in told
+    assert 'containers[name="agent"].image, set by kubectl-client-side-apply' in told
     assert "kubectl-client-side-apply is kubectl apply: go on with it and this version's manifests" in told
     cluster.podway("upgrade", "--force-conflicts")
     cluster.podway("upgrade")
@@ -352,8 +352,7 @@ def test_another_attempt_cleans_by_the_same_image_in_the_same_directories(
     """Also when the agents' DaemonSet, which told them, is gone; options say others."""
     other = "/var/lib/other/cni/net.d"
     template = cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["template"]
-    for container in (*template["spec"]["initContainers"], *template["spec"]["containers"]):
-        container["image"] = NEXT
+    template["spec"]["containers"][0]["image"] = NEXT
     volume = next(one for one in template["spec"]["volumes"] if one["name"] == "configuration")
     volume["hostPath"]["path"] = other
     cluster.patch(f"{SETS}/podway-agent", {"spec": {"template": template}})

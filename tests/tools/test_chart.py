@@ -91,7 +91,7 @@ def test_values_take_effect() -> None:
     }
     text = rendered(chosen)
     assert IMAGE not in text
-    assert text.count('"r.example.com/p:7"') == 3
+    assert text.count('"r.example.com/p:7"') == 2
     found = documents(text)
     assert not [name for name in found if name.startswith("CustomResourceDefinition")]
     assert found["ConfigMap/podway/podway"]["data"]["pools"] == "10.1.0.0/16,fd00:1::/48"
