@@ -162,6 +162,7 @@ podway status
 podway status node1 -o json
 podway verify
 podway verify --sample 200 -o json
+podway verify --remote
 podway trace shop/client 10.244.2.7 --port 80
 podway trace node1 web --proto udp -o json
 podway trace shop/client web --full
