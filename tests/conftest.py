@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 
 import hypothesis
@@ -15,6 +16,11 @@ from tests.namespaces import TestNamespace
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+# Who starts the tests in the background of a shell has interrupts ignored (POSIX, 2.11 of the shell), and every
+# command that the tests start would inherit that. A handler is not inherited: commands begin with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
