@@ -223,6 +223,18 @@ def test_an_older_file_changes_nothing_in_the_maps_until_the_store_has_told_of_e
     assert node.right()
 
 
+def test_who_has_the_name_of_a_former_pod_is_cut_off_until_the_store_has_told_of_everything() -> None:
+    node = Node(namespace("x"), pod("x", "web", IPS[0], uid="1"))
+    node.lease(WEB)
+    assert node.rules() == (NO_RULES, NO_RULES)
+    node.state.recalled = frozenset({Pod.KIND})
+    node.start()
+    assert node.rules() == (NO_RULES, NO_RULES)
+    admit(node, "x/web", resource(pod("x", "web", labels={"app": "b"}, uid="2")), uid="2")
+    node.lease(WEB)
+    assert node.rules() == (CLOSED, CLOSED)
+
+
 def test_an_engine_whose_maps_know_no_pod_is_filled_from_a_file_rather_than_cut_pods_off() -> None:
     """As after an upgrade to another layout of maps."""
     node = Node(namespace("x"), WEB)

@@ -148,6 +148,10 @@ def test_only_load_balancers_addresses_are_fenced() -> None:
     assert {key for key in put if key.map == "allowed"} == {NodeKey(4, "allowed", b"".join(both))}
     delta = fenced("203.0.113.0/32")
     assert set(delta.gone) == {NodeKey(4, "allowed", b"".join(both))}
+    # What overlaps is one range: the kernel refuses others.
+    overlapping = fenced("203.0.113.0/32", "203.0.113.0/24", "203.0.112.0/23")
+    both = [where + ip_address(one).packed for one in ("203.0.112.0", "203.0.113.255")]
+    assert set(overlapping.put) == {NodeKey(4, "allowed", b"".join(both))}
     assert {key.map for key in fenced().gone} == {"fenced", "allowed"}
 
 

@@ -7,6 +7,7 @@ a run; a failure names both.
 import contextlib
 import os
 import random
+import re
 import secrets
 from collections.abc import Callable, Iterator
 
@@ -20,9 +21,13 @@ from podway.api.kinds.node_lease import LEASES, NodeLease
 from podway.api.resource import Resource
 from podway.errors import NotFound
 from podway.lab.facts import PoolSettings
+from podway.plan.remote import GUARD_METRIC, STORE_METRIC
 from podway.store.base import Store
 from tests.patience import eventually
 from tests.system.system_lab import PodUnderTest, SystemLab
+
+STOOD_IN = re.compile(rf"metric ({STORE_METRIC}|{GUARD_METRIC})\b")
+"""In routes of ours that stand in for BIRD's, and in those that guard them."""
 
 DELETIONS = int(os.environ.get("PODWAY_CHAOS", "25"))
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300 + 3 * DELETIONS)]
@@ -149,7 +154,7 @@ def test_after_random_deletions_the_network_is_whole_and_nothing_is_left(chaotic
     print(f"PODWAY_CHAOS={DELETIONS} PODWAY_SEED={seed}")
     lab.settle()
     for node in lab.nodes:  # routes of the store's are there until BIRD's are
-        eventually(lambda node=node: not any("metric 31" in line for line in traces(lab, node)))
+        eventually(lambda node=node: not any(STOOD_IN.search(line) for line in traces(lab, node)))
     before = {node: traces(lab, node) for node in lab.nodes}
     for node in lab.nodes:
         for _ in range(PODS):

@@ -6,6 +6,7 @@ The rest of Podway never asks "is this IPv6?" to choose between two copies of co
 
 import enum
 import socket
+from collections.abc import Iterable
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -13,6 +14,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    collapse_addresses,
     ip_network,
 )
 from typing import TypeAlias
@@ -103,3 +105,12 @@ def link_local(mac: str) -> IPv6Interface:
     octets = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
     return IPv6Interface((b"\xfe\x80" + bytes(6) + identifier, 64))
+
+
+def collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """Return networks in order, IPv4 first, none inside another and none beside its other half."""
+    every = tuple(networks)
+    return (
+        *collapse_addresses(net for net in every if isinstance(net, IPv4Network)),
+        *collapse_addresses(net for net in every if isinstance(net, IPv6Network)),
+    )

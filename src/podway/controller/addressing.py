@@ -118,7 +118,9 @@ def _reserved(objects: Iterable[Resource]) -> Iterator[Address]:
     for obj in objects:
         if isinstance(obj, Node):
             yield from obj.internal_addresses
-            yield from (interface.ip for interface in obj.interface_addresses)
+            for interface in obj.interface_addresses:
+                # The first and last of a subnet are nobody's: its own, broadcast, any router (RFC 4291, 2.6.1).
+                yield from (interface.ip, interface.network.network_address, interface.network.broadcast_address)
         elif isinstance(obj, BGPPeer):
             yield obj.address
 

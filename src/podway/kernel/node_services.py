@@ -54,11 +54,17 @@ class NodeServices:
         once the rest was tried.
         """
         failures: list[KernelError] = []
+        former: dict[NodeKey, list[NodeKey]] = {}
+        for key in delta.gone:
+            if key.map == ALLOWED:
+                former.setdefault(_fenced(key), []).append(key)
         for behind, putting in ((True, True), (False, True), (False, False), (True, False)):
             entries = delta.put if putting else delta.gone
             steps = (one for one in entries.items() if (one[0].map == BACKENDS) is behind)
             while portion := dict(islice(steps, PORTION)):
-                stale = [key for key in portion if key in delta.stale] if putting else portion
+                stale = [key for key in portion if key in delta.stale] if putting else [*portion]
+                if putting:  # a range takes the place of those which it lies in, or they in it
+                    stale += [key for each in portion for key in former.pop(_fenced(each), ())]
                 try:
                     maps.change(
                         self._connection,
@@ -78,6 +84,14 @@ class NodeServices:
             yield
         for failure in failures:
             raise failure
+
+
+def _fenced(key: NodeKey) -> NodeKey:
+    """Return of what a range is, any of its ranges standing for it; other keys as they are."""
+    if key.map != ALLOWED:
+        return key
+    begins = key.key[: len(key.key) // 2]
+    return NodeKey(key.version, ALLOWED, begins[: -Family(key.version).bits // 8])
 
 
 def _element(key: NodeKey, value: NodeValue) -> maps.Element:

@@ -22,9 +22,9 @@ so no packet meets them before they know all nodes. They go in the opposite orde
 
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from ipaddress import ip_network
 
-from podway.api.addresses import Address, Family, Network, host_network
+from podway.api.addresses import Address, Family, Network, collapsed, host_network
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import TunnelMode, required_modes
 from podway.plan.guard import NFT_FAMILY, NODES
@@ -109,7 +109,7 @@ def kept_networks(view: ClusterView, family: Family) -> tuple[Network, ...]:
     stated = (*config.service_networks, *map(ip_network, config.nat.excluded))
     peers = (host_network(peer.address) for peer in view.peers.values())
     every = [*_pools(view, family), MULTICAST[family], *stated, *peers]
-    return _collapsed(network for network in every if network.version == family)
+    return collapsed(network for network in every if network.version == family)
 
 
 def chosen_address(view: ClusterView, node: str, family: Family) -> Address | None:
@@ -162,7 +162,7 @@ def _translating(view: ClusterView, node: str, *, bridge: bool) -> Iterator[NftT
             ip=ip,
             nodes=NODES,
             group=LINK_GROUP,
-            sources=", ".join(map(str, _collapsed(sources))),
+            sources=", ".join(map(str, collapsed(sources))),
             inside=", ".join(map(str, kept_networks(view, family))),
             translation=_translation(view, node, family),
             bridge=_BRIDGE if bridge else "",
@@ -183,14 +183,6 @@ def _table(family: Family, chains: str) -> NftTable:
 
 def _pools(view: ClusterView, family: Family) -> list[Network]:
     return [pool.network for pool in view.pools.values() if pool.family is family]
-
-
-def _collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
-    """Return networks of one family in order, none inside another."""
-    every = tuple(networks)
-    four = [network for network in every if isinstance(network, IPv4Network)]
-    six = [network for network in every if isinstance(network, IPv6Network)]
-    return (*collapse_addresses(four), *collapse_addresses(six))
 
 
 def _addresses(view: ClusterView, name: str) -> Iterable[Address]:

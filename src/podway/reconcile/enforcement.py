@@ -277,6 +277,7 @@ class Enforcement(MapKeeper):
                     self._absent[name] = _SHUT
             elif found is not None and self._as_left:
                 self._absent[name] = _SHUT
+                self._maps.endpoints.pop(name, None)  # another pod's, that had its name before
             elif found is not None:
                 with self._contained():
                     planner.put(found)

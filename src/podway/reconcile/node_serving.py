@@ -67,11 +67,16 @@ class NodeServing:
         self._maps, self._maps_of = None, self._loaded
         families = self._families
         known = NodeMaps(families, entries, outside, fence)
-        left = yield from self._read(families)
+        try:
+            left = yield from self._read(families)
+        except KernelError:
+            self._maps_of = -1
+            raise
         if left is None:  # it is heard of when the tables are there
             return
-        yield from self._door.write(difference((yield from _gathered(known)), left))
-        self._maps = known
+        wrong = difference((yield from _gathered(known)), left)
+        self._maps = known  # what is refused of it is found by audits
+        yield from self._door.write(wrong)
         log.info("the node's own processes and clients outside are served")
 
     def change(self, delta: Delta, outside: Delta) -> Iterator[None]:

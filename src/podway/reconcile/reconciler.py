@@ -258,6 +258,7 @@ class Reconciler:
         altered: set[ObjectKey] = set(self._removals)
         found: list[Change] = []
         began = turn = self._state.now()
+        removes = not self._state.recalled
         self._audits.append(altered)
         try:
             for change in self._kernel.audit(self.plan(), full=full):
@@ -266,6 +267,8 @@ class Reconciler:
                 if self._state.now() - turn > STEP:
                     await pause()
                     turn = self._state.now()
+            for _ in range(2):  # the kernel's events of until now are read, behind those who were here before
+                await pause()
             # Pods that came or went meanwhile: their requests made and removed what is theirs.
             self._planning.look(self._state.facts())
             self._tell_audits(self._planning.silent())
@@ -276,7 +279,7 @@ class Reconciler:
             change
             for change in found
             if (change.kind, change.key) not in altered
-            and (change.want is not None or not self._state.recalled)
+            and (change.want is not None or (removes and not self._state.recalled))
             and not any(self._state.touched(device, since=began) for device in _devices(change))
         ]
 
@@ -437,7 +440,7 @@ class Reconciler:
 
     def _remove(self) -> Iterator[Sequence[Change]]:
         """Remove what is wanted no more, as `_portions` does."""
-        gone = sorted(self._removals, key=lambda each: -_ORDER[each[0]])
+        gone = sorted(self._removals, key=self._turn)
         for start in range(0, len(gone), REMOVALS):
             quick = [each for each in gone[start : start + REMOVALS] if each[0] != SLOW_KIND]
             self._carry_out(self._no_more_wanted(quick))
@@ -447,6 +450,10 @@ class Reconciler:
             yield self._no_more_wanted(slow[start : start + SLOW_REMOVALS])
             if self._awake:
                 return  # what is wanted now comes first; the rest is taken up behind it
+
+    def _turn(self, each: ObjectKey) -> tuple[int, bool]:
+        """Return when something is removed: what makes packets unreachable goes ahead of the ways before it."""
+        return -_ORDER[each[0]], getattr(self._removals[each].have, "type", "") != "unreachable"
 
     def _no_more_wanted(self, keys: Iterable[ObjectKey]) -> list[Change]:
         """Take these removals, but for those of what is wanted again meanwhile."""
@@ -546,7 +553,7 @@ class Reconciler:
         if not self.failures:
             with contextlib.suppress(PodwayError):
                 found = await self._audit(full=full, pause=self._work)
-                if found and await self._is_held():
+                if found and self._is_held:
                     self.trigger(full=full)
                     return
                 report = self._kernel.carry_out(found, self.plan) if found else Report()
@@ -558,15 +565,14 @@ class Reconciler:
                         self._refused.clear()
                         self._catches_up = False
                     return
-        if await self._is_held():
+        if self._is_held:
             self.trigger(full=full)
         else:
             self.repair()
 
-    async def _is_held(self) -> bool:
-        """Tell whether audits are to wait, after the kernel's events of until now were read."""
-        for _ in range(2):  # what is ready by now is called behind those who were here before
-            await asyncio.sleep(0)
+    @property
+    def _is_held(self) -> bool:
+        """Whether audits are to wait."""
         return self._held is not None and self._held > asyncio.get_running_loop().time()
 
     def _note_failures(self, report: Report) -> None:

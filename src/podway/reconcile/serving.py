@@ -246,7 +246,12 @@ class Serving(MapKeeper):
                     planner.put(change.new)
         delta = yield from self._planner.settling(PORTION)
         outside = (yield from self._outside.settling(PORTION)) if self._outside is not None else NO_CHANGE
-        yield from self._flow.write_services(delta)
+        try:
+            yield from self._flow.write_services(delta)
+        except KernelError:
+            # An audit compares what serves pods with the planner, and the node's maps with what they were told.
+            yield from self.node.change(delta, outside)
+            raise
         yield from self.node.change(delta, outside)
 
     def audit(self) -> Generator[None, None, Wrong | None]:

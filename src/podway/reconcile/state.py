@@ -7,10 +7,9 @@ import math
 import time
 from collections.abc import Collection, Iterable, Set
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import pairwise
 
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Address, Family, Network, collapsed
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import Attach, IPPool
 from podway.api.lease import Attachment, Lease
@@ -82,7 +81,7 @@ class NodeState:
         self.withdrawn &= mine.keys()
         self.book.set_blocks(
             mine,
-            {name: _collapsed(pool.excluded_networks) for name, pool in view.pools.items()},
+            {name: collapsed(pool.excluded_networks) for name, pool in view.pools.items()},
             {name: float(pool.spec.cooldown_seconds) for name, pool in view.pools.items()},
         )
         ranges = given_ranges(view.pools.values(), self.node, view.nodes.get(self.node))
@@ -185,11 +184,3 @@ class NodeState:
             namespace_labels=self.view.labels_of_namespace(namespace),
             names=names,
         )
-
-
-def _collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
-    every = tuple(networks)
-    return (
-        *collapse_addresses(net for net in every if isinstance(net, IPv4Network)),
-        *collapse_addresses(net for net in every if isinstance(net, IPv6Network)),
-    )

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from podway.api.addresses import Address
+from podway.api.addresses import Address, collapsed
 from podway.api.fields import parse_block
 from podway.api.kinds.service import MOST_ENDPOINTS
 from podway.services.maps import NO_CHANGE, NOTHING, PROTOCOLS, Delta, Entries, Frontend, FrontendFlag, FrontendKey
@@ -203,7 +203,8 @@ class _Side:
         where = address + _protocol(key.protocol) + _port(key.port)
         if key in self._fences:
             yield NodeKey(version, FENCED, where), b""
-            for network in map(parse_block, self._fences[key]):
+            # Ranges of a set do not overlap.
+            for network in collapsed(parse_block(each) for each in self._fences[key]):
                 if network.version == version:
                     first, last = network.network_address.packed, network.broadcast_address.packed
                     yield NodeKey(version, ALLOWED, where + first + where + last), b""
