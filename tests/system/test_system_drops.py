@@ -88,14 +88,18 @@ def test_what_rp_filter_drops_is_recorded(lab: PolicyLab) -> None:
 
 
 def test_of_a_flood_each_packet_is_recorded_or_counted_as_lost(lab: PolicyLab) -> None:
-    before = lab.lab.status("node1")["flows"]["lost"]
+    def untold() -> int:
+        flows = lab.lab.status("node1")["flows"]
+        return int(flows["lost"]) + int(flows["kernel_drops"]["withheld"])
+
+    before = untold()
     sent = 30_000
     send(lab, FILTERED, 4343, sent)
 
     def all_told() -> bool:
         sums = json.loads(lab.lab.podway("flows", "--by", "reason", "--port", "4343", "-o", "json"))["items"]
         told = sum(one["dropped"] for one in sums)
-        lost = lab.lab.status("node1")["flows"]["lost"] - before
+        lost = untold() - before
         assert told + lost == sent, (told, lost)
         return bool(told)
 
@@ -108,4 +112,4 @@ def test_what_is_dropped_in_another_namespace_or_is_no_pods_is_none_of_the_nodes
     send(lab, NOWHERE, 4444)
     eventually(lambda: drops(lab, "--port", "4444"), within=SOON)
     assert {one["source"]["who"].get("name") for one in drops(lab, "--cidr", NOWHERE)} == {"client"}
-    assert lab.lab.status("node1")["flows"]["kernel_drops"] == {"traced": True, "problem": ""}
+    assert lab.lab.status("node1")["flows"]["kernel_drops"].items() >= {"traced": True, "problem": ""}.items()
