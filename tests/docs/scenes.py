@@ -100,5 +100,8 @@ PAGES: dict[str, Scene] = {
     "docs/vxlan.md": Scene(("podway lab up --nodes 2 --encapsulation vxlan",)),
 }
 
-RUN_AS = {"./dev demo": "podway lab demo"}
-"""What is run in a command's place: the same, without its installing of packages."""
+_DELETE_ROUTE = "podway lab node node1 -- ip route del 10.244.1.10"
+
+RUN_AS = {"./dev demo": "podway lab demo", _DELETE_ROUTE: f"sleep 3; {_DELETE_ROUTE}"}
+"""What is run in a command's place: the same, without its installing of packages, and as slowly as people type:
+what goes while the node still works at the change before it may come back with that, and is no repair."""
