@@ -182,7 +182,7 @@ def test_nothing_leaves_bare_when_a_device_goes_while_birds_routes_from_before_s
     assert escaped == []
     three.start_agent("node1")
     for address in (four, six):
-        assert pods[0].reaches(address)
+        eventually(lambda address=address: pods[0].reaches(address))
 
 
 def test_an_agent_killed_in_the_middle_goes_on_where_it_was(three: SystemLab, pods: list[PodUnderTest]) -> None:
