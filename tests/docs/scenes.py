@@ -103,5 +103,5 @@ PAGES: dict[str, Scene] = {
 _DELETE_ROUTE = "podway lab node node1 -- ip route del 10.244.1.10"
 
 RUN_AS = {"./dev demo": "podway lab demo", _DELETE_ROUTE: f"sleep 3; {_DELETE_ROUTE}"}
-"""What is run in a command's place: the same, without its installing of packages, and as slowly as people type:
-what goes while the node still works at the change before it may come back with that, and is no repair."""
+"""What is run in a command's place: the same, without its installing of packages, and as slowly as people type
+(right behind a switch of encapsulation, a route that is deleted may come back without being told as a repair)."""
