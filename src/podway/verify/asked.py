@@ -26,7 +26,7 @@ from podway.trace.report import Verdict as Way
 from podway.trace.trace import trace
 from podway.verify.addressing import address_faults
 from podway.verify.report import DENIALS, FailedPair, Finding, Report, Sample
-from podway.verify.verify import address_finding, address_rule, denials_rule, ends_of, pair_rule
+from podway.verify.verify import address_finding, address_rule, denials_rule, ends_of, pair_rules
 
 PAIRS = 10
 """Pairs of each rule and family that are tried unless told otherwise."""
@@ -106,25 +106,19 @@ def verify_by_agents(
     failed = [one for one in held if one.told and not one.denied and one.wrong]
     unasked = {ends_of(one.pair) for one in untold}
     silent = {ends_of(pair) for pair in chosen} - {ends_of(one.pair) for one in held if not one.denied}
-    tried = [pair for pair in chosen if ends_of(pair) not in unasked | silent]
     return Report(
         nodes=len(world.nodes),
         pods=len(world.pods),
         families=tuple(family.label for family in world.families),
         rules=(
             address_rule(world, wrong),
-            *(
-                pair_rule(
-                    rule,
-                    tried,
-                    {ends_of(one.pair) for one in failed},
-                    total=sum(len(pairs) for (number, _), pairs in every.items() if number == rule)
-                    - sum(pair.rule == rule and ends_of(pair) in silent for pair in chosen),
-                    complete=not any(one.pair.rule == rule for one in untold),
-                    vacuous=(rule == 2 and len(world.pods) == 1)
-                    or any(pair.rule == rule and ends_of(pair) in silent for pair in chosen),
-                )
-                for rule in (2, 3)
+            *pair_rules(
+                world,
+                every,
+                [pair for pair in chosen if ends_of(pair) not in unasked | silent],
+                {ends_of(one.pair) for one in failed},
+                [pair for pair in chosen if ends_of(pair) in silent],
+                [one.pair for one in untold],
             ),
             *denials_rule(len(denied), len(passed)),
         ),

@@ -118,17 +118,8 @@ def verify(
         families=tuple(family.label for family in world.families),
         rules=(
             address_rule(world, wrong),
-            *(
-                pair_rule(
-                    rule,
-                    chosen,
-                    {ends_of(fault.probe) for fault in outcome.faults},
-                    total=sum(len(pairs) for (number, _), pairs in every.items() if number == rule)
-                    - sum(pair.rule == rule for pair in silent),
-                    complete=all(pair.rule != rule for pair in unusable),
-                    vacuous=(rule == 2 and len(world.pods) == 1) or any(pair.rule == rule for pair in silent),
-                )
-                for rule in (2, 3)
+            *pair_rules(
+                world, every, chosen, {ends_of(fault.probe) for fault in outcome.faults}, silent, unusable
             ),
             *denials_rule(len(denied), len(passed)),
             *(one for one in served if isinstance(one, RuleReport)),
@@ -321,7 +312,32 @@ def _passed_findings(passed: Iterable[Probe], reasons: Mapping[Probe, str]) -> I
         )
 
 
-def pair_rule(
+def pair_rules(
+    world: World,
+    every: Mapping[tuple[int, Family], Sequence[Pair]],
+    chosen: Sequence[Pair],
+    failed: Set[tuple[str, str, Family]],
+    silent: Sequence[Pair],
+    untried: Sequence[Pair],
+) -> Iterator[RuleReport]:
+    """Count the pairs of the second and the third rule; of `every` one, by rule and family, these are `chosen`.
+
+    `failed` are those (`ends_of`) that do not hold, `silent` those of which policies deny all, and `untried` those
+    that could not be tried.
+    """
+    for rule in (2, 3):
+        yield _pair_rule(
+            rule,
+            chosen,
+            failed,
+            total=sum(len(pairs) for (number, _), pairs in every.items() if number == rule)
+            - sum(pair.rule == rule for pair in silent),
+            complete=all(pair.rule != rule for pair in untried),
+            vacuous=(rule == 2 and len(world.pods) == 1) or any(pair.rule == rule for pair in silent),
+        )
+
+
+def _pair_rule(
     rule: int,
     chosen: Iterable[Pair],
     failed: Set[tuple[str, str, Family]],
