@@ -285,6 +285,14 @@ class Route(msgspec.Struct, frozen=True, gc=False):
         return (self.destination, metric, self.table)
 
 
+def is_unreachable(route: object) -> bool:
+    """Tell whether something is a route by which packets go nowhere, and their senders are told.
+
+    It is for where the way before it is missing, so it comes after that one, and goes ahead of it.
+    """
+    return isinstance(route, Route) and route.type == "unreachable"
+
+
 class Neighbour(msgspec.Struct, frozen=True, gc=False):
     """A permanent neighbour entry."""
 

@@ -72,7 +72,7 @@ from podway.errors import AgentError, KernelError, PodwayError
 from podway.kernel.engine import Report
 from podway.kernel.interface import NodeKernel
 from podway.plan.changes import KINDS, Change
-from podway.plan.objects import NFT_SERVICES_TABLE, NodePlan, PodWiring, Sysctl
+from podway.plan.objects import NFT_SERVICES_TABLE, NodePlan, PodWiring, Sysctl, is_unreachable
 from podway.reconcile import saved_sysctls
 from podway.reconcile.enforcement import Enforcement
 from podway.reconcile.enforcement import described as described_policies
@@ -453,7 +453,7 @@ class Reconciler:
 
     def _turn(self, each: ObjectKey) -> tuple[int, bool]:
         """Return when something is removed: what makes packets unreachable goes ahead of the ways before it."""
-        return -_ORDER[each[0]], getattr(self._removals[each].have, "type", "") != "unreachable"
+        return -_ORDER[each[0]], not is_unreachable(self._removals[each].have)
 
     def _no_more_wanted(self, keys: Iterable[ObjectKey]) -> list[Change]:
         """Take these removals, but for those of what is wanted again meanwhile."""

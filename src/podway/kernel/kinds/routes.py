@@ -13,7 +13,7 @@ from podway.kernel.kinds.inventory import Inventory, devices_of
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.rtnl import routes
 from podway.plan.changes import Change
-from podway.plan.objects import ROUTE_PROTOCOL, NodePlan, Route
+from podway.plan.objects import ROUTE_PROTOCOL, NodePlan, Route, is_unreachable
 
 
 class ForeignRoute(msgspec.Struct, frozen=True):
@@ -74,13 +74,7 @@ class Routes(Scannable):
 
 def _turn(change: Change) -> int:
     """Return when a change is carried out: what makes packets unreachable goes first, and comes last."""
-    if change.want is None:
-        return -int(_unreachable(change.have))
-    return int(_unreachable(change.want))
-
-
-def _unreachable(route: Route | ForeignRoute) -> bool:
-    return isinstance(route, Route) and route.type == "unreachable"
+    return -int(is_unreachable(change.have)) if change.want is None else int(is_unreachable(change.want))
 
 
 def _remove(route: Route | ForeignRoute, index: int) -> Request:
