@@ -7,11 +7,11 @@ node has told (podway.plan.topology), and nobody what an outside peer has told.
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, collapse_addresses
+from ipaddress import IPv4Address
 
 import msgspec
 
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Address, Family, Network, collapsed
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
@@ -204,8 +204,7 @@ def _pools(view: ClusterView, running: RunningTopology) -> Iterator[BgpPool]:
 def _ours(view: ClusterView) -> Iterator[Network]:
     subnets = {interface.network for node in view.nodes.values() for interface in node.interface_addresses}
     ranges = subnets | {pool.network for pool in view.table(IPPool).values()}
-    for family in Family:
-        yield from collapse_addresses(sorted(each for each in ranges if each.version == family))  # type: ignore[type-var]
+    yield from collapsed(ranges)
 
 
 def _sessions(
