@@ -55,17 +55,18 @@ def test_a_request_that_came_to_its_end_by_an_error_holds_nobody_up(monkeypatch:
     assert len(done) == 3
 
 
+async def _work_beside_a_request(done: list[str]) -> None:
+    """Do what can wait while a request is under way, which waits for it."""
+    way = RightOfWay()
+    with way.taken():
+        await _work(way, done)
+
+
 def test_what_can_wait_goes_on_beside_requests_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "GIVES_WAY", 0.001)
     monkeypatch.setattr(steps, "HAS_WAY", 1000.0)
     done: list[str] = []
-
-    async def scenario() -> None:
-        way = RightOfWay()
-        with way.taken():
-            await _work(way, done)
-
-    asyncio.run(scenario())
+    asyncio.run(_work_beside_a_request(done))
     assert len(done) == 3
 
 
@@ -73,11 +74,5 @@ def test_a_request_that_waits_for_what_can_wait_loses_its_right(monkeypatch: pyt
     monkeypatch.setattr(steps, "GIVES_WAY", 1000.0)
     monkeypatch.setattr(steps, "HAS_WAY", 0.001)
     done: list[str] = []
-
-    async def scenario() -> None:
-        way = RightOfWay()
-        with way.taken():
-            await _work(way, done)
-
-    asyncio.run(scenario())
+    asyncio.run(_work_beside_a_request(done))
     assert len(done) == 3

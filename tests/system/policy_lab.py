@@ -64,6 +64,17 @@ class Place:
         """Its address of a family."""
         return next(one for one in self.addresses if (":" in one) == (family == socket.AF_INET6))
 
+    def source_to(self, service: "Place", family: int, port: int, *, within: float = SOON) -> str | None:
+        """Connect from there to a Service; return the address from which it went, None if it was refused."""
+        with self.open(family) as asking:
+            asking.settimeout(within)
+            try:
+                asking.connect((service.address(family), port))
+            except ConnectionRefusedError:
+                return None
+            assert asking.getpeername()[0] == service.address(family)
+            return str(asking.getsockname()[0])
+
 
 class PolicyLab:
     """A lab with pods of some labels and namespaces, which listen at some ports."""

@@ -70,14 +70,7 @@ def settled(lab: PolicyLab, backends: int) -> None:
 
 def call(client: Place, service: Place, family: int, port: int = 80) -> str | None:
     """Connect to a Service; return the source; None if it was refused."""
-    with client.open(family) as asking:
-        asking.settimeout(5)
-        try:
-            asking.connect((service.address(family), port))
-        except ConnectionRefusedError:
-            return None
-        assert asking.getpeername()[0] == service.address(family)
-        return str(asking.getsockname()[0])
+    return client.source_to(service, family, port, within=5)
 
 
 def heard(lab: PolicyLab, *pods: str) -> dict[str, set[str]]:

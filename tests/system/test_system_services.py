@@ -40,21 +40,12 @@ def lab(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
         yield made
 
 
-def peer(lab: PolicyLab, client: Place, family: int, port: int = 80) -> str | None:
-    """The address from which a connection to the Service went; None if it was refused."""
-    with client.open(family) as asking:
-        try:
-            asking.connect((VIP.address(family), port))
-        except ConnectionRefusedError:
-            return None
-        assert asking.getpeername()[0] == VIP.address(family)
-        return str(asking.getsockname()[0])
-
-
 def all_reach(lab: PolicyLab, clients: str) -> bool:
     """Whether all of these pods reach the Service in both families."""
     places = [lab.pods[name] for name in clients.split()]
-    return all(peer(lab, place, family) == place.address(family) for place in places for family in FAMILIES)
+    return all(
+        place.source_to(VIP, family, 80) == place.address(family) for place in places for family in FAMILIES
+    )
 
 
 def backends(lab: PolicyLab, node: str) -> int:
@@ -75,7 +66,7 @@ def test_another_port_and_no_endpoints_are_refused_at_once(lab: PolicyLab) -> No
     nobody = json.loads(json.dumps(SERVICE))
     nobody["spec"]["selector"] = {"app": "nobody"}
     for family in FAMILIES:
-        assert peer(lab, client, family, 81) is None
+        assert client.source_to(VIP, family, 81) is None
         with client.open(family, socket.SOCK_DGRAM) as asking:  # UDP hears of it by ICMP
             asking.settimeout(5)
             asking.connect((VIP.address(family), 81))
@@ -84,7 +75,7 @@ def test_another_port_and_no_endpoints_are_refused_at_once(lab: PolicyLab) -> No
                 asking.recv(10)
     lab.apply(nobody)
     eventually(lambda: backends(lab, "node1") == 0)
-    assert [peer(lab, client, family) for family in FAMILIES] == [None, None]
+    assert [client.source_to(VIP, family, 80) for family in FAMILIES] == [None, None]
     lab.apply(SERVICE)
     eventually(lambda: backends(lab, "node1") == 4)
     assert all_reach(lab, "client")
@@ -98,7 +89,7 @@ def test_policy_hears_of_the_backend(lab: PolicyLab) -> None:
         found = set()
         for family in FAMILIES:
             try:
-                found.add(peer(lab, lab.pods["client"], family))
+                found.add(lab.pods["client"].source_to(VIP, family, 80))
             except TimeoutError:
                 found.add("denied")
         return found
@@ -169,7 +160,7 @@ def test_switched_off_nothing_is_led(lab: PolicyLab) -> None:
     lab.lab.podway("set", "config", "services=off", "--wait")
     eventually(lambda: lab.lab.status("node1")["services"]["in_force"] == "off")
     with pytest.raises(OSError, match=r"."):
-        assert peer(lab, lab.pods["client"], socket.AF_INET)
+        assert lab.pods["client"].source_to(VIP, socket.AF_INET, 80)
     lab.lab.podway("set", "config", "services=pods", "--wait")
     eventually(lambda: backends(lab, "node1") == 4)
     assert all_reach(lab, "client")
