@@ -203,7 +203,9 @@ class RecordedKernel:
     def apply(self, plan: NodePlan, *, removes: bool = True) -> Report:
         return engine.apply(self.kinds.values(), plan, removes=removes)
 
-    def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
+    def carry_out(
+        self, changes: Iterable[Change], plan: Callable[[], NodePlan], *, removes: bool = True
+    ) -> Report:
         return engine.carry_out(list(self.kinds.values()), changes, plan)
 
     def audit(self, plan: NodePlan, *, full: bool = True) -> Iterator[Change | None]:

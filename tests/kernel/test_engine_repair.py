@@ -15,7 +15,7 @@ from podway.kernel.netlink import constants as c
 from podway.kernel.netlink.connection import messages, open_socket
 from podway.kernel.node import Kernel
 from podway.kernel.rtnl import addresses, links, routes
-from podway.plan.changes import compare
+from podway.plan.changes import Change, compare
 from podway.plan.objects import LinkAddress, Neighbour, NftTable, NodePlan, Route, Sysctl
 from podway.plan.wiring import wire
 from tests.namespaces import TestNamespace
@@ -164,6 +164,21 @@ def test_tampering_is_found_told_and_put_right(
     assert kernel.leases() == [LEASE]
     with node.udp(NODE[0]) as sock:
         assert sock  # the node's own address outlived the repair
+
+
+@pytest.mark.kernel
+def test_what_a_change_takes_along_is_told_apart_from_what_somebody_did(
+    kernel: Kernel, node: TestNamespace, plan: NodePlan
+) -> None:
+    address = LinkAddress(POD, ip_interface("169.254.1.1/32"))
+    without = msgspec.structs.replace(plan, addresses=tuple(each for each in plan.addresses if each != address))
+    node.sh("ip route del blackhole 10.244.1.0/24; nft add table ip podway")
+    report = kernel.carry_out([Change("address", address.key, address, None)], lambda: without, removes=False)
+    assert report.failures == ()
+    assert [str(change) for change in report.found] == ["route 10.244.1.0/24 blackhole was missing: added"]
+    # With its last IPv4 address the link loses its IPv4 routes.
+    assert f"route {V4}/32 dev {POD} src 192.0.2.1 was missing: added" in map(str, report.changes)
+    assert [str(change) for change in kernel.diff(without)] == ["nft table ip podway was not in the plan: removed"]
 
 
 FOREIGN = """

@@ -23,10 +23,15 @@ class Consequence(KernelError):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What applying a plan did: the changes made, and an error for each that could not be."""
+    """What applying a plan did: the changes made, and an error for each that could not be.
+
+    `found` are those of the changes that nobody had asked for, nor did they come of what was asked for: somebody
+    else's doing, found on the way and put right.
+    """
 
     changes: tuple[Change, ...] = ()
     failures: tuple[PodwayError, ...] = ()
+    found: tuple[Change, ...] = ()
 
 
 Compared: TypeAlias = Literal[False, "by key", "in parts"]

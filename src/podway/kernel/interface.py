@@ -116,10 +116,13 @@ class NodeKernel(Protocol):
         """
         ...
 
-    def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
+    def carry_out(
+        self, changes: Iterable[Change], plan: Callable[[], NodePlan], *, removes: bool = True
+    ) -> Report:
         """Carry out changes that lead to a plan, without a look at the rest; failures are in the report.
 
-        The plan is asked for only where it has to be known.
+        The plan is asked for only where it has to be known, because the changes took others along; then what
+        is not in it goes as well if it `removes`.
         """
         ...
 

@@ -266,18 +266,23 @@ class Kernel:
             (kind for kind in self._kinds if full or not isinstance(kind, engine.Scannable)), feasible
         )
 
-    def carry_out(self, changes: Iterable[Change], plan: Callable[[], NodePlan]) -> Report:
+    def carry_out(
+        self, changes: Iterable[Change], plan: Callable[[], NodePlan], *, removes: bool = True
+    ) -> Report:
         """Carry out changes that lead to a plan, without a look at the rest; failures are in the report.
 
         Where a device was made anew, or lost an address, what stood on it may have gone with it, and a program of
-        IPIP that is the only one has nothing in its maps: then all of the plan is applied.
+        IPIP that is the only one has nothing in its maps: then all of the plan is applied, with or without what
+        it `removes`.
         """
         with self._lock:
             self._inventory.look()
         report = engine.carry_out(self._kinds, changes, plan)
-        if any(_takes_others_along(change) for change in report.changes):
-            again = self.apply(plan())
-            return Report(report.changes + again.changes, again.failures)
+        causes = [change for change in report.changes if _takes_others_along(change)]
+        if causes:
+            again = self.apply(plan(), removes=removes)
+            found = tuple(change for change in again.changes if not _went_along(change, causes))
+            return Report(report.changes + again.changes, again.failures, found)
         return report
 
     def apply(self, plan: NodePlan, *, removes: bool = True) -> Report:
@@ -329,3 +334,13 @@ def _takes_others_along(change: Change) -> bool:
     if change.kind == "IPIP tunnel":  # a program that is the only one begins with empty maps
         return change.action != "remove"
     return change.kind == "address" and change.action == "remove"
+
+
+def _went_along(change: Change, causes: Iterable[Change]) -> bool:
+    """Tell whether something is missing or altered for what was done to a device that it stands on."""
+    return any(
+        change.kind in ("tunnel source", "tunnel endpoint")
+        if cause.kind == "IPIP tunnel"
+        else not set(cause.devices).isdisjoint(change.devices)
+        for cause in causes
+    )

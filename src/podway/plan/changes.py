@@ -49,6 +49,16 @@ class Change(msgspec.Struct, frozen=True, gc=False):
         )
         return tuple((field, have, want) for field, have, want in pairs if have != want)
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of devices that it may be about; some are of none."""
+        obj = self.have if self.want is None else self.want
+        names = (
+            *(getattr(obj, "device", ""), getattr(obj, "name", ""), getattr(obj, "bridge", "")),
+            *getattr(obj, "path", "").split("/"),
+        )
+        return tuple(filter(None, names))
+
     def _told(self, verb: str) -> str:
         if self.action == "add":
             return f"{self.want} {verb} missing"

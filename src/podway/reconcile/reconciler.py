@@ -234,18 +234,18 @@ class Reconciler:
         if wrong := self.enforcement.repair():
             self.repairs.note(wrong)
         report = self._apply()
-        self._note_repairs(report)
+        self._note_repairs(report.changes)
         if not report.failures:
             self._refused.clear()
         return report
 
-    def _note_repairs(self, report: Report) -> None:
-        for change in report.changes:
+    def _note_repairs(self, changes: Collection[Change]) -> None:
+        for change in changes:
             # What was refused before, or is about to go, went along with a repair: nobody else changed it.
             each = (change.kind, change.key)
             if each not in self._refused and each not in self._removals:
                 self.repairs.note(str(change))
-        self._refused -= {(change.kind, change.key) for change in report.changes}
+        self._refused -= {(change.kind, change.key) for change in changes}
 
     async def differences(self, *, full: bool = True) -> list[Change]:
         """Return what differs from the plan, found in slices: requests come first.
@@ -280,7 +280,7 @@ class Reconciler:
             for change in found
             if (change.kind, change.key) not in altered
             and (change.want is not None or (removes and not self._state.recalled))
-            and not any(self._state.touched(device, since=began) for device in _devices(change))
+            and not any(self._state.touched(device, since=began) for device in change.devices)
         ]
 
     def trigger(self, within: float = SETTLE, *, full: bool = True) -> None:
@@ -391,7 +391,7 @@ class Reconciler:
             for slow in self._portions():
                 if slow:
                     problem = self._prepare(slow)
-                    report = await asyncio.to_thread(self._kernel.carry_out, slow, self.plan)
+                    report = await asyncio.to_thread(self._perform, slow)
                     self._conclude(slow, report, problem)
                 else:
                     await self.way.give()
@@ -486,7 +486,11 @@ class Reconciler:
     def _carry_out(self, changes: Collection[Change]) -> None:
         if changes:
             problem = self._prepare(changes)
-            self._conclude(changes, self._kernel.carry_out(changes, self.plan), problem)
+            self._conclude(changes, self._perform(changes), problem)
+
+    def _perform(self, changes: Collection[Change]) -> Report:
+        """Have the kernel carry out changes of what is wanted."""
+        return self._kernel.carry_out(changes, self.plan, removes=not self._state.recalled)
 
     def _prepare(self, changes: Collection[Change]) -> AgentError | None:
         """Note what is about to be carried out; return what hindered that."""
@@ -498,6 +502,7 @@ class Reconciler:
         """Take in what became of changes that were carried out."""
         self._lead_anew(report)
         _log_applied(report)
+        self._note_repairs(report.found)
         failures = (*report.failures, *([problem] if problem else []))
         for failure in failures:
             log.info("to be looked at again", problem=failure.message)
@@ -556,10 +561,10 @@ class Reconciler:
                 if found and self._is_held:
                     self.trigger(full=full)
                     return
-                report = self._kernel.carry_out(found, self.plan) if found else Report()
+                report = self._perform(found) if found else Report()
                 self._lead_anew(report)
                 if not self._catches_up:
-                    self._note_repairs(report)
+                    self._note_repairs(report.changes)
                 if not report.failures:
                     if full:
                         self._refused.clear()
@@ -596,9 +601,3 @@ def _log_applied(report: Report) -> None:
     if log.is_enabled_for(logging.DEBUG):  # to put them into words takes longer than to carry them out
         for change in report.changes:
             log.debug("applied", change=str(change))
-
-
-def _devices(change: Change) -> Iterable[str]:
-    """Return the names of devices that a change may be about."""
-    obj = change.have if change.want is None else change.want
-    return (getattr(obj, "device", ""), getattr(obj, "name", ""), *getattr(obj, "path", "").split("/"))
