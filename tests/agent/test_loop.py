@@ -335,6 +335,48 @@ def test_what_a_file_does_not_tell_of_stays_until_the_store_has_told_of_everythi
     run(tmp_path, scenario)
 
 
+def test_bird_is_given_nothing_while_the_store_has_told_of_a_part_but_where_the_uplink_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, told = MemoryStore.list, {kind.KIND for kind in PLANNED}
+
+    async def list_if_told(store: MemoryStore, kind: Any, **options: Any) -> Any:
+        if kind.KIND not in told:
+            raise StoreUnavailable("the store does not answer")
+        return await listing(store, kind, **options)
+
+    monkeypatch.setattr(MemoryStore, "list", list_if_told)
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.store.create(builders.pool("pods", "10.244.0.0/16", distribution="bgp"))
+        one = await cluster.join("node1", 1, bgp=True)
+        bird = one.bird
+        assert bird
+        await eventually(lambda: bird.taken)
+        old = one.state.view
+        await one.stop()
+        bird.taken = 0
+        told.clear()
+        await cluster.store.create(builders.node("node2", "172.30.0.2/24"))
+        await one.start(old)
+        told.update({"Node", "IPPool"})
+        await eventually(lambda: "node2" in one.state.view.nodes)
+        assert one.state.recalled
+        await asyncio.sleep(0.3)  # time enough for many plans
+        assert bird.taken == 0
+        one.state.uplink = Uplink("ens5", 1500, one.addresses)
+        one.routing.trigger()
+        await eventually(lambda: bird.taken)
+        await cluster.store.create(builders.node("node3", "172.30.0.3/24"))
+        await eventually(lambda: "node3" in one.state.view.nodes)
+        await one.reconciler.settled()
+        taken = bird.taken
+        told.update(kind.KIND for kind in PLANNED)
+        await eventually(lambda: bird.taken > taken)
+
+    run(tmp_path, scenario)
+
+
 def all_send_to(one: LoopOnly, other: LoopOnly) -> bool:
     """Tell whether a node encapsulates what goes to another's block."""
     return any(

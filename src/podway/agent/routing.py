@@ -55,6 +55,8 @@ class Routing:
         self._learned = learned
         self._readiness = readiness
         self._wanted = asyncio.Event()
+        self._configured_for = state.uplink
+        """The uplink that BIRD's configuration is for."""
         self._pending = False
         self._late_since: float | None = None
         """Since when plans came too late, if they do."""
@@ -98,12 +100,13 @@ class Routing:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            if self._state.node not in self._state.view.nodes:
+            if self._goes_on or self._state.node not in self._state.view.nodes:
                 continue
             await self._until_stood_in()
             began = time.monotonic()
-            view, stood_in, told = self._state.view, self._state.transitional, self._told
-            plan = await asyncio.to_thread(self._plan, view, self._state.uplink, told)  # it may take a while
+            view, uplink = self._state.view, self._state.uplink
+            stood_in, told = self._state.transitional, self._told
+            plan = await asyncio.to_thread(self._plan, view, uplink, told)  # it may take a while
             took = time.monotonic() - began
             if self._is_late(stood_in):
                 self._wanted.set()
@@ -116,6 +119,7 @@ class Routing:
                 self._wanted.set()
             else:
                 self.problem = ""
+                self._configured_for = uplink
                 self._pending = self._wanted.is_set()
                 self._readiness.trigger()
                 self._learned.trigger()
@@ -123,10 +127,21 @@ class Routing:
 
     async def reread_passwords(self) -> None:
         """Have BIRD take passwords that changed in files."""
+        if self._goes_on:
+            return
         try:
             await self._speaker.reread_passwords()
         except RoutingError as error:
             self._refused(error)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether BIRD keeps what the last agent gave it, since part of what is known may be older than that.
+
+        So it is until the store has told of everything. Where the uplink moved meanwhile, sessions that are known
+        from the file are better than none.
+        """
+        return bool(self._state.recalled) and self._state.uplink == self._configured_for
 
     async def _until_stood_in(self) -> None:
         """Wait until the kernel has the routes of ours that keep packets on their way while BIRD changes its own.
