@@ -324,8 +324,17 @@ def test_what_a_file_does_not_tell_of_stays_until_the_store_has_told_of_everythi
         assert one.kernel.log == []
         assert await one.reconciler.differences() == []
         await cluster.store.delete(AddressBlock, builders.block("10.244.78.0/24", "pods", "node2").metadata.name)
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        def auditing() -> bool:
+            begun.set()
+            return not go_on.is_set()
+
+        one.kernel.auditing = auditing
+        await begun.wait()  # an audit that took nothing away is under way when the store tells of everything
         away = False
         await eventually(lambda: not one.state.recalled)
+        go_on.set()
         await eventually(lambda: "10.244.78.0/24" not in one.kernel.routes)
         assert one.kernel.routes == {each: route for each, route in before.items() if each != "10.244.78.0/24"}
         for change in one.kernel.log:  # what the file did not tell of is written once more, as it was

@@ -234,9 +234,11 @@ class Reconciler:
         if wrong := self.enforcement.repair():
             self.repairs.note(wrong)
         report = self._apply()
-        self._note_repairs(report.changes)
+        if not self._catches_up:
+            self._note_repairs(report.changes)
         if not report.failures:
             self._refused.clear()
+            self._catches_up = False
         return report
 
     def _note_repairs(self, changes: Collection[Change]) -> None:
@@ -555,6 +557,7 @@ class Reconciler:
 
         What cannot be compared, or not be put right, is for `repair`, which tells of all that the kernel refuses.
         """
+        catches_up = self._catches_up
         if not self.failures:
             with contextlib.suppress(PodwayError):
                 found = await self._audit(full=full, pause=self._work)
@@ -568,6 +571,7 @@ class Reconciler:
                 if not report.failures:
                     if full:
                         self._refused.clear()
+                    if full and catches_up:  # one that began before took nothing away
                         self._catches_up = False
                     return
         if self._is_held:
