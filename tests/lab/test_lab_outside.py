@@ -90,7 +90,7 @@ class Lab:
         command = [sys.executable, "-m", "podway", "--lab", self.name, *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -233,6 +233,9 @@ def test_the_command_makes_it_once_and_runs_commands_there(flat: Lab) -> None:
     assert outside.ensure(flat.name) == (state.load(flat.name), False)
     assert str(flat.outside(Family.IPV4)) in flat.podway("lab", "outside", "--", "ip", "-4", "address")
     assert "host outside" in flat.podway("lab", "status")
+    for name, command in (("outside", "outside"), ("node1", "node node1")):
+        told = flat.podway("lab", "exec", name, "--", "true", check=False)
+        assert f"podway lab {command} -- COMMAND" in " ".join(told.split())
 
 
 def test_it_goes_without_a_trace(flat: Lab) -> None:

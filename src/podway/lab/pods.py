@@ -25,6 +25,7 @@ from podway.kernel import netns
 from podway.lab import chain as chains
 from podway.lab import facts, names, processes, resolving, serving, state, topology
 from podway.lab.chain import PluginChain
+from podway.lab.outside import NAME as OUTSIDE
 from podway.lab.paths import lab_dir, lab_store
 from podway.lab.state import LabState, node_dir
 from podway.store.base import Store
@@ -169,10 +170,24 @@ def find(lab: str, name: str, namespace: str) -> Pod:
         return facts.ask(lab, lambda store: store.get(Pod, name, namespace=namespace))
     except NotFound:
         every = facts.ask(lab, lambda store: store.list(Pod)).items
-        there = [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in every]
-        near = difflib.get_close_matches(f"{namespace}/{name}", there, n=1, cutoff=0.75)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there) or 'none'}"
+        hint = _other_host(state.load(lab), name) or _others(
+            f"{namespace}/{name}", [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in every]
+        )
         raise LabError(f"lab {lab}: no pod {namespace}/{name}", hint=hint) from None
+
+
+def _other_host(current: LabState, name: str) -> str:
+    """Return how to run a command on what is no pod, but has this name; empty if nothing has."""
+    if name == OUTSIDE and current.outside:
+        return "that is the host outside: podway lab outside -- COMMAND"
+    if name in current.nodes:
+        return f"that is a node: podway lab node {name} -- COMMAND"
+    return ""
+
+
+def _others(wanted: str, there: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wanted, there, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(there) or 'none'}"
 
 
 def netns_of(lab: str, pod: Pod) -> str:
