@@ -111,7 +111,7 @@ static __always_inline __u64 lifetime(__u8 protocol, __u8 state)
 	}
 }
 
-static __noinline bool has_settled(__u64 now)
+__noinline bool has_settled(__u64 now)
 {
 	const struct beginning *began = the_beginning();
 

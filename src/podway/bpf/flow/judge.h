@@ -3,7 +3,7 @@
 // The verdict on a connection, in the direction of who called.
 #pragma once
 
-static __noinline int drop(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow, __u8 reason)
+__noinline int drop(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow, __u8 reason)
 {
 	if (!packet)
 		return TC_ACT_SHOT;
@@ -75,7 +75,7 @@ static __always_inline void judge(struct flow *flow, const struct grounds *groun
 
 // Tell of a flow that may be what policies that only report would deny. `flow` is no entry of the table: it gets their
 // rules. A set that is not written says nothing here.
-static __noinline int audit(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+__noinline int audit(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 			    const struct grounds *grounds, const struct flow_key *call)
 {
 	struct opinion opinion = {};
@@ -115,7 +115,7 @@ static __always_inline bool is_call_to_itself(const struct flow *flow)
 }
 
 // Something changed since a flow was judged. False if its end on this node is no longer what it was.
-static __noinline bool judge_again(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+__noinline bool judge_again(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
 {
 	const struct endpoint *near;
 	struct grounds grounds;

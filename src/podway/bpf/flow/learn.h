@@ -62,7 +62,7 @@ static __always_inline int check_ends(const struct __sk_buff *skb, const struct 
 }
 
 // A packet that says nothing of whose it is.
-static __noinline int unreadable(struct __sk_buff *skb, const struct packet *packet, __u8 reason)
+__noinline int unreadable(struct __sk_buff *skb, const struct packet *packet, __u8 reason)
 {
 	if (!packet)
 		return TC_ACT_SHOT;
@@ -78,7 +78,7 @@ static __always_inline bool is_of_the_link(const struct address *address)
 }
 
 // Neighbour discovery and the like, which no policy is about: so it must not leave the link.
-static __noinline int of_the_link(struct __sk_buff *skb, const struct packet *packet)
+__noinline int of_the_link(struct __sk_buff *skb, const struct packet *packet)
 {
 	const struct endpoint *destination;
 	bool sound;
@@ -113,7 +113,7 @@ static __always_inline __u8 charge(struct flow *flow, const struct state *state,
 }
 
 // What stood there before: a connection that ended in silence. Nobody went through the table since.
-static __noinline int forget(struct __sk_buff *skb, const struct packet *packet)
+__noinline int forget(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct flow_key back;
 	struct flow *old;
@@ -159,7 +159,7 @@ static __always_inline bool restore(struct __sk_buff *skb, const struct packet *
 #define LEARNED (-2)  // there is a flow now, and the packet goes on
 #define RESTORED (-3) // there is one again, of which nothing was asked yet
 
-static __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
+__noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 {
 	const struct endpoint *source, *destination;
 	struct grounds grounds;

@@ -106,7 +106,7 @@ struct opinion {
 };
 
 // Ask a set about an identity (the far end's), a protocol and a destination port (in the host's order).
-static __noinline int ask(struct opinion *opinion, __u32 set, __u32 identity, __u8 protocol, __u16 port)
+__noinline int ask(struct opinion *opinion, __u32 set, __u32 identity, __u8 protocol, __u16 port)
 {
 	struct question *asked;
 	struct rule_key key = { .set = set };

@@ -123,7 +123,7 @@ static __always_inline __u32 upper_length(struct __sk_buff *skb, const struct pa
 }
 
 // Answer what TCP sent with RST. Returns what becomes of the packet.
-static __noinline int reset_sender(struct __sk_buff *skb, const struct packet *packet)
+__noinline int reset_sender(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct tcp_header tcp, was;
 	__sum16 check, changed;
@@ -171,7 +171,7 @@ struct unreachable {
 
 // Answer what is no TCP with ICMP's "port unreachable" (RFC 792, RFC 4443 section 3.1). Only pods hear it, of what they
 // sent themselves, and it is hardly longer than that: so nobody has to ration it. Returns what becomes of the packet.
-static __noinline int tell_unreachable(struct __sk_buff *skb, const struct packet *packet)
+__noinline int tell_unreachable(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct unreachable error = {};
 	__u32 length, sum = 0;
@@ -217,7 +217,7 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *pa
 
 // A connection that policy has cut: who goes on with it is told, of TCP. What only waits for its rules to be written
 // is not over.
-static __noinline int cut(struct __sk_buff *skb, struct packet *packet, const struct flow *flow)
+__noinline int cut(struct __sk_buff *skb, struct packet *packet, const struct flow *flow)
 {
 	if (!packet || !flow)
 		return TC_ACT_SHOT;

@@ -4,7 +4,7 @@
 #pragma once
 
 // Have an error on its way into a pod quote the packet as the pod sent it: to the Service, not to the backend.
-static __noinline int quote_service(struct __sk_buff *skb, const struct packet *packet, const struct packet *quoted,
+__noinline int quote_service(struct __sk_buff *skb, const struct packet *packet, const struct packet *quoted,
 				    const struct flow *flow)
 {
 	__u32 ip, check, port;
@@ -39,7 +39,7 @@ static __always_inline bool is_led(const struct flow *flow)
 	return (flow->flags & (FLOW_SERVICE | FLOW_REPLY)) == FLOW_SERVICE;
 }
 
-static __noinline int related(struct __sk_buff *skb, const struct packet *packet)
+__noinline int related(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct packet *quoted = begin_packet(QUOTED_PACKET);
 	struct flow_key back;

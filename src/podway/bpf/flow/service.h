@@ -188,7 +188,7 @@ static __always_inline bool is_another(const struct packet *packet, const struct
 
 // Whether a packet goes where the former ones from its port went. What was open on TCP does as long as its pod lives;
 // of all else the backend must be there, and the flow be alive.
-static __noinline bool stays(const struct packet *packet, struct call *call, struct leading *leading)
+__noinline bool stays(const struct packet *packet, struct call *call, struct leading *leading)
 {
 	const struct backend *backend;
 	struct flow *flow;
@@ -214,7 +214,7 @@ static __noinline bool stays(const struct packet *packet, struct call *call, str
 }
 
 // Whether another connection of the same pod's port has a backend already: it cannot be told from this one.
-static __noinline bool is_taken(const struct packet *packet, const struct flow_key *to)
+__noinline bool is_taken(const struct packet *packet, const struct flow_key *to)
 {
 	struct flow *flow;
 
@@ -229,7 +229,7 @@ static __noinline bool is_taken(const struct packet *packet, const struct flow_k
 #define MOST_TRIES 6
 
 // Choose a backend for a connection, which keep_call remembers. Returns a reason.
-static __noinline int choose(struct __sk_buff *skb, const struct packet *packet, const struct frontend *frontend,
+__noinline int choose(struct __sk_buff *skb, const struct packet *packet, const struct frontend *frontend,
 			     struct leading *leading)
 {
 	struct choice_key choice = {};
@@ -285,7 +285,7 @@ static __noinline int choose(struct __sk_buff *skb, const struct packet *packet,
 
 // Remember the backend that was chosen for a packet, now that its flow is in: all pods share the tables, so what
 // policy or a quota keeps out must not turn them over. Returns a reason.
-static __noinline int keep_call(const struct packet *packet)
+__noinline int keep_call(const struct packet *packet)
 {
 	struct leading *work;
 	__u32 only_one = 0;
@@ -315,7 +315,7 @@ static __always_inline bool may_be_led(const struct packet *packet, struct flow 
 
 // Have the flow of TCP to a Service's address itself, whose place a led connection takes, count for nothing: it is
 // closed, and of an epoch that is over, so that what follows is led as well.
-static __noinline int give_way(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+__noinline int give_way(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
 {
 	struct flow_key back;
 	struct flow *other;
@@ -337,7 +337,7 @@ static __noinline int give_way(struct __sk_buff *skb, const struct packet *packe
 
 // Lead what a pod sends to a Service to a backend. NO_SERVICE; LED: the packet and its key are the backend's now;
 // else what becomes of the packet. `flow` is the one to the address itself, if there is one.
-static __noinline int lead(struct __sk_buff *skb, struct packet *packet, struct flow *flow)
+__noinline int lead(struct __sk_buff *skb, struct packet *packet, struct flow *flow)
 {
 	struct frontend_key key = {};
 	const struct frontend *frontend;

@@ -35,7 +35,7 @@ static __always_inline __u32 numbers_of(const struct __sk_buff *skb, const struc
 }
 
 // Have the other direction await the acknowledgement of all that was sent; or, `ticks` being 0, nothing any more.
-static __noinline int await(const struct packet *packet, __u32 sequence, __u32 ticks)
+__noinline int await(const struct packet *packet, __u32 sequence, __u32 ticks)
 {
 	struct flow_key back;
 	struct flow *other;

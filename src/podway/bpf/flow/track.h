@@ -43,7 +43,7 @@ static __always_inline __u8 next_state(const struct packet *packet, const struct
 	return flow->state;
 }
 
-static __noinline int change_state(struct __sk_buff *skb, const struct packet *packet, struct flow *flow, __u8 next)
+__noinline int change_state(struct __sk_buff *skb, const struct packet *packet, struct flow *flow, __u8 next)
 {
 	const struct state *state = the_state();
 	struct flow_key back;

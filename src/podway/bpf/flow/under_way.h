@@ -57,7 +57,7 @@ static __always_inline bool only_ports_tell(const struct packet *packet)
 }
 
 // Whether this node itself is whom a pod answers, so that the node called: it is not forwarded.
-static __noinline bool answers_node(struct __sk_buff *skb, const struct packet *packet)
+__noinline bool answers_node(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
 
@@ -69,7 +69,7 @@ static __noinline bool answers_node(struct __sk_buff *skb, const struct packet *
 
 // Whether something may be about a packet that went before the engine began, and whose flow nobody knows: then it is
 // harmless, as it is nothing to who did not send that packet, or get the rest of it.
-static __noinline bool is_about_before(const struct packet *packet)
+__noinline bool is_about_before(const struct packet *packet)
 {
 	bool settled;
 

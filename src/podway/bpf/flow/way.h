@@ -124,7 +124,7 @@ static __always_inline int leave_to_stack(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+__noinline int carry(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
 {
 	struct bpf_redir_neigh next = {};
 	const struct state *state;
@@ -162,7 +162,7 @@ static __noinline int carry(struct __sk_buff *skb, const struct packet *packet, 
 }
 
 // The way of what a pod sends to itself by a Service: back by its link, in its gateway's name; and of its answers.
-static __noinline int turn_back(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+__noinline int turn_back(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
 {
 	__u8 towards[12];
 
