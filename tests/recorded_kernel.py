@@ -60,6 +60,7 @@ class RecordedFlows:
     """Implements podway.kernel.interface.FlowDoor: maps in memory, which outlive who wrote them.
 
     `log` has every write; `refuses` says why the engine cannot be had, `unsupported` that no kernel like it can.
+    `load` is what is to be done first, once.
     """
 
     unsupported = ""
@@ -68,6 +69,7 @@ class RecordedFlows:
         self.is_open = False
         self.refuses: Callable[[], KernelError | None] = lambda: None
         self.log: list[FlowWrites] = []
+        self.load: Callable[[], None] | None = None
         self.ways = 0
         self.limits: frozenset[str] = frozenset()
         self.openings = 0
@@ -83,6 +85,10 @@ class RecordedFlows:
 
     def is_attached(self) -> bool:
         return bool(self.log)
+
+    def loading(self) -> Callable[[], None] | None:
+        load, self.load = self.load, None
+        return load
 
     def open(self, wires: Iterable[str], pods: Iterable[str], fill: Callable[[], None]) -> None:
         if error := self.refuses():

@@ -5,6 +5,7 @@ The maps are in memory (tests.recorded_kernel): what a kernel makes of them, the
 
 import asyncio
 import errno
+import threading
 from collections.abc import Generator
 from ipaddress import ip_address, ip_interface
 from itertools import product
@@ -593,6 +594,44 @@ def test_others_go_on_while_an_add_waits_for_what_is_to_be_written(monkeypatch: 
     node.lease(WEB)
     asyncio.run(main())
     assert turns >= 100
+
+
+@pytest.mark.parametrize("worked", [True, False])
+def test_others_go_on_while_programs_are_loaded_and_an_add_waits_for_them(*, worked: bool) -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    if not worked:
+        node.flows = RecordedFlows()
+
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        return None
+
+    async def main() -> None:
+        loaded, woken = threading.Event(), asyncio.Event()
+
+        def load() -> None:
+            assert loaded.wait(60)
+
+        node.flows.close()
+        node.flows.load, node.state.engine = load, False
+        node.agent = Enforcement(node.flows, node.state, woken.set)
+        node.agent.start()
+        node.put(network_policy("more", ingress=[{}]))
+        assert node.enforces() == (worked, False), "what another agent left goes on"
+        assert node.agent.status()["pending"]
+        add = asyncio.create_task(node.agent.admit("x/web", "", find))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not add.done()
+        loaded.set()
+        await add
+        await woken.wait()
+        node.agent.bring()
+        assert node.enforces() == (True, True)
+        assert not node.agent.status()["pending"]
+        assert node.right()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("worked", [True, False])

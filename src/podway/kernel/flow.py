@@ -39,7 +39,7 @@ from podway.kernel.bpf.flow_layout import (
     unpack_rule_key,
 )
 from podway.kernel.bpf.flow_maps import FlowMaps
-from podway.kernel.bpf.flow_programs import Engine, Place
+from podway.kernel.bpf.flow_programs import Engine, Fresh, Place
 from podway.kernel.bpf.service_maps import ServiceMaps
 from podway.kernel.engine import Compared
 from podway.kernel.flow_events import DropTracer, FlowEvents
@@ -129,6 +129,9 @@ class FlowEngine:
         self._connection = connection
         self._numbers = numbers
         self._engine: Engine | None = None
+        self._fresh: Fresh | None = None
+        self._failed: Exception | None = None
+        """What came of `loading`."""
         self._own: dict[int, Hook] = {}
         """The programs that we attach, by their ids."""
         self._room: dict[str, int] = {}
@@ -146,6 +149,31 @@ class FlowEngine:
         """Whether the engine is there to be written to."""
         return self._engine is not None
 
+    def loading(self) -> Callable[[], None] | None:
+        """Return what loads the programs, None if there are some for `open` to work with.
+
+        It is for a thread, as the kernel's verifier takes long for them. Call it once; what fails in it, `open`
+        raises.
+        """
+        if self._engine is not None or self._fresh is not None or self._failed is not None:
+            return None
+        try:
+            if not tcx.is_supported():
+                return None
+            load = flow_programs.loading(self._connection, [link.index for link in links.dump(self._connection)])
+        except (KernelError, UnsupportedSystem):
+            return None  # `open` meets it, too
+        if load is None:
+            return None
+
+        def loaded() -> None:
+            try:
+                self._fresh = load()
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                self._failed = error
+
+        return loaded
+
     def open(self, wires: Iterable[str], pods: Iterable[str], fill: Callable[[], None]) -> None:
         """Have the engine work on these devices: uplink and tunnels, and pods' links.
 
@@ -154,6 +182,9 @@ class FlowEngine:
         """
         if self._engine is not None:
             return
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
         if not tcx.is_supported():
             raise UnsupportedSystem("the flow engine needs tcx", hint="use a kernel from 6.6 on")
         numbers = {link.name: link.index for link in links.dump(self._connection)}
@@ -173,10 +204,13 @@ class FlowEngine:
                 places,
                 converters={"flows": grown_flow, "endpoints": grown_endpoint},
                 fill=filled,
+                fresh=self._fresh,
             )
         except BaseException:
             self._engine = None
             raise
+        finally:
+            self._drop_fresh()
         self._own = {bpf.program_id(fd): hook for hook, fd in self._engine.programs.items()}
         self._room = {name: bpf.map_info(self._engine.maps[name]).max_entries for name in TABLES}
         self.openings += 1
@@ -223,11 +257,18 @@ class FlowEngine:
 
     def close(self) -> None:
         """Let go of the engine: what is attached goes on."""
+        self._drop_fresh()
+        self._failed = None
         if self._engine is not None:
             self._engine.close()
             self._engine, self._own = None, {}
             self._closed.clear()
             self.on_change()
+
+    def _drop_fresh(self) -> None:
+        if self._fresh is not None:
+            self._fresh.engine.close()
+            self._fresh = None
 
     def stop(self) -> None:
         """Have the engine judge nothing any more, on all devices at once, and let go of it.

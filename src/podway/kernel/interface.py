@@ -38,6 +38,10 @@ class FlowDoor(Protocol):
         """Tell whether an engine is at work on devices of the node."""
         ...
 
+    def loading(self) -> Callable[[], None] | None:
+        """Return what a thread has to do before `open`, which takes long; None if nothing. Call it once."""
+        ...
+
     def open(self, wires: Iterable[str], pods: Iterable[str], fill: Callable[[], None]) -> None:
         """Have the engine work on these devices, once `fill` wrote its maps.
 

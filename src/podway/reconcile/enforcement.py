@@ -48,6 +48,7 @@ from podway.policy.in_doubt import stand_in
 from podway.policy.lookup import PolicyMaps
 from podway.policy.maps import CLOSED, NO_RULES, Columns, Delta, EndpointRules, PodName, RuleKey
 from podway.policy.planner import PolicyPlanner
+from podway.reconcile.loading import ProgramLoader
 from podway.reconcile.map_keeper import RETRY, SLICE, MapKeeper, not_as_planned
 from podway.reconcile.state import NodeState
 
@@ -77,8 +78,10 @@ class Enforcement(MapKeeper):
     DOING = "enforced policies"
     FALLS_SHORT = "policies are not enforced as they should be"
 
-    def __init__(self, flow: FlowDoor, state: NodeState) -> None:
+    def __init__(self, flow: FlowDoor, state: NodeState, wake: Callable[[], None] = lambda: None) -> None:
+        """Take the engine and the node's state, and what is called when there is something to do unasked."""
         super().__init__(flow, state)
+        self._loader = ProgramLoader(flow, wake)
         self._planner: PolicyPlanner | None = None
         self._dirty = False
         self._anew = False
@@ -162,6 +165,13 @@ class Enforcement(MapKeeper):
         return self._dirty or self._anew or self._work is not None
 
     @property
+    def _is_to_come(self) -> bool:
+        """Whether policies will be enforced; where that is left to the node, only if nothing is in the way."""
+        if not self.wanted or self.in_force or self._can_do_without:
+            return False
+        return self._state.view.config.data_path == "ebpf" or self.problem in {"", self._unlisted}
+
+    @property
     def retry(self) -> float:
         """In how many seconds an audit should try again what is not in force; 0 if all is."""
         if not self.problem:
@@ -176,7 +186,7 @@ class Enforcement(MapKeeper):
             "wanted": self._state.view.config.data_path,
             "in_force": "ebpf" if self.in_force else "kernel",
             "problem": self.shortfall,
-            "pending": self.pending or (self._state.view.config.data_path == "ebpf" and not self.in_force),
+            "pending": self.pending or self._is_to_come,
             "shut": list(self.shut),
             "rule_sets": len(self._maps.rule_sets),
             "rules": len(self._maps.rules),
@@ -259,6 +269,9 @@ class Enforcement(MapKeeper):
         Who is known already waits for nobody. Raises AgentError if nothing can be enforced, and StoreError if the
         store has to be asked for the pod and is away.
         """
+        if self._loader.under_way:
+            await self._loader.wait()
+            self._choose()
         name = _name(pod)
         if self._judging(pod) is None or name is None:
             return
@@ -481,7 +494,11 @@ class Enforcement(MapKeeper):
                 self._state.engine, self.problem = self._is_attached(), self._unlisted
                 log.info("policies will be enforced once they are known", problem=self.problem)
         elif self._planner is None and self._state.now() >= self._again:
-            self._begin()
+            known = self._loader.under_way
+            if self._loader.ready():
+                self._begin()
+            elif not known:  # what another agent left goes on to judge meanwhile
+                self._state.engine, self.problem = self._is_attached(), ""
 
     def _stop(self) -> None:
         """Have nothing judge any more, before programs are taken off one by one, of which some know half."""

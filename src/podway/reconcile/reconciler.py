@@ -150,7 +150,7 @@ class Reconciler:
         self._audits: list[set[ObjectKey]] = []
         """For each look that goes on, what was carried out since it began."""
         self._listeners: list[asyncio.Event] = []
-        self.enforcement = Enforcement(kernel.flow, state)
+        self.enforcement = Enforcement(kernel.flow, state, self.wake)
         """Brings policies into force, ahead of what is planned: nobody is let through before them."""
         self.serving = Serving(kernel.flow, kernel.services, state)
         """Serves Services, behind the policies that judge what is sent to them."""

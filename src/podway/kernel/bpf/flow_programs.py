@@ -273,6 +273,44 @@ def loaded(image: Image, share: Mapping[str, int], sizes: Mapping[str, int]) -> 
         yield engine
 
 
+class Fresh(NamedTuple):
+    """Programs that were loaded before they are needed; `beside` says whose maps they share (0: nobody's).
+
+    Close `engine`.
+    """
+
+    engine: Engine
+    beside: int
+
+
+def loading(connection: Connection, devices: Iterable[int]) -> Callable[[], Fresh] | None:
+    """Return what loads the programs that `take_over` needs, None if those on these devices will do.
+
+    The kernel's verifier takes long for them: it is for a thread, and touches nothing but what it makes. Call it
+    once. Raises KernelError and UnsupportedSystem, and so does what it returns.
+    """
+    image, found = compiled(), attached(connection, devices)
+    with _working(found) as former:
+        if _ours(found, former, number(image, {})).keys() == set(Hook):
+            return None
+        maps, beside = {name: os.dup(fd) for name, fd in former.maps.items()}, former.group
+
+    def load() -> Fresh:
+        try:
+            with loaded(image, maps, {}) as engine:
+                return Fresh(Engine(engine.build, engine.programs), beside)
+        finally:
+            for fd in maps.values():
+                os.close(fd)
+
+    return load
+
+
+def _ours(found: Iterable[Attached], former: "_Working", build: int) -> dict[Hook, int]:
+    """Return a program of this build for each hook, of those that work already."""
+    return {one.place.hook: one.program for one in found if one.program in former.programs and one.build == build}
+
+
 def number(image: Image, sizes: Mapping[str, int]) -> int:
     """Return what tells these programs from others: a digest of the object and of the sizes of its maps."""
     digest = hashlib.sha256(image.data + repr(sorted(sizes.items())).encode())
@@ -287,13 +325,15 @@ def take_over(
     sizes: Mapping[str, int] | None = None,
     converters: Mapping[str, Converter] | None = None,
     fill: Callable[[Engine], None] = lambda _: None,
+    fresh: Fresh | None = None,
 ) -> Engine:
     """Have this build's programs work at these places, and give them to be held; what others did goes on.
 
     `sizes` are how many entries maps shall have, by name. `converters` read entries of maps (by name) that another
     build wrote in another layout; without one, such a map begins empty. `fill` may write maps before they are
     asked: where no programs worked before, none drops a packet for a map that is empty still. Programs of ours on
-    the same devices that are not wanted go. Raises KernelError and UnsupportedSystem, and what `fill` raises.
+    the same devices that are not wanted go. `fresh` are programs that were loaded already, which stay the
+    caller's. Raises KernelError and UnsupportedSystem, and what `fill` raises.
     """
     image, sizes, wanted = image or compiled(), sizes or {}, list(places)
     if not tcx.is_supported():
@@ -302,14 +342,14 @@ def take_over(
     build = number(image, sizes)
     with contextlib.ExitStack() as stack:
         former = stack.enter_context(_working(found))
-        ours = [one for one in found if one.program in former.programs and one.build == build]
-        there = {one.place.hook: one.program for one in ours}
+        there = _ours(found, former, build)
         if there.keys() == set(Hook):
             programs = {hook: stack.enter_context(bpf.opened(program)).fd for hook, program in there.items()}
-            engine = Engine(build, programs)
+        elif fresh is not None and fresh.engine.build == build and fresh.beside == former.group:
+            programs = fresh.engine.programs
         else:
-            fresh = stack.enter_context(loaded(image, former.maps, sizes))
-            engine = Engine(build, fresh.programs)
+            programs = stack.enter_context(loaded(image, former.maps, sizes)).programs
+        engine = Engine(build, programs)
         try:
             _bring_over(connection, engine, former, found, wanted, converters or {}, fill)
         except BaseException:
@@ -319,7 +359,7 @@ def take_over(
 
 
 class _Working(NamedTuple):
-    """The build that `active` names (0: there is none), its maps, and its programs by their ids.
+    """The build that `active` names (0: there is none), its maps, its programs by their ids, `active`'s own id.
 
     Programs of the same build may hang there that do nothing: another agent was killed before it had them begin.
     """
@@ -327,6 +367,7 @@ class _Working(NamedTuple):
     build: int
     maps: Mapping[str, int]
     programs: Container[int]
+    group: int
 
 
 @contextlib.contextmanager
@@ -344,7 +385,7 @@ def _working(found: Iterable[Attached]) -> Iterator[_Working]:
                 working, chosen = one.build, group
                 shared |= maps
                 programs.add(one.program)
-        yield _Working(working, shared, programs)
+        yield _Working(working, shared, programs, chosen)
 
 
 def _bring_over(
