@@ -86,7 +86,7 @@ class RecordedFlows:
     def is_attached(self) -> bool:
         return bool(self.log)
 
-    def loading(self) -> Callable[[], None] | None:
+    def loading(self, wires: Iterable[str], pods: Iterable[str]) -> Callable[[], None] | None:
         load, self.load = self.load, None
         return load
 

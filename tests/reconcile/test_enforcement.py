@@ -37,6 +37,7 @@ from tests.recorded_kernel import RecordedFlows
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
 EBPF = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(data_path="ebpf"))
+OFF = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(data_path="kernel"))
 WEB = pod("x", "web", IPS[0])
 DENY = network_policy("deny", policyTypes=["Ingress", "Egress"])
 
@@ -563,7 +564,7 @@ def test_policies_may_be_switched_off_while_the_store_is_asked_for_a_pod() -> No
     node = Node(DENY)
 
     async def find(_namespace: str, _name: str) -> Pod:
-        node.tell(Change(key(EBPF), EBPF, NetworkConfig(metadata=Metadata(name="default"))))
+        node.tell(Change(key(EBPF), EBPF, OFF))
         obj: Pod = resource(WEB)
         return obj
 
@@ -646,7 +647,7 @@ def test_settings_that_were_never_readable_leave_the_engine_as_it_was(*, worked:
     assert node.enforces() == (worked, worked)
     node.put(network_policy("more", ingress=[{}]))
     assert node.enforces() == (worked, worked)
-    node.tell(Change(key(EBPF), None, NetworkConfig(metadata=Metadata(name="default"))))
+    node.tell(Change(key(EBPF), None, OFF))
     assert node.enforces() == (False, False)
 
 
@@ -685,9 +686,8 @@ def test_an_audit_that_the_engine_was_begun_anew_under_finds_nothing() -> None:
 def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> None:
     node = Node(WEB, DENY)
     node.lease(WEB)
-    off = NetworkConfig(metadata=Metadata(name="default"))
-    node.tell(Change(key(EBPF), EBPF, off))
+    node.tell(Change(key(EBPF), EBPF, OFF))
     assert node.enforces() == (False, False)
-    node.tell(Change(key(EBPF), off, EBPF))
+    node.tell(Change(key(EBPF), OFF, EBPF))
     assert node.enforces() == (True, True)
     assert node.right()

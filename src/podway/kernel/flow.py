@@ -132,6 +132,8 @@ class FlowEngine:
         self._fresh: Fresh | None = None
         self._failed: Exception | None = None
         """What came of `loading`."""
+        self._coming = False
+        """Whether `loading` may have hung programs somewhere that `open` has not seen yet."""
         self._own: dict[int, Hook] = {}
         """The programs that we attach, by their ids."""
         self._room: dict[str, int] = {}
@@ -149,10 +151,10 @@ class FlowEngine:
         """Whether the engine is there to be written to."""
         return self._engine is not None
 
-    def loading(self) -> Callable[[], None] | None:
-        """Return what loads the programs, None if there are some for `open` to work with.
+    def loading(self, wires: Iterable[str], pods: Iterable[str]) -> Callable[[], None] | None:
+        """Return what loads the programs and hangs them on these devices, idle; None if there are some already.
 
-        It is for a thread, as the kernel's verifier takes long for them. Call it once; what fails in it, `open`
+        It is for a thread ahead of `open`, as the kernel takes long for it. Call it once; what fails in it, `open`
         raises.
         """
         if self._engine is not None or self._fresh is not None or self._failed is not None:
@@ -160,7 +162,7 @@ class FlowEngine:
         try:
             if not tcx.is_supported():
                 return None
-            load = flow_programs.loading(self._connection, [link.index for link in links.dump(self._connection)])
+            load = flow_programs.loading(self._connection, self._places(wires, pods))
         except (KernelError, UnsupportedSystem):
             return None  # `open` meets it, too
         if load is None:
@@ -172,6 +174,7 @@ class FlowEngine:
             except Exception as error:  # noqa: BLE001 - whatever it is
                 self._failed = error
 
+        self._coming = True
         return loaded
 
     def open(self, wires: Iterable[str], pods: Iterable[str], fill: Callable[[], None]) -> None:
@@ -187,10 +190,7 @@ class FlowEngine:
             raise failed
         if not tcx.is_supported():
             raise UnsupportedSystem("the flow engine needs tcx", hint="use a kernel from 6.6 on")
-        numbers = {link.name: link.index for link in links.dump(self._connection)}
-        places = [Place(numbers[name], Hook.FROM_WIRE) for name in wires if name in numbers]
-        both = (Hook.FROM_POD, Hook.TO_POD)
-        places += [Place(numbers[name], hook) for name in pods if name in numbers for hook in both]
+        places = self._places(wires, pods)
 
         def filled(engine: Engine) -> None:
             self._engine = engine
@@ -215,6 +215,15 @@ class FlowEngine:
         self._room = {name: bpf.map_info(self._engine.maps[name]).max_entries for name in TABLES}
         self.openings += 1
         self.on_change()
+
+    def _places(self, wires: Iterable[str], pods: Iterable[str]) -> list[Place]:
+        """Return where programs hang on those of these devices that are there."""
+        numbers = {link.name: link.index for link in links.dump(self._connection)}
+        both = (Hook.FROM_POD, Hook.TO_POD)
+        return [
+            *(Place(numbers[name], Hook.FROM_WIRE) for name in wires if name in numbers),
+            *(Place(numbers[name], hook) for name in pods if name in numbers for hook in both),
+        ]
 
     def events(self) -> FlowEvents | None:
         """Return how to read what the engine tells; None if it is not open. Close it."""
@@ -266,6 +275,7 @@ class FlowEngine:
             self.on_change()
 
     def _drop_fresh(self) -> None:
+        self._coming = False
         if self._fresh is not None:
             self._fresh.engine.close()
             self._fresh = None
@@ -314,7 +324,7 @@ class FlowEngine:
 
     def list(self, plan: NodePlan) -> Mapping[tuple[str, FlowHook], FlowProgram]:
         """Return the engine's programs, but for those on pods' links that the plan does not name."""
-        if why_not():
+        if why_not() or (self._coming and not plan.programs):
             return {}
         pods = {link.name for link in plan.links}
         names = {

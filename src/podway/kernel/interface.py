@@ -38,7 +38,7 @@ class FlowDoor(Protocol):
         """Tell whether an engine is at work on devices of the node."""
         ...
 
-    def loading(self) -> Callable[[], None] | None:
+    def loading(self, wires: Iterable[str], pods: Iterable[str]) -> Callable[[], None] | None:
         """Return what a thread has to do before `open`, which takes long; None if nothing. Call it once."""
         ...
 

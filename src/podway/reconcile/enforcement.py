@@ -495,7 +495,7 @@ class Enforcement(MapKeeper):
                 log.info("policies will be enforced once they are known", problem=self.problem)
         elif self._planner is None and self._state.now() >= self._again:
             known = self._loader.under_way
-            if self._loader.ready():
+            if self._loader.ready(*self._devices()):
                 self._begin()
             elif not known:  # what another agent left goes on to judge meanwhile
                 self._state.engine, self.problem = self._is_attached(), ""
@@ -507,11 +507,14 @@ class Enforcement(MapKeeper):
         except KernelError as error:
             log.warning("the flow engine could not be stopped at once", problem=error.message)
 
+    def _devices(self) -> tuple[Iterable[str], Iterable[str]]:
+        """Return on which devices the engine works: those that lead out of the node, and pods' links."""
+        return wires(self._state.facts()), [lease.attachment.link for lease in self._state.leases.values()]
+
     def _begin(self) -> None:
-        links = [lease.attachment.link for lease in self._state.leases.values()]
         self._failed = False
         try:
-            self._flow.open(wires(self._state.facts()), links, self._fill)
+            self._flow.open(*self._devices(), self._fill)
         except (KernelError, UnsupportedSystem) as error:
             self._end()
             self.note(error)

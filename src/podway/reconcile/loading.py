@@ -1,7 +1,7 @@
 """The flow engine's programs loaded beside the loop, for the kernel's verifier takes long for them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from podway.kernel.interface import FlowDoor
 
@@ -20,9 +20,9 @@ class ProgramLoader:
         """Whether something is being loaded."""
         return self._task is not None
 
-    def ready(self) -> bool:
-        """Tell whether the engine can be opened at once; if not, have it made so."""
-        if self._task is None and (load := self._flow.loading()) is not None:
+    def ready(self, wires: Iterable[str], pods: Iterable[str]) -> bool:
+        """Tell whether the engine can be opened on these devices at once; if not, have it made so."""
+        if self._task is None and (load := self._flow.loading(wires, pods)) is not None:
             self._task = asyncio.get_running_loop().create_task(self._load(load))
         return self._task is None
 

@@ -274,7 +274,7 @@ def loaded(image: Image, share: Mapping[str, int], sizes: Mapping[str, int]) -> 
 
 
 class Fresh(NamedTuple):
-    """Programs that were loaded before they are needed; `beside` says whose maps they share (0: nobody's).
+    """Programs that were brought to their places ahead of `take_over`; `beside` says whose maps they share.
 
     Close `engine`.
     """
@@ -283,13 +283,14 @@ class Fresh(NamedTuple):
     beside: int
 
 
-def loading(connection: Connection, devices: Iterable[int]) -> Callable[[], Fresh] | None:
-    """Return what loads the programs that `take_over` needs, None if those on these devices will do.
+def loading(connection: Connection, places: Iterable[Place]) -> Callable[[], Fresh] | None:
+    """Return what loads the programs that `take_over` needs at these places, and hangs them there, idle.
 
-    The kernel's verifier takes long for them: it is for a thread, and touches nothing but what it makes. Call it
-    once. Raises KernelError and UnsupportedSystem, and so does what it returns.
+    None if those that are there will do. It is for a thread, since the kernel's verifier takes long for them, and
+    tcx for each place. Call it once. Raises KernelError and UnsupportedSystem, and so does what it returns.
     """
-    image, found = compiled(), attached(connection, devices)
+    image, wanted = compiled(), list(places)
+    found = attached(connection, {place.device for place in wanted})
     with _working(found) as former:
         if _ours(found, former, number(image, {})).keys() == set(Hook):
             return None
@@ -297,8 +298,13 @@ def loading(connection: Connection, devices: Iterable[int]) -> Callable[[], Fres
 
     def load() -> Fresh:
         try:
-            with loaded(image, maps, {}) as engine:
-                return Fresh(Engine(engine.build, engine.programs), beside)
+            with loaded(image, maps, {}) as fresh:
+                engine = Engine(fresh.build, fresh.programs)
+            for place in wanted:
+                # Its device may have gone. `take_over` tries anew what is not there.
+                with contextlib.suppress(KernelError):
+                    engine.attach(connection, place)
+            return Fresh(engine, beside)
         finally:
             for fd in maps.values():
                 os.close(fd)
@@ -332,8 +338,8 @@ def take_over(
     `sizes` are how many entries maps shall have, by name. `converters` read entries of maps (by name) that another
     build wrote in another layout; without one, such a map begins empty. `fill` may write maps before they are
     asked: where no programs worked before, none drops a packet for a map that is empty still. Programs of ours on
-    the same devices that are not wanted go. `fresh` are programs that were loaded already, which stay the
-    caller's. Raises KernelError and UnsupportedSystem, and what `fill` raises.
+    the same devices that are not wanted go. `fresh` are programs of `loading`, which stay the caller's.
+    Raises KernelError and UnsupportedSystem, and what `fill` raises.
     """
     image, sizes, wanted = image or compiled(), sizes or {}, list(places)
     if not tcx.is_supported():
@@ -400,7 +406,9 @@ def _bring_over(
     new = [name for name in COPIED if not _is_same(engine.maps[name], former.maps.get(name))]
     if "state" in new:
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*FIRST_STATE))
-    kept = [one for one in found if one.program in former.programs and one.build == engine.build]
+    own = {bpf.program_id(fd) for fd in engine.programs.values()}  # some may hang there, idle
+    former_ones = former.programs if former.build == engine.build else ()
+    kept = [one for one in found if one.program in own or one.program in former_ones]
     there = {one.place for one in kept if not one.late}
     for place in wanted:
         if place not in there:
