@@ -138,6 +138,35 @@ def test_whatever_happens_is_told_as_who_starts_now_tells_it(happened: Any) -> N
         assert changed or before == after
 
 
+_POSITIONS = st.tuples(st.integers(1, 12), st.sampled_from(["here", "away", "excluded", "gone"]))
+
+
+@given(st.lists(_POSITIONS, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_nodes_that_come_and_go_alter_what_is_told_as_if_it_were_found_out_anew(moves: Any) -> None:
+    """There are more nodes than take turns, so some of them matter only when others go."""
+    told: list[Resource] = []
+    for name, policy in (("all", "Cluster"), ("some", "Local")):
+        for number, address in enumerate(("172.30.0.130", "192.0.2.1")):
+            told += [
+                balanced(f"{name}{number}", address, external_traffic_policy=policy),
+                piece(f"{name}{number}", endpoint("10.1.0.3", "n3"), of=f"{name}{number}"),
+            ]
+    nodes = [builders.node(f"n{number}", f"172.30.0.{number}/24") for number in range(1, 11)]
+    view = ClusterView.of([SETTINGS, PEER, POOL, SEGMENT, *nodes, *told])
+    following = Advertising()
+    following.follow(view, ())
+    for number, what in moves:
+        name, address = f"n{number}", f"172.{31 if what == 'away' else 30}.0.{number}/24"
+        node = builders.node(name, address, labels={EXCLUDED: ""} if what == "excluded" else {})
+        change = view.change(node, deleted=what == "gone")
+        view, before = view.after(change), list(following.reaches)
+        changed = following.follow(view, (change,))
+        after = list(following.reaches)
+        assert sorted(after, key=repr) == sorted(all_reaches(view), key=repr)
+        assert changed is (before != after)
+
+
 def test_what_is_told_goes_on_until_everything_is_listed() -> None:
     following = Advertising()
     view = ClusterView.of([SETTINGS, PEER, *NODES, POOL]).unfollowed(OPTIONAL)

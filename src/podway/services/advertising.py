@@ -9,8 +9,9 @@ hashing, so that all agree without a word, and one that goes leaves the others' 
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -50,8 +51,56 @@ class Reach(msgspec.Struct, frozen=True):
     nodes: tuple[str, ...] = ()
 
 
+class _Way(msgspec.Struct, frozen=True):
+    """Of an address what does not follow from which nodes there are. `led` are the names of the nodes that lead
+    packets to an endpoint; None stands for all."""
+
+    service: ServiceName
+    address: Address
+    pool: IPPool
+    led: frozenset[str] | None
+
+
+_About = TypeVar("_About", bound="_Way | Reach")
+
+
+class _Tellers:
+    """Which nodes may tell of a pool's addresses by BGP: found once for all its addresses.
+
+    Thousands of addresses share one tuple of thousands of names, so whether they have the same is seen at once.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, int], tuple[str, ...]] = {}
+
+    def of(self, view: ClusterView, pool: IPPool, version: int) -> tuple[str, ...]:
+        """Return the nodes, by name, that may tell of addresses of this IP version."""
+        about = (pool.metadata.name, version)
+        if about not in self._of:
+            self._of[about] = tuple(name for name in view.nodes if _speaks(view, name, version, pool))
+        return self._of[about]
+
+    def renew(self, view: ClusterView) -> None:
+        """Look again, since nodes changed; a tuple that would be the same stays."""
+        former, self._of = self._of, {}
+        for (name, version), before in former.items():
+            if self.of(view, view.service_pools[name], version) == before:
+                self._of[name, version] = before
+
+
 def reaches(view: ClusterView, service: Service) -> Iterator[Reach]:
     """Yield each address of a Service that nodes are to tell of, with who does; of no other pools' addresses."""
+    tellers = _Tellers()
+    return (_reach(view, way, tellers) for way in _ways(view, service))
+
+
+def all_reaches(view: ClusterView) -> Iterator[Reach]:
+    """Yield what `reaches` yields of all Services."""
+    tellers = _Tellers()
+    return (_reach(view, way, tellers) for way in _all_ways(view))
+
+
+def _ways(view: ClusterView, service: Service) -> Iterator[_Way]:
     if not is_of_our_class(service) or service.is_others:
         return
     pools = view.service_pools.values()
@@ -59,14 +108,12 @@ def reaches(view: ClusterView, service: Service) -> Iterator[Reach]:
         address = parse_legacy_address(one.ip) if one.ip and one.ip_mode != "Proxy" else None
         pool = pool_of(address, pools) if address else None
         if address is not None and pool is not None:
-            nodes = tuple(_nodes(view, service, address, pool))
-            yield Reach(_name(service), address, pool.metadata.name, pool.spec.advertise, nodes)
+            yield _Way(_name(service), address, pool, _led(view, service, address.version))
 
 
-def all_reaches(view: ClusterView) -> Iterator[Reach]:
-    """Yield what `reaches` yields of all Services."""
+def _all_ways(view: ClusterView) -> Iterator[_Way]:
     for service in view.namespaced_table(Service).select("given", True) if view.service_pools else ():
-        yield from reaches(view, service)
+        yield from _ways(view, service)
 
 
 def advertised(reaches: Iterable[Reach], pools: Mapping[str, IPPool], node: str) -> frozenset[Network]:
@@ -74,7 +121,7 @@ def advertised(reaches: Iterable[Reach], pools: Mapping[str, IPPool], node: str)
     return frozenset(
         pools[one.pool].network if one.advertise == "pool" else host_network(one.address)
         for one in reaches
-        if one.advertise != "layer2" and node in one.nodes
+        if one.advertise != "layer2" and _has(one.nodes, node)
     )
 
 
@@ -119,10 +166,15 @@ def _few(nodes: Sequence[str]) -> str:
 
 
 class Advertising:
-    """Who tells of which addresses, kept in step with the cluster: a change costs what it is about."""
+    """Who tells of which addresses, kept in step with the cluster: a change costs what it is about.
+
+    One of a node has each address asked whether that alters its own; no endpoint is looked at again for it.
+    """
 
     def __init__(self) -> None:
         self._view: ClusterView | None = None
+        self._tellers = _Tellers()
+        self._ways: dict[ServiceName, tuple[_Way, ...]] = {}
         self._reaches: dict[ServiceName, tuple[Reach, ...]] = {}
         self._missed = True
         """Whether there were changes that were not looked at."""
@@ -165,26 +217,44 @@ class Advertising:
             self._missed = True
             return False  # what is told goes on
         first, self._view = self._view is None, view
+        changes = tuple(changes)
         if self._missed or _alters_all(changes):
-            found = {} if not view.serves else _by_service(all_reaches(view))
-            changed = first or found != self._reaches
-            self._reaches, self._missed = found, False
-            return changed
+            before, self._reaches, self._missed = self._reaches, {}, False
+            self._tellers = _Tellers()
+            self._ways = _by_service(_all_ways(view)) if view.serves else {}
+            for name, ways in self._ways.items():
+                self._reaches[name] = tuple(_reach(view, way, self._tellers) for way in ways)
+            return first or self._reaches != before
         if not view.serves or not view.service_pools:
             return False
+        moved = self._settle_nodes(view, frozenset(_moved(changes)))
         altered = {name for name in self._concerned(view, changes) if self._settle(view, name)}
-        return bool(altered)
+        return moved or bool(altered)
 
     def _settle(self, view: ClusterView, name: ServiceName) -> bool:
         service = view.namespaced_table(Service).get(name)
-        found = tuple(reaches(view, service)) if service is not None else ()
-        if found == self._reaches.get(name, ()):
+        ways = tuple(_ways(view, service)) if service is not None else ()
+        if ways == self._ways.get(name, ()):
             return False
-        if found:
-            self._reaches[name] = found
-        else:
-            del self._reaches[name]
-        return True
+        if not ways:
+            del self._ways[name]
+            return bool(self._reaches.pop(name))
+        self._ways[name], before = ways, self._reaches.get(name)
+        self._reaches[name] = tuple(_reach(view, way, self._tellers) for way in ways)
+        return self._reaches[name] != before
+
+    def _settle_nodes(self, view: ClusterView, names: frozenset[str]) -> bool:
+        """Have each address told of as it is to be since these nodes changed."""
+        if not names:
+            return False
+        self._tellers.renew(view)
+        altered = False
+        for name, before in self._reaches.items():
+            pairs = zip(self._ways[name], before, strict=True)
+            found = tuple(_reach_after(view, way, reach, names, self._tellers) for way, reach in pairs)
+            if any(one is not other for one, other in zip(found, before, strict=True)):
+                self._reaches[name], altered = found, True
+        return altered
 
     def _concerned(self, view: ClusterView, changes: Iterable[Change[Any]]) -> set[ServiceName]:
         names: set[ServiceName] = set()
@@ -213,18 +283,24 @@ class Advertising:
 
 def _alters_all(changes: Iterable[Change[Any]]) -> bool:
     return any(
-        (change.kind in (IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND) and not change.only_status)
-        or (change.kind == Node.KIND and _place(change.old) != _place(change.new))
+        change.kind in (IPPool.KIND, NetworkConfig.KIND, BGPPeer.KIND) and not change.only_status
         for change in changes
     )
+
+
+def _moved(changes: Iterable[Change[Any]]) -> Iterator[str]:
+    """Yield the names of the nodes of which something changed that decides on what they tell."""
+    for change in changes:
+        if change.kind == Node.KIND and _place(change.old) != _place(change.new):
+            yield change.key[2]
 
 
 def _place(node: Node | None) -> tuple[Any, ...] | None:
     return (node.metadata.labels, node.metadata.annotations.get(INTERFACE_ADDRESSES)) if node else None
 
 
-def _by_service(every: Iterable[Reach]) -> dict[ServiceName, tuple[Reach, ...]]:
-    found: dict[ServiceName, tuple[Reach, ...]] = {}
+def _by_service(every: Iterable[_About]) -> dict[ServiceName, tuple[_About, ...]]:
+    found: dict[ServiceName, tuple[_About, ...]] = {}
     for one in every:
         found[one.service] = (*found.get(one.service, ()), one)
     return found
@@ -234,32 +310,79 @@ def _name(service: Service) -> ServiceName:
     return (service.metadata.namespace, service.metadata.name)
 
 
-def _nodes(view: ClusterView, service: Service, address: Address, pool: IPPool) -> list[str]:
-    """Return the nodes that tell of a Service's address of a pool; on a segment in the order of their turns."""
-    names = [name for name in leading(view, service, address.version) if _may_tell(view, name, address, pool)]
-    if pool.spec.advertise != "layer2":
-        return names
-    return sorted(names, key=lambda name: _turn(name, address))[:TURNS]
+def _reach(view: ClusterView, way: _Way, tellers: _Tellers) -> Reach:
+    """Return which nodes tell of an address; on a segment in the order of their turns."""
+    if way.pool.spec.advertise == "layer2":
+        names = (name for name in _present(view, way.led) if _may_answer(view, name, way))
+        nodes = tuple(sorted(names, key=lambda name: _turn(name, way.address))[:TURNS])
+    else:
+        nodes = tellers.of(view, way.pool, way.address.version)
+        if way.led is not None:
+            nodes = tuple(name for name in sorted(way.led) if _has(nodes, name))
+    return Reach(way.service, way.address, way.pool.metadata.name, way.pool.spec.advertise, nodes)
+
+
+def _reach_after(view: ClusterView, way: _Way, reach: Reach, names: frozenset[str], tellers: _Tellers) -> Reach:
+    """Return what `_reach` does after nothing changed but nodes of these names; the same object if it is so."""
+    if way.led is not None and names.isdisjoint(way.led):
+        return reach
+    if reach.advertise != "layer2":
+        if way.led is None:
+            nodes = tellers.of(view, way.pool, way.address.version)
+            return reach if nodes is reach.nodes else msgspec.structs.replace(reach, nodes=nodes)
+        found = _reach(view, way, tellers)
+        return reach if found == reach else found
+    may = {name for name in names if name in view.nodes and _may_answer(view, name, way)}
+    was = names.intersection(reach.nodes)
+    if was - may:  # those that are behind in the order move up
+        return _reach(view, way, tellers)
+    if may == was:
+        return reach
+    order = sorted((*reach.nodes, *(may - was)), key=lambda name: _turn(name, way.address))[:TURNS]
+    return reach if tuple(order) == reach.nodes else msgspec.structs.replace(reach, nodes=tuple(order))
 
 
 def leading(view: ClusterView, service: Service, version: int) -> list[str]:
     """Return the nodes, by name, that lead what comes from outside to an endpoint of a Service."""
+    return _present(view, _led(view, service, version))
+
+
+def _present(view: ClusterView, led: frozenset[str] | None) -> list[str]:
+    return list(view.nodes) if led is None else sorted(led & view.nodes.keys())
+
+
+def _led(view: ClusterView, service: Service, version: int) -> frozenset[str] | None:
     every = [one for port in service.spec.ports for one in candidates(port, version, _offers(view, service))]
     if service.spec.external_traffic_policy == "Local":
-        here = {one.node for one in every if one.ready and not one.terminating}
-        return sorted(here & view.nodes.keys())
-    return list(view.nodes) if any(one.ready or one.last_resort for one in every) else []
+        return frozenset(one.node for one in every if one.ready and not one.terminating)
+    return None if any(one.ready or one.last_resort for one in every) else frozenset()
 
 
-def _may_tell(view: ClusterView, name: str, address: Address, pool: IPPool) -> bool:
-    node, selector = view.nodes[name], pool.spec.node_selector
-    labels = node.metadata.labels
-    if EXCLUDED in labels or not (selector is None or selector.matches(labels)):
-        return False
-    if pool.spec.advertise == "layer2":
-        subnets = (interface.network for interface in node.interface_addresses)
-        return any(address.version == subnet.version and address in subnet for subnet in subnets)
-    return any(peer.family == address.version and peer.speaks_with(name, labels) for peer in view.peers.values())
+def _may_tell(view: ClusterView, name: str, pool: IPPool) -> bool:
+    labels, selector = view.nodes[name].metadata.labels, pool.spec.node_selector
+    return EXCLUDED not in labels and (selector is None or selector.matches(labels))
+
+
+def _may_answer(view: ClusterView, name: str, way: _Way) -> bool:
+    """Tell whether a node is on the segment that an address is of."""
+    address, places = way.address, view.nodes[name].interface_addresses
+    here = any(address.version == one.version and address in one.network for one in places)
+    return here and _may_tell(view, name, way.pool)
+
+
+def _speaks(view: ClusterView, name: str, version: int, pool: IPPool) -> bool:
+    """Tell whether a node has a peer outside that hears of addresses of an IP version."""
+    labels = view.nodes[name].metadata.labels
+    peers = view.peers.values()
+    return _may_tell(view, name, pool) and any(
+        peer.family == version and peer.speaks_with(name, labels) for peer in peers
+    )
+
+
+def _has(names: Sequence[str], name: str) -> bool:
+    """Tell whether a name is among others that are in their order."""
+    at = bisect_left(names, name)
+    return at < len(names) and names[at] == name
 
 
 def _turn(node: str, address: Address) -> bytes:
