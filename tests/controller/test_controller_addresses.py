@@ -5,11 +5,18 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
+from podway.api.checked import RejectedObject
 from podway.api.kinds.ip_pool import IPPool
+from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.service import Service
-from podway.controller.addressing import Addressing, give_addresses
-from podway.controller.controller import Controller, ControllerOptions
+from podway.api.resource import R, Resource
+from podway.api.status import ACCEPTED
+from podway.controller.addressing import Addressing, give_addresses, outcomes_of
+from podway.controller.controller import WAITING, Controller, ControllerOptions, collect
+from podway.controller.duties import ADDRESSING
 from podway.controller.election import held
+from podway.errors import StoreUnavailable
+from podway.store.base import Listing
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests.builders import pool
 from tests.patience import PATIENCE
@@ -79,6 +86,60 @@ def test_who_takes_over_knows_what_was_given_though_what_it_follows_lags_behind(
         assert (await given(store))["c"] == [], "who does not lead any more writes nothing"
         await successor.keep([served, *stale, third], lambda: True)
         assert (await given(store))["c"] == ["192.0.2.2"]
+
+    asyncio.run(scenario())
+
+
+def test_addresses_stay_while_their_pool_is_set_aside_or_cannot_be_read() -> None:
+    async def scenario() -> None:
+        store = MemoryStore(MemoryCluster())
+        await store.create(pool("outside", "192.0.2.0/30", use="services"))
+        await store.create(service("a"))
+        await give_addresses(store)
+        (has,) = (await store.list(Service)).items
+        pods, outside = pool("a", "192.0.2.0/24"), pool("outside", "192.0.2.0/30", use="services")
+        situations: list[tuple[list[Resource], list[RejectedObject]]] = [
+            ([pods, outside], []),
+            ([], [RejectedObject(("IPPool", "", "outside"), "no", outside)]),
+            ([], [RejectedObject(("IPPool", "", "outside"), "no", pool("outside", "nothing", use="services"))]),
+            ([], [RejectedObject(("IPPool", "", "outside"), "it cannot be read")]),
+        ]
+        for objects, rejected in situations:
+            (outcome,) = outcomes_of([has, *objects], {}, rejected)
+            assert list(map(str, outcome.addresses)) == addresses(has)
+        (outcome,) = outcomes_of([has, pods], {})
+        assert outcome.addresses == ()
+
+    asyncio.run(scenario())
+
+
+class Denied(MemoryStore):
+    """A store that lets nobody list Namespaces, as a ClusterRole of an earlier version does."""
+
+    async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
+        if kind is Namespace:
+            raise StoreUnavailable("namespaces is forbidden")
+        return await super().list(kind, namespace=namespace)
+
+
+def test_what_may_not_be_listed_keeps_only_those_duties_waiting_that_need_it() -> None:
+    async def scenario() -> None:
+        store = Denied(MemoryCluster())
+        await store.create(pool("outside", "192.0.2.0/30", use="services"))
+        await store.create(service("a"))
+        controller = Controller(store, ControllerOptions(store="memory:", name="one"))
+        work = asyncio.ensure_future(controller.run())
+
+        async def judged() -> bool:
+            return (await store.get(IPPool, "outside")).status.condition(ACCEPTED) is not None
+
+        await until(judged)
+        text = await collect(controller)
+        assert [line for line in text.splitlines() if line.startswith(WAITING.name) and line.endswith(" 1.0")] == [
+            f'{WAITING.name}{{duty="{ADDRESSING.name}"}} 1.0'
+        ]
+        assert await given(store) == {"a": []}
+        work.cancel()
 
     asyncio.run(scenario())
 

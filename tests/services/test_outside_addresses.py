@@ -147,6 +147,24 @@ def test_a_pool_that_is_disabled_gives_no_more_and_takes_nothing_away() -> None:
     )
 
 
+def test_a_pool_that_is_set_aside_gives_no_more_and_takes_nothing_away() -> None:
+    shop = pool(
+        "four", "192.0.2.0/29", use="services", namespace_selector=LabelSelector(match_labels={"name": "shop"})
+    )
+    (one,), _ = rounds(service("a", namespace="shop"), pools=[shop])
+    lost = LabelSelector(match_labels={"name": "nobody"})  # it may be its selector that is wrong
+    aside = pool("four", "192.0.2.0/29", use="services", namespace_selector=lost)
+    before = one
+    (one, other), _ = rounds(one, service("b", namespace="shop"), pools=(), aside=[aside])
+    assert one == before
+    assert (addresses(other), told(other)) == ([], ""), "nobody gives addresses here"
+    (one,), _ = rounds(one, pools=(), unreadable=True)
+    assert addresses(one) == ["192.0.2.0"]
+    assert told(one) == "True Allocated: of an IPPool that cannot be read"
+    (one,), _ = rounds(one, pools=[pool("others", "198.51.100.0/29", use="services")])
+    assert addresses(one) == ["198.51.100.0"], "its pool is gone"
+
+
 def test_an_address_is_given_back_with_the_type() -> None:
     (one,), _ = rounds(service("a"))
     inside = msgspec.structs.replace(one, spec=msgspec.structs.replace(one.spec, type="ClusterIP"))

@@ -31,6 +31,10 @@ Reason = Literal["Accepted", "Invalid", "Overlaps", "InUse", "Contradicts"]
 """Why an object holds or not, in one word: by its own fields, by ranges, by blocks that nodes own, by settings."""
 
 
+JUDGED_BY: tuple[type[Resource], ...] = (IPPool, NetworkConfig, BGPPeer, AddressBlock, Node)
+"""The kinds that verdicts are of, and those that they follow from besides."""
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """Whether an object holds, why, and in words what to do about it."""
 

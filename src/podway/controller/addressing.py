@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 import structlog
 
 from podway.api.addresses import Address
-from podway.api.judgement import judge
-from podway.api.kinds.address_block import AddressBlock
+from podway.api.checked import RejectedObject
+from podway.api.judgement import JUDGED_BY, judge
 from podway.api.kinds.bgp_peer import BGPPeer
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.namespace import Namespace
-from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
 from podway.api.kinds.node_lease import CONTROLLER, LEASES, NodeLease
 from podway.api.kinds.service import Service
@@ -27,7 +26,7 @@ REMEMBERED = 60.0
 """Seconds for which it is remembered at most whose an address is that was just given, until its Service, as it is
 followed, shows it."""
 
-KINDS: tuple[type[Resource], ...] = (Service, IPPool, AddressBlock, NetworkConfig, Namespace, Node, BGPPeer)
+KINDS: tuple[type[Resource], ...] = (Service, Namespace, *JUDGED_BY)
 """What decides on addresses."""
 
 
@@ -48,10 +47,12 @@ class Addressing:
         """Note that another controller gives addresses from here on."""
         self._adopted = False
 
-    async def keep(self, objects: Iterable[Resource], leads: Callable[[], bool]) -> None:
+    async def keep(
+        self, objects: Iterable[Resource], leads: Callable[[], bool], rejected: Iterable[RejectedObject] = ()
+    ) -> None:
         """Write what is not as it is to be, of these objects, for as long as this controller `leads`.
 
-        Raises StoreError.
+        `rejected` are those that are none. Raises StoreError.
         """
         known = tuple(objects)
         if not self._adopted:
@@ -67,7 +68,7 @@ class Addressing:
             if now - since < REMEMBERED and (owner, address) not in shown
         }
         held = {address: owner for address, (owner, _) in self._held.items()}
-        outcomes = outcomes_of(known, held)
+        outcomes = outcomes_of(known, held, rejected)
         self.full = tuple(dict.fromkeys(name for one in outcomes for name in one.full))
         self.unmet = sum(one.reason not in (None, "Allocated") for one in outcomes)
         for outcome in outcomes:
@@ -94,24 +95,52 @@ def _name(service: Service) -> ServiceName:
     return (service.metadata.namespace, service.metadata.name)
 
 
-def outcomes_of(objects: Iterable[Resource], held: Mapping[Address, ServiceName]) -> tuple[Outcome, ...]:
-    """Return what is to become of the Services among the objects of a cluster."""
+def outcomes_of(
+    objects: Iterable[Resource], held: Mapping[Address, ServiceName], rejected: Iterable[RejectedObject] = ()
+) -> tuple[Outcome, ...]:
+    """Return what is to become of the Services among a cluster's objects; `rejected` are those that are none."""
     known = tuple(objects)
     services = tuple(filter(concerns, of_kind(Service, known)))
     if not services:
         return ()
     pools = [pool for pool in of_kind(IPPool, known) if pool.for_services]
+    aside, unreadable = _set_aside(rejected)
     if pools:
         verdicts = judge(known)
+        aside += [pool for pool in pools if not verdicts[key(pool)].accepted]
         pools = [pool for pool in pools if verdicts[key(pool)].accepted]
     labels = {one.metadata.name: one.metadata.labels for one in of_kind(Namespace, known)}
     return allocate(
         services,
         pools,
         lambda name: {"kubernetes.io/metadata.name": name, **labels.get(name, {})},
+        aside=aside,
+        unreadable=unreadable,
         reserved=frozenset(_reserved(known)),
         held=held,
     )
+
+
+def _set_aside(rejected: Iterable[RejectedObject]) -> tuple[list[IPPool], bool]:
+    """Return the rejected pools for Services of which the range can be read, and whether there are others."""
+    aside, unreadable = [], False
+    for one in rejected:
+        if one.key[0] != IPPool.KIND:
+            continue
+        match one.found:
+            case IPPool() if _is_readable(one.found):
+                aside += [one.found] if one.found.for_services else []
+            case _:
+                unreadable = True
+    return aside, unreadable
+
+
+def _is_readable(pool: IPPool) -> bool:
+    try:
+        _ = pool.network
+    except ValueError:
+        return False
+    return True
 
 
 def _reserved(objects: Iterable[Resource]) -> Iterator[Address]:
@@ -157,5 +186,6 @@ async def give_addresses(store: Store) -> None:
     else:
         if lease.holds(time.time()):
             return
-    for outcome in outcomes_of((await list_all(store, KINDS)).items, {}):
+    listing = await list_all(store, KINDS)
+    for outcome in outcomes_of(listing.items, {}, listing.rejected):
         await write(store, outcome)

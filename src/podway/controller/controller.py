@@ -22,7 +22,19 @@ from podway.api.kinds.node_lease import CONTROLLER, LEASES, NodeLease
 from podway.api.resource import Key, subject
 from podway.api.status import ACCEPTED, JudgedStatus
 from podway.controller.addressing import Addressing
-from podway.controller.duties import Departures, Telling, requests, tellings
+from podway.controller.duties import (
+    ADDRESSING,
+    CLEARING,
+    DUTIES,
+    JUDGING,
+    SIGNING,
+    Departures,
+    Duty,
+    Telling,
+    requests,
+    tellings,
+    waiting,
+)
 from podway.controller.election import INTERVAL, Candidate, held
 from podway.controller.following import FOLLOWED, Facts, Following
 from podway.controller.signing import Signing
@@ -39,6 +51,9 @@ log = structlog.get_logger(__name__)
 BUILD = Metric("podway_controller_info", "The version of the controller.", labels=("version",))
 LEADS = Metric("podway_controller_leads", "1 on the controller that works, 0 on those that wait.")
 FACTS = Metric("podway_controller_store_in_touch", "Whether every kind is followed.")
+WAITING = Metric(
+    "podway_controller_duty_waits", "1 for what cannot be done, as a kind cannot be listed.", labels=("duty",)
+)
 UNDONE = Metric("podway_controller_work_undone", "Whether work failed, and is tried again.")
 NOT_ACCEPTED = Metric("podway_controller_not_accepted", "Objects that do not hold, by kind.", labels=("kind",))
 BLOCKS_RETURNED = Metric("podway_controller_blocks_returned_total", "Blocks given back.", "counter")
@@ -49,7 +64,18 @@ SIGNED = Metric(
 AUTHORITY_UNTIL = Metric(
     "podway_controller_authority_expiry_timestamp_seconds", "When the newest authority ends, since 1970."
 )
-METRICS = (BUILD, LEADS, FACTS, UNDONE, NOT_ACCEPTED, BLOCKS_RETURNED, ADDRESSES_UNMET, SIGNED, AUTHORITY_UNTIL)
+METRICS = (
+    BUILD,
+    LEADS,
+    FACTS,
+    WAITING,
+    UNDONE,
+    NOT_ACCEPTED,
+    BLOCKS_RETURNED,
+    ADDRESSES_UNMET,
+    SIGNED,
+    AUTHORITY_UNTIL,
+)
 """All that a controller measures."""
 
 GRACE = 10.0
@@ -61,6 +87,8 @@ TOGETHER = 0.2
 COMPONENT = "podway.io/controller"
 FULL = "PoolFull"
 """Reason of the Events about pools that have no address left for a Service."""
+NOT_ALLOCATING = "NotAllocating"
+"""Reason of the Events about pools of which nothing is given, since something cannot be asked for."""
 SET_ASIDE = "SetAside"
 """Reason of the Events about objects that do not hold."""
 LEASES_LOOK = 300.0
@@ -99,6 +127,8 @@ class Controller:
         self.blocks_returned = 0
         self._announcer = Announcer(store, COMPONENT, self._candidate.name, time.time)
         self._unreadable: frozenset[Key] = frozenset()
+        self._waits: dict[Duty, str] = {}
+        """What is not done, and why."""
 
     async def run(self) -> None:
         """Stand for election, and work while elected, for ever."""
@@ -189,6 +219,8 @@ class Controller:
         yield BUILD, {(__version__,): 1.0}
         yield LEADS, float(self._leading)
         yield FACTS, float(self._following.facts.complete and not self._following.problems)
+        waits = waiting(self._following.facts, self._following.problems)
+        yield WAITING, {(duty.name,): float(duty in waits) for duty in DUTIES}
         yield UNDONE, float(bool(self._problem))
         yield NOT_ACCEPTED, {(kind,): count for kind, count in kinds.items()}
         yield BLOCKS_RETURNED, float(self.blocks_returned)
@@ -205,7 +237,7 @@ class Controller:
                     await self._following.changed.wait()
             await asyncio.sleep(TOGETHER)
             self._following.changed.clear()
-            if not (self._following.facts.complete and self._candidate.leads(time.monotonic())):
+            if not self._candidate.leads(time.monotonic()):
                 continue
             try:
                 await self._do()
@@ -220,17 +252,37 @@ class Controller:
         facts = self._following.facts
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         failures: list[PodwayError] = []
-        for telling in tuple(tellings(facts, now)):
-            await _tried(self._tell(telling), failures)
+        waits = waiting(facts, self._following.problems)
+        self._tell_waiting(waits, facts)
+        if JUDGING not in waits:
+            for telling in tuple(tellings(facts, now)):
+                await _tried(self._tell(telling), failures)
         self._tell_unreadable(facts)
-        await _tried(self._give_addresses(facts), failures)
+        if ADDRESSING not in waits:
+            await _tried(self._give_addresses(facts), failures)
         await self._announcer.write()
-        await _tried(self._sign(facts, failures), failures)
+        if SIGNING not in waits:
+            await _tried(self._sign(facts, failures), failures)
         await _tried(self._learn_lessees(), failures)
-        for node in self._departures.due(facts, self._lessees, time.monotonic()):
-            await _tried(self._clear_away(node, facts), failures)
+        if CLEARING not in waits:
+            for node in self._departures.due(facts, self._lessees, time.monotonic()):
+                await _tried(self._clear_away(node, facts), failures)
         if failures:
             raise failures[0]
+
+    def _tell_waiting(self, waits: dict[Duty, str], facts: Facts) -> None:
+        """Say what is not done, and why; of addresses to whoever looks at the pools that they would be of."""
+        for duty, why in waits.items():
+            if why and self._waits.get(duty) != why:
+                log.error("this is not done", duty=duty.name, problem=why)
+        for duty in self._waits.keys() - waits.keys():
+            log.info("this is done now", duty=duty.name)
+        self._waits = waits
+        if why := waits.get(ADDRESSING, ""):
+            for pool in facts.of(IPPool):
+                if pool.for_services:
+                    note = f"no Service gets an address: {why}"
+                    self._announcer.say(Notice(IPPool.KIND, pool.metadata.name, NOT_ALLOCATING, "Allocate", note))
 
     async def _clear_away(self, node: str, facts: Facts) -> None:
         """Give back what a removed node left, if it is gone indeed."""
@@ -259,7 +311,7 @@ class Controller:
 
     async def _give_addresses(self, facts: Facts) -> None:
         """Give Services of type LoadBalancer their addresses, of pools that hold."""
-        await self._addressing.keep(facts.objects, lambda: self._candidate.leads(time.monotonic()))
+        await self._addressing.keep(facts.objects, lambda: self._candidate.leads(time.monotonic()), facts.rejected)
         for name in self._addressing.full:
             note = "Services wait for an address, and none is free: add another pool with use: services"
             self._announcer.say(Notice(IPPool.KIND, name, FULL, "Allocate", note))

@@ -1,16 +1,47 @@
 """What the controller has to do: from the cluster's objects to what is to be written. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from podway.api.judgement import Verdict, judge
+from podway.api.judgement import JUDGED_BY, Verdict, judge
 from podway.api.kinds import KINDS
 from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.namespace import Namespace
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.node import Node
 from podway.api.kinds.node_certificate import NodeCertificate
+from podway.api.kinds.service import Service
 from podway.api.resource import Key, Resource, key
 from podway.api.status import ACCEPTED, Condition, JudgedStatus
 from podway.controller.following import Facts
+
+
+class Duty(msgspec.Struct, frozen=True):
+    """What a controller does, in words, and the kinds of objects that it has to know for that."""
+
+    name: str
+    needs: tuple[type[Resource], ...]
+
+
+JUDGING = Duty("judging objects", JUDGED_BY)
+ADDRESSING = Duty("giving Services addresses", (*JUDGED_BY, Namespace, Service))
+SIGNING = Duty("signing certificates", (NetworkConfig, Node, NodeCertificate))
+CLEARING = Duty("clearing away removed nodes", (Node, AddressBlock, NodeCertificate))
+DUTIES = (JUDGING, ADDRESSING, SIGNING, CLEARING)
+
+
+def waiting(facts: Facts, problems: Mapping[str, str]) -> dict[Duty, str]:
+    """Return which duties cannot be done, and why in words; empty where kinds are just being listed.
+
+    `problems` says why the store cannot be asked, by kind.
+    """
+    lacking = {duty: facts.lacking(duty.needs) for duty in DUTIES}
+    return {
+        duty: "; ".join(f"{kind}: {problems[kind]}" for kind in kinds if kind in problems)
+        for duty, kinds in lacking.items()
+        if kinds
+    }
 
 
 class Telling(msgspec.Struct, frozen=True):
@@ -81,6 +112,6 @@ class Departures:
         """
         owning = {block.spec.node for block in facts.of(AddressBlock)} | set(owners)
         owning |= {one.metadata.name for one in facts.of(NodeCertificate)}
-        gone = owning - facts.registered if facts.complete else set()
+        gone = set() if facts.lacking(CLEARING.needs) else owning - facts.registered
         self._since = {name: self._since.get(name, now) for name in gone}
         return tuple(sorted(name for name, since in self._since.items() if now - since >= self._grace))

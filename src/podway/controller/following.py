@@ -1,7 +1,7 @@
 """The cluster's objects as the controller knows them: kept by an informer for each kind."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import structlog
@@ -50,8 +50,12 @@ class Facts:
 
     @property
     def complete(self) -> bool:
-        """Whether every kind was listed: before that nothing may be held to be gone."""
+        """Whether every kind was listed."""
         return len(self._listed) == len(FOLLOWED)
+
+    def lacking(self, kinds: Iterable[type[Resource]]) -> tuple[str, ...]:
+        """Return which of these kinds were not listed yet: of one that was not, nothing may be held to be gone."""
+        return tuple(kind.KIND for kind in kinds if kind.KIND not in self._listed)
 
     def hear(self, kind: type[Resource], one: Event | Listing[Resource]) -> bool:
         """Take over a listing of a kind, or one change; tell whether it matters."""

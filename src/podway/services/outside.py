@@ -73,15 +73,19 @@ def allocate(
     pools: Collection[IPPool],
     labels: Labels,
     *,
+    aside: Collection[IPPool] = (),
+    unreadable: bool = False,
     reserved: Collection[Address] = (),
     held: Mapping[Address, ServiceName] | None = None,
 ) -> tuple[Outcome, ...]:
     """Return what each Service is to have that is ours, or was.
 
-    `pools` are those for Services. `reserved` are addresses that no Service may have, such as nodes'. `held` says
-    which were given a moment ago, to whom: the Service as it is known may not show it yet.
+    `pools` are those for Services that hold. Those that are set `aside` give no more, like disabled ones, and take
+    nothing away. While there are `unreadable` ones, of which the ranges are not known, an address that is in no
+    other may be of theirs, and stays. `reserved` are addresses that no Service may have, such as nodes'. `held`
+    says which were given a moment ago, to whom: the Service as it is known may not show it yet.
     """
-    giver = _Giver(pools, labels, reserved, held or {})
+    giver = _Giver((*pools, *map(_retired, aside)), labels, reserved, held or {}, unreadable=unreadable)
     ours, outcomes = [], []
     for service in sorted(services, key=_age):
         if _is_managed(service, pools):
@@ -161,6 +165,12 @@ def _name(service: Service) -> ServiceName:
     return (service.metadata.namespace, service.metadata.name)
 
 
+def _retired(pool: IPPool) -> IPPool:
+    """Return what is left of a pool that is set aside: its range. Its selector may be what is wrong with it."""
+    spec = msgspec.structs.replace(pool.spec, disabled=True, namespace_selector=None)
+    return msgspec.structs.replace(pool, spec=spec)
+
+
 def _within(address: Address, network: Network) -> bool:
     return address.version == network.version and address in network
 
@@ -174,7 +184,10 @@ class _Giver:
         labels: Labels,
         reserved: Collection[Address],
         held: Mapping[Address, ServiceName],
+        *,
+        unreadable: bool,
     ) -> None:
+        self._unreadable = unreadable
         # As for pods: whoever wrote a selector meant it.
         self._pools = sorted(pools, key=lambda pool: (pool.spec.namespace_selector is None, pool.metadata.name))
         self._labels = labels
@@ -198,7 +211,8 @@ class _Giver:
         for address in (*service.load_balancer_addresses, *held):
             family = Family.of(address)
             fits = any(_within(address, pool.network) for pool in self._fitting(service, family))
-            if fits and family not in mine and address not in self._taken:
+            lost = self._unreadable and pool_of(address, self._pools) is None
+            if (fits or lost) and family not in mine and address not in self._taken:
                 mine[family] = address
                 self._taken[address] = name
 
@@ -230,7 +244,7 @@ class _Giver:
         if unmet and service.spec.ip_family_policy == PREFER_DUAL and found:
             unmet = [one for one in unmet if one.reason != "NoPool"]
         if not unmet:
-            pools = dict.fromkeys(self._pool(address) for address in found.values())
+            pools = dict.fromkeys(map(self._pool, found.values()))
             return Outcome(service, tuple(found.values()), "Allocated", f"of {', '.join(pools)}")
         message = "; ".join(dict.fromkeys(one.message for one in unmet))
         full = tuple(dict.fromkeys(name for one in unmet for name in one.full))
@@ -238,7 +252,7 @@ class _Giver:
 
     def _pool(self, address: Address) -> str:
         pool = pool_of(address, self._pools)
-        return f"IPPool/{pool.metadata.name}" if pool else ""
+        return f"IPPool/{pool.metadata.name}" if pool else "an IPPool that cannot be read"
 
     def _families(self, service: Service, wanted: Mapping[Family, Address]) -> tuple[Family, ...]:
         """Return the families that a Service is to have an address of, in its own order.
