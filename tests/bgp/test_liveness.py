@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from podway.api.addresses import Address
 from podway.bgp.liveness import Suspects
 from podway.bgp.probe import answering
 from podway.bgp.render import RESTART_TIME
@@ -21,7 +22,7 @@ A, B = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 def test_a_suspect_is_asked_until_it_is_back_or_buried() -> None:
     suspects = Suspects()
     assert suspects.see({A, B}, 0.0) == {A, B}
-    suspects.bury({A})
+    suspects.conclude({A, B}, {B})
     assert suspects.see({A, B}, 1.0) == {B}
     assert suspects.see({A}, 2.0) == set()
     assert suspects.see(set(), 3.0) == set()
@@ -33,6 +34,35 @@ def test_nobody_is_asked_for_longer_than_routes_are_kept() -> None:
     suspects.see({A}, 100.0)
     assert suspects.see({A}, 100.0 + RESTART_TIME) == {A}
     assert suspects.see({A}, 101.0 + RESTART_TIME) == set()
+
+
+def test_a_partner_is_asked_for_as_long_as_it_is_silent_and_may_prove_to_live() -> None:
+    suspects = Suspects()
+    assert suspects.see({A, B}, 100.0, {A}) == {A, B}
+    suspects.conclude({A, B}, {B})
+    assert suspects.see({A, B}, 101.0 + RESTART_TIME, {A}) == {A}
+    assert suspects.dead == {A}
+    suspects.conclude({A}, {A})
+    assert suspects.dead == set(), "it answers, though its BIRD is silent still"
+    suspects.conclude(suspects.see({A}, 102.0 + RESTART_TIME, {A}), ())
+    assert suspects.dead == {A}, "and then it died"
+
+
+@pytest.mark.kernel
+def test_a_partner_is_known_to_live_or_not_only_after_it_was_asked(segment: Segment) -> None:
+    one, _, three = segment.add(3)
+    live, dead = ip_address("192.0.2.2"), ip_address("192.0.2.3")
+    three.cut()
+    one.start(segment.nodes)
+    arbiter = one.speaker.liveness
+
+    async def watch() -> frozenset[Address]:
+        arbiter.watch({}, {live, dead})
+        return arbiter.known
+
+    assert one.run(watch()) == set(), "nobody was asked yet"
+    eventually(lambda: arbiter.known == {live, dead})
+    assert arbiter.dead == {dead}
 
 
 @pytest.mark.kernel

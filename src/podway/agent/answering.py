@@ -16,6 +16,7 @@ from podway.api.addresses import Address
 from podway.bgp.liveness import LivenessArbiter
 from podway.errors import KernelError
 from podway.kernel.node import Kernel
+from podway.plan.bgp import partner_address
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 
@@ -55,8 +56,8 @@ class Answering:
                     async with asyncio.timeout(HANDOVER if self._leaving else None):
                         await changed.wait()
                 changed.clear()
-                if not (self._liveness.looked and self._routing.advertising.known):
-                    continue
+                if not (self._routing.advertising.known and self._knows_partners()):
+                    continue  # what is answered stays so
                 wanted, before = self._wanted(), self._state.answered
                 if wanted == before:
                     continue
@@ -74,13 +75,19 @@ class Answering:
         self._leaving = {address: until for address, until in self._leaving.items() if now < until}
         return mine | self._leaving.keys()
 
+    def _knows_partners(self) -> bool:
+        """Tell whether it was found out of each node that takes turns with this one whether it lives."""
+        node, view = self._state.node, self._state.view
+        partners = self._routing.advertising.partners(node)
+        addresses = {partner_address(view, node, partner) for partner in partners} - {None}
+        return addresses <= self._liveness.known
+
     def _dead(self) -> frozenset[str]:
         """Return the nodes that are dead at each of their addresses that is watched."""
-        watched, dead = self._liveness.sessions.keys(), self._liveness.dead
-        found = {node for address in dead for node in self._state.view.nodes.names("address", str(address))}
-        return frozenset(
-            name for name in found if watched & set(self._state.view.nodes[name].internal_addresses) <= dead
-        )
+        watched, dead = self._liveness.watched, self._liveness.dead
+        nodes = self._state.view.nodes
+        found = {node for address in dead & watched for node in nodes.names("address", str(address))}
+        return frozenset(name for name in found if watched & set(nodes[name].internal_addresses) <= dead)
 
     async def _announce(self, addresses: frozenset[Address]) -> None:
         for pause in REPEATS:

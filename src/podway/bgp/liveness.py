@@ -68,18 +68,19 @@ class Suspects:
         self._since: dict[Address, float] = {}
         self._dead: frozenset[Address] = frozenset()
 
-    def see(self, down: Collection[Address], now: float) -> frozenset[Address]:
+    def see(self, down: Collection[Address], now: float, partners: Collection[Address] = ()) -> frozenset[Address]:
         """Take the addresses whose BFD session is down at `now` (seconds); return those to ask.
 
-        Not asked are nodes found dead, until their session comes up, and nodes that have been suspect for
-        longer than peers keep their routes: nothing is at stake any more.
+        `partners` are asked as long as they are silent: whoever dies, its turn is another's. Of the others
+        those are not asked that were found dead, until their session comes up, nor those that have been suspect
+        for longer than peers keep their routes: nothing is at stake any more.
         """
         self._since = {address: self._since.get(address, now) for address in down}
         self._dead &= frozenset(down)
         return frozenset(
             address
             for address, since in self._since.items()
-            if address not in self._dead and now - since <= RESTART_TIME
+            if address in partners or (address not in self._dead and now - since <= RESTART_TIME)
         )
 
     @property
@@ -87,25 +88,39 @@ class Suspects:
         """Those that were found dead, and were not heard of since."""
         return self._dead
 
-    def bury(self, addresses: Collection[Address]) -> None:
-        """Note that these were found dead."""
-        self._dead |= frozenset(addresses)
+    def conclude(self, asked: Collection[Address], answered: Collection[Address]) -> None:
+        """Take who of those that were asked answered: the others are found dead."""
+        self._dead = (self._dead | frozenset(asked)) - frozenset(answered)
 
 
 class LivenessArbiter:
-    """Watches the nodes that BIRD has BFD sessions with; `sessions` maps their addresses to BGP sessions.
-
-    Of a node that is watched without one the name is empty.
-    """
+    """Watches the nodes that BIRD has BFD sessions with."""
 
     def __init__(self, bird: Bird) -> None:
-        self.sessions: Mapping[Address, str] = {}
+        self._sessions: Mapping[Address, str] = {}
+        self._partners: frozenset[Address] = frozenset()
         self.dead: frozenset[Address] = frozenset()
         """Addresses of watched nodes that are dead."""
-        self.looked = False
-        """Whether it was found out which are, since the agent started."""
+        self.known: frozenset[Address] = frozenset()
+        """Addresses of partners of which it was found out whether they are, since the agent started."""
         self._listeners: list[asyncio.Event] = []
         self._bird = bird
+        self._log = DirectoryWatch(bird.log.parent)
+
+    def watch(self, sessions: Mapping[Address, str], partners: Collection[Address]) -> None:
+        """Watch these addresses from now on.
+
+        `sessions` maps addresses to BGP sessions. `partners` are those whose death has to be noticed whether there
+        is a BGP session or not, and for however long BIRD is silent.
+        """
+        self._sessions, former, self._partners = sessions, self._partners, frozenset(partners)
+        if self._partners != former:
+            self._log.wake()
+
+    @property
+    def watched(self) -> frozenset[Address]:
+        """The addresses that are watched."""
+        return self._partners | self._sessions.keys()
 
     def tell(self, listener: asyncio.Event) -> None:
         """Set an event from now on whenever it is found out who is dead, or is no more."""
@@ -114,11 +129,10 @@ class LivenessArbiter:
     async def run(self) -> None:
         """Watch for ever. Raises UnsupportedSystem if nodes cannot be asked (CAP_NET_RAW)."""
         suspects, asking = Suspects(), False
-        with DirectoryWatch(self._bird.log.parent) as watch:
+        with self._log as watch:
             while True:
                 try:
                     asking = await self._look(suspects)
-                    self._conclude(suspects.dead)
                 except RoutingError as error:
                     # BIRD itself is away; whoever keeps it alive brings it back, and its log then changes.
                     log.debug("cannot look at BFD sessions", reason=error.message)
@@ -130,24 +144,28 @@ class LivenessArbiter:
 
     async def _look(self, suspects: Suspects) -> bool:
         """Look once, ask, and drop dead nodes' routes; return whether suspects are left."""
-        if not self.sessions:
+        sessions, partners = self._sessions, self._partners
+        if not (sessions or partners):
+            self._conclude(frozenset(), frozenset())
             return False
         async with self._bird.control() as control:
-            down = {session.address for session in await read_bfd(control) if session.state == "Down"}
-            asked = suspects.see(down & self.sessions.keys(), asyncio.get_running_loop().time())
-            if not asked:
-                return False
-            dead = asked - await answering(asked, window=ANSWER_WINDOW)
-            for address in dead & {known for known, session in self.sessions.items() if session}:
-                await control.restart_protocol(self.sessions[address])
-                log.warning("node does not answer: routes withdrawn", session=self.sessions[address])
-            suspects.bury(dead)
-        return bool(asked - dead)
+            states = {session.address: session.state for session in await read_bfd(control)}
+            # BIRD may not know of a partner yet. Of a silent one nobody waits to hear.
+            down = {one for one in sessions if states.get(one) == "Down"}
+            down |= {one for one in partners if states.get(one, "Down") == "Down"}
+            asked = suspects.see(down, asyncio.get_running_loop().time(), partners)
+            answered = await answering(asked, window=ANSWER_WINDOW) if asked else frozenset()
+            for address in (asked - answered - suspects.dead) & sessions.keys():
+                await control.restart_protocol(sessions[address])
+                log.warning("node does not answer: routes withdrawn", session=sessions[address])
+            suspects.conclude(asked, answered)
+        self._conclude(suspects.dead, partners)
+        return not asked <= suspects.dead
 
-    def _conclude(self, dead: frozenset[Address]) -> None:
-        if self.looked and dead == self.dead:
+    def _conclude(self, dead: frozenset[Address], known: frozenset[Address]) -> None:
+        if (dead, known) == (self.dead, self.known):
             return
-        self.looked, self.dead = True, dead
+        self.dead, self.known = dead, known
         for listener in self._listeners:
             listener.set()
 
@@ -178,16 +196,22 @@ class DirectoryWatch:
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
+            self._fd = -1
+
+    def wake(self) -> None:
+        """Let who waits go on as if something had been written."""
+        self._event.set()
 
     async def changed(self) -> None:
         """Wait for a change since the last call; return at once if there was one."""
-        if self._fd >= 0:
-            await self._event.wait()
-            self._event.clear()
-            return
-        while (now := self._written()) == self._seen:  # noqa: ASYNC110 - nobody here could set an event
+        while self._fd < 0 and not self._event.is_set():
+            now = self._written()
+            if now != self._seen:
+                self._seen = now
+                return
             await asyncio.sleep(POLL)
-        self._seen = now
+        await self._event.wait()
+        self._event.clear()
 
     def _readable(self) -> None:
         inotify.drain(self._fd)

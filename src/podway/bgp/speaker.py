@@ -239,6 +239,5 @@ class BgpSpeaker:
             self._taken = time.time()
         self._plan, self._secrets, self._passwords = plan, secrets, passwords
         # Outside peers are not asked by ICMP: BFD with them is bound to BGP.
-        watched = dict.fromkeys(plan.watched, "")
         sessions = {peer.address: peer.name for peer in plan.peers} if plan.nodes_bfd else {}
-        self.liveness.sessions = watched | sessions
+        self.liveness.watch(sessions, plan.partners)

@@ -67,8 +67,8 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     the name of what the cluster's settings ask for, and `waits_for` names the nodes for whose sake something of a
     former topology is kept.
     `overlay_next_hops` says which next hops are reached by which overlay next hop, for each pool that has any.
-    `subnets` are those of the node on its `uplink`, a device; none where the device is not known. `watched` are
-    addresses of nodes on its segment that it has no session with, and whose death it has to notice.
+    `subnets` are those of the node on its `uplink`, a device; none where the device is not known. `partners` are
+    addresses of nodes on its segment whose death it has to notice, whether it has sessions with them or not.
     """
 
     node: str
@@ -87,10 +87,16 @@ class BgpPlan(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: tuple[str, ...] = ()
     bfd: Bfd
     nodes_bfd: bool = True
-    watched: tuple[Address, ...] = ()
+    partners: tuple[Address, ...] = ()
     overlay_next_hops: Mapping[Network, Mapping[Address, OverlayNextHop]] = {}
     subnets: tuple[Network, ...] = ()
     uplink: str = ""
+
+    @property
+    def watched(self) -> tuple[Address, ...]:
+        """The addresses of partners for which there is no BFD besides."""
+        noticed = {peer.address for peer in self.peers} if self.nodes_bfd else set()
+        return tuple(address for address in self.partners if address not in noticed)
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -158,7 +164,7 @@ def plan_bgp(
         waits_for=waits_for if any(_kept(view, own, target, running, peers)) else (),
         bfd=Bfd(bgp.bfd_interval, bgp.bfd_multiplier),
         nodes_bfd=bgp.bfd,
-        watched=tuple(_watched(view, own, partners, {peer.address for peer in peers} if bgp.bfd else set())),
+        partners=tuple(sorted(filter(None, (partner_address(view, node, name) for name in partners)), key=str)),
         overlay_next_hops=overlay_next_hops(
             view, node, others, {pool.network for pool in pools}, uplink.mtu if uplink else 0
         ),
@@ -167,16 +173,13 @@ def plan_bgp(
     )
 
 
-def _watched(
-    view: ClusterView, own: Node, partners: Iterable[str], noticed: Collection[Address]
-) -> Iterator[Address]:
-    """Yield the addresses of partners with which there is no BFD besides, one of each."""
-    for name in sorted(set(partners) & view.nodes.keys()):
-        node = view.nodes[name]
-        shared = [family for family in Family if own.internal_address(family) and node.internal_address(family)]
-        address = node.internal_address(shared[0]) if shared else None
-        if address is not None and address not in noticed:
-            yield address
+def partner_address(view: ClusterView, node: str, partner: str) -> Address | None:
+    """Return by which address a node notices another one's death; None if they share no family."""
+    own, other = view.nodes.get(node), view.nodes.get(partner)
+    if own is None or other is None:
+        return None
+    shared = [family for family in Family if own.internal_address(family) and other.internal_address(family)]
+    return other.internal_address(shared[0]) if shared else None
 
 
 def _services(view: ClusterView, versions: Collection[int], told: Iterable[Network]) -> tuple[Network, ...] | None:
