@@ -8,8 +8,12 @@ are the same for all of them, and never change with them; what is in the maps ch
 *Choosing.* `services` leads an address and port to a chain for its number of places, a power of two. That draws a
 place, and `backends` says who has it. Where a place is free, nothing is found and the next rule draws again; after
 some draws one of the lower half is drawn, in which none is free. So no Service needs rules of its own, and the
-chances of two backends differ by two in a hundred at most. With session affinity the client's address is the draw,
-and no place is free (podway.services.node_maps.spread).
+chances of two backends differ by two in a hundred at most.
+
+*Staying.* With session affinity a client's former backend is looked for first, in `affinity`, where it is noted
+whom a connection was led to once it is translated. `stays` leads to the chain that notes it for so many seconds,
+which comes and goes like the maps' elements (podway.kernel.nft.affinity). What is noted outlives the agent; who is
+not there any more is struck out by it.
 
 *Where to.* Connections need a way before they are translated, and take their source from it. So the ranges of
 Services' addresses have a route by the uplink, whose source is the address by which pods know the node. Who has
@@ -27,7 +31,7 @@ ranges is dropped.
 from collections.abc import Iterator
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.kinds.service import MOST_ENDPOINTS
+from podway.api.kinds.service import MOST_ENDPOINTS, PROTOCOLS
 from podway.cluster.view import ClusterView
 from podway.plan.guard import NFT_FAMILY
 from podway.plan.mtu import pool_mtu
@@ -37,8 +41,17 @@ from podway.plan.uplink import Uplink
 DRAWS = 6
 """How often a place is drawn before only the half of them is tried."""
 
-KEPT = ("services", "outside", "refused", "refused_outside", "backends", "cluster", "served", "fenced", "allowed")
+KEPT = (
+    *("services", "outside", "refused", "refused_outside", "backends", "stays"),
+    *("cluster", "served", "fenced", "allowed"),
+)
 """The maps and sets whose elements come and go with Services."""
+
+KEEPING = "keep_"
+"""What the names of chains begin with that come and go with Services; the rest is a number of seconds."""
+
+AFFINITY = "affinity"
+"""The map that packets fill: whom clients were led to."""
 
 _MAPS = """\
 	map services {{
@@ -54,7 +67,15 @@ _MAPS = """\
 		type {type} . inet_proto . inet_service : verdict
 	}}
 	map backends {{
-		typeof {ip} daddr . meta l4proto . th dport . numgen random mod 2 : {ip} daddr . th dport
+		typeof {ip} daddr . meta l4proto . tcp dport . numgen random mod 2 : {ip} daddr . tcp dport
+	}}
+	map stays {{
+		type {type} . inet_proto . inet_service : verdict
+	}}
+	map {affinity} {{
+		type {type} . inet_proto . inet_service . {type} : {type} . inet_service
+		size {clients}
+		flags dynamic,timeout
 	}}
 	set cluster {{
 		type {type}
@@ -73,25 +94,36 @@ _MAPS = """\
 
 _DRAW = "\t\tdnat to {ip} daddr . meta l4proto . th dport . {draw} mod {places}{more} map @backends\n"
 
+_FIRST = "\tchain unused {{\n{rule}\t}}\n"
+"""Nothing leads there. Where a type is said by `typeof`, a port has to be TCP's, for libnftables 1.0.6 cannot read
+`th dport` back there; but it has the first rule that asks such a map ask for TCP, too."""
+
+_SAME = "\t\tdnat to {ip} daddr . meta l4proto . th dport . {ip} saddr map @{affinity}\n"
+
+_NOTED = "\t\tmeta l4proto {protocol} ct original {ip} daddr . meta l4proto . ct original proto-dst vmap @stays\n"
+"""What a port is, nft only knows where a rule says of which protocol."""
+
 _CHAINS = """\
 	chain refuse {{
 		meta l4proto tcp reject with tcp reset
 		reject with {icmp} type port-unreachable
 	}}
+	chain note {{
+{noted}	}}
 	chain drop_it {{
 		drop
 	}}
 	chain unserved {{
 		{ip} daddr . meta l4proto . th dport vmap @refused
 		{ip} daddr @cluster goto refuse
-		{ip} daddr {{ {ranges} }} drop
-	}}
+{ranges}	}}
 	chain output {{
 		type nat hook output priority {nat}; policy accept;
 		{ip} daddr . meta l4proto . th dport vmap @services
 	}}
 	chain output_unserved {{
 		type filter hook output priority {after}; policy accept;
+		ct state new ct status dnat goto note
 		ct state new jump unserved
 	}}
 	chain fence {{
@@ -104,15 +136,19 @@ _CHAINS = """\
 	}}
 	chain prerouting_local {{
 		type filter hook prerouting priority {before}; policy accept;
-		ct state new {ip} saddr != {{ {pods} }} {ip} daddr . meta l4proto . th dport vmap @refused_outside
+{pods}		ct state new {ip} daddr . meta l4proto . th dport vmap @refused_outside
+	}}
+	chain inside {{
+		{ip} daddr . meta l4proto . th dport vmap @services
 	}}
 	chain prerouting {{
 		type nat hook prerouting priority {nat}; policy accept;
-		{ip} saddr != {{ {pods} }} {ip} daddr . meta l4proto . th dport vmap @outside
-		{ip} daddr . meta l4proto . th dport vmap @services
+{inside}		{ip} daddr . meta l4proto . th dport vmap @outside
+		goto inside
 	}}
 	chain prerouting_unserved {{
 		type filter hook prerouting priority {after}; policy accept;
+		ct state new ct status dnat goto note
 		ct state new jump unserved
 	}}
 	chain source {{
@@ -136,8 +172,10 @@ _FENCE, _BEFORE, _NAT, _AFTER, _SOURCE_NAT = -101, -100, -99, -98, 99
 _TYPE: dict[Family, str] = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 _ICMP: dict[Family, str] = {Family.IPV4: "icmp", Family.IPV6: "icmpv6"}
 
-_SEED = 0x70776179
-"""The same on all nodes, so that all find the same backend for a client."""
+_PROTOCOLS = tuple(name.lower() for name in PROTOCOLS)
+
+CLIENTS = 1 << 18
+"""Clients of Services with session affinity of which a node remembers the backend; of more, nothing is noted."""
 
 
 def plan_services(view: ClusterView, uplink: Uplink, *, engine: bool) -> NodePlan:
@@ -195,10 +233,11 @@ def _table(family: Family, source: Address, ranges: list[Network], pods: list[Ne
     rest = _CHAINS.format(
         ip=ip,
         icmp=_ICMP[family],
-        ranges=", ".join(map(str, ranges)),
-        pods=", ".join(
-            map(str, pods or ranges)
-        ),  # a set of nothing is none, and no client has a Service's address
+        # Nothing here is a set without a name: such cannot be changed without the maps (NftTable.kept).
+        ranges="".join(f"\t\t{ip} daddr {one} drop\n" for one in ranges),
+        pods="".join(f"\t\t{ip} saddr {one} return\n" for one in pods),
+        inside="".join(f"\t\t{ip} saddr {one} goto inside\n" for one in pods),
+        noted="".join(_NOTED.format(ip=ip, protocol=protocol) for protocol in _PROTOCOLS),
         group=LINK_GROUP,
         bridge=BRIDGE_DEVICE,
         before=_BEFORE,
@@ -208,12 +247,13 @@ def _table(family: Family, source: Address, ranges: list[Network], pods: list[Ne
         after=_AFTER,
         source_nat=_SOURCE_NAT,
     )
-    maps = _MAPS.format(ip=ip, type=_TYPE[family])
-    return NftTable(ip, NFT_SERVICES_TABLE, maps + chains + rest, kept=KEPT)
+    maps = _MAPS.format(ip=ip, type=_TYPE[family], clients=CLIENTS, affinity=AFFINITY)
+    first = _FIRST.format(rule=_DRAW.format(ip=ip, draw="numgen random", places=1, more=""))
+    return NftTable(ip, NFT_SERVICES_TABLE, maps + first + chains + rest, kept=KEPT, others=KEEPING)
 
 
 def _choosing(family: Family, word: str, first: int) -> Iterator[str]:
-    """Yield the chains that choose among so many places from one on: at random, and by the client's address."""
+    """Yield the chains that choose among so many places from one on: any, or the same as last time."""
     ip = NFT_FAMILY[family]
     more = f" offset {first}" if first else ""
     places = 1
@@ -221,7 +261,6 @@ def _choosing(family: Family, word: str, first: int) -> Iterator[str]:
         draw = _DRAW.format(ip=ip, draw="numgen random", places=places, more=more)
         last = _DRAW.format(ip=ip, draw="numgen random", places=max(1, places // 2), more=more)
         yield f"\tchain {word}any_{places} {{\n{draw * DRAWS if places > 1 else ''}{last}\t}}\n"
-        if places > 1:
-            same = _DRAW.format(ip=ip, draw=f"jhash {ip} saddr", places=places, more=f" seed {_SEED:#x}{more}")
-            yield f"\tchain {word}same_{places} {{\n{same}\t}}\n"
+        same = _SAME.format(ip=ip, affinity=AFFINITY)
+        yield f"\tchain {word}same_{places} {{\n{same}\t\tgoto {word}any_{places}\n\t}}\n"
         places *= 2

@@ -1,7 +1,7 @@
 """Services for a node's own processes and clients outside: what serves pods, in the node's nftables maps, too.
 
 It follows who serves pods (podway.reconcile.serving), and has its place in that one's work. The table with the
-rules is the plan's. Whenever it was loaded its maps are empty, so all is compared and written anew.
+rules is the plan's. Whenever it was loaded its maps may be empty, so all is compared, and what is missing written.
 """
 
 import errno
@@ -29,7 +29,7 @@ class NodeServing:
         self._state = state
         self._maps: NodeMaps | None = None
         self._loaded = 0
-        """How often one of the tables was loaded: each time its maps are empty."""
+        """How often one of the tables was loaded: each time its maps may be empty."""
         self._maps_of = -1
         """Which loading the maps are of that were compared."""
 
@@ -49,7 +49,7 @@ class NodeServing:
         return self._maps_of != self._loaded if self.wanted else self._maps is not None
 
     def loaded(self) -> None:
-        """Say that a table was loaded: its maps are empty."""
+        """Say that a table was loaded: its maps may be empty."""
         self._loaded += 1
 
     def forget(self) -> None:

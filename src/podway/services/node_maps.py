@@ -5,10 +5,9 @@ rules of podway.plan.services. Their maps are keyed by a Service's address, prot
 look up in one map what another one says: so an endpoint has an entry for each address and port that leads to it.
 """
 
-import hashlib
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple, TypeAlias
 
@@ -26,19 +25,26 @@ FENCED, ALLOWED = "fenced", "allowed"
 """The maps, and the sets: of clusters' addresses, and of who is behind others; of what not everybody outside may
 come to, and from where one may, as ranges: such a key has a beginning and an end.
 """
+STAYING, KEEP = "stays", "keep_"
+"""The map that says for how long clients stay, and what the chains are called to which it leads."""
 
-SPREAD = 8
-"""Places that each backend has at least where clients stay: their shares differ by an eighth at most."""
+_SHARED = (SERVED, KEEP)
+"""Of what several frontends may want the same entry."""
 
 _MAPPED = 12
 """Bytes ahead of an IPv4 address in one of 16 bytes (services.maps.packed)."""
+
+_SECONDS = struct.Struct(">I")
 
 _PLACE = struct.Struct("=I")
 """A place, as a register of the kernel has it: in the processor's byte order."""
 
 
 class NodeKey(NamedTuple):
-    """The key of an entry: the IP version of its table, the map or set, and the key's bytes in it."""
+    """The key of an entry: the IP version of its table, the map or set, and the key's bytes in it.
+
+    A chain that notes clients is an entry as well: its key are its seconds.
+    """
 
     version: int
     map: str
@@ -63,12 +69,15 @@ class NodeDelta(msgspec.Struct, frozen=True):
 
     `stale` are those of `put` that say something else until then. `moved` are addresses and ports of UDP to which
     others are led from then on, with those who are behind them still: the kernel must not go on with former ones.
+    Nor must it with what it remembers of clients (session affinity): `left` has the keys of what they stay with,
+    from which backends went, with the backends that are left.
     """
 
     put: Mapping[NodeKey, NodeValue] = {}
     gone: Mapping[NodeKey, NodeValue] = {}
     stale: frozenset[NodeKey] = frozenset()
     moved: Mapping[Where, frozenset[Where]] = {}
+    left: Mapping[NodeKey, frozenset[bytes]] = {}
 
     @property
     def empty(self) -> bool:
@@ -91,10 +100,10 @@ class NodeMaps:
     ) -> None:
         """Begin with what there is. `fence` says from which networks clients outside may come to a frontend."""
         self._sides = (_Side(versions, entries, fence), _Side(versions, outside, outside=True))
-        self._served: Counter[NodeKey] = Counter()
+        self._shared: Counter[NodeKey] = Counter()
         """How many frontends want each entry that several may want."""
         for side in self._sides:
-            self._served.update(key for key, _ in side.entries() if key.map == SERVED)
+            self._shared.update(key for key, _ in side.entries() if key.map in _SHARED)
 
     def entries(self) -> Iterator[tuple[NodeKey, NodeValue]]:
         """Yield all that there is to be written; what several frontends want may come several times."""
@@ -106,23 +115,25 @@ class NodeMaps:
         before: dict[NodeKey, NodeValue] = {}
         after: dict[NodeKey, NodeValue] = {}
         counts: Counter[NodeKey] = Counter()
-        for side, told in zip(self._sides, (delta, outside), strict=True):
-            touched = side.touched(told)
+        both = tuple(zip(self._sides, (delta, outside), strict=True))
+        # Who is behind a frontend for the others stays: all of them are told of what is touched on one side.
+        touched = {key: None for side, told in both for key in side.touched(told)}
+        for side, told in both:
             for known, sign in ((before, -1), (after, 1)):
                 if sign > 0:
                     side.take(told)
                 for key, value in side.of(touched):
-                    if key.map == SERVED:
+                    if key.map in _SHARED:
                         counts[key] += sign
                     else:
                         known[key] = value
         for key, more in counts.items():
-            for known, count in ((before, self._served[key]), (after, self._served[key] + more)):
+            for known, count in ((before, self._shared[key]), (after, self._shared[key] + more)):
                 if count:
                     known[key] = b""
-            self._served[key] += more
-            if not self._served[key]:
-                del self._served[key]
+            self._shared[key] += more
+            if not self._shared[key]:
+                del self._shared[key]
         return difference(after, before)
 
 
@@ -213,11 +224,12 @@ class _Side:
             refused = "drop_it" if frontend.flags & FrontendFlag.DROP else "refuse"
             yield NodeKey(version, self._refused, where), refused
             return
-        stays = bool(frontend.affinity) and len(behind) > 1
-        places = spread(behind) if stays else behind
-        chain = f"{self._word}{'same' if stays else 'any'}_{room(len(places))}"
+        chain = f"{self._word}{'same' if frontend.affinity else 'any'}_{room(len(behind))}"
         yield NodeKey(version, self._services, where), chain
-        for place, value in enumerate(places, self._first):
+        if frontend.affinity:
+            yield NodeKey(version, KEEP, _SECONDS.pack(frontend.affinity)), b""
+            yield NodeKey(version, STAYING, where), f"{KEEP}{frontend.affinity}"
+        for place, value in enumerate(behind, self._first):
             yield NodeKey(version, BACKENDS, where + _PLACE.pack(place)), value
         if frontend.flags & FrontendFlag.OUTSIDE:
             for one in set(behind):
@@ -240,13 +252,47 @@ def difference(want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeVal
     stale = frozenset(key for key in put if key in have)
     moved: dict[bytes, set[Where]] = {}
     for key in (*gone, *stale, *(key for key in put if key.map != BACKENDS)):
-        if key.map not in (CLUSTER, SERVED, FENCED, ALLOWED) and (where := _udp(key)):
+        if key.map not in (STAYING, KEEP, CLUSTER, SERVED, FENCED, ALLOWED) and (where := _udp(key)):
             moved[where] = set()
     for key, value in want.items() if moved else ():
         if key.map == BACKENDS and (where := _udp(key)) in moved and isinstance(value, bytes):
             moved[where].add(_where(value[:-4], value[-4:]))
     told = {_where(where[:-8], where[-4:]): frozenset(behind) for where, behind in moved.items()}
-    return NodeDelta(put, gone, stale, told)
+    changed = (*gone, *stale, *(key for key in put if key.map in _PARTED))
+    return NodeDelta(put, gone, stale, told, _left(want, have, changed))
+
+
+_PARTED = (OUTSIDE, REFUSED_OUTSIDE)
+
+
+def _left(
+    want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeValue], changed: Iterable[NodeKey]
+) -> dict[NodeKey, frozenset[bytes]]:
+    """Return who is left behind what clients stay with, where it changes.
+
+    Nobody, where clients outside are told from others from now on, or no more: a memory may be of either.
+    """
+    found: dict[NodeKey, set[bytes]] = {}
+    for key in changed:
+        if key.map in (BACKENDS, STAYING, *_PARTED) and (staying := _staying(key)) in have:
+            found[staying] = set()
+    for key, value in want.items() if found else ():
+        if key.map == BACKENDS and isinstance(value, bytes) and (staying := _staying(key)) in found:
+            found[staying].add(value)
+    return {
+        key: frozenset(left if key in want and _parted(key, want) == _parted(key, have) else ())
+        for key, left in found.items()
+    }
+
+
+def _staying(key: NodeKey) -> NodeKey:
+    """Return the key by which clients stay with who is behind the address and port that an entry is of."""
+    return NodeKey(key.version, STAYING, key.key[: -_PLACE.size] if key.map == BACKENDS else key.key)
+
+
+def _parted(key: NodeKey, entries: Mapping[NodeKey, NodeValue]) -> bool:
+    """Tell whether clients outside find others at an address and port than those who are in the cluster."""
+    return any(key._replace(map=name) in entries for name in _PARTED)
 
 
 def _udp(key: NodeKey) -> bytes:
@@ -262,34 +308,6 @@ def _where(address: bytes, port: bytes) -> Where:
 def room(count: int) -> int:
     """Return the power of two that so many places fit in."""
     return 1 << (count - 1).bit_length()
-
-
-def spread(backends: Sequence[bytes]) -> list[bytes]:
-    """Return who has each place where clients stay with their backends: a power of two of places, none free.
-
-    One backend more or less moves little besides its own share, and the order in which they are told does not
-    matter: Maglev's table (Eisenbud et al., NSDI 2016, section 3.4). With a number of places that is a power of
-    two every odd step goes through all of them.
-    """
-    names = sorted(backends)
-    size = min(room(SPREAD * len(names)), MOST_ENDPOINTS)
-    steps = []
-    for name in names:
-        digest = hashlib.blake2b(name, digest_size=8).digest()
-        start, step = struct.unpack("<II", digest)
-        steps.append([start % size, step % size | 1])
-    table: list[bytes | None] = [None] * size
-    filled = 0
-    while True:
-        for name, step in zip(names, steps, strict=True):
-            place, by = step
-            while table[place] is not None:
-                place = (place + by) % size
-            table[place] = name
-            step[0] = (place + by) % size
-            filled += 1
-            if filled == size:
-                return [one for one in table if one is not None]
 
 
 def _short(address: bytes) -> tuple[int, bytes]:

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from podway.api.fields import Problem, parse_legacy_address
 from podway.api.kinds.endpoint_slice import SERVICE_LABEL, EndpointSlice
 from podway.api.kinds.network_config import NetworkConfig
-from podway.api.kinds.service import Service
+from podway.api.kinds.service import PROTOCOLS, Service
 from podway.api.resource import Resource, invalid
-
-PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 _CHOICES = {
     "type": ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"),

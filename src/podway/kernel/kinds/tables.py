@@ -9,7 +9,7 @@ from typing import Any, Literal
 from podway.errors import KernelError
 from podway.kernel.engine import Compared, Scannable, one_by_one
 from podway.kernel.netlink import Connection
-from podway.kernel.nft.forms import Form, form, loaded_form, tables
+from podway.kernel.nft.forms import Form, form, loaded_form, names, tables
 from podway.kernel.nft.libnftables import Nftables
 from podway.kernel.nft.sets import NftSets
 from podway.plan.changes import Change
@@ -62,9 +62,11 @@ class NftTables:
 
     def list(self, plan: NodePlan) -> Mapping[Hashable, LoadedTable]:
         """Return our tables."""
-        wanted = {table.key: [*(each.name for each in table.sets), *table.kept] for table in plan.tables}
+        wanted = {
+            table.key: ([*(each.name for each in table.sets), *table.kept], table.others) for table in plan.tables
+        }
         return {
-            key: LoadedTable(*key, form(self._connection, *key, wanted.get(key, ())))
+            key: LoadedTable(*key, form(self._connection, *key, *wanted.get(key, ())))
             for key in tables(self._connection)
             if is_our_table(key[1]) or key in wanted
         }
@@ -77,7 +79,24 @@ class NftTables:
         if change.want is None:
             self._nftables().delete(*change.key)
         else:
-            self._nftables().replace(change.want.source, change.want.elements)
+            table = change.want.source
+            if not (table.kept and self._renewed(table, change.want.form)):
+                self._nftables().replace(table, change.want.elements)
+
+    def _renewed(self, table: NftTable, want: Form) -> bool:
+        """Have a table's rules become others, and tell whether that can be: what is kept in its maps stays.
+
+        Otherwise nobody would be led by these until whoever fills them knows again with what.
+        """
+        with contextlib.suppress(KernelError):  # one of them is that there is no such table
+            there = self._form(table)
+            gone = [sorted(names(there, kind) - names(want, kind)) for kind in ("chain", "set")]
+            self._nftables().renew(table, sorted(names(there, "chain")), *gone)
+            return self._form(table) == want
+        return False
+
+    def _form(self, table: NftTable) -> Form:
+        return form(self._connection, table.family, table.name, table.kept, table.others)
 
 
 def _form_of(table: NftTable) -> Form:

@@ -8,7 +8,7 @@ could list both, but reads every element of every set for it, even when told to 
 import functools
 import os
 from collections.abc import Collection, Iterator
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from podway.kernel import netns
 from podway.kernel.netlink import Connection, Request
@@ -40,6 +40,9 @@ What they are of stands in the same attribute of all: the table's name.
 """
 
 
+_CHAIN_OF = {"chain": c.NFTA_CHAIN_NAME, "rule": c.NFTA_RULE_CHAIN}
+
+
 def tables(connection: Connection) -> list[tuple[NftFamily, str]]:
     """Return the family and name of every table, of the families that Podway knows. Raises KernelError."""
     request = Request(message_type(c.NFT_MSG_GETTABLE), header(), "list", "nftables tables")
@@ -51,14 +54,19 @@ def tables(connection: Connection) -> list[tuple[NftFamily, str]]:
     return found
 
 
-def form(connection: Connection, family: NftFamily, name: str, sets: Collection[str] = ()) -> Form:
+def form(
+    connection: Connection, family: NftFamily, name: str, sets: Collection[str] = (), others: str = ""
+) -> Form:
     """Return a table's form, empty if it is not there.
 
-    It has the elements of its sets, but not of those that packets fill, nor of `sets`. Raises KernelError.
+    It has the elements of its sets, but not of those that packets fill, nor of `sets`; and no chains whose names
+    begin with `others`, if that is not empty. Raises KernelError.
     """
     found: list[tuple[str, ...]] = []
     for kind, message, told in _KINDS:
         for attributes in _dump(connection, message, family, name, f"the {kind}s of nft table {family} {name}"):
+            if others and string(attributes.get(_CHAIN_OF.get(kind, 0))).startswith(others):
+                continue
             said = [f"{number} {attributes[number].hex()}" for number in told if number in attributes]
             if kind == "rule":
                 said += _expressions(attributes[c.NFTA_RULE_EXPRESSIONS])
@@ -67,6 +75,12 @@ def form(connection: Connection, family: NftFamily, name: str, sets: Collection[
                 said += _elements(connection, family, name, each) if each not in sets else ()
             found.append((kind, *said))
     return tuple(found)
+
+
+def names(found: Form, kind: Literal["chain", "set"]) -> frozenset[str]:
+    """Return the names of the chains, or of the sets and maps, of a table's form."""
+    # It is what they tell first.
+    return frozenset(string(bytes.fromhex(each[1].split()[1])) for each in found if each[0] == kind)
 
 
 @functools.lru_cache(maxsize=16)
@@ -84,8 +98,8 @@ def loaded_form(table: NftTable) -> Form:
         finally:
             scratch.close()
         with Connection(fd, protocol=c.NETLINK_NETFILTER) as connection:
-            names = [*(each.name for each in table.sets), *table.kept]
-            return form(connection, table.family, table.name, names)
+            sets = [*(each.name for each in table.sets), *table.kept]
+            return form(connection, table.family, table.name, sets, table.others)
     finally:
         os.close(fd)
 

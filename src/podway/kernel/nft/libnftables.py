@@ -73,6 +73,22 @@ class Nftables:
         # The first `add` makes sure that there is something to delete.
         self._run(f"add {head}\ndelete {head}\n{head} {{\n{table.body}\n}}\n{commands}", f"load nft {head}")
 
+    def renew(self, table: NftTable, there: Iterable[str], chains: Iterable[str], sets: Iterable[str]) -> None:
+        """Load a table's rules in place of those in chains that are `there`; the elements of its sets stay.
+
+        `chains` and `sets` are those that the table has no more. Nothing is changed if anything is refused, as
+        a set of another type, or the end of a chain to which an element leads. Raises KernelError.
+        """
+        self.writes += 1
+        head = f"table {table.family} {table.name}"
+        place = " ".join(table.key)
+        gone = (
+            *(f"flush chain {place} {one}\n" for one in there),
+            *(f"delete chain {place} {one}\n" for one in chains),
+            *(f"delete set {place} {one}\n" for one in sets),
+        )
+        self._run(f"{''.join(gone)}{head} {{\n{table.body}\n}}\n", f"load nft {head} anew")
+
     def delete(self, family: str, name: str) -> None:
         """Delete a table, if it is there. Raises KernelError."""
         self.writes += 1
