@@ -470,12 +470,11 @@ class Known:
 
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._informer.run())
-        try:
+        """Have the informer run; what ends it ends the test."""
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(self._informer.run())
             yield
-        finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def until(self, holds: Callable[[], object]) -> None:
         while not holds():
@@ -543,6 +542,24 @@ def test_nothing_is_lost_when_the_server_comes_back(
             if how == "made anew":
                 with pytest.raises(StoreUnavailable, match=r"(?s)does not know kind IPPool.*deploy/crds.yaml"):
                     await store.list(IPPool)
+
+    run(frail_server, scenario)
+
+
+def test_another_cluster_is_known_for_one_though_no_connection_was_lost(frail_server: ApiServer) -> None:
+    """Nobody asked anything while the server was replaced, and the new one has come as far as the old one had."""
+
+    async def scenario(store: Store) -> None:
+        version = (await store.list(Node)).version
+        reached = int(version.rpartition(".")[2])
+        come_back(frail_server, "made anew", Path())
+        async with opened(frail_server, entry(frail_server)) as other:
+            made = await other.create(node("another-cluster"))
+            while int(made.metadata.resource_version) <= reached:
+                label = {"metadata": {"labels": {"x": made.metadata.resource_version}}}
+                made = await other.patch(Node, made.metadata.name, label)
+        with pytest.raises(VersionExpired, match="is no version of kind Node here"):
+            await anext(store.watch(Node, version))
 
     run(frail_server, scenario)
 

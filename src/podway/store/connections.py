@@ -50,6 +50,8 @@ class Connections:
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.made = 0
+        """How many connections were begun."""
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -66,6 +68,7 @@ class Connections:
         return self._session
 
     def _socket(self, address: Any) -> socket.socket:
+        self.made += 1
         made = self._make_socket(address)
         try:
             for level, option, value in _SOCKET_OPTIONS:

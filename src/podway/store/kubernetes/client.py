@@ -62,8 +62,16 @@ class Client:
         self._identity = Identity(access)
         self._servers = list(access.servers)
         self._connections = Connections(sockets, access.servers[0], idle=IDLE_TIMEOUT)
-        self.losses = 0
-        """How often a server was lost, or ended a stream: whoever answers next may be another."""
+        self._losses = 0
+
+    @property
+    def generation(self) -> int:
+        """A number that grows whenever whoever answers next may be another server than before.
+
+        One was lost, or ended a stream, or was connected to: a connection that ended while nobody used it is
+        replaced without a word.
+        """
+        return self._losses + self._connections.made
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -101,7 +109,7 @@ class Client:
                 answer, code, after = await self._ask(server, method, path, query, body, headers)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._connections.require_open()
-                self.losses += 1
+                self._losses += 1
                 tries += 1
                 harmless = method == "GET" or isinstance(error, aiohttp.ClientConnectorError)
                 self._turn(server)
@@ -168,11 +176,11 @@ class Client:
                 cut(response, transport)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._connections.require_open()
-            self.losses += 1
+            self._losses += 1
             self._turn(server)
             raise _unreachable(server, error) from error
         self._connections.require_open()
-        self.losses += 1
+        self._losses += 1
 
     async def _begin(self, server: str, path: str, query: Mapping[str, str]) -> aiohttp.ClientResponse:
         for trial in range(2):

@@ -285,10 +285,12 @@ class KubernetesStore:
         """See Store.watch."""
         how = TRANSLATIONS[kind.KIND]
         cluster, _, number = version.rpartition(".")
-        if cluster != await self._which() or not (number == ABSENT or number.isdecimal()):
-            raise VersionExpired(f"{version!r} is no version of kind {kind.KIND} here", hint=LIST_AGAIN)
+        if not (number == ABSENT or number.isdecimal()):
+            raise _foreign(how, version)
         path = await self._place(how, how.space)
         if path is None or number == ABSENT:
+            if cluster != await self._which():
+                raise _foreign(how, version)
             yield Bookmark(version)
             if path is None:
                 await self._appearance(how)
@@ -303,7 +305,12 @@ class KubernetesStore:
         try:
             async with aclosing(self._client.stream(path, query)) as lines:
                 async for line in lines:
-                    yield _told_by(how, cluster, line) if line else Bookmark(version)
+                    if line:
+                        yield _told_by(how, cluster, line)
+                    elif cluster == await self._which():  # the stream stands, whoever it was that answered
+                        yield Bookmark(version)
+                    else:
+                        raise _foreign(how, version)
         except Refused as error:
             if error.status.code in (404, 410):
                 raise _expired(how, number, error.status) from error
@@ -342,8 +349,8 @@ class KubernetesStore:
 
     async def _which(self) -> str:
         """Return what tells this cluster from others."""
-        if self._cluster is None or self._cluster[0] != self._client.losses:
-            losses = self._client.losses
+        if self._cluster is None or self._cluster[0] != self._client.generation:
+            generation = self._client.generation
             try:
                 answer = await self._client.request("GET", "/api/v1/namespaces/kube-system")
                 uid = _body.decode(answer).metadata.uid
@@ -351,7 +358,7 @@ class KubernetesStore:
                 uid = ""
             if self._client.in_cluster:
                 await self._learn_servers()
-            self._cluster = (losses, uid)
+            self._cluster = (generation, uid)
         return self._cluster[1]
 
     async def _learn_servers(self) -> None:
@@ -623,6 +630,10 @@ def _expired(how: Translation, number: str, status: Status) -> VersionExpired:
         f"the API server no longer has every change of kind {how.kind.KIND}{since}: {status.message}",
         hint=LIST_AGAIN,
     )
+
+
+def _foreign(how: Translation, version: str) -> VersionExpired:
+    return VersionExpired(f"{version!r} is no version of kind {how.kind.KIND} here", hint=LIST_AGAIN)
 
 
 def _unexpected(error: Refused) -> StoreUnavailable:
