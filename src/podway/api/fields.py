@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface, ip_network
 from types import MappingProxyType
 from typing import Any
 
-from podway.api.addresses import Address, Interface, Network
+from podway.api.addresses import Address, Interface, Network, parse_plain_address
 from podway.api.meta import LabelSelector, Record
 
 # Names as Kubernetes has them: RFC 1123 labels and subdomains, and what follows a label key's prefix.
@@ -92,7 +92,7 @@ def parse_address(text: str) -> Address:
     """Parse an address; raises ValueError, also for one with a zone (RFC 4007): that is of one host."""
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")
-    return ip_address(text)
+    return parse_plain_address(text)
 
 
 def is_number(text: str) -> bool:

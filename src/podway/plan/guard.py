@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Address, Family, Network, address_text
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import required_modes
 from podway.plan.objects import (
@@ -190,13 +190,11 @@ def node_elements(view: ClusterView, names: Iterable[str]) -> tuple[NftElement, 
     found: dict[NftElement, None] = {}
     for other in map(view.nodes.get, names):
         if other is not None:
-            for address in other.internal_addresses:
+            for address in other.own_addresses:
                 found[_node_element(address)] = None
-            for interface in other.interface_addresses:
-                found[_node_element(interface.ip)] = None
     return tuple(found)
 
 
 @lru_cache(maxsize=65536)
 def _node_element(address: Address) -> NftElement:
-    return NftElement(NFT_FAMILY[Family.of(address)], NFT_TABLE, NODES, (str(address),))
+    return NftElement(NFT_FAMILY[Family.of(address)], NFT_TABLE, NODES, (address_text(address),))

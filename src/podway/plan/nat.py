@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from ipaddress import ip_network
 
-from podway.api.addresses import Address, Family, Network, collapsed, host_network
+from podway.api.addresses import Address, Family, Network, address_text, collapsed, host_network
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import TunnelMode, required_modes
 from podway.plan.guard import NFT_FAMILY, NODES
@@ -125,7 +125,7 @@ def is_translated(view: ClusterView, source: Address, destination: Address) -> b
         return False
     if any(destination in network for network in kept_networks(view, family)):
         return False
-    return not any(destination in _addresses(view, name) for name in view.nodes)
+    return not any(destination in node.own_addresses for node in view.nodes.values())
 
 
 def translation_words(view: ClusterView, node: str, source: Address, destination: Address) -> str:
@@ -144,8 +144,8 @@ def nat_elements(view: ClusterView, names: Iterable[str], families: Collection[i
     """Return the elements that stand for nodes in the tables of these families."""
     # Plain, and each made once: it is asked of thousands of nodes.
     found: dict[NftElement, None] = {}
-    for name in names:
-        for address in _addresses(view, name):
+    for node in map(view.nodes.get, names):
+        for address in node.own_addresses if node else ():
             if address.version in families:
                 found[_element(address)] = None
     return tuple(found)
@@ -185,14 +185,6 @@ def _pools(view: ClusterView, family: Family) -> list[Network]:
     return [pool.network for pool in view.pools.values() if pool.family is family]
 
 
-def _addresses(view: ClusterView, name: str) -> Iterable[Address]:
-    """Return the addresses that a node says are its own; of most nodes they are said twice."""
-    node = view.nodes.get(name)
-    if node is None:
-        return ()
-    return (*node.internal_addresses, *(interface.ip for interface in node.interface_addresses))
-
-
 @lru_cache(maxsize=65536)
 def _element(address: Address) -> NftElement:
-    return NftElement(NFT_FAMILY[Family.of(address)], NFT_NAT_TABLE, NODES, (str(address),))
+    return NftElement(NFT_FAMILY[Family.of(address)], NFT_NAT_TABLE, NODES, (address_text(address),))

@@ -8,11 +8,11 @@ many, and change one at a time.
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 from podway.api.addresses import Address, Family, Network
 from podway.api.lease import Attachment, Lease
+from podway.cached import cached_property
 from podway.cluster.view import ClusterView
 from podway.plan.bridge import lan_of, plan_bridge
 from podway.plan.changes import merged

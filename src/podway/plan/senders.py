@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network
 from typing import Literal
 
-from podway.api.addresses import Address, Family, Network, host_network
+from podway.api.addresses import Address, Family, Network, address_text, host_network
 from podway.cluster.view import ClusterView
 from podway.plan.guard import NFT_FAMILY, NODES
 from podway.plan.objects import (
@@ -131,8 +131,8 @@ def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterabl
         sender = _sender(view, name, underlay)
         number = "" if sender is None else nft_number(sender.packed)
         if sender is not None:
-            found[_element(ip, NODES, str(sender))] = None
-            for address in _own_addresses(view, name):
+            found[_element(ip, NODES, address_text(sender))] = None
+            for address in view.nodes[name].own_addresses:
                 found[_element(ip, f"senders{address.version}", number, nft_number(address.packed))] = None
         for block in view.blocks.select("node", name):
             network = block.network
@@ -173,18 +173,11 @@ def _sender(view: ClusterView, name: str, underlay: Family) -> Address | None:
 
 def _sources(view: ClusterView, name: str) -> Iterator[Network]:
     """Yield what a node may send from: its own addresses, and those of the pods in its blocks."""
-    for address in _own_addresses(view, name):
+    known = view.nodes.get(name)
+    for address in known.own_addresses if known else ():
         yield host_network(address)
     for block in view.blocks.select("node", name):
         yield block.network
-
-
-def _own_addresses(view: ClusterView, name: str) -> Iterable[Address]:
-    """Return the addresses that a node says are its own, each once: of most nodes they are said twice."""
-    node = view.nodes.get(name)
-    if node is None:
-        return ()
-    return dict.fromkeys((*node.internal_addresses, *(interface.ip for interface in node.interface_addresses)))
 
 
 def _pools(view: ClusterView) -> Iterator[Network]:

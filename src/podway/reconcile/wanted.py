@@ -40,15 +40,16 @@ class Wanted:
     def put(self, owner: Owner, section: NodePlan) -> list[Change]:
         """Take an owner's section in place of its former one; return how the wanted objects change."""
         mine = self._sections.setdefault(owner.rank, {})
-        before = mine.pop(owner.key, _NOTHING)
+        before = mine.pop(owner.key, None)
         mine[owner.key] = section
         changes: list[Change] = []
-        for kind, field in KINDS.items():
+        if before is None:  # as for thousands of nodes at an agent's start
+            for kind, field in KINDS.items():
+                if new := getattr(section, field):
+                    self._claim_all(owner, kind, new, changes)
+        for kind, field in KINDS.items() if before is not None else ():
             old, new = getattr(before, field), getattr(section, field)
             if old == new:
-                continue
-            if not old:  # as for thousands of nodes at an agent's start
-                self._claim_all(owner, kind, new, changes)
                 continue
             had, has = {obj.key: obj for obj in old}, {obj.key: obj for obj in new}
             for key, obj in has.items():

@@ -1,7 +1,6 @@
 """AddressBlock: a part of a pool, and which node owns it."""
 
 from collections.abc import Hashable, Iterable, Iterator
-from functools import cached_property
 from ipaddress import ip_network
 from typing import ClassVar, Literal
 
@@ -11,6 +10,7 @@ from podway.api.columns import AGE, Column
 from podway.api.fields import SUBDOMAIN_SCHEMA, Problem, check_name, check_usable_network, parse_cidr
 from podway.api.meta import Rule, StrictRecord
 from podway.api.resource import Names, Resource
+from podway.cached import cached_property
 
 
 class AddressBlockSpec(StrictRecord, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from ipaddress import ip_address, ip_network
 from typing import ClassVar, Literal, TypeAlias
 
@@ -30,6 +29,7 @@ from podway.api.kinds.secret import SECRET_KEY
 from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
 from podway.api.status import JudgedStatus, accepted
+from podway.cached import cached_property
 
 MAX_PASSWORD = 80
 """Bytes (TCP_MD5SIG_MAXKEYLEN, include/uapi/linux/tcp.h)."""

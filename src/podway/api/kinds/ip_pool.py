@@ -1,7 +1,6 @@
 """IPPool: a range of addresses, for pods or for Services, and how packets to them travel."""
 
 from collections.abc import Iterator
-from functools import cached_property
 from ipaddress import collapse_addresses, ip_network
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -19,6 +18,7 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
 from podway.api.status import JudgedStatus, accepted
+from podway.cached import cached_property
 
 DEFAULT_BLOCK_PREFIX = {Family.IPV4: 24, Family.IPV6: 122}
 DEFAULT_POOL = "10.244.0.0/16"

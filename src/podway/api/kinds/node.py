@@ -1,7 +1,6 @@
 """Node: a machine that runs pods, and what agents write on its object for each other."""
 
 from collections.abc import Hashable, Iterable, Iterator
-from functools import cached_property
 from ipaddress import ip_network
 from typing import ClassVar, Literal
 
@@ -22,6 +21,7 @@ from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease, micro_time
 from podway.api.meta import Metadata, Record
 from podway.api.resource import Names, Resource
+from podway.cached import cached_property
 
 INTERFACE_ADDRESSES = "podway.io/interface-addresses"
 """Annotation: the uplink's addresses with their prefix lengths, comma-separated."""
@@ -141,6 +141,11 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
         "address": lambda node: (entry.address for entry in node.status.addresses),
         "families": _families,
         "starved": lambda node: node.starved if STARVED in node.metadata.annotations else (),
+        # By the notes' text: of most nodes there is none.
+        "asn": lambda node: filter(None, (node.metadata.annotations.get(ASN),)),
+        "ready": lambda node: filter(None, (node.metadata.annotations.get(BGP_READY),)),
+        "lost": lambda node: node.lost if BGP_LOST in node.metadata.annotations else (),
+        "subnet": lambda node: (interface.network for interface in node.interface_addresses),
     }
     SETTABLE: ClassVar = {
         "asn": ("annotations", ASN),
@@ -176,12 +181,35 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
         return tuple(parse_interface(part) for part in text.split(",") if part)
 
     @cached_property
+    def own_addresses(self) -> tuple[Address, ...]:
+        """All addresses that the node says are its own, each once: those of most nodes are said twice."""
+        # Of interface addresses the text: their subnets take time to make, and are asked of few nodes.
+        texts = self.metadata.annotations.get(INTERFACE_ADDRESSES, "").split(",")
+        there = (parse_address(text.partition("/")[0]) for text in texts if text)
+        return tuple(dict.fromkeys((*self.internal_addresses, *there)))
+
+    @property
     def rack(self) -> str:
         """What fails together with the node: its rack label, else its first subnet; empty if neither is known."""
         label = self.metadata.labels.get(RACK)
         if label is not None:
             return label
         return str(self.interface_addresses[0].network) if self.interface_addresses else ""
+
+    @property
+    def rack_key(self) -> Hashable:
+        """The same for all nodes of one `rack`, and much sooner found."""
+        label = self.metadata.labels.get(RACK)
+        if label is not None:
+            return label
+        first = self.metadata.annotations.get(INTERFACE_ADDRESSES, "").partition(",")[0]
+        if not first:
+            return None
+        # By numbers, without interface address and subnet: it is asked of thousands of nodes.
+        text, _, length = first.partition("/")
+        address = parse_address(text)
+        bits = int(length) if length.isdecimal() else parse_interface(first).network.prefixlen
+        return address.version, int(address) >> address.max_prefixlen - bits, bits
 
     @cached_property
     def asn(self) -> int | None:
