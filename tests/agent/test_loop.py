@@ -39,7 +39,7 @@ from podway.bgp.passwords import Secrets
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.view import JUDGING, PLANNED, VIEWED, ClusterView
 from podway.errors import AddressUnavailable, AgentError, KernelError, PoolExhausted, StoreUnavailable
-from podway.plan.bgp import BgpPlan, plan_bgp
+from podway.plan.bgp import BgpPlan, BgpPlanning
 from podway.plan.changes import KINDS, Change
 from podway.plan.node import section_of
 from podway.plan.uplink import Uplink
@@ -580,14 +580,16 @@ def test_a_plan_that_came_too_late_is_not_given_to_bird(tmp_path: Path, monkeypa
     """Routes of ours stand in no more for what it changes: a switch was taken back while it was made."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def slowly(view: ClusterView, *given: Any, **named: Any) -> BgpPlan:
-        plan = plan_bgp(view, *given, **named)
+    plan_bgp = BgpPlanning.plan
+
+    def slowly(planning: BgpPlanning, *given: Any, **named: Any) -> BgpPlan:
+        plan = plan_bgp(planning, *given, **named)
         if plan.overlay_next_hops:
             begun.set()
             assert go_on.wait(PATIENCE)
         return plan
 
-    monkeypatch.setattr("podway.agent.routing.plan_bgp", slowly)
+    monkeypatch.setattr(BgpPlanning, "plan", slowly)
 
     async def scenario(cluster: Cluster) -> None:
         await cluster.store.create(builders.pool("pods", "10.244.0.0/16", distribution="bgp"))

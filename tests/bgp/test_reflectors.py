@@ -1,7 +1,7 @@
 """Which nodes reflect, and that switching to reflectors and back, or losing one, costs no packet."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from ipaddress import ip_network
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from podway.api.kinds.network_config import BgpSettings, ReflectorSettings, Topology
 from podway.api.kinds.node import ASN, BGP_READY, RACK, Node
 from podway.api.meta import LabelSelector, Metadata
+from podway.cluster.table import Table
+from podway.plan import reflectors as planner
 from podway.plan.bgp import plan_bgp
-from podway.plan.reflectors import reflectors
 from podway.plan.topology import RunningTopology, topology
 from tests.bgp.bgp_lab import LabNode, Segment
 from tests.bgp.test_bgp_plan import V4, node, view_of
@@ -25,6 +26,10 @@ COUNT = ReflectorSettings(count=3)
 
 def labelled(name: str, labels: Mapping[str, str]) -> Node:
     return Node(metadata=Metadata(name=name, labels=dict(labels)))
+
+
+def reflectors(nodes: Iterable[Node], settings: ReflectorSettings) -> frozenset[str]:
+    return planner.reflectors(Table({one.metadata.name: one for one in nodes}, Node.INDICES), settings)
 
 
 nodes_in_racks = st.dictionaries(

@@ -17,8 +17,8 @@ from podway.plan.fabric import (
     desired_mode,
     mode_to,
     overlay,
+    overlay_hops,
     overlay_next_hop,
-    overlay_next_hops,
     planned_modes,
     required_modes,
 )
@@ -118,8 +118,8 @@ def test_what_is_sent_is_told_by_pool() -> None:
 def test_next_hops_have_their_ways_in_encapsulated_pools_only() -> None:
     vxlan, bare = pool(encapsulation="vxlan", when="cross-subnet"), pool("fd00:10:244::/56")
     seen = view(ONE, NEAR, FAR, vxlan, bare)
-    next_hops = overlay_next_hops(seen, "one", seen.nodes, {vxlan.network, bare.network})
-    assert next_hops == {vxlan.network: {ip_address("172.30.2.1"): overlay_next_hop(vxlan, ONE, FAR)}}
+    next_hops = [hop for there in (NEAR, FAR) for hop in overlay_hops(seen.pools.values(), ONE, there)]
+    assert next_hops == [(vxlan.network, ip_address("172.30.2.1"), overlay_next_hop(vxlan, ONE, FAR))]
 
 
 def test_the_mtu_leaves_room_for_what_is_wanted_and_for_what_is_still_sent() -> None:

@@ -2,19 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import structlog
 
 from podway.agent.cluster_handler import Triggered
 from podway.api.addresses import Network
+from podway.api.kinds.node import Node
 from podway.bgp.speaker import BgpSpeaker
 from podway.cluster.change import Change
-from podway.cluster.view import ClusterView
 from podway.errors import RoutingError
-from podway.plan.bgp import BgpPlan, plan_bgp
-from podway.plan.uplink import Uplink
+from podway.plan.bgp import BgpPlan, BgpPlanning
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import rest
@@ -48,6 +47,9 @@ class Routing:
         self._state = state
         self._reconciler = reconciler
         self._speaker = speaker
+        self._planning = BgpPlanning(state.node)
+        self._changed: set[str] | None = None
+        """The nodes that changed since the last plan; None: not known."""
         self.advertising = Advertising()
         """Who tells of which Services' addresses."""
         self.advertised = asyncio.Event()
@@ -74,7 +76,10 @@ class Routing:
         self._wanted.set()
 
     def follow(self, changes: Iterable[Change[Any]]) -> None:
-        """Hear of the changes that led to the node's view: Services' endpoints decide who tells of an address."""
+        """Hear of the changes that led to the node's view, of nodes and of who tells of a Service's address."""
+        changes = tuple(changes)
+        if self._changed is not None:
+            self._changed.update(change.key[2] for change in changes if change.kind == Node.KIND)
         if self.advertising.follow(self._state.view, changes):
             self.advertised.set()
             self.trigger(changed=True)
@@ -86,7 +91,7 @@ class Routing:
         """
         self.advertising.follow(self._state.view, ())
         try:
-            plan = self._plan(self._state.view, self._state.uplink, self._told)
+            plan = self._snapshot()()
             await self._speaker.start(plan, self._state.view.secrets, as_before=bool(self._state.recalled))
         except RoutingError as error:
             if self._speaker.bird.pid is None:
@@ -104,9 +109,12 @@ class Routing:
                 continue
             await self._until_stood_in()
             began = time.monotonic()
-            view, uplink = self._state.view, self._state.uplink
-            stood_in, told = self._state.transitional, self._told
-            plan = await asyncio.to_thread(self._plan, view, uplink, told)  # it may take a while
+            uplink, stood_in = self._state.uplink, self._state.transitional
+            try:
+                plan = await asyncio.to_thread(self._snapshot())  # it may take a while
+            except BaseException:
+                self._changed = None
+                raise
             took = time.monotonic() - began
             if self._is_late(stood_in):
                 self._wanted.set()
@@ -184,11 +192,14 @@ class Routing:
         node = self._state.node
         return self.advertising.networks(node), self.advertising.partners(node)
 
-    def _plan(
-        self, view: ClusterView, uplink: Uplink, told: tuple[Collection[Network] | None, Collection[str]]
-    ) -> BgpPlan:
-        node, running = self._state.node, self._speaker.running
-        return plan_bgp(view, node, running, uplink=uplink, services=told[0], partners=told[1])
+    def _snapshot(self) -> Callable[[], BgpPlan]:
+        """Return what makes a plan of what is known now, in another thread if need be."""
+        changed, self._changed = self._changed, set()
+        networks, partners = self._told
+        view, uplink = self._state.view, self._state.uplink
+        return lambda: self._planning.plan(
+            view, self._speaker.running, changed=changed, uplink=uplink, services=networks, partners=partners
+        )
 
     def _refused(self, error: RoutingError) -> None:
         if error.message != self.problem:

@@ -1,14 +1,16 @@
 """Writes BIRD's configuration (BIRD 2.0; its User's Guide, chapters 3 to 6), and reads back what it does."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
-from podway.api.addresses import Address, Family, Network
+from podway.api.addresses import Family, Network, address_text
 from podway.bgp.outside import AGGREGATE, outside_session
-from podway.plan.bgp import BgpPeer, BgpPlan
+from podway.plan.bgp import BgpPeer, BgpPlan, BgpSection
 from podway.plan.fabric import OverlayNextHop
 from podway.plan.objects import ROUTE_PROTOCOL
 from podway.plan.topology import RunningTopology
@@ -193,50 +195,105 @@ _REFLECTS = "if preference = NODE then accept;	# this node is a route reflector 
 
 
 def render(plan: BgpPlan, log: Path, passwords: Mapping[str, str] | None = None) -> str:
-    """Return the configuration file of one node's BIRD, which logs to `log` (rotated to `log`.old).
+    """Return the configuration file of one node's BIRD: see Renderer.render."""
+    return Renderer(log).render(plan, passwords)
 
-    `passwords` holds those of the sessions that need one, by the session's name; a session whose password is
-    not there is disabled. Without `passwords` the text is for people to read, and hides them.
+
+class _Texts(NamedTuple):
+    """What a section is in the file: lines for BFD, sessions, and cases of next hops by the pool and the hop.
+
+    Pool and hop are texts: Python takes a tenth of the time for the hash of one.
     """
-    parts = [
-        _HEAD.substitute(
-            node=plan.node,
-            log=log,
-            log_bytes=LOG_BYTES,
-            router_id=plan.router_id,
-            recovery_wait=RECOVERY_WAIT,
-            own=OWN,
-            host=HOST,
-            node_preference=NODE,
-            unused=UNUSED,
-        ),
-        *(_family(plan, family) for family in plan.families),
-        *(_for_outside(plan, family) for family in plan.families if plan.outside),
-    ]
-    # Address to text is what takes the time in a large mesh: once for each will do.
-    own = {address.version: str(address) for address in plan.addresses}
-    peers = [(peer, str(peer.address)) for peer in plan.peers]
-    watched = peers if plan.nodes_bfd else []
-    if watched or plan.watched or any(peer.bfd for peer in plan.outside):
-        parts.append(
-            _BFD.substitute(
-                interval=plan.bfd.interval,
-                multiplier=plan.bfd.multiplier,
-                detection=plan.bfd.interval * plan.bfd.multiplier,
-                neighbours="".join(
-                    f"\tneighbor {address} local {own[peer.address.version]}{_hops(peer)};\n"
-                    for peer, address in watched
+
+    neighbours: str
+    sessions: str
+    cases: tuple[tuple[str, str, str], ...]
+
+
+class Renderer:
+    """Writes the configuration file of one node's BIRD, which logs to `log` (rotated to `log`.old).
+
+    It remembers the text of each section: in a large cluster that is where the time goes, and from one plan to the
+    next it is the same but for a few.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._ground: tuple[object, ...] = ()
+        """What the texts of all sections depend on besides."""
+        self._texts: dict[str, tuple[BgpSection, _Texts]] = {}
+
+    def render(self, plan: BgpPlan, passwords: Mapping[str, str] | None = None) -> str:
+        """Return the file of a plan.
+
+        `passwords` holds those of the sessions that need one, by the session's name; a session whose password is
+        not there is disabled. Without `passwords` the text is for people to read, and hides them.
+        """
+        texts = self._texts_of(plan)
+        next_hops = _grouped(texts)
+        parts = [
+            _HEAD.substitute(
+                node=plan.node,
+                log=self._log,
+                log_bytes=LOG_BYTES,
+                router_id=plan.router_id,
+                recovery_wait=RECOVERY_WAIT,
+                own=OWN,
+                host=HOST,
+                node_preference=NODE,
+                unused=UNUSED,
+            ),
+            *(_family(plan, family, next_hops) for family in plan.families),
+            *(_for_outside(plan, family) for family in plan.families if plan.outside),
+        ]
+        neighbours = "".join([each.neighbours for each in texts]) if plan.nodes_bfd else ""
+        if neighbours or plan.watched or any(peer.bfd for peer in plan.outside):
+            own = {address.version: address for address in plan.addresses}
+            parts.append(
+                _BFD.substitute(
+                    interval=plan.bfd.interval,
+                    multiplier=plan.bfd.multiplier,
+                    detection=plan.bfd.interval * plan.bfd.multiplier,
+                    neighbours=neighbours
+                    + "".join(f"\tneighbor {address} local {own[address.version]};\n" for address in plan.watched),
                 )
-                + "".join(f"\tneighbor {address} local {own[address.version]};\n" for address in plan.watched),
             )
-        )
-    if peers:
-        parts.append("\n# ---- the other nodes ----\n")
-        parts += [_peer(plan, peer, address) for peer, address in peers]
-    if plan.outside:
-        parts.append("\n# ---- peers outside the cluster ----\n")
-        parts += [outside_session(plan, peer, passwords) for peer in plan.outside]
-    return "".join(parts)
+        if sessions := "".join([each.sessions for each in texts]):
+            parts += ["\n# ---- the other nodes ----\n", sessions]
+        if plan.outside:
+            parts.append("\n# ---- peers outside the cluster ----\n")
+            parts += [outside_session(plan, peer, passwords) for peer in plan.outside]
+        return "".join(parts)
+
+    def _texts_of(self, plan: BgpPlan) -> list[_Texts]:
+        ground = (plan.addresses, plan.asn, plan.port)
+        if ground != self._ground:
+            self._ground, self._texts = ground, {}
+        known, found = self._texts, {}
+        for name, section in plan.sections.items():
+            text = known.get(name)
+            # A section that did not change is the same object: to compare would take as long as to write.
+            found[name] = text if text is not None and text[0] is section else (section, _texts(plan, section))
+        self._texts = found
+        return [text for _, text in found.values()]
+
+
+def _texts(plan: BgpPlan, section: BgpSection) -> _Texts:
+    own = {address.version: str(address) for address in plan.addresses}
+    addresses = [address_text(peer.address) for peer in section.peers]
+    peers = list(zip(section.peers, addresses, strict=True))
+    cases = []
+    for network, hop, next_hop in section.overlay_next_hops:
+        text = address_text(hop)
+        # The space before the colon keeps it apart from an IPv6 address.
+        cases.append((_text(network), text, f"\t\t\t\t{text} : {{ {_redirect(next_hop)} }}\n"))
+    return _Texts(
+        "".join(
+            f"\tneighbor {address} local {own[peer.address.version]}{_hops(peer)};\n" for peer, address in peers
+        ),
+        "".join(_peer(plan, peer, address) for peer, address in peers),
+        tuple(cases),
+    )
 
 
 def running(configuration: str) -> RunningTopology:
@@ -257,7 +314,11 @@ _SERVICE = re.compile(r"^\troute (\S+) blackhole;$", re.MULTILINE)
 _POOLS = re.compile(r"^# The prefixes that are blocks of pod addresses: (.*)\.$", re.MULTILINE)
 
 
-def _family(plan: BgpPlan, family: Family) -> str:
+_text = lru_cache(maxsize=64)(str)
+"""Of a pool's network, for thousands of nodes."""
+
+
+def _family(plan: BgpPlan, family: Family, next_hops: Mapping[str, Sequence[str]]) -> str:
     pools = [pool for pool in plan.pools if pool.network.version == family]
     label = family.label.lower()
     aggregates = any(_whole_pools(plan, family))
@@ -269,9 +330,7 @@ def _family(plan: BgpPlan, family: Family) -> str:
         in_pools=_among(f"{pool.network}+" for pool in pools),
         uplink=_uplink(plan, family),
         kept_out=f"source != RTS_BGP && !{AGGREGATE}" if aggregates else "source != RTS_BGP",
-        overlay_next_hops=_overlay_next_hops(
-            {net: next_hops for net, next_hops in plan.overlay_next_hops.items() if net.version == family}
-        ),
+        overlay_next_hops="".join(_redirects(family, next_hops)),
         reflects=f"\t\t\t{_REFLECTS}\n" if plan.reflects else "",
         address=plan.address(family),
         protocol=ROUTE_PROTOCOL,
@@ -294,19 +353,24 @@ def _among(prefixes: Iterable[str]) -> str:
     return f"net ~ [ {text} ]" if text else "false"
 
 
-def _overlay_next_hops(next_hops: Mapping[Network, Mapping[Address, OverlayNextHop]]) -> str:
-    """Return the lines that send routes to overlay next hops; pools that share all of them share the lines."""
-    pools: dict[tuple[tuple[Address, OverlayNextHop], ...], list[Network]] = {}
-    for network, found in next_hops.items():
-        pools.setdefault(tuple(sorted(found.items(), key=lambda next_hop: int(next_hop[0]))), []).append(network)
-    lines = []
-    for hops, networks in pools.items():
-        lines.append(f"\t\t\tif {_among(f'{network}+' for network in networks)} then case bgp_next_hop {{\n")
-        for hop, next_hop in hops:
-            # The space before the colon keeps it apart from an IPv6 address.
-            lines.append(f"\t\t\t\t{hop} : {{ {_redirect(next_hop)} }}\n")
-        lines.append("\t\t\t}\n")
-    return "".join(lines)
+def _grouped(texts: Iterable[_Texts]) -> Mapping[str, Sequence[str]]:
+    """Return the cases that send routes to overlay next hops, and the pools that have these."""
+    pools: dict[str, dict[str, str]] = {}
+    for text in texts:
+        for network, hop, case in text.cases:
+            pools.setdefault(network, {})[hop] = case  # of two nodes that say the same address, the last
+    found: dict[str, list[str]] = {}
+    for network, cases in pools.items():
+        found.setdefault("".join(cases.values()), []).append(network)
+    return found
+
+
+def _redirects(family: Family, next_hops: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the lines that send routes of a family to overlay next hops."""
+    for cases, every in next_hops.items():
+        prefixes = [f"{network}+" for network in every if (":" in network) == (family is Family.IPV6)]
+        if prefixes:
+            yield f"\t\t\tif {_among(prefixes)} then case bgp_next_hop {{\n{cases}\t\t\t}}\n"
 
 
 def _redirect(next_hop: OverlayNextHop) -> str:

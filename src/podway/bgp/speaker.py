@@ -12,7 +12,7 @@ from podway.api.addresses import Family
 from podway.bgp.daemon import Bird
 from podway.bgp.liveness import LivenessArbiter
 from podway.bgp.passwords import Passwords, Secrets, read_passwords
-from podway.bgp.render import render, running
+from podway.bgp.render import Renderer, running
 from podway.bgp.status import (
     BirdRoute,
     PeerStatus,
@@ -44,6 +44,9 @@ class BgpSpeaker:
     def __init__(self, run_dir: Path) -> None:
         self.bird = Bird(run_dir)
         self.liveness = LivenessArbiter(self.bird)
+        self._renderer = Renderer(self.bird.log)
+        self._running: tuple[tuple[int, ...], RunningTopology] | None = None
+        """What the configuration file says, and what file that was."""
         self._plan: BgpPlan | None = None
         self._secrets: Secrets = {}
         self._passwords = Passwords()
@@ -56,7 +59,8 @@ class BgpSpeaker:
         """
         passwords = read_passwords(plan.outside, secrets or {})
         kept = as_before and self.bird.conf.exists()
-        await self.bird.start(self.bird.conf.read_text() if kept else render(plan, self.bird.log, passwords.known))
+        written = self.bird.conf.read_text() if kept else self._renderer.render(plan, passwords.known)
+        await self.bird.start(written)
         self._take(plan, secrets or {}, passwords)
 
     async def apply(self, plan: BgpPlan, secrets: Secrets | None = None) -> bool:
@@ -65,7 +69,7 @@ class BgpSpeaker:
         If BIRD rejects it, the former plan stays in force and RoutingError says why.
         """
         passwords = read_passwords(plan.outside, secrets or {})
-        changed = await self.bird.load(render(plan, self.bird.log, passwords.known))
+        changed = await self.bird.load(self._renderer.render(plan, passwords.known))
         before = {peer.name: peer.max_prefixes for peer in self._plan.outside} if self._plan else {}
         self._take(plan, secrets or {}, passwords)
         raised = [
@@ -86,7 +90,12 @@ class BgpSpeaker:
     def running(self) -> RunningTopology:
         """What BIRD does, by the configuration that it took last; nothing if there is none, or it is damaged."""
         try:
-            return running(self.bird.conf.read_text())
+            found = self.bird.conf.stat()
+            file = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if self._running is None or self._running[0] != file:
+                # Of thousands of nodes it takes a while, and is asked at each plan.
+                self._running = file, running(self.bird.conf.read_text())
+            return self._running[1]
         except (FileNotFoundError, ValueError):
             return RunningTopology()
 

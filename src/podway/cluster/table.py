@@ -72,6 +72,10 @@ class Table(Mapping[K, R], Generic[K, R]):
         """Return the names of the objects that an index has under a value."""
         return frozenset(self._index(index).get(value, _EMPTY))
 
+    def count(self, index: str, value: Hashable) -> int:
+        """Return how many objects an index has under a value."""
+        return len(self._index(index).get(value, _EMPTY))
+
     def has(self, index: str, value: Hashable, *, but: K) -> bool:
         """Tell whether an index has any object under a value besides the one of this name."""
         found = self._index(index).get(value, _EMPTY)

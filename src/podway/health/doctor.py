@@ -361,5 +361,5 @@ def _seen(facts: NodeFacts) -> Iterator[tuple[str, float]]:
 def _reflectors(view: ClusterView) -> Iterator[Reflector]:
     target = topology(view)
     for name in sorted(target.reflectors):
-        without = lost_by(view.nodes.values(), name) - {name}
+        without = lost_by(view.nodes, name) - {name}
         yield Reflector(name, view.nodes[name].rack, tuple(sorted(without)), name in target.lost)

@@ -26,7 +26,7 @@ clusters switch without a coordinator and without loss (podway.plan.switching).
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Literal, TypeAlias
@@ -73,7 +73,7 @@ SMALLEST_IPV6_MTU = 1280
 """RFC 8200, section 5. The kernel takes IPv6 away from a device with less (addrconf_notify)."""
 
 
-class OverlayNextHop(msgspec.Struct, frozen=True):
+class OverlayNextHop(msgspec.Struct, frozen=True, gc=False):
     """The overlay device and gateway by which a node is reached.
 
     `mtu` is how many bytes it carries where that is less than the device's MTU, else 0. Without a gateway there is
@@ -285,27 +285,19 @@ def _lost(encapsulation: Encapsulation, here: Node, there: Node) -> bool:
     )
 
 
-def overlay_next_hops(
-    view: ClusterView, node: str, others: Mapping[str, Node], networks: Collection[Network], mtu: int = 0
-) -> Mapping[Network, Mapping[Address, OverlayNextHop]]:
-    """Return the overlay next hops to other nodes for the pools of these networks.
+def overlay_hops(
+    pools: Iterable[IPPool], here: Node, there: Node, mtu: int = 0
+) -> Iterator[tuple[Network, Address, OverlayNextHop]]:
+    """Yield the overlay next hops from one node to another for these pools.
 
-    By the pool's network and the next hop of a route in it; next hops that are reached without encapsulation are
-    left out. `mtu` is the uplink's in bytes; 0 stands for one that is large enough.
+    With the pool's network and the next hop of a route in it; pools whose packets go bare are left out. `mtu` is
+    the uplink's in bytes; 0 stands for one that is large enough.
     """
-    here = view.nodes.get(node)
-    if here is None:
-        return {}
-    found: dict[Network, dict[Address, OverlayNextHop]] = {}
-    for pool in view.pools.values():
-        if pool.spec.encapsulation == "none" or pool.network not in networks:
-            continue
-        for there in others.values():
-            hop = there.internal_address(pool.family)
-            next_hop = overlay_next_hop(pool, here, there, mtu) if hop and there is not here else None
-            if hop and next_hop:
-                found.setdefault(pool.network, {})[hop] = next_hop
-    return found
+    for pool in pools:
+        hop = there.internal_address(pool.family)
+        next_hop = overlay_next_hop(pool, here, there, mtu) if hop is not None else None
+        if hop is not None and next_hop is not None:
+            yield pool.network, hop, next_hop
 
 
 def pool_of(view: ClusterView, block: AddressBlock) -> IPPool | None:

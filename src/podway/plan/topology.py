@@ -22,7 +22,7 @@ import msgspec
 from podway.api.addresses import Network
 from podway.api.kinds.node import BGP_READY, Node
 from podway.cluster.view import ClusterView
-from podway.plan.reflectors import lost_by, reflectors
+from podway.plan.reflectors import Candidates, lost_by
 
 Kind: TypeAlias = Literal["mesh", "reflectors", "none"]
 
@@ -63,17 +63,18 @@ class RunningTopology(msgspec.Struct, frozen=True):
     services: frozenset[Network] = frozenset()
 
 
-def topology(view: ClusterView) -> Topology:
+def topology(view: ClusterView, candidates: Candidates | None = None) -> Topology:
     """Return the topology that a cluster's settings ask for.
 
-    Nodes of different AS are joined by a mesh, whatever their number: reflectors serve one AS.
+    Nodes of different AS are joined by a mesh, whatever their number: reflectors serve one AS. Who asks again and
+    again has `candidates`, which follow the view's nodes.
     """
     bgp = view.config.bgp
     kind: Kind = "mesh" if bgp.topology == "auto" else bgp.topology
     many = bgp.topology == "auto" and _too_many(view)
     chosen: frozenset[str] = frozenset()
     if (many or kind == "reflectors") and _one_as(view):
-        kind, chosen = "reflectors", reflectors(view.nodes.values(), bgp.reflectors)
+        kind, chosen = "reflectors", (candidates or Candidates()).reflectors(view.nodes, bgp.reflectors)
     elif kind == "reflectors":
         kind = "mesh"
     told = sorted(str(pool.network) for pool in view.pools.values() if pool.spec.distribution == "bgp")
@@ -90,19 +91,21 @@ def _too_many(view: ClusterView) -> bool:
     limit, count = view.config.bgp.mesh_limit, len(view.nodes)
     if count > limit or count <= limit - max(1, limit // 5):
         return count > limit
-    words = (node.metadata.annotations.get(BGP_READY, "") for node in view.nodes.values())
-    return 2 * sum(word.startswith("reflectors-") for word in words) > count
+    words = [word for word in view.nodes.indexed("ready") if str(word).startswith("reflectors-")]
+    return 2 * sum(view.nodes.count("ready", word) for word in words) > count
 
 
 def _lost(view: ClusterView, chosen: frozenset[str]) -> Iterator[str]:
-    words = [node for node in view.nodes.values() if node.lost]
-    for name in chosen if words else ():
-        if 2 * len(lost_by(words, name) - {name}) >= len(view.nodes) - 1:
-            yield name
+    for name in chosen & view.nodes.indexed("lost"):
+        if 2 * len(lost_by(view.nodes, str(name)) - {name}) >= len(view.nodes) - 1:
+            yield str(name)
 
 
 def _one_as(view: ClusterView) -> bool:
-    own = {node.asn for node in view.nodes.values()}
+    texts = view.nodes.indexed("asn")
+    own: set[int | None] = {int(str(text)) for text in texts}
+    if sum(view.nodes.count("asn", text) for text in texts) < len(view.nodes):
+        own.add(None)
     return len(own) == 1 or own == {None, view.config.bgp.asn}
 
 
@@ -114,6 +117,8 @@ def asn_of(view: ClusterView, node: Node) -> int:
 
 def unready(view: ClusterView, target: Topology) -> Iterator[str]:
     """Yield the nodes that do not say that they have the sessions which a topology needs."""
+    if view.nodes.count("ready", target.name) == len(view.nodes):
+        return
     for name, node in view.nodes.items():
         if node.metadata.annotations.get(BGP_READY) != target.name and name not in target.lost:
             yield name

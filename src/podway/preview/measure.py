@@ -7,7 +7,7 @@ import gc
 import random
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
@@ -17,12 +17,12 @@ import msgspec
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
-from podway.bgp.render import render
+from podway.bgp.render import Renderer
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing
 from podway.cluster.view import ClusterView
 from podway.ipam.blocks import free_blocks
-from podway.plan.bgp import plan_bgp
+from podway.plan.bgp import BgpPlanning
 from podway.plan.changes import Change as Difference
 from podway.plan.fabric import planned_modes
 from podway.plan.learned import learned_route
@@ -140,27 +140,33 @@ def state_of(view: ClusterView, site: Site, node: str) -> NodeState:
 
 
 class PlannedNode(NamedTuple):
-    """What a node's agent knows and wants."""
+    """What a node's agent knows and wants, of the kernel and of BIRD."""
 
     state: NodeState
     planning: Planning
+    bgp: BgpPlanning
+    renderer: Renderer
 
     def plan(self) -> list[Difference]:
         """Plan what is dirty; return how the wanted kernel objects change."""
         return self.planning.all(self.state.facts())
 
+    def configuration(self, changed: Collection[str] | None = None) -> str:
+        """Plan BGP after these nodes changed (None: all may have); return BIRD's configuration."""
+        return self.renderer.render(self.bgp.plan(self.state.view, changed=changed, uplink=self.state.uplink))
+
 
 def plan_all(state: NodeState) -> PlannedNode:
     """Do all planning of a node: kernel objects, BGP, and BIRD's configuration."""
-    planned = PlannedNode(state, Planning())
+    planned = PlannedNode(state, Planning(), BgpPlanning(state.node), Renderer(Path("bird.log")))
     planned.plan()
-    render(plan_bgp(state.view, state.node), Path("bird.log"))
+    planned.configuration()
     return planned
 
 
 def follow(planned: PlannedNode, change: Change[Any]) -> None:
     """Do what an agent does at a change, up to what it tells the kernel and BIRD."""
-    state, planning = planned
+    state, planning, *_ = planned
     after = state.view.after(change)
     if not alters_plans(change):
         state.view = after
@@ -169,7 +175,7 @@ def follow(planned: PlannedNode, change: Change[Any]) -> None:
     planning.heard(after, state.node, (change,))
     planned.plan()
     if alters_routing(change):
-        plan_bgp(after, state.node)
+        planned.configuration([change.key[2]] if change.kind == Node.KIND else [])
 
 
 class Routes(NamedTuple):

@@ -268,13 +268,16 @@ def _sessions(plan: BgpPlan | None) -> Mapping[Hashable, Session]:
     }
 
 
+def _without_sessions(plan: BgpPlan) -> BgpPlan:
+    sections = {name: msgspec.structs.replace(section, peers=()) for name, section in plan.sections.items()}
+    return msgspec.structs.replace(plan, sections=sections, outside=())
+
+
 def _lines_between(before: BgpPlan | None, after: BgpPlan | None) -> tuple[str, ...]:
     """Return the lines that BIRD's configuration loses and gains, apart from its sessions and comments."""
     if before is None or after is None:
         return ()
-    one, other = (
-        render(msgspec.structs.replace(plan, peers=(), outside=()), _LOG).splitlines() for plan in (before, after)
-    )
+    one, other = (render(_without_sessions(plan), _LOG).splitlines() for plan in (before, after))
     if one == other:
         return ()
     lines = difflib.unified_diff(one, other, n=0, lineterm="")
