@@ -14,6 +14,7 @@ from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.plan.uplink import Uplink
 from podway.reconcile.state import NodeState
+from podway.reconcile.steps import RightOfWay
 from podway.store.base import Event
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests import builders
@@ -42,7 +43,7 @@ def test_what_nobody_took_for_a_mistake_is_handed_on_again() -> None:
         view, versions = await first_view(store)
         state = NodeState("n1", view, Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),)))
         handler = Failing(state)
-        informer = ClusterInformer(store, state, StoreContact(), versions, cast("Any", handler))
+        informer = ClusterInformer(store, state, StoreContact(), versions, cast("Any", handler), RightOfWay())
         await store.create(builders.pool("pods", "10.244.0.0/16"))
         with pytest.raises(BaseExceptionGroup):
             await informer.run()
@@ -66,7 +67,7 @@ def test_changes_of_one_object_that_come_together_are_one_change() -> None:
         state = NodeState("n1", view, Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),)))
         handler = Failing(state)
         handler.failed = True
-        informer = ClusterInformer(store, state, StoreContact(), versions, cast("Any", handler))
+        informer = ClusterInformer(store, state, StoreContact(), versions, cast("Any", handler), RightOfWay())
         for note in ("a", "b"):
             await store.patch(Node, "n2", {"metadata": {"annotations": {"example.org/note": note}}})
         await store.delete(Node, "n1")

@@ -144,7 +144,7 @@ class LoopOnly:
             Trigger(),
             self.last_known,
         )
-        informer = ClusterInformer(self.store, self.state, self.contact, versions, handler)
+        informer = ClusterInformer(self.store, self.state, self.contact, versions, handler, self.reconciler.way)
         encapsulation.refresh()
         self.reconciler.start()
         await blocks.keep()
@@ -265,6 +265,29 @@ def test_audits_wait_while_it_is_not_known_where_the_uplink_is(tmp_path: Path) -
                 one.reconciler.release()
             await eventually(lambda: own in one.kernel.routes)  # without a word, too, after a while
             one.reconciler.release()
+
+    run(tmp_path, scenario)
+
+
+def test_repairs_are_not_put_off_for_ever_where_addresses_change_all_the_time(tmp_path: Path) -> None:
+    """Each change has the uplink looked for anew, for which audits wait."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("none")
+        one = await cluster.join("node1", 1)
+        await one.reconciler.settled()
+        own = next(iter(one.state.view.blocks_of("node1"))).spec.cidr
+
+        async def change_all_the_time() -> None:
+            while True:
+                one.reconciler.release()
+                one.reconciler.hold()
+                await asyncio.sleep(0.02)
+
+        changing = asyncio.create_task(change_all_the_time())
+        one.kernel.kinds["route"].objects = {}
+        await eventually(lambda: own in one.kernel.routes)
+        changing.cancel()
 
     run(tmp_path, scenario)
 

@@ -141,7 +141,9 @@ class Agent:
                 self._channel,
                 self._last_known,
             )
-            self._cluster_informer = ClusterInformer(self._store, state, contact, versions, handler)
+            self._cluster_informer = ClusterInformer(
+                self._store, state, contact, versions, handler, reconciler.way
+            )
 
             self._supervisor.attempt("plan", self._first_plan)
             await self._blocks.keep()

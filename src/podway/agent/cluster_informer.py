@@ -20,6 +20,7 @@ from podway.cluster.change import Change
 from podway.cluster.setting_aside import RANGED, consistent, needs_a_look
 from podway.cluster.view import OPTIONAL, PLANNED, ClusterView
 from podway.reconcile.state import NodeState
+from podway.reconcile.steps import RightOfWay
 from podway.store.base import Event, Everything, Listing, Store, list_all
 from podway.store.informer import Informer
 
@@ -58,7 +59,8 @@ class ClusterInformer:
     """Follows a store.
 
     `versions` are those from which kinds are followed, by the kind's name: others are listed first. `handler` is
-    given each newer view of the cluster, with the changes that led to it.
+    given each newer view of the cluster, with the changes that led to it. Requests that have the right of `way` go
+    before changes that follow others: an ADD takes a dozen turns of the loop, and would meet many of these.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class ClusterInformer:
         contact: StoreContact,
         versions: Mapping[str, str],
         handler: ClusterHandler,
+        way: RightOfWay,
     ) -> None:
         self._store = store
+        self._way = way
         self._state = state
         self._contact = contact
         self._handler = handler
@@ -140,6 +144,7 @@ class ClusterInformer:
             self._follow_settings(tasks)
             self._note_listed(each.kind for each in queued if isinstance(each.one, Listing))
             await asyncio.sleep(TOGETHER)
+            await self._way.give()
 
     def _note_listed(self, kinds: Iterable[type[Resource]]) -> None:
         """Note what the store has told of since an agent started that knew it only from a file."""

@@ -25,7 +25,7 @@ from podway.errors import RoutingError
 from podway.kernel.network import Connection, RouteRecord, dump_links, dump_routes
 from podway.memory import resident
 from podway.plan.outside import left_out
-from podway.plan.topology import topology
+from podway.plan.topology import Topology, topology
 
 
 class Reporter:
@@ -76,12 +76,12 @@ class Reporter:
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""
-        problems, target = self._components.problems(), topology(self._components.state.view)
+        problems, target = self._components.problems(), await self._topology()
         tables = self._components.tables()
         drift = await self._components.reconciler.differences()
         differing = await self._components.reconciler.policy_differences()
         try:
-            peers = await self.peers()
+            peers = await self._peers(target)
         except RoutingError as error:
             peers, problems["routing"] = [], error.message
         return {
@@ -167,12 +167,17 @@ class Reporter:
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the node's BGP sessions as BIRD has them, and what the other end is to this node (`role`)."""
-        view = self._components.state.view
-        reflectors = topology(view).reflectors
+        return await self._peers(await self._topology())
+
+    async def _topology(self) -> Topology:
+        """Return what the cluster's settings ask for; in a thread, since reflectors are chosen among all nodes."""
+        return await asyncio.to_thread(topology, self._components.state.view)
+
+    async def _peers(self, target: Topology) -> list[dict[str, Any]]:
         return [
             {
                 **msgspec.to_builtins(peer, enc_hook=str),
-                "role": _role(peer, self._components.options.node, reflectors),
+                "role": _role(peer, self._components.options.node, target.reflectors),
             }
             for peer in await self._components.speaker.peers()
         ]

@@ -85,10 +85,18 @@ def concerns(view: ClusterView, node: str) -> bool:
 def alters_ways(change: ClusterChange[Any], node: str) -> bool:
     """Tell whether a change may alter in which mode packets go where a way is known already.
 
-    A node that comes has none yet, and one that goes takes its own along.
+    A node that comes has none yet, and one that goes takes its own along. Of what else a node says (which
+    topology of BGP it is ready for, say) no way depends.
     """
-    comes_or_goes = change.kind == Node.KIND and (change.old is None) != (change.new is None)
-    return not comes_or_goes or change.key[2] == node
+    if change.kind != Node.KIND:
+        return True
+    if change.old is None or change.new is None:
+        return bool(change.key[2] == node)
+    return _words(change.old) != _words(change.new)
+
+
+def _words(node: Node) -> tuple[object, ...]:
+    return (node.internal_addresses, node.interface_addresses, node.accepts, node.sends)
 
 
 def needs_look(view: ClusterView, node: str, changes: Iterable[ClusterChange[Any]]) -> bool:
@@ -99,7 +107,7 @@ def needs_look(view: ClusterView, node: str, changes: Iterable[ClusterChange[Any
     """
     by_bgp = any(pool.spec.distribution == "bgp" for pool in view.pools.values())
     return any(
-        change.kind != Node.KIND or change.key[2] == node or (by_bgp and alters_ways(change, node))
+        alters_ways(change, node) and (by_bgp or change.kind != Node.KIND or change.key[2] == node)
         for change in changes
     )
 

@@ -96,8 +96,9 @@ SETTLE = 0.05
 ECHO = 0.5
 """The same after an event that our own work most likely caused: the kernel does not always name the author."""
 
-HOLD = 1.0
-"""Seconds that an audit waits at most until it is known where the uplink is."""
+HOLD, LONGEST_HOLD = 1.0, 3.0
+"""Seconds that an audit waits at most until it is known where the uplink is, and that repairs are put off at most
+where that is asked again and again."""
 
 STEP = 0.004
 """Seconds of an audit after which others go first."""
@@ -147,6 +148,8 @@ class Reconciler:
         """Whether a comparison is due that takes away what the last agent's file did not tell of."""
         self._held: float | None = None
         """Until when no audit is to begin, and what one found is not to be acted on."""
+        self._put_off: float | None = None
+        """Since when what audits found has been put off, if it has."""
         self._audits: list[set[ObjectKey]] = []
         """For each look that goes on, what was carried out since it began."""
         self._listeners: list[asyncio.Event] = []
@@ -254,9 +257,16 @@ class Reconciler:
 
         What our own work meanwhile made differ, from the plan as it was when the look began, is left out.
         """
-        return await self._audit(full=full, pause=self.way.give)
+        return await self._audit(full=full, pause=self.way.give, turn_over=_turn)
 
-    async def _audit(self, *, full: bool, pause: Callable[[], Awaitable[None]]) -> list[Change]:
+    async def _audit(
+        self,
+        *,
+        full: bool,
+        pause: Callable[[], Awaitable[None]],
+        turn_over: Callable[[], Awaitable[None]] | None = None,
+    ) -> list[Change]:
+        """Compare in slices, with a `pause` between them; at the end let others have two turns (`turn_over`)."""
         altered: set[ObjectKey] = set(self._removals)
         found: list[Change] = []
         began = turn = self._state.now()
@@ -270,7 +280,7 @@ class Reconciler:
                     await pause()
                     turn = self._state.now()
             for _ in range(2):  # the kernel's events of until now are read, behind those who were here before
-                await pause()
+                await (turn_over or pause)()
             # Pods that came or went meanwhile: their requests made and removed what is theirs.
             self._planning.look(self._state.facts())
             self._tell_audits(self._planning.silent())
@@ -304,7 +314,9 @@ class Reconciler:
         missing: an audit would make of the move something that somebody did, and undo it.
         """
         if self._held is None:
-            self._held = asyncio.get_running_loop().time() + HOLD
+            now = asyncio.get_running_loop().time()
+            since = min(now, self._due) if self._put_off is None else self._put_off
+            self._held = min(now + HOLD, since + LONGEST_HOLD)
 
     def release(self) -> None:
         """Have audits go on: it is known where the uplink is."""
@@ -562,8 +574,9 @@ class Reconciler:
             with contextlib.suppress(PodwayError):
                 found = await self._audit(full=full, pause=self._work)
                 if found and self._is_held:
-                    self.trigger(full=full)
+                    self._put_back(full=full)
                     return
+                self._put_off = None
                 report = self._perform(found) if found else Report()
                 self._lead_anew(report)
                 if not self._catches_up:
@@ -575,9 +588,15 @@ class Reconciler:
                         self._catches_up = False
                     return
         if self._is_held:
-            self.trigger(full=full)
+            self._put_back(full=full)
         else:
+            self._put_off = None
             self.repair()
+
+    def _put_back(self, *, full: bool) -> None:
+        """Have an audit done again, since nothing is to be made of what this one found."""
+        self._put_off = self._put_off or asyncio.get_running_loop().time()
+        self.trigger(full=full)
 
     @property
     def _is_held(self) -> bool:
@@ -593,6 +612,11 @@ class Reconciler:
             self.failures = said
             for listener in self._listeners:
                 listener.set()
+
+
+async def _turn() -> None:
+    """Let those go first who are ready, but wait for nobody."""
+    await asyncio.sleep(0)
 
 
 def _pauses(steps: Iterable[None]) -> Iterator[Sequence[Change]]:

@@ -1,10 +1,10 @@
 """IPPool: a range of addresses, for pods or for Services, and how packets to them travel."""
 
 from collections.abc import Iterator
-from ipaddress import collapse_addresses, ip_network
-from typing import Any, ClassVar, Literal, TypeAlias
+from ipaddress import ip_network
+from typing import ClassVar, Literal, TypeAlias
 
-from podway.api.addresses import Family, Network, host_network, is_within
+from podway.api.addresses import Family, Network, collapsed, host_network, is_within
 from podway.api.cel import NETWORK, USABLE_NETWORK
 from podway.api.columns import LABELS, NAME, Cluster, Column
 from podway.api.fields import (
@@ -303,7 +303,7 @@ def _of_pods(spec: IPPoolSpec) -> Iterator[Problem]:
 
 
 def _excluded(spec: IPPoolSpec, network: Network) -> Iterator[Problem]:
-    inside: list[Any] = []
+    inside: list[Network] = []
     for index, text in enumerate(spec.excluded):
         field = f"spec.excluded[{index}]"
         try:
@@ -315,7 +315,7 @@ def _excluded(spec: IPPoolSpec, network: Network) -> Iterator[Problem]:
             inside.append(part)
         else:
             yield field, f"{part} is not inside {network}", "remove it, or correct it"
-    if sum(part.num_addresses for part in collapse_addresses(inside)) >= network.num_addresses:
+    if sum(part.num_addresses for part in collapsed(inside)) >= network.num_addresses:
         yield "spec.excluded", "leaves no address of the pool", "exclude less, or set spec.disabled"
 
 
