@@ -18,6 +18,7 @@ BENCHMARKS = (
     "datapath",
     "flows",
     "nat",
+    "services",
     "racks",
     "restart",
     "withdrawal",
