@@ -19,6 +19,7 @@ from podway.health.checks.bridge import bridge_netfilter
 from podway.health.checks.cluster import agent, clock, node_address, versions
 from podway.health.checks.firewall import firewall, nat, nat_address
 from podway.health.checks.host import forwarding, kernel
+from podway.health.checks.kube_proxy import IPVS_DEVICE, kube_proxy
 from podway.health.checks.limits import flow_tables
 from podway.health.checks.plan import fight
 from podway.health.checks.policies import policies
@@ -335,3 +336,32 @@ def test_tables_of_the_flow_engine_are_told_before_they_are_full(
     facts = node_facts(memory={"tables": {"rules": Table(used, 1000), "flows": Table(5, 1000)}})
     found = [(one.subject, one.severity) for one in flow_tables(facts)]
     assert found == ([("table rules", severity)] if severity else [])
+
+
+def test_kube_proxys_rules_are_found_where_podway_serves_in_its_place(node_facts: Facts) -> None:
+    chains = (
+        *(
+            Chain("nft", family, "kube-proxy", name)
+            for family in ("ip", "ip6")
+            for name in ("services", "nodeports")
+        ),
+        *(Chain("iptables-legacy", "ip", "nat", name) for name in ("KUBE-SERVICES", "KUBE-SVC-X", "PREROUTING")),
+        *(Chain("nft", "ip", "filter", name) for name in ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "INPUT")),
+    )
+    found = {
+        "firewall": Firewall(Ruleset(chains)),
+        "network": KernelNetwork(devices=(HealthDevice(IPVS_DEVICE, "dummy", 1500, False),)),
+    }
+
+    def told(services: str, **facts: Any) -> list[str]:
+        view = ClusterView.of([builders.config(data_path="ebpf", services=services)])
+        return [one.found for one in kube_proxy(node_facts(memory={"view": view}, **facts))]
+
+    (problem,) = told("all", **found)
+    assert problem.endswith(
+        "2 chains in iptables-legacy ip nat, 2 chains in nft ip kube-proxy, 2 chains in nft ip6 kube-proxy, "
+        f"device {IPVS_DEVICE}"
+    )
+    assert told("pods", **found) == [], "kube-proxy serves the rest there"
+    others = {"firewall": Firewall(Ruleset(chains[-4:]))}
+    assert told("all", **others) == []

@@ -24,7 +24,6 @@ from podway.api.status import ACCEPTED, JudgedStatus
 from podway.controller.addressing import Addressing
 from podway.controller.duties import (
     ADDRESSING,
-    CLEARING,
     DUTIES,
     JUDGING,
     SIGNING,
@@ -264,9 +263,8 @@ class Controller:
         if SIGNING not in waits:
             await _tried(self._sign(facts, failures), failures)
         await _tried(self._learn_lessees(), failures)
-        if CLEARING not in waits:
-            for node in self._departures.due(facts, self._lessees, time.monotonic()):
-                await _tried(self._clear_away(node, facts), failures)
+        for node in self._departures.due(facts, self._lessees, time.monotonic()):
+            await _tried(self._clear_away(node, facts), failures)
         if failures:
             raise failures[0]
 
