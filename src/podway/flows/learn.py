@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from podway.flows.block import PLACES, Names, column_of, contiguous
+from podway.flows.block import PLACES, Names, rows_of
 from podway.flows.record import Rule, Who
 from podway.kernel.flow_events import EVENT_SIZE, SURVEYOR, EventKind, unpack_address
 
@@ -62,22 +62,21 @@ class Learner:
 
     def remember(self, events: bytes) -> None:
         """Take how many events processors had lost by the time of these, in any order, which are known already."""
-        for one, count in zip(column_of(events, "processor"), column_of(events, "lost"), strict=True):
+        for count, one in rows_of(events, "lost", "processor"):
             self._lost[one] = max(count, self._lost.get(one, 0))
 
     def ask(self, events: bytes) -> Asked:
         """Return what has to be known of events."""
-        count = len(events) // EVENT_SIZE
-        both = (contiguous(events, name, count) for name in ("source", "destination"))
-        raw = {data[at : at + 16] for data in both for at in range(0, len(data), 16)}
+        alike = set(rows_of(events, "source", "destination", "rule", "ifindex", "out", "detail"))
         if len(self._texts) > REMEMBERED:
             self._texts.clear()
+        raw = {address for source, destination, *_ in alike for address in (source, destination)}
         texts = frozenset(
             self._texts.get(one) or self._texts.setdefault(one, str(unpack_address(one))) for one in raw
         )
-        rules = frozenset(column_of(events, "rule")) - {0}
-        devices = (frozenset(column_of(events, "ifindex")) | frozenset(column_of(events, "out"))) - {0}
-        return Asked(texts, rules, devices, frozenset(column_of(events, "detail")) - {0})
+        rules = frozenset(rule for _, _, *pair, _, _, _ in alike for rule in pair) - {0}
+        devices = frozenset(device for *_, came, goes, _ in alike for device in (came, goes)) - {0}
+        return Asked(texts, rules, devices, frozenset(detail for *_, detail in alike) - {0})
 
     def learn(self, events: bytes, first: int, offset: int, asked: Asked, meant: Meant) -> Names:
         """Return what a block has to say of events that begin at its record `first`, and does not say yet.
@@ -117,15 +116,11 @@ class Learner:
 
     def _losses(self, events: bytes, first: int) -> list[tuple[int, int]]:
         """Return before which records something was lost, and how much."""
-        lost, processors = column_of(events, "lost"), column_of(events, "processor")
-        if all(
-            self._lost.get(one) == count
-            for one, count in set(zip(processors, lost, strict=True))
-            if one != SURVEYOR
-        ):
+        told = set(rows_of(events, "lost", "processor"))
+        if all(self._lost.get(one) == count for count, one in told if one != SURVEYOR):
             return []
         found = []
-        for at, (one, count) in enumerate(zip(processors, lost, strict=True)):
+        for at, (count, one) in enumerate(rows_of(events, "lost", "processor")):
             if one == SURVEYOR:
                 continue
             more = (count - self._lost.get(one, count)) & 0xFFFFFFFF

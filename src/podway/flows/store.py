@@ -171,7 +171,7 @@ class FlowStore:
             if one.end < since or one.begin > until:
                 continue
             try:
-                yield Block.unseal(one.path.read_bytes())
+                yield Block.unseal(one.path.read_bytes(), (one.begin, one.end))
             except FileNotFoundError:
                 continue  # it had to go meanwhile
             except (OSError, DamagedBlock) as error:

@@ -1,16 +1,18 @@
 """What is counted of records as they come, for metrics: sums whose number does not grow with pods. Pure."""
 
 from collections import Counter
+from itertools import compress
 
-from podway.flows.block import column_of, event_of
+from podway.flows.block import PLACES, event_of, rows_of
 from podway.flows.record import EVENTS, Event
-from podway.kernel.flow_events import EventKind
+from podway.kernel.flow_events import EVENT_SIZE, EventKind
 from podway.metrics.exposition import SECONDS, Histogram
 
 RTT_SECONDS = (0.0001, 0.00025, 0.0005, *(limit for limit in SECONDS if limit <= 1))
 """The limits of buckets for round trips: from those of one machine to those around the world."""
 
 _TOLD = frozenset({EventKind.FLOW_END, EventKind.FLOW_EVICTED})
+_ARE_TOLD = bytes(kind in _TOLD for kind in range(256))
 
 
 class Tally:
@@ -23,16 +25,16 @@ class Tally:
 
     def take(self, events: bytes) -> None:
         """Count records, as the engine told them."""
-        kinds = column_of(events, "kind")
-        for kind, count in Counter(kinds).items():
-            self.events[event_of(kind)] += count
+        start = PLACES["kind"][0]
+        kinds = events[start::EVENT_SIZE]
+        for kind in set(kinds):
+            self.events[event_of(kind)] += kinds.count(kind)
         if _TOLD.isdisjoint(kinds):
             return
-        ended = [at for at, kind in enumerate(kinds) if kind in _TOLD]
-        there, back, again, again_back = (
-            column_of(events, name) for name in ("rtt", "rtt_back", "retransmitted", "retransmitted_back")
-        )
-        for at in ended:
-            if there[at] and back[at]:
-                self.round_trips.observe((there[at] + back[at]) / 1e6)
-            self.retransmitted += again[at] + again_back[at]
+        fields = rows_of(events, "rtt", "rtt_back", "retransmitted", "retransmitted_back")
+        ended = compress(fields, kinds.translate(_ARE_TOLD))
+        there, back, *again = zip(*ended, strict=True)
+        self.retransmitted += sum(map(sum, again))
+        for (one, other), count in Counter(zip(there, back, strict=True)).items():
+            if one and other:
+                self.round_trips.observe((one + other) / 1e6, count)

@@ -21,6 +21,7 @@ from podway.kernel.bpf.flow_layout import (
     Hook,
     Reason,
     Way,
+    pack_address,
     unpack_address,
 )
 from podway.kernel.bpf.flow_survey import SURVEYOR, Survey
@@ -39,6 +40,7 @@ __all__ = [
     "Reason",
     "Way",
     "drop_reasons",
+    "pack_address",
     "unpack_address",
 ]
 

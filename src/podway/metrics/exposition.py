@@ -34,10 +34,10 @@ class Histogram:
         self.counts = [0] * (len(limits) + 1)
         self.sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(self.limits, seconds)] += 1
-        self.sum += seconds
+    def observe(self, seconds: float, times: int = 1) -> None:
+        """Count one, or several that took the same."""
+        self.counts[bisect_left(self.limits, seconds)] += times
+        self.sum += seconds * times
 
 
 Value: TypeAlias = float | Histogram
