@@ -324,18 +324,24 @@ export class Refused extends Error {
   }
 }
 
-export async function ask<T>(path: string, signal?: AbortSignal): Promise<T> {
-  let response: Response;
+async function fetched(path: string, headers: Record<string, string>, signal: AbortSignal): Promise<Response> {
   try {
     // The header is one that no other site can send: what sends probes needs it.
-    response = await fetch(`/api/v1/${path}`, { headers: { "Podway-Console": "1" }, ...(signal ? { signal } : {}) });
+    return await fetch(`/api/v1/${path}`, { headers: { "Podway-Console": "1", ...headers }, signal });
   } catch (error) {
-    if (signal?.aborted) throw error;
+    if (signal.aborted) throw error;
     throw new Refused("the console does not answer", "is `podway console` still running?");
   }
+}
+
+async function read<T>(response: Response): Promise<T> {
   const body = (await response.json().catch(() => ({}))) as { error?: string; hint?: string };
   if (!response.ok) throw new Refused(body.error ?? `the console answers ${response.status}`, body.hint ?? "");
   return body as T;
+}
+
+export async function ask<T>(path: string, signal: AbortSignal): Promise<T> {
+  return read(await fetched(path, {}, signal));
 }
 
 export interface Answer<T> {
@@ -353,10 +359,19 @@ export function useAnswer<T>(path: string | null, every: number): Answer<T> {
     if (path === null) return;
     const stop = new AbortController();
     let timer = 0;
+    let tag = "";
     const look = async () => {
       try {
-        const value = await ask<T>(path, stop.signal);
-        set({ value, error: null });
+        const response = await fetched(path, tag ? { "If-None-Match": tag } : {}, stop.signal);
+        if (response.status === 304) {
+          // The same as before, seen again: parts that are the same stay the same objects, and nothing is drawn anew.
+          const dates = { at: Number(response.headers.get("Podway-At")), now: Number(response.headers.get("Podway-Now")) };
+          set((known) => ({ value: known.value && { ...known.value, ...dates }, error: null }));
+        } else {
+          const value = await read<T>(response);
+          tag = response.headers.get("ETag") ?? "";
+          set({ value, error: null });
+        }
       } catch (error) {
         if (stop.signal.aborted) return;
         if (error instanceof Refused) set((known) => ({ value: known.value, error }));

@@ -15,8 +15,8 @@ export function NetworkView() {
   const { value, error } = useAnswer<Network>("network", 5000);
   const selected = place.query.get("node");
   const page = useAnswer<NodePage>(selected ? `nodes/${encodeURIComponent(selected)}` : null, 10_000);
-  const groups = useMemo(() => groupsOf(value?.nodes ?? []), [value]);
-  const links = useMemo(() => (value ? linksOf(value, page.value) : []), [value, page.value]);
+  const groups = useMemo(() => groupsOf(value?.nodes ?? []), [value?.nodes]);
+  const links = useMemo(() => (value ? linksOf(value, page.value) : []), [value?.ways, page.value?.routes]);
   if (!value) return error ? <Problem error={error} /> : <Loading />;
   const racks = new Set(value.nodes.map((node) => node.rack).filter(Boolean)).size;
   const bad = value.nodes.filter((node) => node.state === "trouble" || node.state === "silent").length;

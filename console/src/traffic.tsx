@@ -15,10 +15,10 @@ export function TrafficView() {
   const only = place.query.get("only") === "refused";
   const selected = place.query.get("workload");
   const { value, error } = useAnswer<Talk>(`talk?since=${encodeURIComponent(since)}`, 10_000);
-  const groups = useMemo(() => (value ? groupsOf(value) : []), [value]);
+  const groups = useMemo(() => (value ? groupsOf(value) : []), [value?.workloads, value?.namespaces]);
   const edges = useMemo(
     () => (value?.edges ?? []).filter((edge) => !only || edge.denied + edge.dropped > 0),
-    [value, only],
+    [value?.edges, only],
   );
   const links = useMemo(() => edges.map(linkOf), [edges]);
   const change = (name: string, to: string) => {

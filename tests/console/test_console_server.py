@@ -56,6 +56,28 @@ def test_a_name_that_others_may_make_point_here_is_refused(host: str, own: bool)
     assert is_own(host, ["podway.example"]) is own
 
 
+def test_who_has_a_view_already_is_told_only_that_it_was_seen_again_until_something_changed() -> None:
+    sources, tags = Synthetic(5, 4, 6), []
+
+    async def check(client: Client) -> None:
+        async with client.get("/api/v1/network") as answer:
+            first, tag = await answer.json(), answer.headers["ETag"]
+        async with client.get("/api/v1/network", headers={"If-None-Match": tag}) as answer:
+            assert (answer.status, await answer.read()) == (304, b"")
+            assert float(answer.headers["Podway-At"]) >= first["at"]
+            assert float(answer.headers["Podway-Now"]) >= first["now"]
+            assert answer.headers["Content-Security-Policy"]
+        async with client.get("/api/v1/services", headers={"If-None-Match": tag}) as answer:
+            assert answer.status == 200
+        tags.append(tag)
+
+    asked(check, sources)
+    asked(check, sources)
+    sources.sick = dict.fromkeys(sources.nodes[:1], "silent")
+    asked(check, sources)
+    assert tags[0] == tags[1] != tags[2], "a node that fell silent is news"
+
+
 @pytest.mark.parametrize(
     ("method", "headers", "status"),
     [

@@ -179,7 +179,7 @@ def shown_node(
         told.get("started", 0.0),
         uplink.get("device", ""),
         uplink.get("mtu", 0),
-        told.get("memory", 0),
+        told.get("memory", 0) >> 20 << 20,  # who looks again and again is told of what changed, not of each page
         told.get("data_path", {}).get("in_force", ""),
     )
 

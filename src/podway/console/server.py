@@ -5,7 +5,9 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import is_not
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -61,6 +63,7 @@ WRITE = 30.0
 PROBES = ("trace", "doctor")
 """Methods that send packets: doctor measures paths (podway.bgp.probe)."""
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _BUSY = "the console is busy with other requests", "try again in a moment"
 
 
@@ -97,6 +100,9 @@ class Console:
         self._diagnosis = Kept(self._threads, sources.diagnosis, age=20)
         self._routes = Kept(self._threads, lambda: sources.routes(()), age=10)
         self._sums: dict[bytes, Kept[Summed]] = {}
+        self._drawing = asyncio.Lock()
+        self._drawn: tuple[tuple[Any, ...], Network] | None = None
+        """The latest map, and what it was made of."""
         self._tracing = asyncio.Semaphore(TRACES)
         self._working = 0
         self._streams = 0
@@ -160,9 +166,16 @@ class Console:
             if self._working >= AT_ONCE:
                 return problem(503, *_BUSY)
             self._working += 1
+            head = {"Cache-Control": "no-store"}
             try:
                 answer = await method(request)
-                body = answer if isinstance(answer, bytes) else msgspec.json.encode(answer)
+                if isinstance(answer, Dated):
+                    head |= answer.head
+                    if request.headers.get("If-None-Match") == answer.tag:
+                        return web.Response(status=304, headers=head)
+                    body = answer.body
+                else:
+                    body = answer if isinstance(answer, bytes) else msgspec.json.encode(answer)
             except InvalidInput as error:
                 return problem(400, error.message, error.hint)
             except NotFound as error:
@@ -171,7 +184,6 @@ class Console:
                 return problem(502, error.message, error.hint)
             finally:
                 self._working -= 1
-            head = {"Cache-Control": "no-store"}
             response = web.Response(body=body, content_type="application/json", headers=head)
             response.enable_compression()
             return response
@@ -200,11 +212,15 @@ class Console:
             self._objects.get(), self._doubts.get(), self._status_or_nothing()
         )
         cluster = Cluster(objects.value.items, time.time(), lambda: doubts.value)
-        routes: Mapping[str, Any] = {}
+        routes: Mapping[str, Any] = _NOTHING
         if len(cluster.of(Node)) <= SMALL and status.value:
             routes = (await self._routes.get()).value
-        rejected = tuple(f"{subject(one.key)}: {one.problem}" for one in objects.value.rejected)
-        found = await self._in_thread(network, cluster, status.value, routes, rejected)
+        made_of = (objects.value, doubts.value, status.value, routes)
+        async with self._drawing:  # whoever looks meanwhile gets the same: it takes long of thousands of nodes
+            if self._drawn is None or any(map(is_not, self._drawn[0], made_of)):
+                rejected = tuple(f"{subject(one.key)}: {one.problem}" for one in objects.value.rejected)
+                self._drawn = made_of, await self._in_thread(network, cluster, status.value, routes, rejected)
+            found = self._drawn[1]
         return found, status._replace(problem=status.problem or objects.problem)
 
     async def _status_or_nothing(self) -> Fresh[Mapping[str, Any]]:
@@ -212,7 +228,7 @@ class Console:
         try:
             return await self._status.get()
         except PodwayError as error:
-            return Fresh({}, time.time(), error.message)
+            return Fresh(_NOTHING, time.time(), error.message)
 
     async def _node(self, request: web.Request) -> Any:
         name = request.match_info["name"]
@@ -399,11 +415,33 @@ def _number(name: str, text: str, most: int) -> int:
     return int(text)
 
 
-def _dated(fresh: Fresh[Any], value: Mapping[str, Any], *, rename: bool = False) -> dict[str, Any]:
+class Dated:
+    """A document with the time of what it says; who has the same already is told so by its tag alone.
+
+    A view asks every few seconds, and most of the time only that time is another one.
+    """
+
+    def __init__(self, at: float, value: Mapping[str, Any]) -> None:
+        self._dates = {"at": at, "now": time.time()}
+        self._value = msgspec.json.encode(value)
+        self.tag = f'"{hashlib.sha256(self._value).hexdigest()[:24]}"'
+
+    @property
+    def head(self) -> dict[str, str]:
+        """The headers of an answer, with or without the body."""
+        return {"ETag": self.tag} | {f"Podway-{name.title()}": str(moment) for name, moment in self._dates.items()}
+
+    @property
+    def body(self) -> bytes:
+        """All of it, as JSON."""
+        return b"%b,%b" % (msgspec.json.encode(self._dates)[:-1], self._value[1:])
+
+
+def _dated(fresh: Fresh[Any], value: Mapping[str, Any], *, rename: bool = False) -> Dated:
     """Return a document with the time of what it says, and why that is not newer, if it should be."""
     if rename:
         value = {_camel(name): one for name, one in value.items()}
-    return {"at": fresh.at, "now": time.time(), "problem": fresh.problem, **value}
+    return Dated(fresh.at, {"problem": fresh.problem, **value})
 
 
 def _camel(name: str) -> str:
