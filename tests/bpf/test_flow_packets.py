@@ -548,12 +548,14 @@ def test_life_of_a_tcp_connection(bench: Bench, family: int) -> None:
         (ACK, True),
         (FIN | ACK, True),
         (ACK, False),
+        (RST, True),
+        (RST, False),
     ):
         send(flags, answer)
         assert len(set(state())) == 1
         seen.append(state()[0].name)
-    assert seen == [*["HALF_OPEN"] * 2, *["OPEN"] * 2, *["CLOSING"] * 3, *["CLOSED"] * 2]
-    assert [event.kind for event in bench.events()] == [EventKind.FLOW_NEW, EventKind.FLOW_END]
+    assert seen == [*["HALF_OPEN"] * 2, *["OPEN"] * 2, *["CLOSING"] * 3, *["CLOSED"] * 4]
+    assert [event.kind for event in bench.events()] == [EventKind.FLOW_NEW, EventKind.FLOW_END], "it ends once"
     # The ports used again, from the other end: another connection.
     assert bench.from_pod("pb", frame(ip(*back, TCP, tcp(80, 1000, SYN)))) == REDIRECT
     assert FlowFlag.REPLY in bench.flow(*there, TCP, ports).flags

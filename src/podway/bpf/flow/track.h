@@ -28,8 +28,8 @@ static __always_inline __u8 next_state(const struct packet *packet, const struct
 	}
 	if (packet->fragment == LATER_FRAGMENT)
 		return flow->state;
-	if (flags & TCP_RST)
-		return RESET;
+	if (flags & TCP_RST) // of one that has ended it is no second end: so does who closes with data unread
+		return flow->state == CLOSED ? CLOSED : RESET;
 	switch (flow->state) {
 	case HALF_OPEN:
 		return flow->flags & FLOW_REPLY ? OPEN : HALF_OPEN;
