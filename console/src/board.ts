@@ -162,7 +162,8 @@ export class Board {
 
   /** What tools and legend cover: left, right, top, bottom. */
   private get margins(): [number, number, number, number] {
-    return this.width > 560 ? [24, 64, 24, 58] : [14, 58, 14, 78];
+    const legend = this.canvas.parentElement?.querySelector<HTMLElement>(".board-legend")?.offsetHeight ?? 0;
+    return this.width > 560 ? [24, 64, 24, legend + 24] : [14, 58, 14, legend + 24];
   }
 
   zoom(factor: number, at?: { x: number; y: number }): void {
