@@ -16,9 +16,12 @@ from typing import Any, cast
 import pytest
 from google.protobuf import json_format
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from podway.agent import flow_exports
 from podway.agent.flow_exports import FlowExport, FlowExports
+from podway.agent.metrics_export import MetricsExport
 from podway.errors import InvalidInput
 from podway.export.ipfix import Ipfix
 from podway.export.target import Target
@@ -27,6 +30,7 @@ from podway.flows.block import Block
 from podway.flows.record import FlowRecord
 from podway.flows.store import FlowStore
 from podway.kernel.bpf.flow_layout import EventKind, FlowState, Reason
+from podway.metrics.exposition import Histogram, Metric, Values
 from tests.flows.flow_events import CLIENT, OUTSIDE, SECOND, WEB, event, names
 from tests.patience import PATIENCE, eventually
 
@@ -84,7 +88,8 @@ class Collector(http.server.BaseHTTPRequestHandler):
         if server.answers:
             status, said = server.answers.pop(0)
         else:
-            request = json_format.Parse(gzip.decompress(body), ExportLogsServiceRequest())
+            kind: dict[str, Any] = {"logs": ExportLogsServiceRequest, "metrics": ExportMetricsServiceRequest}
+            request = json_format.Parse(gzip.decompress(body), kind[self.path.rpartition("/")[2]]())
             server.taken.append((self.path, self.headers["Content-Type"], request))
             status, said = 200, b"{}"
         self.send_response(status)
@@ -157,6 +162,57 @@ def free_port(kind: int) -> int:
     with socket.socket(socket.AF_INET, kind) as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def test_a_collector_reads_metrics_once_it_takes_them(collector: Any) -> None:
+    took = Histogram((0.1, 1.0))
+    for seconds in (0.05, 0.5, 0.7, 5.0):
+        took.observe(seconds)
+
+    async def collect() -> list[tuple[Metric, Values]]:
+        return [
+            (Metric("podway_leases", "Attachments."), 3.0),
+            (
+                Metric("podway_flow_records_total", "Records.", "counter", ("event",)),
+                {("new",): 7.0, ("end",): 5.0},
+            ),
+            (Metric("podway_tcp_round_trip_seconds", "Round trips.", "histogram"), took),
+        ]
+
+    async def run() -> None:
+        target = Target.of_metrics(f"otlp+http://127.0.0.1:{collector.server_port}")
+        task = asyncio.create_task(MetricsExport(target, "node1", collect, period=0.02).run())
+        async with asyncio.timeout(PATIENCE):
+            while len(collector.taken) < 2:
+                assert not task.done()
+                await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    collector.answers += [(503, b"later"), (400, b"no")]
+    asyncio.run(run())
+    path, kind, request = collector.taken[0]
+    assert (path, kind) == ("/v1/metrics", "application/json")
+    [resource] = request.resource_metrics
+    own = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert (own["service.name"], own["k8s.node.name"]) == ("podway", "node1")
+    leases, records_total, trips = resource.scope_metrics[0].metrics
+    assert [point.as_double for point in leases.gauge.data_points] == [3]
+    assert records_total.sum.is_monotonic
+    assert records_total.sum.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
+    points = {point.attributes[0].value.string_value: point for point in records_total.sum.data_points}
+    assert {event: point.as_double for event, point in points.items()} == {"new": 7, "end": 5}
+    assert 0 < points["new"].start_time_unix_nano <= points["new"].time_unix_nano
+    [point] = trips.histogram.data_points
+    assert (list(point.bucket_counts), list(point.explicit_bounds)) == ([1, 2, 1], [0.1, 1.0])
+    assert (point.count, point.sum) == (4, pytest.approx(6.25))
+
+
+@pytest.mark.parametrize("url", ["file:///tmp/x", "ipfix+udp://host", "http://host", "otlp+grpc://host"])
+def test_a_receiver_of_metrics_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput, match="--metrics-export") as refused:
+        Target.of_metrics(url)
+    assert "otlp+http://" in refused.value.hint
 
 
 def test_nfcapd_reads_records_by_ipfix(tmp_path: Path) -> None:

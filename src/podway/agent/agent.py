@@ -33,6 +33,8 @@ from podway.agent.lastknown import LastKnown
 from podway.agent.learned import LearnedRoutes
 from podway.agent.losses import ReflectorWatch
 from podway.agent.membership import Membership
+from podway.agent.metrics import AgentMetrics
+from podway.agent.metrics_export import MetricsExport
 from podway.agent.offload import OffloadTest
 from podway.agent.opening import Opening
 from podway.agent.options import AgentOptions
@@ -232,7 +234,8 @@ class Agent:
         return self._membership.present(view, choice.uplink.addresses), choice, versions, None
 
     async def _serve(self, server: CniServer, methods: Mapping[str, Method]) -> None:
-        stop_measuring = await self._serve_metrics(server)
+        metrics = AgentMetrics(self._components, server)
+        stop_measuring = await self._serve_metrics(metrics)
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -268,6 +271,7 @@ class Agent:
             "offloads": self._offloads.run,
             "flows": self._flows.run,
             "flow exports": self._flows.exports.run,
+            "metrics export": MetricsExport(self._options.metrics_export, self._options.node, metrics.collect).run,
             "uplink": self._uplink.run,
             "new uplink": self._follow_uplink,
             "membership": self._registration.run,
@@ -286,14 +290,13 @@ class Agent:
         stop_measuring()
         log.info("stopped; pods, routes and BIRD stay as they are", node=self._options.node)
 
-    async def _serve_metrics(self, requests: CniServer) -> Callable[[], None]:
+    async def _serve_metrics(self, metrics: AgentMetrics) -> Callable[[], None]:
         """Serve metrics, if that is wanted; return what ends it. Raises AgentError if nobody can listen there."""
         if not self._options.metrics:
             return lambda: None
-        from podway.agent.metrics import AgentMetrics
         from podway.metrics.server import MetricsServer, parse_endpoint
 
-        served = MetricsServer(AgentMetrics(self._components, requests).collect)
+        served = MetricsServer(metrics.text)
         await served.start(*parse_endpoint(self._options.metrics))
         return served.close
 

@@ -57,7 +57,7 @@ class Dump:
         engine = self._engine()
         return {
             **{f"{name}.txt": text for name, text in zip(COMMANDS, outputs, strict=True)},
-            "metrics.txt": await self._metrics.collect(),
+            "metrics.txt": await self._metrics.text(),
             "log.txt": remembered(),
             "programs.txt": _lines(self._programs()),
             "engine.txt": await asyncio.to_thread(_lines, engine),  # there may be many

@@ -78,18 +78,22 @@ class AgentMetrics:
         self._requests = requests
         self._started = time.time()
 
-    async def collect(self) -> str:
-        """Return all metrics as text. BIRD is asked; what it does not say is left out."""
+    async def text(self) -> str:
+        """Return all metrics as text."""
+        return expose(await self.collect())
+
+    async def collect(self) -> list[tuple[Metric, Values]]:
+        """Return all metrics with their values. BIRD is asked; what it does not say is left out."""
         families = list(self._families())
         try:
             peers = await self._components.speaker.peers()
         except RoutingError:
-            return expose(families)
+            return families
         states = Counter("established" if peer.state == "Established" else "other" for peer in peers)
         families.append((SESSIONS, {(state,): float(states[state]) for state in ("established", "other")}))
         exported, imported = sum(peer.exported for peer in peers), sum(peer.imported for peer in peers)
         families.append((ROUTES, {("imported",): float(imported), ("exported",): float(exported)}))
-        return expose(families)
+        return families
 
     def _families(self) -> Iterator[tuple[Metric, Values]]:
         parts = self._components

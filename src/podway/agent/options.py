@@ -26,6 +26,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The uplink, if it should not be found out."""
     metrics: str = ""
     """Where metrics are served, ADDRESS:PORT; nowhere if empty."""
+    metrics_export: Target | None = None
+    """Which collector is sent metrics."""
     resync_interval: float = 30.0
     """Between full comparisons of plan and kernel; between them, kernel events trigger repairs."""
     heartbeat_interval: float = 10.0

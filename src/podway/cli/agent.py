@@ -47,6 +47,11 @@ memory.do_without("rich")
 )
 @metrics_option
 @click.option(
+    "--metrics-export",
+    metavar="URL",
+    help="Send metrics every minute to an OpenTelemetry collector, too: otlp+http://HOST:4318.",
+)
+@click.option(
     "--cni-dirs",
     nargs=2,
     type=click.Path(path_type=Path, file_okay=False),
@@ -84,6 +89,7 @@ def agent(
     run_dir: Path,
     interface: str,
     metrics: str,
+    metrics_export: str | None,
     cni_dirs: tuple[Path, Path] | None,
     default_pools: tuple[str, ...],
     log_level: str,
@@ -112,6 +118,7 @@ def agent(
             run_dir=run_dir,
             interface=interface,
             metrics=metrics,
+            metrics_export=Target.of_metrics(metrics_export) if metrics_export is not None else None,
             flow_history=flow_history << 20,
             flow_exports=tuple(map(Target.parse, flow_exports)),
             plugin_dir=plugins,

@@ -8,7 +8,7 @@ Source: opentelemetry.io/docs/specs/otlp (1.9), opentelemetry-proto's logs.proto
 import gzip
 import http.client
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,22 +22,21 @@ _FOR_GOOD = (400, 413, 422)
 """What is wrong with the records themselves; all else (404 or 401, say) somebody mends, and wants them then."""
 
 
-class Otlp:
-    """Sends to a collector, over one connection that is kept."""
+class Collector:
+    """Posts to a collector, over one connection that is kept."""
 
-    def __init__(self, target: Target, node: str) -> None:
+    def __init__(self, target: Target, path: str) -> None:
+        """Take where it is, and the path to be asked where the target names none. Opens nothing yet."""
         kind = http.client.HTTPSConnection if target.transport == "https" else http.client.HTTPConnection
         self._connection = kind(target.host, target.port, timeout=SECONDS)
-        self._path = target.path or "/v1/logs"
-        self._resource = {
-            "attributes": _attributes(
-                {"service.name": "podway", "service.version": __version__, "k8s.node.name": node}
-            )
-        }
+        self._path = target.path or path
 
-    def send(self, records: Sequence[FlowRecord]) -> int:
-        """Send records; see Sink."""
-        body = gzip.compress(msgspec.json.encode(self.request(records)), 1)
+    def post(self, request: dict[str, Any]) -> bytes | None:
+        """Send a request in JSON's shape; return what was answered, None if it refused that for good.
+
+        Raises OSError if it may take it another time.
+        """
+        body = gzip.compress(msgspec.json.encode(request), 1)
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         kept = self._connection.sock is not None
         try:
@@ -49,10 +48,10 @@ class Otlp:
                 body, headers
             )  # a collector may close what it has not heard from for a while
         if answer.status in _FOR_GOOD:
-            return len(records)  # it will not take them another time, either
+            return None
         if not 200 <= answer.status < 300:  # OTLP says 200, and some receivers 204
             raise OSError(f"HTTP status {answer.status} {answer.reason}")
-        return min(len(records), _rejected(said))
+        return said
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
         try:
@@ -71,6 +70,32 @@ class Otlp:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def resource_of(node: str) -> dict[str, Any]:
+    """Return the Resource that tells whose records and metrics those are: an agent's, on a node."""
+    return {
+        "attributes": attributes({"service.name": "podway", "service.version": __version__, "k8s.node.name": node})
+    }
+
+
+class Otlp:
+    """Sends records to a collector."""
+
+    def __init__(self, target: Target, node: str) -> None:
+        self._collector = Collector(target, "/v1/logs")
+        self._resource = resource_of(node)
+
+    def send(self, records: Sequence[FlowRecord]) -> int:
+        """Send records; see Sink."""
+        said = self._collector.post(self.request(records))
+        if said is None:
+            return len(records)  # it will not take them another time, either
+        return min(len(records), _rejected(said))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._collector.close()
 
     def request(self, records: Sequence[FlowRecord]) -> dict[str, Any]:
         """Return an ExportLogsServiceRequest in JSON's shape."""
@@ -98,7 +123,7 @@ def _log_record(record: FlowRecord, now: str) -> dict[str, Any]:
         "severityText": text,
         "eventName": f"podway.flow.{record.event}",
         "body": {"stringValue": " ".join(filter(None, (record.verdict, record.protocol, ends, record.reason)))},
-        "attributes": _attributes(dict(_fields(record))),
+        "attributes": attributes(dict(_fields(record))),
     }
 
 
@@ -149,7 +174,8 @@ def _rule(name: str, rule: Rule) -> Iterator[tuple[str, str]]:
         yield f"{name}.revision", rule.revision
 
 
-def _attributes(values: dict[str, Any]) -> list[dict[str, Any]]:
+def attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return attributes as KeyValues."""
     return [{"key": name, "value": _value(value)} for name, value in values.items()]
 
 

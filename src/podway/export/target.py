@@ -41,18 +41,30 @@ class Target(msgspec.Struct, frozen=True):
     keep: int = 4
 
     @classmethod
-    def parse(cls, url: str) -> "Target":
-        """Read a URL. Raises InvalidInput."""
+    def of_metrics(cls, url: str) -> "Target":
+        """Read the URL of a receiver of metrics, which is an OpenTelemetry collector. Raises InvalidInput."""
+        option, hint = "--metrics-export", "write otlp+http://HOST:4318 or otlp+https://HOST"
+        try:
+            found = cls.parse(url, option)
+        except InvalidInput as error:
+            raise InvalidInput(error.message, hint=hint) from None
+        if found.form != "otlp":
+            raise InvalidInput(f"{option} {url}: metrics are not sent so", hint=hint)
+        return found
+
+    @classmethod
+    def parse(cls, url: str, option: str = "--flow-export") -> "Target":
+        """Read a URL that an option says. Raises InvalidInput."""
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise InvalidInput(f"--flow-export {url}: {error}", hint=_HINT) from None
+            raise InvalidInput(f"{option} {url}: {error}", hint=_HINT) from None
         form, _, transport = parts.scheme.partition("+")
         try:
             (parts.hostname or "").encode("idna")
         except UnicodeError as error:
-            raise InvalidInput(f"--flow-export {url}: no name of a host: {error}", hint=_HINT) from None
+            raise InvalidInput(f"{option} {url}: no name of a host: {error}", hint=_HINT) from None
         options = dict(parse_qsl(parts.query))
         try:
             if form == "file" and not transport and not parts.netloc and len(parts.path) > 1:
@@ -66,7 +78,7 @@ class Target(msgspec.Struct, frozen=True):
                 return cls(url, form, transport, parts.hostname, port or 4739)
         except ValueError:
             pass  # a number that is none
-        raise InvalidInput(f"--flow-export {url}: cannot be read", hint=_HINT)
+        raise InvalidInput(f"{option} {url}: cannot be read", hint=_HINT)
 
     def open(self, node: str) -> Sink:
         """Return who sends there what this node recorded. Opens nothing yet."""
