@@ -143,6 +143,7 @@ class LoopOnly:
             self.routing,
             Trigger(),
             self.last_known,
+            Trigger(),
         )
         informer = ClusterInformer(self.store, self.state, self.contact, versions, handler, self.reconciler.way)
         encapsulation.refresh()

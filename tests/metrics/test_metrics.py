@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from podway.errors import AgentError, InvalidArgument
 from podway.metrics.exposition import CONTENT_TYPE, Histogram, Metric, expose
-from podway.metrics.server import MAX_CONNECTIONS, MetricsServer, parse_endpoint
+from podway.metrics.http_server import MAX_CONNECTIONS
+from podway.metrics.server import MetricsServer, parse_endpoint
 from tests.metrics.text_format import parse
 
 

@@ -264,7 +264,8 @@ def client(lab: PolicyLab) -> Place:
 def open_up(lab: PolicyLab, **spec: Any) -> None:
     """Have the Service `web` reached from outside, by a node port and an external address."""
     port = {"port": 80, "targetPort": 8080, "nodePort": PORT}
-    lab.apply(Service("web", 10, type="NodePort", ports=[port], externalIPs=list(EXTERNAL), **spec).manifest)
+    spec = {"type": "NodePort", "ports": [port], "externalIPs": list(EXTERNAL), **spec}
+    lab.apply(Service("web", 10, **spec).manifest)
     told = "outside" if spec.get("externalTrafficPolicy") == "Local" else "services"
     for node in NODES:
         map_ = ("list", "map", "ip6", "podway-services", told)
@@ -305,8 +306,24 @@ def test_a_node_port_leads_to_all_backends_and_those_here_see_the_client(lab: Po
     lab.remove("asker")
 
 
+def health(client: Place, address: str, port: int, family: int, path: str = "/") -> tuple[int, str]:
+    """Ask by HTTP, as a load balancer does; return status and text."""
+    with client.open(family) as asking:
+        asking.connect((address, port))
+        asking.sendall(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+        head, _, text = asking.makefile("rb").read().partition(b"\r\n\r\n")
+    return int(head.split()[1]), text.decode()
+
+
 def test_with_the_policy_local_clients_keep_their_address(lab: PolicyLab, client: Place) -> None:
-    open_up(lab, **LOCAL)
+    open_up(lab, type="LoadBalancer", healthCheckNodePort=PORT + 1, **LOCAL)
+    for node in NODES:
+        eventually(lambda node=node: lab.lab.status(node)["services"]["health_checks"] == [10256, PORT + 1])
+        for family in FAMILIES:
+            address = lab.nodes[node].address(family)
+            status, text = health(client, address, PORT + 1, family)
+            assert (status, json.loads(text)["localEndpoints"]) == (200, 1)
+            assert health(client, address, 10256, family, "/healthz")[0] == 200
     for family in FAMILIES:
         for node, pod in zip(NODES, ("web1", "web2"), strict=True):
             assert all(knock(client, lab.nodes[node].address(family), PORT, family) for _ in range(8))
@@ -315,6 +332,8 @@ def test_with_the_policy_local_clients_keep_their_address(lab: PolicyLab, client
     settled(lab, 2)
     for family in FAMILIES:
         node2 = lab.nodes["node2"]
+        checked = [health(client, lab.nodes[node].address(family), PORT + 1, family)[0] for node in NODES]
+        assert checked == [200, 503]
         assert knock(client, node2.address(family), PORT, family) is None  # dropped, so that another node is asked
         assert knock(node2, node2.address(family), PORT, family)  # who is in the cluster is led anywhere
     lab.remove("web1")

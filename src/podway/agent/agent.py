@@ -43,6 +43,7 @@ from podway.agent.readiness import Readiness
 from podway.agent.registration import Registration
 from podway.agent.report import Reporter
 from podway.agent.routing import Routing
+from podway.agent.service_health import ServiceHealth
 from podway.agent.supervisor import Supervisor
 from podway.api.kinds.pod import Pod
 from podway.bgp.speaker import BgpSpeaker
@@ -142,6 +143,7 @@ class Agent:
                 self._routing,
                 self._channel,
                 self._last_known,
+                self._service_health,
             )
             self._cluster_informer = ClusterInformer(
                 self._store, state, contact, versions, handler, reconciler.way
@@ -185,6 +187,10 @@ class Agent:
         return ends
 
     @cached_property
+    def _service_health(self) -> ServiceHealth:
+        return ServiceHealth(self._state, self._reconciler.serving)
+
+    @cached_property
     def _components(self) -> Components:
         self._flows = FlowRecorder(self._options, self._state, self._kernel, self._reconciler)
         self._opening = Opening(self._options, self._state, self._store)
@@ -207,6 +213,7 @@ class Agent:
             self._routing,
             self._flows,
             self._opening,
+            self._service_health,
         )
 
     async def _first_view(
@@ -265,6 +272,7 @@ class Agent:
             "blocks": self._blocks.run,
             "routing": self._routing.run,
             "answering": answering.run,
+            "service health": self._service_health.run,
             "learned routes": self._learned.run,
             "readiness": self._readiness.run,
             "reflectors": ReflectorWatch(self._state, self._speaker, self._membership).run,

@@ -77,7 +77,7 @@ class Checkup:
             enforced=enforcement.in_force,
             policy_problem=enforcement.shortfall,
             cut_off=() if enforcement.as_left else enforcement.shut,  # they need nothing but the store
-            services_problem=self._components.reconciler.serving.status()["problem"],
+            services_problem=self._components.services()["problem"],
             tables=self._components.tables(),
             certificate_expires=(
                 datetime.fromisoformat(channel["certificate"]).timestamp() if channel["certificate"] else None

@@ -10,6 +10,8 @@ from podway.agent.encapsulation import EncapsulationSwitch
 from podway.agent.membership import Membership
 from podway.agent.registration import Registration
 from podway.api.kinds.cluster_authority import ClusterAuthority
+from podway.api.kinds.network_config import NetworkConfig
+from podway.api.kinds.service import Service
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans, alters_routing, to_be_kept
 from podway.cluster.view import ClusterView
@@ -42,7 +44,7 @@ class ChangesRouting(Protocol):
 class ClusterHandler:
     """Takes over each newer view of the cluster.
 
-    `channel` and `last_known` look at the view whenever it alters anything.
+    `channel` and `last_known` look at the view whenever it alters anything, `service_health` when Services change.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ClusterHandler:
         routing: ChangesRouting,
         channel: Triggered,
         last_known: Triggered,
+        service_health: Triggered,
     ) -> None:
         self._state = state
         self._membership = membership
@@ -66,6 +69,7 @@ class ClusterHandler:
         self._routing = routing
         self._channel = channel
         self._last_known = last_known
+        self._service_health = service_health
 
     def all_listed(self) -> None:
         """The store has told of everything since this agent started, which knew it only from a file until then."""
@@ -80,6 +84,8 @@ class ClusterHandler:
         view = self._encapsulation.as_advertised(self._membership.present(view, state.uplink.addresses))
         if any(change.kind == ClusterAuthority.KIND for change in changes):
             self._channel.trigger()
+        if any(change.kind in (Service.KIND, NetworkConfig.KIND) for change in changes):
+            self._service_health.trigger()
         if view.unjudged != before.unjudged or any(to_be_kept(change, node) for change in changes):
             self._last_known.trigger()
         if not any(map(alters_plans, changes)):

@@ -1,6 +1,7 @@
 """What a running agent is made of, in one piece, for those who report on it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from podway.agent.contact import StoreContact
 from podway.agent.encapsulation import EncapsulationSwitch
@@ -12,6 +13,7 @@ from podway.agent.opening import Opening
 from podway.agent.options import AgentOptions
 from podway.agent.pods import PodNetwork
 from podway.agent.routing import Routing
+from podway.agent.service_health import ServiceHealth
 from podway.agent.supervisor import Supervisor
 from podway.bgp.speaker import BgpSpeaker
 from podway.channel.server import Channel
@@ -45,6 +47,7 @@ class Components:
     routing: Routing
     flows: FlowRecorder
     opening: Opening
+    service_health: ServiceHealth
 
     def tables(self) -> dict[str, Table]:
         """Return how full the flow engine's tables are, by their names; nothing where it does not work.
@@ -63,6 +66,18 @@ class Components:
             "choices": served["backends"],
         }
         return {name: Table(used[name], room) for name, room in self.kernel.flow.room().items()}
+
+    def services(self) -> dict[str, Any]:
+        """Return what is served of Services, and what of them is told outside."""
+        served = self.reconciler.serving.status()
+        networks = self.routing.advertising.networks(self.state.node) or ()
+        return {
+            **served,
+            "problem": served["problem"] or self.service_health.problem,
+            "advertises": sorted(map(str, networks)),
+            "answers": sorted(map(str, self.state.answered)),
+            "health_checks": self.service_health.ports,
+        }
 
     def problems(self) -> dict[str, str]:
         """Return in words what is wrong with store, uplink, routing and new pods, and what is pending.

@@ -43,15 +43,6 @@ class Reporter:
         self._capturing = Capturing(components.state)
         self._started = time.time()
 
-    def _services(self) -> dict[str, Any]:
-        told = self._components
-        networks = told.routing.advertising.networks(told.state.node) or ()
-        return {
-            **told.reconciler.serving.status(),
-            "advertises": sorted(map(str, networks)),
-            "answers": sorted(map(str, told.state.answered)),
-        }
-
     @property
     def methods(self) -> Mapping[str, Method]:
         """The methods by name."""
@@ -142,7 +133,7 @@ class Reporter:
                 "nearly_full": [name for name, table in tables.items() if table.is_nearly_full],
             },
             "flows": await self._components.flows.status(),
-            "services": self._services(),
+            "services": self._components.services(),
             "offloads": self._components.offloads.status(),
             "channel": self._components.channel.status(),
             "failures": [msgspec.to_builtins(failure) for failure in self._components.supervisor.failures],

@@ -82,7 +82,7 @@ def _same_place(one: Node | None, other: Node | None) -> bool:
         return one is other
     return (
         one.status.addresses == other.status.addresses
-        and one.spec == other.spec
+        and one.spec.pod_cidrs == other.spec.pod_cidrs
         and one.metadata.labels == other.metadata.labels
         and all(_note(one, name) == _note(other, name) for name in _PLANNED_BY)
     )

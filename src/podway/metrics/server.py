@@ -1,25 +1,12 @@
-"""A small HTTP server that answers `GET /metrics`, and `GET /healthz` with `ok` (RFC 9112, as far as that needs).
+"""Metrics served: `GET /metrics`, and `GET /healthz` with `ok`."""
 
-A library for HTTP takes 180 ms to import, and there is one page. Each connection is for one request, short, and
-one of few at a time, so that nobody can hold the loop that has pods to attach.
-"""
-
-import asyncio
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from ipaddress import ip_address
-
-import structlog
 
 from podway.errors import AgentError, InvalidArgument
 from podway.metrics.exposition import CONTENT_TYPE
-
-log = structlog.get_logger(__name__)
-
-MAX_CONNECTIONS = 8
-MAX_REQUEST = 16 * 1024
-"""Bytes of a request's head."""
-EXCHANGE = 5.0
-"""Seconds for a whole exchange."""
+from podway.metrics.http_server import HttpServer, Page
 
 Collect = Callable[[], Awaitable[str]]
 
@@ -29,13 +16,12 @@ class MetricsServer:
 
     def __init__(self, collect: Collect) -> None:
         self._collect = collect
-        self._open = 0
-        self._server: asyncio.Server | None = None
+        self._server = HttpServer(self._page)
 
     async def start(self, host: str, port: int) -> None:
         """Listen at an address, at all if it is empty. Raises AgentError if it cannot be listened at."""
         try:
-            self._server = await asyncio.start_server(self._serve, host or None, port, limit=MAX_REQUEST)
+            await self._server.start(host, port)
         except OSError as error:
             raise AgentError(
                 f"metrics cannot be served at {host or 'all addresses'} port {port}: {error.strerror or error}",
@@ -45,45 +31,19 @@ class MetricsServer:
     @property
     def port(self) -> int:
         """The port that is listened at."""
-        assert self._server is not None
-        number: int = self._server.sockets[0].getsockname()[1]
-        return number
+        return self._server.port
 
     def close(self) -> None:
         """Listen no more."""
-        if self._server is not None:
-            self._server.close()
+        self._server.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
-        try:
-            if self._open <= MAX_CONNECTIONS:
-                async with asyncio.timeout(EXCHANGE):
-                    writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
-                    await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            log.debug("a request for metrics was broken off", problem=str(error))
-        finally:
-            self._open -= 1
-            writer.close()
-
-    async def _answer(self, head: bytes) -> bytes:
-        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
-        path = rest.partition(b" ")[0].partition(b"?")[0]
-        if method != b"GET":
-            return _response("405 Method Not Allowed", "only GET\n")
+    async def _page(self, path: str) -> Page:
         match path:
-            case b"/metrics":
-                return _response("200 OK", await self._collect(), CONTENT_TYPE)
-            case b"/healthz":
-                return _response("200 OK", "ok\n")
-        return _response("404 Not Found", "there is /metrics, and /healthz\n")
-
-
-def _response(status: str, text: str, content: str = "text/plain; charset=utf-8") -> bytes:
-    body = text.encode()
-    head = (f"HTTP/1.1 {status}", f"Content-Type: {content}", f"Content-Length: {len(body)}", "Connection: close")
-    return "\r\n".join((*head, "", "")).encode() + body
+            case "/metrics":
+                return Page(await self._collect(), CONTENT_TYPE)
+            case "/healthz":
+                return Page("ok\n")
+        return Page("there is /metrics, and /healthz\n", status=HTTPStatus.NOT_FOUND)
 
 
 def parse_endpoint(text: str, *, any_port: bool = False) -> tuple[str, int]:

@@ -81,6 +81,15 @@ class Serving(MapKeeper):
         self._beginning = False
         """Whether what is being written is a beginning, which compares everything."""
         self._refused = False
+        self._late_since: float | None = None
+        """Since when there is something that the maps do not have, by the state's clock."""
+
+    @property
+    def waits(self) -> float:
+        """For how many seconds something has waited to be brought to the maps."""
+        if self._late_since is None or not (self.busy or self._refused):
+            return 0.0
+        return self._state.now() - self._late_since
 
     @property
     def wanted(self) -> bool:
@@ -161,6 +170,10 @@ class Serving(MapKeeper):
         yield from self._steps()
 
     def _take_up(self) -> Iterator[None] | None:
+        if not (self.busy or self._refused):
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = self._state.now()
         if self.busy and (self._work is None or (self._is_to_begin and not self._beginning)):
             self._beginning = self._is_to_begin
             if self._beginning:

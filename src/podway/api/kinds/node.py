@@ -76,10 +76,19 @@ class NodeInfo(Record, frozen=True, kw_only=True):
     kubelet_version: str = ""
 
 
+class Taint(Record, frozen=True, kw_only=True):
+    """Why pods should keep away from a node."""
+
+    key: str
+    value: str = ""
+    effect: str = ""
+
+
 class NodeSpec(Record, frozen=True, kw_only=True):
     """What is asked of a node: the ranges of pod addresses that Kubernetes gave it, at most one a family."""
 
     pod_cidrs: tuple[str, ...] = msgspec.field(default=(), name="podCIDRs")
+    taints: tuple[Taint, ...] = ()
 
 
 class NodeStatus(Record, frozen=True, kw_only=True):
