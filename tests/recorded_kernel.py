@@ -226,6 +226,9 @@ class RecordedKernel:
     def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
         return {path: self.settings[path] for path in paths if path in self.settings}
 
+    def foreign_addresses(self) -> tuple[Address, ...]:
+        return ()
+
     def mtus(self) -> dict[str, int]:
         return {link.name: link.mtu for link in self.kinds["link"].objects.values()}
 

@@ -254,7 +254,7 @@ EXTERNAL = ("198.18.0.10", "2001:db8:10::10")
 def client(lab: PolicyLab) -> Place:
     """A host outside, which is told that the external addresses are node1's."""
     made, _ = outside.ensure(lab.lab.name)
-    host = names.outside_netns(lab.lab.name)
+    host = outside_netns(lab)
     for family, address in zip(FAMILIES, EXTERNAL, strict=True):
         way = ["via", lab.nodes["node1"].address(family)]
         subprocess.run(["ip", "-n", host, "route", "add", address, *way], check=True)
@@ -304,6 +304,35 @@ def test_a_node_port_leads_to_all_backends_and_those_here_see_the_client(lab: Po
         own = {lab.nodes["node2"].address(family)}
         assert heard(lab, "web1", "web2") == {"web1": own, "web2": own}
     lab.remove("asker")
+
+
+FURTHER = "198.18.1.1"
+"""Another address of node1."""
+
+
+def test_node_ports_are_served_at_the_addresses_that_settings_name(lab: PolicyLab, client: Place) -> None:
+    open_up(lab)
+    node = names.node_netns(lab.lab.name, "node1")
+    own = lab.nodes["node1"].address(socket.AF_INET)
+    way = ["route", "add", FURTHER, "via", own]
+    for command in (
+        ["-n", node, "address", "add", f"{FURTHER}/32", "dev", "lo"],
+        ["-n", outside_netns(lab), *way],
+    ):
+        subprocess.run(["ip", *command], check=True)
+    assert knock(client, FURTHER, PORT, socket.AF_INET) is False
+    lab.lab.podway("set", "config", "nodePortAddresses=198.18.1.0/24", "--wait")
+    eventually(lambda: knock(client, FURTHER, PORT, socket.AF_INET))
+    eventually(lambda: knock(client, own, PORT, socket.AF_INET) is False)
+    lab.lab.podway("set", "config", "nodePortAddresses=primary", "--wait")
+    eventually(lambda: knock(client, own, PORT, socket.AF_INET))
+    eventually(lambda: knock(client, FURTHER, PORT, socket.AF_INET) is False)
+    subprocess.run(["ip", "-n", node, "address", "del", f"{FURTHER}/32", "dev", "lo"], check=True)
+    settled(lab, 4)
+
+
+def outside_netns(lab: PolicyLab) -> str:
+    return names.outside_netns(lab.lab.name)
 
 
 def health(client: Place, address: str, port: int, family: int, path: str = "/") -> tuple[int, str]:

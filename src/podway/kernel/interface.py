@@ -7,7 +7,7 @@ is driven by the same engine (podway.kernel.engine).
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from podway.api.addresses import Family, Network
+from podway.api.addresses import Address, Family, Network
 from podway.kernel.engine import Report
 from podway.kernel.flow import Entries, FlowWrites
 from podway.plan.changes import Change
@@ -140,6 +140,10 @@ class NodeKernel(Protocol):
 
     def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
         """Return the settings at these paths below /proc/sys; those that do not exist are left out."""
+        ...
+
+    def foreign_addresses(self) -> tuple[Address, ...]:
+        """Return all addresses of the node, in order, but for those on devices of ours."""
         ...
 
     def mtus(self) -> dict[str, int]:

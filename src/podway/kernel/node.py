@@ -19,9 +19,10 @@ from podway.kernel.netlink.constants import NETLINK_NETFILTER
 from podway.kernel.nft.libnftables import Nftables
 from podway.kernel.nft.sets import NftSets
 from podway.kernel.node_services import NodeServices
+from podway.kernel.rtnl import addresses as rtnl_addresses
 from podway.kernel.rtnl import links, proxies, routes
 from podway.plan.changes import Change
-from podway.plan.objects import ROUTE_PROTOCOL, NftElement, NodePlan, PodEnd, PodWiring
+from podway.plan.objects import DEVICE_GROUP, LINK_GROUP, ROUTE_PROTOCOL, NftElement, NodePlan, PodEnd, PodWiring
 
 _T = TypeVar("_T")
 
@@ -182,6 +183,12 @@ class Kernel:
     def check_pod(self, pod_netns: int, want: PodEnd) -> list[str]:
         """Say in words what of a pod end is missing or altered; an empty list if nothing is."""
         return pods.differences(self.inspect_pod(pod_netns, want.ifname), want)
+
+    def foreign_addresses(self) -> tuple[Address, ...]:
+        """Return all addresses of the node, in order, but for those on devices of ours."""
+        ours = {link.index for link in links.dump(self.connection) if link.group in (LINK_GROUP, DEVICE_GROUP)}
+        found = {one.address.ip for one in rtnl_addresses.dump(self.connection) if one.index not in ours}
+        return tuple(sorted(found, key=lambda one: (one.version, one)))
 
     def mtus(self) -> dict[str, int]:
         """Return the MTU of each device of the node, in bytes."""

@@ -128,8 +128,10 @@ def _serves(lab: str, node: str) -> bool:
     except AgentError:
         return True  # nobody waits for an agent that is down
     every = facts.ask(lab, _facts)
-    served = any(isinstance(one, NetworkConfig) and one.spec.services == "all" for one in every)
-    ports = [one.ip for one in state.load(lab).addresses(node)] if served else []
+    config = next((one for one in every if isinstance(one, NetworkConfig) and one.spec.services == "all"), None)
+    own = [one.ip for one in state.load(lab).addresses(node)] if config else []
+    within = config.spec.node_port_networks if config else ()
+    ports = [one for one in own if not within or any(one in network for network in within)]
     planner = ServicePlanner(node, wanted=partial(wanted_frontends, node_ports=ports))
     for obj in every:
         planner.put(obj)

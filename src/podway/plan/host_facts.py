@@ -2,6 +2,7 @@
 
 import msgspec
 
+from podway.api.addresses import Address
 from podway.plan.overlays import RP_FILTER
 
 ALL_RP_FILTER = RP_FILTER.format(device="all")
@@ -24,6 +25,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     """The values of NEIGHBOUR_LIMITS that this namespace shows."""
     bridge_netfilter: tuple[str, ...] = ()
     """Those of podway.plan.bridge.BRIDGE_NETFILTER that this kernel has."""
+    addresses: tuple[Address, ...] = ()
+    """All of the node, but for those on devices of ours; read only where they are asked for."""
 
     @property
     def strict(self) -> bool:

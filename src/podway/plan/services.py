@@ -34,6 +34,7 @@ from podway.api.addresses import Address, Family, Network
 from podway.api.kinds.service import MOST_ENDPOINTS, PROTOCOLS
 from podway.cluster.view import ClusterView
 from podway.plan.guard import NFT_FAMILY
+from podway.plan.host_facts import USUAL_HOST, HostFacts
 from podway.plan.mtu import pool_mtu
 from podway.plan.objects import BRIDGE_DEVICE, LINK_GROUP, NFT_SERVICES_TABLE, NftTable, NodePlan, Route, Scope
 from podway.plan.uplink import Uplink
@@ -216,11 +217,25 @@ def served_families(view: ClusterView, uplink: Uplink) -> Iterator[tuple[Family,
             yield family, source
 
 
-def node_port_addresses(view: ClusterView, uplink: Uplink) -> tuple[Address, ...]:
-    """Return the addresses at which a node serves node ports: its uplink's, of each served family."""
+def node_port_addresses(view: ClusterView, uplink: Uplink, host: HostFacts = USUAL_HOST) -> tuple[Address, ...]:
+    """Return the addresses at which a node serves node ports, of each served family, in order.
+
+    Its uplink's, or those of the node's that are within the networks that settings name: no loopback, which no
+    packet comes to from elsewhere, and no link-local one.
+    """
     if view.config.services != "all":
         return ()
-    return tuple(source for _, source in served_families(view, uplink))
+    primary = dict(served_families(view, uplink))
+    networks = view.config.node_port_networks
+    if not networks:
+        return tuple(primary.values())
+    return tuple(
+        one
+        for one in host.addresses
+        if Family.of(one) in primary
+        and not (one.is_loopback or one.is_link_local)
+        and any(one.version == network.version and one in network for network in networks)
+    )
 
 
 def _ranges(view: ClusterView, family: Family) -> list[Network]:

@@ -6,8 +6,11 @@ from podway.plan.host_facts import ACCEPT_RA, ALL_RP_FILTER, NEIGHBOUR_LIMITS, H
 from podway.plan.overlays import RP_FILTER
 
 
-def read_host(kernel: NodeKernel, uplink: str) -> HostFacts:
-    """Return the settings of a node whose uplink is the device of this name. Raises KernelError."""
+def read_host(kernel: NodeKernel, uplink: str, *, addresses: bool = False) -> HostFacts:
+    """Return the settings of a node whose uplink is the device of this name; its addresses if they are wanted.
+
+    Raises KernelError.
+    """
     accept_ra, rp_filter = ACCEPT_RA.format(device=uplink), RP_FILTER.format(device=uplink)
     values = kernel.sysctls([ALL_RP_FILTER, accept_ra, rp_filter, *BRIDGE_NETFILTER, *NEIGHBOUR_LIMITS])
     return HostFacts(
@@ -16,4 +19,5 @@ def read_host(kernel: NodeKernel, uplink: str) -> HostFacts:
         rp_filter=values.get(rp_filter, ""),
         neighbours=tuple(values[path] for path in NEIGHBOUR_LIMITS if path in values),
         bridge_netfilter=tuple(path for path in BRIDGE_NETFILTER if path in values),
+        addresses=kernel.foreign_addresses() if addresses else (),
     )

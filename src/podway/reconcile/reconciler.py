@@ -220,7 +220,7 @@ class Reconciler:
 
     def start(self) -> None:
         """Compare the kernel with everything that is wanted, and bring it there, at once, as an agent starts."""
-        self._state.host = read_host(self._kernel, self._state.uplink.device)
+        self._read_host()
         self.enforcement.start()
         self._planning.all(self._state.facts())
         self._fit(self._state.leases.values(), {link.name: link.mtu for link in self.plan().links})
@@ -561,8 +561,10 @@ class Reconciler:
 
     def _read_host(self) -> bool:
         """Take over what the plan depends on and is not ours to set; tell whether it changed."""
-        known, self._state.host = self._state.host, read_host(self._kernel, self._state.uplink.device)
-        return self._state.host != known
+        state = self._state
+        asked = bool(state.view.config.node_port_networks)
+        known, state.host = state.host, read_host(self._kernel, state.uplink.device, addresses=asked)
+        return state.host != known
 
     async def _look(self, *, full: bool) -> None:
         """Audit, and put right what differs.

@@ -145,6 +145,11 @@ class Serving(MapKeeper):
         return self.busy
 
     @property
+    def _served_node_ports(self) -> tuple[Address, ...]:
+        state = self._state
+        return node_port_addresses(state.view, state.uplink, state.host)
+
+    @property
     def _is_to_begin(self) -> bool:
         """Whether the maps have to be compared: nobody did since the engine was opened, or settings changed."""
         view = self._state.view
@@ -152,7 +157,7 @@ class Serving(MapKeeper):
             return False
         if self._state.now() < self._again:
             return False
-        if self._planner is not None and self._node_ports != node_port_addresses(view, self._state.uplink):
+        if self._planner is not None and self._node_ports != self._served_node_ports:
             return True
         return self.wanted != (self._planner is not None) or self._maps_of != self._flow.openings
 
@@ -217,7 +222,7 @@ class Serving(MapKeeper):
             self.problem = ""
             return
         # What is told from here on is put after all that is known now.
-        ports = self._node_ports = node_port_addresses(self._state.view, self._state.uplink)
+        ports = self._node_ports = self._served_node_ports
         planner = self._planner = ServicePlanner(
             self._state.node, left, partial(wanted_frontends, node_ports=ports)
         )

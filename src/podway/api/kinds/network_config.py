@@ -36,6 +36,9 @@ DataPath: TypeAlias = Literal["auto", "ebpf", "kernel"]
 ServiceClients: TypeAlias = Literal["off", "pods", "all"]
 """For whom Podway serves Services: for nobody, for pods, or for nodes' own processes and clients outside, too."""
 
+PRIMARY = "primary"
+"""What stands for the addresses of nodes' uplinks, among networks of addresses for node ports."""
+
 
 class ReflectorSettings(StrictRecord, frozen=True, kw_only=True):
     """Which nodes reflect routes (RFC 4456): all that the selector matches, else `count` chosen by Podway."""
@@ -94,7 +97,9 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     `service_cidrs` are the ranges of Services' addresses, which are no pod's and not outside either.
     With data path `ebpf` policies are enforced; with `kernel` nothing enforces them. `auto` is `ebpf` on nodes
     whose kernel can. With `services: pods` the flow engine serves Services to pods, with `all` nodes' processes
-    and clients outside are served, too (docs/services.md); where there is none, another proxy has to.
+    and clients outside are served, too (docs/services.md); where there is none, another proxy has to. Node
+    ports are served at those of a node's addresses that are within `node_port_addresses`; without any, or with
+    `primary`, at its uplink's.
     """
 
     bgp: BgpSettings = BgpSettings()
@@ -105,6 +110,12 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     service_cidrs: tuple[str, ...] = ()
     data_path: DataPath = "kernel"
     services: ServiceClients = "off"
+    node_port_addresses: tuple[str, ...] = ()
+
+    @property
+    def node_port_networks(self) -> tuple[Network, ...]:
+        """The networks in which a node's addresses serve node ports; none: where its uplink's do."""
+        return tuple(ip_network(text) for text in self.node_port_addresses if text != PRIMARY)
 
     @property
     def service_networks(self) -> tuple[Network, ...]:
@@ -190,10 +201,25 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
         yield from _channel(self.spec.channel)
         yield from _apart("spec.nat.excluded", self.spec.nat.excluded, "write a network such as 192.0.2.0/24")
         yield from _apart("spec.serviceCidrs", self.spec.service_cidrs, "write a network such as 10.96.0.0/12")
+        yield from _node_ports(self.spec.node_port_addresses)
         mtu = self.spec.mtu
         if mtu != 0 and not MIN_MTU <= mtu <= MAX_MTU:
             hint = f"write 0 (what the path allows), or {MIN_MTU} to {MAX_MTU}"
             yield "spec.mtu", f"{mtu} is out of range", hint
+
+
+def _node_ports(texts: Sequence[str]) -> Iterator[Problem]:
+    hint = "write networks such as 192.0.2.0/24, or primary for the addresses of nodes' uplinks"
+    for index, text in enumerate(texts):
+        where = f"spec.nodePortAddresses[{index}]"
+        if text == PRIMARY:
+            if len(texts) > 1:
+                yield where, "primary stands by itself", "leave out the others, or name networks only"
+            continue
+        try:
+            parse_cidr(text)
+        except ValueError as error:
+            yield where, str(error), hint
 
 
 def _bgp(bgp: BgpSettings) -> Iterator[Problem]:
