@@ -3,9 +3,11 @@
 from typing import Any
 
 from podway.api.kinds.endpoint_slice import EndpointPort
-from podway.api.kinds.service import ServicePort
-from podway.services.explain import Explainer, NotUsed, lines, summary
+from podway.api.kinds.service import LoadBalancerIngress, ServicePort
+from podway.services.explain import Explainer, NotUsed, lines, lines_from_outside, summary
 from podway.services.lint import lint
+from tests import builders
+from tests.builders import config
 from tests.services.clusters import NODE, OTHER, VIP, VIP6, endpoint, node, piece, pod, service
 
 
@@ -83,3 +85,35 @@ def test_sctp_with_another_port_is_told() -> None:
     sctp = service("web", ServicePort(port=80, protocol="SCTP"))
     other = piece("one", endpoint("10.1.0.1"), ports=(EndpointPort(port=8080, protocol="SCTP"),))
     assert _told(sctp, other) == [("spec.ports[0].targetPort", "SCTP leads to another port number")]
+
+
+def test_clients_outside_are_told_apart_with_node_ports_and_who_is_behind_them() -> None:
+    spec: Any = {"type": "LoadBalancer", "external_traffic_policy": "Local", "external_ips": ("192.0.2.9",)}
+    ranges: Any = {"load_balancer_source_ranges": ("203.0.113.0/24",)}
+    balanced = [LoadBalancerIngress(ip="192.0.2.1")]
+    web = service("web", ServicePort(port=80, node_port=30080), ingress=balanced, **spec, **ranges)
+    objects = [web, node(), node("b", OTHER), piece("one", endpoint("10.1.0.1"), endpoint("10.1.1.1", OTHER))]
+    assert Explainer(objects).explain(web).from_outside == ()  # another proxy serves them
+    told = Explainer([*objects, config(services="all")]).explain(web)
+    assert [one.kind for one in told.frontends] == ["cluster", "load balancer", "external"]
+    assert all(backend.used_on == (NODE, OTHER) for one in told.frontends for backend in one.backends)
+    shown = [(one.kind, one.address, one.port, one.from_networks) for one in told.from_outside]
+    assert shown == [
+        ("load balancer", "192.0.2.1", 80, ("203.0.113.0/24",)),
+        ("external", "192.0.2.9", 80, ()),
+        ("node port", "0.0.0.0", 30080, ()),
+    ]
+    for one in told.from_outside:
+        assert [backend.used_on for backend in one.backends] == [(NODE,), (OTHER,)]
+    text = list(lines_from_outside(told))
+    assert text[0] == "192.0.2.1:80/TCP, load balancer address, from 203.0.113.0/24"
+    assert text[6] == "0.0.0.0:30080/TCP, node port of each node"
+
+
+def test_external_addresses_that_are_a_pods_or_nodes_are_told() -> None:
+    web = service(external_ips=("10.1.0.1", "172.30.0.1", "192.0.2.1"))
+    here = builders.node(NODE, "172.30.0.1/24")
+    assert _told(web, here, pod("a", "10.1.0.1"), piece("one", endpoint("10.1.0.1"))) == [
+        ("spec.externalIPs[0]", "10.1.0.1 is pod shop/a's"),
+        ("spec.externalIPs[1]", f"172.30.0.1 is node {NODE}'s"),
+    ]

@@ -104,10 +104,11 @@ def _belonging(obj: Resource, cluster: Cluster) -> Iterator[tuple[str, list[str]
             yield "blocks", [_block(block) for block in cluster.of(AddressBlock) if _any_in(obj.addresses, block)]
         case Service():
             from podway.services import advertising
-            from podway.services.explain import Explainer, lines
+            from podway.services.explain import Explainer, lines, lines_from_outside
 
             explained = cluster.kept(Explainer).explain(obj)
             yield f"served{f': {explained.why_none}' if explained.why_none else ''}", list(lines(explained))
+            yield "served to clients outside", list(lines_from_outside(explained))
             yield "outside", list(advertising.lines(cluster.kept(advertising.Told).of(obj)))
         case Namespace():
             here = obj.metadata.name

@@ -4,12 +4,13 @@ Nothing is asked of a data path: what is explained is what the cluster's objects
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 
 from podway.api.addresses import Address
 from podway.api.kinds.endpoint_slice import EndpointSlice
+from podway.api.kinds.network_config import NetworkConfig
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.service import Service
@@ -21,10 +22,15 @@ from podway.services.planner import (
     ServiceName,
     ServicePlanner,
     WantedFrontend,
+    fence_of,
+    frontends_from_outside,
     serves,
     wanted_frontends,
     zone_of,
 )
+
+EACH_NODE: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
+"""What stands for the addresses of each node."""
 
 
 class NotUsed(msgspec.Struct, frozen=True):
@@ -48,8 +54,10 @@ class Backend(msgspec.Struct, frozen=True, rename="camel"):
 class Frontend(msgspec.Struct, frozen=True, rename="camel"):
     """An address and port of a Service, and what is behind it.
 
-    `kind` says whose address it is: `cluster`, `load balancer`, `external`. `taken_by` names another Service that
-    has it (empty: none), `affinity` is for how many seconds a client stays with its backend (0: not at all).
+    `kind` says whose address it is: `cluster`, `load balancer`, `external`, or `node port`, where it is 0.0.0.0 or
+    ::, for those of each node. `taken_by` names another Service that has it (empty: none), `affinity` is for how
+    many seconds a client stays with its backend (0: not at all), and `from_networks` where a client must be (none:
+    anywhere).
     """
 
     address: str
@@ -60,6 +68,7 @@ class Frontend(msgspec.Struct, frozen=True, rename="camel"):
     backends: tuple[Backend, ...]
     taken_by: str = ""
     affinity: int = 0
+    from_networks: tuple[str, ...] = ()
 
     @property
     def ready(self) -> int:
@@ -68,10 +77,14 @@ class Frontend(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Explained(msgspec.Struct, frozen=True, rename="camel"):
-    """A Service's frontends; none, and why, where it is not served."""
+    """A Service's frontends; none, and why, where it is not served.
+
+    `frontends` are for clients in the cluster, `from_outside` for others, where these are served.
+    """
 
     frontends: tuple[Frontend, ...]
     why_none: str = ""
+    from_outside: tuple[Frontend, ...] = ()
 
 
 class Explainer:
@@ -83,6 +96,7 @@ class Explainer:
         self._places = {
             node.metadata.name: Where(node.metadata.name, zone_of(node)) for node in of_kind(Node, known)
         }
+        self._serves_outside = any(one.spec.services == "all" for one in of_kind(NetworkConfig, known))
         self._pods: dict[Address, Pod] = {}
         self._services = {_name(one): one for one in of_kind(Service, known)}
         for pod in of_kind(Pod, known):
@@ -103,7 +117,12 @@ class Explainer:
         if why := why_not_served(service):
             return Explained((), why)
         places = [self._places.get(node, Where(node)) for node in nodes] or list(self._places.values())
-        return Explained(tuple(self._frontend(service, one, places) for one in wanted_frontends(service)))
+        inside, outside = wanted_frontends(service), frontends_from_outside(service, EACH_NODE)
+        return Explained(
+            tuple(self._frontend(service, one, places) for one in inside),
+            "",
+            tuple(self._frontend(service, one, places) for one in outside) if self._serves_outside else (),
+        )
 
     def candidates(self, service: Service, wanted: WantedFrontend) -> list[Candidate]:
         """Return all that may serve behind one of a Service's frontends."""
@@ -146,7 +165,7 @@ class Explainer:
         return Frontend(
             unpacked(wanted.key.address),
             wanted.port.protocol,
-            wanted.port.port,
+            wanted.key.port,
             wanted.port.name,
             wanted.kind,
             tuple(
@@ -162,6 +181,7 @@ class Explainer:
             ),
             "/".join(taken) if taken else "",
             service.affinity_seconds,
+            fence_of(service) if wanted.kind == "load balancer" else (),
         )
 
 
@@ -193,11 +213,22 @@ def summary(explained: Explained) -> str:
 
 def lines(explained: Explained) -> Iterator[str]:
     """Yield it for people: each frontend, and below it each backend with where it is used, or why not."""
-    for one in explained.frontends:
+    yield from _lines(explained.frontends)
+
+
+def lines_from_outside(explained: Explained) -> Iterator[str]:
+    """Yield the same for clients outside."""
+    yield from _lines(explained.from_outside)
+
+
+def _lines(frontends: Iterable[Frontend]) -> Iterator[str]:
+    for one in frontends:
         address = f"[{one.address}]" if ":" in one.address else one.address
         name = f" ({one.port_name})" if one.port_name else ""
         taken = f", but Service {one.taken_by} has it" if one.taken_by else ""
-        yield f"{address}:{one.port}/{one.protocol}{name}, {one.kind} address{taken}"
+        whose = "of each node" if one.kind == "node port" else "address"
+        fenced = f", from {', '.join(one.from_networks)}" if one.from_networks else ""
+        yield f"{address}:{one.port}/{one.protocol}{name}, {one.kind} {whose}{fenced}{taken}"
         for backend in one.backends:
             yield f"  {_backend(backend)}"
         if not one.backends:

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 
-from podway.api.addresses import Family
-from podway.api.fields import Problem
+from podway.api.addresses import Address, Family
+from podway.api.fields import Problem, parse_legacy_address
 from podway.api.kinds.endpoint_slice import EndpointSlice
+from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.service import Service, ServicePort
 from podway.api.resource import Key, Resource, key, of_kind
 from podway.cluster.view import ClusterView
 from podway.services.advertising import EXCLUDED, Reach, leading, reaches
-from podway.services.endpoints import selects, target_port
+from podway.services.endpoints import FINISHED, selects, target_port
 from podway.services.explain import Explainer
 from podway.services.maps import unpacked
 from podway.services.outside import ALLOCATED, is_of_our_class
@@ -29,12 +30,31 @@ def lint(objects: Iterable[Resource]) -> tuple[tuple[Key, Problem], ...]:
     for pod in of_kind(Pod, known):
         pods.setdefault(pod.metadata.namespace, []).append(pod)
     found = []
+    owners = _owners(known)
     for service in explainer.services:
+        for number, text in enumerate(service.spec.external_ips):
+            if told := owners.get(parse_legacy_address(text)):
+                found.append((key(service), (f"spec.externalIPs[{number}]", f"{text} is {told[0]}", told[1])))
         name = (service.metadata.namespace, service.metadata.name)
         own = slices.get(name, [])
         problems = _of(explainer, service, own, [] if own else pods.get(name[0], []))
         found += [(key(service), problem) for problem in problems]
     return tuple(sorted(found))
+
+
+def _owners(objects: Iterable[Resource]) -> dict[Address, tuple[str, str]]:
+    """Return whose the addresses of pods and nodes are, and what to do where a Service claims one."""
+    taken = "name another address: this pod keeps what is sent to it"
+    found = {
+        address: (f"pod {pod.metadata.namespace}/{pod.metadata.name}'s", taken)
+        for pod in of_kind(Pod, objects)
+        if not pod.spec.host_network and pod.status.phase not in FINISHED
+        for address in pod.addresses
+    }
+    taken = "name another address, or use a node port: what the node itself serves at these ports is not reached"
+    for node in of_kind(Node, objects):
+        found.update(dict.fromkeys(node.internal_addresses, (f"node {node.metadata.name}'s", taken)))
+    return found
 
 
 def _of(explainer: Explainer, service: Service, slices: list[EndpointSlice], pods: list[Pod]) -> Iterator[Problem]:

@@ -481,8 +481,18 @@ def outside_frontends(service: Service, node_ports: Iterable[Address] = ()) -> I
 
     `node_ports` are the node's addresses with which node ports are served.
     """
-    if is_served(service) and service.spec.external_traffic_policy == "Local":
-        yield from _of_outside(service, node_ports, set(service.cluster_addresses), local=True)
+    if service.spec.external_traffic_policy == "Local":
+        yield from frontends_from_outside(service, node_ports)
+
+
+def frontends_from_outside(service: Service, node_ports: Iterable[Address] = ()) -> Iterator[WantedFrontend]:
+    """Yield all frontends that are for clients outside, whoever is behind them.
+
+    `node_ports` are the node's addresses with which node ports are served.
+    """
+    if is_served(service):
+        local = service.spec.external_traffic_policy == "Local"
+        yield from _of_outside(service, node_ports, set(service.cluster_addresses), local=local)
 
 
 def fence_of(service: Service) -> tuple[str, ...]:
