@@ -17,7 +17,7 @@ from podway.kernel import netns
 from podway.lab import names, outside
 from podway.lab.facts import PoolSettings
 from podway.store.base import Store
-from tests.patience import eventually
+from tests.patience import PATIENCE, eventually
 from tests.system.policy_lab import FAMILIES, Place, PolicyLab, policy_lab
 
 pytestmark = pytest.mark.kernel
@@ -338,6 +338,7 @@ def outside_netns(lab: PolicyLab) -> str:
 def health(client: Place, address: str, port: int, family: int, path: str = "/") -> tuple[int, str]:
     """Ask by HTTP, as a load balancer does; return status and text."""
     with client.open(family) as asking:
+        asking.settimeout(PATIENCE)
         asking.connect((address, port))
         asking.sendall(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
         head, _, text = asking.makefile("rb").read().partition(b"\r\n\r\n")
