@@ -2,22 +2,24 @@
 
 from collections.abc import Iterable, Iterator
 
+from podway.api.kinds.service import Service
 from podway.api.resource import Key, key, subject
 from podway.cluster.view import ClusterView
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.policy.lint import Doors
-from podway.services.explain import Explainer
+from podway.services.explain import EACH_NODE, Explainer
 from podway.services.lint import lint, lint_addresses
 from podway.services.maps import PROTOCOLS
-from podway.services.planner import wanted_frontends
+from podway.services.planner import frontends_from_outside, wanted_frontends
 
 
 @node_check(
     "services",
     looks_at="where Podway serves Services: whether it does on the node, Services without ready endpoints, port "
     "names that match nothing, two Services of one address and port, policies that let nobody in at any "
-    "endpoint, Services that lack an address outside, and such addresses that nobody tells of",
+    "endpoint, Services that lack an address outside, such addresses that nobody tells of, external addresses "
+    "that are a pod's or a node's, and node ports at which a program of the node listens",
     why="connections to such a Service are refused or dropped, or go to another one's pods, or never come",
 )
 def services(facts: NodeFacts) -> Iterator[Problem]:
@@ -37,6 +39,28 @@ def services(facts: NodeFacts) -> Iterator[Problem]:
     for whose, (field, problem, hint) in lint_addresses(memory.view):
         yield Problem(f"{field}: {problem}", hint, subject(whose), Severity.WARNING)
     yield from _shut_out(memory.view)
+    if memory.view.config.services == "all":
+        yield from _held(facts)
+
+
+def _held(facts: NodeFacts) -> Iterator[Problem]:
+    """Yield node ports that are also a program's of the node, which clients outside do not reach."""
+    held = {"TCP": facts.settings.tcp_ports, "UDP": facts.settings.udp_ports}
+    for service in facts.memory.view.namespaced_table(Service).values():
+        ports = {
+            (one.key.port, one.port.protocol)
+            for one in frontends_from_outside(service, EACH_NODE)
+            if one.kind == "node port"
+        }
+        for number, protocol in sorted(ports):
+            if number in held.get(protocol, ()):
+                yield Problem(
+                    f"node port {number}/{protocol} is a program's on {facts.memory.node}, too: clients outside "
+                    "reach the Service, and never that program",
+                    f"see which one it is: ss -lnp 'sport = :{number}'; give it, or the Service, another port",
+                    subject(key(service)),
+                    Severity.WARNING,
+                )
 
 
 def _shut_out(view: ClusterView) -> Iterator[Problem]:

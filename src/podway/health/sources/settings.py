@@ -23,6 +23,9 @@ from podway.plan.uplink import Uplink
 
 _COUNTERS = Path("/proc/thread-self/net")
 
+_LISTENS = "0A"
+"""TCP_LISTEN, as /proc/net/tcp has it (include/net/tcp_states.h)."""
+
 
 def read(uplink: Uplink) -> Settings:
     """Return the settings that concern a node with this uplink. Raises KernelError, OSError."""
@@ -37,19 +40,21 @@ def read(uplink: Uplink) -> Settings:
         values=sysctls.read(paths),
         counters=counters(),
         inotify_room=_inotify_room(),
-        udp_ports=_udp_ports(),
+        udp_ports=_ports("udp"),
+        tcp_ports=_ports("tcp", _LISTENS),
         unsupported=_unsupported(),
     )
 
 
-def _udp_ports() -> frozenset[int]:
-    lines = [
-        line
-        for name in ("udp", "udp6")
+def _ports(protocol: str, state: str = "") -> frozenset[int]:
+    """Return the ports of sockets, of those in one state if that is said."""
+    rows = [
+        line.split()
+        for name in (protocol, f"{protocol}6")
         if (path := _COUNTERS / name).exists()
         for line in path.read_text().splitlines()[1:]
     ]
-    return frozenset(int(line.split()[1].rpartition(":")[2], 16) for line in lines)
+    return frozenset(int(row[1].rpartition(":")[2], 16) for row in rows if state in ("", row[3]))
 
 
 def counters() -> dict[str, int]:
