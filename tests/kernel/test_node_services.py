@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from ipaddress import ip_interface
 from typing import Any
@@ -201,6 +202,7 @@ def test_a_client_stays_until_its_backend_goes_or_the_time_is_over(node: Node) -
     assert node.remembered() == 2
     node.tell(web())  # without affinity nothing is remembered, nor is it when it comes again
     assert node.remembered() == 0
+    assert node.read() == dict(node.maps.entries())
 
 
 def test_a_one_way_sender_of_udp_moves_with_its_backend_also_from_nobody(node: Node) -> None:
@@ -227,3 +229,28 @@ def test_a_one_way_sender_of_udp_moves_with_its_backend_also_from_nobody(node: N
         node.tell(ends())
         with pytest.raises(PermissionError):  # what netfilter does not let out
             sender.sendto(b"x", ("10.96.0.11", 53))
+
+
+def test_sctp_is_led_to_the_same_port(node: Node) -> None:
+    """By crafted packets: kernels without SCTP sockets track its connections all the same."""
+    sctp = service("sctp", ServicePort(port=7000, protocol="SCTP"), cluster_ips=("10.96.0.12",))
+    ports = (EndpointPort(port=7000, protocol="SCTP"),)
+    node.tell(sctp, piece("sctp", endpoint(BACKENDS[4][1]), of="sctp", ports=ports))
+    init = struct.pack(">BBHIIHHI", 1, 0, 20, 0x1234, 65536, 1, 1, 7)  # RFC 9260, section 3.3.2
+    packet = struct.pack(">HHII", 40000, 7000, 0, 0x5AFE0000) + init
+    with contextlib.ExitStack() as stack:
+        heard, sender = (
+            stack.enter_context(
+                netns.run(node.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP))
+            )
+            for _ in range(2)
+        )
+        heard.bind((BACKENDS[4][1], 0))
+        heard.settimeout(PATIENCE)
+        sender.sendto(packet, ("10.96.0.12", 0))
+        data, (source, _) = heard.recvfrom(2048)
+    assert source == OWN[0]
+    assert (data[20:28], data[32:]) == (
+        packet[:8],
+        init,
+    )  # between them is the checksum, which the kernel fills in

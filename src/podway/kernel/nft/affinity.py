@@ -38,14 +38,15 @@ def read(connection: Connection, family: Family, table: str, prefix: str) -> set
 def change(
     connection: Connection, place: Place, family: Family, prefix: str, gone: Iterable[int], put: Iterable[int]
 ) -> None:
-    """Have chains go, and others be there, for so many seconds each; `place` is the map that they fill.
+    """Have chains go, whether they are there or not, and others be there, for so many seconds each.
 
-    Raises KernelError, with ENOENT if what is to go is not there.
+    `place` is the map that they fill. Raises KernelError.
     """
     _, table, _ = place
-    requests = []
-    for seconds in gone:
-        requests.append(_request(c.NFT_MSG_DELCHAIN, table, family, f"{prefix}{seconds}", c.NFTA_CHAIN_NAME))
+    requests = [
+        _request(c.NFT_MSG_DESTROYCHAIN, table, family, f"{prefix}{seconds}", c.NFTA_CHAIN_NAME)
+        for seconds in gone
+    ]
     for seconds in put:
         name = f"{prefix}{seconds}"
         rule = nested(c.NFTA_RULE_EXPRESSIONS, *_note(place, family, seconds))
