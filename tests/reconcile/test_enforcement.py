@@ -29,7 +29,7 @@ from podway.kernel.flow import FlowWrites
 from podway.plan.uplink import Uplink
 from podway.policy.maps import CLOSED, NO_RULES
 from podway.policy.planner import PolicyPlanner
-from podway.reconcile.enforcement import INTERRUPTED, SOON, Enforcement
+from podway.reconcile.enforcement import INTERRUPTED, MANY, SOON, Enforcement
 from podway.reconcile.map_keeper import RETRY
 from podway.reconcile.state import NodeState
 from tests.policy.clusters import IPS, SPACES, namespace, network_policy, objects, pod, resource
@@ -670,6 +670,17 @@ def test_a_pod_of_which_the_store_was_asked_is_asked_for_again_after_all_was_com
     del node.state.leases[made.attachment]
     with pytest.raises(AgentError, match="not known any more"):
         node.agent.enter(made)
+
+
+def test_of_ever_more_pods_without_an_object_each_is_let_in() -> None:
+    """Of the many that are gone some are forgotten, of those that are being wired none."""
+    node = Node(DENY)
+    for number in range(3 * MANY):
+        admit(node, f"x/p{number}")
+        made = Lease(Attachment(f"c-{number}", "eth0"), f"x/p{number}", "podway", "/run/x", (ip_address(IPS[0]),))
+        node.agent.enter(made)
+        assert node.rules() == (NO_RULES, NO_RULES)
+        node.agent.entered(made.attachment)
 
 
 def test_an_audit_that_the_engine_was_begun_anew_under_finds_nothing() -> None:

@@ -63,7 +63,7 @@ INTERRUPTED = 3
 """Audits that others' writes made worthless, after which one is made without a pause."""
 
 MANY = 100
-"""Pods that are gone and remembered all the same."""
+"""Pods that are gone and remembered all the same, the newest."""
 
 _JUDGED_BY = (Namespace, Node, NetworkPolicy, ClusterNetworkPolicy, Pod)
 _OPEN, _SHUT = EndpointRules(NO_RULES, NO_RULES), EndpointRules(CLOSED, CLOSED)
@@ -297,7 +297,8 @@ class Enforcement(MapKeeper):
                     self._dirty = True
                     self._absent.pop(name, None)
             elif known is None:
-                self._absent[name] = _OPEN
+                self._absent.pop(name, None)
+                self._absent[name] = _OPEN  # the newest
         for _ in self.portions():
             await asyncio.sleep(0)
         self._judging(pod)
@@ -609,6 +610,7 @@ class Enforcement(MapKeeper):
                 self._absent.pop(name, None)
         if len(self._absent) > 2 * len(self._state.leases) + MANY:
             here = {_name(lease.pod) for lease in (*self._state.leases.values(), *self._entering.values())}
+            here |= set(list(self._absent)[-MANY:])  # of whom some are admitted, and not wired yet
             self._absent = {name: rules for name, rules in self._absent.items() if name in here}
         endpoints, pools = self._wanted_endpoints(), self._wanted_pools()
         put = {where: one for where, one in endpoints.items() if self._endpoints.get(where) != one}
