@@ -31,9 +31,9 @@ def measure() -> Section:
         sandboxes(len(known) + FULL) as paths,
     ):
         places = list(zip(known.values(), paths, strict=False))
-        empty = cluster.inside("node1", lambda: _alternate(places, ROUNDS))
+        empty = cluster.inside("node1", lambda: alternate(places, ROUNDS))
         cluster.inside("node1", lambda: _fill(known["podway"], paths[len(known) :]))
-        full = cluster.inside("node1", lambda: _alternate(places, FULL_ROUNDS))
+        full = cluster.inside("node1", lambda: alternate(places, FULL_ROUNDS))
         resident = cluster.resident("node1")
     return Section(
         "CNI ADD and DEL, one at a time",
@@ -43,13 +43,14 @@ def measure() -> Section:
         (
             *(_compare(verb, empty) for verb in ("ADD", "DEL")),
             *(Row(f"{verb} by bridge", _words(empty["bridge", verb])) for verb in ("ADD", "DEL")),
-            *(Row(f"{verb} beside {FULL} pods", _against_ptp(verb, full)) for verb in ("ADD", "DEL")),
+            *(Row(f"{verb} beside {FULL} pods", against_ptp(verb, full)) for verb in ("ADD", "DEL")),
             Row(f"memory of the agent with {FULL} pods", mib(resident)),
         ),
     )
 
 
-def _alternate(places: Sequence[Place], rounds: int) -> Times:
+def alternate(places: Sequence[Place], rounds: int) -> Times:
+    """Add and delete a pod by each plugin in turn; return the seconds that each took, by plugin and verb."""
     times: Times = defaultdict(list)
     for number in range(-WARM_UP, rounds):
         turn = number % len(places)
@@ -69,15 +70,17 @@ def _fill(plugin: Plugin, paths: Sequence[Path]) -> None:
 
 
 def _compare(verb: str, times: Times) -> Row:
-    return Row(verb, _against_ptp(verb, times), f"at most {TARGET} of ptp", _ratio(verb, times) <= TARGET)
+    return Row(verb, against_ptp(verb, times), f"at most {TARGET} of ptp", ratio(verb, times) <= TARGET)
 
 
-def _against_ptp(verb: str, times: Times) -> str:
+def against_ptp(verb: str, times: Times) -> str:
+    """Tell what a verb took, beside the reference plugin's."""
     ours, theirs = _words(times["podway", verb]), _words(times["ptp", verb])
-    return f"{ours}; ptp {theirs}; ratio {_ratio(verb, times):.2f}"
+    return f"{ours}; ptp {theirs}; ratio {ratio(verb, times):.2f}"
 
 
-def _ratio(verb: str, times: Times) -> float:
+def ratio(verb: str, times: Times) -> float:
+    """Return the ratio of what a verb took to the reference plugin's."""
     return median(times["podway", verb]) / median(times["ptp", verb])
 
 

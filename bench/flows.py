@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 
 from bench import paths
-from bench.datapath import CONNECT_PORT, connect_tool
 from bench.labs import Lab, inside, lab, podway
-from bench.paths import CORE, PORT, Path, in_turn, ping_pong, ponger, ratio_of
+from bench.paths import PORT, Path, in_turn, ping_pong, ponger, ratio_of
 from bench.report import Row, Section
 from bench.samples import median, ms, us
+from bench.talks import CONNECT_PORT, answering, command, connect_tool
 from podway.api.kinds.network_policy import (
     NetworkPolicy,
     NetworkPolicyIngressRule,
@@ -69,8 +69,7 @@ def measure() -> Section:
         cluster.apply(_policy())
         path = Path(ON, near.netns, far.netns, far.address)
         tool = stack.enter_context(connect_tool())
-        command = ["taskset", "-c", str(CORE), tool, "server", path.address, str(CONNECT_PORT)]
-        stack.enter_context(paths.server(path, CONNECT_PORT, command))
+        stack.enter_context(answering(tool, [path]))
         stack.enter_context(ponger(path))
         rows = [*_complete(cluster, path, tool), *_cost(cluster, path, tool)]
     rows += [_query(), *_console()]
@@ -148,8 +147,7 @@ def _complete(cluster: Lab, path: Path, tool: str) -> Iterator[Row]:
 
 
 def _connection(path: Path, tool: str, seconds: int = SECONDS) -> float:
-    command = ["taskset", "-c", str(CORE), tool, "client", path.address, str(CONNECT_PORT), str(seconds)]
-    return float(paths.client(path, command)) / 1e6
+    return float(paths.client(path, command(tool, "client", path, str(seconds)))) / 1e6
 
 
 def _flood(address: str) -> None:
