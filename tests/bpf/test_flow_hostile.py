@@ -1,5 +1,6 @@
 """Random and hostile packets by the hundred thousand: nothing crashes, and nothing passes that must not."""
 
+import os
 import random
 from ipaddress import IPv4Address, IPv6Address
 
@@ -12,8 +13,8 @@ from tests.bpf.flow_packets import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, TCP, UDP, f
 
 pytestmark = pytest.mark.kernel
 
-PACKETS = 100_000
-"""For each hook."""
+PACKETS = int(os.environ.get("PODWAY_HOSTILE_PACKETS", "100000"))
+"""For each of the tests; with 250000 it is a million in all."""
 OPEN_PORT = 80
 BROADCAST = IPv4Address("255.255.255.255")
 

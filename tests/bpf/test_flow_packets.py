@@ -757,3 +757,14 @@ def test_agent_is_woken_when_much_waits(bench: Bench) -> None:
     assert is_awake()
     assert len(bench.events()) == 2500
     assert not is_awake()
+
+
+def test_a_kernel_that_lists_no_trie_in_one_go_is_asked_key_by_key(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before 5.13. The pools are in a trie, the pods in a hash, and of rules there are none."""
+    maps = [bench.engine.maps[name] for name in ("pools", "endpoints", "rules")]
+    expected = [bpf.items(fd) for fd in maps]
+    assert [bool(each) for each in expected] == [True, True, False]
+    monkeypatch.setattr(bpf.library(), "bpf_map_lookup_batch", lambda *_: -524)
+    assert [bpf.items(fd) for fd in maps] == expected

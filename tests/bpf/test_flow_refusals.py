@@ -2,7 +2,11 @@
 
 import contextlib
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -175,6 +179,48 @@ def test_a_set_that_keeps_an_entry_that_should_go_is_closed(
     assert not is_open(engine)
     write(engine, gone_rules=(WEB,), compared=True)
     assert is_open(engine)
+
+
+def test_what_finds_no_room_is_told_with_the_room_and_closes_its_set(
+    new_netns: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"rules": 3, "identities": 2}
+    monkeypatch.setattr(flow_programs, "take_over", partial(flow_programs.take_over, sizes=sizes))
+    rules = {**RULES, BLOCKED: (DENY, None, None)}
+    addresses = {Prefix(4, 0x0A000100 + number, 32): FRONT for number in range(sizes["identities"])}
+    with Connection(new_netns().fd) as connection:
+        engine = FlowEngine(connection, dict)
+        engine.open((), (), lambda: None)
+        with contextlib.closing(engine):
+            write(engine, rules=rules, identities=addresses)
+            assert is_open(engine)
+            with pytest.raises(KernelError, match="map of identities, which takes 2 entries"):
+                write(engine, rule_sets={}, identities={FAR: FRONT})
+            assert not is_open(engine)
+            write(engine, rules=rules, compared=True)
+            assert is_open(engine)
+            with pytest.raises(KernelError, match="map of rules, which takes 3 entries"):
+                write(engine, rules={MORE: (None, ALLOW, None)})
+            assert not is_open(engine)
+
+
+def test_a_system_that_forbids_ebpf_says_so() -> None:
+    """As root of a user namespace only, nobody may use bpf(2)."""
+    script = """
+        from podway.kernel.flow import FlowEngine, why_not
+        from podway.kernel.netlink import Connection
+        from podway.errors import UnsupportedSystem
+        print(why_not())
+        with Connection() as connection:
+            engine = FlowEngine(connection, dict)
+            try:
+                engine.open((), (), lambda: None)
+            except UnsupportedSystem as error:
+                print(error.message, engine.is_open)
+    """
+    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", textwrap.dedent(script)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said == ["this system forbids eBPF", "the flow engine cannot be had: this system forbids eBPF False"]
 
 
 def test_an_address_that_cannot_be_told_closes_the_sets_that_tell_it(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from podway.errors import KernelError
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_layout import FLOW
@@ -76,14 +77,14 @@ def test_killed_agent_is_not_missed(lab: Lab, family: int) -> None:
     assert (maps(lab.one), programs(lab.one)) == (before, there)
 
 
-def other_layout(scratch: Path) -> flow_programs.Image:
-    """Compile the engine with another struct flow: eight bytes more, at its beginning."""
+def compiled_otherwise(scratch: Path, name: str, former: str, changed: str) -> flow_programs.Image:
+    """Compile the engine with another text in one of its headers."""
     source = scratch / "bpf"
     shutil.copytree(ROOT / "src/podway/bpf", source)
-    header = source / "flow/flow.h"
+    header = source / "flow" / name
     text = header.read_text()
-    assert "struct flow {\n" in text
-    header.write_text(text.replace("struct flow {\n", "struct flow {\n\t__u64 another;\n"))
+    assert former in text
+    header.write_text(text.replace(former, changed))
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     assert spec
     assert spec.loader
@@ -92,6 +93,16 @@ def other_layout(scratch: Path) -> flow_programs.Image:
     target = source / "bin/flow.o"
     subprocess.run([*module.program_command(target), "-o", str(target)], check=True, cwd=source)
     return flow_programs.Image(target.read_bytes())
+
+
+def other_layout(scratch: Path) -> flow_programs.Image:
+    """The engine with another struct flow: eight bytes more, at its beginning."""
+    return compiled_otherwise(scratch, "flow.h", "struct flow {\n", "struct flow {\n\t__u64 another;\n")
+
+
+def unverifiable(scratch: Path) -> flow_programs.Image:
+    """The engine with a pointer that is not looked at before it is used, which no verifier takes."""
+    return compiled_otherwise(scratch, "counters.h", "\tif (value)\n\t\t++*value;\n", "\t++*value;\n")
 
 
 @pytest.mark.parametrize("change", ["larger tables", "another layout"])
@@ -125,14 +136,16 @@ def test_another_build_takes_over_between_two_packets(lab: Lab, tmp_path: Path, 
     assert len(programs(lab.one)) == len(lab.one.places)
 
 
-def test_nobody_is_asked_twice(lab: Lab) -> None:
-    """A take-over that fails leaves the former build at work."""
+def test_a_take_over_that_fails_leaves_the_former_build_at_work(lab: Lab, tmp_path: Path) -> None:
     lab.start()
     isolate(lab)
     before = programs(lab.one)
-    broken = flow_programs.Image(b"no object")
-    with pytest.raises(Exception, match="eBPF object"):
-        lab.one.take_over(image=broken)
+    with pytest.raises(KernelError, match="read the eBPF object"):
+        lab.one.take_over(image=flow_programs.Image(b"no object"))
+    with pytest.raises(KernelError, match="load the eBPF object") as refused:
+        lab.one.take_over(image=unverifiable(tmp_path))
+    assert "the kernel's verifier says:" in refused.value.hint
+    assert "invalid mem access" in refused.value.hint
     assert programs(lab.one) == before
     with Stream(lab, 0) as stream:
         assert stream.lost() == set()

@@ -188,8 +188,10 @@ class FlowEngine:
         failed, self._failed = self._failed, None
         if failed is not None:
             raise failed
-        if not tcx.is_supported():
-            raise UnsupportedSystem("the flow engine needs tcx", hint="use a kernel from 6.6 on")
+        if reason := tcx.why_not():
+            raise UnsupportedSystem(
+                f"the flow engine cannot be had: {reason}", hint="use a kernel from 6.6 on that allows eBPF"
+            )
         places = self._places(wires, pods)
 
         def filled(engine: Engine) -> None:
@@ -597,7 +599,7 @@ def _nothing() -> Generator[None, None, None]:
 def why_not() -> str:
     """Say why this system cannot have the flow engine, as far as is known before it is tried; empty if it can."""
     try:
-        return "" if tcx.is_supported() else "its kernel has no tcx (before 6.6), or forbids eBPF"
+        return tcx.why_not()
     except PodwayError as error:
         return error.message
 

@@ -342,8 +342,6 @@ def take_over(
     Raises KernelError and UnsupportedSystem, and what `fill` raises.
     """
     image, sizes, wanted = image or compiled(), sizes or {}, list(places)
-    if not tcx.is_supported():
-        raise UnsupportedSystem("the flow engine needs tcx", hint="use a kernel from 6.6 on")
     found = attached(connection, {place.device for place in wanted})
     build = number(image, sizes)
     with contextlib.ExitStack() as stack:

@@ -18,6 +18,8 @@ _ANY, _NOEXIST = 0, 1
 """BPF_ANY and BPF_NOEXIST (linux/bpf.h)."""
 ARRAY = 2
 """BPF_MAP_TYPE_ARRAY (linux/bpf.h)."""
+_ENOTSUPP = 524
+"""What kernels say of batches that a kind of map cannot do (include/linux/errno.h); no errno of programs."""
 _LOG_BYTES = 1 << 16
 _LOG_LINES = 8
 """How much of what the verifier says is shown: its reason stands at the end."""
@@ -208,7 +210,7 @@ def _inspect(fd: int, info: ctypes.Structure) -> None:
 
 
 def items(fd: int) -> dict[bytes, bytes]:
-    """Return what a hash map or a trie holds, in one request (kernel 5.6; 5.13). Raises KernelError."""
+    """Return what a hash map or a trie holds, in one request if the kernel can (5.6; 5.13). Raises KernelError."""
     info = map_info(fd)
     keys = ctypes.create_string_buffer(info.key_size * info.max_entries)
     values = ctypes.create_string_buffer(info.value_size * info.max_entries)
@@ -216,10 +218,24 @@ def items(fd: int) -> dict[bytes, bytes]:
     position = ctypes.create_string_buffer(max(info.key_size, ctypes.sizeof(ctypes.c_uint32)))
     count = ctypes.c_uint32(info.max_entries)
     said = library().bpf_map_lookup_batch(fd, None, position, keys, values, ctypes.byref(count), None)
+    if said == -_ENOTSUPP:
+        return dict(_one_by_one(fd, info))
     if said != -errno.ENOENT:  # that is: there are no more
         checked("list an eBPF map", said)
     found = keys.raw[: count.value * info.key_size], values.raw[: count.value * info.value_size]
     return dict(zip(_pieces(found[0], info.key_size), _pieces(found[1], info.value_size), strict=True))
+
+
+def _one_by_one(fd: int, info: MapInfo) -> Iterator[tuple[bytes, bytes]]:
+    """Go through a map by each key's next one; an entry that goes meanwhile is left out, or has it begin anew."""
+    key, following = None, ctypes.create_string_buffer(info.key_size)
+    while not (said := library().bpf_map_get_next_key(fd, key, following)):
+        key = following.raw
+        value = lookup(fd, key)
+        if value is not None:
+            yield key, value
+    if said != -errno.ENOENT:
+        checked("list an eBPF map", said)
 
 
 def batches(fd: int, size: int) -> Iterator[tuple[bytes, bytes]]:

@@ -21,8 +21,9 @@ _ATTACH_TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47}
 _F_REPLACE, _F_BEFORE, _F_AFTER = 1 << 2, 1 << 3, 1 << 4
 _MOST = 64
 """bpf_mprog_max(): so many programs are on one hook at most."""
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EPERM}
-"""No tcx, no bpf(2) at all, no right to it: as root of a user namespace only, for instance."""
+_FORBIDDEN = {errno.ENOSYS, errno.EPERM}
+"""No bpf(2) at all, no right to it: as root of a user namespace only, for instance."""
+_UNSUPPORTED = {errno.EINVAL, *_FORBIDDEN}
 _LOOPBACK = 1
 """Every namespace has this device."""
 
@@ -34,15 +35,20 @@ class _AttachOptions(ctypes.Structure):
 
 
 @functools.cache
-def is_supported() -> bool:
-    """Tell whether this kernel has tcx, and lets this process use it. Raises KernelError and UnsupportedSystem."""
+def why_not() -> str:
+    """Say why this process cannot use tcx; empty if it can. Raises KernelError and UnsupportedSystem."""
     try:
         programs(_LOOPBACK, "ingress")
     except KernelError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        return False
-    return True
+        return "this system forbids eBPF" if error.errno in _FORBIDDEN else "its kernel has no tcx (before 6.6)"
+    return ""
+
+
+def is_supported() -> bool:
+    """Tell whether this kernel has tcx, and lets this process use it. Raises KernelError and UnsupportedSystem."""
+    return not why_not()
 
 
 def programs(index: int, direction: Direction) -> list[int]:
