@@ -6,7 +6,6 @@ Not collected by a plain `pytest`: `./dev test-vm` runs it.
 import hashlib
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -19,11 +18,10 @@ from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links
 from podway.plan.objects import IPIP_DEVICE, IpipTunnel, NodePlan, TunnelEndpoint
 from tests.namespaces import TestNamespace
-from tests.vm.machine import Kernel, Machine, booted
+from tests.vm.machine import ROOT, SHARE, SHARE_MODULES, Kernel, Machine, booted, run_tests
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
 NODE, POD, PEER, INNER = "172.31.0.1", "10.77.1.2", "172.31.0.2", "10.77.2.2"
 MAC = "02:70:ac:1f:00:02"
 SIZE = 4 << 20
@@ -149,25 +147,8 @@ def ipip_counters(node: TestNamespace) -> dict[str, int]:
 
 
 def test_our_programs_do_the_same_on_that_kernel(kernel: Kernel, node: TestNamespace, tmp_path: Path) -> None:
-    """Run the kernel room's IPIP tests in the machine, on this system's files (read only)."""
-    share = ["-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"]
-    modules = ["virtio_pci", "9pnet_virtio", "9p", "veth", "cls_bpf", "sch_ingress"]
-    with booted(kernel, modules, tmp_path, netns=node, options=share, memory=1024) as machine:
-        machine.sh("""
-            mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 root /root
-            mount -t proc proc /root/proc
-            mount -t sysfs sys /root/sys
-            mount -t devtmpfs dev /root/dev
-            for place in /root/tmp /root/run /root/var/tmp; do mount -t tmpfs tmpfs $place; done
-            mkdir -p /root/run/netns
-        """)
+    """Run the kernel room's IPIP tests in the machine."""
+    modules = [*SHARE_MODULES, "veth", "cls_bpf", "sch_ingress"]
+    with booted(kernel, modules, tmp_path, netns=node, options=SHARE, memory=1024) as machine:
         assert kernel.version in machine.sh("uname -r")
-        tests = " ".join(str(path) for path in sorted((ROOT / "tests/kernel").glob("test_ipip_*.py")))
-        pytest_options = "-q --color=no -p no:cacheprovider --timeout=600"
-        print(
-            machine.sh(
-                "chroot /root /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp "
-                f"sh -c 'cd {ROOT} && {sys.executable} -B -m pytest {pytest_options} {tests}'",
-                seconds=850,
-            )
-        )
+        print(run_tests(machine, sorted((ROOT / "tests/kernel").glob("test_ipip_*.py"))))

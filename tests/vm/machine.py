@@ -12,11 +12,14 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "podway/vm"
 BOOT_SECONDS = 180
 COMMAND_SECONDS = 120
@@ -49,29 +52,73 @@ class Kernel(NamedTuple):
     root: Path
 
 
-def fetch_kernel(package: Path | None = None) -> Kernel:
-    """Unpack a Debian kernel package (`linux-image-*.deb`): the one given, or the distribution's newest."""
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+SUITES = {"5.10": "bullseye-security", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
+"""The suites of Debian's whose kernels these are."""
+
+
+def fetch_kernel(which: str = "") -> Kernel:
+    """Unpack a Debian kernel: a package (`linux-image-*.deb`), one of `SUITES`, or this system's newest."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    if package is None:
-        listed = subprocess.run(
-            ["apt-cache", "depends", "linux-image-amd64"], check=True, text=True, capture_output=True
-        ).stdout
-        match = re.search(r"Depends: (linux-image-\S+)", listed)
-        assert match, "apt knows no linux-image-amd64: give --kernel a linux-image-*.deb of Debian's"
-        name = match[1]
-        if not glob.glob(f"{CACHE}/{name}_*.deb"):
-            subprocess.run(["apt-get", "-q", "download", name], cwd=CACHE, check=True)
-        package = Path(max(glob.glob(f"{CACHE}/{name}_*.deb")))
-    root = CACHE / package.stem
+    if which.endswith(".deb"):
+        return _unpacked([Path(which)])
+    with _apt(SUITES[which]) if which else contextlib.nullcontext() as environment:
+        (image,) = _dependencies("linux-image-amd64", r"linux-image-\S+", environment)
+        # From 7.1 on, what was one package is several.
+        names = [image, *_dependencies(image, r"linux-(?:binary|modules)-\S+", environment)]
+        for name in names:
+            if not glob.glob(f"{CACHE}/{name}_*.deb"):
+                subprocess.run(["apt-get", "-q", "download", name], cwd=CACHE, check=True, env=environment)
+    return _unpacked([Path(max(glob.glob(f"{CACHE}/{name}_*.deb"))) for name in names])
+
+
+@contextlib.contextmanager
+def _apt(suite: str) -> Iterator[dict[str, str]]:
+    """Give an environment in which apt knows one suite of the mirror that this system uses, and no other."""
+    targets = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Origin: Debian"]
+    site = subprocess.run(targets, check=True, text=True, capture_output=True).stdout.splitlines()[0]
+    if suite.endswith("-security"):
+        site = f"{site.removesuffix('/')}-security"
+    with tempfile.TemporaryDirectory() as scratch:
+        for place in ("lists/partial", "cache/archives/partial"):
+            Path(scratch, place).mkdir(parents=True)
+        Path(scratch, "sources.list").write_text(f"deb [signed-by={KEYRING}] {site} {suite} main\n")
+        configuration = Path(scratch, "apt.conf")
+        configuration.write_text(f"""
+            Dir::State::lists "{scratch}/lists";
+            Dir::Cache "{scratch}/cache";
+            Dir::Etc::sourcelist "{scratch}/sources.list";
+            Dir::Etc::sourceparts "-";
+            APT::Sandbox::User "root";
+            Acquire::Languages "none";
+            Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+        """)
+        environment = {**os.environ, "APT_CONFIG": str(configuration)}
+        subprocess.run(["apt-get", "-q", "update"], check=True, env=environment)
+        yield environment
+
+
+def _dependencies(package: str, pattern: str, environment: dict[str, str] | None) -> list[str]:
+    command = ["apt-cache", "depends", "--important", package]
+    listed = subprocess.run(command, check=True, text=True, capture_output=True, env=environment).stdout
+    return re.findall(rf"Depends: ({pattern})", listed)
+
+
+def _unpacked(packages: list[Path]) -> Kernel:
+    root = CACHE / packages[0].stem
     if not root.exists():
-        scratch = CACHE / f"{package.stem}.part"
+        scratch = CACHE / f"{packages[0].stem}.part"
         shutil.rmtree(scratch, ignore_errors=True)
-        subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+        for package in packages:
+            subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+        if not (scratch / "lib").exists():  # what busybox knows as /lib
+            (scratch / "lib").symlink_to("usr/lib")
         version = next((scratch / "lib/modules").iterdir()).name
         subprocess.run(["busybox", "depmod", "-b", scratch, version], check=True)
         scratch.rename(root)
     version = next((root / "lib/modules").iterdir()).name
-    return Kernel(version, root / f"boot/vmlinuz-{version}", root)
+    (image,) = (*root.glob("boot/vmlinuz-*"), *root.glob("usr/lib/modules/*/vmlinuz"))
+    return Kernel(version, image, root)
 
 
 def loadable(kernel: Kernel, modules: Iterable[str]) -> dict[str, list[str]]:
@@ -128,6 +175,38 @@ class Machine:
         printed = said[: ended.start()]
         assert ended[1] == "0", f"{script}: status {ended[1]}\n{printed}"
         return printed
+
+
+SHARE = ("-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap")
+SHARE_MODULES = ("virtio_pci", "9pnet_virtio", "9p")
+
+
+def run_tests(machine: Machine, tests: Iterable[Path], *settings: str, seconds: float = 850) -> str:
+    """Run tests inside, on this system's files, which the machine shares (SHARE) and reads only.
+
+    `settings` are variables of the environment. Returns what pytest printed; fails if a test does.
+    """
+    machine.sh(f"""
+        mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 root /root
+        mount -t proc proc /root/proc
+        mount -t sysfs sys /root/sys
+        mount -t devtmpfs dev /root/dev
+        mkdir /tree
+        mount --bind /root{ROOT} /tree
+        for place in /root/tmp /root/run /root/var/tmp; do mount -t tmpfs tmpfs $place; done
+        mkdir -p /root/run/netns
+        if ! [ -d /root{ROOT} ]; then
+            mkdir -p /root{ROOT}
+            mount --bind /tree /root{ROOT}
+        fi
+    """)
+    files = " ".join(map(str, tests))
+    return machine.sh(
+        "chroot /root /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp "
+        f"{' '.join(settings)} "
+        f"sh -c 'cd {ROOT} && {sys.executable} -B -m pytest -q --color=no -p no:cacheprovider {files}'",
+        seconds=seconds,
+    )
 
 
 @contextlib.contextmanager
