@@ -16,6 +16,7 @@ from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan, Route
 from podway.policy.maps import Columns, Prefix, RuleKey
+from podway.policy.names import Bearer
 from podway.services.maps import Delta as ServiceDelta
 from podway.services.maps import Entries as ServiceEntries
 from podway.services.maps import Maps as ServiceMaps
@@ -74,6 +75,8 @@ class RecordedFlows:
         self.limits: frozenset[str] = frozenset()
         self.openings = 0
         self.services = ServiceMaps()
+        self.resolvers: dict[Address, float] = {}
+        self.names: dict[Bearer, float] = {}
         self._rules: dict[RuleKey, Columns] = {}
         self._sets: dict[int, int] = {}
         self._identities: dict[Prefix, int] = {}
@@ -119,6 +122,20 @@ class RecordedFlows:
     def forget_endpoints(self) -> None:
         """Be as maps of another layout are at first, before anybody has filled them."""
         self._endpoints = {}
+
+    def name_maps(self) -> "RecordedFlows":
+        assert self.is_open
+        return self
+
+    def listen(self, resolvers: Iterable[Address], until: float) -> None:
+        self.resolvers = dict.fromkeys(resolvers, until)
+
+    def remember(self, until: Mapping[Bearer, float]) -> None:
+        self.names.update(until)
+        self.names = {bearer: time for bearer, time in self.names.items() if time}
+
+    def remembered(self) -> Mapping[Bearer, float]:
+        return dict(self.names)
 
     def write(self, changes: FlowWrites) -> Iterator[None]:
         assert self.is_open

@@ -145,9 +145,19 @@ def test_mistakes_in_a_network_policy(rest: Any, field: Any, problem: Any) -> No
             "can be a peer of egress only",
         ),
         (
-            "egress: [{action: Accept, to: [{domainNames: [kubernetes.io]}]}]",
+            "egress: [{action: Deny, to: [{domainNames: [kubernetes.io]}]}]",
             "spec.egress[0].to[0].domainNames",
-            "is not enforced yet",
+            "cannot be a peer of Deny",
+        ),
+        (
+            "ingress: [{action: Accept, from: [{domainNames: [kubernetes.io]}]}]",
+            "spec.ingress[0].from[0].domainNames",
+            "can be a peer of egress only",
+        ),
+        (
+            "egress: [{action: Accept, to: [{domainNames: [kubernetes.io, 'a.*.io']}]}]",
+            "spec.egress[0].to[0].domainNames[1]",
+            "'a.*.io' is no name of a domain",
         ),
         (
             "egress: [{action: Deny, to: [{networks: [10.0.0.0/33]}]}]",

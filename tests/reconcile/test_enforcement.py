@@ -27,12 +27,14 @@ from podway.cluster.view import ClusterView
 from podway.errors import AgentError, KernelError, StoreUnavailable
 from podway.kernel.flow import FlowWrites
 from podway.plan.uplink import Uplink
-from podway.policy.maps import CLOSED, NO_RULES
+from podway.policy.maps import CLOSED, NO_RULES, Prefix
+from podway.policy.names import FLOOR, Answer, Bearer
 from podway.policy.planner import PolicyPlanner
 from podway.reconcile.enforcement import INTERRUPTED, MANY, SOON, Enforcement
 from podway.reconcile.map_keeper import RETRY
+from podway.reconcile.naming import IN_USE, LISTENS
 from podway.reconcile.state import NodeState
-from tests.policy.clusters import IPS, SPACES, namespace, network_policy, objects, pod, resource
+from tests.policy.clusters import IPS, SPACES, cluster_policy, namespace, network_policy, objects, pod, resource
 from tests.recorded_kernel import RecordedFlows
 
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
@@ -701,4 +703,79 @@ def test_without_the_setting_nothing_is_enforced_and_with_it_again_all_is() -> N
     assert node.enforces() == (False, False)
     node.tell(Change(key(EBPF), OFF, EBPF))
     assert node.enforces() == (True, True)
+    assert node.right()
+
+
+NAMED = cluster_policy(
+    egress=[
+        {"action": "Accept", "to": [{"domainNames": ["www.example.com"]}]},
+        {"action": "Deny", "to": [{"networks": ["0.0.0.0/0"]}]},
+    ]
+)
+RESOLVER = pod("kube-system", "dns", IPS[2], labels={"k8s-app": "kube-dns"}, node="n2")
+FAR = Prefix.host("192.0.2.80")
+SAID = Answer("www.example.com", frozenset({FAR}), 5)
+
+
+def with_names() -> Node:
+    """A node with a pod whose policy names a domain, of which an answer told just now."""
+    node = Node(namespace("x"), WEB, NAMED, RESOLVER)
+    node.lease(WEB)
+    node.later(0)
+    node.agent.hear(SAID, node.state.now())
+    node.agent.bring()
+    return node
+
+
+def fade(node: Node, *used: Prefix) -> None:
+    due = node.agent.names_due(node.state.now())
+    node.agent.fade(due, frozenset(one for one in due if one.address in used), node.state.now())
+    node.agent.bring()
+
+
+def test_a_pod_whose_policies_name_domains_is_listened_for_before_its_answers_pass() -> None:
+    node = with_names()
+    assert node.flows.entries.endpoints[ip_address(IPS[0])].names
+    assert node.flows.resolvers.keys() == {ip_address(IPS[2])}
+    assert max(node.flows.resolvers.values()) <= node.state.now() + LISTENS
+    node.drop(NAMED)
+    assert not node.flows.entries.endpoints[ip_address(IPS[0])].names
+    assert node.right()
+
+
+def test_a_name_is_known_to_the_next_agent_and_ends_with_its_time() -> None:
+    node = with_names()
+    assert node.flows.entries.identities[FAR] != node.flows.entries.identities[Prefix(4, 0, 0)]
+    before = node.writes()
+    node.start()
+    assert node.writes() == before
+    node.later(FLOOR - 1)
+    fade(node)
+    assert FAR in node.flows.entries.identities
+    node.later(2)
+    fade(node)
+    assert FAR not in node.flows.entries.identities
+    assert not node.flows.names
+    assert node.right()
+
+
+def test_an_address_stays_as_long_as_connections_to_it_are_open() -> None:
+    node = with_names()
+    node.later(FLOOR + 1)
+    fade(node, FAR)
+    assert FAR in node.flows.entries.identities
+    assert node.flows.names == {Bearer(FAR, "www.example.com"): node.state.now() + IN_USE}
+    node.later(IN_USE + 1)
+    fade(node)
+    assert FAR not in node.flows.entries.identities
+
+
+def test_an_answer_that_comes_while_it_is_looked_for_connections_is_not_forgotten() -> None:
+    node = with_names()
+    node.later(FLOOR + 1)
+    due = node.agent.names_due(node.state.now())
+    node.agent.hear(SAID, node.state.now())
+    node.agent.fade(due, frozenset(), node.state.now())
+    node.agent.bring()
+    assert FAR in node.flows.entries.identities
     assert node.right()

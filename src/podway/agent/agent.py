@@ -35,6 +35,7 @@ from podway.agent.losses import ReflectorWatch
 from podway.agent.membership import Membership
 from podway.agent.metrics import AgentMetrics
 from podway.agent.metrics_export import MetricsExport
+from podway.agent.naming import NameListener
 from podway.agent.offload import OffloadTest
 from podway.agent.opening import Opening
 from podway.agent.options import AgentOptions
@@ -278,6 +279,7 @@ class Agent:
             "reflectors": ReflectorWatch(self._state, self._speaker, self._membership).run,
             "offloads": self._offloads.run,
             "flows": self._flows.run,
+            "names": NameListener(self._state, self._kernel, self._reconciler).run,
             "flow exports": self._flows.exports.run,
             "metrics export": MetricsExport(self._options.metrics_export, self._options.node, metrics.collect).run,
             "uplink": self._uplink.run,

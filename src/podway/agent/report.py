@@ -53,6 +53,7 @@ class Reporter:
             "peers": Method(self.peers, remote=True),
             "routes": Method(self.routes, remote=True),
             "heard": Method(self.heard, remote=True),
+            "names": Method(self.names, remote=True),
             "steps": Method(self.steps),
             **self._components.flows.methods,
             **self._tracing.methods,
@@ -64,6 +65,18 @@ class Reporter:
     async def alive(self) -> dict[str, Any]:
         """Return why no pod can be attached; empty if one can. Costs next to nothing (podway.channel.alive)."""
         return {"problem": self._components.opening.problem}
+
+    async def names(self) -> list[dict[str, Any]]:
+        """Return the names of domains in policies that addresses bear, and for how many seconds yet at least."""
+        known, now = self._components.reconciler.enforcement.naming.known, self._components.state.now()
+        return [
+            {
+                "name": bearer.name,
+                "address": str(bearer.address).partition("/")[0],
+                "seconds": max(0, round(until - now)),
+            }
+            for bearer, until in sorted(known.items().items())
+        ]
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the agent, its store, its blocks, BIRD's sessions, and drift."""

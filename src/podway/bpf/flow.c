@@ -42,6 +42,7 @@
 #include "flow/timing.h"
 #include "flow/track.h"
 #include "flow/under_way.h"
+#include "flow/names.h"
 #include "flow/learn.h"
 #include "flow/service.h"
 #include "flow/related.h"

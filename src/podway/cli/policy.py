@@ -19,6 +19,7 @@ from podway.cli.help import examples
 from podway.cli.kinds import DEFAULT_NAMESPACE, namespace_option
 from podway.cli.mistakes import Group
 from podway.cli.options import GlobalOptions, cluster_options
+from podway.cli.output import print_table
 from podway.errors import AgentError, Conflict, InvalidArgument, NotFound, PodwayError
 
 DEFAULT_PROTOCOL = "tcp"
@@ -56,7 +57,8 @@ def explain(
 ) -> None:
     """Say whether a connection is allowed, and by which rule of each end.
 
-    FROM and TO are pods, nodes or addresses. A Service's address is no pod's: name a pod behind it, and its port.
+    FROM and TO are pods, nodes or addresses, TO also the name of a domain. A Service's address is no pod's: name
+    a pod behind it, and its port.
     """
     from podway.policy import explain as judge
     from podway.policy.rules import PROTOCOLS
@@ -96,6 +98,32 @@ def list_policies(options: GlobalOptions, *, pod: str, namespace: str | None) ->
     if not policies:
         click.echo(f"no policy selects {found.name}")
     _say_what_is_not_enforced(options, objects)
+
+
+@policy.command("names", epilog=examples("podway policy names", "podway policy names www.example.com"))
+@click.argument("name", required=False)
+@cluster_options
+@click.pass_obj
+def names(options: GlobalOptions, *, name: str | None) -> None:
+    """List the addresses that nodes know by names of domains in policies.
+
+    They are learned from the answers of DNS that pods get. SECONDS are how long that holds yet; while connections
+    to an address are open it is prolonged. With NAME those of one name only.
+    """
+    rows = []
+    for node, answer in sorted(ask_all(agents(options), "names").items()):
+        if isinstance(answer, AgentError):
+            click.echo(f"{node}: {answer.message}", err=True)
+            continue
+        rows += [
+            [one["name"], one["address"], node, str(one["seconds"])]
+            for one in answer
+            if name is None or one["name"] == name.lower().removesuffix(".")
+        ]
+    if rows:
+        print_table(["NAME", "ADDRESS", "NODE", "SECONDS"], sorted(rows))
+    else:
+        click.echo("no node knows an address by a name")
 
 
 @policy.command("suggest", epilog=examples("podway policy suggest shop", "podway policy suggest shop --since 2h"))

@@ -19,6 +19,7 @@ from podway.kernel.bpf.flow_layout import (
     ENDPOINT,
     IDENTITY,
     LIMITED,
+    NAMES,
     RULE_SET,
     Counter,
     Endpoint,
@@ -41,6 +42,7 @@ from podway.kernel.bpf.flow_layout import (
 from podway.kernel.bpf.flow_maps import FlowMaps
 from podway.kernel.bpf.flow_programs import Engine, Fresh, Place
 from podway.kernel.bpf.service_maps import ServiceMaps
+from podway.kernel.dns_answers import DnsAnswers, NameMaps
 from podway.kernel.engine import Compared
 from podway.kernel.flow_events import DropTracer, FlowEvents
 from podway.kernel.netlink import Connection
@@ -72,13 +74,14 @@ _UNDER_WAY = RuleSet(0, 1)
 class FlowEndpoint(NamedTuple):
     """A pod of this node, by one of its addresses: its link, its rule sets, and whether it is a bridge's port.
 
-    `limited` tells that somebody limits what passes its link.
+    `limited` tells that somebody limits what passes its link, `names` that its policies name domains.
     """
 
     link: str
     rules: EndpointRules
     bridged: bool = False
     limited: bool = False
+    names: bool = False
 
 
 class Entries(NamedTuple):
@@ -230,6 +233,14 @@ class FlowEngine:
     def events(self) -> FlowEvents | None:
         """Return how to read what the engine tells; None if it is not open. Close it."""
         return FlowEvents(self._engine.maps) if self._engine else None
+
+    def answers(self) -> DnsAnswers | None:
+        """Return how to read the answers of DNS that wait for the agent; None if it is not open. Close it."""
+        return DnsAnswers(self._engine.maps) if self._engine else None
+
+    def name_maps(self) -> NameMaps:
+        """Return what the maps say of resolvers and names; good until the engine is closed."""
+        return NameMaps(self._opened("use the flow engine's maps of names").maps)
 
     def trace_drops(self, netns: int, wanted: Iterable[int], no_route: int) -> DropTracer:
         """Return what has the kernel tell, as events, of pods' packets that it drops itself. Close it.
@@ -414,6 +425,7 @@ class FlowEngine:
                 EndpointRules(found.ingress_rules, found.egress_rules, found.ingress_audit, found.egress_audit),
                 bool(found.flags & BRIDGED),
                 bool(found.flags & LIMITED),
+                bool(found.flags & NAMES),
             )
         yield
         rules: dict[RuleKey, Columns] = {}
@@ -585,7 +597,7 @@ class FlowEngine:
                 if error.errno != errno.ENODEV:
                     lost[pack_address(address)] = error
                 continue
-            flags = (BRIDGED if endpoint.bridged else 0) | (LIMITED if endpoint.limited else 0)
+            flags = endpoint.bridged * BRIDGED | endpoint.limited * LIMITED | endpoint.names * NAMES
             rules = endpoint.rules
             found = Endpoint(index, rules.egress, rules.ingress, flags, rules.egress_audit, rules.ingress_audit)
             yield pack_address(address), ENDPOINT.pack(*found)

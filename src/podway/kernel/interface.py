@@ -12,9 +12,26 @@ from podway.kernel.engine import Report
 from podway.kernel.flow import Entries, FlowWrites
 from podway.plan.changes import Change
 from podway.plan.objects import NodePlan
+from podway.policy.names import Bearer
 from podway.services.maps import Delta as ServiceDelta
 from podway.services.maps import Entries as ServiceEntries
 from podway.services.node_maps import NodeDelta, NodeKey, NodeValue
+
+
+class NamesDoor(Protocol):
+    """What a flow engine's maps say of DNS (podway.kernel.dns_answers.NameMaps). Methods may raise KernelError."""
+
+    def listen(self, resolvers: Iterable[Address], until: float) -> None:
+        """Have answers of these resolvers, and of no others, held until a time (CLOCK_MONOTONIC, seconds)."""
+        ...
+
+    def remember(self, until: Mapping[Bearer, float]) -> None:
+        """Write down until when addresses bear names; 0 for what they do not any more."""
+        ...
+
+    def remembered(self) -> Mapping[Bearer, float]:
+        """Return what was written down, by whichever agent."""
+        ...
 
 
 class FlowDoor(Protocol):
@@ -67,6 +84,10 @@ class FlowDoor(Protocol):
 
     def write(self, changes: FlowWrites) -> Iterator[None]:
         """Write changes; yields now and then, where a caller may pause."""
+        ...
+
+    def name_maps(self) -> NamesDoor:
+        """Return what the maps say of resolvers and names; good until the engine is closed."""
         ...
 
     def read_services(self) -> Generator[None, None, ServiceEntries]:

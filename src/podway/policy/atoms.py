@@ -5,11 +5,13 @@ uses.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from podway.policy.identities import Identities
+from podway.policy.maps import Prefix
 from podway.policy.matching import Matcher, Profile, Selection, ServedPort
-from podway.policy.rules import Block, Peers
+from podway.policy.names import patterns
+from podway.policy.rules import Block, DomainName, Peers
 
 
 class Atoms:
@@ -22,6 +24,10 @@ class Atoms:
         self._of_peers: dict[Peers, int] = {}
         self._peers: dict[int, Peers] = {}
         self._asking: dict[Selection, set[int]] = {}
+        self._naming: dict[str, set[int]] = {}
+        """The atoms that a name, or all names in a domain, match; by what policies write."""
+        self._bearing: dict[Prefix, tuple[Set[str], frozenset[int]]] = {}
+        """Of addresses that bear names: these, and the atoms that match them."""
         self._names: Counter[str] = Counter()
         self._of_port: dict[ServedPort, int] = {}
         self._ports: dict[int, ServedPort] = {}
@@ -38,10 +44,13 @@ class Atoms:
             for part in peers:
                 if isinstance(part, Block):
                     self._identities.add_block(atom, part)
+                elif isinstance(part, DomainName):
+                    self._naming.setdefault(part.pattern, set()).add(atom)
                 else:
                     self._matcher.hold(part)
                     self._asking.setdefault(part, set()).add(atom)
                     self._dirty |= self._matcher.select(part)
+            self._look_at_names(peers)
         self._uses[atom] += 1
         return atom
 
@@ -56,12 +65,49 @@ class Atoms:
         for part in peers:
             if isinstance(part, Block):
                 self._identities.remove_block(atom, part)
+            elif isinstance(part, DomainName):
+                self._naming[part.pattern].discard(atom)
+                if not self._naming[part.pattern]:
+                    del self._naming[part.pattern]
             else:
                 self._dirty |= self._matcher.select(part)
                 self._asking[part].discard(atom)
                 if not self._asking[part]:
                     del self._asking[part]
                 self._matcher.release(part)
+        self._look_at_names(peers)
+
+    @property
+    def know_names(self) -> bool:
+        """Whether any rule in use names domains."""
+        return bool(self._naming)
+
+    def names(self, atom: int) -> bool:
+        """Tell whether an atom's peers are known by their names, all or some."""
+        return any(isinstance(part, DomainName) for part in self._peers.get(atom, ()))
+
+    def is_named(self, name: str) -> bool:
+        """Tell whether some rule in use means this name."""
+        return any(pattern in self._naming for pattern in patterns(name))
+
+    def bear(self, address: Prefix, names: Set[str]) -> None:
+        """Say which names an address bears, all of them."""
+        _, atoms = self._bearing.pop(address, (names, frozenset()))
+        now = frozenset(
+            atom for name in names for pattern in patterns(name) for atom in self._naming.get(pattern, ())
+        )
+        for atom in atoms - now:
+            self._identities.remove_block(atom, Block(address))
+        for atom in now - atoms:
+            self._identities.add_block(atom, Block(address))
+        if names:
+            self._bearing[address] = (names, now)
+
+    def _look_at_names(self, peers: Peers) -> None:
+        """Have addresses that bear names match the atoms in use: those of these peers came or went."""
+        if any(isinstance(part, DomainName) for part in peers):
+            for address, (names, _) in tuple(self._bearing.items()):
+                self.bear(address, names)
 
     def hold_name(self, name: str) -> None:
         """Let ports of a name be told apart from now on."""

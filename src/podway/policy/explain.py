@@ -4,18 +4,22 @@ Nothing is asked of a kernel: what is explained is what the cluster's objects me
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 
-from podway.api.addresses import Address
+from podway.api.addresses import Address, Family
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Key, Resource, key, of_kind, subject
 from podway.errors import InvalidArgument, NotFound
 from podway.policy.lookup import Decision, PolicyMaps
 from podway.policy.maps import Direction, EndpointRules, PodName, Prefix, RuleName
+from podway.policy.names import plain
 from podway.policy.planner import PolicyPlanner
+
+_NOWHERE: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
+"""Stand for addresses that bear a name, and are nobody's of whom anything else is known."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -26,6 +30,8 @@ class End(msgspec.Struct, frozen=True):
     pod: Pod | None = None
     node: str = ""
     """The node that a pod runs on, or that the end is."""
+    domain: str = ""
+    """The name of DNS that some address bears, whose the end is."""
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -39,6 +45,8 @@ class Reason(msgspec.Struct, frozen=True):
     """Whether any policy selects the pod for this direction."""
     audit: str = ""
     """Why it would be denied if the policies that are audited were enforced; empty if it would not."""
+    unless_named: bool = False
+    """Whether it is denied only if the pod's node does not know the peer by a name in its policies."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -52,7 +60,7 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 def find_end(objects: Iterable[Resource], text: str, namespace: str) -> End:
-    """Return the end of this name: an address, NAMESPACE/POD, POD, or a node. Raises NotFound."""
+    """Return the end of this name: an address, NAMESPACE/POD, POD, a node, or a domain. Raises NotFound."""
     known = tuple(objects)
     try:
         address = ip_address(text)
@@ -67,6 +75,8 @@ def find_end(objects: Iterable[Resource], text: str, namespace: str) -> End:
     for node in of_kind(Node, known):
         if not space and node.metadata.name == name:
             return End(subject(key(node)), node.internal_addresses, None, name)
+    if not space and "." in name.strip("."):
+        return End(text, _NOWHERE, domain=plain(name))
     raise NotFound(f"there is no pod {space or namespace}/{name}, and no node {name}", hint="podway get pods -A")
 
 
@@ -81,20 +91,23 @@ def explain(
             f"{source.name} and {destination.name} have no addresses of one family",
             hint="a pod has addresses once it runs; look at them: podway get pods -A",
         )
-    judge = Judge(known)
+    judge = Judge(known, destination.domain)
     found = []
     for near, far in pairs:
         reasons = judge.reasons(source, destination, (near, far), protocol, port)
         allowed = all(reason.allowed for reason in reasons)
-        found.append(Explanation(f"{source.name}", f"{destination.name}", str(far), allowed, reasons))
+        where = f"any {Family.of(far).label} address of it" if destination.domain else str(far)
+        found.append(Explanation(f"{source.name}", f"{destination.name}", where, allowed, reasons))
     return tuple(found)
 
 
 class Judge:
     """Judges many connections in a cluster; each node's entries are compiled once."""
 
-    def __init__(self, objects: Iterable[Resource]) -> None:
+    def __init__(self, objects: Iterable[Resource], domain: str = "") -> None:
+        """Know the objects; a `domain` is the name of an address that is neither a pod's nor a node's."""
         self._objects = tuple(objects)
+        self._domain = domain
         self._compiled: dict[str, tuple[PolicyPlanner, PolicyMaps]] = {}
 
     def reasons(
@@ -103,15 +116,20 @@ class Judge:
         """Return what each end's rules say of a connection between two of their addresses."""
         for end in (source, destination):
             if end.pod is not None and end.node not in self._compiled:
-                self._compiled[end.node] = compile_node(self._objects, end.node)
+                self._compiled[end.node] = compile_node(self._objects, end.node, self._domain)
         return tuple(_reasons(self._compiled, source, destination, addresses, protocol, port))
 
 
-def compile_node(objects: Iterable[Resource], node: str) -> tuple[PolicyPlanner, PolicyMaps]:
-    """Return the planner of a node that was fed with all objects, and the maps that it gives."""
+def compile_node(objects: Iterable[Resource], node: str, domain: str = "") -> tuple[PolicyPlanner, PolicyMaps]:
+    """Return the planner of a node that was fed with all objects, and the maps that it gives.
+
+    Of names of DNS it knows only the `domain`, which it takes for that of the address `End.domain` stands for.
+    """
     planner, maps = PolicyPlanner(node), PolicyMaps()
     for obj in objects:
         planner.put(obj)
+    for address in _NOWHERE if domain else ():
+        planner.bear(Prefix.host_of(address), {domain})
     maps.apply(planner.settle())
     return planner, maps
 
@@ -163,10 +181,15 @@ def _reasons(
         number, audited = rules.of(direction), rules.of(direction, audit=True)
         decision = maps.decide(number, Prefix.host_of(peer), protocol, port)
         reason = why(decision, planner.rule_name(decision.rule), selected=bool(number))
+        by_name = direction is Direction.EGRESS and not destination.domain and number in planner.naming
+        unless_named = by_name and not decision.allowed
+        if unless_named:
+            reason += ", unless its node knows the address by a name in its policies (podway policy names)"
         would_be = maps.decide(audited, Prefix.host_of(peer), protocol, port)
         audit = "" if would_be.allowed else why(would_be, planner.rule_name(would_be.rule), selected=True)
         selected = bool(number or audited)
-        yield Reason(direction, end.name, decision.allowed, reason, selected, audit if decision.allowed else "")
+        told = audit if decision.allowed else ""
+        yield Reason(direction, end.name, decision.allowed, reason, selected, told, unless_named)
 
 
 def why(decision: Decision, name: RuleName | None, *, selected: bool) -> str:

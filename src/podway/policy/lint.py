@@ -16,6 +16,7 @@ from podway.api.kinds.service import Service
 from podway.api.resource import Key, Resource, key, of_kind, subject
 from podway.policy.maps import ANY_PROTOCOL
 from podway.policy.matching import NAMESPACE_NAME, Selection
+from podway.policy.names import resolvers
 from podway.policy.rules import (
     PROTOCOLS,
     PolicyRule,
@@ -41,6 +42,8 @@ def lint(objects: Iterable[Resource], *, pods_may_come: bool = False) -> tuple[t
         if not pod.spec.host_network:
             pods[pod.metadata.namespace].append(pod)
     spaces = _spaces(known)
+    servers = [text for config in of_kind(NetworkConfig, known) for text in config.spec.dns_servers]
+    believed = resolvers(servers, of_kind(Service, known), of_kind(Pod, known))
     found: list[tuple[Key, Problem]] = []
     for policy in of_kind(NetworkPolicy, known):
         rules = rules_of_network_policy(policy)
@@ -53,6 +56,8 @@ def lint(objects: Iterable[Resource], *, pods_may_come: bool = False) -> tuple[t
         equals[cluster_policy.spec.tier, cluster_policy.spec.priority].append(cluster_policy)
         rules = rules_of_cluster_policy(cluster_policy)
         problems = (*_mark(cluster_policy), *_of_services(cluster_policy, served))
+        if not believed:
+            problems = (*problems, *_unheard(cluster_policy))
         if not pods_may_come:
             problems = (*_selects_nothing(rules, pods, spaces), *problems)
         found += [(key(cluster_policy), problem) for problem in problems]
@@ -175,6 +180,17 @@ def _networks(policy: NetworkPolicy | ClusterNetworkPolicy) -> Iterator[tuple[st
             for number, cluster_peer in enumerate(cluster_rule.peers):
                 for place, text in enumerate(cluster_peer.networks):
                     yield f"spec.{direction}[{index}].{field}[{number}].networks[{place}]", text
+
+
+def _unheard(policy: ClusterNetworkPolicy) -> Iterator[Problem]:
+    """Names of domains where nobody is known whose answers are believed."""
+    for direction, field, rules in policy.spec.directions:
+        for index, rule in enumerate(rules):
+            for number, peer in enumerate(rule.peers):
+                if peer.domain_names:
+                    problem = "matches nothing: no DNS server is known whose answers are believed"
+                    hint = "list the cluster's DNS servers in spec.dnsServers of the NetworkConfig"
+                    yield f"spec.{direction}[{index}].{field}[{number}].domainNames", problem, hint
 
 
 def _mark(policy: NetworkPolicy | ClusterNetworkPolicy) -> Iterator[Problem]:

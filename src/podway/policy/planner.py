@@ -11,7 +11,7 @@ addresses of the cluster; both together make the entries. Policies that select n
 but their selection.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TypeAlias
 
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
@@ -35,6 +35,7 @@ from podway.policy.maps import (
     EndpointRules,
     Former,
     PodName,
+    Prefix,
     Rule,
     RuleKey,
     RuleName,
@@ -116,6 +117,23 @@ class PolicyPlanner:
             self._put_rules(wanted, None)
         elif kind == ClusterNetworkPolicy.KIND:
             self._put_cluster_policy(wanted, None)
+
+    def bear(self, address: Prefix, names: Set[str]) -> None:
+        """Say which names of DNS an address bears, all of them (podway.policy.names)."""
+        self._atoms.bear(address, names)
+
+    def is_named(self, name: str) -> bool:
+        """Tell whether some rule for a pod of this node means a name of DNS."""
+        return self._atoms.is_named(name)
+
+    @property
+    def naming(self) -> frozenset[int]:
+        """The rule sets that name domains: of their pods has to be known what DNS tells them."""
+        if not self._atoms.know_names:
+            return frozenset()
+        return frozenset(
+            one.number for one in self._sets.values() if any(self._atoms.names(atom) for atom in one.atoms)
+        )
 
     def settle(self) -> Delta:
         """Return what changes in the data path by all that was put and dropped since the last time."""

@@ -30,6 +30,7 @@ from podway.api.meta import LabelSelector
 from podway.api.resource import Key, key
 from podway.policy.maps import ANY_PROTOCOL, Direction, Prefix, RuleName, Tier, Verdict
 from podway.policy.matching import NODES, Selection
+from podway.policy.names import plain
 from podway.policy.selectors import EVERYTHING, selector_of
 
 PROTOCOLS: Mapping[str, int] = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -51,7 +52,13 @@ class Block(NamedTuple):
     excepted: frozenset[Prefix] = frozenset()
 
 
-Peers: TypeAlias = frozenset[Selection | Block]
+class DomainName(NamedTuple):
+    """The addresses that bear a name, as DNS told pods; `*.` before a domain stands for one or more labels."""
+
+    pattern: str
+
+
+Peers: TypeAlias = frozenset[Selection | Block | DomainName]
 """Other ends of connections: those that any of these matches."""
 
 
@@ -270,7 +277,7 @@ def _known_protocol(protocol: ClusterPolicyProtocol) -> bool:
     return protocol.known and all(port.number is not None or port.range is not None for port in ports)
 
 
-def _cluster_peer(peer: ClusterPolicyPeer) -> Iterator[Selection | Block]:
+def _cluster_peer(peer: ClusterPolicyPeer) -> Iterator[Selection | Block | DomainName]:
     pods = _pods(peer.namespaces, peer.pods)
     if pods is not None:
         yield pods
@@ -280,6 +287,8 @@ def _cluster_peer(peer: ClusterPolicyPeer) -> Iterator[Selection | Block]:
         network = parse_block(text)
         if network is not None:
             yield Block(network)
+    for name in peer.domain_names:
+        yield DomainName(plain(name))
 
 
 def _pods(namespaces: LabelSelector | None, pods: NamespacedPod | None) -> Selection | None:

@@ -25,7 +25,7 @@ then.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -47,9 +47,11 @@ from podway.plan.node import wires
 from podway.policy.in_doubt import stand_in
 from podway.policy.lookup import PolicyMaps
 from podway.policy.maps import CLOSED, NO_RULES, Columns, Delta, EndpointRules, PodName, RuleKey
+from podway.policy.names import Answer, Bearer
 from podway.policy.planner import PolicyPlanner
 from podway.reconcile.loading import ProgramLoader
 from podway.reconcile.map_keeper import RETRY, SLICE, MapKeeper, not_as_planned
+from podway.reconcile.naming import Naming
 from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
@@ -110,6 +112,8 @@ class Enforcement(MapKeeper):
         self._as_left = False
         """Whether the maps stay as another agent left them: the cluster is known only from its file, which may be
         older."""
+        self.naming = Naming(flow)
+        """What is known of the names of domains that policies have."""
         self._kept = False
         """Whether an engine stays at work because nobody can tell whether it is to."""
 
@@ -191,6 +195,7 @@ class Enforcement(MapKeeper):
             "rule_sets": len(self._maps.rule_sets),
             "rules": len(self._maps.rules),
             "identities": len(self._maps.identities),
+            "names": len(self.naming),
         }
 
     # What changes.
@@ -217,6 +222,37 @@ class Enforcement(MapKeeper):
                         self._planner.put(change.new)
             self._close_in_doubt()
         return self._dirty or self._failed
+
+    def listen(self, now: float) -> None:
+        """Say for a while that answers of DNS are heard, if any rule needs them. Raises KernelError."""
+        if self._planner is not None and self._flow.is_open and self._planner.naming:
+            self.naming.listen(self._state.view, now)
+
+    def hear(self, answer: Answer, at: float) -> None:
+        """Take an answer of DNS to a pod, which was given at a time (CLOCK_MONOTONIC, seconds)."""
+        with self._contained():
+            if self._planner is not None and self.naming.hear(self._planner, answer, at):
+                self._dirty = not self._as_left
+
+    def names_due(self, now: float) -> Mapping[Bearer, float]:
+        """Return the names whose time is over, and what that was, if policies are enforced."""
+        return self.naming.known.due(now) if self.in_force and not self._as_left else {}
+
+    def fade(self, due: Mapping[Bearer, float], used: Set[Bearer], now: float) -> bool:
+        """Forget names that are due, but for those in use and those that were heard of meanwhile.
+
+        Tells whether there is anything to write for it.
+        """
+        with self._contained():
+            if self._planner is not None and not self._as_left:
+                self.naming.keep(used, now)
+                known = self.naming.known
+                gone = frozenset(
+                    one for one, until in due.items() if one not in used and known.until(one) == until
+                )
+                self.naming.forget(self._planner, gone)
+                self._dirty = self._dirty or bool(gone)
+        return self.busy
 
     def all_listed(self) -> None:
         """The store has told of everything: the maps need not stay any more as another agent left them."""
@@ -561,6 +597,7 @@ class Enforcement(MapKeeper):
         wrong = _in_one_go(self._compared(left))
         self._endpoints, self._pools = self._wanted_endpoints(), self._wanted_pools()
         try:
+            self.listen(self._state.now())
             for _ in self._flow.write(wrong):
                 pass
         except KernelError as error:
@@ -586,6 +623,7 @@ class Enforcement(MapKeeper):
                 self._planner.put(obj)
         self._unread = {}
         self._close_in_doubt()
+        self.naming.recall(self._planner)
         told = self._planner.settle()
         self._as_left = bool(self._state.recalled) and bool(left.endpoints or not self._state.leases)
         if self._as_left:
@@ -614,6 +652,8 @@ class Enforcement(MapKeeper):
             self._absent = {name: rules for name, rules in self._absent.items() if name in here}
         endpoints, pools = self._wanted_endpoints(), self._wanted_pools()
         put = {where: one for where, one in endpoints.items() if self._endpoints.get(where) != one}
+        if any(one.names for one in put.values()):
+            self.listen(self._state.now())
         writes = FlowWrites(
             rules=delta.rules if delta else {},
             rule_sets=delta.rule_sets if delta else {},
@@ -667,11 +707,13 @@ class Enforcement(MapKeeper):
 
     def _wanted_endpoints(self) -> dict[Address, FlowEndpoint]:
         found: dict[Address, FlowEndpoint] = {}
+        naming = self._planner.naming if self._planner is not None else frozenset()
         for attachment, lease in {**self._state.leases, **self._entering}.items():
             rules = self._rules_of(lease.pod)
             link = attachment.link
             bridged, limited = lease.attach == "bridge", link in self._limited
-            endpoint = FlowEndpoint(link, rules, bridged, limited)
+            named = rules.egress in naming or rules.egress_audit in naming
+            endpoint = FlowEndpoint(link, rules, bridged, limited, named)
             found.update(dict.fromkeys(lease.addresses, endpoint))
         return found
 

@@ -42,7 +42,11 @@ class PolicyJudge:
         reasons = self._judge.reasons(self._end(source), self._end(target), addresses, *asked)
         if not any(reason.selected for reason in reasons):
             return ()
-        return tuple(PolicySaid(one.direction, one.pod, one.allowed, one.reason, one.audit) for one in reasons)
+        # What a node has learned of names is not known here: what they may allow is not said to be denied.
+        return tuple(
+            PolicySaid(one.direction, one.pod, one.allowed or one.unless_named, one.reason, one.audit)
+            for one in reasons
+        )
 
     def _end(self, one: Subject) -> End:
         namespace, _, name = one.pod.partition("/")

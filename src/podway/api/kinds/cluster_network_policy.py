@@ -4,6 +4,7 @@ v1beta1 and v1alpha2 have the same fields. What a newer API may add is passed ov
 specification wants rules with an unknown peer to fail closed, and `ClusterPolicyPeer.known` says which those are.
 """
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar, Literal, TypeAlias
 
@@ -25,6 +26,10 @@ MOST_ENTRIES = 25
 """Rules of a direction, peers, protocols, networks."""
 MOST_NAME = 100
 """Characters of a rule's name."""
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN_NAME = re.compile(rf"(?=.{{1,253}}$)(\*\.)?({_LABEL}\.)*{_LABEL}\.?")
+"""A name of DNS (RFC 1035 section 2.3.1), or all names in a domain."""
 
 ACTIONS = ("Accept", "Deny", "Pass")
 """What a rule does; `Pass` leaves the decision to the next tier."""
@@ -224,6 +229,10 @@ def _peer(where: str, peer: ClusterPolicyPeer) -> Iterator[Problem]:
         except ValueError as error:
             hint = "write a network such as 10.0.0.0/8 or 2001:db8::/32"
             yield f"{where}.networks[{number}]", str(error), hint
+    for number, text in enumerate(peer.domain_names):
+        if not _DOMAIN_NAME.fullmatch(text):
+            hint = "write a name such as www.example.com, or *.example.com for all that is in a domain"
+            yield f"{where}.domainNames[{number}]", f"{text!r} is no name of a domain", hint
 
 
 def _protocol(where: str, protocol: ClusterPolicyProtocol) -> Iterator[Problem]:

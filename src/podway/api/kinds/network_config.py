@@ -1,7 +1,7 @@
 """NetworkConfig: the settings of the whole cluster."""
 
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import ClassVar, Literal, TypeAlias
 
 from podway.api.addresses import Network, is_within
@@ -99,7 +99,8 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     whose kernel can. With `services: pods` the flow engine serves Services to pods, with `all` nodes' processes
     and clients outside are served, too (docs/services.md); where there is none, another proxy has to. Node
     ports are served at those of a node's addresses that are within `node_port_addresses`; without any, or with
-    `primary`, at its uplink's.
+    `primary`, at its uplink's. `dns_servers` are addresses whose answers policies with names of domains believe,
+    beside the cluster's own DNS.
     """
 
     bgp: BgpSettings = BgpSettings()
@@ -111,6 +112,7 @@ class NetworkConfigSpec(StrictRecord, frozen=True, kw_only=True):
     data_path: DataPath = "kernel"
     services: ServiceClients = "off"
     node_port_addresses: tuple[str, ...] = ()
+    dns_servers: tuple[str, ...] = ()
 
     @property
     def node_port_networks(self) -> tuple[Network, ...]:
@@ -202,6 +204,12 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
         yield from _apart("spec.nat.excluded", self.spec.nat.excluded, "write a network such as 192.0.2.0/24")
         yield from _apart("spec.serviceCidrs", self.spec.service_cidrs, "write a network such as 10.96.0.0/12")
         yield from _node_ports(self.spec.node_port_addresses)
+        for index, text in enumerate(self.spec.dns_servers):
+            try:
+                ip_address(text)
+            except ValueError:
+                hint = "write the address of a DNS server, such as 10.96.0.10"
+                yield f"spec.dnsServers[{index}]", f"{text!r} is no address", hint
         mtu = self.spec.mtu
         if mtu != 0 and not MIN_MTU <= mtu <= MAX_MTU:
             hint = f"write 0 (what the path allows), or {MIN_MTU} to {MAX_MTU}"

@@ -6,7 +6,7 @@ In a store such things may be all the same, written by a newer Kubernetes; plann
 from collections.abc import Iterator, Sequence
 
 from podway.api.fields import Problem
-from podway.api.kinds.cluster_network_policy import ACTIONS, ClusterNetworkPolicy
+from podway.api.kinds.cluster_network_policy import ACTIONS, ClusterNetworkPolicy, ClusterPolicyPeer
 from podway.api.kinds.network_policy import NetworkPolicy, NetworkPolicyPeer
 from podway.api.resource import Resource, invalid
 
@@ -41,6 +41,13 @@ def _of_network_policy(policy: NetworkPolicy) -> Iterator[Problem]:
                     yield f"{where}.ports[{number}].protocol", problem, f"write {', '.join(PROTOCOLS)}"
 
 
+def _outside(peer: ClusterPolicyPeer) -> str:
+    """Return the field, if any, by which a peer means others than pods."""
+    if peer.networks:
+        return "networks"
+    return "nodes" if peer.nodes is not None else "domainNames" if peer.domain_names else ""
+
+
 def _of_cluster_policy(policy: ClusterNetworkPolicy) -> Iterator[Problem]:
     for direction, field, rules in policy.spec.directions:
         for index, rule in enumerate(rules):
@@ -53,10 +60,15 @@ def _of_cluster_policy(policy: ClusterNetworkPolicy) -> Iterator[Problem]:
             for number, peer in enumerate(rule.peers):
                 here = f"{where}.{field}[{number}]"
                 if not peer.known:
-                    yield here, "names nobody", "write namespaces or pods; for egress also nodes or networks"
-                if peer.domain_names:
-                    yield f"{here}.domainNames", "is not enforced yet", "write networks in its place"
-                outside = "networks" if peer.networks else "nodes" if peer.nodes is not None else ""
+                    yield (
+                        here,
+                        "names nobody",
+                        "write namespaces or pods; for egress also nodes, networks or domainNames",
+                    )
+                if peer.domain_names and rule.action != "Accept":
+                    hint = "accept names, and deny the rest by networks: 0.0.0.0/0 and ::/0"
+                    yield f"{here}.domainNames", f"cannot be a peer of {rule.action}", hint
+                outside = _outside(peer)
                 if outside and direction == "ingress":
                     yield f"{here}.{outside}", "can be a peer of egress only", "write namespaces or pods"
                 if outside and named:

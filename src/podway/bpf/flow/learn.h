@@ -16,8 +16,13 @@ static __always_inline int go_on(struct __sk_buff *skb, const struct packet *pac
 	if (flow->flags & FLOW_TO_ITSELF)
 		return turn_back(skb, packet, flow);
 	// What the stack carries gets the Service's name here: as it came by a pod's link it would be forged.
-	if (packet->hook == TO_POD)
-		return put_service(skb, packet, flow) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	if (packet->hook == TO_POD) {
+		if (put_service(skb, packet, flow))
+			return TC_ACT_SHOT;
+		return may_teach(skb, packet, flow) && hand_over(skb, packet, flow) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	}
+	if (may_teach(skb, packet, flow)) // on its way into the pod, where it is the packet that the pod gets
+		return leave_to_stack(skb);
 	// All fragments of a packet go one way: the stack may put them together, and one of them may be too long for ours.
 	if (!(flow->flags & FLOW_STRAIGHT) || packet->needs_stack || packet->fragment || packet->hops <= 1)
 		return leave_to_stack(skb);

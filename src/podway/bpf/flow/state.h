@@ -88,6 +88,7 @@ struct endpoint {
 
 #define ENDPOINT_BRIDGED 1 // a port of a bridge: its frames are not routed, and never carried straight
 #define ENDPOINT_LIMITED 2 // somebody limits what passes its link, on the way that the stack takes
+#define ENDPOINT_NAMES 4 // its policies name domains: the agent learns from the answers of DNS that it gets
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

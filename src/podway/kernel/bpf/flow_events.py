@@ -19,22 +19,26 @@ from podway.kernel.bpf import libbpf as bpf
 from podway.kernel.bpf.flow_layout import EVENT, Event
 
 _HEADER = 8
-_STRIDE = _HEADER + EVENT.size
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
-_USUAL = EVENT.size.to_bytes(4, "little")
 
 
-class Events:
-    """Reads an engine's events, in the order in which they happened on each processor.
+class Records:
+    """Reads records of one size from a ring, in the order in which they were made on each processor.
 
     The kernel wakes nobody while little waits: read now and then, and whenever `fd` is readable. `unreadable`
     counts records that are none of this build's.
     """
 
-    def __init__(self, ring: int) -> None:
-        """Map a ring buffer (a descriptor, which may be closed afterwards). Raises KernelError."""
+    def __init__(self, ring: int, length: int) -> None:
+        """Map a ring buffer (a descriptor, which may be closed afterwards) of records of a length (bytes).
+
+        Raises KernelError.
+        """
         self.unreadable = 0
+        self._length = length
+        self._stride = _HEADER + length
+        self._head = length.to_bytes(4, "little")
         self._size = int(bpf.map_info(ring).max_entries)
         self._ring = os.dup(ring)
         try:
@@ -46,7 +50,7 @@ class Events:
             self._epoll.register(self._ring, select.EPOLLIN)
         except OSError as error:
             os.close(self._ring)
-            raise KernelError("map the ring buffer of events", error.errno or 0) from error
+            raise KernelError("map a ring buffer", error.errno or 0) from error
         self._position, self._end = memoryview(self._reader).cast("Q"), memoryview(self._writer).cast("Q")
         self._fence = threading.Lock()
         self._taken = self._position[0]
@@ -57,17 +61,17 @@ class Events:
         return self._epoll.fileno()
 
     def peek(self) -> bytes:
-        """Return the events that wait, one after the other, as records of EVENT; they wait until `advance`."""
+        """Return the records that wait, one after the other; they wait until `advance`."""
         self._taken, end = self._position[0], self._end[0]
         found = []
         while self._taken < end:
             start = mmap.PAGESIZE + self._taken % self._size
-            count = self._usual(start, (end - self._taken) // _STRIDE)
+            count = self._usual(start, (end - self._taken) // self._stride)
             if count:
                 self._order()
-                data = self._writer[start : start + count * _STRIDE]
-                found += [data[at : at + EVENT.size] for at in range(_HEADER, len(data), _STRIDE)]
-                self._taken += count * _STRIDE
+                data = self._writer[start : start + count * self._stride]
+                found += [data[at : at + self._length] for at in range(_HEADER, len(data), self._stride)]
+                self._taken += count * self._stride
                 continue
             head = int.from_bytes(self._writer[start : start + 4], "little")
             if head & _BUSY:
@@ -81,12 +85,6 @@ class Events:
         self._order()
         self._position[0] = self._taken
 
-    def read(self) -> list[Event]:
-        """Return what waits, and give back its room."""
-        data = self.peek()
-        self.advance()
-        return [Event.unpack(data[at : at + EVENT.size]) for at in range(0, len(data), EVENT.size)]
-
     def close(self) -> None:
         """Unmap the buffer."""
         self._position.release()
@@ -97,10 +95,10 @@ class Events:
         os.close(self._ring)
 
     def _usual(self, start: int, most: int) -> int:
-        """Return how many records from here on are whole events."""
+        """Return how many records from here on are whole records."""
         count = most
-        for at, byte in enumerate(_USUAL):
-            heads = self._writer[start + at : start + count * _STRIDE : _STRIDE]
+        for at, byte in enumerate(self._head):
+            heads = self._writer[start + at : start + count * self._stride : self._stride]
             if heads.count(byte) != count:
                 count = len(heads) - len(heads.lstrip(bytes([byte])))
         return count
@@ -110,3 +108,17 @@ class Events:
         for _ in range(2):
             self._fence.acquire()
             self._fence.release()
+
+
+class Events(Records):
+    """Reads an engine's events."""
+
+    def __init__(self, ring: int) -> None:
+        """Map the ring of events (a descriptor, which may be closed afterwards). Raises KernelError."""
+        super().__init__(ring, EVENT.size)
+
+    def read(self) -> list[Event]:
+        """Return what waits, and give back its room."""
+        data = self.peek()
+        self.advance()
+        return [Event.unpack(data[at : at + EVENT.size]) for at in range(0, len(data), EVENT.size)]

@@ -153,10 +153,14 @@ class EventKind(enum.IntEnum):
 
 
 MOST_PRECEDENCE = (1 << 30) - 1
+LONGEST_ANSWER = 4080
+"""How long a packet with an answer of DNS is at most that the agent gets, in bytes."""
 BRIDGED = 1
 """The flag of an endpoint that is a port of a bridge."""
 LIMITED = 2
 """The flag of one by whose link passes only so much: packets go the way on which they are counted, the stack's."""
+NAMES = 4
+"""The flag of one whose policies name domains: answers of DNS for it go by the agent."""
 
 
 def pack_address(address: Address) -> bytes:
@@ -252,6 +256,26 @@ class Endpoint(NamedTuple):
     flags: int = 0
     egress_audit: int = 0
     ingress_audit: int = 0
+
+
+ANSWER = Layout("answer", time="Q", ifindex="I", length="H", held="B", unused="B", packet=f"{LONGEST_ANSWER}s")
+
+
+class Answer(NamedTuple):
+    """A packet to a pod with an answer of DNS, from the IP header on (`packet` is longer than its `length`).
+
+    `held` tells that the pod gets it from the agent only; `time` is of CLOCK_MONOTONIC, in ns.
+    """
+
+    time: int
+    ifindex: int
+    length: int
+    held: int
+    unused: int
+    packet: bytes
+
+
+LEARNED_NAME = Layout("learned_name", address="16s", text="256s")
 
 
 RULE_SET = Layout("rule_set", generation="I", port_lengths="I")
@@ -646,6 +670,8 @@ LAYOUTS = (
     STATE,
     BEGINNING,
     ENDPOINT,
+    ANSWER,
+    LEARNED_NAME,
     RULE_SET,
     RULE_KEY,
     RULES_ENTRY,

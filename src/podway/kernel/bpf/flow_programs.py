@@ -55,6 +55,7 @@ _HOOKS = {name[:_NAME_LENGTH]: hook for hook, name in _PROGRAMS.items()}
 COPIED = (
     *("flows", "endpoints", "identities", "pools", "rules", "rule_sets", "quotas", "state"),
     *("beginning", "frontends", "choices", "backends", "calls", "tcp_calls", "affinities", "backends_epoch"),
+    "names",
 )
 """Maps whose entries matter to the next build. What they hold of an array's elements is all of them."""
 

@@ -11,7 +11,7 @@ not; packets wait for nothing.
 import contextlib
 import struct
 from collections import Counter as Counts
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Set
 
 from podway.errors import KernelError
 from podway.kernel.bpf import libbpf as bpf
@@ -61,6 +61,7 @@ _USED = FLOW.picker(
     "retransmitted",
 )
 _BACK = FLOW.picker("seen", "packets", "bytes", "rtt", "retransmitted")
+_LIFE = FLOW.picker("seen", "state", "reason")
 _NOT_THERE = (0, 0, 0, 0, 0)
 _ENDS = struct.Struct("=16s16s2s2s4s")
 _LIFETIMES = {
@@ -161,6 +162,19 @@ class Survey:
             found = right.get(place, 0)
             if abs(counted - found) > abs(counted - former):
                 bpf.insert(self._quotas, QUOTA_KEY.pack(*place), QUOTA.pack(half_open, replied, found))
+
+
+def busy(flows: int, addresses: Set[bytes], now: int) -> set[bytes]:
+    """Return those of some addresses (16 bytes) that are an end of a flow that lives, and may be, as of a time
+    (CLOCK_MONOTONIC, ns). `flows` is the table's descriptor. Raises KernelError."""
+    found: set[bytes] = set()
+    for keys, values in bpf.batches(flows, BATCH):
+        for at, (seen, state, reason) in enumerate(_LIFE.iter_unpack(values)):
+            start = at * FLOW_KEY.size
+            ends = addresses & {keys[start : start + 16], keys[start + 16 : start + 32]}
+            if ends and not reason and now - seen <= _LIFETIMES[keys[start + 36], state]:
+                found |= ends
+    return found
 
 
 def _reversed(key: bytes) -> bytes:
