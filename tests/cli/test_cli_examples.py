@@ -100,7 +100,10 @@ FLOWS = "shows nothing but why where the engine is off; tests/system/test_system
 SERVES = "serves for ever, by an API server; tests/system/test_system_kubernetes.py runs it"
 SERVED = "wants a lab that serves Services; tests/lab/test_lab_services.py runs it in one"
 CONSOLE = "serves until ^C; tests/console/test_console_lab.py runs it, on a port that is free"
+NAMES = "lists what pods asked of a DNS; tests/system/test_system_names.py runs it"
 NOT_RUN |= {
+    "podway policy names": NAMES,
+    "podway policy names www.example.com": NAMES,
     "podway controller --store kubernetes:": SERVES,
     "podway controller --store kubernetes:///etc/kubernetes/admin.conf --log-level debug": SERVES,
     "podway flows --follow --verdict denied": FLOWS,

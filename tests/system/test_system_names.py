@@ -186,6 +186,10 @@ def test_an_alias_in_other_letters_leads_to_both_families(scene: Scene) -> None:
         scene.near.has("www.example.com", RECORDS[family], address, bears="web.cdn.test")
         assert scene.asks(scene.near, "WWW.eXample.Com", family) == str(ip_address(address))
         eventually(lambda family=family: scene.lab.connects(scene.client, scene.web, 80, family))
+    told = scene.lab.lab.podway("policy", "names", "www.example.com").splitlines()
+    assert {tuple(line.split()[:3]) for line in told[1:]} == {
+        ("www.example.com", str(ip_address(scene.web.address(family))), "node1") for family in FAMILIES
+    }
 
 
 def test_what_is_asked_by_tcp_is_learned(scene: Scene) -> None:

@@ -82,9 +82,9 @@ def plan(
     """Show what `podway apply -f` (and `delete`) would do to every node, and do nothing.
 
     For each node: the kernel objects, learned routes and BGP sessions that would be added (+), changed (~) or
-    removed (-), what the agents do by themselves afterwards included; and between which pods packets would take
-    another way. With --flows instead: which connections that nodes have recorded (`podway flows`) would have been
-    denied, or newly allowed.
+    removed (-), what the agents do by themselves afterwards included; between which pods packets would take
+    another way; and which pods policies would let talk to each other, or not any more. With --flows instead: which
+    connections that nodes have recorded (`podway flows`) would have been denied, or newly allowed.
     """
     if flows is not None and file:
         raise click.UsageError("--flows asks the nodes, and a snapshot has none: leave out --snapshot")
@@ -102,19 +102,20 @@ def plan(
         for known, obj in checked_change(staying, manifests, allocates=options.allocates).items()
         if obj != staying.get(known)
     }
+    before, then = tuple(stored.values()), tuple({**staying, **wanted}.values())
     if flows is not None:
-        _plan_flows(
-            options, flows, tuple(stored.values()), tuple({**staying, **wanted}.values()), output, exit_code
-        )
-    after = ClusterView.of({**staying, **wanted}.values())
+        _plan_flows(options, flows, before, then, output, exit_code)
+    after = ClusterView.of(then)
     comparison = Comparison(today.view, after, today.sites)
     actions = {known: "configured" if known in staying else "created" for known in wanted}
     actions |= dict.fromkeys(unwanted, "deleted")
 
     from podway.cli import preview_output
+    from podway.preview.pairs import PairChanges, changed_pairs, decides
 
     nodes = (change for node in comparison.nodes if (change := comparison.of(node)))
-    answer = preview_output.Answer(comparison, actions, today.silent, nodes, changed_paths(comparison))
+    pairs = changed_pairs(before, then) if decides(actions) else PairChanges()
+    answer = preview_output.Answer(comparison, actions, today.silent, nodes, changed_paths(comparison), pairs)
     if output == "json":
         click.echo(preview_output.to_json(answer))
     else:

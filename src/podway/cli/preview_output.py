@@ -13,6 +13,7 @@ from podway.api.resource import Key, subject
 from podway.ipam.ranges import given
 from podway.plan.changes import Change, words_of
 from podway.plan.objects import Device, ForwardingEntry, Link, NftTable, Sysctl
+from podway.preview.pairs import PairChanges
 from podway.preview.paths import Group, PathChange, PathChanges, PlannedPath
 from podway.preview.preview import Comparison, NodeChange
 
@@ -37,6 +38,7 @@ class Answer:
     silent: Mapping[str, str]
     nodes: Iterator[NodeChange]
     paths: PathChanges
+    pairs: PairChanges
 
 
 def lines(answer: Answer, *, everything: bool) -> Iterator[str]:
@@ -61,6 +63,9 @@ def lines(answer: Answer, *, everything: bool) -> Iterator[str]:
     if answer.paths.changes:
         yield ""
         yield from _paths(answer.paths, everything=everything)
+    if answer.pairs.changes:
+        yield ""
+        yield from _pairs(answer.pairs, everything=everything)
     notes = [*_notes(answer, restarting)]
     if notes:
         yield ""
@@ -147,6 +152,17 @@ def _paths(paths: PathChanges, *, everything: bool) -> Iterator[str]:
         yield f"    and {len(paths.changes) - most} more such groups"
 
 
+def _pairs(pairs: PairChanges, *, everything: bool) -> Iterator[str]:
+    least = "" if pairs.complete else "at least "
+    yield f"{least}{_count(sum(one.pairs for one in pairs.changes), 'pair')} of pods, by policies:"
+    most = len(pairs.changes) if everything else OBJECTS
+    for one in pairs.changes[:most]:
+        sign = "+" if one.change == "allowed" else "-"
+        yield f"  {sign} {one.change}: {one.source} -> {one.target}: {one.ports} ({_count(one.pairs, 'pair')})"
+    if len(pairs.changes) > most:
+        yield f"    and {len(pairs.changes) - most} more (--all shows them)"
+
+
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
@@ -194,6 +210,10 @@ def to_json(answer: Answer) -> str:
             "pairs": answer.paths.pairs,
             "complete": answer.paths.complete,
             "changes": [_path_json(change) for change in answer.paths.changes],
+        },
+        "policies": {
+            "complete": answer.pairs.complete,
+            "changes": msgspec.to_builtins(answer.pairs.changes),
         },
         "claimed": [msgspec.to_builtins(block.spec) for block in comparison.claimed],
         "returned": [msgspec.to_builtins(block.spec) for block in comparison.returned],

@@ -73,10 +73,14 @@ class PolicyMaps:
 
     def decide(self, rule_set: int, peer: Prefix, protocol: int, port: int) -> Decision:
         """Return what a rule set says of a connection with a peer, to a destination port."""
+        return self.decide_for(rule_set, self.identity(peer), protocol, port)
+
+    def decide_for(self, rule_set: int, identity: int, protocol: int, port: int) -> Decision:
+        """Return what a rule set says of a connection with whom an identity stands for, to a destination port."""
         if rule_set == NO_RULES:
             return Decision(allowed=True)
         heard: list[Rule | None] = [None, None, None]
-        for key in self._keys(rule_set, self.identity(peer), protocol, port):
+        for key in self._keys(rule_set, identity, protocol, port):
             for tier, rule in enumerate(self.rules.get(key, ())):
                 if rule is not None:
                     known = heard[tier]

@@ -194,7 +194,7 @@ def suggest(objects: Sequence[Resource], namespace: str, seen: Iterable[Connecti
     notes: list[str] = []
     for pod in cluster.pods.values():
         if pod.metadata.namespace == namespace and not pod.spec.host_network:
-            labels = _labels(pod)
+            labels = own_labels(pod)
             if labels:
                 groups.setdefault(labels, _Group())
             else:
@@ -224,11 +224,11 @@ def _take(
         if one.flows < RARE:
             yield f"seen {one.flows} times only: {one}"
         for pod, other, peer, ingress in mine:
-            group = groups.get(_labels(pod)) if pod else None
+            group = groups.get(own_labels(pod)) if pod else None
             # A node always reaches its own pods.
             if group is None or pod is None or (ingress and peer[0] == f"node/{pod.spec.node_name}"):
                 continue
-            if other is not None and not other.spec.host_network and not _labels(other):
+            if other is not None and not other.spec.host_network and not own_labels(other):
                 # A selector without labels is every pod of the namespace.
                 way = "ingress" if ingress else "egress"
                 yield f"left out of {way}, for {peer[0]} has no labels by which a policy can name it: {one}"
@@ -271,14 +271,15 @@ def _is_gone(label: str, pod: Pod | None) -> bool:
     return bool(label) and not label.startswith("node/") and pod is None
 
 
-def _labels(pod: Pod) -> tuple[tuple[str, str], ...]:
+def own_labels(pod: Pod) -> tuple[tuple[str, str], ...]:
+    """Return a pod's labels in order, but for those that controllers give to each pod apart."""
     return tuple(sorted(item for item in pod.metadata.labels.items() if item[0] not in _PER_POD))
 
 
 def _peer(pod: Pod | None, end: tuple[str, str]) -> _Peer:
     if pod is None or pod.spec.host_network:
         return "", (), end[1]
-    return pod.metadata.namespace, _labels(pod), ""
+    return pod.metadata.namespace, own_labels(pod), ""
 
 
 def _selecting(peers: Sequence[_Peer]) -> Iterator[NetworkPolicyPeer]:
