@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from podway.errors import NotFound
 from podway.kernel.dns_answers import completed, messages
+from podway.policy.dns_messages import read_answer
 from podway.policy.explain import explain, find_end
 from podway.policy.lint import lint
 from podway.policy.maps import Prefix
-from podway.policy.names import CEILING, FLOOR, Answer, Bearer, LearnedNames, patterns, read_answer
+from podway.policy.names import CEILING, FLOOR, Answer, Bearer, LearnedNames, patterns
 from tests.policy.clusters import Planned, cluster_policy, namespace, pod, resource
 
 CLIENT, WEB = "10.1.1.1", "10.1.2.1"

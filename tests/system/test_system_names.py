@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 
 import dns.message
@@ -147,6 +147,28 @@ class Scene:
         with self.client.open(family, socket.SOCK_DGRAM) as sending:
             sending.sendto(b"hello", (address, 9))
 
+    def passes(self, round_: Callable[[], None]) -> None:
+        """Do something until the agent has heard all answers in time; then no packet may have been denied."""
+
+        def undisturbed() -> bool:
+            missed, before = self._missed(), self.denied()
+            round_()
+            if self._missed() != missed:
+                return False  # on a machine too busy for the agent, answers pass unheard
+            assert self.denied() == before
+            return True
+
+        eventually(undisturbed)
+
+    def _missed(self) -> int:
+        return int(self.lab.data_path("node1")["names_missed"])
+
+    def denies(self, address: str) -> None:
+        """Send a packet that is to be denied."""
+        before = self.denied()
+        self.sends(address)
+        eventually(lambda: self.denied() == before + 1)
+
     def denied(self) -> int:
         """How many packets of the node's pods were denied so far."""
         with netns.opened(self.lab.nodes["node1"].path) as fd, Connection(fd) as connection:
@@ -167,16 +189,19 @@ def scene() -> Iterator[Scene]:
 
 @pytest.mark.parametrize("over", FAMILIES)
 def test_the_first_packet_to_what_dns_has_just_told_passes(scene: Scene, over: int) -> None:
-    before, new = scene.denied(), over == socket.AF_INET
-    for number in range(1, 11):
-        for server, third in ((scene.near, 113), (scene.far, 100)):
-            address = f"203.0.{third}.{number + 100 * new}"
-            server.has(f"s{number}.example.com", "A", address)
-            assert scene.asks(server, f"s{number}.example.com", socket.AF_INET, over=over) == address
-            scene.sends(address)
-    assert scene.denied() == before
-    scene.sends("203.0.113.250")
-    assert scene.denied() == before + 1
+    fresh = iter(range(1, 1 << 15))
+
+    def ask_and_send() -> None:
+        for _ in range(10):
+            for server in (scene.near, scene.far):
+                number = next(fresh)
+                address = f"{198 if over == socket.AF_INET else 199}.18.{number >> 8}.{number & 255}"
+                server.has("new.example.com", "A", address)
+                assert scene.asks(server, "new.example.com", socket.AF_INET, over=over) == address
+                scene.sends(address)
+
+    scene.passes(ask_and_send)
+    scene.denies("203.0.113.250")
 
 
 def test_an_alias_in_other_letters_leads_to_both_families(scene: Scene) -> None:
@@ -193,12 +218,16 @@ def test_an_alias_in_other_letters_leads_to_both_families(scene: Scene) -> None:
 
 
 def test_what_is_asked_by_tcp_is_learned(scene: Scene) -> None:
-    before = scene.denied()
-    for server, address in ((scene.near, "198.51.100.1"), (scene.far, "198.51.100.2")):
-        server.has("tcp.example.com", "A", address)
-        assert scene.asks(server, "tcp.example.com", socket.AF_INET, tcp=True) == address
-        scene.sends(address)
-    assert scene.denied() == before
+    fresh = iter(range(1, 255))
+
+    def ask_and_send() -> None:
+        for server in (scene.near, scene.far):
+            address = f"198.51.100.{next(fresh)}"
+            server.has("tcp.example.com", "A", address)
+            assert scene.asks(server, "tcp.example.com", socket.AF_INET, tcp=True) == address
+            scene.sends(address)
+
+    scene.passes(ask_and_send)
 
 
 def test_who_is_no_resolver_and_names_that_no_policy_has_teach_nothing(scene: Scene) -> None:
@@ -211,24 +240,24 @@ def test_who_is_no_resolver_and_names_that_no_policy_has_teach_nothing(scene: Sc
 
 
 def test_names_outlive_an_agent_and_what_passes_without_one_teaches_the_next(scene: Scene) -> None:
-    lab, before = scene.lab.lab, scene.denied()
-    scene.near.has("kept.example.com", "A", "198.51.100.10")
-    scene.asks(scene.near, "kept.example.com", socket.AF_INET)
+    lab = scene.lab.lab
+    scene.near.has("kept.example.com", "A", "203.0.113.10")
+    scene.passes(lambda: scene.sends(scene.asks(scene.near, "kept.example.com", socket.AF_INET)))
+    before = scene.denied()
     lab.kill_agent("node1")
-    scene.sends("198.51.100.10")
-    scene.near.has("meanwhile.example.com", "A", "198.51.100.11")
-    assert scene.asks(scene.near, "meanwhile.example.com", socket.AF_INET) == "198.51.100.11"
+    scene.sends("203.0.113.10")
+    scene.near.has("meanwhile.example.com", "A", "203.0.113.11")
+    assert scene.asks(scene.near, "meanwhile.example.com", socket.AF_INET) == "203.0.113.11"
     assert scene.denied() == before
-    scene.sends("198.51.100.11")
-    assert scene.denied() == before + 1
+    scene.denies("203.0.113.11")
     lab.start_agent("node1")
 
     def learned() -> bool:
         known = scene.denied()
-        scene.sends("198.51.100.11")
+        scene.sends("203.0.113.11")
         return scene.denied() == known
 
     eventually(learned)
     before = scene.denied()
-    scene.sends("198.51.100.10")
+    scene.sends("203.0.113.10")
     assert scene.denied() == before

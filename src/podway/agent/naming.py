@@ -12,7 +12,7 @@ import structlog
 from podway.errors import KernelError
 from podway.kernel.dns_answers import DnsAnswers, Heard
 from podway.kernel.node import Kernel
-from podway.policy.names import read_answer
+from podway.policy.dns_messages import read_answer
 from podway.reconcile.naming import LISTENS, addresses_of
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -74,6 +74,7 @@ class NameListener:
         heard = self._answers.read()
         enforcement = self._reconciler.enforcement
         for one in heard:
+            enforcement.naming.missed += not one.held
             for message in one.messages:
                 answer = read_answer(message)
                 if answer is not None:

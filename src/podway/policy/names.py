@@ -9,13 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from ipaddress import ip_address
 from typing import NamedTuple
 
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.rdataclass
-import dns.rdatatype
-
 from podway.api.addresses import Address
 from podway.api.kinds.pod import Pod
 from podway.api.kinds.service import Service
@@ -38,8 +31,6 @@ DNS_SERVICE = ("kube-system", "kube-dns")
 DNS_LABEL = ("k8s-app", "kube-dns")
 """The label that its pods have, in its namespace, whatever server it is."""
 
-_ADDRESSES = (dns.rdatatype.A, dns.rdatatype.AAAA)
-
 
 class Answer(NamedTuple):
     """What DNS said: the name that was asked for, in lower case and without a dot at its end; its addresses; for
@@ -55,33 +46,6 @@ class Bearer(NamedTuple):
 
     address: Prefix
     name: str
-
-
-def read_answer(message: bytes) -> Answer | None:
-    """Return what a message of DNS (RFC 1035) says of addresses; None if that is nothing, or makes no sense.
-
-    A name that many aliases lead from, or a circle of them, says nothing (dns.message.MAX_CHAIN). Addresses that
-    are no machine's, or every machine's own, are left out: who owns a domain must not open these to a pod.
-    """
-    try:
-        found = dns.message.from_wire(message, ignore_trailing=True)
-        if not isinstance(found, dns.message.QueryMessage) or not found.flags & dns.flags.QR:
-            return None
-        question = found.question[0] if len(found.question) == 1 else None
-        if question is None or question.rdclass != dns.rdataclass.IN or question.rdtype not in _ADDRESSES:
-            return None
-        chain = found.resolve_chaining()
-    except (dns.exception.DNSException, ValueError):
-        return None
-    if chain.answer is None:
-        return None
-    addresses = frozenset(
-        Prefix.host_of(address)
-        for address in (ip_address(record.address) for record in chain.answer)
-        if not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
-    )
-    name = plain(question.name.to_text())
-    return Answer(name, addresses, chain.minimum_ttl) if len(name) <= LONGEST_NAME else None
 
 
 def plain(name: str) -> str:

@@ -196,6 +196,7 @@ class Enforcement(MapKeeper):
             "rules": len(self._maps.rules),
             "identities": len(self._maps.identities),
             "names": len(self.naming),
+            "names_missed": self.naming.missed,
         }
 
     # What changes.

@@ -37,6 +37,8 @@ class Naming:
         self._seen: tuple[object, ...] = ()
         self.resolvers: frozenset[Address] = frozenset()
         """Whose answers are believed."""
+        self.missed = 0
+        """Answers that pods had before their names were known, since nobody listened."""
         self._problem = ""
         """Why something of it is not in them; logged once."""
 
