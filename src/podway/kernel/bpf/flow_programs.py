@@ -293,15 +293,17 @@ def loading(connection: Connection, places: Iterable[Place]) -> Callable[[], Fre
     image, wanted = compiled(), list(places)
     found = attached(connection, {place.device for place in wanted})
     with _working(found) as former:
-        if _ours(found, former, number(image, {})).keys() == set(Hook):
+        ours = _ours(found, former, number(image, {}))
+        if {one.place.hook for one in ours} == set(Hook):
             return None
+        lacking = [place for place in wanted if place not in {one.place for one in ours}]
         maps, beside = {name: os.dup(fd) for name, fd in former.maps.items()}, former.group
 
     def load() -> Fresh:
         try:
             with loaded(image, maps, {}) as fresh:
                 engine = Engine(fresh.build, fresh.programs)
-            for place in wanted:
+            for place in lacking:
                 # Its device may have gone. `take_over` tries anew what is not there.
                 with contextlib.suppress(KernelError):
                     engine.attach(connection, place)
@@ -313,9 +315,9 @@ def loading(connection: Connection, places: Iterable[Place]) -> Callable[[], Fre
     return load
 
 
-def _ours(found: Iterable[Attached], former: "_Working", build: int) -> dict[Hook, int]:
-    """Return a program of this build for each hook, of those that work already."""
-    return {one.place.hook: one.program for one in found if one.program in former.programs and one.build == build}
+def _ours(found: Iterable[Attached], former: "_Working", build: int) -> list[Attached]:
+    """Return the programs of this build, of those that work already."""
+    return [one for one in found if one.program in former.programs and one.build == build]
 
 
 def number(image: Image, sizes: Mapping[str, int]) -> int:
@@ -347,7 +349,7 @@ def take_over(
     build = number(image, sizes)
     with contextlib.ExitStack() as stack:
         former = stack.enter_context(_working(found))
-        there = _ours(found, former, build)
+        there = {one.place.hook: one.program for one in _ours(found, former, build)}
         if there.keys() == set(Hook):
             programs = {hook: stack.enter_context(bpf.opened(program)).fd for hook, program in there.items()}
         elif fresh is not None and fresh.engine.build == build and fresh.beside == former.group:
@@ -406,8 +408,8 @@ def _bring_over(
     if "state" in new:
         bpf.insert(engine.maps["state"], _ZERO, STATE.pack(*FIRST_STATE))
     own = {bpf.program_id(fd) for fd in engine.programs.values()}  # some may hang there, idle
-    former_ones = former.programs if former.build == engine.build else ()
-    kept = [one for one in found if one.program in own or one.program in former_ones]
+    ours = _ours(found, former, engine.build)
+    kept = [one for one in found if one in ours or one.program in own]
     there = {one.place for one in kept if not one.late}
     for place in wanted:
         if place not in there:
