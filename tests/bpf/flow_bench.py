@@ -122,7 +122,7 @@ class Bench:
     def reset(self, **state: int) -> None:
         """Begin anew: no flow, no rule, two pods without policy, everything counted from 0."""
         maps = self.engine.maps
-        for name in ("flows", "endpoints", "identities", "pools", "rules", "fragments", "quotas"):
+        for name in ("flows", "endpoints", "identities", "pools", "rules", "fragments", "quotas", "callers"):
             for key in bpf.items(maps[name]):
                 bpf.delete(maps[name], key)
         for number in range(32):

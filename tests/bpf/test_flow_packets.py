@@ -448,8 +448,12 @@ def test_no_call_rides_on_what_passed_for_an_answer(
 
     def passes(flags: int, answer: bool = False) -> bool:
         if answer:
-            return bench.from_pod("pb", frame(ip(*there[::-1], TCP, tcp(*ports[::-1], flags)))) == REDIRECT
-        return bench.run(hook, device, frame(ip(*there, TCP, tcp(*ports, flags)))).action == REDIRECT
+            return bench.from_pod("pb", frame(ip(*there[::-1], TCP, tcp(*ports[::-1], flags)))) != SHOT
+        sent = frame(ip(*there, TCP, tcp(*ports, flags)))
+        action = bench.run(hook, device, sent).action
+        if action == UNSPEC:  # the stack may know more of it
+            action = bench.run(Hook.TO_POD, "pb", sent).action
+        return action != SHOT
 
     for flags in (0, FIN, 32, 8):
         assert not passes(flags), "no open connection sends that"
@@ -464,6 +468,31 @@ def test_no_call_rides_on_what_passed_for_an_answer(
     assert passes(ACK, answer=True)
     assert not passes(SYN), "it is open again"
     assert passes(SYN, answer=True), "who may call does"
+
+
+@families
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_may_answer_a_call_that_the_stack_translated_is_the_stacks(
+    bench: Bench, family: int, protocol: int
+) -> None:
+    """`pa`, which lets nobody in, called a Service that is not ours. Who answers is known to the stack alone."""
+    isolate(bench, 1)
+    bench.endpoint("pa", ingress=1)
+    upper, back = (
+        (tcp(50051, 80, SYN), tcp(80, 50051, SYN | ACK)) if protocol == TCP else (udp(50051, 80), udp(80, 50051))
+    )
+    backend, service = REMOTE[family], OUTSIDE[family]
+    answer = frame(ip(backend, A[family], protocol, back))
+    assert bench.run(Hook.FROM_WIRE, "wire", answer).action == SHOT, "an answer to nothing"
+    assert bench.from_pod("pa", frame(ip(A[family], service, protocol, upper))) == UNSPEC
+    assert bench.run(Hook.FROM_WIRE, "wire", answer).action == UNSPEC
+    assert bench.run(Hook.TO_POD, "pa", answer).action == SHOT, "the stack knew nothing of it"
+    named = frame(ip(service, A[family], protocol, back))
+    assert bench.run(Hook.TO_POD, "pa", named).action == UNSPEC
+    assert (
+        bench.run(Hook.FROM_WIRE, "wire", frame(ip(backend, A[family], TCP, tcp(80, 50051, SYN)))).action == SHOT
+    )
+    assert len(list(bench.maps.flows())) == 2, "of the call to the Service alone"
 
 
 @families

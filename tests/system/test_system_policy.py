@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from typing import Any
 
@@ -316,6 +317,82 @@ def test_a_limit_of_a_pods_bandwidth_holds_as_soon_as_it_is_there(lab: PolicyLab
         eventually(counts)
     finally:
         lab.lab.sh(node, f"tc qdisc del dev {link} root")
+
+
+VIPS = {socket.AF_INET: "10.96.0.10", socket.AF_INET6: "fd00:96::10"}
+
+
+@contextmanager
+def translated(lab: PolicyLab, node: str, target: Place, port: int) -> Iterator[Place]:
+    """A Service as kube-proxy serves it on a node, by its firewall, with one backend at that port."""
+    families = {"ip": socket.AF_INET, "ip6": socket.AF_INET6}
+    for name, family in families.items():
+        backend = target.address(family) if name == "ip" else f"[{target.address(family)}]"
+        rules = "\n".join(
+            f"{name} daddr {VIPS[family]} {protocol} dport {port} dnat to {backend}:{port}"
+            for protocol in ("tcp", "udp")
+        )
+        chain = f"chain pre {{\ntype nat hook prerouting priority dstnat;\n{rules}\n}}"
+        lab.lab.sh(node, "nft -f -", stdin=f"table {name} foreign {{\n{chain}\n}}\n")
+    try:
+        yield Place("service", "", tuple(VIPS.values()))
+    finally:
+        for name in families:
+            lab.lab.sh(node, f"nft delete table {name} foreign")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_service_that_another_proxy_translates_answers_a_pod_that_lets_nobody_in(
+    lab: PolicyLab, family: socket.AddressFamily
+) -> None:
+    """The engine sees the call to the Service, and the answer of a backend: the stack knows what joins them."""
+    web, client = lab.pods["web"], lab.pods["client"]
+    lab.policy(podSelector={"matchLabels": {"app": "client"}}, policyTypes=["Ingress"])
+    lab.reached_by(client, "node2")
+    with ExitStack() as stack:
+        service = stack.enter_context(translated(lab, "node2", web, 9901))
+        server = lab.listen(web, family, 9901)
+        server.settimeout(PATIENCE)
+        call = stack.enter_context(client.open(family))
+        call.settimeout(PATIENCE)
+        call.connect((service.address(family), 9901))
+        end = stack.enter_context(server.accept()[0])
+        names = stack.enter_context(web.open(family, socket.SOCK_DGRAM))
+        names.bind((web.address(family), 9901))
+        ask = stack.enter_context(client.open(family, socket.SOCK_DGRAM))
+        ask.connect((service.address(family), 9901))
+        for one in (names, ask):
+            one.settimeout(PATIENCE)
+        for _ in range(2):
+            end.sendall(b"down")
+            assert call.recv(100) == b"down"
+            call.sendall(b"up")
+            assert end.recv(100) == b"up"
+            ask.send(b"who?")
+            names.sendto(b"me", names.recvfrom(100)[1])
+            assert ask.recv(100) == b"me"
+
+
+def test_a_connection_that_another_proxy_translates_goes_on_whoever_speaks_first_when_the_engine_begins(
+    lab: PolicyLab,
+) -> None:
+    web, client = lab.pods["web"], lab.pods["client"]
+    lab.lab.podway("set", "config", "dataPath=kernel", "--wait")
+    with ExitStack() as stack:
+        stack.callback(lab.lab.podway, "set", "config", "dataPath=ebpf", "--wait")
+        service = stack.enter_context(translated(lab, "node2", web, 9902))
+        server = lab.listen(web, socket.AF_INET, 9902)
+        server.settimeout(PATIENCE)
+        call = stack.enter_context(client.open(socket.AF_INET))
+        call.settimeout(PATIENCE)
+        call.connect((service.address(socket.AF_INET), 9902))
+        end = stack.enter_context(server.accept()[0])
+        lab.lab.podway("set", "config", "dataPath=ebpf", "--wait")
+        for _ in range(2):
+            end.sendall(b"down")
+            assert call.recv(100) == b"down"
+            call.sendall(b"up")
+            assert end.recv(100) == b"up"
 
 
 def test_the_data_path_is_switched_under_open_connections(lab: PolicyLab) -> None:

@@ -43,6 +43,7 @@
 #include "flow/track.h"
 #include "flow/under_way.h"
 #include "flow/names.h"
+#include "flow/translated.h"
 #include "flow/learn.h"
 #include "flow/service.h"
 #include "flow/related.h"

@@ -76,7 +76,7 @@ static __always_inline void judge(struct flow *flow, const struct grounds *groun
 // Tell of a flow that may be what policies that only report would deny. `flow` is no entry of the table: it gets their
 // rules. A set that is not written says nothing here.
 __noinline int audit(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
-			    const struct grounds *grounds, const struct flow_key *call)
+		     const struct grounds *grounds, const struct flow_key *call)
 {
 	struct opinion opinion = {};
 	__u8 reason = KEPT;

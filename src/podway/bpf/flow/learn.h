@@ -190,6 +190,8 @@ __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 	if (!reason && restore(skb, packet, flow))
 		return RESTORED;
 	answers = !packet->led && answers_call_of_before(packet);
+	if (!reason && packet->hook == FROM_WIRE && (answers || is_for_caller(packet)))
+		return TC_ACT_UNSPEC; // podway_to_pod sees it
 	if (!reason && !answers && (packet->message == REPLY ||
 				    (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK)))
 		reason = REPLY_WITHOUT_REQUEST;
@@ -236,6 +238,8 @@ __noinline int learn(struct __sk_buff *skb, const struct packet *packet)
 		if (reason)
 			return drop(skb, packet, flow, reason);
 	}
+	if (!straight)
+		note_caller(&call); // which turns no table over that others share, unless the quota has room
 	flow->made = flow->seen = packet->now;
 
 	// The way back first: nobody can answer before the other entry is there.

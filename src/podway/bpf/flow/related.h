@@ -5,7 +5,7 @@
 
 // Have an error on its way into a pod quote the packet as the pod sent it: to the Service, not to the backend.
 __noinline int quote_service(struct __sk_buff *skb, const struct packet *packet, const struct packet *quoted,
-				    const struct flow *flow)
+			     const struct flow *flow)
 {
 	__u32 ip, check, port;
 
@@ -70,6 +70,8 @@ __noinline int related(struct __sk_buff *skb, const struct packet *packet)
 		flow = bpf_map_lookup_elem(&flows, &quoted->key);
 		if (!flow && is_about_before(packet))
 			return leave_to_stack(skb);
+		if (!flow && packet->hook == FROM_WIRE && is_callers(&quoted->key))
+			return TC_ACT_UNSPEC; // which knows, perhaps, whom the packet was sent to at first
 		if (!flow || flow->reason || !lives(&quoted->key, flow, packet->now))
 			reason = ICMP_ERROR_UNRELATED;
 	}

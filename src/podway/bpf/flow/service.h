@@ -230,7 +230,7 @@ __noinline bool is_taken(const struct packet *packet, const struct flow_key *to)
 
 // Choose a backend for a connection, which keep_call remembers. Returns a reason.
 __noinline int choose(struct __sk_buff *skb, const struct packet *packet, const struct frontend *frontend,
-			     struct leading *leading)
+		      struct leading *leading)
 {
 	struct choice_key choice = {};
 	struct affinity *remembered = NULL;

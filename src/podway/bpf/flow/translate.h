@@ -12,7 +12,7 @@
 
 // Put another address and port in the place of the source, or of the destination. 0, or less if that failed.
 __noinline int put_end(struct __sk_buff *skb, const struct packet *packet, const struct address *address,
-			      __be16 port, bool source)
+		       __be16 port, bool source)
 {
 	const struct address *former;
 	__be16 former_port;

@@ -55,7 +55,7 @@ _HOOKS = {name[:_NAME_LENGTH]: hook for hook, name in _PROGRAMS.items()}
 COPIED = (
     *("flows", "endpoints", "identities", "pools", "rules", "rule_sets", "quotas", "state"),
     *("beginning", "frontends", "choices", "backends", "calls", "tcp_calls", "affinities", "backends_epoch"),
-    "names",
+    *("names", "callers"),
 )
 """Maps whose entries matter to the next build. What they hold of an array's elements is all of them."""
 
@@ -426,7 +426,7 @@ def _bring_over(
         began = Beginning(time.monotonic_ns() + int(SETTLED * 1e9), newest)
         bpf.insert(engine.maps["beginning"], _ZERO, BEGINNING.pack(*began))
     bpf.insert(engine.maps["active"], _ZERO, _BUILD.pack(engine.build))
-    for name in ("flows", "calls", "tcp_calls"):  # what packets made meanwhile
+    for name in ("flows", "calls", "tcp_calls", "callers"):  # what packets made meanwhile
         if name in copied:
             _copy(former.maps[name], engine.maps[name], converters.get(name), known[name])
     for one in found:
