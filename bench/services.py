@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 
 from bench import paths
-from bench.datapath import connect_tool
 from bench.labs import Lab, RunningPod, inside, lab
 from bench.paths import CORE, PORT, Path, in_turn, ping_pong, ponger, ratio_of, trip_row
 from bench.report import Row, Section
 from bench.samples import median, mib, ms
+from bench.talks import connect_tool
 from podway.api.addresses import Network
 from podway.api.kinds.endpoint_slice import SERVICE_LABEL, Endpoint, EndpointPort, EndpointSlice
 from podway.api.kinds.network_config import NetworkConfig, ServiceClients
