@@ -15,7 +15,7 @@ import pytest
 from podway.errors import KernelError
 from podway.kernel.bpf import flow_programs
 from podway.kernel.bpf import libbpf as bpf
-from podway.kernel.bpf.flow_layout import FLOW
+from podway.kernel.bpf.flow_layout import FLOW, Hook
 from tests.bpf.flow_nodes import Lab, Node
 from tests.bpf.flow_under_way import Caller, Stream, isolate
 from tests.patience import eventually
@@ -155,7 +155,7 @@ def test_calls_that_are_made_while_another_build_comes_go_along(lab: Lab) -> Non
     """Like their flows: without its call an open connection to a Service would be led elsewhere."""
     lab.start()
     assert lab.one.engine
-    names = ("calls", "tcp_calls")
+    names = ("calls", "tcp_calls", "callers")
     former = lab.one.engine.maps
     infos = [bpf.map_info(former[name]) for name in names]
     entries = [(bytes([1]) * info.key_size, bytes([2]) * info.value_size) for info in infos]
@@ -169,3 +169,22 @@ def test_calls_that_are_made_while_another_build_comes_go_along(lab: Lab) -> Non
     for name, (key, value) in zip(names, entries, strict=True):
         assert bpf.map_info(now[name]).max_entries == 70_000
         assert bpf.lookup(now[name], key) == value
+
+
+def test_programs_may_hang_there_ahead_and_none_twice(lab: Lab) -> None:
+    """Also where the same build is at work on some devices: a node without pods has none for their links."""
+    node = lab.one
+    wires = [place for place in node.places if place.hook is Hook.FROM_WIRE]
+
+    def brought(places: list[flow_programs.Place]) -> bool:
+        load = flow_programs.loading(node.connection, places)
+        fresh = load() if load is not None else None
+        flow_programs.take_over(node.connection, places, fresh=fresh).close()
+        if fresh is not None:
+            fresh.engine.close()
+        found = flow_programs.attached(node.connection, {place.device for place in places})
+        assert sorted(one.place for one in found) == sorted(places)
+        assert flow_programs.works(node.connection, {place.device for place in places})
+        return load is not None
+
+    assert [brought(places) for places in (wires, wires, node.places, node.places)] == [True, True, True, False]
