@@ -353,6 +353,7 @@ def run(options: AgentOptions) -> None:
     """Run an agent until it is told to stop. Raises PodwayError."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.share_arena()
+    memory.collect_seldom()  # until it has settled
     try:
         steps = Steps()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(steps)) as runner:

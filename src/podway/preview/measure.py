@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from podway import memory
 from podway.api.kinds.address_block import AddressBlock
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
@@ -94,21 +95,24 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
 
     gc.collect()
     gc.freeze()  # the other nodes' leases are on no real node: its collector would not walk through them
+    memory.collect_seldom()  # as an agent that starts does
     try:
         tracemalloc.start()
         start(follower)
-        memory = tracemalloc.get_traced_memory()[1]
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         plan_first = _clock(start, sample[:5])
         known = start(follower).state.view
         states = [state_of(known, world.sites[name], name) for name in sample]
         plan = _clock(plan_all, states)
+        memory.collect_usually()
         planned = plan_all(states[0])
         unrelated, claim, leave = (
             _clock(lambda change: follow(planned, change), changes(planned.state.view, others))
             for changes in (_annotations, _claims, _leaves)
         )
     finally:
+        memory.collect_usually()
         gc.unfreeze()
     routes = [routes_of(world, name) for name in sample]
     return Measured(
@@ -118,7 +122,7 @@ def measure(world: World, *, build_seconds: float = 0.0, seed: int = 0) -> Measu
         build=build_seconds,
         plan_first=plan_first,
         plan=plan,
-        memory=memory,
+        memory=peak,
         unrelated=unrelated,
         claim=claim,
         leave=leave,
