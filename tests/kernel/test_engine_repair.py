@@ -181,6 +181,19 @@ def test_what_a_change_takes_along_is_told_apart_from_what_somebody_did(
     assert [str(change) for change in kernel.diff(without)] == ["nft table ip podway was not in the plan: removed"]
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    "routes", [f"ip route del {V4}", f"ip -6 route del {V6}", f"ip route del {V4}; ip -6 route del {V6}"]
+)
+def test_a_lease_outlives_its_host_routes(
+    kernel: Kernel, node: TestNamespace, plan: NodePlan, routes: str
+) -> None:
+    node.sh(f"{routes}; ip neigh add 10.9.9.9 lladdr 02:00:00:00:00:99 dev {POD} nud permanent")
+    assert kernel.leases() == [LEASE]
+    assert kernel.apply(plan).failures == ()
+    assert kernel.leases() == [LEASE]
+
+
 FOREIGN = """
     ip link add foreign type veth peer name far; ip link set foreign up; ip link set far up
     ip link set foreign group 5 alias "somebody else's" mtu 1300

@@ -3,7 +3,7 @@
 import msgspec
 
 from podway.api.addresses import Address, Family
-from podway.api.lease import ALTNAME_PREFIX, LINK_PREFIX, Lease
+from podway.api.lease import ALTNAME_PREFIX, LINK_PREFIX, Attachment, Lease
 from podway.kernel.netlink import Connection
 from podway.kernel.rtnl import links, neighbours, routes
 from podway.kernel.rtnl.links import LinkRecord
@@ -30,18 +30,18 @@ def altname(link: LinkRecord) -> str:
 def read(connection: Connection) -> Held:
     """Read all leases. Raises KernelError.
 
-    A committed link, which its alias tells, whose host routes somebody took away still is the pod's: its
-    addresses then are those of its permanent neighbours.
+    A committed link, which its alias tells, still is the pod's where somebody took a host route away: the address
+    of that family then is the one of the permanent neighbour that was made with it.
     """
-    ours = [link for link in links.dump(connection) if is_pod_link(link)]
-    held = _by_routes(connection)
-    if any(link.alias and link.index not in held for link in ours):
-        held = _by_neighbours(connection) | held
+    routed, known = _by_routes(connection), _by_neighbours(connection)
     found: list[Lease] = []
     orphans: list[str] = []
-    for link in ours:
-        holds = sorted(held.get(link.index, ()), key=lambda address: address.version)
-        lease = Lease.from_kernel(altname(link), link.alias, tuple(map(str, holds)))
+    for link in (link for link in links.dump(connection) if is_pod_link(link)):
+        attachment = Attachment.from_altname(altname(link))
+        holds = dict(routed.get(link.index, {}))
+        if link.alias and attachment is not None:
+            holds = known.get((link.index, attachment.mac), {}) | holds
+        lease = Lease.from_kernel(altname(link), link.alias, tuple(str(holds[family]) for family in sorted(holds)))
         if lease and holds:
             found.append(lease)
         else:
@@ -49,18 +49,21 @@ def read(connection: Connection) -> Held:
     return Held(found, orphans)
 
 
-def _by_routes(connection: Connection) -> dict[int, list[Address]]:
-    held: dict[int, list[Address]] = {}
+def _by_routes(connection: Connection) -> dict[int, dict[Family, Address]]:
+    """Return the addresses to which host routes lead, by device and family."""
+    held: dict[int, dict[Family, Address]] = {}
     for family in Family:
         for route in routes.dump(connection, family, protocol=ROUTE_PROTOCOL):
             if route.index and route.destination.prefixlen == family.bits and not route.gateway:
-                held.setdefault(route.index, []).append(route.destination.network_address)
+                held.setdefault(route.index, {})[family] = route.destination.network_address
     return held
 
 
-def _by_neighbours(connection: Connection) -> dict[int, list[Address]]:
-    held: dict[int, list[Address]] = {}
+def _by_neighbours(connection: Connection) -> dict[tuple[int, str], dict[Family, Address]]:
+    """Return the addresses of permanent neighbours, by device, MAC and family."""
+    held: dict[tuple[int, str], dict[Family, Address]] = {}
     for neighbour in neighbours.dump(connection):
         if neighbour.permanent:
-            held.setdefault(neighbour.index, []).append(neighbour.address)
+            family = Family.of(neighbour.address)
+            held.setdefault((neighbour.index, neighbour.mac), {})[family] = neighbour.address
     return held
