@@ -173,9 +173,11 @@ def _kube_proxy(node: TestNamespace, directory: Path, server: ApiServer) -> "sub
         "oomScoreAdj": 0,
     }
     config.write_bytes(msgspec.json.encode(document))
-    command = ["setpriv", "--pdeathsig", "KILL", str(programs() / "kube-proxy"), f"--config={config}"]
+    # Not from a thread that enters the namespace: the signal comes when the thread ends that started it.
+    enter = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={node.path}", "--"]
     with open(directory / "kube-proxy.log", "ab") as log:
-        return netns.run(node.fd, lambda: subprocess.Popen(command, stdout=log, stderr=log))
+        command = [*enter, str(programs() / "kube-proxy"), f"--config={config}"]
+        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 class Cluster:
