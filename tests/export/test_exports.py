@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import http.server
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from podway.agent.flow_exports import FlowExport, FlowExports
 from podway.agent.metrics_export import MetricsExport
 from podway.errors import InvalidInput
 from podway.export.ipfix import Ipfix
+from podway.export.otlp_metrics import OtlpMetrics
 from podway.export.target import Target
 from podway.flows import store as flow_store
 from podway.flows.block import Block
@@ -164,6 +166,11 @@ def free_port(kind: int) -> int:
         return int(one.getsockname()[1])
 
 
+LEASES = Metric("podway_leases", "Attachments.")
+RECORDS = Metric("podway_flow_records_total", "Records.", "counter", ("event",))
+TRIPS = Metric("podway_tcp_round_trip_seconds", "Round trips.", "histogram")
+
+
 def test_a_collector_reads_metrics_once_it_takes_them(collector: Any) -> None:
     took = Histogram((0.1, 1.0))
     for seconds in (0.05, 0.5, 0.7, 5.0):
@@ -171,12 +178,9 @@ def test_a_collector_reads_metrics_once_it_takes_them(collector: Any) -> None:
 
     async def collect() -> list[tuple[Metric, Values]]:
         return [
-            (Metric("podway_leases", "Attachments."), 3.0),
-            (
-                Metric("podway_flow_records_total", "Records.", "counter", ("event",)),
-                {("new",): 7.0, ("end",): 5.0},
-            ),
-            (Metric("podway_tcp_round_trip_seconds", "Round trips.", "histogram"), took),
+            (LEASES, 3.0),
+            (RECORDS, {("new",): 7.0, ("end",): 5.0}),
+            (TRIPS, took),
         ]
 
     async def run() -> None:
@@ -206,6 +210,57 @@ def test_a_collector_reads_metrics_once_it_takes_them(collector: Any) -> None:
     [point] = trips.histogram.data_points
     assert (list(point.bucket_counts), list(point.explicit_bounds)) == ([1, 2, 1], [0.1, 1.0])
     assert (point.count, point.sum) == (4, pytest.approx(6.25))
+
+
+OTELCOL = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "podway/collector/otelcol"
+
+
+@pytest.mark.skipif(not OTELCOL.exists(), reason="no OpenTelemetry collector here: ./dev collector builds one")
+def test_an_opentelemetry_collector_takes_flows_and_metrics(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    parts = {"receivers": ["otlp"], "exporters": ["debug"]}
+    configuration = {
+        "receivers": {"otlp": {"protocols": {"http": {"endpoint": f"127.0.0.1:{port}"}}}},
+        "exporters": {"debug": {"verbosity": "detailed"}},
+        "service": {"telemetry": {"metrics": {"level": "none"}}, "pipelines": {"logs": parts, "metrics": parts}},
+    }
+    path, said = tmp_path / "collector.yaml", tmp_path / "said"
+    path.write_text(json.dumps(configuration))
+    target = Target.of_metrics(f"otlp+http://127.0.0.1:{port}")
+    with said.open("wb") as out, subprocess.Popen([OTELCOL, "--config", path], stdout=out, stderr=out) as process:
+        try:
+            sink, metrics = target.open("node1"), OtlpMetrics(target, "node1")
+
+            def taken() -> bool:
+                assert process.poll() is None, said.read_text()
+                try:
+                    return sink.send(records()) == 0
+                except OSError:
+                    return False
+
+            eventually(taken)
+            took = Histogram((0.1, 1.0))
+            took.observe(0.5, 3)
+            metrics.send([(LEASES, 3.0), (RECORDS, {("new",): 7.0}), (TRIPS, took)])
+            eventually(lambda: "podway_tcp_round_trip_seconds" in said.read_text())
+            sink.close()
+            metrics.close()
+        finally:
+            process.terminate()
+    words = said.read_text()
+    for one in (
+        "k8s.node.name: Str(node1)",
+        "EventName: podway.flow.drop",
+        "SeverityText: WARN",
+        "podway.destination.k8s.pod.name: Str(web)",
+        "Name: podway_leases",
+        "IsMonotonic: true",
+        "event: Str(new)",
+        "Buckets #1, Count: 3",
+    ):
+        assert one in words
 
 
 @pytest.mark.parametrize("url", ["file:///tmp/x", "ipfix+udp://host", "http://host", "otlp+grpc://host"])
