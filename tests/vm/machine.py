@@ -181,7 +181,7 @@ SHARE = ("-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on
 SHARE_MODULES = ("virtio_pci", "9pnet_virtio", "9p")
 
 
-def run_tests(machine: Machine, tests: Iterable[Path], *settings: str, seconds: float = 850) -> str:
+def run_tests(machine: Machine, tests: Iterable[object], *settings: str, seconds: float = 850) -> str:
     """Run tests inside, on this system's files, which the machine shares (SHARE) and reads only.
 
     `settings` are variables of the environment. Returns what pytest printed; fails if a test does.
