@@ -10,6 +10,7 @@ from typing import Any
 from podway.agent.components import Components
 from podway.agent.logs import remembered
 from podway.agent.metrics import AgentMetrics
+from podway.api.redaction import Redactor
 from podway.channel.admin import Method
 from podway.cni.server import CniServer
 from podway.errors import KernelError
@@ -35,6 +36,8 @@ SECONDS = 10.0
 MOST_BYTES = 1 << 20
 """How much of its output is taken."""
 
+_PIECE = 1 << 16
+
 MOST_ENTRIES = 20_000
 """How many entries of each map are."""
 
@@ -52,13 +55,16 @@ class Dump:
         return {"doctor.dump": Method(self.dump, remote=True)}
 
     async def dump(self) -> dict[str, Any]:
-        """Return texts by name: of commands, of metrics, of the log; and what the flow engine holds."""
-        outputs = await asyncio.gather(*(_output(command) for command in COMMANDS.values()))
+        """Return texts by name: of commands, of metrics, of the log; and what the flow engine holds.
+
+        What looks like a secret is taken out of the log: who may ask doctor may not read Secrets.
+        """
+        outputs = await asyncio.gather(*(output_of(command) for command in COMMANDS.values()))
         engine = self._engine()
         return {
             **{f"{name}.txt": text for name, text in zip(COMMANDS, outputs, strict=True)},
             "metrics.txt": await self._metrics.text(),
-            "log.txt": remembered(),
+            "log.txt": Redactor().text(remembered()),
             "programs.txt": _lines(self._programs()),
             "engine.txt": await asyncio.to_thread(_lines, engine),  # there may be many
         }
@@ -97,8 +103,12 @@ def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-async def _output(command: tuple[str, ...]) -> str:
-    """Return what a command says, or why it says nothing."""
+async def output_of(command: tuple[str, ...], *, seconds: float = SECONDS, most: int = MOST_BYTES) -> str:
+    """Return what a command says, or why it says nothing: no more than `most` bytes, for no longer than `seconds`.
+
+    It has ended when this returns, also when it is cancelled; no more of its output than that is ever held.
+    """
+    words = " ".join(command)
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -107,13 +117,21 @@ async def _output(command: tuple[str, ...]) -> str:
             stderr=asyncio.subprocess.STDOUT,
         )
     except OSError as error:
-        return f"{' '.join(command)}: {error.strerror}\n"
+        return f"{words}: {error.strerror}\n"
+    assert process.stdout
+    said, end = bytearray(), ""
     try:
-        async with asyncio.timeout(SECONDS):
-            said, _ = await process.communicate()
+        async with asyncio.timeout(seconds):
+            while len(said) <= most and (part := await process.stdout.read(_PIECE)):
+                said += part
     except TimeoutError:
-        process.kill()
+        end = f"\n... {words}: not done after {seconds:g} s\n"
+    finally:
+        if process.returncode is None:
+            process.kill()  # it may have closed its output and go on, too
+        while await process.stdout.read(_PIECE):
+            pass  # asyncio may wait for the end of the pipe before it tells that of the process
         await process.wait()
-        return f"{' '.join(command)}: not done after {SECONDS:g} s\n"
-    cut = f"\n... {len(said) - MOST_BYTES} bytes more\n" if len(said) > MOST_BYTES else ""
-    return f"$ {' '.join(command)}\n{said[:MOST_BYTES].decode(errors='replace')}{cut}"
+    if len(said) > most:
+        end = f"\n... only the first {most} bytes are here\n"
+    return f"$ {words}\n{said[:most].decode(errors='replace')}{end}"

@@ -82,7 +82,7 @@ class CommandSources:
     """The sources of a console (podway.console.sources.Sources): what the other commands find out."""
 
     def __init__(self, options: GlobalOptions) -> None:
-        from podway.cli.redaction import Redactor
+        from podway.api.redaction import Redactor
 
         self._options = options
         self._redactor = Redactor()

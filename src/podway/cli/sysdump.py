@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import click
 
+from podway.api.redaction import Redactor
 from podway.cli.help import examples
 from podway.cli.options import SNAPSHOT, GlobalOptions, cluster_options
-from podway.cli.redaction import Redactor
 from podway.errors import AgentError, InvalidArgument, PodwayError
 
 ASKED: Mapping[str, tuple[str, dict[str, Any]]] = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from podway.api.kinds.cluster_authority import ClusterAuthority
 from podway.api.kinds.secret import Secret
 from podway.api.meta import REDACTED, Metadata
-from podway.cli.redaction import Redactor
+from podway.api.redaction import Redactor
 from tests.identity.authorities import authority, spec
 
 
