@@ -24,6 +24,7 @@ BENCHMARKS = (
     "withdrawal",
     "switching",
     "loop",
+    "kubernetes",
     "churn",
     "startup",
     "convergence",

@@ -88,7 +88,8 @@ def measure() -> Section:
     )
 
 
-def _objects() -> Iterator[tuple[Node, AddressBlock]]:
+def far_nodes() -> Iterator[tuple[Node, AddressBlock]]:
+    """Yield nodes, 10.200.0.1/16 and so on, each with the one block that it has."""
     base = int(IPv4Network("10.200.0.0/16").network_address)
     blocks = itertools.islice(IPv4Network(POOL).subnets(new_prefix=24), FIRST_BLOCK, None)
     for number, network in zip(range(NODES), blocks, strict=False):
@@ -105,7 +106,7 @@ def _objects() -> Iterator[tuple[Node, AddressBlock]]:
 async def _fill(cluster: Lab) -> None:
     store = open_store(lab_store(cluster.name))
     try:
-        for node, block in _objects():
+        for node, block in far_nodes():
             await store.create(node)
             await store.create(block)
     finally:

@@ -1,139 +1,31 @@
 """Agents whose store is a Kubernetes API: two nodes, a real API server over veths, which goes and comes back."""
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from podway.agent.metrics import METRICS
 from podway.agent.opening import TAINT
-from podway.channel.client import call
-from podway.cni.conflist import FILE_NAME, render_conflist
-from podway.errors import AgentError
+from podway.cni.conflist import FILE_NAME
 from podway.kernel import netns
-from podway.lab.chain import Container, PluginChain
-from podway.lab.pods import SHIM
 from tests.kubernetes import ROOT, ApiServer, running_api_server
 from tests.metrics.text_format import parse
 from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE, eventually
+from tests.system.kubernetes_machine import PODWAY, Machine
 
 pytestmark = pytest.mark.kernel
-
-PODWAY = [sys.executable, "-m", "podway"]
-
-
-def register(server: ApiServer, name: str, address: str) -> None:
-    """Register a node as its kubelet does."""
-    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": name}})
-    addresses = [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]
-    status = {"addresses": addresses, "nodeInfo": {"kubeletVersion": "v1.37.2"}}
-    content = "application/merge-patch+json"
-    server.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, content=content)
 
 
 def taints_of(server: ApiServer, name: str) -> set[str]:
     taints = server.ask("GET", f"/api/v1/nodes/{name}")["spec"].get("taints", [])
     return {taint["key"] for taint in taints}
-
-
-class Machine:
-    """A node made by hand, with an agent, and a way to the API server besides the nodes' own network."""
-
-    def __init__(self, namespace: TestNamespace, directory: Path, number: int, server: ApiServer) -> None:
-        self.namespace, self.name, self.directory = namespace, f"n{number}", directory / f"n{number}"
-        self.directory.mkdir()
-        self._agent: subprocess.Popen[bytes] | None = None
-        namespace.sh(f"ip link add api0 type veth peer name api{number} netns {server.pid}")
-        namespace.sh(f"ip link set api0 up; ip addr add 172.31.{number}.2/24 dev api0")
-        server.inside("ip", "link", "set", f"api{number}", "up")
-        server.inside("ip", "addr", "add", f"172.31.{number}.1/24", "dev", f"api{number}")
-        host = f"172.31.{number}.1"
-        self._admin = self.directory / "admin.config"
-        self._admin.write_text(yaml.safe_dump(server.kubeconfig(host=host)))
-        self._config = self.directory / "agent.config"
-        register(server, self.name, f"172.30.0.{number}")
-        self._config.write_text(yaml.safe_dump(server.kubeconfig(host=host, token=server.token(self.name))))
-        (self.directory / FILE_NAME).write_bytes(render_conflist(version="1.1.0"))
-        self._pods: list[Container] = []
-
-    def start(self, *more: str) -> None:
-        options = ["agent", "--node", self.name, "--store", f"kubernetes://{self._config}", "--interface", "eth0"]
-        options += ["--metrics", ":9180"]
-        command = [*PODWAY, *options, "--run-dir", str(self.directory), *more]
-        with open(self.directory / "agent.log", "ab") as log:
-            self._agent = netns.run(self.namespace.fd, lambda: subprocess.Popen(command, stderr=log))
-        eventually(self._answers, f"the agent of {self.name} answers")
-
-    def _answers(self) -> bool:
-        assert self._agent is not None
-        assert self._agent.poll() is None, (self.directory / "agent.log").read_text()[-3000:]
-        try:
-            return bool(self.status())
-        except AgentError:
-            return False
-
-    def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = call(self.directory / "agent.sock", "status")
-        return answer
-
-    def stop(self) -> None:
-        assert self._agent is not None
-        self._agent.send_signal(signal.SIGTERM)
-        self._agent.wait(PATIENCE)
-        self._agent = None
-
-    def podway(self, *arguments: str, text: str = "") -> str:
-        done = self.namespace.run(
-            *PODWAY, "--store", f"kubernetes://{self._admin}", *arguments, check=False, input=text
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    @property
-    def _chain(self) -> PluginChain:
-        return PluginChain(
-            self.directory / FILE_NAME,
-            node=self.namespace.name,
-            search=(SHIM,),
-            cache=self.directory / "results",
-            environment={
-                "PODWAY_CNI_SOCKET": str(self.directory / "cni.sock"),
-                "PODWAY_CNI_SPOOL": str(self.directory / "cni-deletes"),
-                "PATH": os.environ["PATH"],
-            },
-        )
-
-    def add(self, pod: TestNamespace, name: str) -> str:
-        """Attach a pod; return its address."""
-        told = {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": name}
-        container = Container(id=f"{self.name}-{name}", netns=str(pod.path), args=told)
-        result = self._chain.add(container)
-        self._pods.append(container)
-        address: str = result["ips"][0]["address"]
-        return address.partition("/")[0]
-
-    def remove(self, name: str) -> None:
-        """Detach a pod."""
-        (container,) = (one for one in self._pods if one.args["K8S_POD_NAME"] == name)
-        self._chain.delete(container)
-        self._pods.remove(container)
-
-    def end(self) -> None:
-        if self._agent is not None:
-            self._agent.kill()
-            self._agent.wait()
-        pid = self.directory / "bird.pid"
-        if pid.exists():
-            os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -226,9 +118,9 @@ def test_pods_come_and_go_while_the_api_server_is_away(
     eventually(lambda: "dev podway-vxlan" in one.namespace.sh("ip route"), "a change of now reaches the agent")
     reach(late, third_address)
     blocks = server.ask("GET", "/apis/podway.io/v1/addressblocks")["items"]
-    assert sorted(block["spec"]["node"] for block in blocks) == ["n1", "n2"]
+    assert sorted(block["spec"]["node"] for block in blocks) == [one.name, two.name]
     leases = server.ask("GET", "/apis/coordination.k8s.io/v1/namespaces/podway/leases")["items"]
-    assert [lease["metadata"]["name"] for lease in leases] == ["n1", "n2"]
+    assert [lease["metadata"]["name"] for lease in leases] == [one.name, two.name]
 
 
 SHORT = """
@@ -268,13 +160,13 @@ def test_the_controller_may_be_away_for_longer_than_certificates_live(
     one.start()
     two.start()
     assert "no certificate authority yet" in one.status()["channel"]["problem"]
-    token = server.token("n1", of="controller")
+    token = server.token(one.name, of="controller")
     with controller(server, token):
         eventually(lambda: two.status()["channel"]["certificate"], "a certificate is signed", within=2 * PATIENCE)
         early = new_netns()
         one.add(early, "early")
         # A command asks agents over the network, by the authority's keys, which an administrator may read.
-        answer = one.podway("status", "n2", "--remote")
+        answer = one.podway("status", two.name, "--remote")
         assert "certificate until" in answer
         one.podway("apply", "-f", "-", text=SHORT)
         soon = timedelta(minutes=1)
@@ -298,7 +190,7 @@ def test_a_node_is_open_to_pods_once_one_can_be_attached(
     one, _ = machines
     content = "application/merge-patch+json"
     taints = [{"key": TAINT, "effect": "NoSchedule"}]
-    server.ask("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": taints}}, content=content)
+    server.ask("PATCH", f"/api/v1/nodes/{one.name}", {"spec": {"taints": taints}}, content=content)
     plugins, configurations = tmp_path / "bin", tmp_path / "net.d"
     plugin, configuration = plugins / "podway", configurations / FILE_NAME
     asked = [sys.executable, "-m", "podway.channel.alive", str(one.directory / "agent.sock")]
@@ -311,13 +203,13 @@ def test_a_node_is_open_to_pods_once_one_can_be_attached(
     assert subprocess.run(asked).returncode == 0, "which is no reason to kill it"
     assert plugin.exists()
     assert not configurations.exists()
-    assert TAINT in taints_of(server, "n1")
+    assert TAINT in taints_of(server, one.name)
 
     one.podway("apply", "-f", "-", text=POOL)
     eventually(configuration.exists, "the configuration is written")
     eventually(lambda: ready().returncode == 0, "the agent is ready")
-    node = server.ask("GET", "/api/v1/nodes/n1")
-    assert TAINT not in taints_of(server, "n1")
+    node = server.ask("GET", f"/api/v1/nodes/{one.name}")
+    assert TAINT not in taints_of(server, one.name)
     assert [(each["type"], each["status"]) for each in node["status"]["conditions"]] == [
         ("NetworkUnavailable", "False")
     ]
@@ -330,6 +222,6 @@ def test_a_node_is_open_to_pods_once_one_can_be_attached(
     assert plugin.stat().st_mode == mode
 
     # A node that is registered anew, as by a kubelet that lost it, is opened again.
-    server.ask("DELETE", "/api/v1/nodes/n1")
-    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": "n1"}, "spec": {"taints": taints}})
-    eventually(lambda: TAINT not in taints_of(server, "n1"), "the new one is open")
+    server.ask("DELETE", f"/api/v1/nodes/{one.name}")
+    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": one.name}, "spec": {"taints": taints}})
+    eventually(lambda: TAINT not in taints_of(server, one.name), "the new one is open")
