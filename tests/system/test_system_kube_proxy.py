@@ -21,7 +21,7 @@ from podway.kernel import netns
 from tests.kubernetes import ROOT, ApiServer, programs, running_api_server
 from tests.namespaces import TestNamespace
 from tests.patience import PATIENCE
-from tests.system.test_system_kubernetes import Machine
+from tests.system.kubernetes_machine import Machine
 
 pytestmark = pytest.mark.kernel
 
@@ -37,6 +37,8 @@ SERVED = (8080, 8081)
 BACKENDS = "10.50.0.0/16"
 LISTED = "10.96.200.1"
 """The last Service of each round: who serves it has read all before it."""
+HERE = "n1.example.org"
+"""Both proxies' node, which Machine calls so."""
 PLACES = ("node", "outside", "pod")
 NAMESPACE = "/api/v1/namespaces/default/services"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
@@ -128,8 +130,9 @@ def sites(
     directory = tmp_path_factory.mktemp("machines")
     ours, theirs = Site(new_netns_of_file), Site(new_netns_of_file)
     machine = Machine(ours.node, directory, 1, server)
+    assert machine.name == HERE
     labels = {"metadata": {"labels": {"topology.kubernetes.io/zone": "a"}}}
-    server.ask("PATCH", "/api/v1/nodes/n1", labels, content="application/merge-patch+json")
+    server.ask("PATCH", f"/api/v1/nodes/{HERE}", labels, content="application/merge-patch+json")
     proxy = None
     try:
         machine.podway("apply", "-f", "-", text=SETTINGS)
@@ -164,7 +167,7 @@ def _kube_proxy(node: TestNamespace, directory: Path, server: ApiServer) -> "sub
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "nftables",
-        "hostnameOverride": "n1",
+        "hostnameOverride": HERE,
         "clusterCIDR": "10.244.0.0/16",
         "nftables": {"minSyncPeriod": "100ms"},
         "clientConnection": {"kubeconfig": str(kubeconfig)},
@@ -261,12 +264,12 @@ class Cluster:
         found: dict[str, Any] = {
             "addresses": [f"10.50.0.{number + 1}"],
             "conditions": {"ready": ready, "serving": ready or self._maybe(0.7), "terminating": ending},
-            "nodeName": chance.choice(["n1", "n2"]),
+            "nodeName": chance.choice([HERE, "n2"]),
         }
         if self._maybe(0.7):
             found["hints"] = {"forZones": [{"name": chance.choice("ab")}]}
             if self._maybe(0.4):
-                found["hints"]["forNodes"] = [{"name": chance.choice(["n1", "n2"])}]
+                found["hints"]["forNodes"] = [{"name": chance.choice([HERE, "n2"])}]
         if number == 0:
             found["conditions"] = {"ready": True}
         return found
