@@ -54,6 +54,7 @@ def test_a_name_is_learned_as_it_was_asked_for_by_aliases_too() -> None:
         b"\x00\x01\x81\x80\x00\x01\x00\x01\x00\x00\x00\x00\xc0\x0c\x00\x01\x00\x01",  # a name that is itself
         b"",
     ],
+    ids=("unasked", "circle", "query", "text", "empty", "pointer to itself", "nothing"),  # a query's id is random
 )
 def test_what_answers_nothing_teaches_nothing(message: bytes) -> None:
     assert read_answer(message) is None
