@@ -436,7 +436,7 @@ def test_what_podway_does_not_know_of_an_object_survives_its_writes(scene: Scene
 
 
 def test_a_part_of_which_podway_knows_nothing_survives_its_writes(scene: Scene) -> None:
-    """A node's spec may have taints alone: to Podway's type it is then as by default."""
+    """A node's spec: to Podway's type it may be as by default, and what Podway reads there is not its to write."""
 
     async def scenario(store: Store) -> None:
         await store.create(machine("n", a="b"))

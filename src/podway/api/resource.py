@@ -61,6 +61,8 @@ class Resource(Record, frozen=True, kw_only=True, gc=True):
     """The indices of that table: what planners ask for, by name, and the values under which it has an object."""
     JUDGED: ClassVar[bool] = False
     """Whether its objects are judged among the others: in Kubernetes their status then has conditions."""
+    READ_ONLY: ClassVar[tuple[str, ...]] = ()
+    """Fields of the spec, as the API names them, that others write: an update leaves them as they are stored."""
     SELECTABLE: ClassVar[tuple[str, ...]] = ()
     """Fields by which an API server selects objects."""
     SETTABLE: ClassVar[Mapping[str, tuple[str, str]]] = MappingProxyType({})

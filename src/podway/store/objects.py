@@ -56,7 +56,8 @@ Alteration: TypeAlias = Callable[[bytes, Resource | RejectedObject], Document]
 def replacing(obj: Resource) -> Alteration:
     """Return the alteration that makes of an object what it is to be, but for its status.
 
-    What is stored of it and is no field of the type stays as it is. One that is rejected is replaced as a whole.
+    What is stored of it and is no field of the type stays as it is, and so does what others write (READ_ONLY). One
+    that is rejected is replaced as a whole.
     """
 
     def alter(body: bytes, old: Resource | RejectedObject) -> Document:
@@ -65,6 +66,8 @@ def replacing(obj: Resource) -> Alteration:
         patch = between(_whole(old), _whole(_as_stored(obj, old)))
         if has_status(type(obj)):
             patch.pop("status", None)
+        if isinstance(spec := patch.get("spec"), dict):
+            patch["spec"] = {name: value for name, value in spec.items() if name not in type(obj).READ_ONLY}
         return apply(_document(body), patch)
 
     return alter

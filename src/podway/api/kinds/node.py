@@ -85,7 +85,7 @@ class Taint(Record, frozen=True, kw_only=True):
 
 
 class NodeSpec(Record, frozen=True, kw_only=True):
-    """What is asked of a node: the ranges of pod addresses that Kubernetes gave it, at most one a family."""
+    """What is asked of a node: its taints, and the ranges of pod addresses that it was given, one a family."""
 
     pod_cidrs: tuple[str, ...] = msgspec.field(default=(), name="podCIDRs")
     taints: tuple[Taint, ...] = ()
@@ -131,6 +131,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     KIND: ClassVar = "Node"
     NAMESPACED: ClassVar = False
     NAMES: ClassVar = Names("nodes", short=("no",))
+    READ_ONLY: ClassVar = ("podCIDRs", "taints")
     COLUMNS: ClassVar = (
         NAME,
         Column("ADDRESSES", lambda node, _: ",".join(map(str, node.internal_addresses))),
