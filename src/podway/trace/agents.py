@@ -52,7 +52,7 @@ class Agents:
         try:
             told = self.call(node, "trace.site", addresses=[str(one) for one in addresses], links=list(links))
         except AgentError as error:
-            self.silent[node] = error.message
+            self.silent[node] = f"{error.message}; {error.hint}" if error.hint else error.message
             return
         uplink = told["uplink"]
         before = self.sites.get(node, Site())
