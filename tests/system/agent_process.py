@@ -43,10 +43,10 @@ def _spoil_configurations(path: Path) -> None:
 
 
 def _fail_to_plan(path: Path) -> None:
-    def failing(*arguments: Any) -> Any:
+    def failing(*arguments: Any, **named: Any) -> Any:
         if path.exists():
             raise KeyError("a mistake")
-        return read_host(*arguments)
+        return read_host(*arguments, **named)
 
     pytest.MonkeyPatch().setattr("podway.reconcile.reconciler.read_host", failing)
 
