@@ -26,11 +26,14 @@ def test_pods_start_while_the_doctor_looks(lab: HealthLab) -> None:
     command = ["podway", "--lab", lab.name, "doctor"]
     with contextlib.ExitStack() as stack:
         looking = [
-            stack.enter_context(subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL))
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
+            )
             for _ in range(2)
         ]
         done = lab.podway("lab", "run", "while-looking", "--node", "node1")
-        assert [process.wait() for process in looking] == [0, 0]
+        found = [process.communicate()[0] for process in looking]
+        assert [process.returncode for process in looking] == [0, 0], found
     assert done.returncode == 0, done.stderr
     assert lab.podway("lab", "rm", "while-looking").returncode == 0
 

@@ -17,7 +17,7 @@ import pytest
 from podway.agent import agent, housekeeping
 from podway.agent.logs import configure
 from podway.agent.options import AgentOptions
-from podway.bgp.render import render
+from podway.bgp.render import Renderer
 from podway.kernel.node import Kernel
 from podway.reconcile.host import read_host
 
@@ -36,10 +36,12 @@ def main() -> None:
 
 
 def _spoil_configurations(path: Path) -> None:
+    render = Renderer.render
+
     def spoilt(*arguments: Any) -> str:
         return render(*arguments) + ("nonsense;\n" if path.exists() else "")
 
-    pytest.MonkeyPatch().setattr("podway.bgp.speaker.render", spoilt)
+    pytest.MonkeyPatch().setattr(Renderer, "render", spoilt)
 
 
 def _fail_to_plan(path: Path) -> None:
