@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
@@ -141,7 +141,8 @@ def test_whatever_happens_is_told_as_who_starts_now_tells_it(happened: Any) -> N
 _POSITIONS = st.tuples(st.integers(1, 12), st.sampled_from(["here", "away", "excluded", "gone"]))
 
 
-@given(st.lists(_POSITIONS, max_size=30))
+@given(st.lists(st.lists(_POSITIONS, min_size=1, max_size=3), max_size=15))
+@example([[(3, "gone")], [(11, "here"), (3, "here")]])
 @settings(max_examples=40, deadline=None)
 def test_nodes_that_come_and_go_alter_what_is_told_as_if_it_were_found_out_anew(moves: Any) -> None:
     """There are more nodes than take turns, so some of them matter only when others go."""
@@ -156,12 +157,14 @@ def test_nodes_that_come_and_go_alter_what_is_told_as_if_it_were_found_out_anew(
     view = ClusterView.of([SETTINGS, PEER, POOL, SEGMENT, *nodes, *told])
     following = Advertising()
     following.follow(view, ())
-    for number, what in moves:
-        name, address = f"n{number}", f"172.{31 if what == 'away' else 30}.0.{number}/24"
-        node = builders.node(name, address, labels={EXCLUDED: ""} if what == "excluded" else {})
-        change = view.change(node, deleted=what == "gone")
-        view, before = view.after(change), list(following.reaches)
-        changed = following.follow(view, (change,))
+    for together in moves:
+        before, changes = list(following.reaches), []
+        for number, what in together:
+            name, address = f"n{number}", f"172.{31 if what == 'away' else 30}.0.{number}/24"
+            node = builders.node(name, address, labels={EXCLUDED: ""} if what == "excluded" else {})
+            changes.append(view.change(node, deleted=what == "gone"))
+            view = view.after(changes[-1])
+        changed = following.follow(view, changes)
         after = list(following.reaches)
         assert sorted(after, key=repr) == sorted(all_reaches(view), key=repr)
         assert changed is (before != after)

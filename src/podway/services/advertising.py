@@ -332,7 +332,8 @@ def _reach_after(view: ClusterView, way: _Way, reach: Reach, names: frozenset[st
             return reach if nodes is reach.nodes else msgspec.structs.replace(reach, nodes=nodes)
         found = _reach(view, way, tellers)
         return reach if found == reach else found
-    may = {name for name in names if name in view.nodes and _may_answer(view, name, way)}
+    leading = names if way.led is None else names & way.led  # without an endpoint nobody answers
+    may = {name for name in _present(view, leading) if _may_answer(view, name, way)}
     was = names.intersection(reach.nodes)
     if was - may:  # those that are behind in the order move up
         return _reach(view, way, tellers)
