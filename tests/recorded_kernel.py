@@ -174,12 +174,15 @@ class RecordedFlows:
 class RecordedServices:
     """Implements podway.kernel.interface.ServicesDoor: entries in memory.
 
-    `missing` says that a table is not there.
+    `missing` says that a table is not there. `clients` are remembered with these backends, by what they stay with;
+    what is to be struck out of that is refused while `refuses_to_forget`.
     """
 
     def __init__(self) -> None:
         self.entries: dict[NodeKey, NodeValue] = {}
         self.missing = False
+        self.refuses_to_forget = False
+        self.clients: dict[NodeKey, set[NodeValue]] = {}
 
     def read(self, families: Iterable[Family]) -> Generator[None, None, Mapping[NodeKey, NodeValue]]:
         if self.missing:
@@ -194,6 +197,10 @@ class RecordedServices:
             self.entries[key] = value
         for key in delta.gone:
             del self.entries[key]
+        if delta.left and self.refuses_to_forget:
+            raise KernelError("dump", errno.ENOBUFS)
+        for key, left in delta.left.items():
+            self.clients.setdefault(key, set()).intersection_update(left)
 
 
 class RecordedKernel:

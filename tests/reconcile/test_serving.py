@@ -294,3 +294,26 @@ def test_what_is_told_while_it_begins_is_not_overtaken_by_what_was_known_before(
             node.agent.heard([change])
     node.bring()
     assert not node.written.backends
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_clients_of_a_backend_that_went_are_forgotten_even_if_that_failed_at_first(*, killed: bool) -> None:
+    node = Node(service(session_affinity="ClientIP"), WEB[1])
+    node.configure(services="all", service_cidrs=("10.96.0.0/16",))
+    backends = {value for key, value in node.own.entries.items() if key.map == "backends"}
+    (stays,) = (key for key in node.own.entries if key.map == "stays")
+    node.own.clients[stays] = set(backends)
+    node.own.refuses_to_forget = True
+    node.put(piece("s", endpoint("10.1.0.1")))
+    left = {value for key, value in node.own.entries.items() if key.map == "backends"}
+    assert (len(left), node.own.clients[stays]) == (1, backends)
+    node.mend()
+    assert node.own.clients[stays] == backends, "it is refused still"
+    node.own.refuses_to_forget = False
+    if killed:
+        node.start()
+    else:
+        node.time += RETRY
+        assert node.mend() == "", "it is no fault of others"
+    assert node.own.clients[stays] == left
+    assert ended(node.agent.audit()) == Wrong()

@@ -32,6 +32,8 @@ class NodeServing:
         """How often one of the tables was loaded: each time its maps may be empty."""
         self._maps_of = -1
         """Which loading the maps are of that were compared."""
+        self._in_doubt = True
+        """Whether clients may be remembered with who is no backend any more: a write did not come to its end."""
 
     @property
     def wanted(self) -> bool:
@@ -54,7 +56,7 @@ class NodeServing:
 
     def forget(self) -> None:
         """Forget what is known; the maps stay as they are."""
-        self._maps, self._maps_of = None, -1
+        self._maps, self._maps_of, self._in_doubt = None, -1, True
 
     def begin(self, entries: Entries, outside: Entries, fence: Fence) -> Iterator[None]:
         """Compare the maps with all that serves pods and clients outside, and write what differs.
@@ -64,7 +66,7 @@ class NodeServing:
         if not self.wanted:
             self.forget()
             return
-        self._maps, self._maps_of = None, self._loaded
+        self._maps, self._maps_of, self._in_doubt = None, self._loaded, True
         families = self._families
         known = NodeMaps(families, entries, outside, fence)
         try:
@@ -74,26 +76,33 @@ class NodeServing:
             raise
         if left is None:  # it is heard of when the tables are there
             return
-        wrong = difference((yield from _gathered(known)), left)
+        wrong = difference((yield from _gathered(known)), left, all_clients=True)
         self._maps = known  # what is refused of it is found by audits
-        yield from self._door.write(wrong)
+        yield from self.write(wrong)
         log.info("the node's own processes and clients outside are served")
 
     def change(self, delta: Delta, outside: Delta) -> Iterator[None]:
         """Write what comes of a change of what serves pods and clients outside. Raises KernelError."""
         if self._maps is not None:
+            # Its memory of clients is struck out in the end, and no entry says afterwards that it was not.
+            before, self._in_doubt = self._in_doubt, True
             yield from self._door.write(self._maps.change(delta, outside))
+            self._in_doubt = before
 
     def audit(self) -> Generator[None, None, NodeDelta]:
         """Return what of the maps is not as it should be; yields now and then. Raises KernelError."""
         if self._maps is None or not self.in_force:
             return NodeDelta()
         left = yield from self._read(self._families)
-        return NodeDelta() if left is None else difference((yield from _gathered(self._maps)), left)
+        if left is None:
+            return NodeDelta()
+        return difference((yield from _gathered(self._maps)), left, all_clients=self._in_doubt)
 
     def write(self, wrong: NodeDelta) -> Iterator[None]:
-        """Write what an audit has found. Raises KernelError."""
+        """Write what a comparison has found. Raises KernelError."""
+        self._in_doubt = self._in_doubt or bool(wrong.left)
         yield from self._door.write(wrong)
+        self._in_doubt = False
 
     @property
     def _families(self) -> tuple[Family, ...]:

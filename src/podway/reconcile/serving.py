@@ -335,5 +335,6 @@ def described(wrong: Wrong) -> str:
         "places": len(pods.choices) + len(pods.gone_choices),
         "backends": len(pods.backends) + len(pods.gone_backends),
         "entries of the node's own maps": len(node.put) + len(node.gone),
+        "addresses with clients to be forgotten": len(node.left),
     }
     return not_as_planned("Services", counts)

@@ -70,7 +70,7 @@ class NodeDelta(msgspec.Struct, frozen=True):
     `stale` are those of `put` that say something else until then. `moved` are addresses and ports of UDP to which
     others are led from then on, with those who are behind them still: the kernel must not go on with former ones.
     Nor must it with what it remembers of clients (session affinity): `left` has the keys of what they stay with,
-    from which backends went, with the backends that are left.
+    from which backends went, or may have gone before, with the backends that are left.
     """
 
     put: Mapping[NodeKey, NodeValue] = {}
@@ -82,7 +82,7 @@ class NodeDelta(msgspec.Struct, frozen=True):
     @property
     def empty(self) -> bool:
         """Whether nothing changes."""
-        return not self.put and not self.gone
+        return not (self.put or self.gone or self.left)
 
 
 class NodeMaps:
@@ -245,8 +245,13 @@ class _Side:
         return found
 
 
-def difference(want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeValue]) -> NodeDelta:
-    """Return what leads from some entries to those that are wanted."""
+def difference(
+    want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeValue], *, all_clients: bool = False
+) -> NodeDelta:
+    """Return what leads from some entries to those that are wanted.
+
+    With `all_clients` it says of all that clients stay with who is left: the kernel may remember others of before.
+    """
     put = {key: value for key, value in want.items() if have.get(key) != value}
     gone = {key: value for key, value in have.items() if key not in want}
     stale = frozenset(key for key in put if key in have)
@@ -258,7 +263,8 @@ def difference(want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeVal
         if key.map == BACKENDS and (where := _udp(key)) in moved and isinstance(value, bytes):
             moved[where].add(_where(value[:-4], value[-4:]))
     told = {_where(where[:-8], where[-4:]): frozenset(behind) for where, behind in moved.items()}
-    changed = (*gone, *stale, *(key for key in put if key.map in _PARTED))
+    staying = (key for key in want if all_clients and key.map == STAYING)
+    changed = (*gone, *stale, *(key for key in put if key.map in _PARTED), *staying)
     return NodeDelta(put, gone, stale, told, _left(want, have, changed))
 
 
@@ -268,7 +274,7 @@ _PARTED = (OUTSIDE, REFUSED_OUTSIDE)
 def _left(
     want: Mapping[NodeKey, NodeValue], have: Mapping[NodeKey, NodeValue], changed: Iterable[NodeKey]
 ) -> dict[NodeKey, frozenset[bytes]]:
-    """Return who is left behind what clients stay with, where it changes.
+    """Return who is left behind what clients stay with, where one of these entries is of it.
 
     Nobody, where clients outside are told from others from now on, or no more: a memory may be of either.
     """
