@@ -334,6 +334,7 @@ class Agent:
         while True:
             await self._uplink.changed.wait()
             self._uplink.changed.clear()
+            self._service_health.trigger()
             try:
                 async with asyncio.timeout(SETTLING):
                     await self._reconciler.settled()
