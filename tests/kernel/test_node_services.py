@@ -166,8 +166,13 @@ def test_what_others_did_to_a_table_is_undone_with_what_is_in_its_maps_if_that_c
         f"flush chain {table} refuse",
         f"add chain {table} more",
         f"add set {table} odd {{ type mark; }}",
+        *(
+            f"add chain {table} {name}; add rule {table} {name} return"
+            for name in ("keep_x", "keep_07", "keep_4294967296")
+        ),
     ):
         node.sh(f"nft '{wrong}'")
+        assert node.read() == there
         assert len(node.kernel.apply(wanted).changes) == 1
         assert (node.read(), node.kernel.apply(wanted).changes) == (there, ())
     node.sh(f"nft 'delete table {table}; add table {table}; add map {table} stays {{ type mark : mark; }}'")

@@ -358,8 +358,8 @@ class NftTable(msgspec.Struct, frozen=True, gc=False):
     """One whole nftables table of ours, as nft's text: what stands between the table's braces.
 
     `sets` are those of its sets whose elements are objects of their own (NftElement); `kept` names those, and
-    maps, whose elements are no part of plans at all, nor are chains whose names begin with `others`. A table that
-    has such has no sets of the first sort, and its rules are changed around what is kept.
+    maps, whose elements are no part of plans at all, nor are chains whose names are `others` and a number. A
+    table that has such has no sets of the first sort, and its rules are changed around what is kept.
     """
 
     family: NftFamily

@@ -19,6 +19,8 @@ _SOURCE: dict[Family, int] = {Family.IPV4: 12, Family.IPV6: 8}
 _DESTINATION: dict[Family, int] = {Family.IPV4: 16, Family.IPV6: 24}
 """Where the addresses are in a header of IP, in bytes."""
 _ORIGINAL: dict[Family, int] = {Family.IPV4: c.NFT_CT_DST_IP, Family.IPV6: c.NFT_CT_DST_IP6}
+_NEVER = 1 << 32
+"""The first number of seconds that has no room in 32 bits: of no Service."""
 _PORT = 2
 """Where the port that is asked is in the header behind it: TCP's, UDP's, SCTP's."""
 
@@ -26,13 +28,22 @@ _PORT = 2
 def read(connection: Connection, family: Family, table: str, prefix: str) -> set[int]:
     """Return for which times, in seconds, there is a chain of one rule. Raises KernelError."""
     body = header(NFT_FAMILY[family]) + text(c.NFTA_RULE_TABLE, table)
-    rules: dict[str, int] = {}
+    rules: dict[int, int] = {}
     for answer in connection.dump(Request(message_type(c.NFT_MSG_GETRULE), body, "list", f"rules of {table}")):
         told = parse(answer.body, BODY)
-        chain = string(told[c.NFTA_RULE_CHAIN])
-        if string(told[c.NFTA_RULE_TABLE]) == table and chain.startswith(prefix):
-            rules[chain] = rules.get(chain, 0) + 1
-    return {int(chain.removeprefix(prefix)) for chain, count in rules.items() if count == 1}
+        seconds = seconds_of(string(told[c.NFTA_RULE_CHAIN]), prefix)
+        if string(told[c.NFTA_RULE_TABLE]) == table and seconds is not None:
+            rules[seconds] = rules.get(seconds, 0) + 1
+    return {seconds for seconds, count in rules.items() if count == 1}
+
+
+def seconds_of(chain: str, prefix: str) -> int | None:
+    """Return for which time a chain of this name is; None if it is somebody else's."""
+    number = chain.removeprefix(prefix)
+    if not (chain.startswith(prefix) and number.isascii() and number.isdecimal()):
+        return None
+    seconds = int(number)
+    return seconds if str(seconds) == number and seconds < _NEVER else None
 
 
 def change(

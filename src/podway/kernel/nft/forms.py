@@ -14,6 +14,7 @@ from podway.kernel import netns
 from podway.kernel.netlink import Connection, Request
 from podway.kernel.netlink import constants as c
 from podway.kernel.netlink.codec import parse, parse_all, string, text
+from podway.kernel.nft.affinity import seconds_of
 from podway.kernel.nft.libnftables import Nftables
 from podway.kernel.nft.messages import BODY, FAMILIES, header, message_type
 from podway.plan.objects import NftFamily, NftTable
@@ -60,12 +61,12 @@ def form(
     """Return a table's form, empty if it is not there.
 
     It has the elements of its sets, but not of those that packets fill, nor of `sets`; and no chains whose names
-    begin with `others`, if that is not empty. Raises KernelError.
+    are `others` and a number of seconds, if that is not empty. Raises KernelError.
     """
     found: list[tuple[str, ...]] = []
     for kind, message, told in _KINDS:
         for attributes in _dump(connection, message, family, name, f"the {kind}s of nft table {family} {name}"):
-            if others and string(attributes.get(_CHAIN_OF.get(kind, 0))).startswith(others):
+            if others and seconds_of(string(attributes.get(_CHAIN_OF.get(kind, 0))), others) is not None:
                 continue
             said = [f"{number} {attributes[number].hex()}" for number in told if number in attributes]
             if kind == "rule":
