@@ -111,8 +111,8 @@ class Settings(msgspec.Struct, frozen=True):
     """How many more inotify instances can be opened, as far as was tried; None if that was not tried."""
     udp_ports: frozenset[int] = frozenset()
     """UDP ports that are open, by programs or (those of VXLAN devices that are up) by the kernel itself."""
-    tcp_ports: frozenset[int] = frozenset()
-    """TCP ports at which programs listen."""
+    served_ports: Mapping[str, frozenset[int]] = {}
+    """Ports by protocol (TCP, UDP) at which others than the node itself may begin to talk to a program."""
     unsupported: str = ""
     """What this kernel, or this process, lacks to run Podway."""
 

@@ -45,7 +45,6 @@ def services(facts: NodeFacts) -> Iterator[Problem]:
 
 def _held(facts: NodeFacts) -> Iterator[Problem]:
     """Yield node ports that are also a program's of the node, which clients outside do not reach."""
-    held = {"TCP": facts.settings.tcp_ports, "UDP": facts.settings.udp_ports}
     for service in facts.memory.view.namespaced_table(Service).values():
         ports = {
             (one.key.port, one.port.protocol)
@@ -53,7 +52,7 @@ def _held(facts: NodeFacts) -> Iterator[Problem]:
             if one.kind == "node port"
         }
         for number, protocol in sorted(ports):
-            if number in held.get(protocol, ()):
+            if number in facts.settings.served_ports.get(protocol, ()):
                 yield Problem(
                     f"node port {number}/{protocol} is a program's on {facts.memory.node}, too: clients outside "
                     "reach the Service, and never that program",

@@ -2,8 +2,11 @@
 
 import errno
 import os
+import struct
 from collections.abc import Iterator
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from typing import NamedTuple
 
 from podway import inotify
 from podway.api.addresses import Family
@@ -40,21 +43,41 @@ def read(uplink: Uplink) -> Settings:
         values=sysctls.read(paths),
         counters=counters(),
         inotify_room=_inotify_room(),
-        udp_ports=_ports("udp"),
-        tcp_ports=_ports("tcp", _LISTENS),
+        udp_ports=frozenset(one.port for one in _sockets("udp")),
+        served_ports={
+            "TCP": frozenset(one.port for one in _sockets("tcp") if one.is_served and one.state == _LISTENS),
+            "UDP": frozenset(one.port for one in _sockets("udp") if one.is_served),
+        },
         unsupported=_unsupported(),
     )
 
 
-def _ports(protocol: str, state: str = "") -> frozenset[int]:
-    """Return the ports of sockets, of those in one state if that is said."""
-    rows = [
-        line.split()
-        for name in (protocol, f"{protocol}6")
-        if (path := _COUNTERS / name).exists()
-        for line in path.read_text().splitlines()[1:]
-    ]
-    return frozenset(int(row[1].rpartition(":")[2], 16) for row in rows if state in ("", row[3]))
+class _Socket(NamedTuple):
+    """A row of /proc/net/tcp, udp and those of IPv6: local address and port, remote ones, and the state."""
+
+    local: str
+    remote: str
+    state: str
+
+    @property
+    def port(self) -> int:
+        return int(self.local.rpartition(":")[2], 16)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether others than the node itself may begin to talk to it: it is not loopback's, nor connected."""
+        # Words of 32 bits in network byte order, told as the processor's (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
+        words = struct.iter_unpack(">I", bytes.fromhex(self.local.partition(":")[0]))
+        address = ip_address(b"".join(struct.pack("=I", word) for (word,) in words))
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return not (mapped or address).is_loopback and not self.remote.strip("0:")
+
+
+def _sockets(protocol: str) -> Iterator[_Socket]:
+    """Yield the sockets of a protocol, of both families. Raises OSError."""
+    for path in (_COUNTERS / protocol, _COUNTERS / f"{protocol}6"):
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            yield _Socket(*line.split()[1:4])
 
 
 def counters() -> dict[str, int]:
