@@ -2,6 +2,7 @@
 
 import base64
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -50,6 +51,11 @@ def test_keys_of_the_authority_are_taken_out_whole_and_line_by_line() -> None:
     [
         ('{"password": "abc", "name": "x"}', f'{{"password": "{REDACTED}", "name": "x"}}'),
         ("bgp password=hunter2, peer 1", f"bgp password={REDACTED}, peer 1"),
+        (r'"said \"password=hunter2\", and \"x\""', rf'"said \"password={REDACTED}\", and \"x\""'),
+        (r"password \"hunter2222\" is wrong", rf"password \"{REDACTED}\" is wrong"),
+        ("the token 'a b' is wrong", f"the token '{REDACTED}' is wrong"),
+        (r"cut short \"token\": \"hunter", rf"cut short \"token\": \"{REDACTED}\""),
+        (r"""token='a\' in YAML""", f"token='{REDACTED}' in YAML"),
         ("token: 'a b'", f"token: '{REDACTED}'"),
         ('"client-key-data": "LS0t"', f'"client-key-data": "{REDACTED}"'),
         ("Authorization: Bearer abc.def-1", f"Authorization: Bearer {REDACTED}"),
@@ -62,6 +68,8 @@ def test_keys_of_the_authority_are_taken_out_whole_and_line_by_line() -> None:
             '"passwordSecret": {"name": "bgp", "key": "password"}',
         ),
         ('"password": ""', '"password": ""'),
+        (r'"{\"password\": \"\", \"x\": 1}"', r'"{\"password\": \"\", \"x\": 1}"'),
+        ('{"why": "no token ", "by": "n1"}', '{"why": "no token ", "by": "n1"}'),
         ("10.0.0.1:80 -> fd00::1:443", "10.0.0.1:80 -> fd00::1:443"),
         (
             "-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----",
@@ -71,3 +79,16 @@ def test_keys_of_the_authority_are_taken_out_whole_and_line_by_line() -> None:
 )
 def test_what_looks_like_a_secret_is_taken_out_and_what_does_not_stays(text: str, shown: str) -> None:
     assert Redactor().text(text) == shown
+
+
+@given(st.text(min_size=1), st.text(), st.integers(min_value=1, max_value=4), st.booleans())
+def test_json_within_json_lacks_the_secret_and_nothing_else(
+    value: str, other: str, depth: int, only_ascii: bool
+) -> None:
+    text: Any = {"password": value, "name": other}
+    for _ in range(depth):
+        text = json.dumps(text, ensure_ascii=only_ascii)
+    text = Redactor().text(text)
+    for _ in range(depth):
+        text = json.loads(text)
+    assert text == {"password": REDACTED, "name": other}

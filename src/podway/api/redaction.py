@@ -28,11 +28,31 @@ _LOOKS_SECRET = (
     re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # user and password in a URL
 )
 _NAMED = re.compile(
-    r"""(?P<name>["']?[\w.-]*(?:passw(?:or)?d|passphrase|token|private_?-?key|client-key-data|api_?-?key)["']?\s*[:=]\s*)"""
-    r"""(?P<value>"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,;{}\[\]"']+)""",
-    re.IGNORECASE,
+    r"""
+    (?P<name>
+        (?:passw(?:or)?d|passphrase|token|private_?-?key|client-key-data|api_?-?key)\\*["']?
+        (?:\s*[:=]\s*|\s+(?=\\*["'][^\s,:)}\]]))
+    )
+    (?=(?P<opening>(?:\\*["'])?))
+    (?P<value>
+        # JSON quoted in JSON doubles each backslash, and adds one before each quote. So where a string opens
+        # behind n backslashes, n + 1 stand for one of its own, and an odd number of those keeps a quote from
+        # closing it.
+        (?P<n>\\*)(?P<quote>["'])
+        (?:
+            (?!(?P=quote))[^\\]
+            | \\+(?!\\|(?P=quote))
+            | (?:(?P=n)\\(?P=n)\\)*(?P=n)\\(?P=n)(?P=quote)
+        )*
+        (?:(?P=n)\\(?P=n)\\)*(?P=n)(?P=quote)
+        | '[^']*'
+        | \\+["'][^"'\n]*  # cut short
+        | (?:[^\s,;{}\[\]"'\\]|\\+(?!["'\\]))+
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_NOTHING = {'""', "''", "null", "true", "false", "None", REDACTED, f'"{REDACTED}"'}
+_NOTHING = {"null", "true", "false", "None"}
 
 
 class Redactor:
@@ -57,10 +77,9 @@ class Redactor:
 
 
 def _without_value(match: re.Match[str]) -> str:
-    name, value = match["name"], match["value"]
-    if value in _NOTHING:
+    name, value, quote = match["name"], match["value"], match["opening"]
+    if value in _NOTHING or value.removeprefix(quote).removesuffix(quote) in ("", REDACTED):
         return match[0]
-    quote = value[0] if value[0] in "\"'" else ""
     return f"{name}{quote}{REDACTED}{quote}"
 
 
