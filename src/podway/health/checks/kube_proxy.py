@@ -34,8 +34,11 @@ def kube_proxy(facts: NodeFacts) -> Iterator[Problem]:
     if places:
         yield Problem(
             f"kube-proxy's rules are here, beside Podway's: {', '.join(places)}",
-            "take it out of the cluster if it runs (kubectl -n kube-system delete daemonset kube-proxy), then "
-            "have it remove its rules: kube-proxy --cleanup on the node",
+            "where agents reach the API by the Service kubernetes, first tell them where it is (kubectl -n "
+            "podway set env daemonset/podway-agent KUBERNETES_SERVICE_HOST=ADDRESS "
+            "KUBERNETES_SERVICE_PORT=PORT): else they cannot start on a node that booted. Then take it out of "
+            "the cluster if it runs (kubectl -n kube-system delete daemonset kube-proxy), and have it remove its "
+            "rules: kube-proxy --cleanup on the node",
             severity=Severity.WARNING,
         )
 
