@@ -316,20 +316,21 @@ def test_node_ports_are_served_at_the_addresses_that_settings_name(lab: PolicyLa
     open_up(lab)
     node = names.node_netns(lab.lab.name, "node1")
     own = lab.nodes["node1"].address(socket.AF_INET)
-    way = ["route", "add", FURTHER, "via", own]
-    for command in (
-        ["-n", node, "address", "add", f"{FURTHER}/32", "dev", "lo"],
-        ["-n", outside_netns(lab), *way],
-    ):
-        subprocess.run(["ip", *command], check=True)
-    assert knock(client, FURTHER, PORT, socket.AF_INET) is False
-    lab.lab.podway("set", "config", "nodePortAddresses=198.18.1.0/24", "--wait")
-    eventually(lambda: knock(client, FURTHER, PORT, socket.AF_INET))
-    eventually(lambda: knock(client, own, PORT, socket.AF_INET) is False)
-    lab.lab.podway("set", "config", "nodePortAddresses=primary", "--wait")
-    eventually(lambda: knock(client, own, PORT, socket.AF_INET))
-    eventually(lambda: knock(client, FURTHER, PORT, socket.AF_INET) is False)
-    subprocess.run(["ip", "-n", node, "address", "del", f"{FURTHER}/32", "dev", "lo"], check=True)
+    with contextlib.ExitStack() as undone:  # the lab is everybody's
+        for netns, kind, what in (
+            (node, "address", [f"{FURTHER}/32", "dev", "lo"]),
+            (outside_netns(lab), "route", [FURTHER, "via", own]),
+        ):
+            subprocess.run(["ip", "-n", netns, kind, "add", *what], check=True)
+            undone.callback(subprocess.run, ["ip", "-n", netns, kind, "del", *what], check=True)
+        assert knock(client, FURTHER, PORT, socket.AF_INET) is False
+        undone.callback(lab.lab.podway, "set", "config", "nodePortAddresses=primary", "--wait")
+        lab.lab.podway("set", "config", "nodePortAddresses=198.18.1.0/24", "--wait")
+        eventually(lambda: knock(client, FURTHER, PORT, socket.AF_INET))
+        eventually(lambda: knock(client, own, PORT, socket.AF_INET) is False)
+        lab.lab.podway("set", "config", "nodePortAddresses=primary", "--wait")
+        eventually(lambda: knock(client, own, PORT, socket.AF_INET))
+        eventually(lambda: knock(client, FURTHER, PORT, socket.AF_INET) is False)
     settled(lab, 4)
 
 
