@@ -327,7 +327,7 @@ class Agent:
         self._reconciler.trigger()
         self._channel.trigger()
         self._blocks.trigger()
-        self._routing.trigger()
+        self._routing.look_again()
 
     async def _follow_uplink(self) -> None:
         """Have everybody take over another device, MTU or address of the uplink, for ever."""

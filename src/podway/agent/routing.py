@@ -75,6 +75,11 @@ class Routing:
         self._pending = self._pending or changed
         self._wanted.set()
 
+    def look_again(self) -> None:
+        """Plan all of it anew: where a task failed halfway, changes may have been lost on their way here."""
+        self._changed = None
+        self.trigger()
+
     def follow(self, changes: Iterable[Change[Any]]) -> None:
         """Hear of the changes that led to the node's view, of nodes and of who tells of a Service's address."""
         changes = tuple(changes)
