@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podway.errors import NotFound
-from podway.kernel.dns_answers import completed, messages
+from podway.kernel.dns_answers import completed, message_in
 from podway.policy.dns_messages import read_answer
 from podway.policy.explain import explain, find_end
 from podway.policy.lint import lint
@@ -60,11 +60,35 @@ def test_what_answers_nothing_teaches_nothing(message: bytes) -> None:
     assert read_answer(message) is None
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0"),
+        *("::1", "fe80::1", "ff02::1", "::", "::ffff:169.254.169.254", "::ffff:127.0.0.1", "::ffff:192.0.2.1"),
+    ],
+)
 def test_no_domain_opens_what_is_every_machines_own(address: str) -> None:
-    found = read_answer(answer("www.example.com", f"www.example.com. 9 IN A {address}"))
+    kind = "AAAA" if ":" in address else "A"
+    found = read_answer(answer("www.example.com", f"www.example.com. 9 IN {kind} {address}", kind=kind))
     assert found is not None
     assert not found.addresses
+
+
+def test_a_dot_within_a_label_makes_no_name_of_another_zone() -> None:
+    assert read_answer(answer("x\\.ok.io", "x\\.ok.io. 9 IN A 192.0.2.1")) is None
+
+
+def test_an_end_that_is_put_off_takes_no_room() -> None:
+    known, one = LearnedNames(), Bearer(ONE, "www.example.com")
+    for until in range(1, 1000):
+        known.learn(one, float(until))
+    assert known.due(500.0) == {}
+    assert known.due(999.0) == {one: 999.0}
+    known.forget([one])
+    known.learn(one, 2000.0)
+    assert known.due(1500.0) == {}
+    assert known.due(2000.0) == {one: 2000.0}
+    assert len(known._ends) == 1
 
 
 @given(st.binary(max_size=600), st.integers(0, 40))
@@ -200,14 +224,12 @@ def test_names_without_a_resolver_that_is_believed_are_told() -> None:
 # In packets.
 
 
-def test_messages_of_udp_and_of_whole_segments_of_tcp() -> None:
+def test_what_is_in_a_datagram_is_a_message_and_what_is_in_a_segment_never() -> None:
     ends = bytes([10, 0, 0, 1, 10, 0, 0, 2])
     udp = bytes([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0]) + ends + bytes(8) + b"hello"
-    assert messages(udp) == (b"hello",)
-    stream = struct.pack("!H", 2) + b"hi" + struct.pack("!H", 3) + b"you" + struct.pack("!H", 9) + b"cut"
-    tcp = bytes([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]) + ends + TCP_HEADER + stream
-    assert messages(tcp) == (b"hi", b"you")
-    assert messages(tcp[:30]) == ()
+    assert message_in(udp) == b"hello"
+    tcp = bytes([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]) + ends + TCP_HEADER + struct.pack("!H", 2) + b"hi"
+    assert message_in(tcp) is None
 
 
 @given(st.binary(max_size=64), st.booleans())

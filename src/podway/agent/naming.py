@@ -6,6 +6,7 @@ that its rules do not know. While the agent is away answers pass; what is still 
 
 import asyncio
 import contextlib
+from collections import deque
 
 import structlog
 
@@ -22,6 +23,9 @@ log = structlog.get_logger(__name__)
 BEAT = 1.0
 """Seconds between two times that it says that it listens."""
 
+SLICE = 0.004
+"""Seconds of reading answers after which others go first."""
+
 LATE = 10.0
 """Seconds after which nobody waits for an answer any more: it was held by an agent that is gone."""
 
@@ -35,6 +39,7 @@ class NameListener:
         self._reconciler = reconciler
         self._answers: DnsAnswers | None = None
         self._opening: object = None
+        self._waiting: deque[Heard] = deque()
 
     async def run(self) -> None:
         """Listen whenever the engine is at work, for ever."""
@@ -67,23 +72,35 @@ class NameListener:
             asyncio.get_running_loop().remove_reader(self._answers.fd)
             self._answers.close()
         self._answers = self._opening = None
+        self._waiting.clear()
 
     def _read(self) -> None:
-        """Learn from all that waits, bring it into the maps, and let pods have it."""
-        assert self._answers is not None
-        heard = self._answers.read()
-        enforcement = self._reconciler.enforcement
-        for one in heard:
+        """Take what waits in the ring, if nothing waits here; there is room for no more than the ring has."""
+        if self._answers is not None and not self._waiting:
+            self._waiting.extend(self._answers.read())
+            self._take()
+
+    def _take(self) -> None:
+        """Learn from some of what waits, bring it into the maps, and let pods have it; then others go first.
+
+        A long answer takes milliseconds to read, and a pod may ask for very many.
+        """
+        enforcement, begun = self._reconciler.enforcement, self._state.now()
+        taken: list[Heard] = []
+        while self._waiting and (not taken or self._state.now() - begun < SLICE):
+            one = self._waiting.popleft()
+            taken.append(one)
             enforcement.naming.missed += not one.held
-            for message in one.messages:
-                answer = read_answer(message)
-                if answer is not None:
-                    enforcement.hear(answer, one.at)
+            answer = read_answer(one.message) if one.message is not None else None
+            if answer is not None:
+                enforcement.hear(answer, one.at)
         if enforcement.busy:
             enforcement.bring()
-        for one in heard:
+        for one in taken:
             if one.held and self._state.now() - one.at < LATE:
                 self._give(one)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._take)
 
     def _give(self, one: Heard) -> None:
         """Let a pod have an answer, unless it is gone."""

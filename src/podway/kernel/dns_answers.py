@@ -29,11 +29,11 @@ _NEXT_HEADERS = (0, 43, 60)
 """IPv6 extension headers that may stand ahead of the upper one: hop-by-hop, routing, destination options."""
 _TCP, _UDP = 6, 17
 _TIME = struct.Struct("=Q")
-_LENGTH = struct.Struct("!H")
+_CHECKSUM = struct.Struct("!H")
 
 
 class Heard(NamedTuple):
-    """A packet to a pod from a resolver: the messages of DNS in it, all that are whole.
+    """A packet to a pod from a resolver, and the message of DNS in it.
 
     `pod` is its address, `at` when it came (CLOCK_MONOTONIC, seconds); `held` tells that it has to be given it.
     """
@@ -42,7 +42,7 @@ class Heard(NamedTuple):
     at: float
     held: bool
     packet: bytes
-    messages: tuple[bytes, ...]
+    message: bytes | None
 
 
 class DnsAnswers:
@@ -78,7 +78,7 @@ class DnsAnswers:
             found = Answer(*ANSWER.unpack(data[at : at + ANSWER.size]))
             packet = found.packet[: found.length]
             to = ip_address(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
-            yield Heard(to, found.time / 1e9, bool(found.held), packet, messages(packet))
+            yield Heard(to, found.time / 1e9, bool(found.held), packet, message_in(packet))
 
     def in_use(self, addresses: Set[Prefix]) -> frozenset[Prefix]:
         """Return those of some addresses to or from which a connection is open. Raises KernelError."""
@@ -112,21 +112,14 @@ def upper(packet: bytes) -> tuple[int, int]:
     return (protocol, at) if at + 8 <= len(packet) else (0, at)
 
 
-def messages(packet: bytes) -> tuple[bytes, ...]:
-    """Return the messages of DNS in a packet: of UDP its data, of TCP those that begin and end in this segment."""
+def message_in(packet: bytes) -> bytes | None:
+    """Return the message of DNS in a datagram of UDP; None if it is no datagram.
+
+    A segment of TCP tells nothing: where it begins in its stream is for the receiver to say (by its window, and by
+    TCP_MAXSEG), so a pod could have it begin within an answer, at what only looks like one.
+    """
     protocol, at = upper(packet)
-    if protocol == _UDP:
-        return (packet[at + 8 :],)
-    if protocol != _TCP or at + 20 > len(packet):
-        return ()
-    data = packet[at + (packet[at + 12] >> 4) * 4 :]
-    found = []
-    while len(data) >= _LENGTH.size:
-        (length,) = _LENGTH.unpack_from(data)
-        message, data = data[2 : 2 + length], data[2 + length :]
-        if len(message) == length:
-            found.append(message)
-    return tuple(found)
+    return packet[at + 8 :] if protocol == _UDP else None
 
 
 def completed(packet: bytes) -> bytes:
@@ -138,10 +131,10 @@ def completed(packet: bytes) -> bytes:
         return packet
     ends = packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
     part = _sum(ends + protocol.to_bytes(2, "big") + (len(packet) - at).to_bytes(4, "big"))
-    if _LENGTH.unpack_from(packet, where)[0] != part or _sum(part.to_bytes(2, "big") + packet[at:]) == 0xFFFF:
+    if _CHECKSUM.unpack_from(packet, where)[0] != part or _sum(part.to_bytes(2, "big") + packet[at:]) == 0xFFFF:
         return packet
     whole = 0xFFFF ^ _sum(packet[at:])  # with that part in its place, as the device would
-    return packet[:where] + _LENGTH.pack(whole or 0xFFFF) + packet[where + 2 :]
+    return packet[:where] + _CHECKSUM.pack(whole or 0xFFFF) + packet[where + 2 :]
 
 
 def _sum(data: bytes) -> int:

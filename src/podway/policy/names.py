@@ -87,6 +87,8 @@ class LearnedNames:
         self._until: dict[Bearer, float] = {}
         self._names: dict[Prefix, set[str]] = {}
         self._ends: list[tuple[float, Bearer]] = []
+        """One entry for each bearer, ordered; it may tell of an end that was put off since."""
+        self._queued: set[Bearer] = set()
 
     def __len__(self) -> int:
         return len(self._until)
@@ -109,7 +111,12 @@ class LearnedNames:
             return
         self._until[bearer] = until
         self._names.setdefault(bearer.address, set()).add(bearer.name)
-        heapq.heappush(self._ends, (until, bearer))
+        self._queue(bearer, until)
+
+    def _queue(self, bearer: Bearer, until: float) -> None:
+        if bearer not in self._queued:
+            self._queued.add(bearer)
+            heapq.heappush(self._ends, (until, bearer))
 
     def hear(self, answer: Answer, at: float) -> tuple[Bearer, ...]:
         """Take an answer that was given at a time; returns what was not known until then, or not for so long."""
@@ -124,11 +131,15 @@ class LearnedNames:
         """Return what is over, and what is too much, with the times until which it was to last."""
         found: dict[Bearer, float] = {}
         while self._ends and (self._ends[0][0] <= now or len(self._until) - len(found) > MOST_ADDRESSES):
-            until, bearer = heapq.heappop(self._ends)
-            if self._until.get(bearer) == until:
+            noted, bearer = heapq.heappop(self._ends)
+            self._queued.discard(bearer)
+            until = self._until.get(bearer)
+            if until is not None and until > noted:
+                self._queue(bearer, until)
+            elif until is not None:
                 found[bearer] = until
         for bearer, until in found.items():  # whoever asks decides, and asks again of what is not forgotten
-            heapq.heappush(self._ends, (until, bearer))
+            self._queue(bearer, until)
         return found
 
     def forget(self, bearers: Iterable[Bearer]) -> None:

@@ -654,7 +654,10 @@ class Enforcement(MapKeeper):
         endpoints, pools = self._wanted_endpoints(), self._wanted_pools()
         put = {where: one for where, one in endpoints.items() if self._endpoints.get(where) != one}
         if any(one.names for one in put.values()):
-            self.listen(self._state.now())
+            try:
+                self.listen(self._state.now())
+            except KernelError as error:  # said again with the next beat; names then allow nothing new
+                self.note(error)
         writes = FlowWrites(
             rules=delta.rules if delta else {},
             rule_sets=delta.rule_sets if delta else {},

@@ -57,22 +57,17 @@ static __always_inline const __u64 *listening_to(const struct packet *packet, co
 	return !until && flow->flags & FLOW_SERVICE ? bpf_map_lookup_elem(&resolvers, &flow->service) : until;
 }
 
-// Whether a packet of a flow that may be is an answer, or a part of one, to a pod whose policies name domains. What is
-// longer than a record, fragments and what the kernel put together of several packets is none: it could not be sent on.
+// Whether a packet of a flow that may be is an answer to a pod whose policies name domains. Fragments, and what the
+// kernel put together of several packets, are none: they could not be sent on. Nor is a segment of TCP: where one begins
+// in its stream is for the receiver to say, so a pod could have it begin at what only looks like an answer.
 static __always_inline bool may_teach(const struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
 {
 	const struct endpoint *pod;
 	__be16 port = flow->flags & FLOW_SERVICE ? flow->service_port : packet->key.source_port;
 
-	if (port != bpf_htons(DNS_PORT) || !(flow->flags & FLOW_REPLY) || packet->fragment ||
-	    skb->gso_size)
+	if (port != bpf_htons(DNS_PORT) || !(flow->flags & FLOW_REPLY) || packet->fragment || skb->gso_size ||
+	    packet->key.protocol != IPPROTO_UDP)
 		return false;
-	if (packet->key.protocol == IPPROTO_TCP) {
-		if (packet->length <= packet->l4 - ETH_HLEN + packet->l4_length)
-			return false;
-	} else if (packet->key.protocol != IPPROTO_UDP) {
-		return false;
-	}
 	pod = endpoint_at(&packet->key.destination);
 	return pod && pod->flags & ENDPOINT_NAMES && listening_to(packet, flow);
 }
