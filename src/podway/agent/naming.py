@@ -13,7 +13,6 @@ import structlog
 from podway.errors import KernelError
 from podway.kernel.dns_answers import DnsAnswers, Heard
 from podway.kernel.node import Kernel
-from podway.policy.dns_messages import read_answer
 from podway.reconcile.naming import LISTENS, addresses_of
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
@@ -85,6 +84,8 @@ class NameListener:
 
         A long answer takes milliseconds to read, and a pod may ask for very many.
         """
+        from podway.policy.dns_messages import read_answer  # 3 MiB that most agents never need
+
         enforcement, begun = self._reconciler.enforcement, self._state.now()
         taken: list[Heard] = []
         while self._waiting and (not taken or self._state.now() - begun < SLICE):
