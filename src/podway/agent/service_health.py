@@ -7,7 +7,6 @@ said is found when somebody asks; only ports have to be followed. A port that an
 import asyncio
 import contextlib
 import json
-import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from podway.api.addresses import Family
 from podway.api.kinds.service import Service
 from podway.metrics.http_server import HttpServer, Page
 from podway.reconcile.map_keeper import RETRY
@@ -30,7 +30,6 @@ STALE = 60.0
 """Seconds for which a change may wait for the data path before the node says that it does not serve: as long as
 kube-proxy's two periods."""
 
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _HEADERS = {"X-Content-Type-Options": "nosniff"}
 _JSON = "application/json"
 
@@ -96,7 +95,7 @@ class ServiceHealth:
             pages = self._of_node if check is None else partial(self._of_service, check, version)
             server = HttpServer(pages)
             try:
-                await server.start("", port, family=_FAMILIES[version])
+                await server.start("", port, family=Family(version).af)
             except OSError as error:
                 refused[port] = f"port {port} for {_whose(check)} cannot be listened at: {error.strerror or error}"
             else:

@@ -42,7 +42,7 @@ class HttpServer:
         self._open = 0
         self._server: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int, *, family: socket.AddressFamily = socket.AF_UNSPEC) -> None:
+    async def start(self, host: str, port: int, *, family: int = socket.AF_UNSPEC) -> None:
         """Listen at an address, at all of a family if it is empty. Raises OSError if it cannot be listened at."""
         self._server = await asyncio.start_server(
             self._serve, host or None, port, family=family, limit=MAX_REQUEST
