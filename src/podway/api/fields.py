@@ -12,6 +12,9 @@ from typing import Any
 from podway.api.addresses import Address, Interface, Network, parse_plain_address
 from podway.api.meta import LabelSelector, Record
 
+PROTOCOLS = ("TCP", "UDP", "SCTP")
+"""The protocols whose ports Services and policies may name."""
+
 # Names as Kubernetes has them: RFC 1123 labels and subdomains, and what follows a label key's prefix.
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")

@@ -31,7 +31,8 @@ ranges is dropped.
 from collections.abc import Iterator
 
 from podway.api.addresses import Address, Family, Network
-from podway.api.kinds.service import MOST_ENDPOINTS, PROTOCOLS
+from podway.api.fields import PROTOCOLS
+from podway.api.kinds.service import MOST_ENDPOINTS
 from podway.cluster.view import ClusterView
 from podway.plan.guard import NFT_FAMILY
 from podway.plan.host_facts import USUAL_HOST, HostFacts

@@ -33,8 +33,6 @@ HEADLESS_LABEL = "service.kubernetes.io/headless"
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 """Labels (of whatever value) by which a Service says that it is not for a cluster's own proxies."""
 
-PROTOCOLS = ("TCP", "UDP", "SCTP")
-
 MOST_ENDPOINTS = 1 << 16
 """Endpoints of a Service's port and family that a node's own processes are led to; more are left out."""
 

@@ -5,13 +5,10 @@ In a store such things may be all the same, written by a newer Kubernetes; plann
 
 from collections.abc import Iterator, Sequence
 
-from podway.api.fields import Problem
+from podway.api.fields import PROTOCOLS, Problem
 from podway.api.kinds.cluster_network_policy import ACTIONS, ClusterNetworkPolicy, ClusterPolicyPeer
 from podway.api.kinds.network_policy import NetworkPolicy, NetworkPolicyPeer
 from podway.api.resource import Resource, invalid
-
-PROTOCOLS = ("TCP", "UDP", "SCTP")
-"""The protocols that policies speak of."""
 
 
 def check_change(new: Resource, others: Sequence[Resource], old: Resource | None) -> None:

@@ -5,10 +5,10 @@ In a store such things may be all the same, written by another Kubernetes; plann
 
 from collections.abc import Iterator, Sequence
 
-from podway.api.fields import Problem, parse_legacy_address
+from podway.api.fields import PROTOCOLS, Problem, parse_legacy_address
 from podway.api.kinds.endpoint_slice import SERVICE_LABEL, EndpointSlice
 from podway.api.kinds.network_config import NetworkConfig
-from podway.api.kinds.service import PROTOCOLS, Service
+from podway.api.kinds.service import Service
 from podway.api.resource import Resource, invalid
 
 _CHOICES = {
