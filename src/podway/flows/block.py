@@ -33,6 +33,7 @@ from podway.kernel.flow_events import (
     Hook,
     Reason,
     Way,
+    picker,
     unpack_address,
 )
 
@@ -449,8 +450,7 @@ def rows_of(events: bytes, *names: str) -> Iterator[tuple[Any, ...]]:
 
 @cache
 def _picker(names: tuple[str, ...]) -> struct.Struct:
-    forms = (form if name in names else f"{struct.calcsize(f'={form}')}x" for name, form in EVENT_FIELDS)
-    return struct.Struct("=" + "".join(forms))
+    return picker(EVENT_FIELDS, names)
 
 
 def event_of(kind: int) -> Event:

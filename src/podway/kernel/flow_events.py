@@ -22,6 +22,7 @@ from podway.kernel.bpf.flow_layout import (
     Reason,
     Way,
     pack_address,
+    picker,
     unpack_address,
 )
 from podway.kernel.bpf.flow_survey import SURVEYOR, Survey
@@ -41,6 +42,7 @@ __all__ = [
     "Way",
     "drop_reasons",
     "pack_address",
+    "picker",
     "unpack_address",
 ]
 

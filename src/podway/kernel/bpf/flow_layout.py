@@ -6,7 +6,7 @@ section 2.5.5.2). A test compares names, offsets and sizes with the BTF of the c
 
 import enum
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
@@ -17,6 +17,13 @@ from podway.services.maps import Backend, Frontend, FrontendFlag, FrontendKey
 _MAPPED = bytes(10) + b"\xff\xff"
 _MAPPED_BITS = 96
 _FAMILY_BITS = 32
+
+
+def picker(fields: Iterable[tuple[str, str]], names: Container[str]) -> struct.Struct:
+    """Return what reads only some of a struct's fields, these each with its format, in their order."""
+    return struct.Struct(
+        "=" + "".join(form if name in names else f"{struct.calcsize('=' + form)}x" for name, form in fields)
+    )
 
 
 class Layout:
@@ -43,12 +50,7 @@ class Layout:
 
     def picker(self, *names: str) -> struct.Struct:
         """Return what reads only some fields, in the order of the struct, of records that follow each other."""
-        return struct.Struct(
-            "="
-            + "".join(
-                form if name in names else f"{struct.calcsize('=' + form)}x" for name, form in self.fields.items()
-            )
-        )
+        return picker(self.fields.items(), names)
 
     def pack(self, *values: object) -> bytes:
         """Return the struct's bytes, from its values in order."""
