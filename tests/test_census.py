@@ -17,7 +17,7 @@ from tests.patience import PATIENCE
 CROWD = "import os\nwhile True:\n    os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)"
 
 
-ZOMBIES = "import os, time\nfor _ in range(1000):\n    os.fork() or os._exit(0)\nprint()\ntime.sleep(1000)"
+ZOMBIES = "import os, time\nfor _ in range(4000):\n    os.fork() or os._exit(0)\nprint()\ntime.sleep(1000)"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_look_that_takes_long_comes_to_an_end_though_some_always_end_meanwhile
 
     def belongs(pid: int) -> bool:
         if str(pid) in present:
-            time.sleep(0.002)
+            time.sleep(0.0005)
         os.stat(f"/proc/{pid}/ns/net")  # of one that has ended it raises
         return False
 

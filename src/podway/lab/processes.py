@@ -26,8 +26,8 @@ MARK = "PODWAY_LAB_MEMBER"
 
 _NO_FILES: Mapping[Path, Path] = MappingProxyType({})
 
-END_SECONDS = 10.0
-"""How long killed processes may take to vanish."""
+END_SECONDS = 30.0
+"""How long killed processes may take to vanish, and to be found where thousands of others come and go."""
 
 
 class CannotRun(LabError):
@@ -104,41 +104,43 @@ class Members:
 
         Raises LabError if some do not end.
         """
-        if grace and self._signal(signal.SIGTERM, grace):
+        if grace and self._signal(signal.SIGTERM, grace) is None:
             return
-        if not self._signal(signal.SIGKILL, END_SECONDS):
-            stuck = ", ".join(map(str, self.pids())) or "they start others faster than these are found"
-            raise LabError(f"processes do not end: {stuck}", hint="do they wait for a disk? try again")
+        if (left := self._signal(signal.SIGKILL, END_SECONDS)) is not None:
+            raise LabError(f"processes do not end: {left}", hint="try again")
 
-    def _signal(self, number: signal.Signals, patience: float) -> bool:
-        """Signal until none is left; tell whether that was so within `patience` seconds."""
+    def _signal(self, number: signal.Signals, patience: float) -> str | None:
+        """Signal until none is left; tell what is left after `patience` seconds, if anything is."""
         deadline = time.monotonic() + patience
         while True:
             try:
                 pids = census.find(self._has, deadline=deadline)
             except TimeoutError:
-                return False
+                return "on this machine others begin and end faster than it can be told whose they are"
             if not pids:
-                return True
+                return None
             with contextlib.ExitStack() as stack:
-                pidfds = list(self._open(pids, stack))
-                for pidfd in pidfds:
+                opened = dict(self._open(pids, stack))
+                for pidfd in opened:
                     with contextlib.suppress(ProcessLookupError):
                         signal.pidfd_send_signal(pidfd, number)
-                if not _all_ended(pidfds, deadline) or time.monotonic() > deadline:
-                    return False
+                if staying := _not_ended(opened, deadline):
+                    return "; ".join(_described(opened[pidfd]) for pidfd in staying)
+                if time.monotonic() > deadline:
+                    return "those that were ended had started others each time"
 
     def pids(self) -> list[int]:
         """Return the processes' ids now."""
         return census.look(self._has).belonging
 
-    def _open(self, pids: Iterable[int], stack: contextlib.ExitStack) -> Iterator[int]:
+    def _open(self, pids: Iterable[int], stack: contextlib.ExitStack) -> Iterator[tuple[int, int]]:
+        """Yield the pidfds of those that are still among them, with their numbers."""
         for pid in pids:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 pidfd = os.pidfd_open(pid)
                 stack.callback(os.close, pidfd)
                 if self._has(pid):
-                    yield pidfd
+                    yield pidfd, pid
 
     def _has(self, pid: int) -> bool:
         """Tell whether a process is one of them. Raises OSError of one that has ended, or is about to begin.
@@ -160,21 +162,31 @@ class Members:
         )
 
 
-def _all_ended(pidfds: Collection[int], deadline: float) -> bool:
-    """Wait until all have ended, or the deadline; a pidfd becomes readable when its process ends."""
+def _not_ended(pidfds: Collection[int], deadline: float) -> list[int]:
+    """Wait until all have ended, or the deadline; return the others. A pidfd is readable once its process ends."""
     poll = select.poll()
     for pidfd in pidfds:
         poll.register(pidfd, select.POLLIN)
-    waiting = len(pidfds)
+    waiting = set(pidfds)
     while waiting:
         left = deadline - time.monotonic()
         ended = poll.poll(left * 1000) if left > 0 else []
         if not ended:
-            return False
+            break
         for pidfd, _ in ended:
             poll.unregister(pidfd)
-        waiting -= len(ended)
-    return True
+            waiting.discard(pidfd)
+    return sorted(waiting)
+
+
+def _described(pid: int) -> str:
+    """Return a process that does not end in words: what each of its threads does and waits for (man 5 proc)."""
+    threads = []
+    for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
+        with contextlib.suppress(OSError):
+            name, _, rest = (task / "stat").read_text(errors="replace").partition("(")[2].rpartition(")")
+            threads.append(f"{name} {rest.split()[0]} {(task / 'wchan').read_text()}")
+    return f"{pid} ({', '.join(threads) or 'gone now'})"
 
 
 def _ancestry() -> Iterator[int]:
