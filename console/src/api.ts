@@ -303,7 +303,7 @@ export interface Trace {
     port: number;
     there: Direction;
     back: Direction;
-    policy: { direction: string; pod: string; allowed: boolean; reason: string; audit?: string }[];
+    policy: { direction: string; pod: string; allowed: boolean; reason: string; audit?: string; unenforced?: string }[];
     enforced: boolean;
   }[];
   silent: { node: string; reason: string }[];

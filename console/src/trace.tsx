@@ -171,7 +171,7 @@ function Report(props: { trace: Trace }) {
         <p key={`${one.direction} ${one.pod}`} class="policy-said">
           <Tag tone={one.allowed ? "allowed" : "denied"}>{one.allowed ? "allowed" : "denied"}</Tag> {one.direction} of{" "}
           {one.pod}: {one.reason}
-          {!shown.enforced && <span class="muted"> (nothing enforces it)</span>}
+          {one.unenforced && <span class="muted"> (nothing enforces it: {one.unenforced})</span>}
           {one.audit && <span class="muted">; audited policies would deny it: {one.audit}</span>}
         </p>
       ))}

@@ -1,6 +1,6 @@
 """Judges told facts: faults that no lab can have, and the edges of those that it can."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 from podway.api.kinds.network_policy import NetworkPolicy, NetworkPolicySpec
 from podway.api.kinds.node import NAT_ADDRESSES
 from podway.api.meta import LabelSelector, Metadata
+from podway.api.resource import Resource
 from podway.cluster.view import ClusterView
 from podway.health.checks import every, of_clusters, of_nodes
 from podway.health.checks.agent import channel, looking
@@ -23,6 +24,7 @@ from podway.health.checks.kube_proxy import IPVS_DEVICE, kube_proxy
 from podway.health.checks.limits import flow_tables
 from podway.health.checks.plan import fight
 from podway.health.checks.policies import policies
+from podway.health.checks.services import services
 from podway.health.doctor import summary
 from podway.health.facts import (
     ClusterFacts,
@@ -44,6 +46,7 @@ from podway.plan.bridge import BRIDGE_NETFILTER
 from podway.plan.objects import Device, NodePlan, Sysctl
 from podway.plan.wiring import GATEWAY_MAC
 from tests import builders
+from tests.services.clusters import service
 
 CNI0 = Device("cni0", "bridge", GATEWAY_MAC, 1500)
 DROPS = Chain("nft", "inet", "filter", "forward", hook="forward", policy="drop")
@@ -142,6 +145,22 @@ def test_what_is_probably_not_meant_by_policies_is_told_where_they_are_enforced(
     assert problem.found == "spec.podSelector: selects no pod"
     (problem,) = policies(node_facts(memory={"view": view, "enforced": False}, policies=1))
     assert problem.found.startswith("nothing enforces")
+
+
+def test_a_node_that_fell_back_is_told_of_where_that_costs_something(node_facts: Facts) -> None:
+    """What is not enforced or served there, and what the node lacks for it."""
+    reason = "its kernel has no tcx"
+
+    def told(check: Any, objects: Iterable[Resource], count: int) -> list[tuple[str, str]]:
+        view = ClusterView.of((builders.config(data_path="auto", services="pods"), *objects))
+        memory = {"view": view, "fallback": reason, "policy_problem": reason, "services_problem": "no engine"}
+        return [(one.found, one.severity) for one in check(node_facts(memory=memory, policies=count))]
+
+    assert told(policies, (), 0) == told(services, (), 0) == []
+    policy = f"nothing enforces the cluster's policies here, of which there are 2: {reason}"
+    assert told(policies, (), 2) == [(policy, "warning")]
+    (served, *_) = told(services, (service(),), 0)
+    assert served == (f"Podway serves none of the cluster's 1 Services here: {reason}", "warning")
 
 
 def test_a_source_that_could_not_be_read(node_facts: Facts) -> None:

@@ -562,6 +562,83 @@ def test_an_add_waits_for_no_policies_that_this_kernel_could_not_enforce(path: D
             admit(node, "x/web")
 
 
+NO_TCX = "its kernel has no tcx"
+
+
+@pytest.mark.parametrize(
+    ("path", "refused", "unsupported", "told"),
+    [
+        ("auto", None, NO_TCX, NO_TCX),
+        ("auto", KernelError("attach it", errno.ERANGE), "", "attach it"),
+        ("auto", None, "", ""),
+        ("ebpf", KernelError("attach it", errno.ERANGE), "", ""),
+        ("kernel", None, NO_TCX, ""),
+    ],
+)
+def test_a_node_that_may_do_without_the_engine_says_why(
+    path: DataPath, refused: KernelError | None, unsupported: str, told: str
+) -> None:
+    """Also before it has tried; but not where it is to have it, as is expected of it."""
+    node = Node()
+    node.flows = RecordedFlows()
+    node.flows.unsupported = unsupported
+    node.flows.refuses = lambda: KernelError(unsupported, errno.EINVAL) if unsupported else refused
+    config = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(data_path=path))
+    node.state.view, node.state.engine = ClusterView.of([config]), False
+    node.agent = Enforcement(node.flows, node.state)
+    assert node.agent.fallback == unsupported * (path == "auto")
+    node.agent.start()
+    assert told in node.agent.fallback
+    assert bool(node.agent.fallback) == bool(told)
+
+
+def test_where_an_engine_is_still_at_work_nobody_does_without() -> None:
+    node = Node(WEB, DENY)
+    node.lease(WEB)
+    auto = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(data_path="auto"))
+    node.state.view = node.state.view.after(Change(key(EBPF), EBPF, auto))
+    node.flows.refuses = lambda: KernelError("attach it", errno.ERANGE)
+    node.start()
+    assert "attach it" in node.agent.problem
+    assert (node.agent.in_force, node.agent.fallback) == (False, "")
+
+
+def test_what_a_node_lacks_is_known_while_it_tries_again() -> None:
+    """Its programs are loaded anew for that, which takes a while."""
+    node = Node()
+    node.flows = RecordedFlows()
+    node.flows.refuses = lambda: KernelError("attach it", errno.ERANGE)
+    auto = NetworkConfig(metadata=Metadata(name="default"), spec=NetworkConfigSpec(data_path="auto"))
+    node.state.view, node.state.engine = ClusterView.of([auto]), False
+    node.agent = Enforcement(node.flows, node.state)
+
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        return None
+
+    async def main() -> None:
+        loading, loaded = threading.Event(), threading.Event()
+
+        def load() -> None:
+            loading.set()
+            assert loaded.wait(60)
+
+        node.agent.start()
+        node.flows.load = load
+        node.later(2 * RETRY)
+        node.agent.bring()
+        assert await asyncio.to_thread(loading.wait, 60)
+        told = node.agent.status()
+        assert "attach it" in told["fallback"]
+        assert (told["problem"], told["pending"]) == (told["fallback"], False)
+        node.flows.refuses = lambda: None
+        loaded.set()
+        await node.agent.admit("x/web", "", find)
+        told = node.agent.status()
+        assert (told["in_force"], told["fallback"], told["problem"]) == ("ebpf", "", "")
+
+    asyncio.run(main())
+
+
 def test_policies_may_be_switched_off_while_the_store_is_asked_for_a_pod() -> None:
     node = Node(DENY)
 

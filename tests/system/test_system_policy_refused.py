@@ -1,10 +1,12 @@
 """A node that cannot have the flow engine says so, and pretends to enforce nothing; it has it once it can."""
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,12 @@ def lab() -> Iterator[SystemLab]:
         yield lab
 
 
+SHUT = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "shut", "namespace": "default"},
+    "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+}
 PASS = bytes.fromhex("b7000000ffffffff 9500000000000000")
 """r0 = -1 (TC_ACT_UNSPEC); exit"""
 SCHED_CLS = 3
@@ -60,6 +68,39 @@ class Hook:
     def _inside(self, what: Callable[[], None]) -> None:
         with netns.opened(self.path) as fd:
             netns.run(fd, what)
+
+
+def test_where_auto_falls_back_everybody_says_what_is_not_enforced(lab: SystemLab) -> None:
+    """The other node enforces its pods' policies, and the proof is of what each of them does."""
+    Hook(lab, "node1").fill()
+    lab.podway("set", "config", "dataPath=auto")
+    eventually(lambda: lab.status("node2")["data_path"]["in_force"] == "ebpf")
+    eventually(lambda: lab.status("node1")["data_path"]["fallback"])
+    for name, node in (("a", "node1"), ("b", "node2")):
+        lab.podway("lab", "run", name, "--node", node, "--serve", "80")
+    lab.podway("apply", "-f", "-", stdin=json.dumps(SHUT))
+    eventually(lambda: lab.status("node2")["data_path"]["rule_sets"])
+
+    def traced(*ends: str) -> Any:
+        said = lab.podway("trace", *ends, "--port", "80", "-o", "json", "-4", check=False)
+        (family,) = json.loads(said)["families"]
+        return family
+
+    held, free = traced("a", "b"), traced("b", "a")
+    assert (held["there"]["verdict"]["code"], held["enforced"]) == ("denied", True)
+    assert (free["there"]["verdict"]["outcome"], free["enforced"]) == ("delivered", False)
+    (said,) = (one for one in free["policy"] if not one["allowed"])
+    assert said["unenforced"].startswith("node node1: attach flow program podway_from_wire")
+
+    report = json.loads(lab.podway("verify", "-o", "json", check=False))
+    assert report["findings"] == []
+    (unproved,) = report["unproved"]
+    assert unproved["subject"] == "policies on node node1"
+    assert not report["holds"]
+    doctor = json.loads(lab.podway("doctor", "-o", "json", check=False))
+    (found,) = (one for one in doctor["findings"] if one["check"] == "policies")
+    assert found["severity"] == "warning"
+    assert "nothing enforces the cluster's policies here" in found["found"]
 
 
 def test_a_full_hook_is_told_and_room_on_it_is_taken(lab: SystemLab) -> None:

@@ -11,8 +11,8 @@ from podway.api.meta import Metadata
 from podway.errors import InvalidInput
 from podway.probe.build import Protocol
 from podway.trace.names import Subject
-from podway.trace.services import Way, find_service, way
-from tests.services.clusters import NODE, VIP, VIP6, endpoint, node, piece, pod, service
+from podway.trace.services import Way, find_service, served_by, way
+from tests.services.clusters import NODE, OTHER, VIP, VIP6, endpoint, node, piece, pod, service
 
 CLIENT = Subject("pod shop/client", NODE, "shop/client", ())
 SERVED = NetworkConfig(
@@ -52,6 +52,15 @@ def test_who_is_not_served_by_podway_is_told() -> None:
     assert told == "Podway serves pods: node node1 is led by another proxy, if any"
     off = way(DUAL, "web", CLIENT, (node(), DUAL, *PODS), protocol=None).through[Family.IPV4].problem
     assert "is off" in off
+
+
+def test_a_node_without_the_flow_engine_serves_nobody() -> None:
+    way = _way(DUAL, *PODS).through[Family.IPV4]
+    assert served_by(NODE, way, {OTHER: "no tcx"}) == way
+    told = served_by(NODE, way, {NODE: "no tcx"})
+    assert told is not None
+    assert told.problem == "Podway serves none on node node1, another proxy may: no tcx"
+    assert served_by(NODE, None, {NODE: "no tcx"}) is None
 
 
 def test_where_there_is_no_way_the_reasons_are_told() -> None:

@@ -76,6 +76,7 @@ class Checkup:
             leases=tuple(state.leases.values()),
             enforced=enforcement.in_force,
             policy_problem=enforcement.shortfall,
+            fallback=enforcement.fallback,
             cut_off=() if enforcement.as_left else enforcement.shut,  # they need nothing but the store
             services_problem=self._components.services()["problem"],
             tables=self._components.tables(),

@@ -39,7 +39,7 @@ class Reporter:
         self._components = components
         self._checkup = Checkup(components)
         self._dump = Dump(components, requests)
-        self._tracing = Tracing(components.state, components.speaker)
+        self._tracing = Tracing(components.state, components.speaker, components.reconciler.enforcement)
         self._capturing = Capturing(components.state)
         self._started = time.time()
 

@@ -33,6 +33,7 @@ from podway.probe.facts import (
 )
 from podway.probe.plain import plain, plain_kernel_state, plain_lookup
 from podway.probe.session import Session
+from podway.reconcile.enforcement import Enforcement
 from podway.reconcile.state import NodeState
 
 log = structlog.get_logger(__name__)
@@ -53,9 +54,10 @@ _SETTINGS = re.compile(r"net/ipv[46]/conf/[^/]+/(forwarding|rp_filter)")
 class Tracing:
     """Answers the `trace.` methods of the agent's socket."""
 
-    def __init__(self, state: NodeState, speaker: BgpSpeaker) -> None:
+    def __init__(self, state: NodeState, speaker: BgpSpeaker, enforcement: Enforcement) -> None:
         self._state = state
         self._speaker = speaker
+        self._enforcement = enforcement
         self._sessions: dict[str, tuple[Session, asyncio.TimerHandle]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -79,12 +81,16 @@ class Tracing:
         return {f"trace.{name}": Method(call, remote=True) for name, call in calls.items()}
 
     async def site(self, addresses: Iterable[str] = (), links: Iterable[str] = ()) -> dict[str, Any]:
-        """Return the node's name, kernel and uplink, and the leases that hold these addresses or links."""
+        """Return the node's name, kernel and uplink, and the leases that hold these addresses or links.
+
+        With why it does without the flow engine, where that is left to it (podway.reconcile.enforcement).
+        """
         uplink, wanted, named = self._state.uplink, set(addresses), set(links)
         return {
             "node": self._state.node,
             "kernel": kernel_instance().partition("/")[0],
             "uplink": plain(uplink),
+            "fallback": self._enforcement.fallback,
             "leases": [
                 msgspec.structs.asdict(LeaseRecord.of(lease))
                 for lease in self._state.leases.values()

@@ -5,7 +5,7 @@ import contextlib
 import difflib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ import msgspec
 
 from podway.agent.options import DEFAULT_RUN_DIR
 from podway.api.kinds.cluster_authority import AUTHORITY, KEYS, KEYS_SPACE, ClusterAuthority
+from podway.api.kinds.network_config import NetworkConfig, NetworkConfigSpec
 from podway.api.kinds.node import Node
-from podway.api.resource import Resource
+from podway.api.resource import Resource, of_kind
 from podway.channel.client import call, is_served, result_of
 from podway.cli.options import GlobalOptions, read_all
-from podway.errors import AgentError, LabError, NeedsRoot, NotFound, StoreError, StoreForbidden
+from podway.errors import AgentError, LabError, NeedsRoot, NotFound, PodwayError, StoreError, StoreForbidden
 from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
 from podway.store.base import Store
@@ -164,6 +165,25 @@ def ask_all(asked: Mapping[str, Ask], method: str, **params: Any) -> dict[str, A
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         return dict(zip(asked, threads.map(ask, asked.values()), strict=True))
+
+
+def fallbacks_here(options: GlobalOptions, resources: Iterable[Resource]) -> dict[str, str]:
+    """Return which nodes do without the flow engine, where settings leave that to them, and why.
+
+    Who cannot be asked is taken to have it: what it should hold is to be proved all the more.
+    """
+    spec = next((one.spec for one in of_kind(NetworkConfig, resources)), NetworkConfigSpec())
+    if spec.data_path != "auto":
+        return {}
+    try:
+        answers = ask_all(agents(options), "status")
+    except PodwayError:
+        return {}
+    return {
+        str(answer["node"]): reason
+        for answer in answers.values()
+        if not isinstance(answer, AgentError) and (reason := answer["data_path"].get("fallback", ""))
+    }
 
 
 WITNESSES, WITNESS_SECONDS = 3, 1.0

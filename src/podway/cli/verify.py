@@ -9,7 +9,7 @@ import click
 
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource
-from podway.cli.agents import HOST_SOCKET, asker
+from podway.cli.agents import HOST_SOCKET, asker, fallbacks_here
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options, is_kubernetes_lab, read_all, read_network
 from podway.prove.world import NodePlace, PodPlace, World, build_world
@@ -103,11 +103,12 @@ def world_of(options: GlobalOptions) -> World:
     Raises LabError, StoreError, KernelError.
     """
     listing = options.run(read_all)
+    fallbacks = fallbacks_here(options, listing.items)
     if options.store is None:
-        return build_world(listing.items, *_places_in_lab(options.lab, listing.items))
+        return build_world(listing.items, *_places_in_lab(options.lab, listing.items), fallbacks)
     from podway.verify.host import places_here
 
-    return build_world(listing.items, *places_here(listing.items))
+    return build_world(listing.items, *places_here(listing.items), fallbacks)
 
 
 def _places_in_lab(lab: str, resources: Iterable[Resource]) -> tuple[dict[str, NodePlace], dict[str, PodPlace]]:

@@ -88,6 +88,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     enforced: bool = False
     """Whether policies are enforced, as far as there is no `policy_problem`."""
     policy_problem: str = ""
+    fallback: str = ""
+    """Why the node does without the flow engine, where `dataPath: auto` lets it; empty if it does not."""
     cut_off: tuple[str, ...] = ()
     """Pods that are cut off, since it is not known what policies they have."""
     services_problem: str = ""

@@ -5,6 +5,7 @@ the agent's leases) knows about namespaces and devices.
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TypeAlias
 
 import msgspec
@@ -114,16 +115,21 @@ class Absent(msgspec.Struct, frozen=True):
 
 
 NO_OBJECTS = ClusterView.of(())
+NO_FALLBACKS: Mapping[str, str] = MappingProxyType({})
 
 
 class World(msgspec.Struct, frozen=True):
-    """A cluster as verify sees it; `view` is what the store says, which decides how packets cross."""
+    """A cluster as verify sees it; `view` is what the store says, which decides how packets cross.
+
+    `fallbacks` says of nodes that do without the flow engine, as `dataPath: auto` lets them, why.
+    """
 
     nodes: tuple[NodePoint, ...]
     pods: tuple[PodPoint, ...]
     blocks: tuple[Block, ...]
     absent: tuple[Absent, ...] = ()
     view: ClusterView = NO_OBJECTS
+    fallbacks: Mapping[str, str] = NO_FALLBACKS
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -167,13 +173,16 @@ class PodPlace(msgspec.Struct, frozen=True):
 
 
 def build_world(
-    resources: Iterable[Resource], nodes: Mapping[str, NodePlace], pods: Mapping[str, PodPlace]
+    resources: Iterable[Resource],
+    nodes: Mapping[str, NodePlace],
+    pods: Mapping[str, PodPlace],
+    fallbacks: Mapping[str, str] = NO_FALLBACKS,
 ) -> World:
     """Join what the store says with where things are.
 
     `resources` are the store's objects of all kinds; `nodes` is keyed by node name, `pods` by
-    `<namespace>/<name>`. Pods of the host's network and pods that have ended have no network to prove. What
-    should be there and has no place or no address is listed as absent.
+    `<namespace>/<name>`; `fallbacks` are World's. Pods of the host's network and pods that have ended have no
+    network to prove. What should be there and has no place or no address is listed as absent.
     """
     resources = tuple(resources)
     absent: list[Absent] = []
@@ -198,7 +207,9 @@ def build_world(
     blocks = tuple(
         Block(resource.network, resource.spec.node) for resource in resources if isinstance(resource, AddressBlock)
     )
-    return World(tuple(node_points), tuple(pod_points), blocks, tuple(absent), ClusterView.of(resources))
+    return World(
+        tuple(node_points), tuple(pod_points), blocks, tuple(absent), ClusterView.of(resources), fallbacks
+    )
 
 
 def _without_network(pod: Pod) -> bool:

@@ -109,6 +109,8 @@ class Enforcement(MapKeeper):
         self._interrupted = 0
         self._failed = False
         """Whether a mistake of ours is why nothing is enforced: nobody is let in then, whatever judges so far."""
+        self._lacking = False
+        """Whether the engine could not be had when that was tried last."""
         self._as_left = False
         """Whether the maps stay as another agent left them: the cluster is known only from its file, which may be
         older."""
@@ -173,7 +175,18 @@ class Enforcement(MapKeeper):
         """Whether policies will be enforced; where that is left to the node, only if nothing is in the way."""
         if not self.wanted or self.in_force or self._can_do_without:
             return False
-        return self._state.view.config.data_path == "ebpf" or self.problem in {"", self._unlisted}
+        return self._state.view.config.data_path == "ebpf" or not (self._lacking or self._failed)
+
+    @property
+    def fallback(self) -> str:
+        """Why the node does without the engine, where settings let it (`auto`); empty if it does not.
+
+        It does not where an engine is at work, if another agent's, or is about to be.
+        """
+        state = self._state
+        if not self.wanted or state.view.config.data_path != "auto" or self._planner or self._failed:
+            return ""
+        return "" if state.engine or self._is_to_come else self.problem or self._flow.why_not()
 
     @property
     def retry(self) -> float:
@@ -190,6 +203,7 @@ class Enforcement(MapKeeper):
             "wanted": self._state.view.config.data_path,
             "in_force": "ebpf" if self.in_force else "kernel",
             "problem": self.shortfall,
+            "fallback": self.fallback,
             "pending": self.pending or self._is_to_come,
             "shut": list(self.shut),
             "rule_sets": len(self._maps.rule_sets),
@@ -523,20 +537,21 @@ class Enforcement(MapKeeper):
             if self._flow.is_open or starts:
                 self._stop()
             self._end()
-            self._state.engine, self.problem, self._failed = False, "", False
+            self._state.engine, self.problem, self._failed, self._lacking = False, "", False, False
             return
         if self._anew:
             self._end()
         if self._planner is None and self._state.view.unjudged:
             if self.problem != self._unlisted:
-                self._state.engine, self.problem = self._is_attached(), self._unlisted
+                self._state.engine, self.problem, self._lacking = self._is_attached(), self._unlisted, False
                 log.info("policies will be enforced once they are known", problem=self.problem)
         elif self._planner is None and self._state.now() >= self._again:
             known = self._loader.under_way
             if self._loader.ready(*self._devices()):
                 self._begin()
             elif not known:  # what another agent left goes on to judge meanwhile
-                self._state.engine, self.problem = self._is_attached(), ""
+                self._state.engine = self._is_attached()
+                self.problem = self.problem if self._lacking else ""
 
     def _stop(self) -> None:
         """Have nothing judge any more, before programs are taken off one by one, of which some know half."""
@@ -550,7 +565,7 @@ class Enforcement(MapKeeper):
         return wires(self._state.facts()), [lease.attachment.link for lease in self._state.leases.values()]
 
     def _begin(self) -> None:
-        self._failed = False
+        self._failed, self._lacking = False, True
         try:
             self._flow.open(*self._devices(), self._fill)
         except (KernelError, UnsupportedSystem) as error:
@@ -570,7 +585,7 @@ class Enforcement(MapKeeper):
             raise
         if not self._refusals:
             self.problem = ""
-        self._state.engine = True
+        self._state.engine, self._lacking = True, False
         log.info("policies are enforced", rule_sets=len(self._maps.rule_sets), rules=len(self._maps.rules))
 
     def _is_attached(self) -> bool:

@@ -34,6 +34,8 @@ class Agents:
         self.sites: dict[str, Site] = {}
         self.kernels: dict[str, str] = {}
         """What tells the nodes' machines apart: those of one machine have one clock."""
+        self.fallbacks: dict[str, str] = {}
+        """Of nodes that do without the flow engine, as `dataPath: auto` lets them, why."""
 
     def call(self, node: str, method: str, **params: Any) -> Any:
         """Call a method of a node's agent. Raises AgentError, at once if it did not tell about its node."""
@@ -64,6 +66,8 @@ class Agents:
             )
         }
         self.kernels[node] = told["kernel"]
+        if fallback := told.get("fallback", ""):  # an older agent does not say it
+            self.fallbacks[node] = fallback
         self.sites[node] = Site(
             Uplink(uplink["device"], uplink["mtu"], tuple(map(ip_interface, uplink["addresses"]))),
             tuple(leases.values()),

@@ -357,12 +357,12 @@ def _policy(page: _Page, family: FamilyTrace) -> None:
     for number, said in enumerate(family.policy):
         verdict = "allowed" if said.allowed else "DENIED"
         where = f"{said.direction} of {said.pod}" if said.direction else said.pod
-        good = said.allowed or not family.enforced
-        page.row("" if number else "Policy", f"{where}: {verdict}: {said.reason}", "good" if good else "bad")
+        kind = "bad" if said.denies else "good"
+        page.row("" if number else "Policy", f"{where}: {verdict}: {said.reason}", kind)
         if said.audit:
             page.row("", f"audited policies would deny it: {said.audit}")
-    if family.policy and not family.enforced:
-        page.row("", "nothing enforces that: spec.dataPath of the NetworkConfig is kernel")
+    for reason in dict.fromkeys(said.unenforced for said in family.policy if said.unenforced):
+        page.row("", f"nothing enforces that: {reason}")
 
 
 def _verdict(page: _Page, name: str, direction: Direction) -> None:

@@ -1,6 +1,6 @@
 """What policies say of the conversation that is traced, and what that means for its verdict. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -11,7 +11,8 @@ from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import subject
 from podway.cluster.view import ClusterView
-from podway.policy.explain import End, Judge
+from podway.policy.explain import End, Judge, Reason
+from podway.policy.maps import Direction
 from podway.probe.build import Protocol
 from podway.probe.packet import ECHO_REQUEST, ICMP
 from podway.trace.names import Subject
@@ -23,11 +24,11 @@ _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17}
 class PolicyJudge:
     """Says what the policies of a cluster mean for connections in it."""
 
-    def __init__(self, view: ClusterView) -> None:
+    def __init__(self, view: ClusterView, fallbacks: Mapping[str, str]) -> None:
+        """`fallbacks` says of nodes that do without the flow engine, as settings let them, why."""
         self._view = view
+        self._fallbacks = fallbacks
         self._judge = Judge(obj for table in view.tables.values() for obj in table.values())
-        self.enforced = view.config.data_path != "kernel"
-        """Whether anybody is to see to it that they hold."""
 
     def said(
         self, source: Subject, target: Subject, addresses: tuple[Address, Address], protocol: Protocol, port: int
@@ -44,9 +45,25 @@ class PolicyJudge:
             return ()
         # What a node has learned of names is not known here: what they may allow is not said to be denied.
         return tuple(
-            PolicySaid(one.direction, one.pod, one.allowed or one.unless_named, one.reason, one.audit)
+            PolicySaid(
+                one.direction,
+                one.pod,
+                one.allowed or one.unless_named,
+                one.reason,
+                one.audit,
+                self._unenforced(one, target if one.direction == Direction.INGRESS else source),
+            )
             for one in reasons
         )
+
+    def _unenforced(self, reason: Reason, end: Subject) -> str:
+        """Return why nobody sees to it that the policies hold that select a pod; empty if somebody is to."""
+        if not reason.selected:
+            return ""
+        if self._view.config.data_path == "kernel":
+            return "spec.dataPath of the NetworkConfig is kernel"
+        fallback = self._fallbacks.get(end.node, "")
+        return f"node {end.node}: {fallback}" if fallback else ""
 
     def _end(self, one: Subject) -> End:
         namespace, _, name = one.pod.partition("/")
@@ -59,7 +76,7 @@ class PolicyJudge:
 
 def with_policy(verdict: Verdict, policy: Iterable[PolicySaid], *, sent: bool) -> Verdict:
     """Return a verdict on the way there that heeds what enforced policies say; `sent`: a packet was."""
-    denying = next((one for one in policy if not one.allowed), None)
+    denying = next((one for one in policy if one.denies), None)
     if denying is None:
         return verdict
     reason = f"{denying.direction} of {denying.pod}: {denying.reason}"

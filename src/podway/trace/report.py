@@ -166,7 +166,8 @@ class Direction(_Record, frozen=True):
 class PolicySaid(_Record, frozen=True):
     """What policies say of the conversation at one end: `direction` is ingress or egress of `pod`.
 
-    `audit` says why audited policies would deny it, if they were enforced; empty if they would not.
+    `audit` says why audited policies would deny it, if they were enforced; empty if they would not. `unenforced`
+    says why nobody sees to it there that this holds; empty if somebody is to.
     """
 
     direction: str
@@ -174,6 +175,12 @@ class PolicySaid(_Record, frozen=True):
     allowed: bool
     reason: str
     audit: str = ""
+    unenforced: str = ""
+
+    @property
+    def denies(self) -> bool:
+        """Whether the conversation must not take place for that."""
+        return not self.allowed and not self.unenforced
 
 
 class ThroughService(_Record, frozen=True):
@@ -195,7 +202,7 @@ class ThroughService(_Record, frozen=True):
 class FamilyTrace(_Record, frozen=True):
     """Both directions by one IP version. Ports are 0 where there are none. `service` is null without one.
 
-    `policy` is empty where no policy selects either end; `enforced` tells whether the cluster enforces policies.
+    `policy` is empty where no policy selects either end; `enforced` tells whether all that it says is enforced.
     """
 
     family: str
@@ -206,7 +213,7 @@ class FamilyTrace(_Record, frozen=True):
     there: Direction
     back: Direction
     policy: tuple[PolicySaid, ...] = ()
-    enforced: bool = False
+    enforced: bool = True
     service: ThroughService | None = None
 
 

@@ -98,6 +98,15 @@ def way(
     return Way(target, Protocol(wanted[0].protocol), first.port, through)
 
 
+def served_by(node: str, service: ThroughService | None, fallbacks: Mapping[str, str]) -> ThroughService | None:
+    """Return how a Service is reached from a node, of which may be known that it does without the flow engine."""
+    reason = fallbacks.get(node, "")
+    if service is None or service.problem or not reason:
+        return service
+    problem = f"Podway serves none on node {node}, another proxy may: {reason}"
+    return msgspec.structs.replace(service, problem=problem)
+
+
 def _same(one: Backend, other: Backend) -> bool:
     """Whether two are the same pod in two families, at one port; what is no pod has one address."""
     who = (one.pod, other.pod) if one.pod else (one.address, other.address)

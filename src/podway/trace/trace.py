@@ -25,6 +25,7 @@ from podway.trace.names import NO_HOSTS, Hosts, Subject
 from podway.trace.points import PointIndex
 from podway.trace.policy import PolicyJudge, with_policy
 from podway.trace.report import Direction, FamilyTrace, Silent, ThroughService, TraceReport
+from podway.trace.services import served_by
 from podway.trace.shown import show
 from podway.trace.verdict import Case, judge, predict, translation_of
 
@@ -70,14 +71,14 @@ def trace(
     points = PointIndex(resources, agents, hosts)
     for subject in (source, target):
         agents.learn(subject.asked, addresses=(*source.addresses, *target.addresses))
-    policies = PolicyJudge(points.view)
+    policies = PolicyJudge(points.view, agents.fallbacks)
     conversations = [
         _Conversation(points, policies, source, target, family, protocol, port, timeout) for family in common
     ]
     with ThreadPoolExecutor(len(conversations)) as threads:
         traces = tuple(threads.map(lambda one: one.hold(dry_run=dry_run), conversations))
     traces = tuple(
-        msgspec.structs.replace(one, service=through.get(family))
+        msgspec.structs.replace(one, service=served_by(source.node, through.get(family), agents.fallbacks))
         for family, one in zip(common, traces, strict=True)
     )
     silent = tuple(Silent(node, reason) for node, reason in agents.silent.items())
@@ -142,9 +143,8 @@ class _Conversation:
         addresses = self._source.address, self._target.address
         policy = self._policies.said(*self._ends, addresses, self._protocol, sent.port)
         forth, home = (self._direction(case, inspector, sure=sure) for case, sure in ways)
-        if self._policies.enforced:
-            verdict = with_policy(forth.verdict, policy, sent=evidence is not None)
-            forth = msgspec.structs.replace(forth, verdict=verdict)
+        verdict = with_policy(forth.verdict, policy, sent=evidence is not None)
+        forth = msgspec.structs.replace(forth, verdict=verdict)
         return FamilyTrace(
             self._family.label,
             str(self._source.address),
@@ -154,7 +154,7 @@ class _Conversation:
             forth,
             home,
             policy,
-            self._policies.enforced,
+            not any(one.unenforced for one in policy),
         )
 
     def _there(

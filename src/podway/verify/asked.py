@@ -50,11 +50,8 @@ class _Held(msgspec.Struct, frozen=True):
     @property
     def denied(self) -> str:
         """What denies it, in words; empty if nothing does that is enforced."""
-        if self.family is None or not self.family.enforced:
-            return ""
-        return next(
-            (f"{one.direction} of {one.pod}: {one.reason}" for one in self.family.policy if not one.allowed), ""
-        )
+        said = self.family.policy if self.family else ()
+        return next((f"{one.direction} of {one.pod}: {one.reason}" for one in said if one.denies), "")
 
     @property
     def wrong(self) -> Way | None:

@@ -1,27 +1,34 @@
 """Which of verify's conversations policies deny: those must not take place. Pure."""
 
+from collections.abc import Iterator
+
 from podway.api.addresses import Address
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import subject
-from podway.cluster.view import ClusterView
 from podway.errors import InvalidInput
 from podway.policy.explain import End, Judge
+from podway.policy.maps import Direction
 from podway.probe.build import Protocol
 from podway.probe.packet import ECHO_REQUEST, ICMP
 from podway.prove.probe import Probe
-from podway.prove.world import PodPoint, Point
+from podway.prove.world import Absent, PodPoint, Point, World
 
 
 class Denials:
-    """What the policies of a cluster deny; nothing where its settings say that nobody enforces them."""
+    """What the policies of a cluster deny; nothing where its settings say that nobody enforces them.
 
-    def __init__(self, view: ClusterView, port: int) -> None:
+    Nor on nodes that do without the flow engine, as settings let them.
+    """
+
+    def __init__(self, world: World, port: int) -> None:
         """`port` is the one to which probes of TCP and UDP are sent."""
-        self._view = view
+        view = self._view = world.view
         self._port = port
+        self._fallbacks = world.fallbacks
+        self._unheld: set[str] = set()
         there_are = any(view.tables[kind.KIND] for kind in (NetworkPolicy, ClusterNetworkPolicy))
         self._enforced = there_are and view.config.data_path != "kernel"
         objects = (obj for table in view.tables.values() for obj in table.values())
@@ -38,7 +45,18 @@ class Denials:
         if not self._enforced:
             return ""
         reasons = self._judge.reasons(self._end(sender), self._end(receiver), addresses, protocol, port)
-        return next((f"{one.direction} of {one.pod}: {one.reason}" for one in reasons if not one.allowed), "")
+        denying = [one for one in reasons if not one.allowed]
+        for one in denying:
+            node = receiver.node if one.direction == Direction.INGRESS else sender.node
+            if node not in self._fallbacks:
+                return f"{one.direction} of {one.pod}: {one.reason}"
+            self._unheld.add(node)
+        return ""
+
+    def unheld(self) -> Iterator[Absent]:
+        """Yield where nobody stops what was asked about and should be stopped, with the reason."""
+        for node in sorted(self._unheld):
+            yield Absent(f"policies on node {node}", f"nothing enforces them there: {self._fallbacks[node]}")
 
     def _end(self, point: Point) -> End:
         if isinstance(point, PodPoint):

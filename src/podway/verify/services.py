@@ -93,13 +93,13 @@ class Came(msgspec.Struct):
 
 
 def plan_calls(world: World, denials: Denials) -> tuple[Call, ...]:
-    """Return which frontends are to be called by whom: by one pod of each node; none where nobody serves."""
+    """Return which frontends are to be called by whom: by one pod of each node that serves Services."""
     view = world.view
     if view.config.services == "off" or view.config.data_path == "kernel":
         return ()
     explainer = Explainer(obj for table in view.tables.values() for obj in table.values())
     points = {address: point for point in world.points.values() for address in point.addresses}
-    clients = {pod.node: pod for pod in reversed(world.pods)}
+    clients = {pod.node: pod for pod in reversed(world.pods) if pod.node not in world.fallbacks}
     return tuple(
         call
         for service in explainer.services

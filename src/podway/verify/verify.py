@@ -96,7 +96,7 @@ def verify(
             unusable += [pair for pair in pairs if not prober.usable(pair)]
             chosen += sample(usable, limit or len(usable), seed)
         planned = plan_probes(chosen, link_mtus(world, kernel_states))
-        denials = Denials(world.view, prober.port)
+        denials = Denials(world, prober.port)
         denied = {probe: reason for probe in planned if (reason := denials.reason(probe))}
         planned = [probe for probe in planned if probe not in denied]
         outcome = _hold_all(prober, planned, progress)
@@ -130,7 +130,7 @@ def verify(
             *_passed_findings(passed, denied),
             *(one for one in served if isinstance(one, Finding)),
         ),
-        unproved=absent,
+        unproved=(*absent, *denials.unheld()),
         sample=Sample(limit, seed) if limit and any(len(pairs) > limit for pairs in every.values()) else None,
         probes=outcome.probes + len(denied),
         retried=outcome.retried,

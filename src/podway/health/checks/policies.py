@@ -19,12 +19,19 @@ def policies(facts: NodeFacts) -> Iterator[Problem]:
     """Policies that nobody wrote are not missed. What all agents find wrong with a policy is told once."""
     memory = facts.memory
     count = facts.policies
-    wanted = memory.view.config.data_path
-    if memory.policy_problem:
+    if memory.fallback:
+        if count:
+            yield Problem(
+                f"nothing enforces the cluster's policies here, of which there are {count}: {memory.fallback}",
+                "mend that, or have the pods that they select run on other nodes; with dataPath=auto a node that "
+                "cannot enforce policies goes on without",
+                severity=Severity.WARNING,
+            )
+    elif memory.policy_problem:
         yield Problem(
             f"policies are not enforced as they should be: {memory.policy_problem}",
             "mend that: the agent tries again by itself; spec.dataPath of the NetworkConfig says what is wanted",
-            severity=Severity.ERROR if wanted == "ebpf" or count else Severity.WARNING,
+            severity=Severity.ERROR if memory.view.config.data_path == "ebpf" or count else Severity.WARNING,
         )
     elif count and not memory.enforced:
         yield Problem(

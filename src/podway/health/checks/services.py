@@ -25,7 +25,14 @@ from podway.services.planner import frontends_from_outside, wanted_frontends
 def services(facts: NodeFacts) -> Iterator[Problem]:
     """What is wrong with a Service all agents find alike; it is told once."""
     memory = facts.memory
-    if memory.services_problem:
+    if memory.fallback and memory.view.serves:
+        if count := len(memory.view.namespaced_table(Service)):
+            yield Problem(
+                f"Podway serves none of the cluster's {count} Services here: {memory.fallback}",
+                "mend that, or have kube-proxy serve them on this node, too",
+                severity=Severity.WARNING,
+            )
+    elif memory.services_problem:
         yield Problem(
             f"Services are not served as they should be: {memory.services_problem}",
             "mend that: the agent tries again by itself; spec.services of the NetworkConfig says what is wanted",
