@@ -176,9 +176,13 @@ def fallbacks_here(options: GlobalOptions, resources: Iterable[Resource]) -> dic
     if spec.data_path != "auto":
         return {}
     try:
-        answers = ask_all(agents(options), "status")
+        return fallbacks_of(ask_all(agents(options), "status"))
     except PodwayError:
         return {}
+
+
+def fallbacks_of(answers: Mapping[str, Any]) -> dict[str, str]:
+    """Return the same by what agents answered to `status` (`ask_all`)."""
     return {
         str(answer["node"]): reason
         for answer in answers.values()

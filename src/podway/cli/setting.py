@@ -15,7 +15,7 @@ from podway.api.kinds.network_config import NetworkConfig
 from podway.api.resource import Key, Resource, key, subject
 from podway.api.rules import check_change
 from podway.api.validate import validate
-from podway.cli.agents import agents, ask_all
+from podway.cli.agents import agents, ask_all, fallbacks_of
 from podway.cli.help import examples
 from podway.cli.kinds import complete_keys, namespace_option, nearest_key, read_key
 from podway.cli.mistakes import in_arguments
@@ -147,6 +147,8 @@ def _wait(options: GlobalOptions, changed: Key, timeout: float, *, sessions: boo
         took = time.monotonic() - begun
         if not waiting:
             click.echo(f"all nodes have applied it after {took:.1f} s")
+            for node, reason in fallbacks_of(answers).items() if changed[0] == NetworkConfig.KIND else ():
+                click.echo(f"note: {node} does without the flow engine: {reason}", err=True)
             return
         if took > timeout:
             node, reason = next(iter(waiting.items()))
