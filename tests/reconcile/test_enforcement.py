@@ -275,8 +275,29 @@ def test_a_pod_that_bears_the_name_of_another_has_its_own_rules() -> None:
     assert node.rules()[0] not in {NO_RULES, CLOSED}
 
 
-def test_a_pod_that_nobody_can_be_asked_for_is_not_let_in() -> None:
+def test_a_pod_that_nobody_can_be_asked_for_is_let_in_where_there_is_no_policy() -> None:
+    """Should one come, the pod is cut off until it is known whether that selects it."""
     node = Node(WEB)
+
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        raise StoreUnavailable("the store is away")
+
+    other = pod("x", "other", IPS[1])
+    asyncio.run(node.agent.admit("x/other", "", find))
+    node.lease(other)
+    assert node.rules(IPS[1]) == (NO_RULES, NO_RULES)
+    assert not node.agent.shut
+    elsewhere = network_policy("deny", where="y", policyTypes=["Ingress"])
+    node.put(elsewhere)
+    assert node.rules(IPS[1]) == (CLOSED, CLOSED)
+    assert node.agent.shut == ("x/other",)
+    assert node.right()
+    node.put(other)
+    assert node.rules(IPS[1]) == (NO_RULES, NO_RULES)
+
+
+def test_a_pod_that_nobody_can_be_asked_for_is_not_let_in_where_there_are_policies() -> None:
+    node = Node(WEB, network_policy("deny", where="y", policyTypes=["Ingress"]))
 
     async def find(_namespace: str, _name: str) -> Pod | None:
         raise StoreUnavailable("the store is away")

@@ -40,7 +40,7 @@ from podway.api.lease import Attachment, Lease, shorten
 from podway.api.resource import Key
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_policy
-from podway.errors import AgentError, KernelError, UnsupportedSystem
+from podway.errors import AgentError, KernelError, StoreError, UnsupportedSystem
 from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.kernel.interface import FlowDoor
 from podway.plan.node import wires
@@ -98,8 +98,8 @@ class Enforcement(MapKeeper):
         self._entering: dict[Attachment, Lease] = {}
         self._asking: dict[object, _Asked] = {}
         """For whom the store is asked; those leave of whom something is heard meanwhile."""
-        self._absent: dict[PodName, EndpointRules] = {}
-        """Rules of pods of which the planner does not know."""
+        self._absent: dict[PodName, EndpointRules | None] = {}
+        """Rules of pods of which the planner does not know; None where the store could not be asked for it."""
         self._unread: dict[Key, NetworkPolicy | ClusterNetworkPolicy] = {}
         """Policies that cannot be read."""
         self._mending = False
@@ -318,7 +318,7 @@ class Enforcement(MapKeeper):
         """See to it that the rules of a pod, `<namespace>/<name>`, are known and written before it is wired.
 
         Who is known already waits for nobody. Raises AgentError if nothing can be enforced, and StoreError if the
-        store has to be asked for the pod and is away.
+        store has to be asked for the pod and is away: not where there is no policy, which could select it.
         """
         if self._loader.under_way:
             await self._loader.wait()
@@ -330,7 +330,7 @@ class Enforcement(MapKeeper):
         if known is None or (uid and known.metadata.uid and known.metadata.uid != uid):
             self._asking[asked := object()] = _Asked(name, known.metadata.uid if known else "")
             try:
-                found = await find(*name)
+                found, rules = await self._find(name, find, known=known is not None)
             finally:
                 untold = self._asking.pop(asked, None) is not None
             planner = self._judging(pod)  # the loop has gone on meanwhile
@@ -349,10 +349,19 @@ class Enforcement(MapKeeper):
                     self._absent.pop(name, None)
             elif known is None:
                 self._absent.pop(name, None)
-                self._absent[name] = _OPEN  # the newest
+                self._absent[name] = rules  # the newest
         for _ in self.portions():
             await asyncio.sleep(0)
         self._judging(pod)
+
+    async def _find(self, name: PodName, find: FindPod, *, known: bool) -> tuple[Pod | None, EndpointRules | None]:
+        """Ask the store for a pod; return it, and what `_absent` has if there is none. Raises StoreError."""
+        try:
+            return await find(*name), _OPEN
+        except StoreError:
+            if known or self._as_left or self._there_are_policies:
+                raise
+            return None, None
 
     def _judging(self, pod: str) -> PolicyPlanner | None:
         """Return the planner, None if nothing is to be enforced. Raises AgentError if it is, and cannot be."""
@@ -754,7 +763,16 @@ class Enforcement(MapKeeper):
         wanted = (Pod.KIND, *name)
         if self._state.view.find(wanted) is not None or wanted in self._state.view.rejected:
             return _SHUT  # finished, or said to be on another node, or not to be read
-        return self._absent.get(name, _OPEN)
+        rules = self._absent.get(name, _OPEN)
+        if rules is None:
+            return _SHUT if self._there_are_policies else _OPEN
+        return rules
+
+    @property
+    def _there_are_policies(self) -> bool:
+        """Whether a pod of which nothing is known might be selected by a policy."""
+        tables = self._state.view.tables
+        return bool(self._unread or tables[NetworkPolicy.KIND] or tables[ClusterNetworkPolicy.KIND])
 
 
 class _Asked(NamedTuple):
