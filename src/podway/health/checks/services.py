@@ -8,6 +8,7 @@ from podway.cluster.view import ClusterView
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
 from podway.policy.lint import Doors
+from podway.services.advertising import EXCLUDED
 from podway.services.explain import EACH_NODE, Explainer
 from podway.services.lint import lint, lint_addresses
 from podway.services.maps import PROTOCOLS
@@ -29,7 +30,8 @@ def services(facts: NodeFacts) -> Iterator[Problem]:
         if count := len(memory.view.namespaced_table(Service)):
             yield Problem(
                 f"Podway serves none of the cluster's {count} Services here: {memory.fallback}",
-                "mend that, or have kube-proxy serve them on this node, too",
+                "mend that, or have kube-proxy serve them on this node, too; for nobody outside to be led to it "
+                f"label it {EXCLUDED}",
                 severity=Severity.WARNING,
             )
     elif memory.services_problem:
