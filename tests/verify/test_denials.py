@@ -4,18 +4,23 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 import pytest
 
+from podway.api.addresses import Family
 from podway.cluster.view import ClusterView
 from podway.probe.build import Protocol
+from podway.prove.probe import Pair
 from podway.prove.world import PodPoint, World
 from podway.trace.names import Subject
 from podway.trace.policy import PolicyJudge
+from podway.verify.asked import _Held
 from podway.verify.policy import Denials
 from podway.verify.services import plan_calls
 from tests import builders
 from tests.policy.clusters import network_policy, node, pod, resource
 from tests.services.clusters import endpoint, piece, service
+from tests.trace.test_trace_page import good
 
 CLIENT, WEB = ip_address("10.1.0.1"), ip_address("10.1.0.2")
 POINTS = PodPoint("x/client", "n1", "", (CLIENT,)), PodPoint("x/web", "n2", "", (WEB,))
@@ -54,12 +59,14 @@ def test_a_policy_is_expected_to_hold_where_somebody_enforces_it(
     view = _view(policy)
     denials = Denials(World((), POINTS, (), view=view, fallbacks=fallbacks), 80)
     assert denials.of(*POINTS, (CLIENT, WEB), 6, 80).partition(":")[0] == said
-    unheld = [(one.subject, one.reason) for one in denials.unheld()]
+    unheld = [(one.subject, one.reason) for one in denials.unheld]
     (where,) = fallbacks or ("",)
     assert unheld == ([] if said else [(f"policies on node {where}", "nothing enforces them there: no tcx")])
-    (shut,) = (
-        one for one in PolicyJudge(view, fallbacks).said(*ENDS, (CLIENT, WEB), Protocol.TCP, 80) if not one.allowed
-    )
+    policy = PolicyJudge(view, fallbacks).said(*ENDS, (CLIENT, WEB), Protocol.TCP, 80)
+    (shut,) = (one for one in policy if not one.allowed)
+    traced = msgspec.structs.replace(good().families[0], policy=policy)
+    held = _Held(Pair(*POINTS, Family.IPV4), Protocol.TCP, msgspec.structs.replace(good(), families=(traced,)))
+    assert list(held.unheld) == ([] if said else [where])
     assert (shut.denies, shut.unenforced) == (bool(said), "" if said else f"node {where}: no tcx")
 
 

@@ -6,7 +6,7 @@ some twenty questions for each conversation, so a sample is the rule here.
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
@@ -15,6 +15,7 @@ import msgspec
 from podway.api.addresses import Address
 from podway.api.resource import Resource
 from podway.errors import AgentError, InvalidInput
+from podway.policy.maps import Direction
 from podway.probe.build import Protocol
 from podway.prove.probe import Pair, node_pairs, pod_pairs, sample
 from podway.prove.world import Absent, PodPoint, Point, World
@@ -25,6 +26,7 @@ from podway.trace.report import FamilyTrace, TraceReport
 from podway.trace.report import Verdict as Way
 from podway.trace.trace import trace
 from podway.verify.addressing import address_faults
+from podway.verify.policy import unheld
 from podway.verify.report import DENIALS, FailedPair, Finding, Report, Sample
 from podway.verify.verify import address_finding, address_rule, denials_rule, ends_of, pair_rules
 
@@ -52,6 +54,13 @@ class _Held(msgspec.Struct, frozen=True):
         """What denies it, in words; empty if nothing does that is enforced."""
         said = self.family.policy if self.family else ()
         return next((f"{one.direction} of {one.pod}: {one.reason}" for one in said if one.denies), "")
+
+    @property
+    def unheld(self) -> Iterator[str]:
+        """The nodes that should have stopped it, and where nobody sees to that."""
+        for one in self.family.policy if self.family else ():
+            if not one.allowed and one.unenforced:
+                yield (self.pair.receiver if one.direction == Direction.INGRESS else self.pair.sender).node
 
     @property
     def wrong(self) -> Way | None:
@@ -101,6 +110,7 @@ def verify_by_agents(
     denied = [one for one in held if one.denied]
     passed = [one for one in denied if one.wrong and one.wrong.code == "policy-not-held"]
     failed = [one for one in held if one.told and not one.denied and one.wrong]
+    loose = {node for one in held for node in one.unheld if node in agents.fallbacks}
     unasked = {ends_of(one.pair) for one in untold}
     silent = {ends_of(pair) for pair in chosen} - {ends_of(one.pair) for one in held if not one.denied}
     return Report(
@@ -120,7 +130,7 @@ def verify_by_agents(
             *denials_rule(len(denied), len(passed)),
         ),
         findings=(*map(address_finding, wrong), *_findings(failed, passed)),
-        unproved=(*world.absent, *_unasked(untold)),
+        unproved=(*world.absent, *_unasked(untold), *unheld(loose, agents.fallbacks)),
         sample=Sample(limit, seed) if limit and any(len(pairs) > limit for pairs in every.values()) else None,
         probes=len(held) - len(untold),
         retried=0,

@@ -1,6 +1,6 @@
 """Which of verify's conversations policies deny: those must not take place. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from podway.api.addresses import Address
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
@@ -53,10 +53,10 @@ class Denials:
             self._unheld.add(node)
         return ""
 
+    @property
     def unheld(self) -> Iterator[Absent]:
-        """Yield where nobody stops what was asked about and should be stopped, with the reason."""
-        for node in sorted(self._unheld):
-            yield Absent(f"policies on node {node}", f"nothing enforces them there: {self._fallbacks[node]}")
+        """Where nobody stops what was asked about and should be stopped."""
+        return unheld(self._unheld, self._fallbacks)
 
     def _end(self, point: Point) -> End:
         if isinstance(point, PodPoint):
@@ -67,6 +67,12 @@ class Denials:
                 raise InvalidInput(f"{subject(wanted)} is gone", hint="try again")
             return End(subject(wanted), point.addresses, found, point.node)
         return End(subject((Node.KIND, "", point.node)), point.addresses, None, point.node)
+
+
+def unheld(nodes: Iterable[str], fallbacks: Mapping[str, str]) -> Iterator[Absent]:
+    """Yield that policies of these nodes are not proved, which do without the flow engine for these reasons."""
+    for node in sorted(nodes):
+        yield Absent(f"policies on node {node}", f"nothing enforces them there: {fallbacks[node]}")
 
 
 def _asked(probe: Probe, port: int) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def verify(
             *_passed_findings(passed, denied),
             *(one for one in served if isinstance(one, Finding)),
         ),
-        unproved=(*absent, *denials.unheld()),
+        unproved=(*absent, *denials.unheld),
         sample=Sample(limit, seed) if limit and any(len(pairs) > limit for pairs in every.values()) else None,
         probes=outcome.probes + len(denied),
         retried=outcome.retried,
