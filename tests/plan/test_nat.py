@@ -11,6 +11,7 @@ from podway.api.kinds.network_config import NatSettings
 from podway.api.kinds.node import ACCEPTS, NAT_ADDRESSES, SENDS
 from podway.api.meta import Metadata
 from podway.cluster.view import ClusterView
+from podway.plan.guard import element_fields
 from podway.plan.nat import (
     is_translated,
     kept_networks,
@@ -80,7 +81,7 @@ def test_without_a_pool_that_asks_for_it_a_family_has_the_bare_set_and_without_a
     assert (six.family, "chain" in six.body) == ("ip6", False)
     assert [table.family for table in plan_nat(view(), "here", bridge=False).tables] == ["ip"]
     assert plan_nat_sets(ClusterView.of([])).tables == ()
-    assert nat_elements(view(), ["there"], frozenset()) == ()
+    assert nat_elements(element_fields(view().nodes["there"].own_addresses), frozenset()) == ()
 
 
 def test_a_plan_knows_other_nodes_once_each() -> None:

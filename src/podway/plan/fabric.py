@@ -137,7 +137,10 @@ def tunnel_of(encapsulation: Encapsulation, underlay: Family) -> Tunnel | None:
 def endpoint(mode: TunnelMode, addresses: Iterable[Address]) -> Address | None:
     """Return which of a node's addresses the outer headers of a tunnel mode carry, None if none of them can."""
     underlay = TUNNELS[mode].underlay
-    return next((address for address in addresses if address.version == underlay), None)
+    for address in addresses:  # plain: a planner asks it of thousands of nodes
+        if address.version == underlay:
+            return address
+    return None
 
 
 def share_subnet(here: Node, there: Node, family: Family) -> bool:
@@ -174,10 +177,17 @@ def mode_to(pool: IPPool, here: Node, there: Node) -> TunnelMode:
     Until then it is the encapsulation that they last agreed on, since they have not switched yet, or none.
     """
     wanted = desired_mode(pool, here, there)
+    return _agreed_mode(pool, here, there, wanted)
+
+
+def _agreed_mode(pool: IPPool, here: Node, there: Node, wanted: TunnelMode) -> TunnelMode:
+    """Return what `mode_to` does, `wanted` being the desired mode."""
     if wanted == "none" or not share_underlay(wanted, here, there):
         return wanted
+    if wanted in there.accepts and wanted in here.sends:
+        return wanted
     usable = (mode for mode in TUNNELS if mode != "ipip" or pool.family is Family.IPV4)
-    return next((mode for mode in (wanted, *usable) if _agreed(mode, here, there)), "none")
+    return next((mode for mode in usable if _agreed(mode, here, there)), "none")
 
 
 def _agreed(mode: TunnelMode, here: Node, there: Node) -> bool:
@@ -187,7 +197,7 @@ def _agreed(mode: TunnelMode, here: Node, there: Node) -> bool:
 def share_underlay(mode: TunnelMode, here: Node, there: Node) -> bool:
     """Tell whether both nodes have an address of the family of a tunnel mode's outer headers."""
     underlay = TUNNELS[mode].underlay
-    return here.internal_address(underlay) is not None and there.internal_address(underlay) is not None
+    return underlay in here.families and underlay in there.families
 
 
 def pool_modes(view: ClusterView, encapsulation: Encapsulation | None = None) -> frozenset[TunnelMode]:
@@ -259,7 +269,7 @@ def overlay_next_hop(pool: IPPool, here: Node, there: Node, mtu: int = 0) -> Ove
     wanted = desired_mode(pool, here, there)
     if wanted == "none":
         return None
-    mode = mode_to(pool, here, there)
+    mode = _agreed_mode(pool, here, there, wanted)
     if mode == "none":
         return OverlayNextHop(DEVICES[wanted], None) if _lost(encapsulation_of(wanted), here, there) else None
     target = endpoint(mode, there.internal_addresses)

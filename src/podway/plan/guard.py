@@ -21,8 +21,7 @@ only, but on the way there somebody's masquerading may make a pod's source the n
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from podway.api.addresses import Address, Family, Network, address_text
 from podway.cluster.view import ClusterView
@@ -42,6 +41,9 @@ NODES = "nodes"
 """The set that holds the addresses of all nodes."""
 
 NFT_FAMILY: dict[Family, Literal["ip", "ip6"]] = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+
+ElementFields: TypeAlias = tuple[Family, tuple[str]]
+"""An address as the fields of an element of a set of addresses, and its family."""
 
 
 class _Words(NamedTuple):
@@ -134,7 +136,9 @@ def plan_pod_guard(
         NftTable(NFT_FAMILY[family], NFT_TABLE, body, (NftSet(NODES, (_WORDS[family].address_type,)),))
         for family, body in bodies.items()
     ]
-    return NodePlan(tables=tuple(tables), elements=node_elements(view, (node,)) if tunnels else ())
+    here = view.nodes.get(node)
+    elements = node_elements(element_fields(here.own_addresses)) if here and tunnels else ()
+    return NodePlan(tables=tuple(tables), elements=elements)
 
 
 def _body(
@@ -184,17 +188,11 @@ def takes_tunnels(view: ClusterView, node: str) -> bool:
     return any(_tunnels(view, node))
 
 
-def node_elements(view: ClusterView, names: Iterable[str]) -> tuple[NftElement, ...]:
-    """Return the elements that stand for nodes in the sets of one that takes tunnelled packets."""
-    # Plain, and each made once: it is asked of thousands of nodes.
-    found: dict[NftElement, None] = {}
-    for other in map(view.nodes.get, names):
-        if other is not None:
-            for address in other.own_addresses:
-                found[_node_element(address)] = None
-    return tuple(found)
+def element_fields(addresses: Iterable[Address]) -> tuple[ElementFields, ...]:
+    """Return a node's addresses as `node_elements` and those of other tables take them."""
+    return tuple((Family.of(address), (address_text(address),)) for address in addresses)
 
 
-@lru_cache(maxsize=65536)
-def _node_element(address: Address) -> NftElement:
-    return NftElement(NFT_FAMILY[Family.of(address)], NFT_TABLE, NODES, (address_text(address),))
+def node_elements(fields: Iterable[ElementFields]) -> tuple[NftElement, ...]:
+    """Return the elements that stand for a node of these addresses where tunnelled packets are taken."""
+    return tuple(NftElement(NFT_FAMILY[family], NFT_TABLE, NODES, text) for family, text in fields)

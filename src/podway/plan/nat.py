@@ -21,13 +21,12 @@ so no packet meets them before they know all nodes. They go in the opposite orde
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from functools import lru_cache
 from ipaddress import ip_network
 
-from podway.api.addresses import Address, Family, Network, address_text, collapsed, host_network
+from podway.api.addresses import Address, Family, Network, collapsed, host_network
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import TunnelMode, required_modes
-from podway.plan.guard import NFT_FAMILY, NODES
+from podway.plan.guard import NFT_FAMILY, NODES, ElementFields
 from podway.plan.objects import (
     BRIDGE_DEVICE,
     LINK_GROUP,
@@ -140,15 +139,11 @@ def nat_families(view: ClusterView) -> frozenset[int]:
     return frozenset(pool.family for pool in view.pools.values())
 
 
-def nat_elements(view: ClusterView, names: Iterable[str], families: Collection[int]) -> tuple[NftElement, ...]:
-    """Return the elements that stand for nodes in the tables of these families."""
-    # Plain, and each made once: it is asked of thousands of nodes.
-    found: dict[NftElement, None] = {}
-    for node in map(view.nodes.get, names):
-        for address in node.own_addresses if node else ():
-            if address.version in families:
-                found[_element(address)] = None
-    return tuple(found)
+def nat_elements(fields: Iterable[ElementFields], families: Collection[int]) -> tuple[NftElement, ...]:
+    """Return the elements that stand for a node of these addresses in the tables of these families."""
+    return tuple(
+        NftElement(NFT_FAMILY[family], NFT_NAT_TABLE, NODES, text) for family, text in fields if family in families
+    )
 
 
 def _translating(view: ClusterView, node: str, *, bridge: bool) -> Iterator[NftTable]:
@@ -183,8 +178,3 @@ def _table(family: Family, chains: str) -> NftTable:
 
 def _pools(view: ClusterView, family: Family) -> list[Network]:
     return [pool.network for pool in view.pools.values() if pool.family is family]
-
-
-@lru_cache(maxsize=65536)
-def _element(address: Address) -> NftElement:
-    return NftElement(NFT_FAMILY[Family.of(address)], NFT_NAT_TABLE, NODES, (address_text(address),))

@@ -15,7 +15,7 @@ from podway.api.kinds.node import Node
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_plans
 from podway.cluster.view import ClusterView
-from podway.plan.guard import node_elements, takes_tunnels
+from podway.plan.guard import element_fields, node_elements, takes_tunnels
 from podway.plan.nat import nat_elements, nat_families
 from podway.plan.objects import NodePlan
 from podway.plan.overlays import held_modes, overlay_entries
@@ -41,12 +41,14 @@ def plan_others(
     taken = takes_tunnels(view, node)
     by_store = distributed_by_store(view)
     families = nat_families(view)
+    asked = bool(held or by_store or transitional)
     found: dict[str, NodePlan] = {}
     for name in only:
-        entries = overlay_entries(view, node, held, (name,))
+        there, blocks = view.nodes.get(name), view.blocks_of(name) if asked else ()
+        entries = overlay_entries(held, there, blocks)
         routes = [
             route
-            for block in (view.blocks_of(name) if by_store or transitional else ())
+            for block in blocks
             if block.spec.pool in by_store or block.network in transitional
             for route in distributed_routes(
                 view,
@@ -56,7 +58,8 @@ def plan_others(
                 guarded=block.network in transitional or block.spec.pool in lingering,
             )
         ]
-        known = (*(node_elements(view, (name,)) if taken else ()), *nat_elements(view, (name,), families))
+        fields = element_fields(there.own_addresses if there else ())
+        known = (*(node_elements(fields) if taken else ()), *nat_elements(fields, families))
         if known or routes:
             entries = msgspec.structs.replace(entries, elements=(*entries.elements, *known), routes=tuple(routes))
         found[name] = entries

@@ -1,9 +1,11 @@
 """The overlay devices of a node, and what stands on them: the entries for all other nodes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_interface
 
 from podway.api.addresses import Family
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.plan.fabric import (
     DEVICES,
@@ -22,6 +24,7 @@ from podway.plan.objects import (
     IpipTunnel,
     LinkAddress,
     Neighbour,
+    NftElement,
     NodePlan,
     Sysctl,
     TunnelEndpoint,
@@ -75,32 +78,38 @@ def plan_overlays(view: ClusterView, node: str, uplink: Uplink, *, strict: bool 
 
 
 def overlay_entries(
-    view: ClusterView, node: str, held: Mapping[TunnelMode, Overlay], others: Iterable[str]
+    held: Mapping[TunnelMode, Overlay], other: Node | None, blocks: Collection[AddressBlock]
 ) -> NodePlan:
-    """Return the entries for other nodes that stand on a node's overlay devices, those of the modes it holds.
+    """Return the entries for another node that stand on a node's overlay devices, those of the modes it holds.
 
     A device has those to all nodes that it can reach: which of them are reached in its mode changes, and a route
-    must find its entry there.
+    must find its entry there. `blocks` are the other node's, which may be known before it is (`other` None).
     """
     if not held:
         return NodePlan()
-    names = [name for name in others if name != node]
-    known = [other for other in map(view.nodes.get, names) if other is not None]
-    ends: dict[TunnelMode, list[Overlay]] = {}
+    addresses = other.internal_addresses if other else ()
+    neighbours: list[Neighbour] = []
+    forwarding: list[ForwardingEntry] = []
+    endpoints: list[TunnelEndpoint] = []
+    elements: list[NftElement] = []
     for mode in held:
-        addresses = (endpoint(mode, other.internal_addresses) for other in known)
-        ends[mode] = [overlay(address) for address in addresses if address is not None]
-    vxlan = [mode for mode in held if TUNNELS[mode].encapsulation == "vxlan"]
+        device, address = DEVICES[mode], endpoint(mode, addresses)
+        if mode != "ipip":
+            elements += vxlan_senders(other, blocks, TUNNELS[mode].underlay)
+        if address is None:
+            continue
+        end = overlay(address)
+        neighbours.append(Neighbour(device, end.gateway, end.mac))
+        if mode == "ipip":
+            endpoints.append(TunnelEndpoint(end.endpoint))
+        else:
+            forwarding.append(ForwardingEntry(device, end.mac, end.endpoint))
     return NodePlan(
-        neighbours=tuple(Neighbour(DEVICES[mode], end.gateway, end.mac) for mode in held for end in ends[mode]),
-        forwarding=tuple(
-            ForwardingEntry(DEVICES[mode], end.mac, end.endpoint) for mode in vxlan for end in ends[mode]
-        ),
-        endpoints=tuple(TunnelEndpoint(end.endpoint) for end in ends.get("ipip", ())),
-        sources=ipip_senders(view, held["ipip"].endpoint, names) if "ipip" in held else (),
-        elements=tuple(
-            element for mode in vxlan for element in vxlan_senders(view, node, TUNNELS[mode].underlay, names)
-        ),
+        neighbours=tuple(neighbours),
+        forwarding=tuple(forwarding),
+        endpoints=tuple(endpoints),
+        sources=ipip_senders(other, blocks, held["ipip"].endpoint) if "ipip" in held else (),
+        elements=tuple(elements),
     )
 
 

@@ -14,6 +14,8 @@ from ipaddress import IPv4Network
 from typing import Literal
 
 from podway.api.addresses import Address, Family, Network, address_text, host_network
+from podway.api.kinds.address_block import AddressBlock
+from podway.api.kinds.node import Node
 from podway.cluster.view import ClusterView
 from podway.plan.guard import NFT_FAMILY, NODES
 from podway.plan.objects import (
@@ -43,6 +45,11 @@ _INNER: dict[int, tuple[str, str]] = {
 """The inner frame's type, and where the inner source stands: behind UDP, VXLAN, Ethernet (RFC 7348)."""
 
 _ETHERTYPE_BYTES = 2
+
+_SENDERS: dict[int, str] = {family: f"senders{family.value}" for family in Family}
+_BLOCKS: dict[int, str] = {family: f"blocks{family.value}" for family in Family}
+_POOLS: dict[int, str] = {family: f"pools{family.value}" for family in Family}
+"""The sets' names, by the family of inner sources."""
 
 _SETS = """
 \tset senders{family} {{
@@ -108,39 +115,38 @@ def vxlan_guard(view: ClusterView, node: str, device: Vxlan) -> NodePlan:
     sets = [NftSet(NODES, (kind,))]
     for family in Family:
         inner = family.bits // 8
-        sets.append(NftSet(f"senders{family.value}", (underlay.bits // 8, inner)))
-        sets += [NftSet(f"{name}{family.value}", (_ETHERTYPE_BYTES, inner)) for name in ("blocks", "pools")]
+        sets.append(NftSet(_SENDERS[family], (underlay.bits // 8, inner)))
+        sets += [NftSet(names[family], (_ETHERTYPE_BYTES, inner)) for names in (_BLOCKS, _POOLS)]
     elements = [
-        *(_element(ip, f"pools{net.version}", _kind(net), _range(net)) for net in _pools(view)),
+        *(_element(ip, _POOLS[net.version], (_kind(net), _range(net))) for net in _pools(view)),
         *_block_elements(view, ip, node),
     ]
     table = NftTable(ip, NFT_VXLAN_TABLE, body, tuple(sets))
     return NodePlan(tables=(table,), elements=tuple(dict.fromkeys(elements)))
 
 
-def vxlan_senders(view: ClusterView, node: str, underlay: Family, names: Iterable[str]) -> tuple[NftElement, ...]:
-    """Return the elements of the sets of `vxlan_guard` that stand for other nodes and their blocks.
+def vxlan_senders(other: Node | None, blocks: Iterable[AddressBlock], underlay: Family) -> list[NftElement]:
+    """Return the elements of the sets of `vxlan_guard` that stand for another node and its blocks.
 
     A block of a node that has no address of the family of outer headers is known, too.
     """
-    ip = NFT_FAMILY[underlay]
-    found: dict[NftElement, None] = {}
-    for name in names:
-        if name == node:
-            continue
-        sender = _sender(view, name, underlay)
-        number = "" if sender is None else nft_number(sender.packed)
-        if sender is not None:
-            found[_element(ip, NODES, address_text(sender))] = None
-            for address in view.nodes[name].own_addresses:
-                found[_element(ip, f"senders{address.version}", number, nft_number(address.packed))] = None
-        for block in view.blocks.select("node", name):
-            network = block.network
-            inner = _range(network)
-            if sender is not None:
-                found[_element(ip, f"senders{network.version}", number, inner)] = None
-            found[_element(ip, f"blocks{network.version}", _kind(network), inner)] = None
-    return tuple(found)
+    # Plain: it is asked of thousands of nodes.
+    ip, found = NFT_FAMILY[underlay], []
+    sender = other.internal_address(underlay) if other else None
+    number = ""
+    if other is not None and sender is not None:
+        number = nft_number(sender.packed)
+        found.append(_element(ip, NODES, (address_text(sender),)))
+        for address in other.own_addresses:
+            inner = number if address is sender else nft_number(address.packed)
+            found.append(_element(ip, _SENDERS[address.version], (number, inner)))
+    for block in blocks:
+        network = block.network
+        inner = _range(network)
+        if number:
+            found.append(_element(ip, _SENDERS[network.version], (number, inner)))
+        found.append(_element(ip, _BLOCKS[network.version], (_kind(network), inner)))
+    return found
 
 
 def ipip_sources(view: ClusterView, node: str, own: Address) -> tuple[TunnelSource, ...]:
@@ -151,33 +157,27 @@ def ipip_sources(view: ClusterView, node: str, own: Address) -> tuple[TunnelSour
     found: dict[Network, Address | None] = dict.fromkeys(
         network for network in _pools(view) if isinstance(network, IPv4Network)
     )
-    found |= {network: own for network in _sources(view, node) if isinstance(network, IPv4Network)}
+    found |= dict.fromkeys(_sources(view.nodes.get(node), view.blocks_of(node)), own)
     found[_EVERYTHING] = own
     return tuple(TunnelSource(network, sender) for network, sender in found.items())
 
 
-def ipip_senders(view: ClusterView, own: Address, names: Iterable[str]) -> tuple[TunnelSource, ...]:
-    """Return which inner IPv4 sources belong to other nodes. Of one that sends no IPIP nothing is taken."""
-    found: dict[Network, Address] = {}
-    for name in names:
-        sender = _sender(view, name, Family.IPV4) or own
-        found |= {network: sender for network in _sources(view, name) if isinstance(network, IPv4Network)}
-    return tuple(TunnelSource(network, sender) for network, sender in found.items())
+def ipip_senders(other: Node | None, blocks: Iterable[AddressBlock], own: Address) -> tuple[TunnelSource, ...]:
+    """Return which inner IPv4 sources belong to another node. Of one that sends no IPIP nothing is taken.
+
+    `own` is this node's address.
+    """
+    sender = (other.internal_address(Family.IPV4) if other else None) or own
+    return tuple(TunnelSource(network, sender) for network in _sources(other, blocks))
 
 
-def _sender(view: ClusterView, name: str, underlay: Family) -> Address | None:
-    """Return the address from which a node sends outer headers of a family, None if it sends none."""
-    known = view.nodes.get(name)
-    return known.internal_address(underlay) if known else None
-
-
-def _sources(view: ClusterView, name: str) -> Iterator[Network]:
-    """Yield what a node may send from: its own addresses, and those of the pods in its blocks."""
-    known = view.nodes.get(name)
-    for address in known.own_addresses if known else ():
-        yield host_network(address)
-    for block in view.blocks.select("node", name):
-        yield block.network
+def _sources(node: Node | None, blocks: Iterable[AddressBlock]) -> tuple[IPv4Network, ...]:
+    """Return what a node may send from: its own IPv4 addresses, and those of the pods in its blocks."""
+    every = (
+        *(host_network(address) for address in (node.own_addresses if node else ())),
+        *(block.network for block in blocks),
+    )
+    return tuple(dict.fromkeys(network for network in every if isinstance(network, IPv4Network)))
 
 
 def _pools(view: ClusterView) -> Iterator[Network]:
@@ -186,11 +186,11 @@ def _pools(view: ClusterView) -> Iterator[Network]:
 
 
 def _block_elements(view: ClusterView, ip: Literal["ip", "ip6"], name: str) -> Iterator[NftElement]:
-    for block in view.blocks.select("node", name):
-        yield _element(ip, f"blocks{block.network.version}", _kind(block.network), _range(block.network))
+    for block in view.blocks_of(name):
+        yield _element(ip, _BLOCKS[block.network.version], (_kind(block.network), _range(block.network)))
 
 
-def _element(ip: Literal["ip", "ip6"], name: str, *fields: str) -> NftElement:
+def _element(ip: Literal["ip", "ip6"], name: str, fields: tuple[str, ...]) -> NftElement:
     return NftElement(ip, NFT_VXLAN_TABLE, name, fields)
 
 
@@ -200,6 +200,6 @@ def _kind(network: Network) -> str:
 
 def _range(network: Network) -> str:
     # By numbers: it is asked of thousands of blocks.
-    digits, first = network.max_prefixlen // 4, int(network.network_address)
-    last = first | (1 << network.max_prefixlen - network.prefixlen) - 1
-    return f"{first:#0{digits + 2}x}" if first == last else f"{first:#0{digits + 2}x}-{last:#0{digits + 2}x}"
+    bits, first = network.max_prefixlen, int(network.network_address)
+    begin, last = nft_number(first.to_bytes(bits // 8, "big")), first | (1 << bits - network.prefixlen) - 1
+    return begin if first == last else f"{begin}-{nft_number(last.to_bytes(bits // 8, 'big'))}"

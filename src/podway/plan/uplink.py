@@ -6,10 +6,11 @@ import msgspec
 
 from podway.api.addresses import Address, Family, Interface, Network
 from podway.api.kinds.ip_pool import IPPool
+from podway.cached import cached_property
 from podway.cluster.view import ClusterView
 
 
-class Uplink(msgspec.Struct, frozen=True):
+class Uplink(msgspec.Struct, frozen=True, dict=True):
     """The device by which a node reaches the other nodes."""
 
     device: str
@@ -19,12 +20,12 @@ class Uplink(msgspec.Struct, frozen=True):
     absent: frozenset[Address] = frozenset()
     """Those of them that the node has lost for the moment, and is still known by."""
 
-    @property
+    @cached_property
     def node_addresses(self) -> tuple[Address, ...]:
         """The node's own addresses, without prefix lengths."""
         return tuple(interface.ip for interface in self.addresses)
 
-    @property
+    @cached_property
     def sources(self) -> tuple[Address, ...]:
         """The addresses that the node can send from now."""
         return tuple(address for address in self.node_addresses if address not in self.absent)

@@ -6,13 +6,17 @@ it otherwise, the last of them in order has its way. So a section can be planned
 comes of it is the same as planning everything anew.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from podway.plan.changes import KINDS, Change
 from podway.plan.objects import NodePlan
 
 _NOTHING = NodePlan()
+
+_by_kind: Callable[[NodePlan], tuple[tuple[Any, ...], ...]] = attrgetter(*KINDS.values())
+"""A plan's objects in the order of KINDS."""
 
 ObjectKey: TypeAlias = tuple[str, Any]
 """A kernel object's kind and key."""
@@ -44,8 +48,8 @@ class Wanted:
         mine[owner.key] = section
         changes: list[Change] = []
         if before is None:  # as for thousands of nodes at an agent's start
-            for kind, field in KINDS.items():
-                if new := getattr(section, field):
+            for kind, new in zip(KINDS, _by_kind(section), strict=True):
+                if new:
                     self._claim_all(owner, kind, new, changes)
         for kind, field in KINDS.items() if before is not None else ():
             old, new = getattr(before, field), getattr(section, field)
@@ -85,13 +89,15 @@ class Wanted:
     def _claim_all(self, owner: Owner, kind: str, new: Iterable[Any], changes: list[Change]) -> None:
         """Take what an owner wants of a kind of which it wanted nothing; add the changes that come of it."""
         objects, owners = self._objects[kind], self._owners[kind]
+        count = len(objects)
         for obj in new:
             key = obj.key
-            if key in owners:
-                self._claim(owner, kind, key, obj, changes)
-            else:
-                objects[key], owners[key] = obj, owner
+            objects.setdefault(key, obj)  # to ask first would take the key's hash once more, which is not cheap
+            if len(objects) > count:
+                count, owners[key] = count + 1, owner
                 changes.append(Change(kind, key, None, obj))
+            else:
+                self._claim(owner, kind, key, obj, changes)
 
     def _claim(self, owner: Owner, kind: str, key: Any, obj: Any, changes: list[Change]) -> None:
         """Take what an owner wants of an object now; add the change that comes of it, if any."""

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from ipaddress import ip_network
 from typing import ClassVar, Literal
 
-from podway.api.addresses import Network
+from podway.api.addresses import Network, parse_plain_network
 from podway.api.cel import NETWORK, USABLE_NETWORK
 from podway.api.columns import AGE, Column
 from podway.api.fields import SUBDOMAIN_SCHEMA, Problem, check_name, check_usable_network, parse_cidr
@@ -66,7 +66,7 @@ class AddressBlock(Resource, frozen=True, kw_only=True, dict=True, forbid_unknow
     @cached_property
     def network(self) -> Network:
         """The block's range."""
-        return ip_network(self.spec.cidr)
+        return parse_plain_network(self.spec.cidr)
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the claim."""

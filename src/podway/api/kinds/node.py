@@ -1,6 +1,7 @@
 """Node: a machine that runs pods, and what agents write on its object for each other."""
 
 from collections.abc import Hashable, Iterable, Iterator
+from functools import lru_cache
 from ipaddress import ip_network
 from typing import ClassVar, Literal
 
@@ -119,10 +120,12 @@ def _sends(node: "Node") -> Iterable[Hashable]:
     return node.sends if SENDS in node.metadata.annotations else ()
 
 
-def _families(node: "Node") -> Iterable[Hashable]:
-    # By the text: it is asked at each change of each of thousands of nodes.
-    own = (entry.address for entry in node.status.addresses if entry.type == "InternalIP")
-    return (frozenset(Family.IPV6 if ":" in address else Family.IPV4 for address in own),)
+_FAMILIES = {
+    (four, six): frozenset(family for family, has in ((Family.IPV4, four), (Family.IPV6, six)) if has)
+    for four in (False, True)
+    for six in (False, True)
+}
+"""Sets of families, each once: by whether IPv4 is in it, and IPv6."""
 
 
 class Node(Resource, frozen=True, kw_only=True, dict=True):
@@ -149,7 +152,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     INDICES: ClassVar = {
         "sends": _sends,
         "address": lambda node: (entry.address for entry in node.status.addresses),
-        "families": _families,
+        "families": lambda node: (node.families,),
         "starved": lambda node: node.starved if STARVED in node.metadata.annotations else (),
         # By the notes' text: of most nodes there is none.
         "asn": lambda node: filter(None, (node.metadata.annotations.get(ASN),)),
@@ -180,6 +183,13 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
                 return address
         return None
 
+    @cached_property
+    def families(self) -> frozenset[Family]:
+        """The families of `internal_addresses`."""
+        # By the text: it is asked at each change of each of thousands of nodes.
+        own = [":" in entry.address for entry in self.status.addresses if entry.type == "InternalIP"]
+        return _FAMILIES[False in own, True in own]
+
     def pod_network(self, family: Family) -> Network | None:
         """Return the range of a family that Kubernetes gave the node, None if it gave none."""
         return next((one for one in map(ip_network, self.spec.pod_cidrs) if one.version == family), None)
@@ -194,9 +204,11 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
     def own_addresses(self) -> tuple[Address, ...]:
         """All addresses that the node says are its own, each once: those of most nodes are said twice."""
         # Of interface addresses the text: their subnets take time to make, and are asked of few nodes.
+        own = self.internal_addresses
+        stated = {entry.address for entry in self.status.addresses if entry.type == "InternalIP"}
         texts = self.metadata.annotations.get(INTERFACE_ADDRESSES, "").split(",")
-        there = (parse_address(text.partition("/")[0]) for text in texts if text)
-        return tuple(dict.fromkeys((*self.internal_addresses, *there)))
+        there = [address for text in texts if text and (address := text.partition("/")[0]) not in stated]
+        return tuple(dict.fromkeys((*own, *map(parse_address, there)))) if there else own
 
     @property
     def rack(self) -> str:
@@ -221,7 +233,7 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
         bits = int(length) if length.isdecimal() else parse_interface(first).network.prefixlen
         return address.version, int(address) >> address.max_prefixlen - bits, bits
 
-    @cached_property
+    @property
     def asn(self) -> int | None:
         """The node's own AS number, None if it has the cluster's. Raises ValueError for what is no number."""
         text = self.metadata.annotations.get(ASN)
@@ -237,22 +249,22 @@ class Node(Resource, frozen=True, kw_only=True, dict=True):
         """Return the one of a family, None if it is that of the route."""
         return next((address for address in self.nat_addresses if address.version == family), None)
 
-    @cached_property
+    @property
     def accepts(self) -> frozenset[str]:
         """The encapsulations that the node says it takes off."""
         return _words(self.metadata.annotations.get(ACCEPTS, ""))
 
-    @cached_property
+    @property
     def sends(self) -> frozenset[str]:
         """The encapsulations that the node says it may still put on."""
         return _words(self.metadata.annotations.get(SENDS, ""))
 
-    @cached_property
+    @property
     def lost(self) -> frozenset[str]:
         """The route reflectors that the node says it has lost."""
         return _words(self.metadata.annotations.get(BGP_LOST, ""))
 
-    @cached_property
+    @property
     def starved(self) -> frozenset[str]:
         """The pools of which the node says that a pod got no address lately."""
         return _words(self.metadata.annotations.get(STARVED, ""))
@@ -339,5 +351,6 @@ def _wrong_nat_addresses(text: str) -> Iterator[Problem]:
             )
 
 
+@lru_cache(maxsize=1024)  # most nodes say the same
 def _words(text: str) -> frozenset[str]:
     return frozenset(part.strip() for part in text.split(",") if part.strip())
