@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from podway.api.kinds.node import ACCEPTS, SENDS, Node
 from podway.api.meta import Metadata
+from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
 from podway.plan.changes import between
 from podway.plan.fabric import (
@@ -37,6 +38,8 @@ from podway.plan.switching import (
     missing_modes,
     missing_routes,
     modes_to_advertise,
+    needs_look,
+    redirected,
     sent_modes,
     unconverged,
     waiting,
@@ -82,6 +85,19 @@ def test_pools_linger_while_birds_routes_stand_whatever_way_they_lead() -> None:
     assert lingering(cluster(encapsulation="vxlan"), InstalledModes(learned={NETWORK: "none"})) == frozenset()
 
 
+def test_only_a_change_of_other_nodes_needs_no_look_at_all_routes() -> None:
+    one = pool()
+    other, own = (
+        Change.of(node(name, "172.30.1.2/24"), node(name, "172.30.1.2/24", accepts="vxlan"))
+        for name in ("there", "here")
+    )
+    came = Change.of(None, THERE)
+    assert [needs_look("here", [change]) for change in (other, came, own, Change.of(None, one))] == [
+        *(False, False),
+        *(True, True),
+    ]
+
+
 MODE_SETS = st.sets(st.sampled_from(["vxlan", "ipip"])).map(lambda modes: ",".join(sorted(modes)))
 
 
@@ -124,6 +140,46 @@ def test_no_device_that_goes_leaves_a_block_to_birds_route_from_before(
         assert mode_to(one, here, there) == "none", "it is what the two have agreed on"
     else:
         assert way(*DEVICES.values()).type == "unreachable"
+
+
+OTHERS = {
+    "far": ("10.244.3.0/24", "172.31.0.9/24"),
+    "near": ("10.244.2.0/24", "172.30.1.2/24"),
+    "six": ("10.244.4.0/24", "fd00::2/64"),
+}
+
+
+@given(
+    st.fixed_dictionaries({name: st.tuples(MODE_SETS, MODE_SETS, MODE_SETS, MODE_SETS) for name in OTHERS}),
+    st.sets(st.sampled_from([*OTHERS, "new", "gone"])),
+    st.sampled_from(["none", "vxlan", "ipip"]),
+    st.sampled_from(["always", "cross-subnet"]),
+    st.sampled_from(["bgp", "store"]),
+)
+def test_what_changes_redirect_is_what_a_look_at_all_routes_would_find(
+    words: dict[str, tuple[str, str, str, str]], heard: set[str], encapsulation: str, when: str, distribution: str
+) -> None:
+    one = pool(encapsulation=encapsulation, when=when, distribution=distribution)
+    here = node("here", "172.30.1.1/24", accepts="vxlan,ipip", sends="vxlan,ipip")
+    blocks = [block(cidr, name, one) for name, (cidr, _) in OTHERS.items()]
+    nodes = {
+        name: (
+            node(name, OTHERS[name][1], accepts=said[0], sends=said[1]),
+            node(name, OTHERS[name][1], accepts=said[2], sends=said[3]),
+        )
+        for name, said in words.items()
+    }
+    gone, new = node("gone", "172.30.1.7/24"), node("new", "172.30.1.8/24", accepts="vxlan", sends="vxlan")
+    before = view(here, gone, *(old for old, _ in nodes.values()), one, *blocks)
+    changes = [
+        *(Change.of(*nodes[name]) for name in OTHERS if name in heard),
+        *([Change.of(gone, None)] if "gone" in heard else []),
+        *([Change.of(None, new)] if "new" in heard else []),
+    ]
+    after = before.after(*changes)
+    learned = {each.network: mode_to(one, here, before.nodes[each.spec.node]) for each in blocks}
+    expected = unconverged(after, "here", InstalledModes(learned=learned))
+    assert redirected(before, after, "here", changes) == expected
 
 
 def test_what_the_kernels_routes_lead_to_is_still_sent() -> None:

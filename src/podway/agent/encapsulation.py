@@ -44,6 +44,7 @@ from podway.plan.switching import (
     missing_routes,
     modes_to_advertise,
     needs_look,
+    redirected,
     sent_modes,
     unconverged,
     waiting,
@@ -114,6 +115,8 @@ class EncapsulationSwitch:
         self._later: asyncio.TimerHandle | None = None
         """When to look at what has time."""
         reconciler.tell_failures(self._wanted)
+        self._redirected: frozenset[Network] = frozenset()
+        """Blocks that became transitional by changes since the last look began."""
         self._learned: frozenset[Network] = frozenset()
         """Transitional blocks of which BIRD had a route."""
         self._missed: dict[Network, float] = {}
@@ -138,19 +141,24 @@ class EncapsulationSwitch:
     def follow(self, before: ClusterView, changes: Collection[Change[Any]]) -> None:
         """Take over what the node may send after changes, before they are brought to the kernel.
 
-        What other nodes' changes make it send besides is added at once. What it sends no more, a look at the
-        kernel tells, which has to read all its routes: that may wait, the longer if nodes only came or went, which
-        alters no way that is known already.
+        What other nodes' changes make it send besides is added at once, and which blocks need a route of ours
+        until BIRD's leads another way. What it sends no more, and where BIRD has followed, a look at the kernel
+        tells, which has to read all its routes: that may wait, the longer if nodes only came or went, which alters
+        no way that is known already.
         """
         state = self._state
         if not self._is_concerned(before, state.view):
             return
         self._followed += 1
         asked = [accepted_modes(v, state.node) for v in (before, state.view)]
-        if state.transitional or asked[0] != asked[1] or needs_look(state.view, state.node, changes):
+        if asked[0] != asked[1] or needs_look(state.node, changes):
             self.refresh()
             return
         state.sent = with_changed(state.view, state.node, state.sent, changes)
+        redirections = redirected(before, state.view, state.node, changes)
+        state.transitional |= redirections
+        self._redirected |= redirections
+        self._learned |= redirections  # a look tells where BIRD has none
         if any(alters_ways(each, state.node) for each in changes):
             self.trigger()
         else:
@@ -166,13 +174,13 @@ class EncapsulationSwitch:
         state = self._state
         if not self._is_concerned(state.view):
             return
-        began = self._followed
+        began, self._redirected = self._followed, frozenset()
         found = await asyncio.to_thread(self._look, state.view)
         if self._taken > began:
             return  # there was a newer look meanwhile
         if found is not None and self._followed > began:
             # In which modes nodes are sent to that came meanwhile was added, and is not in what was found.
-            found = found.joined(state.sent)
+            found = found.joined(state.sent, self._redirected)
             self._look_later()
         if self._take(found):
             self._reconciler.wake()
@@ -394,11 +402,12 @@ class _Found(NamedTuple):
     unconverged: frozenset[Network]
     lingering: frozenset[str]
 
-    def joined(self, more: SentModes) -> "_Found":
-        """Return the same, with further modes that may be sent."""
-        names = self.sent.keys() | more.keys()
+    def joined(self, sent: SentModes, redirections: frozenset[Network]) -> "_Found":
+        """Return the same, with further modes that may be sent, and further blocks that BIRD's routes lead to."""
+        names = self.sent.keys() | sent.keys()
         return self._replace(
-            sent={name: frozenset(self.sent.get(name, ())) | frozenset(more.get(name, ())) for name in names}
+            sent={name: frozenset(self.sent.get(name, ())) | frozenset(sent.get(name, ())) for name in names},
+            unconverged=self.unconverged | redirections,
         )
 
 

@@ -99,16 +99,13 @@ def _words(node: Node) -> tuple[object, ...]:
     return (node.internal_addresses, node.interface_addresses, node.accepts, node.sends)
 
 
-def needs_look(view: ClusterView, node: str, changes: Iterable[ClusterChange[Any]]) -> bool:
-    """Tell whether only a node's routes say what it is to do after changes: `with_changed` is not enough.
+def needs_look(node: str, changes: Iterable[ClusterChange[Any]]) -> bool:
+    """Tell whether only a node's routes say what it is to do after changes: anything but other nodes changed.
 
-    So it is where anything else than other nodes changed, or where routes of BIRD's may need some of ours in their
-    place (`unconverged`).
+    Of these `with_changed` and `redirected` tell.
     """
-    by_bgp = any(pool.spec.distribution == "bgp" for pool in view.pools.values())
     return any(
-        alters_ways(change, node) and (by_bgp or change.kind != Node.KIND or change.key[2] == node)
-        for change in changes
+        change.kind != Node.KIND or (change.key[2] == node and alters_ways(change, node)) for change in changes
     )
 
 
@@ -128,6 +125,27 @@ def with_changed(
     for name, pool in view.pools.items():
         found.setdefault(name, set()).update({mode_to(pool, here, there) for there in others} - {"none"})
     return {name: frozenset(modes) for name, modes in found.items() if modes}
+
+
+def redirected(
+    before: ClusterView, view: ClusterView, node: str, changes: Iterable[ClusterChange[Any]]
+) -> frozenset[Network]:
+    """Return the blocks of other nodes that changed to which BGP's routes are to lead in another mode than before.
+
+    Of a kernel whose routes lead as they were to before the changes, `unconverged` finds these.
+    """
+    here = view.nodes.get(node)
+    names = {change.key[2] for change in changes if change.kind == Node.KIND} - {node}
+    found = set()
+    for name in names:
+        old, new = before.nodes.get(name), view.nodes.get(name)
+        if here is None or old is None or new is None:
+            continue  # who comes has no way yet, and who goes takes it along
+        for block in view.blocks_of(name):
+            pool = pool_of(view, block)
+            if pool and pool.spec.distribution == "bgp" and mode_to(pool, here, old) != mode_to(pool, here, new):
+                found.add(block.network)
+    return frozenset(found)
 
 
 def unconverged(view: ClusterView, node: str, installed: InstalledModes) -> frozenset[Network]:
