@@ -211,6 +211,26 @@ def test_a_plugin_is_asked_once_until_what_it_said_ends(server: ApiServer, tmp_p
     run(server, failing, lambda: read_kubeconfig(path))
 
 
+def test_a_plugin_ends_with_who_asked_it(tmp_path: Path) -> None:
+    """Say, with a command that is interrupted while a plugin waits for somebody to log in."""
+    plugin, number = tmp_path / "plugin", tmp_path / "number"
+    plugin.write_text(f"#!/bin/sh\necho $$ >{number}.new\nmv {number}.new {number}\nexec sleep 1000\n")
+    plugin.chmod(0o755)
+    exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump({**CONFIG, "users": [{"name": "u", "user": {"exec": exec_}}]}))
+
+    async def cancelled() -> None:
+        asking = asyncio.create_task(access.Identity(read_kubeconfig(path)).present())
+        await asyncio.to_thread(eventually, number.exists, "the plugin runs")
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(cancelled())
+    assert not Path(f"/proc/{number.read_text().strip()}").exists()
+
+
 CONFIG: dict[str, Any] = {
     "clusters": [{"name": "c", "cluster": {"server": "https://[::1]:6443"}}],
     "users": [{"name": "u", "user": {"token": "t"}}],

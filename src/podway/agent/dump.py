@@ -15,6 +15,7 @@ from podway.channel.admin import Method
 from podway.cni.server import CniServer
 from podway.errors import KernelError
 from podway.policy.maps import Rule
+from podway.subprocesses import running
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "links": ("ip", "-details", "-statistics", "link"),
@@ -109,29 +110,24 @@ async def output_of(command: tuple[str, ...], *, seconds: float = SECONDS, most:
     It has ended when this returns, also when it is cancelled; no more of its output than that is ever held.
     """
     words = " ".join(command)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    except OSError as error:
-        return f"{words}: {error.strerror}\n"
-    assert process.stdout
     said, end = bytearray(), ""
     try:
-        async with asyncio.timeout(seconds):
+        async with (
+            asyncio.timeout(seconds),
+            running(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            ) as process,
+        ):
+            assert process.stdout
             while len(said) <= most and (part := await process.stdout.read(_PIECE)):
                 said += part
-    except TimeoutError:
+    except TimeoutError:  # an OSError, too
         end = f"\n... {words}: not done after {seconds:g} s\n"
-    finally:
-        if process.returncode is None:
-            process.kill()  # it may have closed its output and go on, too
-        while await process.stdout.read(_PIECE):
-            pass  # asyncio may wait for the end of the pipe before it tells that of the process
-        await process.wait()
+    except OSError as error:
+        return f"{words}: {error.strerror}\n"
     if len(said) > most:
         end = f"\n... only the first {most} bytes are here\n"
     return f"$ {words}\n{said[:most].decode(errors='replace')}{end}"

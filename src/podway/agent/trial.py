@@ -15,6 +15,7 @@ from podway.cni.conflist import VERSION
 from podway.cni.spec import NETWORK
 from podway.errors import AgentError, explain
 from podway.kernel import netns
+from podway.subprocesses import running
 
 SECONDS = 20.0
 """How long the plugin may take, and how long a first answer."""
@@ -72,22 +73,21 @@ async def try_attachment(plugin: Path, socket: Path, spool: Path, pods: str) -> 
 
 async def _call(plugin: Path, command: str, environment: dict[str, str]) -> bytes:
     try:
-        process = await asyncio.create_subprocess_exec(
-            plugin,
-            env={**environment, "CNI_COMMAND": command},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        async with (
+            asyncio.timeout(SECONDS),
+            running(
+                plugin,
+                env={**environment, "CNI_COMMAND": command},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            ) as process,
+        ):
+            answer, _ = await process.communicate(_CONFIGURATION)
+    except TimeoutError as error:  # an OSError, too
+        raise AgentError(f"{plugin} has not answered {command} after {SECONDS:g} s") from error
     except OSError as error:
         raise AgentError(f"{plugin} cannot be run: {error.strerror}") from error
-    try:
-        async with asyncio.timeout(SECONDS):
-            answer, _ = await process.communicate(_CONFIGURATION)
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise AgentError(f"{plugin} has not answered {command} after {SECONDS:g} s") from error
     if process.returncode:
         raise AgentError(_words(answer) or f"{plugin} ended with status {process.returncode} at {command}")
     return answer

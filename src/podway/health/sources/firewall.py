@@ -17,6 +17,7 @@ from podway.health.facts import Firewall
 from podway.health.ruleset import Ruleset, from_iptables, from_nft
 from podway.kernel import firewall
 from podway.plan.objects import is_our_table
+from podway.subprocesses import running
 
 _LEGACY = {
     "iptables-legacy": Path("/proc/thread-self/net/ip_tables_names"),
@@ -29,19 +30,14 @@ _SAVE_SECONDS = 5.0
 
 async def read() -> Firewall:
     """Return the rules of this network namespace. Raises AgentError if they cannot be listed."""
-    process = await asyncio.create_subprocess_exec(
+    async with running(
         sys.executable,
         *("-m", __name__),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-    )
-    try:
+    ) as process:
         output, complaint = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
     if process.returncode:
         words = complaint.decode(errors="replace").strip().splitlines()[-1:]
         raise AgentError(f"the firewall's rules cannot be listed: {''.join(words)}")

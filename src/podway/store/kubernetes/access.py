@@ -20,6 +20,7 @@ import msgspec
 from podway.api.documents import parse
 from podway.errors import InvalidArgument, InvalidInput, StoreUnavailable
 from podway.store.material import Material, client_context
+from podway.subprocesses import running
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SERVICE_NAME = "kubernetes.default.svc"
@@ -165,26 +166,25 @@ async def _ask(plugin: Plugin) -> _Said:
         "KUBERNETES_EXEC_INFO": msgspec.json.encode(info).decode(),
     }
     try:
-        process = await asyncio.create_subprocess_exec(
-            plugin.command,
-            *plugin.arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-        )
+        async with (
+            asyncio.timeout(PLUGIN_TIMEOUT),
+            running(
+                plugin.command,
+                *plugin.arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=environment,
+            ) as process,
+        ):
+            output, errors = await process.communicate()
+    except TimeoutError as error:  # an OSError, too
+        raise StoreUnavailable(
+            f"the kubeconfig's plugin {plugin.command} said nothing for {PLUGIN_TIMEOUT:g} s"
+        ) from error
     except OSError as error:
         raise StoreUnavailable(
             f"the kubeconfig's plugin {plugin.command} cannot be run: {error.strerror}"
-        ) from error
-    try:
-        async with asyncio.timeout(PLUGIN_TIMEOUT):
-            output, errors = await process.communicate()
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise StoreUnavailable(
-            f"the kubeconfig's plugin {plugin.command} said nothing for {PLUGIN_TIMEOUT:g} s"
         ) from error
     if process.returncode:
         words = errors.decode(errors="replace").strip().splitlines()
