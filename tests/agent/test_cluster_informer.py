@@ -1,6 +1,8 @@
 """What agents are told of the cluster, when something goes wrong as they take it."""
 
 import asyncio
+from collections import Counter
+from contextlib import aclosing
 from ipaddress import ip_interface
 from typing import Any, cast
 
@@ -10,12 +12,13 @@ from podway.agent.cluster_informer import ClusterInformer, _Queued, first_view
 from podway.agent.contact import StoreContact
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
+from podway.api.resource import R
 from podway.cluster.change import Change
-from podway.cluster.view import ClusterView
+from podway.cluster.view import PLANNED, ClusterView
 from podway.plan.uplink import Uplink
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import RightOfWay
-from podway.store.base import Event
+from podway.store.base import Event, Listing, list_all
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests import builders
 from tests.patience import PATIENCE
@@ -35,6 +38,70 @@ class Failing:
         self.state.view = view
         self.taken += changes
         self.took.set()
+
+
+class Counting(MemoryStore):
+    """A store that counts how often each kind is listed."""
+
+    def __init__(self, cluster: MemoryCluster) -> None:
+        super().__init__(cluster)
+        self.listed: Counter[str] = Counter()
+
+    async def list(self, kind: type[R], *, namespace: str | None = None) -> Listing[R]:
+        self.listed[kind.KIND] += 1
+        return await super().list(kind, namespace=namespace)
+
+
+def test_who_starts_sees_what_he_has_written_without_listing_again() -> None:
+    """And what others wrote meanwhile, some of it wrong; he goes on from there."""
+
+    async def scenario() -> None:
+        cluster = MemoryCluster()
+        store = Counting(cluster)
+        for number in (1, 2, 3):
+            await store.create(builders.node(f"n{number}", f"172.30.0.{number}/24"))
+        listing = await list_all(store, PLANNED)
+        await store.delete(Node, "n2")
+        pool = await store.create(builders.pool("pods", "10.244.0.0/16"))
+        cluster.log(Node.KIND, "modified", (Node.KIND, "", "n3"), b"{", "damaged")
+        own = await store.patch(Node, "n1", {"metadata": {"annotations": {"podway.io/asn": "64513"}}})
+        view, versions = await first_view(store, None, listing, (pool, own))
+        assert dict(view.nodes) == {"n1": own, "n3": next(n for n in listing.items if n.metadata.name == "n3")}
+        assert list(view.rejected) == [(Node.KIND, "", "n3")]
+        assert dict(view.pools) == {"pods": pool}
+        assert set(store.listed.values()) == {1}
+        later = await store.create(builders.node("n4", "172.30.0.4/24"))
+        async with aclosing(store.watch(Node, versions[Node.KIND])) as watch:
+            told = [await anext(watch), await anext(watch)]
+        assert [one.object for one in told if isinstance(one, Event)] == [later]
+
+    asyncio.run(scenario())
+
+
+def test_who_has_written_nothing_new_asks_nothing_more() -> None:
+    async def scenario() -> None:
+        store = Counting(MemoryCluster())
+        own = await store.create(builders.node("n1", "172.30.0.1/24"))
+        listing = await list_all(store, PLANNED)
+        view, versions = await first_view(store, None, listing, (own,))
+        assert (dict(view.nodes), versions) == ({"n1": own}, listing.versions)
+        assert set(store.listed.values()) == {1}
+
+    asyncio.run(scenario())
+
+
+def test_who_starts_lists_again_where_the_store_has_forgotten_the_changes() -> None:
+    async def scenario() -> None:
+        cluster = MemoryCluster()
+        store = Counting(cluster)
+        listing = await list_all(store, PLANNED)
+        own = await store.create(builders.node("n1", "172.30.0.1/24"))
+        cluster.forget(Node)
+        view, _ = await first_view(store, None, listing, (own,))
+        assert dict(view.nodes) == {"n1": own}
+        assert store.listed[Node.KIND] == 2
+
+    asyncio.run(scenario())
 
 
 def test_what_nobody_took_for_a_mistake_is_handed_on_again() -> None:

@@ -228,13 +228,14 @@ class Agent:
         node, connection = self._options.node, self._kernel.connection
         here = [known.nodes[node]] if known and node in known.nodes else []
         try:
-            stored = (await list_all(self._store, PLANNED)).items
-            await ensure_pools(self._store, self._options.default_pools, stored)
+            listing = await list_all(self._store, PLANNED)
+            pools = await ensure_pools(self._store, self._options.default_pools, listing.items)
             await self._membership.check_name()
-            choice = await first_uplink(connection, self._options, (*here, *stored))
-            self._membership.check(choice.uplink.addresses, stored)
-            await self._membership.register(choice.uplink.addresses)
-            view, versions = await first_view(self._store, known)
+            choice = await first_uplink(connection, self._options, (*here, *listing.items))
+            self._membership.check(choice.uplink.addresses, listing.items)
+            registered = await self._membership.register(choice.uplink.addresses)
+            written = (*pools, registered) if registered is not None else pools
+            view, versions = await first_view(self._store, known, listing, written)
         except StoreError as error:
             if known is None or not here:
                 raise

@@ -6,7 +6,8 @@ while it has them served.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,16 +16,20 @@ import structlog
 from podway.agent.cluster_handler import ClusterHandler
 from podway.agent.contact import StoreContact
 from podway.api.checked import RejectedObject
-from podway.api.resource import Key, Resource
+from podway.api.resource import Key, Resource, key
 from podway.cluster.change import Change
 from podway.cluster.setting_aside import RANGED, consistent, needs_a_look
 from podway.cluster.view import OPTIONAL, PLANNED, ClusterView
+from podway.errors import VersionExpired
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import RightOfWay
 from podway.store.base import Event, Everything, Listing, Store, list_all
 from podway.store.informer import Informer
 
 log = structlog.get_logger(__name__)
+
+CATCHING_UP = 10.0
+"""Seconds for the store to tell one who starts of what he has written; then he lists anew."""
 
 TOGETHER = 0.02
 """Seconds after a delivery for which changes are gathered: each costs the loop more than a change in it does."""
@@ -35,24 +40,72 @@ class _Queued(NamedTuple):
     one: Event | Listing[Resource]
 
 
-async def first_view(store: Store, former: ClusterView | None = None) -> tuple[ClusterView, Mapping[str, str]]:
+async def first_view(
+    store: Store,
+    former: ClusterView | None = None,
+    listing: Everything | None = None,
+    written: Collection[Resource] = (),
+) -> tuple[ClusterView, Mapping[str, str]]:
     """List what has to be followed; return the view of it, and the versions from which to follow.
 
-    `former` knows the last good state of what is rejected. Raises StoreError.
+    `former` knows the last good state of what is rejected. Who has listed PLANNED already gives the `listing`, and
+    what was `written` since then, as the store answered: the view has that, too, and no kind is listed twice.
+    Raises StoreError.
     """
-    listing = await list_all(store, PLANNED)
-    view = ClusterView.of(listing.items, rejected=listing.rejected, former=former)
+    if listing is None:
+        listing, written = await list_all(store, PLANNED), ()
+    try:
+        async with asyncio.timeout(CATCHING_UP):
+            events, versions = await _told_since(store, listing, written)
+    except (VersionExpired, TimeoutError):
+        return await first_view(store, former)
+    view = _after(ClusterView.of(listing.items, rejected=listing.rejected, former=former), events)
     followed = view.followed
     if not followed:
-        return consistent(view.unfollowed(), former), listing.versions
+        return consistent(view.unfollowed(), former), versions
     more = await list_all(store, followed)
-    every = Everything(
-        (*listing.items, *more.items),
-        (*listing.rejected, *more.rejected),
-        {**listing.versions, **more.versions},
-    )
-    view = ClusterView.of(every.items, rejected=every.rejected, former=former)
-    return consistent(view.unfollowed(set(OPTIONAL).difference(followed)), former), every.versions
+    items, rejected = (*listing.items, *more.items), (*listing.rejected, *more.rejected)
+    view = _after(ClusterView.of(items, rejected=rejected, former=former), events)
+    unfollowed = set(OPTIONAL).difference(followed)
+    return consistent(view.unfollowed(unfollowed), former), {**versions, **more.versions}
+
+
+async def _told_since(
+    store: Store, listing: Everything, written: Collection[Resource]
+) -> tuple[Sequence[Event], Mapping[str, str]]:
+    """Watch until what was written after a listing is told; return all that was told, and the versions after it.
+
+    Raises StoreError.
+    """
+    listed = set(map(_state, listing.items))
+    missing = {_state(obj): type(obj) for obj in written if _state(obj) not in listed}
+    events, versions = [], dict(listing.versions)
+    while missing:
+        kind = next(iter(missing.values()))
+        async with aclosing(store.watch(kind, versions[kind.KIND])) as watch:
+            async for one in watch:
+                versions[kind.KIND] = one.version
+                if isinstance(one, Event):
+                    events.append(one)
+                    if isinstance(one.object, Resource):
+                        missing.pop(_state(one.object), None)
+                if kind not in missing.values():
+                    break
+    return events, versions
+
+
+def _state(obj: Resource) -> tuple[Key, str]:
+    """Return what names one state of one object."""
+    return key(obj), obj.metadata.resource_version
+
+
+def _after(view: ClusterView, events: Iterable[Event]) -> ClusterView:
+    for event in events:
+        if event.type == "deleted" or isinstance(event.object, Resource):
+            view = view.after(view.change(event.object, deleted=event.type == "deleted"))
+        else:
+            view = view.without(event.object)
+    return view
 
 
 class ClusterInformer:

@@ -30,21 +30,24 @@ def pool_of(cidr: str) -> IPPool:
     return pool
 
 
-async def ensure_pools(store: Store, cidrs: Sequence[str], others: Sequence[Resource]) -> None:
-    """Make pools of these networks, as far as the cluster has none of their family; `others` are its objects.
+async def ensure_pools(store: Store, cidrs: Sequence[str], others: Sequence[Resource]) -> tuple[IPPool, ...]:
+    """Make pools of these networks, as far as the cluster has none of their family; return those that were made.
 
-    What cannot be made is told in the log: there may be pools later. Raises StoreError.
+    `others` are the cluster's objects. What cannot be made is told in the log: there may be pools later. Raises
+    StoreError.
     """
     there = {pool.family for pool in others if isinstance(pool, IPPool) and not pool.for_services}
+    made = []
     for cidr in cidrs:
         try:
             pool = pool_of(cidr)
             if pool.family in there:
                 continue
             check_change(pool, others)
-            await store.create(pool)
+            made.append(await store.create(pool))
             log.info("the cluster had no pool: made one", pool=pool.metadata.name, cidr=cidr)
         except AlreadyExists:
             continue  # another agent was quicker
         except (InvalidObject, StoreForbidden) as error:
             log.error("no pool can be made of what was told", cidr=cidr, problem=error.message, hint=error.hint)
+    return tuple(made)

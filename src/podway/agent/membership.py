@@ -59,16 +59,16 @@ class Membership:
         """
         check_change(self._registered(Metadata(name=self._node), addresses), others)
 
-    async def register(self, addresses: tuple[Interface, ...]) -> None:
+    async def register(self, addresses: tuple[Interface, ...]) -> Node | None:
         """Renew this node's lease, and write its object where it is not as it is to be.
 
+        Return it as it was stored, None if it is rejected and nothing of it was the agent's to mend.
         Raises NameTaken if an agent on another kernel is alive under this name.
         """
         await self._renew()
-        written = False
-        while not written:
+        while True:
             with contextlib.suppress(AlreadyExists, Conflict, NotFound):  # somebody was quicker: look again
-                written = await self._write(addresses)
+                return await self._write(addresses)
 
     async def announce(self, words: Mapping[str, str]) -> None:
         """Write annotations onto this node's object, and keep them there when it is registered anew.
@@ -135,19 +135,18 @@ class Membership:
         except ObjectDamaged as error:
             return error.found.former_lease if isinstance(error.found, Node) else None
 
-    async def _write(self, addresses: tuple[Interface, ...]) -> bool:
-        """Write this node's object as far as it is not as it is to be; tell whether that was done."""
+    async def _write(self, addresses: tuple[Interface, ...]) -> Node | None:
+        """Write this node's object as far as it is not as it is to be; return it as `register` does."""
         try:
             current = await self._store.get(Node, self._node)
         except NotFound:
-            await self._store.create(self._registered(Metadata(name=self._node), addresses))
-            return True
+            return await self._store.create(self._registered(Metadata(name=self._node), addresses))
         except ObjectDamaged as error:
             found = error.found if isinstance(error.found, Node) else Node(metadata=Metadata(name=self._node))
             registered = self._registered(found.metadata, addresses)
-            if registered != error.found:  # what else is wrong with it is not the agent's, and stays
-                await self._store.update(registered)
-            return True
+            if registered == error.found:
+                return None  # what is wrong with it is not the agent's, and stays
+            return await self._store.update(registered)
         # A kubelet observes its node itself, and would write its own again.
         status = current.status if current.status.node_info.kubelet_version else self._status(addresses)
         # Others act on what they read between the two writes. An address without its subnet would be one that a
@@ -157,13 +156,13 @@ class Membership:
             await self._write_status(status)
         # Only what is the agent's own: others may have written theirs since this was read.
         annotations = {**self._annotations(addresses), **dict.fromkeys((FORMER_INSTANCE, FORMER_SEEN))}
-        await self._store.patch(Node, self._node, {"metadata": {"annotations": annotations}})
+        written = await self._store.patch(Node, self._node, {"metadata": {"annotations": annotations}})
         if status != current.status and not fewer:
-            await self._write_status(status)
-        return True
+            written = await self._write_status(status)
+        return written
 
-    async def _write_status(self, status: NodeStatus) -> None:
-        await self._store.patch_status(Node, self._node, {"status": msgspec.to_builtins(status)})
+    async def _write_status(self, status: NodeStatus) -> Node:
+        return await self._store.patch_status(Node, self._node, {"status": msgspec.to_builtins(status)})
 
     async def _rewrite(self, found: Node, words: Mapping[str, str]) -> None:
         annotations = {**found.metadata.annotations, **words}
