@@ -36,6 +36,8 @@ PORT = 6443
 HOST = "127.0.0.1"
 CLIENT_PORT = 2379
 
+_HOUR = timedelta(hours=1)
+
 ADMIN = "secret-of-admin"
 NOBODY = "secret-of-nobody"
 """Tokens of one who may do everything, and of one who may do nothing."""
@@ -65,13 +67,18 @@ class Authority:
         self.path = directory / f"{name}.crt"
         self.path.write_text(self.pem)
 
-    def issue(self, file: str, name: str, *, group: str = "", hosts: tuple[str, ...] = ()) -> tuple[Path, Path]:
-        """Write a certificate and its key; return their paths. Without a name it has no common name."""
+    def issue(
+        self, file: str, name: str, *, group: str = "", hosts: tuple[str, ...] = (), early: timedelta = _HOUR
+    ) -> tuple[Path, Path]:
+        """Write a certificate and its key; return their paths. Without a name it has no common name.
+
+        It is good from so much `early` on, that is, before now.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else []
         if group:
             attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, group))
-        builder = self._builder(x509.Name(attributes), key.public_key())
+        builder = self._builder(x509.Name(attributes), key.public_key(), early)
         if hosts:
             names: list[x509.GeneralName] = [
                 x509.IPAddress(ip_address(host)) if host[0].isdecimal() else x509.DNSName(host) for host in hosts
@@ -83,7 +90,7 @@ class Authority:
         paths[1].write_bytes(_pem(key))
         return paths
 
-    def _builder(self, subject: x509.Name, key: Any) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: Any, early: timedelta = _HOUR) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -91,7 +98,7 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_before(now - early)
             .not_valid_after(now + timedelta(days=2))
         )
 
@@ -274,7 +281,7 @@ class ApiServer:
 
     def compact(self, revision: int) -> None:
         """Have the database forget what was before a revision (etcd's KV.Compact)."""
-        self._ask_etcd("compaction", {"revision": revision, "physical": True})
+        self._ask_etcd("kv/compaction", {"revision": revision, "physical": True})
 
     def put(self, documents: Mapping[str, Any]) -> None:
         """Write objects past the API server, by their keys below /registry: thousands in seconds (KV.Txn)."""
@@ -283,7 +290,11 @@ class ApiServer:
             for key, document in documents.items()
         ]
         for first in range(0, len(puts), 100):  # etcd takes 128 at once, and 1.5 MiB
-            self._ask_etcd("txn", {"success": puts[first : first + 100]})
+            self._ask_etcd("kv/txn", {"success": puts[first : first + 100]})
+
+    def fill(self, *, full: bool) -> None:
+        """Have the database be as it is when it has reached its quota, or no more (etcd's Maintenance.Alarm)."""
+        self._ask_etcd("maintenance/alarm", {"action": "ACTIVATE" if full else "DEACTIVATE", "alarm": "NOSPACE"})
 
     def _ask_etcd(self, what: str, body: Any) -> None:
         """Ask the database by its JSON gateway."""
@@ -291,7 +302,7 @@ class ApiServer:
         connection.sock = self.socket()
         connection.sock.connect((HOST, CLIENT_PORT))
         try:
-            connection.request("POST", f"/v3/kv/{what}", json.dumps(body))
+            connection.request("POST", f"/v3/{what}", json.dumps(body))
             answer = connection.getresponse()
             text = answer.read().decode()
             assert answer.status == 200, text

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,8 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import yaml
 
 from podway.api.checked import RejectedObject
 from podway.api.kinds.address_block import AddressBlock, AddressBlockSpec
+from podway.api.kinds.bgp_peer import BGPPeer, BGPPeerSpec
 from podway.api.kinds.cluster_network_policy import (
     ClusterNetworkPolicy,
     ClusterNetworkPolicySpec,
@@ -47,7 +50,7 @@ from podway.store.kubernetes import store as kubernetes
 from podway.store.kubernetes.access import Access, in_cluster, read_kubeconfig
 from podway.store.kubernetes.store import KubernetesStore
 from podway.store.material import Material
-from tests.kubernetes import ADMIN, HOST, NOBODY, PORT, ApiServer, running_api_server
+from tests.kubernetes import ADMIN, HOST, NOBODY, PORT, ROOT, Answer, ApiServer, running_api_server
 from tests.patience import PATIENCE, eventually
 from tests.store.conftest import Kubernetes
 
@@ -276,7 +279,11 @@ class Proxy:
         self._context = context
         self.answers: list[bytes] = []
         """What is answered to the next requests in place of the API server's words."""
+        self.about = b""
+        """What the path of such a request has in it."""
         self.asked = 0
+        self.most: int | None = None
+        """After so many bytes of an answer nothing more comes."""
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> "Proxy":
@@ -302,7 +309,7 @@ class Proxy:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             self.asked += 1
-            if self.answers:
+            if self.answers and self.about in head.partition(b"\r\n")[0]:
                 writer.write(self.answers.pop(0))
                 await writer.drain()
                 return
@@ -313,7 +320,7 @@ class Proxy:
             upstream, other = await asyncio.open_connection(sock=plain, ssl=trust, server_hostname=HOST)
             self._writers.add(other)
             other.write(head[:-2] + b"Connection: close\r\n\r\n")  # so that each request passes here
-            await asyncio.gather(_pass_on(reader, other), _pass_on(upstream, writer))
+            await asyncio.gather(_pass_on(reader, other), _pass_on(upstream, writer, self.most))
         except (OSError, asyncio.IncompleteReadError):
             pass  # cut off, which is what it is for
         finally:
@@ -323,8 +330,13 @@ class Proxy:
                     one.transport.abort()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None = None) -> None:
+    passed = 0
     while data := await reader.read(65536):
+        passed += len(data)
+        if most is not None and passed > most:
+            await reader.read(-1)
+            await asyncio.Event().wait()
         writer.write(data)
         await writer.drain()
     writer.transport.abort()
@@ -379,6 +391,146 @@ def test_410_comes_as_a_status_or_in_the_stream(server: ApiServer) -> None:
             assert (await store.list(Node)).items == ()
 
     run(server, scenario, entry(server, 7001))
+
+
+PARTS = {
+    "half a document": (
+        answer("200 OK", b'{"metadata":{"resourceVersion":"9"},"items":[{"meta'),
+        "cannot be read",
+    ),
+    "cut off": (answer("200 OK", b'{"metadata":{"resourceVersion":"9"},"items":[]}')[:-9], "cannot be reached"),
+    "no list": (answer("200 OK"), "is no list"),
+    "no document": (answer("200 OK", b"<html>Sign in</html>"), "cannot be read"),
+    "a failure": (answer("500 Internal Server Error", b"out of memory"), r"failed \(500\): out of memory"),
+}
+
+
+@pytest.mark.parametrize("how", PARTS)
+def test_an_answer_in_part_is_none(server: ApiServer, how: str) -> None:
+    """It would be a cluster without nodes. So for the answer's first half as for the second."""
+    wrong, why = PARTS[how]
+    first = answer("200 OK", b'{"metadata":{"resourceVersion":"9","continue":"more"},"items":[]}')
+
+    async def scenario(store: Store) -> None:
+        async with proxy(server, 7001) as before:
+            await store.create(node("n"))
+            before.about = b"/api/v1/nodes"
+            for answers in ([wrong], [first, wrong]):
+                before.answers = answers
+                with pytest.raises(StoreUnavailable, match=why):
+                    await store.list(Node)
+            assert [one.metadata.name for one in (await store.list(Node)).items] == ["n"]
+
+    run(server, scenario, entry(server, 7001))
+
+
+def test_an_answer_in_part_does_not_tell_clusters_apart(server: ApiServer) -> None:
+    """What was known of the cluster would be thrown away."""
+
+    async def scenario(store: Store) -> None:
+        async with proxy(server, 7001) as before:
+            before.about = b"/namespaces/kube-system"
+            before.answers = [answer("200 OK")]
+            with pytest.raises(StoreUnavailable, match="is no namespace"):
+                await store.list(Node)
+            version = (await store.list(Node)).version
+            async with contextlib.aclosing(store.watch(Node, version)) as watch:
+                assert isinstance(await anext(watch), Bookmark)
+
+    run(server, scenario, entry(server, 7001))
+
+
+def test_a_line_in_part_is_no_event(server: ApiServer) -> None:
+    """A watch that ends in one, or tells what nobody knows, is taken up again from what it told before."""
+    limited = answer("200 OK", b'{"metadata":{"resourceVersion":"999999999"},"items":[]}')
+
+    async def scenario(store: Store) -> None:
+        async with proxy(server, 7001) as before:
+            version = (await store.list(Node)).version
+            made = await store.create(node("n"))
+            before.about = b"/api/v1/nodes"
+            half = b'{"type":"ADDED","object":{"kind":"Node","metadata":{"name":"m","resour'
+            before.answers = [limited, answer("200 OK", half)]
+            assert [one async for one in store.watch(Node, version)] == [Bookmark(version)]
+            for wrong in (half, b'{"type":"RENAMED","object":{"metadata":{"name":"m"}}}', b"5"):
+                before.answers = [limited, answer("200 OK", wrong + b"\n")]
+                watch = store.watch(Node, version)
+                assert isinstance(await anext(watch), Bookmark)
+                with pytest.raises(StoreUnavailable, match="wrote what is no event"):
+                    await anext(watch)
+            async with contextlib.aclosing(store.watch(Node, version)) as again:
+                assert isinstance(await anext(again), Bookmark)
+                told = await anext(again)
+            assert isinstance(told, Event)
+            assert told.object == made
+
+    run(server, scenario, entry(server, 7001))
+
+
+def test_a_list_that_comes_too_slowly_is_asked_for_in_smaller_parts(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than 300 kB never come: eight of these nodes are more."""
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 2.0)
+    names = [f"n{number:02}" for number in range(24)]
+    large = {"annotations": {"example.org/x": "x" * 40_000}}
+    for name in names:
+        server.ask("POST", "/api/v1/nodes", {"metadata": {"name": name, **large}})
+
+    async def scenario(store: Store) -> None:
+        async with proxy(server, 7001) as before:
+            before.most = 300_000
+            listing = None
+            while listing is None:
+                with contextlib.suppress(StoreUnavailable):  # a machine that is busy may answer nothing in time
+                    listing = await store.list(Node)
+            assert [one.metadata.name for one in listing.items] == names
+
+    run(server, scenario, entry(server, 7001))
+
+
+def test_a_clock_that_is_off_is_thought_of(server: ApiServer, tmp_path: Path) -> None:
+    certificate, key = server.authority.issue("early", "kube-apiserver", hosts=(HOST,), early=timedelta(hours=-1))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def scenario(store: Store) -> None:
+        async with Proxy(server, 7001, context):
+            with pytest.raises(StoreUnavailable, match="not yet valid") as told:
+                await store.list(Node)
+        assert "is the clock right" in told.value.hint
+
+    run(server, scenario, entry(server, 7001))
+
+
+def test_a_full_database_is_told_and_read(frail_server: ApiServer) -> None:
+    async def scenario(store: Store) -> None:
+        version = (await store.list(Node)).version
+        frail_server.fill(full=True)
+        try:
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match="database space exceeded") as told:
+                    await store.create(node("no-room"))
+                assert "etcdctl alarm disarm" in told.value.hint
+            await store.list(Node)
+            watch = store.watch(Node, version)
+            assert isinstance(await anext(watch), Bookmark)
+        finally:
+            frail_server.fill(full=False)
+        made = await store.create(node("room-again"))
+        async with contextlib.aclosing(watch):
+            told_of = [one async for one in _events(watch, 1)]
+        assert [one.object for one in told_of] == [made]
+
+    run(frail_server, scenario)
+
+
+async def _events(watch: AsyncIterator[Event | Bookmark], most: int) -> AsyncIterator[Event]:
+    """Yield so many changes that a watch tells."""
+    while most and (one := await anext(watch)):
+        if isinstance(one, Event):
+            most -= 1
+            yield one
 
 
 def test_another_server_is_asked_when_one_is_gone(server: ApiServer) -> None:
@@ -665,6 +817,110 @@ def test_a_kind_that_the_server_does_not_know_is_empty_until_it_does(
         assert (await store.list(ClusterNetworkPolicy)).items[0].spec == ruled.spec
 
     run(frail_server, scenario)
+
+
+DEFINITIONS = ROOT / "deploy/crds.yaml"
+
+
+@contextlib.contextmanager
+def redefined(server: ApiServer, directory: Path, kind: str, change: Callable[[Any], None]) -> Iterator[None]:
+    """Have a kind's definition changed (that is, its version), and as it was afterwards."""
+    (document,) = [
+        one for one in yaml.safe_load_all(DEFINITIONS.read_text()) if one["spec"]["names"]["kind"] == kind
+    ]
+    former, other = directory / "former.yaml", directory / "other.yaml"
+    former.write_text(yaml.safe_dump(document))
+    change(document["spec"]["versions"][0])
+    other.write_text(yaml.safe_dump(document))
+    server.define(other)
+    try:
+        yield
+    finally:
+        server.define(former)
+
+
+WHATEVER = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+PEERS = "/apis/podway.io/v1/bgppeers"
+RIGHT = {"address": "192.0.2.9", "asn": 64513}
+STRANGE: Mapping[str, Any] = {
+    "newer": {"spec": {**RIGHT, "colour": "red"}},
+    "text": {"spec": "192.0.2.1"},
+    "none": {},
+    "list": {"spec": [RIGHT]},
+    "number": {"spec": {**RIGHT, "address": 5}},
+    "huge": {"spec": {**RIGHT, "asn": 10**18}},
+    "deep": {"spec": {**RIGHT, "address": json.loads("[" * 200 + "]" * 200)}},
+    "null": {"spec": {"address": None, "asn": None}},
+}
+"""What cannot be a BGPPeer to this Podway, by name."""
+
+
+def test_what_newer_definitions_allow_is_rejected_one_by_one(frail_server: ApiServer, tmp_path: Path) -> None:
+    """As is what somebody wrote past a schema; the others are there, and a watch goes on behind it."""
+
+    def loosen(version: Any) -> None:
+        version["schema"] = {"openAPIV3Schema": {**WHATEVER, "properties": {"status": WHATEVER}}}
+
+    def write(name: str, document: Mapping[str, Any]) -> bool:
+        whole = {"apiVersion": "podway.io/v1", "kind": "BGPPeer", "metadata": {"name": name}, **document}
+        try:
+            frail_server.ask("POST", PEERS, whole)
+        except Answer:  # a new schema counts a moment after it was given
+            return False
+        return True
+
+    async def scenario(store: Store) -> None:
+        start = (await store.list(BGPPeer)).version
+        for name, document in {**STRANGE, "right": {"spec": RIGHT}}.items():
+            await asyncio.to_thread(eventually, lambda n=name, d=document: write(n, d), f"{name} is written")
+        listing = await store.list(BGPPeer)
+        assert [one.metadata.name for one in listing.items] == ["right"]
+        assert {one.key[2] for one in listing.rejected} == set(STRANGE)
+        assert all(one.problem for one in listing.rejected)
+        async with contextlib.aclosing(store.watch(BGPPeer, start)) as watch:
+            told = [one.object async for one in _events(watch, len(STRANGE) + 1)]
+        assert [type(one) for one in told] == [RejectedObject] * len(STRANGE) + [BGPPeer]
+        for name in (*STRANGE, "right"):
+            await store.delete(BGPPeer, name)
+
+    with redefined(frail_server, tmp_path, "BGPPeer", loosen):
+        run(frail_server, scenario)
+
+
+def test_a_field_that_older_definitions_lack_is_refused_by_name(frail_server: ApiServer, tmp_path: Path) -> None:
+    """The API server would drop it without a word; what the definitions know goes on."""
+
+    def forget(version: Any) -> None:
+        del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["bfd"]
+
+    spec = BGPPeerSpec(address="192.0.2.9", asn=64513)
+
+    async def scenario(store: Store) -> None:
+        async def refused() -> str:
+            newer = msgspec.structs.replace(spec, bfd=True)
+            try:
+                await store.create(BGPPeer(metadata=Metadata(name="p"), spec=newer))
+            except InvalidObject as error:
+                return f"{error} {error.hint}"
+            await store.delete(BGPPeer, "p")  # the older schema counts a moment after it was given
+            return ""
+
+        words = ""
+        while not words:
+            words = await refused()
+        assert "BGPPeer/p" in words
+        assert 'unknown field "spec.bfd"' in words
+        assert "older than this Podway" in words
+        made = await store.create(BGPPeer(metadata=Metadata(name="p"), spec=spec))
+        with pytest.raises(InvalidObject, match=r'unknown field "spec.bfd"'):
+            await store.patch(BGPPeer, "p", {"spec": {"bfd": True}})
+        assert (await store.get(BGPPeer, "p")) == made
+        changed = await store.patch(BGPPeer, "p", {"spec": {"asn": 64514}})
+        assert changed.spec.asn == 64514
+        await store.delete(BGPPeer, "p")
+
+    with redefined(frail_server, tmp_path, "BGPPeer", forget):
+        run(frail_server, scenario)
 
 
 def test_only_podways_own_leases_are_seen(server: ApiServer) -> None:

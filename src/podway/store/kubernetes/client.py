@@ -54,6 +54,13 @@ class Refused(Exception):
         self.status = status
 
 
+class SlowAnswer(TimeoutError):
+    """An answer had begun, and was not whole in time."""
+
+    def __str__(self) -> str:
+        return f"its answer was not whole after {ANSWER_TIMEOUT:g} s"
+
+
 class Client:
     """One user's way to a Kubernetes API. It belongs to the event loop in which it is used first."""
 
@@ -149,11 +156,18 @@ class Client:
     ) -> tuple[bytes, int, float | None]:
         arguments = await self._arguments(headers)
         session = self._connections.session
-        async with (
-            asyncio.timeout(ANSWER_TIMEOUT),
-            session.request(method, URL(server + path), params=query, data=body, **arguments) as response,
-        ):
-            return await response.read(), response.status, _after(response)
+        begun = False
+        try:
+            async with (
+                asyncio.timeout(ANSWER_TIMEOUT),
+                session.request(method, URL(server + path), params=query, data=body, **arguments) as response,
+            ):
+                begun = True
+                return await response.read(), response.status, _after(response)
+        except TimeoutError as error:
+            if begun:
+                raise SlowAnswer from error
+            raise
 
     async def stream(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """Yield an empty line once a stream stands, then its lines, until the server ends it.
@@ -235,7 +249,16 @@ def _status(body: bytes) -> Status:
 
 def _unreachable(server: str, error: BaseException) -> StoreUnavailable:
     words = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
-    return StoreUnavailable(f"the API server {server} cannot be reached: {words}")
+    off = "certificate is not yet valid" in words or "certificate has expired" in words
+    hint = "is the clock right, here and where the certificate was made?" if off else ""
+    return StoreUnavailable(f"the API server {server} cannot be reached: {words}", hint=hint)
+
+
+_FULL = "database space exceeded"
+"""What etcd says to everyone who writes, once it has reached its quota (api/v3rpc/rpctypes/error.go)."""
+_NO_ROOM = (
+    "etcd is full: compact and defragment it, then `etcdctl alarm disarm`; until then nothing can be written"
+)
 
 
 def _judged(server: str, method: str, path: str, code: int, status: Status) -> Exception:
@@ -251,5 +274,7 @@ def _judged(server: str, method: str, path: str, code: int, status: Status) -> E
             hint=f"RBAC has to allow that ({method} {path})",
         )
     if code >= 500:
-        return StoreUnavailable(f"the API server {server} failed ({code}): {words}")
+        return StoreUnavailable(
+            f"the API server {server} failed ({code}): {words}", hint=_NO_ROOM if _FULL in words else ""
+        )
     return Refused(msgspec.structs.replace(status, code=code))

@@ -11,7 +11,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -33,12 +33,14 @@ from podway.store.base import Bookmark, Event, Listing, R
 from podway.store.connections import Sockets, plain_socket
 from podway.store.kubernetes import events
 from podway.store.kubernetes.access import Access
-from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Status
+from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, SlowAnswer, Status
 from podway.store.kubernetes.translation import TRANSLATIONS, Translation
 from podway.store.objects import Alteration, check_version, encode, former, patching, replacing, replacing_status
 
 PAGE = 500
-"""Objects in one answer."""
+"""Objects in one answer, where that comes in time."""
+SHRINKING = 5
+"""What that number is divided by where it does not."""
 STEP = 50
 """Objects that are read before others have their turn."""
 ABSENT = "absent"
@@ -79,7 +81,7 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class _WatchEvent(msgspec.Struct, frozen=True):
-    type: str
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
     object: msgspec.Raw
 
 
@@ -114,6 +116,8 @@ _Found: TypeAlias = Sequence[tuple[Key, Resource | RejectedObject]]
 _page = msgspec.json.Decoder(_Page)
 _body = msgspec.json.Decoder(_Body)
 _event = msgspec.json.Decoder(_WatchEvent)
+_resources = msgspec.json.Decoder(_ApiResources)
+_endpoints = msgspec.json.Decoder(_EndpointSlice)
 
 
 class KubernetesStore:
@@ -155,7 +159,7 @@ class KubernetesStore:
         rejected: list[RejectedObject] = []
         try:
             answer = await self._client.request("GET", f"/apis/{GROUP}/v1")
-            for one in msgspec.json.decode(answer, type=_ApiResources).resources:
+            for one in _decoded(_resources, answer).resources:
                 if one.kind not in KINDS and "/" not in one.name:
                     keys, _ = await self._pages(f"/apis/{GROUP}/v1/{one.name}", partial(key_in, one.kind))
                     rejected += [cast("RejectedObject", check(each, b"")) for each in keys if each is not None]
@@ -184,7 +188,7 @@ class KubernetesStore:
         path = how.path(version, obj.metadata.namespace)
         body = msgspec.json.encode(how.creating(how.writing(shape)))
         try:
-            answer = await self._client.request("POST", path, body=body)
+            answer = await self._client.request("POST", path, query=_strictly(how), body=body)
         except Refused as error:
             raise _told(error.status, key(obj), creating=True) from error
         return cast("R", _fact(how, answer))
@@ -353,7 +357,9 @@ class KubernetesStore:
             generation = self._client.generation
             try:
                 answer = await self._client.request("GET", "/api/v1/namespaces/kube-system")
-                uid = _body.decode(answer).metadata.uid
+                uid = _decoded(_body, answer).metadata.uid
+                if not uid:
+                    raise StoreUnavailable("the API server's answer is no namespace: it has no uid")
             except (Refused, StoreForbidden):
                 uid = ""
             if self._client.in_cluster:
@@ -364,7 +370,7 @@ class KubernetesStore:
     async def _learn_servers(self) -> None:
         """Find out where the API servers behind the Service `kubernetes` are: who asks them needs no Service."""
         try:
-            found = msgspec.json.decode(await self._client.request("GET", SERVERS), type=_EndpointSlice)
+            found = _decoded(_endpoints, await self._client.request("GET", SERVERS))
         except (Refused, StoreForbidden):
             return  # what was given does
         ports = [port.port for port in found.ports if port.name == "https"]
@@ -389,7 +395,7 @@ class KubernetesStore:
                     if error.status.code != 404:
                         raise _unexpected(error) from error
                     continue
-                resources = msgspec.json.decode(answer, type=_ApiResources).resources
+                resources = _decoded(_resources, answer).resources
                 if any(one.name == how.kind.NAMES.plural for one in resources):
                     self._served[how.kind.KIND] = version
                     break
@@ -408,7 +414,7 @@ class KubernetesStore:
             answer = await self._client.request("GET", path, query={"limit": "1"})
         except Refused as error:
             raise _expired(how, str(number), error.status) from error
-        reached = _page.decode(answer).metadata.resource_version
+        reached = _listed(answer).metadata.resource_version
         if not reached.isdecimal() or int(reached) < number:
             raise VersionExpired(
                 f"the API server is at {reached}, and kind {how.kind.KIND} was known at {number}: "
@@ -440,7 +446,7 @@ class KubernetesStore:
             query = {"limit": str(PAGE)}
             try:
                 while True:
-                    page = _page.decode(await self._client.request("GET", path, query=query))
+                    page = await self._ask_page(path, query)
                     for body in page.items or ():
                         found.append(read(bytes(body)))
                         if len(found) % STEP == 0:
@@ -453,6 +459,17 @@ class KubernetesStore:
                 if error.status.code != 410 or trial + 1 == TRIES:
                     raise
         raise AssertionError  # the last trial returns or raises
+
+    async def _ask_page(self, path: str, query: dict[str, str]) -> _Page:
+        """Return a part of a list: a smaller one, as are those after it, where an answer was not whole in time."""
+        while True:
+            try:
+                return _listed(await self._client.request("GET", path, query=query))
+            except StoreUnavailable as error:
+                limit = int(query["limit"])
+                if not isinstance(error.__cause__, SlowAnswer) or limit == 1:
+                    raise
+                query["limit"] = str(max(1, limit // SHRINKING))
 
     async def _get(self, how: Translation, wanted: Key) -> tuple[bytes, Resource | RejectedObject]:
         path = how.path(await self._version(how), wanted[1], wanted[2])
@@ -508,7 +525,8 @@ class KubernetesStore:
                     assert obj is not None  # the others refuse to alter what is rejected
                     after["metadata"] = {**after["metadata"], "resourceVersion": version}
                     shape = {**after, "apiVersion": how.versions[0], "kind": how.kind.KIND}
-                    answer = await self._client.request("PUT", path, body=msgspec.json.encode(shape))
+                    data = msgspec.json.encode(shape)
+                    answer = await self._client.request("PUT", path, query=_strictly(how), body=data)
                 else:
                     patch = _patch(before, after, None if status else old)
                     if not patch and fresh:
@@ -518,7 +536,8 @@ class KubernetesStore:
                         continue
                     patch["metadata"] = {**patch.get("metadata", {}), "resourceVersion": version}
                     data = msgspec.json.encode(patch)
-                    answer = await self._client.request("PATCH", path, body=data, content=MERGE_PATCH)
+                    query = _strictly(how)
+                    answer = await self._client.request("PATCH", path, query=query, body=data, content=MERGE_PATCH)
             except Refused as error:
                 if error.status.code == 409 and expected is None and trial + 1 < TRIES:
                     await asyncio.sleep(random.uniform(0, 0.02) * trial)
@@ -528,6 +547,30 @@ class KubernetesStore:
             self._remember(wanted, answer)
             return _readable(_checked(how, answer)[1]) if status else _fact(how, answer)
         raise AssertionError  # the last trial returns or raises
+
+
+def _decoded(decoder: "msgspec.json.Decoder[T]", answer: bytes) -> T:
+    """Return what an answer says. Raises StoreUnavailable where it is none of an API server: cut off, say."""
+    try:
+        return decoder.decode(answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StoreUnavailable(f"the API server's answer cannot be read: {error}") from error
+
+
+def _listed(answer: bytes) -> _Page:
+    """Return a part of a list. Raises StoreUnavailable for what is none: it would be an empty cluster."""
+    page = _decoded(_page, answer)
+    if not page.metadata.resource_version:
+        raise StoreUnavailable("the API server's answer is no list: it has no resourceVersion")
+    return page
+
+
+def _strictly(how: Translation) -> Mapping[str, str]:
+    """Return what has an API server refuse a field that it would otherwise drop without a word.
+
+    Its definitions of Podway's own kinds may be older than this Podway.
+    """
+    return {"fieldValidation": "Strict"} if how.own else {}
 
 
 def _patch(before: Document, after: Document, old: Resource | RejectedObject | None) -> Document:
@@ -600,6 +643,13 @@ def _told_by(how: Translation, cluster: str, line: bytes) -> Event | Bookmark:
 _TYPES: Mapping[str, Any] = {"ADDED": "added", "MODIFIED": "modified", "DELETED": "deleted"}
 
 
+_UNKNOWN = "unknown field"
+"""What an API server says of a field that its definitions lack, where it is to be strict."""
+_OLDER = (
+    "; the cluster's definitions are older than this Podway: `podway cluster upgrade`, or apply deploy/crds.yaml"
+)
+
+
 def _told(status: Status, about: Key, *, creating: bool = False) -> Exception:
     """Return the error that an API server's words are about an object."""
     match status.code:
@@ -620,7 +670,8 @@ def _told(status: Status, about: Key, *, creating: bool = False) -> Exception:
         case 400 | 413 | 422:
             cause: Mapping[str, Any] = status.details.causes[0] if status.details.causes else {}
             problem = str(cause.get("message") or status.message)
-            return InvalidObject(subject(about), str(cause.get("field", "")), problem, hint="nothing was changed")
+            hint = f"nothing was changed{_OLDER if _UNKNOWN in problem else ''}"
+            return InvalidObject(subject(about), str(cause.get("field", "")), problem, hint=hint)
     return StoreUnavailable(f"{subject(about)}: the API server answers {status.code}: {status.message}")
 
 
