@@ -12,9 +12,22 @@ from typing import Any
 
 from tests.kubernetes import Answer, ApiServer
 
-PODS = "/api/v1/namespaces/podway/pods"
-SETS = "/apis/apps/v1/namespaces/podway/daemonsets"
-REVISIONS = "/apis/apps/v1/namespaces/podway/controllerrevisions"
+NAMESPACES = ("podway", "kube-system")
+
+
+def pods_of(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods"
+
+
+def sets_of(namespace: str) -> str:
+    return f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
+
+
+def revisions_of(namespace: str) -> str:
+    return f"/apis/apps/v1/namespaces/{namespace}/controllerrevisions"
+
+
+PODS, SETS = pods_of("podway"), sets_of("podway")
 DEPLOYMENTS = "/apis/apps/v1/namespaces/podway/deployments"
 MERGE = "application/merge-patch+json"
 LOOK = 0.1
@@ -32,6 +45,8 @@ class Played:
         """Seconds that pods take to end once their DaemonSet is gone."""
         self.cleaned_beside_agents = 0
         """How often pods of the cleaner were there while there was a DaemonSet of agents."""
+        self.story: list[tuple[str, str, str]] = []
+        """Which DaemonSets got pods, `comes`, or lost their last, `goes`, and whom Podway was to serve then."""
         self._orphans: dict[str, float] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -50,7 +65,8 @@ class Played:
     def _run(self) -> None:
         try:
             while not self._end.wait(LOOK):
-                self._sets()
+                for namespace in NAMESPACES:
+                    self._sets(namespace)
                 self._controllers()
                 self._namespaces()
         except BaseException as error:  # noqa: BLE001 - told where the test ends
@@ -60,17 +76,18 @@ class Played:
         found: list[dict[str, Any]] = self.server.ask("GET", path)["items"]
         return found
 
-    def _sets(self) -> None:
-        sets = self._items(SETS)
+    def _sets(self, namespace: str) -> None:
+        sets = self._items(sets_of(namespace))
         uids = {one["metadata"]["uid"] for one in sets}
         names = {one["metadata"]["name"] for one in sets}
-        cleaners = [pod for pod in self._items(PODS) if pod["metadata"]["name"].startswith("podway-cleaner-")]
+        pods = [one["metadata"]["name"] for one in self._items(pods_of(namespace))]
+        cleaners = [name for name in pods if name.startswith("podway-cleaner-")]
         self.cleaned_beside_agents += bool(cleaners and "podway-agent" in names)
-        for path in (PODS, REVISIONS):
+        for path in (pods_of(namespace), revisions_of(namespace)):
             for one in self._items(path):
                 if not any(owner["uid"] in uids for owner in one["metadata"].get("ownerReferences", ())):
                     since = self._orphans.setdefault(one["metadata"]["uid"], time.monotonic())
-                    if path == PODS and time.monotonic() - since < self.ending:
+                    if path == pods_of(namespace) and time.monotonic() - since < self.ending:
                         continue
                     self._delete(f"{path}/{one['metadata']['name']}?gracePeriodSeconds=0")
         for one in sets:
@@ -78,16 +95,19 @@ class Played:
 
     def _set(self, daemonset: dict[str, Any]) -> None:
         name, template = daemonset["metadata"]["name"], daemonset["spec"]["template"]
+        path = pods_of(daemonset["metadata"]["namespace"])
         mark = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
         owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": name, "uid": daemonset["metadata"]["uid"]}
         self._revise(daemonset, mark, owner)
-        own = [pod for pod in self._items(PODS) if pod["metadata"]["name"].startswith(f"{name}-")]
+        own = [pod for pod in self._items(path) if pod["metadata"]["name"].startswith(f"{name}-")]
         by_node = {pod["spec"]["nodeName"]: pod for pod in own}
         wanted = template["spec"].get("nodeSelector", {}).items()
         found = self._items("/api/v1/nodes")
         nodes = [one["metadata"]["name"] for one in found if wanted <= one["metadata"]["labels"].items()]
         for node in by_node.keys() - set(nodes):
-            self._delete(f"{PODS}/{by_node[node]['metadata']['name']}?gracePeriodSeconds=0")
+            self._delete(f"{path}/{by_node[node]['metadata']['name']}?gracePeriodSeconds=0")
+        if bool(by_node) != bool(nodes):
+            self.story.append((name, "comes" if nodes else "goes", self._served()))
         unready = [node for node in nodes if node not in by_node or not self._is_ready(by_node[node])]
         fresh = bool(by_node)
         for node in nodes:
@@ -99,20 +119,28 @@ class Played:
         # As the DaemonSet controller does with maxUnavailable: 1.
         first = [node for node in old if node in unready] or ([] if unready else old[:1])
         for node in first:
-            self._delete(f"{PODS}/{by_node[node]['metadata']['name']}?gracePeriodSeconds=0")
+            self._delete(f"{path}/{by_node[node]['metadata']['name']}?gracePeriodSeconds=0")
         status = {"observedGeneration": daemonset["metadata"]["generation"]}
         counts = dict.fromkeys(("currentNumberScheduled", "numberMisscheduled", "numberReady"), 0)
         body = {"status": {**status, **counts, "desiredNumberScheduled": len(nodes)}}
         if daemonset.get("status", {}).get("observedGeneration") != daemonset["metadata"]["generation"]:
-            self._patch(f"{SETS}/{name}/status", body)
+            self._patch(f"{sets_of(daemonset['metadata']['namespace'])}/{name}/status", body)
+
+    def _served(self) -> str:
+        try:
+            settings = self.server.ask("GET", "/apis/podway.io/v1/networkconfigs/default")
+        except Answer:
+            return "off"  # there are none yet, or no such kind
+        return str(settings["spec"].get("services", "off"))
 
     def _revise(self, daemonset: dict[str, Any], mark: str, owner: dict[str, Any]) -> None:
-        found = [one for one in self._items(REVISIONS) if owner["uid"] in json.dumps(one["metadata"])]
+        path = revisions_of(daemonset["metadata"]["namespace"])
+        found = [one for one in self._items(path) if owner["uid"] in json.dumps(one["metadata"])]
         newest = max((one["revision"] for one in found), default=0)
         same = [one for one in found if one["metadata"]["labels"]["controller-revision-hash"] == mark]
         name = f"{daemonset['metadata']['name']}-{mark}"
         if same and same[0]["revision"] < newest:
-            self.server.ask("PUT", f"{REVISIONS}/{name}", {**same[0], "revision": newest + 1})
+            self.server.ask("PUT", f"{path}/{name}", {**same[0], "revision": newest + 1})
         if same:
             return
         labels = {**daemonset["spec"]["template"]["metadata"]["labels"], "controller-revision-hash": mark}
@@ -121,17 +149,17 @@ class Played:
             "data": {"spec": {"template": {**daemonset["spec"]["template"], "$patch": "replace"}}},
             "revision": newest + 1,
         }
-        self.server.ask("POST", REVISIONS, body)
+        self.server.ask("POST", path, body)
 
     def _create(self, daemonset: dict[str, Any], node: str, mark: str, owner: dict[str, Any]) -> None:
-        template = daemonset["spec"]["template"]
+        template, path = daemonset["spec"]["template"], pods_of(daemonset["metadata"]["namespace"])
         labels = {**template["metadata"]["labels"], "controller-revision-hash": mark}
         name = f"{daemonset['metadata']['name']}-{node}-{mark}"
         body = {
             "metadata": {"name": name, "labels": labels, "ownerReferences": [owner]},
             "spec": {**template["spec"], "nodeName": node},
         }
-        self.server.ask("POST", PODS, body)
+        self.server.ask("POST", path, body)
         container = template["spec"]["containers"][0]
         if (daemonset["metadata"]["name"], node, container["image"]) in self.broken:
             state = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
@@ -139,7 +167,7 @@ class Played:
             status = {"phase": "Pending", "containerStatuses": [{**one, "state": state}]}
         else:
             status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-        self._patch(f"{PODS}/{name}/status", {"status": status})
+        self._patch(f"{path}/{name}/status", {"status": status})
 
     def _controllers(self) -> None:
         for one in self._items(DEPLOYMENTS):

@@ -15,7 +15,7 @@ import yaml
 
 from podway.deploy.objects import IMAGE
 from podway.kernel import netns
-from tests.deploy.played import PODS, SETS, Played, resources
+from tests.deploy.played import PODS, SETS, Played, resources, sets_of
 from tests.kubernetes import NOBODY, Answer, ApiServer
 from tests.patience import PATIENCE, eventually
 
@@ -333,6 +333,127 @@ def test_what_kubectl_applied_is_its_own_until_it_is_handed_over(cluster: Cluste
     cluster.podway("upgrade")
 
 
+PROXY = f"{sets_of('kube-system')}/kube-proxy"
+SERVER = "https://control.example.com:6443"
+
+
+def kubeadms_proxy(cluster: Cluster, mode: str = "nftables") -> None:
+    """Make kube-proxy as kubeadm does, as far as Podway looks at it."""
+    labels = {"k8s-app": "kube-proxy"}
+    container = {
+        "name": "kube-proxy",
+        "image": "registry.k8s.io/kube-proxy:v1.37.2",
+        "command": ["/usr/local/bin/kube-proxy", "--config=/var/lib/kube-proxy/config.conf"],
+        "volumeMounts": [
+            {"name": "kube-proxy", "mountPath": "/var/lib/kube-proxy"},
+            {"name": "xtables-lock", "mountPath": "/run/xtables.lock"},
+        ],
+    }
+    volumes = [
+        {"name": "kube-proxy", "configMap": {"name": "kube-proxy"}},
+        {"name": "xtables-lock", "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"}},
+    ]
+    pod = {
+        "containers": [container],
+        "volumes": volumes,
+        "hostNetwork": True,
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+    }
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    body = {
+        "metadata": {"name": "kube-proxy"},
+        "spec": {"selector": {"matchLabels": labels}, "template": template},
+    }
+    cluster.server.ask("POST", sets_of("kube-system"), body)
+    clusters = [{"name": "default", "cluster": {"server": SERVER}}]
+    data = {"config.conf": f"mode: {mode}\n", "kubeconfig.conf": yaml.safe_dump({"clusters": clusters})}
+    config = {"metadata": {"name": "kube-proxy"}, "data": data}
+    cluster.server.ask("POST", "/api/v1/namespaces/kube-system/configmaps", config)
+
+
+def agents_server(cluster: Cluster) -> list[str]:
+    """Return where agents are told that the API server is."""
+    (container,) = cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["template"]["spec"]["containers"]
+    return [one["value"] for one in container["env"] if one["name"].startswith("KUBERNETES_SERVICE_")]
+
+
+def proxys_selector(cluster: Cluster) -> dict[str, str]:
+    spec: dict[str, Any] = cluster.server.ask("GET", PROXY)["spec"]["template"]["spec"]
+    return dict(spec["nodeSelector"])
+
+
+def agents_end_after_kube_proxy_came(story: list[tuple[str, str, str]]) -> bool:
+    """Tell whether kube-proxy's pods were there before the nodes' first cleaner, which comes after the agents."""
+    events = [(name, what) for name, what, _ in story]
+    return events.index(("kube-proxy", "comes")) < events.index(("podway-cleaner", "comes"))
+
+
+STOPPED = {"kubernetes.io/os": "linux", "podway.io/kube-proxy": "true"}
+
+
+def test_a_kube_proxy_that_cannot_be_stopped_is_told(cluster: Cluster, played: Played) -> None:
+    told = cluster.podway("install", "--kube-proxy", "replace", status=1)
+    assert "there is no DaemonSet kube-system/kube-proxy to stop" in told
+    assert "k3s server --disable-kube-proxy" in told
+    assert "nobody says where the API server is without Services" in told
+    assert agents_server(cluster) == [], "nothing was changed"
+
+
+def test_kube_proxy_is_replaced_once_podway_serves_everywhere(cluster: Cluster, played: Played) -> None:
+    kubeadms_proxy(cluster)
+    eventually(lambda: ("kube-proxy", "comes", "off") in played.story)
+    played.story.clear()
+    told = cluster.podway("install", "--kube-proxy", "replace")
+    assert "agents ask the API server at control.example.com port 6443" in told
+    for node in NODES:
+        assert f"{node}: Podway serves Services" in told
+        assert f"{node}: kube-proxy's rules are gone" in told
+    assert played.story == [
+        ("podway-witness", "comes", "all"),
+        ("kube-proxy", "goes", "all"),
+        ("podway-sweeper", "comes", "all"),
+    ]
+    settings = cluster.server.ask("GET", "/apis/podway.io/v1/networkconfigs/default")["spec"]
+    (ranges,) = cluster.server.ask("GET", "/apis/networking.k8s.io/v1/servicecidrs")["items"]
+    assert (settings["dataPath"], settings["serviceCidrs"]) == ("ebpf", ranges["spec"]["cidrs"])
+    assert agents_server(cluster) == ["control.example.com", "6443"]
+    assert proxys_selector(cluster) == STOPPED
+    left = {one["metadata"]["name"] for one in cluster.server.ask("GET", SETS)["items"]}
+    assert left == {"podway-agent"}, "errands are gone"
+
+
+def test_an_upgrade_leaves_kube_proxy_replaced(cluster: Cluster, played: Played) -> None:
+    cluster.podway("upgrade")
+    assert agents_server(cluster) == ["control.example.com", "6443"]
+    assert proxys_selector(cluster) == STOPPED
+
+
+def test_kube_proxy_is_back_before_podway_stops(cluster: Cluster, played: Played) -> None:
+    played.story.clear()
+    told = cluster.podway("install", "--kube-proxy", "keep")
+    for node in NODES:
+        assert f"{node}: kube-proxy runs" in told
+        assert f"{node}: kube-proxy serves Services" in told
+    assert played.story == [("kube-proxy", "comes", "all"), ("podway-witness", "comes", "all")]
+    assert cluster.server.ask("GET", "/apis/podway.io/v1/networkconfigs/default")["spec"]["services"] == "pods"
+    found = cluster.server.ask("GET", PROXY)
+    assert found["spec"]["template"]["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert "podway.io/kube-proxy" not in found["metadata"].get("annotations", {})
+
+
+def test_kube_proxy_goes_on_where_podway_does_not_serve_on_a_node(cluster: Cluster, played: Played) -> None:
+    played.story.clear()
+    played.broken = {("podway-witness", "n2", IMAGE)}
+    told = cluster.podway("install", "--kube-proxy", "replace", "--timeout", "3", status=1)
+    assert "kube-proxy goes on: on 1 of 3 nodes it could not be done" in told
+    assert "n2: container done waits: ImagePullBackOff" in told
+    assert played.story == [("podway-witness", "comes", "all")]
+    assert proxys_selector(cluster) == {"kubernetes.io/os": "linux"}
+    played.broken = set()
+    cluster.podway("install", "--kube-proxy", "replace")
+    assert proxys_selector(cluster) == STOPPED
+
+
 def test_uninstalling_says_what_still_uses_it_and_asks(cluster: Cluster, played: Played) -> None:
     server = cluster.server
     body = {"metadata": {"name": "web"}, "spec": {"nodeName": "n2", "containers": [{"name": "x", "image": "x"}]}}
@@ -428,6 +549,7 @@ def test_an_upgrade_removes_the_cleaner_too(cluster: Cluster, played: Played) ->
 
 
 def test_uninstalling_leaves_nothing(cluster: Cluster, played: Played) -> None:
+    """And kube-proxy serves again, which an attempt has brought back before any agent ended."""
     said = {"type": "NetworkUnavailable", "status": "False", "reason": "PodwayIsUp"}
     for node in NODES:
         path = f"/api/v1/nodes/{node}"
@@ -441,6 +563,8 @@ def test_uninstalling_leaves_nothing(cluster: Cluster, played: Played) -> None:
     told = cluster.podway("uninstall", "--yes", "--with-pods", "--without-node", "n3")
     assert "n3: left as it is; clean it there: podway uninstall" in told
     assert cluster.named() == set()
+    assert proxys_selector(cluster) == {"kubernetes.io/os": "linux"}
+    assert agents_end_after_kube_proxy_came(played.story)
     for node in cluster.server.ask("GET", "/api/v1/nodes")["items"]:
         assert node["metadata"]["annotations"] == {"example.com/mine": "stays"}
         assert [one["key"] for one in node["spec"]["taints"]] == ["mine"]

@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class Site:
         self.hosts.sh(f"ip route add local {BACKENDS} dev lo; ip route add default via 172.30.0.1")
         self.outside.sh("ip addr add 172.29.0.2/24 dev eth0; ip link set eth0 up")
         self.outside.sh("ip route add default via 172.29.0.1")
+        self.agent = Path()
+        """Where the agent is asked, if it is Podway's."""
         self.listening = [self._listen(port) for port in SERVED]
 
     def _listen(self, port: int) -> socket.socket:
@@ -160,7 +163,8 @@ async def answer(listening: socket.socket) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server of this file's own."""
-    with running_api_server(tmp_path_factory.mktemp("server"), hosts=("172.31.1.1", "172.31.2.1")) as made:
+    hosts = tuple(f"172.31.{number}.1" for number in range(1, 5))
+    with running_api_server(tmp_path_factory.mktemp("server"), hosts=hosts) as made:
         made.kubectl("apply", "-f", str(ROOT / "deploy/rbac.yaml"))
         yield made
 
@@ -180,6 +184,7 @@ def sites(
     try:
         machine.podway("apply", "-f", "-", text=SETTINGS)
         machine.start()
+        ours.agent = machine.directory / "agent.sock"
         machine.add(ours.pod, "client")
         theirs.node.sh(f"ip link add pod0 type veth peer name eth0 netns {theirs.pod.name}; ip link set pod0 up")
         theirs.node.sh("ip addr add 10.244.0.1/32 dev pod0; ip route add 10.244.0.9 dev pod0")
@@ -198,21 +203,25 @@ def sites(
                 sock.close()
 
 
-def _kube_proxy(node: TestNamespace, directory: Path, server: ApiServer) -> "subprocess.Popen[bytes]":
-    node.sh(f"ip link add api0 type veth peer name api2 netns {server.pid}")
-    node.sh("ip link set api0 up; ip addr add 172.31.2.2/24 dev api0")
-    server.inside("ip", "link", "set", "api2", "up")
-    server.inside("ip", "addr", "add", "172.31.2.1/24", "dev", "api2")
+def _kube_proxy(
+    node: TestNamespace, directory: Path, server: ApiServer, *, mode: str = "nftables", number: int = 2
+) -> "subprocess.Popen[bytes]":
+    """Start kube-proxy in a namespace, with a link of this number to the API server."""
+    node.sh(f"ip link add api0 type veth peer name api{number} netns {server.pid}")
+    node.sh(f"ip link set api0 up; ip addr add 172.31.{number}.2/24 dev api0")
+    server.inside("ip", "link", "set", f"api{number}", "up")
+    server.inside("ip", "addr", "add", f"172.31.{number}.1/24", "dev", f"api{number}")
     kubeconfig = directory / "kube-proxy.config"
-    kubeconfig.write_text(yaml.safe_dump(server.kubeconfig(host="172.31.2.1")))
+    kubeconfig.write_text(yaml.safe_dump(server.kubeconfig(host=f"172.31.{number}.1")))
     config = directory / "kube-proxy.json"
     document = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "nftables",
+        "mode": mode,
         "hostnameOverride": HERE,
         "clusterCIDR": "10.244.0.0/16",
         "nftables": {"minSyncPeriod": "100ms"},
+        "iptables": {"minSyncPeriod": "100ms"},
         "clientConnection": {"kubeconfig": str(kubeconfig)},
         # Zero: these are the whole machine's.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
@@ -369,3 +378,39 @@ def test_packets_fare_as_with_kube_proxy(sites: tuple[Site, Site], server: ApiSe
         cluster.remove()
     lines = [f"{pair}: {sorted(ours)}, kube-proxy {sorted(theirs)}" for pair, (ours, theirs) in differing.items()]
     assert not lines, "\n".join([*lines, yaml.safe_dump_all(cluster.manifests)])
+
+
+def seen(node: TestNamespace, wanted: str, seconds: float) -> str:
+    """Return what is missing of what is wanted of kube-proxy in a namespace, after so many seconds."""
+    asked = [sys.executable, "-m", "podway.health.sources.kube_proxy", wanted, str(seconds)]
+    done = node.run(*asked, check=False)
+    assert bool(done.returncode) == bool(done.stderr), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(("mode", "number"), [("iptables", 3), ("nftables", 4)])
+def test_kube_proxy_is_seen_while_it_serves_and_nothing_of_it_after_its_cleanup(
+    new_netns_of_file: Callable[[], TestNamespace], tmp_path: Path, server: ApiServer, mode: str, number: int
+) -> None:
+    node = new_netns_of_file()
+    assert "no rules for Services" in seen(node, "serves", 0)
+    proxy = _kube_proxy(node, tmp_path, server, mode=mode, number=number)
+    try:
+        assert seen(node, "serves", PATIENCE) == "", (tmp_path / "kube-proxy.log").read_text()
+        assert "a kube-proxy runs here" in seen(node, "stopped", 0)
+        assert "a kube-proxy runs here" in seen(node, "gone", 0)
+    finally:
+        proxy.kill()
+        proxy.wait()
+    assert seen(node, "stopped", 0) == ""
+    assert "chains in nft ip" in seen(node, "gone", 0)
+    node.sh("nft add table ip others; nft add chain ip others mine")
+    node.run(str(programs() / "kube-proxy"), "--cleanup")
+    assert seen(node, "gone", 0) == ""
+    assert "chain mine" in node.sh("nft list ruleset")
+
+
+def test_the_agent_says_that_it_serves_services_to_all(sites: tuple[Site, Site]) -> None:
+    ours, _ = sites
+    asked = [sys.executable, "-m", "podway.channel.alive", str(ours.agent), "--serves", str(PATIENCE)]
+    assert ours.node.run(*asked).stderr == ""

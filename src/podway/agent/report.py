@@ -63,8 +63,11 @@ class Reporter:
         }
 
     async def alive(self) -> dict[str, Any]:
-        """Return why no pod can be attached; empty if one can. Costs next to nothing (podway.channel.alive)."""
-        return {"problem": self._components.opening.problem}
+        """Return why no pod can be attached, empty if one can, and whether Services are served to all.
+
+        Costs next to nothing (podway.channel.alive).
+        """
+        return {"problem": self._components.opening.problem, "serves": self._components.service_health.serves}
 
     async def names(self) -> list[dict[str, Any]]:
         """Return the names of domains in policies that addresses bear, and for how many seconds yet at least."""

@@ -107,13 +107,14 @@ class ServiceHealth:
                 log.warning("load balancers are not answered", problem=problem)
 
     @property
-    def _serves(self) -> bool:
+    def serves(self) -> bool:
+        """Whether Services are served to all, and no change waits for it too long."""
         serving = self._serving
         return serving.in_force and serving.node.in_force and serving.waits < STALE
 
     async def _of_service(self, check: HealthCheck, version: int, path: str) -> Page:
         del path
-        planner, serves = self._serving.planner, self._serves
+        planner, serves = self._serving.planner, self.serves
         count = endpoints_here(planner, check.service, version) if planner else 0
         status = HTTPStatus.OK if count and serves else HTTPStatus.SERVICE_UNAVAILABLE
         text = told_of(check.service, count, serving=serves)
@@ -123,7 +124,7 @@ class ServiceHealth:
         if path not in ("/healthz", "/livez"):
             return Page("there is /healthz, and /livez\n", status=HTTPStatus.NOT_FOUND)
         now = time.time()
-        serves, here = self._serves, stays(self._state.view.nodes.get(self._state.node))
+        serves, here = self.serves, stays(self._state.view.nodes.get(self._state.node))
         told: dict[str, Any] = {
             "lastUpdated": _time(now if serves else now - self._serving.waits),
             "currentTime": _time(now),

@@ -18,6 +18,7 @@ from podway.errors import ClusterError
 
 if TYPE_CHECKING:  # aiohttp takes long to import
     from podway.deploy.api import Api
+    from podway.deploy.install import KubeProxy
     from podway.deploy.preflight import Finding
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,6 +81,7 @@ _timeout = click.option(
         "podway cluster install",
         "podway cluster install --pool 10.128.0.0/14 --pool fd00:10:128::/48 --encapsulation vxlan",
         "podway cluster install --image registry.example.com/podway:0.1.0",
+        "podway cluster install --kube-proxy replace",
         "podway cluster install --dry-run > podway.yaml",
     ),
 )
@@ -101,6 +103,11 @@ _timeout = click.option(
     help="With --encapsulation: between which nodes.  [default: always]",
 )
 @_image("What agents and controller run.  [default: the image of this version]")
+@click.option(
+    "--kube-proxy",
+    type=click.Choice(["replace", "keep"]),
+    help="Serve Services in kube-proxy's place, or bring it back.  [default: what there is stays]",
+)
 @_force_conflicts
 @_timeout
 @click.option("--dry-run", is_flag=True, help="Print the manifests, and ask nobody.")
@@ -113,6 +120,7 @@ def install(
     encapsulation: Encapsulation | None,
     when: When | None,
     image: str,
+    kube_proxy: KubeProxy | None,
     force: bool,
     patience: float,
     dry_run: bool,
@@ -121,14 +129,20 @@ def install(
 
     First it looks whether anything forbids it: rights, versions, another plugin, ranges that overlap, nodes. Then
     nothing is changed. Doing it again does no harm.
+
+    With --kube-proxy replace Podway serves all Services once its agents are ready; kube-proxy is stopped then, and
+    its rules are removed. With keep it is started again, and Podway serves pods alone.
     """
     from podway.deploy import install as deploy
 
     if when and encapsulation in {None, "none"}:
         raise Mistake(f"--when {when}: there is no encapsulation", hint="add --encapsulation vxlan or ipip")
+    if dry_run and kube_proxy:
+        raise Mistake(f"--kube-proxy {kube_proxy}: no manifest does that", hint="leave out --dry-run")
     settings = deploy.Settings(
         image=image,
         pools=pools,
+        kube_proxy=kube_proxy,
         encapsulation=encapsulation,
         when=when or "always",
         patience=patience,

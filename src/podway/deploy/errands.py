@@ -15,16 +15,23 @@ import msgspec
 from podway.api.resource import GROUP
 from podway.deploy.api import Api, Right, place
 from podway.deploy.objects import NAMESPACE, Object, containers, image_of
-from podway.deploy.rollout import COMPONENT, LOOK, Progress, Report, agents_on, is_heard
+from podway.deploy.rollout import LOOK, Progress, Report, agents_on, is_heard
 from podway.errors import ClusterError
 
 CLEANER, FETCHER = "podway-cleaner", "podway-fetcher"
+WITNESS, SWEEPER = "podway-witness", "podway-sweeper"
+"""Errands about kube-proxy: that tell whether somebody serves Services, and that remove its rules."""
+ERRANDS = (CLEANER, FETCHER, WITNESS, SWEEPER)
 PARKED = f"{GROUP}/parked"
 """A label that no node has: an errand whose pods need it has none."""
 FORGET_RIGHTS = (Right("delete", "apps", "daemonsets", NAMESPACE),)
 """What somebody must be allowed who removes errands."""
 SILENT_LOOKS = 5
 """How often one looks again at nodes of which no kubelet is heard."""
+
+
+_TELLING = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+"""Work that fails says why in its pod's status."""
 
 
 def errand(
@@ -59,7 +66,7 @@ def errand(
         "volumes": list(volumes),
     }
     if work:
-        spec["initContainers"] = [{**usual, **one} for one in work]
+        spec["initContainers"] = [{**usual, **_TELLING, **one} for one in work]
     if secrets := pod.get("imagePullSecrets"):
         spec["imagePullSecrets"] = secrets
     return {
@@ -141,14 +148,21 @@ async def run_errand(
     Nodes of which no kubelet is heard are left out if `without` is None; else all are needed but those. Raises
     ClusterError that names the nodes where it could not be done, and why; the errand stays then.
     """
-    name = made["metadata"]["name"]
     await api.apply(made, force=True)
-    component = made["metadata"]["labels"]["app.kubernetes.io/component"]
+    await until_done(api, made, report, done, patience=patience, without=without)
+    await forget_errand(api, made["metadata"]["name"])
+
+
+async def until_done(
+    api: Api, made: Object, report: Report, done: str, *, patience: float, without: Collection[str] | None = None
+) -> None:
+    """Wait until a DaemonSet has a ready pod on every node, as `run_errand` does. Raises ClusterError."""
+    selector = _labels(made)
     progress, since, looks = Progress(report, done), time.monotonic(), 0
     while True:
         nodes, pods = await asyncio.gather(
             api.list(place("v1", "nodes")),
-            api.list(place("v1", "pods", NAMESPACE), labelSelector=f"{COMPONENT}{component}"),
+            api.list(place("v1", "pods", made["metadata"]["namespace"]), labelSelector=selector),
         )
         found = [one for one in agents_on(nodes, pods) if one.node not in (without or ())]
         if progress.tell(found):
@@ -162,7 +176,11 @@ async def run_errand(
             told = "".join(f"\n  {one.node}: {one.why}" for one in waiting[:5])
             raise ClusterError(f"on {len(waiting)} of {len(found)} nodes it could not be done:{told}")
         await asyncio.sleep(LOOK)
-    await forget_errand(api, name)
+
+
+def _labels(made: Object) -> str:
+    """Return the selector by which a DaemonSet finds its pods, as queries have it."""
+    return ",".join(f"{name}={value}" for name, value in sorted(made["spec"]["selector"]["matchLabels"].items()))
 
 
 async def forget_errand(api: Api, name: str) -> bool:
@@ -176,10 +194,10 @@ async def forget_errands(api: Api, report: Report, patience: float) -> None:
     A cleaner that stays would take Podway out of every node that comes or is started anew. Raises ClusterError
     that names the nodes where a pod does not end.
     """
-    for name in (CLEANER, FETCHER):
+    for name in ERRANDS:
         if await forget_errand(api, name):
             report(f"DaemonSet {name} is removed, which a command that did not end well had left")
-    await until_ended(api, (CLEANER, FETCHER), patience)
+    await until_ended(api, ERRANDS, patience)
 
 
 async def until_ended(api: Api, names: Sequence[str], patience: float, without: Collection[str] = ()) -> None:
@@ -187,12 +205,23 @@ async def until_ended(api: Api, names: Sequence[str], patience: float, without: 
 
     Raises ClusterError that names the nodes where one does not end.
     """
-    deadline = time.monotonic() + patience
     components = ",".join(name.removeprefix("podway-") for name in names)
     selector = f"app.kubernetes.io/name=podway,app.kubernetes.io/component in ({components})"
+    await _until_ended(api, NAMESPACE, selector, " and ".join(names), patience, without)
+
+
+async def until_ended_of(api: Api, made: Object, patience: float) -> None:
+    """Wait until the pods of one DaemonSet have ended, as `until_ended` does. Raises ClusterError."""
+    await _until_ended(api, made["metadata"]["namespace"], _labels(made), made["metadata"]["name"], patience)
+
+
+async def _until_ended(
+    api: Api, namespace: str, selector: str, told: str, patience: float, without: Collection[str] = ()
+) -> None:
+    deadline = time.monotonic() + patience
     while True:
         pods, nodes = await asyncio.gather(
-            api.list(place("v1", "pods", NAMESPACE), labelSelector=selector), api.list(place("v1", "nodes"))
+            api.list(place("v1", "pods", namespace), labelSelector=selector), api.list(place("v1", "nodes"))
         )
         heard = {one["metadata"]["name"] for one in nodes if is_heard(one)}
         # A kubelet that comes back does not start what is being deleted: that one is not waited for.
@@ -206,8 +235,8 @@ async def until_ended(api: Api, names: Sequence[str], patience: float, without: 
             return
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"pods of {' and '.join(names)} do not end on {', '.join(left)}",
-                hint=f"kubectl -n {NAMESPACE} get pods -o wide; then do it again",
+                f"pods of {told} do not end on {', '.join(left)}",
+                hint=f"kubectl -n {namespace} get pods -o wide; then do it again",
             )
         await asyncio.sleep(LOOK / 2)
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 import yaml
@@ -11,7 +11,7 @@ import yaml
 from podway.agent.first_pools import pool_of
 from podway.api.kinds.ip_pool import Encapsulation, IPPool, When
 from podway.api.validate import validate
-from podway.deploy import rollout
+from podway.deploy import kube_proxy, rollout
 from podway.deploy.api import Api, place
 from podway.deploy.errands import FETCHER, FORGET_RIGHTS, fetcher, forget_errand, forget_errands, run_errand
 from podway.deploy.objects import (
@@ -21,8 +21,10 @@ from podway.deploy.objects import (
     POOLS,
     Choices,
     Object,
+    chosen,
     image_of,
     objects,
+    server_of,
     subject,
     workload,
 )
@@ -39,6 +41,9 @@ OWN_KINDS = {"CustomResourceDefinition"}
 """What is Podway's own altogether: definitions are as its code has them, whoever applied them before."""
 REVISION = "deployment.kubernetes.io/revision"
 
+KubeProxy: TypeAlias = Literal["replace", "keep"]
+"""Whether Podway serves all Services in kube-proxy's place, or kube-proxy those of whom Podway does not serve."""
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How Podway is to come or to be changed; what is empty is as it is there, or as the manifests say."""
@@ -51,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that each node's agent may take."""
     force: bool = False
     """Whether fields that others have set otherwise are overwritten."""
+    kube_proxy: KubeProxy | None = None
+    """What becomes of kube-proxy; None: what there is stays."""
+    server: tuple[str, str] | None = None
+    """Host and port at which agents ask the API server, in place of the Service kubernetes."""
 
 
 class Look(Protocol):
@@ -62,7 +71,7 @@ class Look(Protocol):
 
 def planned(settings: Settings) -> tuple[dict[str, Any], ...]:
     """Return all that `install` applies in a cluster that has nothing of Podway yet. Raises InvalidObject."""
-    made = objects(Choices(image=settings.image, pools=settings.pools))
+    made = objects(Choices(image=settings.image, pools=settings.pools, server=settings.server))
     return (*made, *_pools(settings, made))
 
 
@@ -105,12 +114,19 @@ async def install(api: Api, settings: Settings, report: Report, show: Look) -> N
 
     Raises ClusterError if something forbids it (nothing is changed then), or if an agent does not come up.
     """
+    proxys = kube_proxy.RIGHTS if settings.kube_proxy else ()
+    facts = await gather(api, (*rights(planned(settings), VERBS), *FORGET_RIGHTS, *proxys))
+    # What may not be read is told as a denied right.
+    proxy = await kube_proxy.look(api) if settings.kube_proxy and not facts.denied else kube_proxy.UNKNOWN
+    replaces = settings.kube_proxy == "replace"
+    settings = msgspec.structs.replace(
+        settings,
+        pools=settings.pools or facts.configured,
+        server=kube_proxy.server_for(facts, proxy) if replaces else server_of(facts.agent),
+    )
     made = planned(settings)
-    facts = await gather(api, (*rights(made, VERBS), *FORGET_RIGHTS))
-    if not settings.pools and facts.configured:
-        settings = msgspec.structs.replace(settings, pools=facts.configured)
-        made = planned(settings)
-    _require(judge(facts, configured(made)), show)
+    about = kube_proxy.judge(facts, proxy) if replaces and not facts.denied else ()
+    _require((*judge(facts, configured(made)), *about), show)
     there, wanted = installed_image(facts.agent), image_of(workload(made, AGENT))
     if there and there != wanted:
         raise ClusterError(f"{there} is installed, and not {wanted}", hint="podway cluster upgrade")
@@ -121,6 +137,11 @@ async def install(api: Api, settings: Settings, report: Report, show: Look) -> N
     if pools := [one for one in made if one["kind"] == "IPPool"]:
         await _apply(api, pools, report, force=settings.force)
     await _wait(api, report, settings.patience)
+    agent = workload(made, AGENT)
+    if replaces:
+        await kube_proxy.replace(api, facts, proxy, agent, report, settings.patience)
+    elif settings.kube_proxy == "keep" and proxy.replaced:
+        await kube_proxy.keep(api, proxy, agent, report, settings.patience)
 
 
 def _require_free(facts: Facts, made: Sequence[Object], settings: Settings) -> None:
@@ -224,7 +245,8 @@ async def upgrade(api: Api, settings: Settings, report: Report, show: Look) -> N
     facts = await gather(api, (*rights(made, VERBS), *FORGET_RIGHTS))
     if facts.agent is None:
         raise ClusterError("Podway is not installed here", hint="podway cluster install")
-    made = objects(Choices(image=settings.image, pools=facts.configured))
+    server = server_of(facts.agent)
+    made = objects(Choices(image=settings.image, pools=facts.configured, server=server))
     # Pools and nodes are as they have worked so far.
     about = msgspec.structs.replace(facts, pools=(), daemonsets=(), services=())
     _require(judge(about, ()), show)
@@ -285,7 +307,8 @@ async def roll_back(api: Api, settings: Settings, report: Report) -> None:
             "no former revision of the agents is known: nothing to go back to",
             hint="name what to run: podway cluster upgrade --image IMAGE",
         )
-    former = _with_template(daemonset, template)
+    # Where kube-proxy was replaced since, no agent could start without what says where the API server is.
+    former = chosen(_with_template(daemonset, template), Choices(server=server_of(daemonset)))
     report(f"back from {image_of(daemonset)} to {image_of(former)}")
     await forget_errands(api, report, settings.patience)
     # What ran before is gone back to as a whole, whoever set which part of it.

@@ -23,6 +23,8 @@ IMAGE = f"podway.io/podway:{__version__}"
 CRDS = "crds.yaml"
 NAMESPACE = "podway"
 AGENT, CONTROLLER = "podway-agent", "podway-controller"
+SERVER = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
+"""Variables that say where the API server is; kubelets set them to the Service kubernetes in all containers."""
 POOLS = "pools"
 """Key in the ConfigMap `podway`: the networks of a cluster that has no pools yet."""
 
@@ -35,6 +37,8 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str = ""
     pools: tuple[str, ...] = ()
+    server: tuple[str, str] | None = None
+    """Host and port at which agents ask the API server, in place of the Service kubernetes."""
 
 
 _USUAL = Choices()
@@ -59,7 +63,19 @@ def chosen(obj: Object, choices: Choices) -> dict[str, Any]:
         changed["data"][POOLS] = ",".join(choices.pools)
     for container in containers(changed) if choices.image else ():
         container["image"] = choices.image
+    if choices.server and obj["kind"] == "DaemonSet":
+        told = [{"name": name, "value": value} for name, value in zip(SERVER, choices.server, strict=True)]
+        for container in containers(changed):
+            others = [one for one in container.get("env", ()) if one["name"] not in SERVER]
+            container["env"] = [*others, *told]
     return changed
+
+
+def server_of(agent: Object | None) -> tuple[str, str] | None:
+    """Return where the agents of a DaemonSet were told that the API server is, None if they were not."""
+    told = {one["name"]: one.get("value", "") for one in next(containers(agent or {}), {}).get("env", ())}
+    host, port = (told.get(name, "") for name in SERVER)
+    return (host, port or "443") if host else None
 
 
 def containers(obj: Object) -> Iterator[dict[str, Any]]:

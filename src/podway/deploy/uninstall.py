@@ -13,6 +13,7 @@ import msgspec
 
 from podway.agent.opening import CONDITION, TAINT
 from podway.api.resource import GROUP
+from podway.deploy import kube_proxy
 from podway.deploy.api import JSON_PATCH, STRATEGIC, Api, Right, place, place_of
 from podway.deploy.errands import (
     CLEANER,
@@ -57,6 +58,7 @@ async def find(api: Api) -> Present:
         Right("patch", "", "nodes"),
         Right("patch", "", "nodes/status"),
         Right("patch", "apps", "daemonsets"),
+        *kube_proxy.RIGHTS,
     )
     denied = (*facts.denied, *await api.denied(needed))
     if denied:
@@ -125,6 +127,10 @@ async def uninstall(
     if not known:
         report("no agents tell by what and where nodes are to be cleaned: see --image, --plugin-dir, --conf-dir")
     report(f"nodes are cleaned by {by.image}, in {by.plugins} and {by.configuration}")
+    proxy = await kube_proxy.look(api)
+    if proxy.replaced:
+        serving = present.agent or workload(made, AGENT)
+        await kube_proxy.bring_back(api, proxy, serving, report, patience)
     # It is parked before the agents' DaemonSet goes, of which it is made: another attempt finds it.
     await api.apply(parked(work), force=True)
     # First the controller: it would write statuses, and one that signs nothing is missed by nobody now.

@@ -1,17 +1,19 @@
 """kube-proxy's rules where Podway serves in its place."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from podway.health.facts import NodeFacts
 from podway.health.finding import Problem, Severity, node_check
-from podway.health.ruleset import Chain
+from podway.health.ruleset import Chain, Ruleset
 
 NFT_TABLE = "kube-proxy"
 IPVS_DEVICE = "kube-ipvs0"
 
 CHAINS = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-", "KUBE-FW-")
 """What chains of its mode iptables are called, or begin with. A kubelet has others of its own."""
+SERVING = ("KUBE-SVC-", "service-")
+"""What those chains begin with by which it serves Services, in its modes iptables and nftables."""
 
 
 @node_check(
@@ -25,22 +27,29 @@ def kube_proxy(facts: NodeFacts) -> Iterator[Problem]:
     """One problem, which names all that is there."""
     if facts.memory.view.config.services != "all":
         return
-    found = Counter(
-        f"{chain.tool} {chain.family} {chain.table}" for chain in facts.firewall.rules.chains if _is_its(chain)
-    )
-    places = [f"{count} chains in {place}" for place, count in sorted(found.items())]
-    if any(device.name == IPVS_DEVICE for device in facts.network.devices):
-        places.append(f"device {IPVS_DEVICE}")
+    places = rules_of_kube_proxy(facts.firewall.rules, (device.name for device in facts.network.devices))
     if places:
         yield Problem(
             f"kube-proxy's rules are here, beside Podway's: {', '.join(places)}",
-            "where agents reach the API by the Service kubernetes, first tell them where it is (kubectl -n "
-            "podway set env daemonset/podway-agent KUBERNETES_SERVICE_HOST=ADDRESS "
-            "KUBERNETES_SERVICE_PORT=PORT): else they cannot start on a node that booted. Then take it out of "
-            "the cluster if it runs (kubectl -n kube-system delete daemonset kube-proxy), and have it remove its "
-            "rules: kube-proxy --cleanup on the node",
+            "where it is the DaemonSet kube-system/kube-proxy, have it stopped and its rules removed: podway "
+            "cluster install --kube-proxy replace. Else tell agents where the API is (kubectl -n podway set env "
+            "daemonset/podway-agent KUBERNETES_SERVICE_HOST=ADDRESS KUBERNETES_SERVICE_PORT=PORT), or they cannot "
+            "start on a node that booted; stop it, and have it remove its rules: kube-proxy --cleanup on the node",
             severity=Severity.WARNING,
         )
+
+
+def rules_of_kube_proxy(rules: Ruleset, devices: Iterable[str]) -> list[str]:
+    """Return in words where kube-proxy has rules among a node's, and its device among those of these names."""
+    found = Counter(f"{chain.tool} {chain.family} {chain.table}" for chain in rules.chains if _is_its(chain))
+    places = [f"{count} chains in {place}" for place, count in sorted(found.items())]
+    return [*places, *(f"device {name}" for name in devices if name == IPVS_DEVICE)]
+
+
+def kube_proxy_serves(rules: Ruleset, devices: Iterable[str]) -> bool:
+    """Tell whether kube-proxy has written rules for a Service; there is always one, the API's."""
+    by_chains = any(_is_its(chain) and chain.name.startswith(SERVING) for chain in rules.chains)
+    return by_chains or IPVS_DEVICE in devices
 
 
 def _is_its(chain: Chain) -> bool:
