@@ -111,6 +111,8 @@ export interface Who {
   name?: string;
   namespace?: string;
   node?: string;
+  workload?: string;
+  names?: string[];
 }
 export interface End {
   address: string;
@@ -122,6 +124,13 @@ export interface Rule {
   rule?: string;
   revision?: string;
   isolates?: string[];
+}
+export interface Called {
+  address: string;
+  port?: number;
+  namespace?: string;
+  name?: string;
+  port_name?: string;
 }
 export type Verdict = "allowed" | "denied" | "dropped" | "audited";
 export interface FlowRecord {
@@ -151,6 +160,7 @@ export interface FlowRecord {
   rtt_back?: number;
   retransmitted?: number;
   retransmitted_back?: number;
+  service?: Called | null;
 }
 export interface Flows {
   records: FlowRecord[];

@@ -1,15 +1,18 @@
 // Flows, live and past, with the filters in the address.
 import { useMemo, useState } from "preact/hooks";
-import { type About, type FlowRecord, type Flows, type Line, type Sums, useAnswer, useLive } from "./api";
+import { type About, type End, type FlowRecord, type Flows, type Line, type Sums, useAnswer, useLive } from "./api";
 import { go, usePlace } from "./router";
 import { Empty, Head, Loading, Notes, Problem, Tag, useMore } from "./ui";
-import { clock, endOf, number, plural, roundTrip, ruleOf, size, what } from "./words";
+import { clock, endOf, number, plural, roundTrip, ruleOf, serviceOf, size, what } from "./words";
 
 const FILTERS: { name: string; label: string; hint: string }[] = [
   { name: "pod", label: "Pod", hint: "shop/web-*" },
   { name: "namespace", label: "Namespace", hint: "shop" },
   { name: "from", label: "From", hint: "pod, node/…, CIDR" },
   { name: "to", label: "To", hint: "pod, node/…, CIDR" },
+  { name: "workload", label: "Workload", hint: "shop/web" },
+  { name: "service", label: "Service", hint: "shop/web" },
+  { name: "dns", label: "DNS name", hint: "*.example.com" },
   { name: "port", label: "Port", hint: "80" },
   { name: "policy", label: "Policy", hint: "shop/deny-all" },
   { name: "selector", label: "Labels", hint: "app=web" },
@@ -17,7 +20,7 @@ const FILTERS: { name: string; label: string; hint: string }[] = [
 ];
 const VERDICTS = ["", "allowed", "denied", "dropped", "audited"];
 const EVENTS = ["", "new", "end", "drop", "audit", "lives", "changed"];
-const SUMS = ["pair", "policy", "pod", "namespace", "port", "reason", "verdict", "node"];
+const SUMS = ["pair", "policy", "pod", "workload", "service", "dns", "namespace", "port", "reason", "verdict", "node"];
 const TIMES = ["5m", "15m", "1h", "6h", "24h"];
 
 export function FlowsView(props: { about: About | null }) {
@@ -350,11 +353,19 @@ function More(props: { record: FlowRecord; reasons: Record<string, string> }) {
       <dl>
         <dt>From</dt>
         <dd>
-          {endOf(source)} <span class="muted">{source.address}</span>
+          {endOf(source)} <span class="muted">{also(source)}</span>
         </dd>
+        {record.service && (
+          <>
+            <dt>Called</dt>
+            <dd>
+              {serviceOf(record.service)} <span class="muted">{endOf(record.service)}</span>
+            </dd>
+          </>
+        )}
         <dt>To</dt>
         <dd>
-          {endOf(target)} <span class="muted">{target.address}</span>
+          {endOf(target)} <span class="muted">{also(target)}</span>
         </dd>
         {record.reason && (
           <>
@@ -412,6 +423,10 @@ function More(props: { record: FlowRecord; reasons: Record<string, string> }) {
     </div>
   );
 }
+
+/** What else is known of an end: its address, its workload, all its names. */
+const also = (end: End): string =>
+  [end.address, end.who?.workload, ...(end.who?.names ?? [])].filter(Boolean).join(", ");
 
 function traced(record: FlowRecord, end: "source" | "destination"): string {
   const one = record[end];

@@ -1,5 +1,5 @@
 // How things are said.
-import type { End, FlowRecord, Rule } from "./api";
+import type { Called, End, FlowRecord, Rule } from "./api";
 
 export const plural = (count: number, word: string): string =>
   `${number(count)} ${word}${count === 1 ? "" : word.endsWith("s") ? "es" : "s"}`;
@@ -42,7 +42,14 @@ export function nameOf(end: End): string {
   const who = end.who;
   if (who?.kind === "pod") return `${who.namespace ?? ""}/${who.name ?? ""}`;
   if (who?.kind === "node") return `node/${who.name ?? ""}`;
-  return end.address;
+  return who?.names?.[0] ?? end.address;
+}
+
+/** The Service that was called, and at which port; only the address if that is all that is known. */
+export function serviceOf(called: Called): string {
+  const where = endOf(called);
+  const port = called.port_name || called.port;
+  return called.name ? `Service ${called.namespace ?? ""}/${called.name}${port ? `:${port}` : ""}` : `Service at ${where}`;
 }
 
 export const endOf = (end: End): string => {
@@ -73,6 +80,7 @@ export function roundTrip(record: FlowRecord): string {
 
 export function what(record: FlowRecord, reasons: Record<string, string>): string {
   const parts: string[] = [];
+  if (record.service) parts.push(serviceOf(record.service));
   if (record.message) parts.push(`type/code ${record.message}`);
   if (record.reason && record.verdict === "dropped") parts.push(reasons[record.reason] ?? record.reason);
   else if (record.reason) parts.push(`${record.verdict === "audited" ? "would be denied: " : ""}${ruleOf(speaking(record))}`);

@@ -11,14 +11,19 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from podway.agent.flow_recorder import AT_A_TIME, FlowRecorder
 from podway.agent.options import AgentOptions
+from podway.api.kinds.service import Service, ServicePort, ServiceSpec
+from podway.api.meta import Metadata, OwnerReference
 from podway.cluster.view import ClusterView
 from podway.flows.learn import Asked
-from podway.flows.record import Who
+from podway.flows.record import Frontend, Who
 from podway.flows.store import FlowStore
 from podway.plan.uplink import Uplink
+from podway.policy.maps import Prefix
+from podway.policy.names import Bearer, LearnedNames
 from podway.reconcile.state import NodeState
 from tests import builders
 from tests.flows.flow_events import event, names
@@ -27,12 +32,12 @@ from tests.patience import PATIENCE
 UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/24"),))
 
 
-def recorder(*objects: Any) -> FlowRecorder:
+def recorder(*objects: Any, known: Any = ()) -> FlowRecorder:
     """A recorder of a node that knows these objects, and has no engine."""
     state = NodeState("node1", ClusterView.of(objects), UPLINK)
     nobody: Any = SimpleNamespace(
         flow=SimpleNamespace(devices=dict, opening=None, events=lambda: None),
-        enforcement=SimpleNamespace(planner=None, problem=""),
+        enforcement=SimpleNamespace(planner=None, problem="", naming=SimpleNamespace(known=known)),
     )
     return FlowRecorder(AgentOptions(node="node1", store=""), state, nobody, nobody)
 
@@ -52,6 +57,28 @@ def test_others_go_first_while_many_addresses_are_looked_up() -> None:
     turns, meant = asyncio.run(main())
     assert turns >= 20
     assert meant.addresses == {many[7]: Who("pod", "web", "shop", "node9")}
+
+
+def test_names_are_those_of_workloads_services_and_dns() -> None:
+    learned = LearnedNames()
+    for name in ("www.example.com", "api.example.com"):
+        learned.learn(Bearer(Prefix.host_of(ip_address("192.0.2.9")), name), 1e9)
+    owner = OwnerReference(kind="ReplicaSet", name="web-5d4f8", controller=True)
+    pod = builders.pod("web-5d4f8-x2x4z", "node9", "10.0.0.7", namespace="shop")
+    labels = {"pod-template-hash": "5d4f8"}
+    pod = replace(pod, metadata=replace(pod.metadata, labels=labels, owner_references=(owner,)))
+    port = ServicePort(name="http", port=80)
+    spec = ServiceSpec(cluster_ips=("10.96.0.10", "fd00::10"), external_ips=("192.0.2.80",), ports=(port,))
+    service = Service(metadata=Metadata(name="web", namespace="shop"), spec=spec)
+    every = frozenset({"10.0.0.7", "192.0.2.9", "10.96.0.10", "fd00::10", "192.0.2.80", "192.0.2.1"})
+    one = recorder(pod, service, known=learned)
+    meant = asyncio.run(one._meaning(Asked(every, frozenset(), frozenset())))
+    assert meant.addresses == {
+        "10.0.0.7": Who("pod", "web-5d4f8-x2x4z", "shop", "node9", "Deployment/web"),
+        "192.0.2.9": Who(names=("api.example.com", "www.example.com")),
+    }
+    front = (Frontend("shop", "web", "tcp", 80, "http"),)
+    assert meant.services == dict.fromkeys(("10.96.0.10", "fd00::10", "192.0.2.80"), front)
 
 
 def test_nothing_is_on_the_disk_of_a_node_that_never_had_the_engine_and_what_was_there_is_answered(

@@ -150,6 +150,9 @@ def test_led_to_a_backend_and_answered_in_the_services_name(
     assert bench.counted()[Counter.FLOWS_MADE] == 1
     flow = bench.flow(A[family], backend, protocol, (1000, 8080))
     assert (FlowFlag.SERVICE in flow.flags, flow.service, flow.service_port) == (True, ip_address(VIP[family]), 80)
+    [told] = bench.events()
+    assert (told.kind, told.service, told.service_port) == (EventKind.FLOW_NEW, ip_address(VIP[family]), 80)
+    assert told.key.destination == ip_address(backend)
 
     back = answered(backend, A[family], protocol=protocol)
     if where == "own":

@@ -29,7 +29,7 @@ from podway.export.otlp_metrics import OtlpMetrics
 from podway.export.target import Target
 from podway.flows import store as flow_store
 from podway.flows.block import Block
-from podway.flows.record import FlowRecord
+from podway.flows.record import FlowRecord, Frontend, Who
 from podway.flows.store import FlowStore
 from podway.kernel.bpf.flow_layout import EventKind, FlowState, Reason
 from podway.metrics.exposition import Histogram, Metric, Values
@@ -37,6 +37,7 @@ from tests.flows.flow_events import CLIENT, OUTSIDE, SECOND, WEB, event, names
 from tests.patience import PATIENCE, eventually
 
 NOW = time.time_ns()
+VIP = "10.96.0.10"
 
 
 def records() -> list[FlowRecord]:
@@ -49,7 +50,23 @@ def records() -> list[FlowRecord]:
         ),
         event(EventKind.FLOW_END, time=5 * SECOND, source="2001:db8::1", destination="2001:db8::2", protocol=17),
     )
-    block = Block.of("node1", 10, b"".join(events), names(NOW))
+    return told(b"".join(events))
+
+
+def called() -> list[FlowRecord]:
+    """A Deployment's pod calls a Service; another calls what DNS has two names for."""
+    return told(event(service=(VIP, 443), ports=(40000, 8443)) + event(destination=OUTSIDE))
+
+
+def told(events: bytes) -> list[FlowRecord]:
+    """Events as records."""
+    said = names(NOW)
+    said.addresses += [
+        (0, CLIENT, Who("pod", "client", "shop", "node2", "Deployment/client")),
+        (0, OUTSIDE, Who(names=("api.example.com", "www.example.com"))),
+    ]
+    said.services.append((0, VIP, (Frontend("shop", "web", "tcp", 443, "https"),)))
+    block = Block.of("node1", 10, events, said)
     return [block.record(at) for at in range(block.count)]
 
 
@@ -134,6 +151,23 @@ def test_a_collector_reads_records_as_the_protocol_says(collector: Any) -> None:
     denied = {one.key: one.value.string_value for one in logs[2].attributes}
     assert denied["podway.reason"] == "DENIED_INGRESS"
     assert denied["podway.ingress.policy"]
+
+
+def test_a_collector_is_told_workloads_services_and_names(collector: Any) -> None:
+    sink = Target.parse(f"otlp+http://127.0.0.1:{collector.server_port}").open("node1")
+    assert sink.send(called()) == 0
+    sink.close()
+    [resource] = collector.taken[0][2].resource_logs
+    logs = list(resource.scope_logs[0].log_records)
+    led, named = ({one.key: one.value for one in log.attributes} for log in logs)
+    assert (led["destination.address"].string_value, led["destination.port"].int_value) == (WEB, 8443)
+    assert (led["podway.service.address"].string_value, led["podway.service.port"].int_value) == (VIP, 443)
+    assert led["podway.service.k8s.service.name"].string_value == "web"
+    assert led["podway.service.port_name"].string_value == "https"
+    assert led["podway.source.k8s.deployment.name"].string_value == "client"
+    found = [one.string_value for one in named["podway.destination.names"].array_value.values]
+    assert found == ["api.example.com", "www.example.com"]
+    assert "podway.service.address" not in named
 
 
 def test_what_a_collector_refuses_for_good_is_counted_and_what_it_cannot_take_now_comes_again(
@@ -297,7 +331,7 @@ def test_nfcapd_reads_records_by_ipfix(tmp_path: Path) -> None:
 
 def test_tshark_understands_every_field_of_ipfix(tmp_path: Path) -> None:
     sink = Ipfix(Target.parse("ipfix+udp://127.0.0.1:4739"), "node1")
-    datagrams = list(sink.messages(records()))
+    datagrams = list(sink.messages(records() + called()))
     assert all(len(one) <= 1400 for one in datagrams)
     path = tmp_path / "ipfix.pcap"
     with path.open("wb") as file:
@@ -318,6 +352,9 @@ def test_tshark_understands_every_field_of_ipfix(tmp_path: Path) -> None:
     for text in ("SrcAddr: 10.244.2.2", "DstPort: 80", "Protocol: TCP (6)", "Octets: 500", "Octets: 4000"):
         assert text in said, text
     assert "Firewall Event: Flow denied (3)" in said
+    backend = (f"Post NAT Destination IPv4 Address: {WEB}", "Post NAPT Destination Transport Port: 8443")
+    for text in (f"DstAddr: {VIP}", "DstPort: 443", *backend):
+        assert text in said, text
     assert "Flow End Reason: End of Flow detected (3)" in said
 
 

@@ -5,7 +5,17 @@ from typing import Any
 
 from podway.flows.block import Names
 from podway.flows.record import Who
-from podway.kernel.bpf.flow_layout import EVENT, EventKind, FlowFlag, FlowKey, FlowState, Hook, Reason, Way
+from podway.kernel.bpf.flow_layout import (
+    EVENT,
+    EventKind,
+    FlowFlag,
+    FlowKey,
+    FlowState,
+    Hook,
+    Reason,
+    Way,
+    pack_address,
+)
 
 CLIENT, WEB, OUTSIDE = "10.244.2.2", "10.244.1.2", "192.0.2.9"
 SECOND = 10**9
@@ -30,6 +40,7 @@ def event(
     counts: tuple[int, int, int, int] = (1, 60, 0, 0),
     made: int | None = None,
     rules: tuple[int, int] = (0, 0),
+    service: tuple[str, int] | None = None,
     **more: Any,
 ) -> bytes:
     """One event as its bytes."""
@@ -48,12 +59,14 @@ def event(
         kind,
         reason,
         hook,
-        flags or 0,
+        (flags or 0) | (FlowFlag.SERVICE if service else 0),
         state,
         more.get("way", Way.STACK),
         more.get("detail", 0),
         *more.get("rtt", (0, 0)),
         *more.get("retransmitted", (0, 0)),
+        pack_address(ip_address(service[0])) if service else bytes(16),
+        (service[1] if service else 0).to_bytes(2, "big"),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from podway.flows import reasons
 from podway.flows.block import Block, DamagedBlock, Names
-from podway.flows.record import Rule, Who
+from podway.flows.record import Called, Frontend, Rule, Who
 from podway.kernel.bpf.flow_layout import EventKind, FlowFlag, FlowState, Hook, Reason, Way
 from tests.flows.flow_events import CLIENT, OUTSIDE, PODS, SECOND, WEB, event, names
 
@@ -27,6 +27,47 @@ def test_a_new_flow_has_names_time_and_direction() -> None:
     assert (found.destination.label, found.destination.address) == ("shop/web", WEB)
     assert (found.direction, found.protocol, found.path) == ("ingress", "tcp", "routed")
     assert found.ingress == Rule("rule 0x0000004d")  # of which nobody could say what it meant
+
+
+VIP = "10.96.0.10"
+FRONTENDS = (
+    Frontend("shop", "web", "tcp", 443, "https"),
+    Frontend("shop", "web", "tcp", 80, "http"),
+    Frontend("shop", "web", "udp", 80, "quic"),
+)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_service_that_was_called_stands_beside_the_backend_that_was_chosen(*, backwards: bool) -> None:
+    said = names()
+    said.services.append((0, VIP, FRONTENDS))
+    data = event(service=(VIP, 80), ports=(40000, 8080))
+    if backwards:
+        data = event(service=(VIP, 80), source=WEB, destination=CLIENT, ports=(8080, 40000), flags=FlowFlag.REPLY)
+    whole = Block.of("node2", 0, data, said)
+    for block in (whole, Block.unseal(whole.seal())):
+        found = block.record(0)
+        assert found.service == Called(VIP, 80, "shop", "web", "http")
+        assert (found.destination.label, found.destination.port) == ("shop/web", 8080)
+
+
+def test_a_service_is_named_as_far_as_it_is_known() -> None:
+    said = names()
+    said.services.append((1, VIP, FRONTENDS))
+    no_port, drop = Reason.SERVICE_NO_PORT, EventKind.PACKET_DROPPED
+    events = (
+        event(service=("10.96.0.99", 80)),  # which nobody could say anything of
+        event(drop, reason=no_port, destination=VIP, ports=(40000, 443)),
+        event(drop, reason=no_port, destination=VIP, ports=(40000, 9)),
+        event(),
+    )
+    block = Block.of("node2", 0, b"".join(events), said)
+    assert [block.record(at).service for at in range(block.count)] == [
+        Called("10.96.0.99", 80),
+        Called(VIP, 443, "shop", "web", "https"),
+        Called(VIP, 9, "shop", "web"),
+        None,
+    ]
 
 
 @pytest.mark.parametrize(("node", "direction"), [("node1", "ingress"), ("node2", "egress"), ("node3", "")])

@@ -2,7 +2,7 @@
 
 from podway.flows.block import Block, Names
 from podway.flows.learn import DROPS, Asked, Learner, Meant, thinned
-from podway.flows.record import Rule, Who
+from podway.flows.record import Frontend, Rule, Who
 from podway.kernel.bpf.flow_layout import EVENT, EventKind, Reason
 from podway.kernel.flow_events import SURVEYOR
 from tests.flows.flow_events import CLIENT, OUTSIDE, PODS, WEB, event
@@ -28,6 +28,17 @@ def test_each_block_says_once_what_names_mean() -> None:
     assert learn(learner, data, meant, 1).empty
     learner.begin()
     assert learn(learner, data, meant) == first
+
+
+def test_services_are_asked_for_by_the_address_that_was_called_and_said_once() -> None:
+    learner, vip = Learner(), "10.96.0.10"
+    data = event(service=(vip, 80))
+    assert learner.ask(data).addresses == {CLIENT, WEB, vip}
+    fronts = (Frontend("shop", "web", "tcp", 80),)
+    assert learn(learner, data, Meant({}, {}, {}, {}, {vip: fronts})).services == [(0, vip, fronts)]
+    assert learn(learner, data, NOTHING, 1).services == [], "one that is gone keeps its name"
+    more = (*fronts, Frontend("shop", "web", "tcp", 443))
+    assert learn(learner, data, Meant({}, {}, {}, {}, {vip: more}), 2).services == [(2, vip, more)]
 
 
 def test_what_is_gone_keeps_its_name_until_another_has_it() -> None:

@@ -8,18 +8,19 @@ import pytest
 from podway.errors import InvalidInput
 from podway.flows.block import Block
 from podway.flows.query import Query, Row, Sums, find, merged, sums
-from podway.flows.record import Rule, Who
+from podway.flows.record import Frontend, Rule, Who
 from podway.kernel.bpf.flow_layout import EventKind, FlowFlag, FlowState, Reason
 from tests.flows.flow_events import CLIENT, OUTSIDE, SECOND, WEB, event, names
 
 DENY, ALLOW = 70, 71
+VIP = "10.96.0.10"
 EVENTS = (
     event(time=1 * SECOND, rules=(0, ALLOW)),
     event(
         EventKind.PACKET_DROPPED, time=2 * SECOND, reason=Reason.DENIED_INGRESS, rules=(0, DENY), ports=(1, 443)
     ),
     event(EventKind.PACKET_DROPPED, time=3 * SECOND, reason=Reason.NOT_OWN_SOURCE, source=OUTSIDE, made=0),
-    event(time=4 * SECOND, protocol=17, source=OUTSIDE, ports=(9, 53)),
+    event(time=4 * SECOND, protocol=17, source=OUTSIDE, ports=(9, 53), service=(VIP, 5353)),
     event(
         EventKind.FLOW_END,
         time=5 * SECOND,
@@ -40,9 +41,11 @@ def blocks(size: int = 2) -> Iterator[Block]:
     for first in reversed(range(0, len(EVENTS), size)):
         said = names()
         said.addresses += [
-            (0, "10.244.1.9", Who("pod", "db", "data", "node1")),
+            (0, "10.244.1.9", Who("pod", "db", "data", "node1", "StatefulSet/db")),
+            (0, OUTSIDE, Who(names=("api.example.com", "www.example.com"))),
             (0, "172.30.0.1", Who("node", "node1", "", "node1")),
         ]
+        said.services.append((0, VIP, (Frontend("shop", "dns", "udp", 5353, "dns"),)))
         isolated = ("NetworkPolicy/shop/deny", "NetworkPolicy/shop/more")
         said.rules += [
             (0, DENY, Rule(isolated[0], isolates=isolated)),
@@ -78,6 +81,16 @@ def found(**asked: Any) -> list[int]:
         ({"destinations": ["192.0.2.0/24"]}, [6]),
         ({"sources": ["192.0.2.9"]}, [3, 4]),
         ({"pods": ["192.0.2.0/24"]}, [3, 4, 6]),
+        ({"workloads": ["data/db"]}, [6]),
+        ({"workloads": ["data/statefulset/d*"]}, [6]),
+        ({"workloads": ["data/Deployment/db"]}, []),
+        ({"workloads": ["shop/Pod/client"]}, [1, 2, 5]),  # one that nobody controls is a workload by itself
+        ({"services": ["shop/dns"]}, [4]),
+        ({"services": ["shop/d*"], "verdicts": ["denied"]}, []),
+        ({"services": ["data/dns"]}, []),
+        ({"names": ["API.example.com."]}, [3, 4, 6]),
+        ({"names": ["*.example.com"], "events": ["new"]}, [4]),
+        ({"names": ["example.com"]}, []),
         ({"pods": ["fd00::/8"]}, []),
         ({"namespaces": ["data"]}, [6]),
         ({"namespaces": ["data", "shop"], "protocols": ["udp"]}, [4]),
@@ -115,6 +128,11 @@ def test_filters(asked: dict[str, Any], seconds: list[int]) -> None:
         ({"pods": ["web"]}, "--pod: cannot read 'web'"),
         ({"sources": ["a/b/c"]}, "--from"),
         ({"destinations": ["300.0.0.1"]}, "--to"),
+        ({"workloads": ["web"]}, "--workload: cannot read 'web'"),
+        ({"workloads": ["a/b/c/d"]}, "--workload"),
+        ({"services": ["shop/web/80"]}, "--service: cannot read 'shop/web/80'"),
+        ({"names": ["https://example.com"]}, "--dns: cannot read"),
+        ({"names": [""]}, "--dns: cannot read ''"),
         ({"colour": "red"}, "colour"),
         ({"ports": ["http"]}, "ports"),
     ],
@@ -156,6 +174,16 @@ def test_an_answer_ends_when_its_time_is_over_and_says_how_far_it_came() -> None
             },
         ),
         ("pod", {"shop/client": (1, 1, 0, 7, 700), "shop/web": (2, 1, 1, 7, 700), "data/db": (0,) * 5}),
+        (
+            "workload",
+            {
+                "shop/Pod/client": (1, 1, 0, 7, 700),
+                "shop/Pod/web": (2, 1, 1, 7, 700),
+                "data/StatefulSet/db": (0,) * 5,
+            },
+        ),
+        ("service", {"shop/dns": (1, 0, 0, 0, 0)}),
+        ("dns", {"api.example.com": (1, 0, 1, 0, 0), "www.example.com": (1, 0, 1, 0, 0)}),
         ("namespace", {"shop": (2, 1, 1, 7, 700), "data": (0,) * 5}),
         (
             "reason",

@@ -12,6 +12,7 @@ from podway.flows.block import Names
 from podway.flows.record import Who
 from podway.flows.store import FlowStore
 from podway.kernel.bpf.flow_layout import EVENT
+from podway.kernel.flow_events import EVENT_SIZE
 from tests.flows.flow_events import SECOND, WEB, event, names
 
 LIMIT = 64 << 20
@@ -121,6 +122,18 @@ def test_a_damaged_block_is_passed_over(tmp_path: Path) -> None:
 def test_events_of_another_layout_are_left_out(tmp_path: Path) -> None:
     store = FlowStore(tmp_path, "node1", LIMIT)
     store.append(at(1) + b"more", names())
+    again = FlowStore(tmp_path, "node1", LIMIT)
+    assert times(again) == []
+    put(again, 2)
+    assert times(FlowStore(tmp_path, "node1", LIMIT)) == [2]
+
+
+def test_events_of_another_size_are_left_out_however_many_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as former:
+        former.setattr(flow_store, "_EVENTS", bytes((EVENT_SIZE - 24,)))
+        FlowStore(tmp_path, "node1", LIMIT).append(at(1), names())
     again = FlowStore(tmp_path, "node1", LIMIT)
     assert times(again) == []
     put(again, 2)

@@ -60,6 +60,27 @@ def test_pods_reach_a_service_and_themselves_by_it(lab: PolicyLab) -> None:
         assert all_reach(lab, "client web1 web2")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flows_name_the_service_that_was_called_and_what_it_became(lab: PolicyLab, family: int) -> None:
+    eventually(lambda: backends(lab, "node1") == backends(lab, "node2") == 4)
+    assert lab.pods["client"].source_to(VIP, family, 80) == lab.pods["client"].address(family)
+    called = {"address": VIP.address(family), "port": 80, "namespace": "default", "name": "web"}
+
+    def seen() -> bool:
+        text = lab.lab.podway("flows", "--service", "web", "--from", "client", "-o", "jsonl", check=False)
+        records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        mine = [one for one in records if one["event"] == "new" and one["service"]["address"] == called["address"]]
+        assert mine
+        for one in mine:
+            assert one["service"] == called
+            assert one["node"] == "node1", "the node of who was called sees the backend's address alone"
+            assert one["destination"]["port"] == 8080
+            assert one["destination"]["who"]["name"] in ("web1", "web2")
+        return True
+
+    eventually(seen)
+
+
 def test_another_port_and_no_endpoints_are_refused_at_once(lab: PolicyLab) -> None:
     client = lab.pods["client"]
     eventually(lambda: backends(lab, "node1") == 4)

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +27,7 @@ from podway.agent.options import AgentOptions
 from podway.api.kinds.cluster_network_policy import ClusterNetworkPolicy
 from podway.api.kinds.network_policy import NetworkPolicy
 from podway.api.kinds.pod import Pod
+from podway.api.kinds.service import Service
 from podway.api.meta import LabelSelector
 from podway.api.resource import Key, subject
 from podway.channel.admin import Method
@@ -33,12 +35,12 @@ from podway.errors import InvalidInput, PodwayError
 from podway.flows import reasons
 from podway.flows.learn import Asked, Learner, Meant, thinned
 from podway.flows.query import BY, Answer, By, Query, Sums, find, sums
-from podway.flows.record import Rule, Who
+from podway.flows.record import Frontend, Rule, Who
 from podway.flows.store import FlowStore
 from podway.flows.tally import Tally
 from podway.kernel.flow_events import EVENT_SIZE, Counted, DropTracer, FlowEvents, drop_reasons
 from podway.kernel.node import Kernel
-from podway.policy.maps import LOOPBACK, OWN_NODE, RuleName
+from podway.policy.maps import LOOPBACK, OWN_NODE, Prefix, RuleName
 from podway.reconcile.reconciler import Reconciler
 from podway.reconcile.state import NodeState
 
@@ -57,6 +59,8 @@ BUDGET = 3.0
 """Seconds that a query may take; then it answers with what it has."""
 AT_A_TIME = 500
 """Addresses, and rules, that the loop looks up before others go first."""
+NAMES = 4
+"""Names of DNS that are kept of an address, the first of the alphabet."""
 AT_ONCE = 2
 """Queries that are worked at together; others wait."""
 
@@ -299,9 +303,12 @@ class FlowRecorder:
         state = self._state
         leases = {str(address): lease.pod for lease in state.leases.values() for address in lease.addresses}
         addresses: dict[str, Who] = {}
+        services: dict[str, tuple[Frontend, ...]] = {}
         for done, text in enumerate(asked.addresses, 1):
             if (who := self._owner(text, leases)) is not None:
                 addresses[text] = who
+            if (who is None or who.kind != "pod") and (fronts := self._frontends(text)):
+                services[text] = fronts
             if not done % AT_A_TIME:
                 await asyncio.sleep(0)
         planner = self._reconciler.enforcement.planner
@@ -316,18 +323,31 @@ class FlowRecorder:
         for number in asked.devices - devices.keys():  # newer than the latest look
             with contextlib.suppress(OSError):
                 devices[number] = socket.if_indextoname(number)
-        return Meant(addresses, rules, devices, self._kernel_reasons)
+        return Meant(addresses, rules, devices, self._kernel_reasons, services)
 
     def _owner(self, text: str, leases: Mapping[str, str]) -> Who | None:
         view, node = self._state.view, self._state.node
         if text in leases:
             namespace, _, name = leases[text].rpartition("/")
-            return Who("pod", name, namespace, node)
+            known = view.namespaced_table(Pod).get((namespace, name))
+            return Who("pod", name, namespace, node, known.workload if known else "")
         for pod in view.namespaced_table(Pod).select("address", text):
-            return Who("pod", pod.metadata.name, pod.metadata.namespace, pod.spec.node_name)
+            return Who("pod", pod.metadata.name, pod.metadata.namespace, pod.spec.node_name, pod.workload)
         for found in view.nodes.select("address", text):
             return Who("node", found.metadata.name, "", found.metadata.name)
+        learned = self._reconciler.enforcement.naming.known
+        if names := learned.names_of(Prefix.host_of(ip_address(text))) if len(learned) else ():
+            return Who(names=tuple(sorted(names)[:NAMES]))
         return None
+
+    def _frontends(self, text: str) -> tuple[Frontend, ...]:
+        """Return the ports of Services that an address has."""
+        found = self._state.view.namespaced_table(Service).select("address", text)
+        return tuple(
+            Frontend(one.metadata.namespace, one.metadata.name, port.protocol.lower(), port.port, port.name)
+            for one in found
+            for port in one.spec.ports
+        )
 
     def _rule(self, name: RuleName) -> Rule:
         revision = self._revision(name.policy)

@@ -39,6 +39,14 @@ class StrictRecord(Record, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A part of one of Podway's own kinds: an unknown field is an error, since it is a typing mistake."""
 
 
+class OwnerReference(Record, frozen=True, kw_only=True):
+    """Who an object is part of, by kind and name; at most one is its `controller`. Read, and never written."""
+
+    kind: str
+    name: str
+    controller: bool = False
+
+
 class Metadata(Record, frozen=True, kw_only=True):
     """Kubernetes ObjectMeta, as far as Podway reads it.
 
@@ -55,6 +63,7 @@ class Metadata(Record, frozen=True, kw_only=True):
     deletion_timestamp: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
+    owner_references: tuple[OwnerReference, ...] = ()
 
 
 class SelectorRequirement(StrictRecord, frozen=True, kw_only=True):

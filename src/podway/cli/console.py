@@ -164,12 +164,10 @@ class CommandSources:
             match name:
                 case "since" | "until" | "selector":
                     asked[name] = values[-1]
-                case "from" | "to":
+                case "from" | "to" | "policy" | "dns":
                     asked[_FIELDS[name]] = values
                 case "port":
                     asked["ports"] = [_port(text) for text in values]
-                case "policy":
-                    asked["policies"] = values
                 case "node":
                     continue
                 case _:
@@ -225,7 +223,7 @@ class CommandSources:
         return {name: known[name] for name in nodes or known}
 
 
-_FIELDS = {"from": "sources", "to": "destinations"}
+_FIELDS = {"from": "sources", "to": "destinations", "policy": "policies", "dns": "names"}
 
 
 def _port(text: str) -> int:

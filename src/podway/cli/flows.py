@@ -16,7 +16,7 @@ from podway.errors import AgentError, InvalidArgument
 if TYPE_CHECKING:
     from podway.flows.heard import Heard, Summed
     from podway.flows.query import AgentAnswer, AgentSums
-    from podway.flows.record import FlowRecord
+    from podway.flows.record import Called, FlowRecord
 
 T = TypeVar("T", "AgentAnswer", "AgentSums")
 
@@ -38,7 +38,10 @@ LATEST = 1e11
 _ODD = "it may be of another version: see `podway status` on that node"
 VERDICTS = ("allowed", "denied", "dropped", "audited")
 EVENTS = ("new", "lives", "end", "drop", "changed", "audit")
-SUMS = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair", "connection")
+SUMS = (
+    *("policy", "pod", "workload", "service", "dns", "verdict", "port", "reason", "namespace", "node"),
+    *("pair", "connection"),
+)
 _COLOURS = {"allowed": "green", "denied": "red", "dropped": "yellow", "audited": "magenta"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -48,6 +51,13 @@ def _complete_pods(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
     pods = (f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in objects(ctx, Pod))
     return sorted(name for name in pods if name.startswith(incomplete))
+
+
+def _complete_services(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from podway.api.kinds.service import Service
+
+    services = (f"{one.metadata.namespace}/{one.metadata.name}" for one in objects(ctx, Service))
+    return sorted(name for name in services if name.startswith(incomplete))
 
 
 def _complete_reasons(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -63,6 +73,8 @@ def _complete_reasons(ctx: click.Context, param: click.Parameter, incomplete: st
         "podway flows --since 10m --pod shop/web --port 80",
         "podway flows --since 1h --from 'shop/*' --to 192.0.2.0/24 -o wide",
         "podway flows --policy shop/deny-all --last 20",
+        "podway flows --since 1h --service shop/web --verdict denied",
+        "podway flows --since 1h --workload shop/web --dns '*.example.com'",
         "podway flows --by policy --since 1h",
         "podway flows --by pod --verdict denied --top 10",
         "podway flows --since 10m -o jsonl               # a record a line, for pipes",
@@ -87,6 +99,22 @@ def _complete_reasons(ctx: click.Context, param: click.Parameter, incomplete: st
     help="Either end's.",
 )
 @click.option("-l", "--selector", metavar="LABELS", help="Either end is a pod with these labels, as they are now.")
+@click.option(
+    "--workload",
+    "workloads",
+    metavar="WORKLOAD",
+    multiple=True,
+    help="Either end's Deployment, StatefulSet, …: NAMESPACE/NAME, or NAMESPACE/KIND/NAME.",
+)
+@click.option(
+    "--service",
+    "services",
+    metavar="SERVICE",
+    multiple=True,
+    shell_complete=_complete_services,
+    help="The Service that was called: NAMESPACE/NAME.",
+)
+@click.option("--dns", "names", metavar="NAME", multiple=True, help="Either end's name in DNS: *.example.com.")
 @click.option("--cidr", "cidrs", metavar="CIDR", multiple=True, help="Either end's address.")
 @click.option("--verdict", "verdicts", type=click.Choice(VERDICTS), multiple=True, help="What was decided.")
 @click.option(
@@ -192,7 +220,7 @@ def question(
     params: dict[str, Any] = {name: list(values) for name, values in filters.items() if values}
     if pods or cidrs:
         params["pods"] = [*map(_pod, pods), *map(_cidr, cidrs)]
-    for name in ("sources", "destinations"):
+    for name in ("sources", "destinations", "workloads", "services"):
         if name in params:
             params[name] = [_pod(text) for text in params[name]]
     if "reasons" in params:
@@ -446,7 +474,7 @@ class _Lines:
         if self._wide:
             cells += [plain(record.direction) or "-", plain(record.path) or "-"]
             source, destination = (
-                f"{text} ({plain(end.address)})" if end.who.label else text
+                f"{text} ({plain(end.address)})" if end.label != end.address else text
                 for text, end in zip((source, destination), (record.source, record.destination), strict=True)
             )
         return [*cells, source, f"{arrow} {destination}"]
@@ -457,6 +485,8 @@ def _what(record: "FlowRecord", *, wide: bool) -> str:
     from podway.flows.reasons import words_of
 
     parts = []
+    if record.service:
+        parts.append(_service(record.service, wide=wide))
     if record.message:
         parts.append(f"type/code {record.message}")
     if record.reason and record.verdict == "dropped":
@@ -481,6 +511,16 @@ def _what(record: "FlowRecord", *, wide: bool) -> str:
         rules = (("egress", record.egress), ("ingress", record.ingress))
         parts += [f"{name}: {_rule(rule)}" for name, rule in rules if rule]
     return ", ".join(parts)
+
+
+def _service(called: "Called", *, wide: bool) -> str:
+    """Return which Service was called; its address, too, if that is asked for or all that is known."""
+    address = f"[{called.address}]" if ":" in called.address else called.address
+    where = f"{address}:{called.port}" if called.port else called.address
+    if not called.label:
+        return f"Service at {where}"
+    port = called.port_name or (str(called.port) if called.port else "")
+    return f"Service {called.label}{f':{port}' if port else ''}{f' ({where})' if wide else ''}"
 
 
 def _tcp(record: "FlowRecord", *, wide: bool) -> Iterator[str]:

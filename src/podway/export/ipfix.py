@@ -25,13 +25,14 @@ _TEMPLATES_AGAIN = 30.0
 """Seconds after which templates are sent again over UDP, where a receiver may have missed them."""
 
 # Information elements (IANA): number, length, and of which direction.
-_ENDS = {4: ((8, 4), (12, 4)), 6: ((27, 16), (28, 16))}
+_ENDS = {4: ((8, 4), (12, 4), (226, 4)), 6: ((27, 16), (28, 16), (282, 16))}
+"""Who called, who was called, and, where that was a Service's address, the backend (RFC 8158)."""
 _TYPE_CODE = {4: 32, 6: 139}
-_COMMON = ((7, 2), (11, 2), (4, 1), (152, 8), (153, 8), (86, 8), (85, 8))
+_COMMON = ((7, 2), (11, 2), (228, 2), (4, 1), (152, 8), (153, 8), (86, 8), (85, 8))
 _BACK = ((86, 8), (85, 8))
 _LAST = ((233, 1), (136, 1), (61, 1))
 _ICMP_LENGTH = 2
-_FIELDS = struct.Struct("!HHBQQQQQQBBBH")
+_FIELDS = struct.Struct("!HHHBQQQQQQBBBH")
 _TEMPLATES = {4: 256, 6: 257}
 
 _FIREWALL = {"new": 1, "end": 2, "drop": 3, "audit": 4, "lives": 5, "changed": 5}
@@ -125,12 +126,14 @@ def _template(version: int) -> bytes:
 
 
 def _data(record: FlowRecord, version: int) -> bytes:
-    ends = b"".join(ip_address(end.address).packed for end in (record.source, record.destination))
+    called = record.service or record.destination
+    ends = b"".join(ip_address(end.address).packed for end in (record.source, called, record.destination))
     number = _NUMBERS.get(record.protocol)
     kind, _, code = record.message.partition("/")
     end = _END_REASONS.get(record.how, _DETECTED) if record.event in ("end", "drop") else _ACTIVE
     return ends + _FIELDS.pack(
         record.source.port,
+        called.port,
         record.destination.port,
         int(record.protocol) if number is None else number,
         round((record.began or record.time) * 1000),

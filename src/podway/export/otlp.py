@@ -9,13 +9,16 @@ import gzip
 import http.client
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from podway import __version__
 from podway.export.target import SECONDS, Target
-from podway.flows.record import End, FlowRecord, Rule
+from podway.flows.record import Called, End, FlowRecord, Rule
+
+Value: TypeAlias = str | int | bool | tuple[str, ...]
+"""What an attribute may be."""
 
 _SEVERITIES = {"allowed": (9, "INFO"), "denied": (13, "WARN"), "dropped": (13, "WARN"), "audited": (13, "WARN")}
 _FOR_GOOD = (400, 413, 422)
@@ -127,12 +130,14 @@ def _log_record(record: FlowRecord, now: str) -> dict[str, Any]:
     }
 
 
-def _fields(record: FlowRecord) -> Iterator[tuple[str, str | int | bool]]:
+def _fields(record: FlowRecord) -> Iterator[tuple[str, Value]]:
     """Yield attributes: OpenTelemetry's names where it has some (source.*, destination.*, network.*)."""
     yield "network.transport", record.protocol
     yield "network.type", "ipv6" if ":" in record.source.address else "ipv4"
     for name, end in (("source", record.source), ("destination", record.destination)):
         yield from _end(name, end)
+    if record.service:
+        yield from _service(record.service)
     yield "podway.sequence", record.sequence
     for name in ("verdict", "reason", "direction", "how", "path", "device", "message"):
         if value := getattr(record, name):
@@ -154,7 +159,7 @@ def _fields(record: FlowRecord) -> Iterator[tuple[str, str | int | bool]]:
         yield "podway.lost", record.lost
 
 
-def _end(name: str, end: End) -> Iterator[tuple[str, str | int]]:
+def _end(name: str, end: End) -> Iterator[tuple[str, Value]]:
     yield f"{name}.address", end.address
     if end.port:
         yield f"{name}.port", end.port
@@ -162,8 +167,25 @@ def _end(name: str, end: End) -> Iterator[tuple[str, str | int]]:
     if end.who.kind == "pod":
         yield f"podway.{name}.k8s.namespace.name", end.who.namespace
         yield f"podway.{name}.k8s.pod.name", end.who.name
+    if end.who.workload:
+        kind, _, workload = end.who.workload.partition("/")
+        yield f"podway.{name}.k8s.{kind.lower()}.name", workload
+    if end.who.names:
+        yield f"podway.{name}.names", end.who.names
     if end.who.node:
         yield f"podway.{name}.k8s.node.name", end.who.node
+
+
+def _service(called: Called) -> Iterator[tuple[str, str | int]]:
+    """Yield what was called, before it was translated: `destination` is what it became."""
+    yield "podway.service.address", called.address
+    if called.port:
+        yield "podway.service.port", called.port
+    if called.name:
+        yield "podway.service.k8s.namespace.name", called.namespace
+        yield "podway.service.k8s.service.name", called.name
+    if called.port_name:
+        yield "podway.service.port_name", called.port_name
 
 
 def _rule(name: str, rule: Rule) -> Iterator[tuple[str, str]]:
@@ -179,7 +201,9 @@ def attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"key": name, "value": _value(value)} for name, value in values.items()]
 
 
-def _value(value: str | int | bool) -> dict[str, Any]:
+def _value(value: Value) -> dict[str, Any]:
+    if isinstance(value, tuple):
+        return {"arrayValue": {"values": list(map(_value, value))}}
     if isinstance(value, bool):
         return {"boolValue": value}
     return {"intValue": str(value)} if isinstance(value, int) else {"stringValue": value}

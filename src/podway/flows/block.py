@@ -23,7 +23,7 @@ import msgspec
 
 from podway.errors import PodwayError
 from podway.flows import reasons
-from podway.flows.record import PROTOCOLS, End, Event, FlowRecord, Rule, Verdict, Who
+from podway.flows.record import PROTOCOLS, Called, End, Event, FlowRecord, Frontend, Rule, Verdict, Who
 from podway.kernel.flow_events import (
     EVENT_FIELDS,
     EVENT_SIZE,
@@ -68,7 +68,8 @@ class Names(msgspec.Struct):
     """What the events of a block need to be read; each list is in the order in which it was learned.
 
     `clock` are nanoseconds to be added to the monotonic clock for the time since 1970. `losses` say which
-    processor had lost how many events before a record, `details` what the kernel's reasons are called.
+    processor had lost how many events before a record, `details` what the kernel's reasons are called, `services`
+    which ports of Services an address has.
     """
 
     clock: list[tuple[int, int]] = []
@@ -77,11 +78,12 @@ class Names(msgspec.Struct):
     devices: list[tuple[int, int, str]] = []
     losses: list[tuple[int, int]] = []
     details: list[tuple[int, int, str]] = []
+    services: list[tuple[int, str, tuple[Frontend, ...]]] = []
 
     @property
     def empty(self) -> bool:
         """Whether nothing is said."""
-        return not (self.clock or self.addresses or self.rules or self.devices or self.losses or self.details)
+        return not any(getattr(self, field) for field in self.__struct_fields__)
 
     def copy(self) -> "Names":
         """Return what is said now."""
@@ -139,7 +141,7 @@ class Block:
         return found
 
     def addresses(self, name: str) -> bytes:
-        """Return `source` or `destination` of all events, 16 bytes for each."""
+        """Return `source`, `destination` or `service` of all events, 16 bytes for each."""
         found = self._get(name)
         assert isinstance(found, bytes)
         return found
@@ -185,6 +187,10 @@ class Block:
     @cached_property
     def _details(self) -> Meaning[str]:
         return Meaning(self.names.details)
+
+    @cached_property
+    def _services(self) -> Meaning[tuple[Frontend, ...]]:
+        return Meaning(self.names.services)
 
     @cached_property
     def _clock(self) -> Meaning[int]:
@@ -260,7 +266,22 @@ class Block:
             retransmitted=again[0],
             retransmitted_back=again[1],
             lost=self._losses.get(at, 0),
+            service=self._called(at, flags, PROTOCOLS.get(protocol, ""), ends[1]),
         )
+
+    def _called(self, at: int, flags: int, protocol: str, destination: End) -> Called | None:
+        """Return the Service that was called: by its address, or, if it has one, by that of its destination."""
+        text, port = destination.address, destination.port
+        if flags & FlowFlag.SERVICE:
+            text = self.text(self.addresses("service")[16 * at : 16 * at + 16])
+            port = self.column("service_port")[at]
+        fronts = self._services.at(text, at, ())
+        for one in fronts:
+            if (one.protocol, one.port) == (protocol, port):
+                return Called(text, port, one.namespace, one.name, one.port_name)
+        if len({(one.namespace, one.name) for one in fronts}) == 1:  # it has no such port
+            return Called(text, port, fronts[0].namespace, fronts[0].name)
+        return Called(text, port) if fronts or flags & FlowFlag.SERVICE else None
 
     def _reason(self, at: int, number: int) -> str:
         if number == Reason.DROPPED_BY_KERNEL and (name := self._details.at(self.column("detail")[at], at, "")):
@@ -317,7 +338,7 @@ class Block:
         )
 
     def _raw(self, name: str) -> bytes:
-        if name in ("source", "destination"):
+        if PLACES[name][2] == "16s":
             return self.addresses(name)
         column = self.column(name)
         if name == "time":

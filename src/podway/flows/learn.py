@@ -4,10 +4,10 @@ numbers of rules mean, how many were lost. Pure.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from podway.flows.block import PLACES, Names, rows_of
-from podway.flows.record import Rule, Who
+from podway.flows.record import Frontend, Rule, Who
 from podway.kernel.flow_events import EVENT_SIZE, SURVEYOR, EventKind, unpack_address
 
 DROPS = 2000
@@ -23,12 +23,26 @@ TURNED = 1 << 31
 """Events that no processor loses between two that it tells: so much more, in 32 bits, is less."""
 
 _NOBODY = Who()
+_NO_ADDRESS = bytes(16)
 
-_Said: TypeAlias = tuple[dict[str, Who], dict[int, Rule], dict[int, str], dict[int, str]]
+
+class _Said(NamedTuple):
+    """What a block says already."""
+
+    addresses: dict[str, Who]
+    rules: dict[int, Rule]
+    devices: dict[int, str]
+    details: dict[int, str]
+    services: dict[str, tuple[Frontend, ...]]
+
+    @classmethod
+    def nothing(cls) -> "_Said":
+        """Return what a block says that begins."""
+        return cls({}, {}, {}, {}, {})
 
 
 class Asked(NamedTuple):
-    """What events bear: addresses, numbers of rules, of devices, and of the kernel's reasons."""
+    """What events bear: addresses, of Services, too, numbers of rules, of devices, and of the kernel's reasons."""
 
     addresses: frozenset[str]
     rules: frozenset[int]
@@ -43,6 +57,7 @@ class Meant(NamedTuple):
     rules: Mapping[int, Rule]
     devices: Mapping[int, str]
     details: Mapping[int, str] = MappingProxyType({})
+    services: Mapping[str, tuple[Frontend, ...]] = MappingProxyType({})
 
 
 class Learner:
@@ -53,12 +68,13 @@ class Learner:
         self._owners: dict[str, Who] = {}
         self._rules: dict[int, Rule] = {}
         self._lost: dict[int, int] = {}
-        self._said: _Said = ({}, {}, {}, {})
+        self._services: dict[str, tuple[Frontend, ...]] = {}
+        self._said = _Said.nothing()
         self._clock: int | None = None
 
     def begin(self) -> None:
         """Another block begins, which knows nothing yet."""
-        self._said, self._clock = ({}, {}, {}, {}), None
+        self._said, self._clock = _Said.nothing(), None
 
     def remember(self, events: bytes) -> None:
         """Take how many events processors had lost by the time of these, in any order, which are known already."""
@@ -67,16 +83,17 @@ class Learner:
 
     def ask(self, events: bytes) -> Asked:
         """Return what has to be known of events."""
-        alike = set(rows_of(events, "source", "destination", "rule", "ifindex", "out", "detail"))
+        alike = set(rows_of(events, "source", "destination", "rule", "ifindex", "out", "detail", "service"))
         if len(self._texts) > REMEMBERED:
             self._texts.clear()
-        raw = {address for source, destination, *_ in alike for address in (source, destination)}
+        raw = {address for source, destination, *_, service in alike for address in (source, destination, service)}
+        raw.discard(_NO_ADDRESS)
         texts = frozenset(
             self._texts.get(one) or self._texts.setdefault(one, str(unpack_address(one))) for one in raw
         )
-        rules = frozenset(rule for _, _, *pair, _, _, _ in alike for rule in pair) - {0}
-        devices = frozenset(device for *_, came, goes, _ in alike for device in (came, goes)) - {0}
-        return Asked(texts, rules, devices, frozenset(detail for *_, detail in alike) - {0})
+        rules = frozenset(rule for _, _, *pair, _, _, _, _ in alike for rule in pair) - {0}
+        devices = frozenset(device for *_, came, goes, _, _ in alike for device in (came, goes)) - {0}
+        return Asked(texts, rules, devices, frozenset(detail for *_, detail, _ in alike) - {0})
 
     def learn(self, events: bytes, first: int, offset: int, asked: Asked, meant: Meant) -> Names:
         """Return what a block has to say of events that begin at its record `first`, and does not say yet.
@@ -87,16 +104,22 @@ class Learner:
         if self._clock is None or abs(offset - self._clock) > CLOCK_STEP:
             names.clock.append((first, offset))
             self._clock = offset
-        addresses, rules, devices, details = self._said
-        if len(self._owners) > REMEMBERED:
-            self._owners.clear()
+        addresses, rules, devices, details, services = self._said
+        for known in (self._owners, self._services):
+            if len(known) > REMEMBERED:
+                known.clear()
         self._owners.update(meant.addresses)
+        self._services.update(meant.services)
         self._rules.update(meant.rules)
         for text in asked.addresses:
             who = self._owners.get(text, _NOBODY)
             if addresses.get(text, _NOBODY) != who:
                 addresses[text] = who
                 names.addresses.append((first, text, who))
+            fronts = self._services.get(text, ())
+            if services.get(text, ()) != fronts:
+                services[text] = fronts
+                names.services.append((first, text, fronts))
         for number in asked.rules:
             rule = self._rules.get(number)
             if rule is not None and rules.get(number) != rule:

@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_network
 from itertools import compress
 from operator import and_, or_
 from struct import Struct
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -22,7 +22,7 @@ from podway.api.fields import is_number
 from podway.errors import InvalidInput
 from podway.flows import reasons
 from podway.flows.block import Block, verdict_of
-from podway.flows.record import EVENTS, PROTOCOLS, VERDICTS, End, FlowRecord, Who
+from podway.flows.record import EVENTS, PROTOCOLS, VERDICTS, Called, End, FlowRecord, Frontend, Who
 from podway.kernel.flow_events import EventKind, Reason, pack_address
 
 MOST = 10_000
@@ -31,8 +31,21 @@ MOST = 10_000
 GROUPS = 1_000
 """Rows in one answer of sums."""
 
-By: TypeAlias = Literal["policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair", "connection"]
-BY: tuple[By, ...] = ("policy", "pod", "verdict", "port", "reason", "namespace", "node", "pair", "connection")
+By: TypeAlias = Literal[
+    "policy",
+    "pod",
+    "workload",
+    "service",
+    "dns",
+    "verdict",
+    "port",
+    "reason",
+    "namespace",
+    "node",
+    "pair",
+    "connection",
+]
+BY: tuple[By, ...] = get_args(By)
 
 PAIR = " -> "
 """What stands between the two ends in the key of a pair: no name has it."""
@@ -56,8 +69,9 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     `pods`, `selected`, `sources` and `destinations` name pods (`shop/web`, `shop/web-*`), nodes (`node/one`),
     addresses and networks; `pods` and `selected` may be either end. `policies` are `NetworkPolicy/shop/deny` or
-    any end of that. `ports` are those that were called. Times are in seconds since
-    1970; `after` is a record's number.
+    any end of that. `workloads` are pods' (`shop/web`, `shop/Deployment/web`), of either end; `services` are those
+    that were called (`shop/web`), `names` those of DNS, of either end. `ports` are those that were called. Times
+    are in seconds since 1970; `after` is a record's number.
     """
 
     since: float = 0.0
@@ -75,6 +89,9 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     policies: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     protocols: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> "Query":
@@ -104,6 +121,14 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         for option, places in (("--pod", self.pods), ("--from", self.sources), ("--to", self.destinations)):
             for place in places:
                 _check_place(option, place)
+        for option, words, slashes, hint in (
+            ("--workload", self.workloads, {1, 2}, "write NAMESPACE/NAME, or NAMESPACE/Deployment/NAME"),
+            ("--service", self.services, {1}, "write NAMESPACE/NAME"),
+            ("--dns", self.names, {0}, "write a name without a scheme: api.example.com, or *.example.com"),
+        ):
+            for text in words:
+                if not text or text.count("/") not in slashes:
+                    raise InvalidInput(f"{option}: cannot read {text!r}", hint=hint)
 
     # Of records.
 
@@ -118,8 +143,11 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             and (not self.events or record.event in self.events)
             and (not self.ports or record.destination.port in self.ports)
             and (not self._protocols or record.protocol in self._protocols)
-            and (not self.namespaces or self._in_namespace(record.source, record.destination))
+            and (not self.namespaces or _either(self._is_in_namespace, record))
             and (not self.policies or self._of_policy(record))
+            and (not self.workloads or _either(self._is_of_workload, record))
+            and (not self.services or self._of_service(record.service))
+            and (not self.names or _either(self._is_named, record))
             and (not self.pods or self._any(self._all_places[0], record.source, record.destination))
             and (not self.selected or self._any(self._all_places[3], record.source, record.destination))
             and (not self.sources or self._any(self._all_places[1], record.source))
@@ -130,11 +158,23 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def _protocols(self) -> frozenset[str]:
         return frozenset(PROTOCOLS.get(int(one), one) if is_number(one) else one for one in self.protocols)
 
-    def _in_namespace(self, *ends: End) -> bool:
-        return any(self._is_in_namespace(end.address, end.who) for end in ends)
-
     def _is_in_namespace(self, _address: str, who: Who) -> bool:
         return who.kind == "pod" and who.namespace in self.namespaces
+
+    def _is_of_workload(self, _address: str, who: Who) -> bool:
+        if who.kind != "pod":
+            return False
+        namespace, kind, name = who.owner.lower().split("/")
+        said = (f"{namespace}/{kind}/{name}", f"{namespace}/{name}")
+        return any(fnmatchcase(text, wanted.lower()) for wanted in self.workloads for text in said)
+
+    def _of_service(self, service: Called | Frontend | None) -> bool:
+        if service is None or not service.name:
+            return False
+        return any(fnmatchcase(f"{service.namespace}/{service.name}", wanted) for wanted in self.services)
+
+    def _is_named(self, _address: str, who: Who) -> bool:
+        return any(fnmatchcase(name, wanted.lower().rstrip(".")) for name in who.names for wanted in self.names)
 
     def _of_policy(self, record: FlowRecord) -> bool:
         """Tell whether one of the policies spoke; where none allowed it, all that isolate did."""
@@ -179,11 +219,29 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             if places:
                 named = all(isinstance(place, str) for place in places)
                 chosen = _at(block, chosen, partial(_is_any, places), named=named)
-        if self.namespaces:
-            chosen = _at(block, chosen, self._is_in_namespace, named=True)
+        for given, wanted_end in (
+            (self.namespaces, self._is_in_namespace),
+            (self.workloads, self._is_of_workload),
+            (self.names, self._is_named),
+        ):
+            if given:
+                chosen = _at(block, chosen, wanted_end, named=True)
+        if self.services:
+            chosen = self._called(block, chosen)
         if self.policies:
             chosen = self._ruled(block, chosen)
         return compress(range(block.count - 1, -1, -1), reversed(chosen))
+
+    def _called(self, block: Block, chosen: list[bool]) -> list[bool]:
+        texts = {text for _, text, fronts in block.names.services if any(map(self._of_service, fronts))}
+        if not texts:
+            return [False] * block.count
+        found = {(pack_address(ip_address(text)),) for text in texts}
+        for_them = [False] * block.count
+        for name in ("service", "source", "destination"):
+            there = map(found.__contains__, _ADDRESS.iter_unpack(block.addresses(name)))
+            for_them = list(map(or_, for_them, there))
+        return list(map(and_, chosen, for_them))
 
     def _decides(self, kind: int, reason: int) -> bool:
         """Tell whether events of this kind and reason may be asked for."""
@@ -393,11 +451,10 @@ def _keys(record: FlowRecord, by: By) -> tuple[str, ...]:
             return tuple(dict.fromkeys(name for rule in rules for name in (rule.isolates or (rule.policy,)))) or (
                 "(none)",
             )
-        case "pod":
-            return tuple(end.who.label for end in (record.source, record.destination) if end.who.kind == "pod")
-        case "namespace":
-            ends = (record.source, record.destination)
-            return tuple(dict.fromkeys(end.who.namespace for end in ends if end.who.kind == "pod"))
+        case "pod" | "workload" | "namespace" | "dns":
+            return tuple(dict.fromkeys(name for end in _ends(record) for name in _names(end.who, by)))
+        case "service":
+            return (record.service.label or record.service.address,) if record.service else ()
         case "verdict":
             return (record.verdict,)
         case "reason":
@@ -405,13 +462,30 @@ def _keys(record: FlowRecord, by: By) -> tuple[str, ...]:
         case "node":
             return (record.node,)
         case "pair":
-            return (PAIR.join(end.who.label or "outside" for end in (record.source, record.destination)),)
+            return (PAIR.join(end.who.label or "outside" for end in _ends(record)),)
         case "port":
             port = record.destination.port
             return (f"{record.protocol}/{port}" if port else record.protocol,)
         case "connection":
-            source, destination = (f"{end.who.label}@{end.address}" for end in (record.source, record.destination))
+            source, destination = (f"{end.who.label}@{end.address}" for end in _ends(record))
             return (f"{source} -> {destination} {record.protocol}/{record.destination.port}",)
+
+
+def _names(who: Who, by: By) -> tuple[str, ...]:
+    """Return what an end is called, if it is something by which is summed up."""
+    if by == "dns":
+        return who.names
+    if who.kind != "pod":
+        return ()
+    return ({"pod": who.label, "workload": who.owner, "namespace": who.namespace}[by],)
+
+
+def _ends(record: FlowRecord) -> tuple[End, End]:
+    return record.source, record.destination
+
+
+def _either(wanted: Callable[[str, Who], bool], record: FlowRecord) -> bool:
+    return any(wanted(end.address, end.who) for end in _ends(record))
 
 
 def _among(option: str, values: Iterable[str], known: tuple[str, ...]) -> None:

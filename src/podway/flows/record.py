@@ -19,12 +19,23 @@ PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp
 
 
 class Who(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whose an address was: a pod's (with its namespace and node), a node's, or `outside` of the cluster."""
+    """Whose an address was: a pod's (with its namespace and node), a node's, or `outside` of the cluster.
+
+    `workload` is what controls a pod (`Deployment/web`), empty if nothing does. `names` are those by which DNS
+    told pods of an address outside.
+    """
 
     kind: Literal["pod", "node", "outside"] = "outside"
     name: str = ""
     namespace: str = ""
     node: str = ""
+    workload: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def owner(self) -> str:
+        """A pod's workload with its namespace, `NAMESPACE/KIND/NAME`: a pod that nobody controls is its own."""
+        return f"{self.namespace}/{self.workload or f'Pod/{self.name}'}" if self.kind == "pod" else ""
 
     @property
     def label(self) -> str:
@@ -56,7 +67,35 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def label(self) -> str:
         """Its name, or its address if it has none."""
-        return self.who.label or self.address
+        return self.who.label or next(iter(self.who.names), self.address)
+
+
+class Frontend(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A port of a Service; `protocol` in small letters."""
+
+    namespace: str
+    name: str
+    protocol: str
+    port: int
+    port_name: str = ""
+
+
+class Called(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The Service that was called, with address and port as they were before they were translated.
+
+    Without a name it is not known whose the address was.
+    """
+
+    address: str
+    port: int = 0
+    namespace: str = ""
+    name: str = ""
+    port_name: str = ""
+
+    @property
+    def label(self) -> str:
+        """NAMESPACE/NAME; empty if that is not known."""
+        return f"{self.namespace}/{self.name}" if self.name else ""
 
 
 class FlowRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,6 +109,8 @@ class FlowRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     says that the dropped packet went the other way. `rtt` and `rtt_back` are round trips of TCP in microseconds,
     from this node to who was called and to who called (0: not known), `retransmitted` and `retransmitted_back` the
     packets of either direction that were sent again. `lost` counts the events that the node lost before this one.
+    `service` is what was called where that is a Service's address: `destination` is the backend that was chosen,
+    or that address itself where none was.
     """
 
     time: float
@@ -99,6 +140,7 @@ class FlowRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     retransmitted: int = 0
     retransmitted_back: int = 0
     lost: int = 0
+    service: Called | None = None
 
     @property
     def round_trip(self) -> int:

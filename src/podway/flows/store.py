@@ -39,7 +39,8 @@ RETRY = 5.0
 """Seconds between attempts to write to a disk that took nothing: each writes all that is not sealed yet."""
 
 _HEAD = 9
-_EVENTS, _NAMES = b"E", b"N"
+_EVENTS, _NAMES = bytes((EVENT_SIZE,)), b"N"
+"""How pieces are marked. Events of another build, which are of another size, are not read."""
 _SEALED = re.compile(r"(?P<first>[0-9a-f]{16})-(?P<count>[0-9]+)-(?P<begin>[0-9]+)-(?P<end>[0-9]+)\.flows")
 
 
@@ -123,12 +124,12 @@ class FlowStore:
                 except msgspec.MsgspecError:
                     break
             at += _HEAD + len(piece)
-        if first is not None and first < self._first:  # it was sealed, and whoever did it was killed then
+        if first is None or first < self._first:  # of another build; or sealed, and whoever did it was killed then
             at, events, names = 0, bytearray(), Names()
         elif len(events) % EVENT_SIZE:  # of another build, whose events are of another size
             log.warning("events of a former build cannot be read", bytes=len(events))
             at, events, names = 0, bytearray(), Names()
-        elif first is not None:
+        else:
             self._first = first
         self._events, self._names, self._written = events, names, at
         try:

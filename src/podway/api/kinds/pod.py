@@ -1,5 +1,6 @@
 """Pod: what has addresses of the pod network; Podway reads where it runs, what it serves, and its addresses."""
 
+import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import ClassVar, Literal
@@ -11,6 +12,12 @@ from podway.api.columns import AGE, LABELS, NAME, NAMESPACE, Column
 from podway.api.fields import Problem, check_address, check_name, check_port
 from podway.api.meta import Record
 from podway.api.resource import Names, Resource
+
+TEMPLATE_HASH = "pod-template-hash"
+"""The label by which a Deployment tells its ReplicaSets' pods apart; it ends the ReplicaSet's name."""
+
+_SCHEDULED = re.compile(r"-\d{8,}$")
+"""How a CronJob's Jobs end: the minute that they were due, since 1970."""
 
 
 class ContainerPort(Record, frozen=True, kw_only=True):
@@ -93,6 +100,23 @@ class Pod(Resource, frozen=True, kw_only=True):
         if self.spec.host_network or self.status.phase in ("Succeeded", "Failed"):
             return ()
         return tuple(entry.ip for entry in self.status.pod_ips)
+
+    @property
+    def workload(self) -> str:
+        """What it is part of, as `KIND/NAME`: who controls it, and who controls that where its name tells so.
+
+        A ReplicaSet is its Deployment's, a Job its CronJob's. Empty for a pod that nobody controls.
+        """
+        for owner in self.metadata.owner_references:
+            if not owner.controller:
+                continue
+            suffix = f"-{self.metadata.labels.get(TEMPLATE_HASH, '')}"
+            if owner.kind == "ReplicaSet" and suffix != "-" and owner.name.endswith(suffix):
+                return f"Deployment/{owner.name.removesuffix(suffix)}"
+            if owner.kind == "Job" and _SCHEDULED.search(owner.name):
+                return f"CronJob/{_SCHEDULED.sub('', owner.name)}"
+            return f"{owner.kind}/{owner.name}"
+        return ""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the node's name, the containers' ports and the addresses."""

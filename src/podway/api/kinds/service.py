@@ -140,7 +140,10 @@ class Service(Resource, frozen=True, kw_only=True):
     COMPLETE: ClassVar = True
     IN_VIEW: ClassVar = True
     INDICES: ClassVar[Mapping[str, Callable[[Any], Iterable[Hashable]]]] = MappingProxyType(
-        {"given": lambda service: (True,) if service.status.load_balancer.ingress else ()}
+        {
+            "given": lambda service: (True,) if service.status.load_balancer.ingress else (),
+            "address": lambda service: service.reached_at,
+        }
     )
 
     api_version: Literal["v1"] = "v1"
@@ -171,6 +174,13 @@ class Service(Resource, frozen=True, kw_only=True):
         """The addresses by which it is reached from outside, as they are written: external and load balancers'."""
         ingress = self.status.load_balancer.ingress if self.spec.type == "LoadBalancer" else ()
         return (*self.spec.external_ips, *(one.ip or one.hostname for one in ingress if one.ip or one.hostname))
+
+    @property
+    def reached_at(self) -> tuple[str, ...]:
+        """All its addresses, in and out of the cluster, each once, as Python writes them."""
+        external = map(parse_legacy_address, self.spec.external_ips)
+        every = (*self.cluster_addresses, *external, *self.load_balancer_addresses)
+        return tuple(dict.fromkeys(map(str, every)))
 
     @property
     def load_balancer_addresses(self) -> tuple[Address, ...]:

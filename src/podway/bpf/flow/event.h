@@ -60,6 +60,14 @@ static __always_inline void tell_both(const struct __sk_buff *skb, const struct 
 	event->rtt_back = back && flow ? flow->rtt : 0;
 	event->retransmitted = back && flow ? flow->retransmitted : 0;
 	event->retransmitted_back = back ? back->retransmitted : 0;
+	if (flow && flow->flags & FLOW_SERVICE) {
+		event->service = flow->service;
+		event->service_port = flow->service_port;
+	} else {
+		__builtin_memset(&event->service, 0, sizeof(event->service));
+		event->service_port = 0;
+	}
+	__builtin_memset(event->unused, 0, sizeof(event->unused));
 	submit(event);
 }
 

@@ -28,9 +28,12 @@ struct event {
 	__u32 detail; // DROPPED_BY_KERNEL: enum skb_drop_reason, as the kernel at hand numbers it
 	__u32 rtt, rtt_back; // of TCP, in µs: from here to the key's destination and back, to its source and back
 	__u32 retransmitted, retransmitted_back; // of TCP: packets in the key's direction, in the other one
+	struct address service; // FLOW_SERVICE: which was called
+	__be16 service_port;
+	__u8 unused[6]; // 0
 };
 
-// Room for 27,000 events, a quarter of a second at 100,000 of them: the agent looks every tenth of a second.
+// Room for 23,800 events, a quarter of a second at 100,000 of them: the agent looks every tenth of a second.
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 22);

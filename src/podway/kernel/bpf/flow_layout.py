@@ -546,6 +546,9 @@ EVENT = Layout(
     rtt_back="I",
     retransmitted="I",
     retransmitted_back="I",
+    service="16s",
+    service_port="2s",
+    unused="6x",
 )
 
 
@@ -556,7 +559,8 @@ class Event(NamedTuple):
     the device of the flow's way (0: the stack), `lost` how many events its processor had lost by then, `detail`
     why the kernel dropped a packet, by its own number. `rtt` are the round trips of TCP from here to the key's
     destination and to its source, in microseconds (0: not known), `retransmitted` the packets of either direction
-    that were sent again.
+    that were sent again. `service` and `service_port` are what was called, where the flag SERVICE says that a
+    Service was.
     """
 
     time: int
@@ -581,13 +585,15 @@ class Event(NamedTuple):
     detail: int = 0
     rtt: tuple[int, int] = (0, 0)
     retransmitted: tuple[int, int] = (0, 0)
+    service: Address | None = None
+    service_port: int = 0
 
     @classmethod
     def unpack(cls, data: bytes) -> "Event":
         """Read an event."""
         time, key, packets, octets, packets_back, octets_back, made, *rest = EVENT.unpack(data)
         r0, r1, i0, i1, ifindex, out, lost, processor, *words = rest
-        kind, reason, hook, flags, state, way, detail, rtt, rtt_back, again, again_back = words
+        kind, reason, hook, flags, state, way, detail, rtt, rtt_back, again, again_back, service, port = words
         return cls(
             time,
             FlowKey.unpack(key),
@@ -611,6 +617,8 @@ class Event(NamedTuple):
             detail,
             (rtt, rtt_back),
             (again, again_back),
+            unpack_address(service) if flags & FlowFlag.SERVICE else None,
+            int.from_bytes(port, "big"),
         )
 
 

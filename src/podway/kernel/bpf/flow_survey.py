@@ -12,6 +12,7 @@ import contextlib
 import struct
 from collections import Counter as Counts
 from collections.abc import Generator, Mapping, Set
+from typing import Any
 
 from podway.errors import KernelError
 from podway.kernel.bpf import libbpf as bpf
@@ -57,6 +58,8 @@ _USED = FLOW.picker(
     "identity",
     "rule",
     "made",
+    "service",
+    "service_port",
     "rtt",
     "retransmitted",
 )
@@ -182,9 +185,9 @@ def _reversed(key: bytes) -> bytes:
     return _ENDS.pack(destination, source, destination_port, source_port, rest)
 
 
-def _event(kind: EventKind, now: int, key: bytes, flow: tuple[int, ...], back: tuple[int, ...]) -> bytes:
-    _, packets, octets, device, out, way, state, reason, flags, counted, _, i0, i1, r0, r1, made, *tcp = flow
-    rtt_back, retransmitted = tcp
+def _event(kind: EventKind, now: int, key: bytes, flow: tuple[Any, ...], back: tuple[int, ...]) -> bytes:
+    _, packets, octets, device, out, way, state, reason, flags, counted, _, i0, i1, r0, r1, made, *more = flow
+    service, service_port, rtt_back, retransmitted = more
     _, packets_back, octets_back, rtt, retransmitted_back = back
     return EVENT.pack(
         now,
@@ -207,6 +210,8 @@ def _event(kind: EventKind, now: int, key: bytes, flow: tuple[int, ...], back: t
         way,
         0,
         *(rtt, rtt_back, retransmitted, retransmitted_back),
+        service,
+        service_port,
     )
 
 

@@ -109,6 +109,11 @@ class _ApiResources(msgspec.Struct, frozen=True):
     resources: tuple[_ApiResource, ...] = ()
 
 
+_SERVERS_OWN = frozenset(
+    {"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "ownerReferences"}
+)
+"""Metadata of an object that is read, and does not say how one is to be made."""
+
 T = TypeVar("T")
 
 _Found: TypeAlias = Sequence[tuple[Key, Resource | RejectedObject]]
@@ -180,9 +185,7 @@ class KubernetesStore:
         how = TRANSLATIONS[obj.KIND]
         version = await self._version(how)
         metadata = {
-            name: value
-            for name, value in msgspec.to_builtins(obj.metadata).items()
-            if name not in {"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"}
+            name: value for name, value in msgspec.to_builtins(obj.metadata).items() if name not in _SERVERS_OWN
         }
         shape = {**_document(encode(obj)), "apiVersion": version, "kind": obj.KIND, "metadata": metadata}
         path = how.path(version, obj.metadata.namespace)

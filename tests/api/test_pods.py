@@ -1,0 +1,34 @@
+"""What a pod says of itself beyond its fields."""
+
+import pytest
+
+from podway.api.kinds.pod import Pod
+from podway.api.meta import Metadata, OwnerReference
+
+
+@pytest.mark.parametrize(
+    ("owners", "workload"),
+    [
+        ((), ""),
+        ((("ReplicaSet", "web-5d4f8", True),), "Deployment/web"),
+        ((("ReplicaSet", "web-5d4f9", True),), "ReplicaSet/web-5d4f9"),  # made by hand: its name is its own
+        ((("StatefulSet", "db", True),), "StatefulSet/db"),
+        ((("DaemonSet", "log", True),), "DaemonSet/log"),
+        ((("Job", "backup-29411220", True),), "CronJob/backup"),
+        ((("Job", "backup-7", True),), "Job/backup-7"),
+        ((("Node", "node1", True),), "Node/node1"),  # a static pod
+        ((("ConfigMap", "c", False), ("Rollout", "web", True)), "Rollout/web"),
+        ((("ConfigMap", "c", False),), ""),
+    ],
+)
+def test_a_pods_workload_is_who_controls_it(owners: tuple[tuple[str, str, bool], ...], workload: str) -> None:
+    references = tuple(
+        OwnerReference(kind=kind, name=name, controller=controls) for kind, name, controls in owners
+    )
+    labels = {"pod-template-hash": "5d4f8"}
+    assert Pod(metadata=Metadata(name="x", labels=labels, owner_references=references)).workload == workload
+
+
+def test_a_pod_without_such_a_label_is_its_replica_sets() -> None:
+    owner = OwnerReference(kind="ReplicaSet", name="web-", controller=True)
+    assert Pod(metadata=Metadata(name="x", owner_references=(owner,))).workload == "ReplicaSet/web-"
