@@ -33,6 +33,7 @@ from podway.api.resource import Key, subject
 from podway.channel.admin import Method
 from podway.errors import InvalidInput, PodwayError
 from podway.flows import reasons
+from podway.flows.dashboard import Dashboard
 from podway.flows.learn import Asked, Learner, Meant, thinned
 from podway.flows.query import BY, Answer, By, Query, Sums, find, sums
 from podway.flows.record import Frontend, Rule, Who
@@ -95,6 +96,7 @@ class FlowRecorder:
         self._recorded = 0
         self._counted = Counted()
         self.tally = Tally()
+        self.dashboard = Dashboard()
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -420,3 +422,4 @@ class FlowRecorder:
         store.append(data, names)
         self._recorded += len(data) // EVENT_SIZE
         self.tally.take(data)
+        self.dashboard.take(data)

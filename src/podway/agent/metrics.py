@@ -62,10 +62,33 @@ RETRANSMITTED = Metric(
     "counter",
 )
 
+
+# The names that dashboards made for Hubble know (podway.flows.dashboard).
+PROCESSED = Metric(
+    "hubble_flows_processed_total",
+    "Flows that began or were judged anew, and packets that were dropped.",
+    "counter",
+    ("protocol", "type", "subtype", "verdict"),
+)
+DROPS = Metric("hubble_drop_total", "Dropped packets.", "counter", ("reason", "protocol"))
+VERDICTS = Metric(
+    "hubble_policy_verdicts_total", "What rules of policies said.", "counter", ("direction", "match", "action")
+)
+FLAGS = Metric(
+    "hubble_tcp_flags_total",
+    "Connections of TCP that began (SYN), were closed (FIN), were reset (RST).",
+    "counter",
+    ("flag", "family"),
+)
+PORTS = Metric("hubble_port_distribution_total", "Flows by the called port.", "counter", ("protocol", "port"))
+QUERIES = Metric("hubble_dns_queries_total", "Datagrams to port 53, of flows that ended.", "counter")
+LOST = Metric("hubble_lost_events_total", "Events that could not be recorded.", "counter", ("source",))
+
 METRICS = (
     *(INFO, STARTED, MEMORY, LOOP, FAILURES, REQUESTS, LEASES, BLOCKS, ADDRESSES, REPAIRS, REFUSED, WRITES),
     *(STORE, REJECTED, ROUTING, SESSIONS, ROUTES, CERTIFICATE, ENFORCED, TABLES, ROOM),
     *(FLOWS, UNTOLD, ROUND_TRIPS, RETRANSMITTED),
+    *(PROCESSED, DROPS, VERDICTS, FLAGS, PORTS, QUERIES, LOST),
 )
 """All that an agent measures."""
 
@@ -132,3 +155,21 @@ class AgentMetrics:
         yield UNTOLD, {("lost",): float(counted.lost), ("withheld",): float(counted.withheld)}
         yield ROUND_TRIPS, tally.round_trips
         yield RETRANSMITTED, float(tally.retransmitted)
+        yield from self._dashboard(float(counted.lost))
+
+    def _dashboard(self, lost: float) -> Iterator[tuple[Metric, Values]]:
+        """Yield what dashboards made for Hubble know; nothing where nothing was recorded."""
+        board = self._components.flows.dashboard
+        if not board.processed:
+            return
+        for metric, counts in (
+            (PROCESSED, board.processed),
+            (DROPS, board.drops),
+            (VERDICTS, board.verdicts),
+            (FLAGS, board.flags),
+            (PORTS, board.ports),
+        ):
+            # A copy, as the thread that records goes on counting.
+            yield metric, {labels: float(count) for labels, count in dict(counts).items()}
+        yield QUERIES, float(board.queries)
+        yield LOST, {("HUBBLE_RING_BUFFER",): lost}
