@@ -142,6 +142,7 @@ int podway_encap(struct __sk_buff *skb)
 		.saddr = config.local,
 	};
 	__u32 length = skb->len - ETH_HLEN + sizeof(outer);
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		return drop(DROPPED_NOT_IPV4);
@@ -156,9 +157,9 @@ int podway_encap(struct __sk_buff *skb)
 	outer.check = checksum(&outer);
 
 	// Segments stay as long as they are: podway-ipip's MTU has left room for the header.
-	if (bpf_skb_adjust_room(skb, sizeof(outer), BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
-				BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
+	if ((bpf_skb_adjust_room(skb, sizeof(outer), BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4) &&
+	     // What came out of a tunnel may be marked as encapsulated still (EALREADY). A single segment needs no more.
+	     (skb->gso_size || bpf_skb_adjust_room(skb, sizeof(outer), BPF_ADJ_ROOM_MAC, flags))) ||
 	    bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0))
 		return drop(DROPPED_NO_ROOM);
 	count(ENCAPSULATED);

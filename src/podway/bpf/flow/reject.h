@@ -122,6 +122,37 @@ static __always_inline __u32 upper_length(struct __sk_buff *skb, const struct pa
 	return bpf_ntohs(length) - (ipv4 ? sizeof(struct iphdr) : 0);
 }
 
+// A packet's bytes behind the header of TCP, of which an answer has none, that are left there rather than taken off.
+#define MOST_PADDING (ETH_HLEN + sizeof(struct ipv6hdr))
+#define MOST_AT_ONCE 0xfff // of bytes that the kernel takes out
+#define MOST_TAKEN 4	   // times: enough for jumbo frames
+
+// Make a packet that came out of a tunnel so short. The kernel does not cut the end of one that it has marked as
+// encapsulated (skb->encapsulation), as one is whose sender's mark came along: by a wire that hands on the packet
+// itself, as veths do. So bytes are taken out ahead of its IP header, which goes, too, as all is written anew. If that
+// takes out the place from where the rest of a checksum was to be summed up, nobody does that any more
+// (skb_postpull_rcsum); else it is a few bytes, which stay, as zeros: those change no sum, and who gets the packet
+// takes them for the link's padding. Of several segments in one nothing is answered; one of them comes again alone.
+static __always_inline int take_out(struct __sk_buff *skb, __u32 length)
+{
+	__u8 zeros[MOST_PADDING] = {};
+	__u64 over = skb->len - length;
+
+	asm volatile("" : "+r"(over)); // one register for what is compared and what is used
+	if (skb->len < length || skb->gso_size)
+		return -1;
+	if (over <= MOST_PADDING)
+		return over ? bpf_skb_store_bytes(skb, length, zeros, over, BPF_F_RECOMPUTE_CSUM) : 0;
+	for (int times = 0; times < MOST_TAKEN && over; times++) {
+		__u32 taken = over < MOST_AT_ONCE ? over : MOST_AT_ONCE;
+
+		if (bpf_skb_adjust_room(skb, -(__s32)taken, BPF_ADJ_ROOM_MAC, 0))
+			return -1;
+		over -= taken;
+	}
+	return over ? -1 : 0;
+}
+
 // Answer what TCP sent with RST. Returns what becomes of the packet.
 __noinline int reset_sender(struct __sk_buff *skb, const struct packet *packet)
 {
@@ -145,7 +176,7 @@ __noinline int reset_sender(struct __sk_buff *skb, const struct packet *packet)
 		tcp.acknowledged = bpf_htonl(bpf_ntohl(was.sequence) + upper_length(skb, packet) - packet->l4_length +
 					     !!(was.flags & TCP_SYN) + !!(was.flags & TCP_FIN));
 	}
-	if (bpf_skb_change_tail(skb, packet->l4 + sizeof(tcp), 0))
+	if (bpf_skb_change_tail(skb, packet->l4 + sizeof(tcp), 0) && take_out(skb, packet->l4 + sizeof(tcp)))
 		return TC_ACT_SHOT;
 	sum = pseudo_sum(packet, IPPROTO_TCP, sizeof(tcp));
 	// Who sends last may be left the rest of the sum (CHECKSUM_PARTIAL), which nothing here tells but this: then
