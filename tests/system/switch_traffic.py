@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Protocol
 
 from podway.api.addresses import Address
 from podway.kernel import netns
@@ -29,7 +30,20 @@ _PORT = 7000
 _NUMBER = struct.Struct("!I")
 
 
-def opened(pod: PodUnderTest, address: Address, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
+class End(Protocol):
+    """Who takes part: a pod on a node, by the path of its network namespace, with its addresses."""
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def addresses(self) -> Sequence[Address]: ...
+
+
+def opened(pod: End, address: Address, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
     """Open a socket of an address' family in a pod."""
     return _opened(pod.path, address, kind)
 
@@ -72,7 +86,7 @@ STRAGGLERS = 10.0
 class Packets:
     """A numbered UDP packet a millisecond, from each pod to each other in turn, in every family."""
 
-    def __init__(self, pods: Sequence[PodUnderTest]) -> None:
+    def __init__(self, pods: Sequence[End]) -> None:
         self.sent = self.received = 0
         self.missing: dict[int, tuple[float, str]] = {}
         """Packets not seen yet by number: when they left, and which way."""
@@ -160,7 +174,7 @@ def _told(at: float, way: str) -> str:
 class Connections:
     """So many TCP connections between all pods, on each of which a word goes to and fro again and again."""
 
-    def __init__(self, pods: Sequence[PodUnderTest], count: int) -> None:
+    def __init__(self, pods: Sequence[End], count: int) -> None:
         self.failures: list[str] = []
         self.rounds = 0
         self._stop = threading.Event()
