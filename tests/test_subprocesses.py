@@ -34,7 +34,7 @@ def _ended(stat: Path) -> bool:
 
 async def run(file: Path, then: str = "wait") -> None:
     async with running("sh", "-c", FAMILY.format(then=then), str(file), stdout=asyncio.subprocess.PIPE) as process:
-        await process.communicate()
+        await process.wait()
 
 
 @pytest.mark.parametrize("then", ["wait", "exec yes"])

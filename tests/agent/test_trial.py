@@ -37,4 +37,4 @@ def test_a_trial_that_is_given_up_ends_its_plugin_and_detaches(tmp_path: Path) -
     asyncio.run(cancelled())
     assert not Path(f"/proc/{number.read_text().strip()}").exists()
     assert (tmp_path / "calls").read_text().split() == ["ADD", "DEL"]
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before, "no namespace is kept"

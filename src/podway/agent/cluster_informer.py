@@ -20,7 +20,7 @@ from podway.api.resource import Key, Resource, key
 from podway.cluster.change import Change
 from podway.cluster.setting_aside import RANGED, consistent, needs_a_look
 from podway.cluster.view import OPTIONAL, PLANNED, ClusterView
-from podway.errors import VersionExpired
+from podway.errors import StoreError
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import RightOfWay
 from podway.store.base import Event, Everything, Listing, Store, list_all
@@ -57,7 +57,7 @@ async def first_view(
     try:
         async with asyncio.timeout(CATCHING_UP):
             events, versions = await _told_since(store, listing, written)
-    except (VersionExpired, TimeoutError):
+    except (StoreError, TimeoutError):  # listing tells whether it can be asked at all
         return await first_view(store, former)
     view = _after(ClusterView.of(listing.items, rejected=listing.rejected, former=former), events)
     followed = view.followed
