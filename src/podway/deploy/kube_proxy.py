@@ -183,7 +183,7 @@ async def replace(api: Api, facts: Facts, proxy: Proxy, agent: Object, report: R
     spec = {"dataPath": "ebpf", "services": "all", "serviceCidrs": list(service_cidrs(facts, proxy))}
     await _set(api, spec)
     report("NetworkConfig: dataPath=ebpf services=all; network policies are in force from now on")
-    told, meanwhile = "Podway serves Services", "kube-proxy goes on"
+    told, meanwhile = "Podway serves Services", "kube-proxy " + ("stays stopped" if proxy.replaced else "goes on")
     await _ask_all(api, podways_witness(agent), report, told, patience=patience, meanwhile=meanwhile)
     daemonset = proxy.daemonset
     assert daemonset is not None, "judged before"
