@@ -4,7 +4,6 @@ Besides, what a kind keeps in labels and annotations can be set by the names tha
 every label as `labels.KEY=VALUE`.
 """
 
-import difflib
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from types import NoneType
@@ -14,6 +13,7 @@ import msgspec
 
 from podway.api.encode import to_builtins
 from podway.api.resource import Resource, invalid
+from podway.suggestion import did_you_mean
 
 LABEL_PREFIX = "labels."
 
@@ -153,5 +153,4 @@ def _without_none(kind: Any) -> Any:
 
 
 def _nearest(text: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
+    return did_you_mean(text, known, otherwise=f"known here: {', '.join(known)}", written="`{}`")

@@ -1,6 +1,5 @@
 """Manifests to typed resources: every mistake is told with file, line, object, field and what to do."""
 
-import difflib
 import re
 import typing
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from podway.api.documents import Document, Path, Value, parse
 from podway.api.kinds import KINDS
 from podway.api.resource import Key, Resource, api_version, subject
 from podway.errors import InvalidObject
+from podway.suggestion import did_you_mean
 
 _JSON_TYPE = {
     "array": "a list",
@@ -209,6 +209,4 @@ def _join(path: str, name: str) -> str:
 
 
 def _nearest(text: str, known: list[str]) -> str:
-    folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(text.lower(), folded, n=1, cutoff=0.6)
-    return f"did you mean `{folded[close[0]]}`?" if close else f"known here: {', '.join(known)}"
+    return did_you_mean(text, known, otherwise=f"known here: {', '.join(known)}", written="`{}`")

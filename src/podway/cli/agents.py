@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import difflib
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ from podway.lab.names import require_lab_name
 from podway.lab.paths import lab_dir
 from podway.store.base import Store
 from podway.store.open import is_kubernetes
+from podway.suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from podway.store.kubernetes.relay import Question
@@ -118,8 +118,7 @@ def agents(
     names = [name.removeprefix("node/") for name in names]
     for name in names:
         if name not in found:
-            close = difflib.get_close_matches(name, found, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}"
+            hint = did_you_mean(name, found, otherwise=f"there are {', '.join(found)}")
             raise NotFound(f"there is no node {name!r} here", hint=hint)
     return {name: found[name] for name in names or found}
 

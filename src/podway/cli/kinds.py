@@ -1,6 +1,5 @@
 """How commands are told which objects: by kind, name and namespace."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from podway.api.resource import Key, Resource, subject
 from podway.cli.complete import complete_namespaces, objects
 from podway.cli.views import VIEW_BY_NAME, VIEWS, View
 from podway.errors import InvalidArgument
+from podway.suggestion import did_you_mean
 
 DEFAULT_NAMESPACE = "default"
 
@@ -103,13 +103,12 @@ def find_view(word: str) -> View:
     called = word.lower().partition(".podway.io")[0]
     if view := VIEW_BY_NAME.get(called):
         return view
-    close = difflib.get_close_matches(called, VIEW_BY_NAME, n=1)
     if meant := MEANT.get(called) or MEANT.get(f"{called}s"):
         hint = f"did you mean {meant}?"
     elif called in KUBERNETES_OWN:
         hint = f"that is Kubernetes' own: `kubectl get {called}`; Podway has {_every_kind()}"
     else:
-        hint = f"did you mean {close[0]}?" if close else f"there are {_every_kind()}"
+        hint = did_you_mean(called, VIEW_BY_NAME, otherwise=f"there are {_every_kind()}")
     raise InvalidArgument(f"{word!r} is not a kind that Podway knows", hint=hint)
 
 
@@ -228,10 +227,8 @@ def _names(ctx: click.Context, view: View, incomplete: str) -> list[str]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint that names what somebody may have meant; empty if nothing is known."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"there are {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else ""
+    there = f"there are {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else ""
+    return did_you_mean(name, names, otherwise=there, most=3, cutoff=0.5)
 
 
 def nearest_key(wanted: Key, known: Iterable[Key]) -> str:

@@ -5,7 +5,6 @@ podway: what is wrong
 """
 
 import contextlib
-import difflib
 import errno
 import os
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Collection, Iterator
 import click
 
 from podway.errors import InvalidArgument, InvalidObject, KernelError, NeedsRoot, PodwayError
+from podway.suggestion import did_you_mean
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses; the last is a shell's for SIGINT."""
@@ -117,8 +117,8 @@ def _unknown_command(word: str, known: Collection[str], ctx: click.Context) -> M
 
     path = ctx.command_path.partition(" ")[2]
     begun = f"podway {path}".rstrip()
-    if near := difflib.get_close_matches(word, known, n=2, cutoff=0.6):
-        hint = f"did you mean {' or '.join(f'`{begun} {name}`' for name in near)}?"
+    if near := did_you_mean(word, known, otherwise="", most=2, written=f"`{begun} {{}}`"):
+        hint = near
     elif not path and word in ELSEWHERE:
         hint = f"did you mean `{ELSEWHERE[word]}`?"
     elif not path and (view := VIEW_BY_NAME.get(word.lower())):

@@ -19,6 +19,7 @@ from podway.cni.names import require_attachment, require_netns, require_network,
 from podway.cni.result import Dns, Result, read
 from podway.cni.spec import CURRENT, VERSIONS, Code
 from podway.errors import CniError
+from podway.suggestion import did_you_mean
 
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 CAPABILITIES = ("ips",)
@@ -249,10 +250,8 @@ def _refuse_unknown_keys(stdin: bytes) -> None:
 
 
 def _nearest(key: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(key, sorted(_KNOWN), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"remove it; known are {', '.join(sorted(_KNOWN))}"
+    known = sorted(_KNOWN)
+    return did_you_mean(key, known, otherwise=f"remove it; known are {', '.join(known)}", written="{!r}")
 
 
 def _refuse_unsupported(config: _Config) -> None:

@@ -27,7 +27,7 @@ _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
 _NEXT_HEADERS = (0, 43, 60)
 """IPv6 extension headers that may stand ahead of the upper one: hop-by-hop, routing, destination options."""
-_TCP, _UDP = 6, 17
+_UDP = 17
 _TIME = struct.Struct("=Q")
 _CHECKSUM = struct.Struct("!H")
 
@@ -126,8 +126,8 @@ def completed(packet: bytes) -> bytes:
     """Return a packet with its whole checksum: what comes from a pod of this machine has but a part of it, which a
     device would complete (CHECKSUM_PARTIAL, include/linux/skbuff.h). Any other stays as it is, right or wrong."""
     protocol, at = upper(packet)
-    where = at + (6 if protocol == _UDP else 16)
-    if protocol not in (_UDP, _TCP) or where + 2 > len(packet):
+    where = at + 6
+    if protocol != _UDP or where + 2 > len(packet):
         return packet
     ends = packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
     part = _sum(ends + protocol.to_bytes(2, "big") + (len(packet) - at).to_bytes(4, "big"))

@@ -4,7 +4,6 @@ A pod's container id is a digest of its object's uid, so nothing about a running
 that the store and the kernel do not know.
 """
 
-import difflib
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from podway.lab.outside import NAME as OUTSIDE
 from podway.lab.paths import lab_dir, lab_store
 from podway.lab.state import LabState, node_dir
 from podway.store.base import Store
+from podway.suggestion import did_you_mean
 
 SERVE = "lab.podway.io/serve"
 """Pod annotation: the port of the pod's little server (podway.lab.echo)."""
@@ -186,8 +186,7 @@ def _other_host(current: LabState, name: str) -> str:
 
 
 def _others(wanted: str, there: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wanted, there, n=1, cutoff=0.75)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(there) or 'none'}"
+    return did_you_mean(wanted, there, otherwise=f"there are {', '.join(there) or 'none'}", cutoff=0.75)
 
 
 def netns_of(lab: str, pod: Pod) -> str:

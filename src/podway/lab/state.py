@@ -4,7 +4,6 @@ Everything else is asked of those who know: the store (pods, blocks), the kernel
 """
 
 import contextlib
-import difflib
 import fcntl
 import os
 import time
@@ -19,6 +18,7 @@ from podway.errors import LabError
 from podway.lab import names
 from podway.lab.fabric import Fabric, Tor
 from podway.lab.paths import LABS, lab_dir
+from podway.suggestion import did_you_mean
 
 SHOWN = 5
 """Of how many labs a hint tells the names."""
@@ -133,16 +133,10 @@ def save(state: LabState) -> None:
 def unknown(lab: str) -> LabError:
     """Return the error for a lab that does not exist."""
     others = labs()
-    near = difflib.get_close_matches(lab, others, n=1)
     known = f"{', '.join(others[:SHOWN])}{' …' if len(others) > SHOWN else ''}"
-    there = (
-        f"did you mean --lab {near[0]}? "
-        if near
-        else f"there are {known}: choose with --lab NAME. "
-        if others
-        else ""
-    )
-    return LabError(f"no lab {lab!r}", hint=f"{there}To build it: podway lab up{names.option(lab)}")
+    choice = f"there are {known}: choose with --lab NAME." if others else ""
+    there = did_you_mean(lab, others, otherwise=choice, written="--lab {}")
+    return LabError(f"no lab {lab!r}", hint=f"{there} To build it: podway lab up{names.option(lab)}".lstrip())
 
 
 @contextlib.contextmanager

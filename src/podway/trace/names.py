@@ -1,6 +1,5 @@
 """Whom people mean: a pod, a node or an address, by the name that they typed. Pure."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource
 from podway.errors import InvalidInput
 from podway.plan.path import End
+from podway.suggestion import did_you_mean
 
 DEFAULT_NAMESPACE = "default"
 _NAMES_SHOWN = 3
@@ -131,8 +131,8 @@ def _nearest(text: str, resources: Iterable[Resource]) -> str:
         if isinstance(one, Pod | Node)
         for name in ({one.metadata.name, _name(one)} if isinstance(one, Pod) else {one.metadata.name})
     ]
-    near = difflib.get_close_matches(text, dict.fromkeys(names), n=_NAMES_SHOWN, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else "see `podway get pods -A` and `podway get nodes`"
+    otherwise = "see `podway get pods -A` and `podway get nodes`"
+    return did_you_mean(text, names, otherwise=otherwise, most=_NAMES_SHOWN, cutoff=0.5)
 
 
 def _runs(pod: Pod) -> bool:

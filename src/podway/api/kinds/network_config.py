@@ -1,13 +1,13 @@
 """NetworkConfig: the settings of the whole cluster."""
 
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import ClassVar, Literal, TypeAlias
 
 from podway.api.addresses import Network, is_within
 from podway.api.cel import ASN
 from podway.api.columns import AGE, NAME, Cluster, Column
-from podway.api.fields import BGP_PORT, Problem, check_asn, check_limits, check_selector, parse_cidr
+from podway.api.fields import BGP_PORT, Problem, check_asn, check_limits, check_selector, parse_address, parse_cidr
 from podway.api.kinds.cluster_authority import AUTHORITY_LIVES
 from podway.api.meta import LabelSelector, Rule, StrictRecord
 from podway.api.resource import Names, Resource
@@ -206,7 +206,7 @@ class NetworkConfig(Resource, frozen=True, kw_only=True, forbid_unknown_fields=T
         yield from _node_ports(self.spec.node_port_addresses)
         for index, text in enumerate(self.spec.dns_servers):
             try:
-                ip_address(text)
+                parse_address(text)
             except ValueError:
                 hint = "write the address of a DNS server, such as 10.96.0.10"
                 yield f"spec.dnsServers[{index}]", f"{text!r} is no address", hint
