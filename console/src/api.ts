@@ -421,13 +421,18 @@ export interface Live {
   lost: number;
 }
 
+/** Milliseconds after which is asked again what the console refused, being busy: a browser gives that up for good. */
+const AGAIN = 5000;
+
 /** Follows flows. A browser that loses the connection asks again from where it was, by the last event's id. */
 export function useLive(query: string | null): Live {
   const [live, set] = useState<Live>({ lines: [], state: "waiting", lost: 0 });
   useEffect(() => {
     set({ lines: [], state: "waiting", lost: 0 });
     if (query === null) return;
-    const source = new EventSource(`/api/v1/flows/live${query ? `?${query}` : ""}`);
+    let source: EventSource | null = null;
+    let place = "";
+    let timer = 0;
     let waiting: Line[] = [];
     let key = 0;
     let lost = 0;
@@ -443,22 +448,34 @@ export function useLive(query: string | null): Live {
       if (waiting.length > LINES) waiting = waiting.slice(-LINES);
       frame ||= requestAnimationFrame(show);
     };
-    source.addEventListener("record", (event) => {
-      take({ kind: "record", key: key++, record: JSON.parse((event as MessageEvent<string>).data) as FlowRecord });
-    });
-    source.addEventListener("lost", (event) => {
-      const loss = JSON.parse((event as MessageEvent<string>).data) as Loss;
-      lost += loss.records ?? 0;
-      take({ kind: "lost", key: key++, loss });
-    });
-    source.addEventListener("note", (event) => {
-      const note = JSON.parse((event as MessageEvent<string>).data) as { words: string };
-      take({ kind: "note", key: key++, words: note.words });
-    });
-    source.onopen = () => set((known) => ({ ...known, state: "open" }));
-    source.onerror = () => set((known) => ({ ...known, state: "broken" }));
+    const connect = () => {
+      const asked = new URLSearchParams(query);
+      if (place) asked.set("place", place);
+      const opened = new EventSource(`/api/v1/flows/live?${asked}`);
+      source = opened;
+      const on = <T,>(kind: string, line: (data: T) => Line) => {
+        opened.addEventListener(kind, (event) => {
+          const { data, lastEventId } = event as MessageEvent<string>;
+          place = lastEventId || place;
+          take(line(JSON.parse(data) as T));
+        });
+      };
+      on<FlowRecord>("record", (record) => ({ kind: "record", key: key++, record }));
+      on<Loss>("lost", (loss) => {
+        lost += loss.records ?? 0;
+        return { kind: "lost", key: key++, loss };
+      });
+      on<{ words: string }>("note", (note) => ({ kind: "note", key: key++, words: note.words }));
+      opened.onopen = () => set((known) => ({ ...known, state: "open" }));
+      opened.onerror = () => {
+        set((known) => ({ ...known, state: "broken" }));
+        if (opened.readyState === EventSource.CLOSED) timer = setTimeout(connect, AGAIN);
+      };
+    };
+    connect();
     return () => {
-      source.close();
+      clearTimeout(timer);
+      source?.close();
       if (frame) cancelAnimationFrame(frame);
     };
   }, [query]);

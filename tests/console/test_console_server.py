@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientResponse, ClientSession, TCPConnector
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 from yarl import URL
 
 from podway.console.guard import is_own
-from podway.console.server import Console
+from podway.console.server import STREAMS_EACH, Console
 from podway.console.sources import Kept
 from podway.errors import AgentError, StoreError
+from podway.flows.heard import Heard
 from tests.console.synthetic import Synthetic
+from tests.console.test_console_feed import heard, record
 from tests.patience import PATIENCE
 from tools import console as built
 
@@ -236,6 +239,78 @@ def test_many_who_look_at_once_ask_the_cluster_once() -> None:
         assert sources.asked == 1
 
     asked(check, sources)
+
+
+def test_one_client_that_follows_a_thousand_times_is_refused_clearly_and_keeps_nobody_out() -> None:
+    async def check(client: Client) -> None:
+        where = client.make_url("/api/v1/flows/live")
+        opened: list[ClientResponse] = []
+
+        async def follow(session: ClientSession) -> tuple[int, str]:
+            answer = await session.get(where)
+            if answer.status == 200:
+                opened.append(answer)
+                return 200, ""
+            async with answer:
+                assert int(answer.headers["Retry-After"]) > 0
+                return answer.status, (await answer.json())["error"]
+
+        async with (
+            ClientSession(connector=TCPConnector(limit=100)) as greedy,
+            ClientSession(connector=TCPConnector(local_addr=("127.0.0.2", 0))) as other,
+        ):
+            try:
+                assert {await follow(greedy) for _ in range(STREAMS_EACH)} == {(200, "")}
+                refused = await asyncio.gather(*(follow(greedy) for _ in range(1000)))
+                words = f"the console is busy: {STREAMS_EACH} others of the same source are being served"
+                assert set(refused) == {(503, words)}
+                assert await follow(other) == (200, "")
+                opened.pop(0).close()
+                async with asyncio.timeout(PATIENCE):  # the server hears of it when it writes the next time
+                    while await follow(greedy) != (200, ""):
+                        await asyncio.sleep(0.05)
+            finally:
+                for one in opened:
+                    one.close()
+
+    asked(check, Talking(5, 4, 6))
+
+
+@pytest.mark.parametrize("by", ["header", "parameter"])
+def test_a_browser_that_comes_again_goes_on_behind_the_last_record_that_it_had(by: str) -> None:
+    async def read(answer: ClientResponse, least: int) -> tuple[str, list[int]]:
+        """Return the last id, and the numbers of the records up to it, of which there are so many at least."""
+        last, numbers = "", []
+        async with asyncio.timeout(PATIENCE):
+            async for line in answer.content:
+                if line.startswith(b"data: "):
+                    numbers.append(json.loads(line[6:])["sequence"])
+                    if last and len(numbers) >= least:
+                        return last, numbers
+                    last = ""
+                elif line.startswith(b"id: "):
+                    last = line[4:].decode().strip()
+        raise AssertionError("the console ended what is followed")
+
+    async def check(client: Client) -> None:
+        async with client.get("/api/v1/flows/live") as answer:
+            place, first = await read(answer, 1)
+        where = {"header": ("", {"Last-Event-ID": place}), "parameter": (f"?place={place}", {})}[by]
+        async with client.get(f"/api/v1/flows/live{where[0]}", headers=where[1]) as answer:
+            _, second = await read(answer, 1)
+        assert first + second == list(range(1, len(first + second) + 1))
+
+    asked(check, Talking(5, 4, 6))
+
+
+class Talking(Synthetic):
+    """Each question brings a record."""
+
+    asks = 0
+
+    def flows(self, question: Any, after: Mapping[str, int] | None = None, since: float = 0.0) -> Heard:
+        self.asks += 1
+        return heard(record("n", self.asks))
 
 
 def test_an_answer_is_kept_and_an_old_one_is_shown_with_why_there_is_no_newer() -> None:

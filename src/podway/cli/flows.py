@@ -379,6 +379,8 @@ def _follow(
     heard: "Heard",
     write: Callable[[Sequence["FlowRecord"]], None],
 ) -> None:
+    from podway.flows.heard import overtaken
+
     following, silent, notes, began = dict(heard.following), set(heard.silent), heard.notes, time.time()
     wanted = {name: value for name, value in params.items() if name != "since"}
     while True:
@@ -391,8 +393,9 @@ def _follow(
         for note in more.notes:
             if note not in notes:
                 click.echo(f"podway: {note}", err=True)
-        if len(more.records) >= params["limit"]:
-            click.echo("podway: more came than can be shown: filters find what matters", err=True)
+        for node, count in overtaken(more.records, following, params["limit"]).items():
+            lost = f"{count} records of {plain(node)} were passed over: more came at once than is looked through"
+            click.echo(f"podway: {lost}; filters find what matters", err=True)
         notes, silent = more.notes, set(more.silent)
         following.update(more.following)
         write(more.records)

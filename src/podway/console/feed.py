@@ -18,8 +18,7 @@ import structlog
 
 from podway.console.sources import Question, Sources
 from podway.errors import PodwayError
-from podway.flows.heard import Heard
-from podway.flows.record import FlowRecord
+from podway.flows.heard import Heard, overtaken
 
 log = structlog.get_logger(__name__)
 
@@ -124,18 +123,13 @@ class Follower:
 
     def take(self, heard: Heard, limit: int | None = None) -> Iterable[tuple[str, Any]]:
         """Yield entries: what was lost first, then records, then what is to be said."""
-        by_node: dict[str, list[FlowRecord]] = {}
-        for record in heard.records:
-            by_node.setdefault(record.node, []).append(record)
         for node, count in heard.lost.items():
             known = self._lost.get(node)
             if known is not None and count > known:
                 yield "lost", _lost(node, count - known, "its agent could not take them")
             self._lost[node] = count
-        for node, records in by_node.items():
-            expected, oldest = self._following.get(node), min(one.sequence for one in records)
-            if expected is not None and len(records) >= (limit or self._limit) and oldest > expected:
-                yield "lost", _lost(node, oldest - expected, "more came at once than is looked through")
+        for node, count in overtaken(heard.records, self._following, limit or self._limit).items():
+            yield "lost", _lost(node, count, "more came at once than is looked through")
         for record in heard.records:
             yield "record", msgspec.to_builtins(record)
         for node in sorted(heard.silent.keys() - self._silent):

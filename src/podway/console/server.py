@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from operator import is_not
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from podway.api.columns import Cluster
 from podway.api.kinds.node import Node
 from podway.api.kinds.pod import Pod
 from podway.api.resource import Resource, of_kind, subject
+from podway.channel.places import Places, Source, stranger
 from podway.console.feed import Feeds
 from podway.console.guard import HEADER, HEADERS, Handler, guarding, is_meant, problem
 from podway.console.network import SMALL, History, Network, ShownNode, network, sessions
@@ -48,8 +50,14 @@ PAGES = ("/", "/flows", "/trace", "/policies", "/services", "/doctor", "/health"
 
 AT_ONCE = 64
 """Requests of the API that are worked at or wait."""
+AT_ONCE_EACH = 24
+"""... of one client: a browser has six connections to a server."""
 STREAMS = 64
 """Browsers that may follow flows."""
+STREAMS_EACH = 16
+"""... of one client, each of which may have several pages open."""
+AGAIN = 5
+"""Seconds after which who was refused may try again."""
 FEEDS = 16
 """Different questions that may be followed."""
 TRACES = 2
@@ -64,7 +72,7 @@ PROBES = ("trace", "doctor")
 """Methods that send packets: doctor measures paths (podway.bgp.probe)."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_BUSY = "the console is busy with other requests", "try again in a moment"
+_BUSY = "the console is busy"
 
 
 class Asset(NamedTuple):
@@ -104,8 +112,8 @@ class Console:
         self._drawn: tuple[tuple[Any, ...], Network] | None = None
         """The latest map, and what it was made of."""
         self._tracing = asyncio.Semaphore(TRACES)
-        self._working = 0
-        self._streams = 0
+        self._working = Places(AT_ONCE)
+        self._streams = Places(STREAMS)
         self._feeds = Feeds(sources, self._threads, FEEDS)
 
     def application(self) -> web.Application:
@@ -163,9 +171,9 @@ class Console:
         async def handle(request: web.Request) -> web.StreamResponse:
             if probes and not is_meant(request):
                 return problem(403, "another site may not send probes", f"send a header with it: {HEADER}: 1")
-            if self._working >= AT_ONCE:
-                return problem(503, *_BUSY)
-            self._working += 1
+            client = _client(request)
+            if refusal := self._working.take(client, AT_ONCE_EACH):
+                return _busy(refusal)
             head = {"Cache-Control": "no-store"}
             try:
                 answer = await method(request)
@@ -183,7 +191,7 @@ class Console:
             except PodwayError as error:
                 return problem(502, error.message, error.hint)
             finally:
-                self._working -= 1
+                self._working.leave(client)
             response = web.Response(body=body, content_type="application/json", headers=head)
             response.enable_compression()
             return response
@@ -346,28 +354,35 @@ class Console:
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
         try:
-            question = self._question(request)
+            question = self._question(request, "place")
         except InvalidInput as error:
             return problem(400, error.message, error.hint)
         except PodwayError as error:
             return problem(502, error.message, error.hint)
-        feed = await self._feeds.of(question) if self._streams < STREAMS else None
+        client = _client(request)
+        if refusal := self._streams.take(client, STREAMS_EACH):
+            return _busy(refusal)
+        try:
+            return await self._follow(request, question)
+        finally:
+            self._streams.leave(client)
+
+    async def _follow(self, request: web.Request, question: Question) -> web.StreamResponse:
+        feed = await self._feeds.of(question)
         if feed is None:
-            return problem(503, *_BUSY)
+            return _busy(f"{FEEDS} other questions are followed")
         head = {**HEADERS, "Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         response = web.StreamResponse(headers=head)
-        self._streams += 1
         try:
             await response.prepare(request)
             await response.write(b"retry: 2000\n\n")
-            async for last, entries in feed.follow(request.headers.get("Last-Event-ID", "")):
+            place = request.headers.get("Last-Event-ID") or request.query.get("place", "")
+            async for last, entries in feed.follow(place):
                 data = b"".join(_events(last, entries)) if entries else b": nothing new\n\n"
                 async with asyncio.timeout(WRITE):
                     await response.write(data)
         except (ConnectionError, TimeoutError):
             log.debug("a browser follows flows no more")
-        finally:
-            self._streams -= 1
         return response
 
 
@@ -410,6 +425,17 @@ def _only(request: web.Request, *known: str) -> dict[str, list[str]]:
         if value:
             found.setdefault(name, []).append(value)
     return found
+
+
+def _client(request: web.Request) -> Source:
+    """Return whom a request is counted for: by its address, of IPv6 its /64."""
+    return stranger(ip_address((request.remote or "::").partition("%")[0]))
+
+
+def _busy(why: str) -> web.Response:
+    refused = problem(503, f"{_BUSY}: {why}", "close other pages of the console, or try again in a moment")
+    refused.headers["Retry-After"] = str(AGAIN)
+    return refused
 
 
 def _number(name: str, text: str, most: int) -> int:

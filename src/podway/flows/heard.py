@@ -1,5 +1,7 @@
 """What several nodes answered to one question about flows, joined. Pure."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from podway.errors import AgentError
@@ -19,6 +21,20 @@ class Heard(NamedTuple):
     notes: list[str]
     silent: dict[str, AgentError]
     lost: dict[str, int]
+
+
+def overtaken(records: Iterable[FlowRecord], following: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Return by node how many of its records are missing before those of one answer, where that is full.
+
+    `following` are the numbers of the records that were awaited, `limit` how many a node was asked for.
+    """
+    counts: Counter[str] = Counter()
+    oldest: dict[str, int] = {}
+    for record in records:
+        counts[record.node] += 1
+        oldest[record.node] = min(record.sequence, oldest.get(record.node, record.sequence))
+    gaps = {node: oldest[node] - following[node] for node in counts if node in following and counts[node] >= limit}
+    return {node: gap for node, gap in gaps.items() if gap > 0}
 
 
 class Summed(NamedTuple):
