@@ -19,6 +19,7 @@ from podway.kernel.bpf.flow_layout import (
     Way,
     lifetime,
 )
+from podway.kernel.flow_events import EVENT_SIZE
 from podway.policy.maps import Rule, RuleKey, Tier, Verdict
 from tests.bpf.flow_bench import NODE, OUTSIDE, PODS, REDIRECT, REMOTE, SHOT, UNSPEC, Bench
 from tests.bpf.flow_packets import (
@@ -48,6 +49,11 @@ pytestmark = pytest.mark.kernel
 A, B = PODS["pa"], PODS["pb"]
 families = pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
 SECOND = 10**9
+
+WAKE_AT = 1 << 18
+"""Bytes that wait until the agent is woken (src/podway/bpf/flow/ring.h)."""
+RING_HEADER = 8
+"""Bytes before each event in a ring buffer (BPF_RINGBUF_HDR_SZ)."""
 
 
 def echo(family: int, *, reply: bool = False, identifier: int = 5) -> tuple[int, bytes]:
@@ -779,12 +785,13 @@ def test_agent_is_woken_when_much_waits(bench: Bench) -> None:
     def send(packets: int) -> None:
         bench.inside(lambda: bench.bare(Hook.FROM_POD, "pa", packet, repeat=packets))
 
+    many = WAKE_AT // (EVENT_SIZE + RING_HEADER)
     assert not is_awake()  # epoll looks again only when asked
-    send(1500)
+    send(many - 10)
     assert not is_awake()
     send(1000)
     assert is_awake()
-    assert len(bench.events()) == 2500
+    assert len(bench.events()) == many - 10 + 1000
     assert not is_awake()
 
 

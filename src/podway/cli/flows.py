@@ -141,7 +141,12 @@ def _complete_reasons(ctx: click.Context, param: click.Parameter, incomplete: st
 @click.option(
     "--node", "nodes", metavar="NODE", multiple=True, shell_complete=complete_nodes, help="Seen by this node."
 )
-@click.option("--by", type=click.Choice(SUMS), help="Sums instead of records, of the last hour or --since.")
+@click.option(
+    "--by",
+    type=click.Choice(SUMS),
+    metavar="WHAT",
+    help=f"Sums instead of records, of the last hour or --since: by {', '.join(SUMS[:-1])} or {SUMS[-1]}.",
+)
 @click.option("--top", metavar="N", type=click.IntRange(1), help="With --by: so many rows.  [default: 20]")
 @click.option("-o", "--output", type=click.Choice(["wide", "json", "jsonl"]), help="Another form.")
 @click.option("--remote", is_flag=True, help="Ask over the network, also an agent on this machine.")
