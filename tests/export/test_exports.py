@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 from google.protobuf import json_format
+from msgspec.structs import replace
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
@@ -29,7 +30,7 @@ from podway.export.otlp_metrics import OtlpMetrics
 from podway.export.target import Target
 from podway.flows import store as flow_store
 from podway.flows.block import Block
-from podway.flows.record import FlowRecord, Frontend, Who
+from podway.flows.record import Called, FlowRecord, Frontend, Who
 from podway.flows.store import FlowStore
 from podway.kernel.bpf.flow_layout import EventKind, FlowState, Reason
 from podway.metrics.exposition import Histogram, Metric, Values
@@ -302,6 +303,17 @@ def test_a_receiver_of_metrics_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match="--metrics-export") as refused:
         Target.of_metrics(url)
     assert "otlp+http://" in refused.value.hint
+
+
+def test_a_record_by_ipfix_is_as_long_as_its_template_says_whatever_its_service_is() -> None:
+    """One byte more, and a receiver misreads all that follow it in the set."""
+    sink = Ipfix(Target.parse("ipfix+tcp://127.0.0.1:4739"), "node1")
+    plain = records()[:1]
+    odd = [replace(plain[0], service=Called(address, 443)) for address in ("::", "fd00::1")]
+    _, alone = sink.messages(plain)  # the templates are sent first
+    header = 20  # the message's, and the set's
+    (together,) = sink.messages(plain + odd)
+    assert together[header:] == alone[header:] * 3
 
 
 def test_nfcapd_reads_records_by_ipfix(tmp_path: Path) -> None:

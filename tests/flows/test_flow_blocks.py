@@ -212,21 +212,34 @@ def test_records_of_a_sealed_block_are_those_of_the_events(several: list[bytes],
         assert msgspec.structs.replace(one, **shown) == msgspec.structs.replace(other, **shown)
 
 
-def test_a_block_of_a_former_version_has_nothing_in_fields_that_came_later() -> None:
-    """And one of a later version has fields that nobody here asks for."""
-    data = Block.of("node1", 0, event(out=7, way=Way.WIRE, hook=Hook.FROM_POD) * 3, names()).seal()
+def of_a_former_version(data: bytes, *later: str) -> bytes:
+    """A sealed block without some columns; it has some that nobody here asks for, as one of a later version."""
     at = data.index(b"\n") + 1
     length = int.from_bytes(data[at : at + 4], "big")
     head = json.loads(zlib.decompress(data[at + 8 : at + 8 + length]))
     for column in head["columns"]:
-        if column[0] == "out":
-            column[0] = "something_else"
+        if column[0] in later:
+            column[0] = f"something_else_than_{column[0]}"
     packed = zlib.compress(json.dumps(head).encode())
     sizes = len(packed).to_bytes(4, "big") + zlib.crc32(packed).to_bytes(4, "big")
-    changed = data[:at] + sizes + packed + data[at + 8 + length :]
-    block = Block.unseal(changed)
+    return data[:at] + sizes + packed + data[at + 8 + length :]
+
+
+def test_a_block_of_a_former_version_has_nothing_in_fields_that_came_later() -> None:
+    data = Block.of("node1", 0, event(out=7, way=Way.WIRE, hook=Hook.FROM_POD) * 3, names()).seal()
+    block = Block.unseal(of_a_former_version(data, "out"))
     assert list(block.column("out")) == [0, 0, 0]
     assert block.record(2).destination.port == 80
+
+
+def test_the_service_of_a_block_from_before_its_address_was_told_is_not_known() -> None:
+    """It says only that one was called, and is no Service at `::`."""
+    said = names()
+    said.services.append((0, "::", FRONTENDS))
+    data = Block.of("node2", 0, event(service=(VIP, 80), ports=(40000, 8080)), said).seal()
+    found = Block.unseal(of_a_former_version(data, "service", "service_port")).record(0)
+    assert found.service is None
+    assert (found.destination.label, found.destination.port) == ("shop/web", 8080)
 
 
 @settings(max_examples=25)

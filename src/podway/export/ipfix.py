@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from podway.export.target import SECONDS, Target
-from podway.flows.record import PROTOCOLS, FlowRecord
+from podway.flows.record import PROTOCOLS, Called, End, FlowRecord
 
 _VERSION, _TEMPLATE_SET = 10, 2
 _HEADER = struct.Struct("!HHIII")
@@ -126,7 +126,9 @@ def _template(version: int) -> bytes:
 
 
 def _data(record: FlowRecord, version: int) -> bytes:
-    called = record.service or record.destination
+    called: Called | End = record.destination
+    if record.service and ip_address(record.service.address).version == version:  # else the record has no room
+        called = record.service
     ends = b"".join(ip_address(end.address).packed for end in (record.source, called, record.destination))
     number = _NUMBERS.get(record.protocol)
     kind, _, code = record.message.partition("/")

@@ -270,11 +270,16 @@ class Block:
         )
 
     def _called(self, at: int, flags: int, protocol: str, destination: End) -> Called | None:
-        """Return the Service that was called: by its address, or, if it has one, by that of its destination."""
+        """Return the Service that was called: by its address, or, if it has one, by that of its destination.
+
+        None where it is not known, as in blocks of a version that told only that there was one.
+        """
         text, port = destination.address, destination.port
         if flags & FlowFlag.SERVICE:
-            text = self.text(self.addresses("service")[16 * at : 16 * at + 16])
-            port = self.column("service_port")[at]
+            address = self.addresses("service")[16 * at : 16 * at + 16]
+            if not any(address):
+                return None
+            text, port = self.text(address), self.column("service_port")[at]
         fronts = self._services.at(text, at, ())
         for one in fronts:
             if (one.protocol, one.port) == (protocol, port):
