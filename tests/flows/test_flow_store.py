@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from podway.flows import store as flow_store
 from podway.flows.block import Names
@@ -119,25 +120,43 @@ def test_a_damaged_block_is_passed_over(tmp_path: Path) -> None:
     assert times(store) == [2]
 
 
-def test_events_of_another_layout_are_left_out(tmp_path: Path) -> None:
-    store = FlowStore(tmp_path, "node1", LIMIT)
-    store.append(at(1) + b"more", names())
-    again = FlowStore(tmp_path, "node1", LIMIT)
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_events_of_another_size_are_left_out_and_counted_and_their_numbers_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """As after an upgrade: whoever reads by numbers goes on behind them, and somebody is told."""
+    size = EVENT_SIZE - 24
+    with monkeypatch.context() as former:
+        former.setattr(flow_store, "_EVENTS", bytes((size,)))
+        former.setattr(flow_store, "EVENT_SIZE", size)
+        before = FlowStore(tmp_path, "node1", LIMIT)
+        for _ in range(pieces):
+            before.append(bytes(2 * size), names())
+        before.close()
+    with structlog.testing.capture_logs() as logged:
+        again = FlowStore(tmp_path, "node1", LIMIT)
+    assert [(one["log_level"], one["records"]) for one in logged] == [("warning", 2 * pieces)]
     assert times(again) == []
+    assert (again.unstored, again.next) == (2 * pieces, 2 * pieces)
     put(again, 2)
-    assert times(FlowStore(tmp_path, "node1", LIMIT)) == [2]
+    with structlog.testing.capture_logs() as logged:
+        last = FlowStore(tmp_path, "node1", LIMIT)
+    assert times(last) == [2]
+    assert (last.unstored, last.next, logged) == (0, 2 * pieces + 1, [])
 
 
-def test_events_of_another_size_are_left_out_however_many_they_are(
+def test_what_another_build_sealed_before_it_was_killed_is_not_counted_as_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as former:
-        former.setattr(flow_store, "_EVENTS", bytes((EVENT_SIZE - 24,)))
-        FlowStore(tmp_path, "node1", LIMIT).append(at(1), names())
+    store = FlowStore(tmp_path, "node1", LIMIT)
+    put(store, 1, 2)
+    left = (tmp_path / "current").read_bytes()
+    store.seal()
+    store.close()
+    (tmp_path / "current").write_bytes(left)
+    monkeypatch.setattr(flow_store, "_EVENTS", bytes((EVENT_SIZE + 8,)))
     again = FlowStore(tmp_path, "node1", LIMIT)
-    assert times(again) == []
-    put(again, 2)
-    assert times(FlowStore(tmp_path, "node1", LIMIT)) == [2]
+    assert (again.unstored, again.next, times(again)) == (0, 2, [1, 2])
 
 
 @pytest.fixture

@@ -39,8 +39,11 @@ RETRY = 5.0
 """Seconds between attempts to write to a disk that took nothing: each writes all that is not sealed yet."""
 
 _HEAD = 9
-_EVENTS, _NAMES = bytes((EVENT_SIZE,)), b"N"
-"""How pieces are marked. Events of another build, which are of another size, are not read."""
+_NAMES = b"N"
+assert EVENT_SIZE < 256, "events of this size need a mark of more than one byte"
+assert _NAMES[0] != EVENT_SIZE, "events of this size need another mark: it is that of names"
+_EVENTS = bytes((EVENT_SIZE,))
+"""How pieces are marked: events by their size. Those of another build, which are of another size, are not read."""
 _SEALED = re.compile(r"(?P<first>[0-9a-f]{16})-(?P<count>[0-9]+)-(?P<begin>[0-9]+)-(?P<end>[0-9]+)\.flows")
 
 
@@ -79,7 +82,7 @@ class FlowStore:
         self.problem = ""
         """Why records cannot be kept; empty if they can."""
         self.unstored = 0
-        """Records that were given up because the disk took none."""
+        """Records that were given up: the disk took none, or another build left them unsealed."""
         self._open()
 
     # What is there.
@@ -118,17 +121,18 @@ class FlowStore:
                 if first is None:
                     first = int.from_bytes(piece[:8], "big")
                 events += piece[8:]
-            else:
+            elif kind == _NAMES:
                 try:
                     names.extend(msgspec.json.decode(piece, type=Names))
                 except msgspec.MsgspecError:
                     break
+            else:
+                break
             at += _HEAD + len(piece)
         if first is None or first < self._first:  # of another build; or sealed, and whoever did it was killed then
             at, events, names = 0, bytearray(), Names()
-        elif len(events) % EVENT_SIZE:  # of another build, whose events are of another size
-            log.warning("events of a former build cannot be read", bytes=len(events))
-            at, events, names = 0, bytearray(), Names()
+            if first is None and data:
+                self._give_up(data)
         else:
             self._first = first
         self._events, self._names, self._written = events, names, at
@@ -136,6 +140,23 @@ class FlowStore:
             os.ftruncate(self._fd, at)
         except OSError as error:
             self._note(error)
+
+    def _give_up(self, data: bytes) -> None:
+        """Count what another build left unsealed, by the size that marks it; its numbers are not used again."""
+        events = [
+            (int.from_bytes(piece[:8], "big"), (len(piece) - 8) // kind[0])
+            for kind, piece in _pieces(data)
+            if kind != _NAMES
+        ]
+        begin = max(self._first, min((first for first, _ in events), default=0))
+        end = max(begin, *(first + count for first, count in events), 0)
+        self._first = end
+        self.unstored += end - begin
+        log.warning(
+            "records that were not sealed yet cannot be read: another build wrote them, or they are damaged",
+            records=end - begin,
+            bytes=len(data),
+        )
 
     @property
     def count(self) -> int:
@@ -326,12 +347,12 @@ def _piece(kind: bytes, data: bytes) -> bytes:
 
 
 def _pieces(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the pieces of a `current` file that are whole."""
+    """Yield the pieces of a `current` file that are whole, also those that another build marked in its way."""
     at = 0
     while at + _HEAD <= len(data):
         kind, length = data[at : at + 1], int.from_bytes(data[at + 1 : at + 5], "big")
         check, piece = int.from_bytes(data[at + 5 : at + 9], "big"), data[at + _HEAD : at + _HEAD + length]
-        if kind not in (_EVENTS, _NAMES) or len(piece) != length or zlib.crc32(piece) != check:
+        if kind == b"\0" or len(piece) != length or zlib.crc32(piece) != check:  # zeros have their own check sum
             return
         yield kind, piece
         at += _HEAD + length
