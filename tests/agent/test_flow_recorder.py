@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from podway.cluster.view import ClusterView
 from podway.flows.learn import Asked
 from podway.flows.record import Frontend, Who
 from podway.flows.store import FlowStore
+from podway.kernel.flow_events import Counted
 from podway.plan.uplink import Uplink
 from podway.policy.maps import Prefix
 from podway.policy.names import Bearer, LearnedNames
@@ -141,6 +142,46 @@ def test_a_recorder_works_with_descriptors_of_any_number(many_descriptors: int) 
     one._work(cast(Any, Events()), high[1], cast(Any, None))
     assert taken[0] == b"x"
     for fd in (ring, writer, stop, *high):
+        os.close(fd)
+
+
+def test_a_survey_ends_when_recording_does_and_what_it_took_out_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may take long, and another agent looks at the same table by then."""
+    monkeypatch.setattr("podway.agent.flow_recorder.SURVEY", -1.0)
+    (ring, writer), (stop, told) = os.pipe(), os.pipe()
+    steps: list[bool | None] = []
+
+    class Events:
+        """Stands where an engine is whose table has no end."""
+
+        fd = ring
+        counted = Counted
+
+        def peek(self) -> bytes:
+            return b""
+
+        def advance(self) -> None:
+            pass
+
+        def survey(self, now: int) -> Generator[None, bool | None, bytes]:
+            while not (steps and steps[-1]) and len(steps) < 1000:
+                if len(steps) == 3:
+                    os.close(told)
+                steps.append((yield))
+            return event()
+
+    async def main() -> None:
+        one = recorder()
+        one._store = FlowStore(tmp_path, "node1", 64 << 20)
+        arguments = cast(Any, Events()), stop, asyncio.get_running_loop()
+        await asyncio.get_running_loop().run_in_executor(one._worker, one._work, *arguments)
+        assert one._store.next == 1
+
+    asyncio.run(main())
+    assert steps == [False, False, False, True]
+    for fd in (ring, writer, stop):
         os.close(fd)
 
 

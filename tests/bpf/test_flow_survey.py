@@ -160,6 +160,26 @@ def test_more_flows_than_one_batch_are_all_seen(bench: Bench) -> None:
     assert {event.key.source_port for event in told} == set(ports)
 
 
+def test_a_survey_that_ends_early_tells_what_it_took_out_and_another_one_the_rest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when an agent stops while the next one begins: each end is told, and once."""
+    monkeypatch.setattr(flow_survey, "BATCH", 16)
+    ports = range(1, 65)
+    bench.reset(half_open=100)
+    for port in ports:
+        send(bench, 0, port, (SYN, False))
+    later = time.monotonic_ns() + 121 * SECOND
+    steps = Survey(bench.engine.maps).look(later)
+    next(steps)
+    with pytest.raises(StopIteration) as ended:
+        steps.send(True)
+    told = list(events(ended.value.value))
+    assert len(told) <= 16
+    told += look(Survey(bench.engine.maps), later)
+    assert sorted(event.key.source_port for event in told) == list(ports)
+
+
 @families
 def test_an_end_says_what_went_both_ways(bench: Bench, family: int) -> None:
     """By whoever's packet it is seen."""

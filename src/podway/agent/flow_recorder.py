@@ -372,6 +372,8 @@ class FlowRecorder:
         wakers = select.poll()  # not select, which takes no descriptor from 1024 on: select(2), BUGS
         wakers.register(stop, select.POLLIN)
         wakers.register(events.fd, select.POLLIN)
+        stopping = select.poll()
+        stopping.register(stop, select.POLLIN)
         while True:
             ready = [fd for fd, _ in wakers.poll(1000 * PAUSE)]
             self._take(events, store, loop)
@@ -381,21 +383,30 @@ class FlowRecorder:
                 store.seal()
             if time.monotonic() > next_survey:
                 began = time.monotonic()
-                self._survey(events, store, loop)
+                self._survey(events, store, loop, lambda: bool(stopping.poll(0)))
                 now = time.monotonic()
                 next_survey = max(began + SURVEY, now + REST * (now - began))
                 self._counted = events.counted()
             time.sleep(BREATH)
 
-    def _survey(self, events: FlowEvents, store: FlowStore, loop: asyncio.AbstractEventLoop) -> None:
+    def _survey(
+        self,
+        events: FlowEvents,
+        store: FlowStore,
+        loop: asyncio.AbstractEventLoop,
+        is_over: Callable[[], bool],
+    ) -> None:
+        """Tell what a survey tells; `is_over` ends it early: another agent looks at the same table by then."""
         steps, last = events.survey(time.monotonic_ns()), time.monotonic()
+        over: bool | None = None  # what a generator is sent before its first step
         while True:
             try:
-                next(steps)
+                steps.send(over)
             except StopIteration as end:
                 self._keep(end.value, store, loop)
                 return
             time.sleep(0)
+            over = is_over()
             if time.monotonic() - last > PAUSE:
                 self._take(events, store, loop)
                 last = time.monotonic()

@@ -118,8 +118,9 @@ class FlowEvents:
         """Give back the room of what `peek` returned last."""
         self._ring.advance()
 
-    def survey(self, now: int) -> Generator[None, None, bytes]:
-        """Look at all flows, as of a time (CLOCK_MONOTONIC, ns), and return events; yields now and then."""
+    def survey(self, now: int) -> Generator[None, bool | None, bytes]:
+        """Look at all flows, as of a time (CLOCK_MONOTONIC, ns), and return events; yields now and then, and ends
+        early if it is sent True (podway.kernel.bpf.flow_survey)."""
         return self._survey.look(now)
 
     def counted(self) -> Counted:

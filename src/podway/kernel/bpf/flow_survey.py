@@ -86,8 +86,9 @@ class Survey:
         self.entries = 0
         """How many entries the last survey saw."""
 
-    def look(self, now: int) -> Generator[None, None, bytes]:
-        """Look at all flows, as of a time (CLOCK_MONOTONIC, ns); yields after each batch.
+    def look(self, now: int) -> Generator[None, bool | None, bytes]:
+        """Look at all flows, as of a time (CLOCK_MONOTONIC, ns); yields after each batch, and ends early if it is
+        sent True: what left the table by then is told, all else is left for who looks next.
 
         Returns events, as records of EVENT: FLOW_LIVES of those older than ten seconds that had packets since the
         last look, FLOW_END of those that are over, which leave the table, and FLOW_EVICTED. Raises KernelError.
@@ -124,7 +125,9 @@ class Survey:
                     told.append(event)
                 if len(known) < REMEMBERED:
                     known[key] = event
-            yield
+            if (yield):
+                self._known |= known
+                return b"".join(told)
         told += self._evicted(now)
         self._correct(counted, open_now)
         self._known, self._last, self.entries = known, now, entries
