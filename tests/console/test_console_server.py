@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from aiohttp.web import Application, Request
 from yarl import URL
 
 from podway.console.guard import is_own
-from podway.console.server import STREAMS_EACH, Console
+from podway.console.limits import STREAMS, STREAMS_EACH
+from podway.console.server import Console
 from podway.console.sources import Kept
 from podway.errors import AgentError, StoreError
 from podway.flows.heard import Heard
@@ -27,9 +29,9 @@ from tools import console as built
 Client = TestClient[Request, Application]
 
 
-def asked(check: Callable[[Client], Awaitable[None]], sources: Synthetic | None = None) -> None:
+def asked(check: Callable[[Client], Awaitable[None]], sources: Synthetic | None = None, **options: Any) -> None:
     async def run() -> None:
-        console = Console(sources or Synthetic(5, 4, 6))
+        console = Console(sources or Synthetic(5, 4, 6), **options)
         async with TestClient(TestServer(console.application())) as client:
             await check(client)
 
@@ -274,6 +276,45 @@ def test_one_client_that_follows_a_thousand_times_is_refused_clearly_and_keeps_n
                     one.close()
 
     asked(check, Talking(5, 4, 6))
+
+
+def test_who_comes_by_way_of_a_proxy_may_be_given_all_places_there_are() -> None:
+    async def check(client: Client) -> None:
+        where = client.make_url("/api/v1/flows/live")
+        async with ClientSession(connector=TCPConnector(limit=STREAMS + 1)) as proxy:
+            opened = [await proxy.get(where) for _ in range(STREAMS)]
+            assert {answer.status for answer in opened} == {200}
+            async with proxy.get(where) as refused:
+                assert refused.status == 503
+                assert f"{STREAMS} others are being served" in (await refused.json())["error"]
+            for answer in opened:
+                answer.close()
+
+    asked(check, Talking(5, 4, 6), streams_each=STREAMS)
+
+
+def test_one_client_may_be_given_fewer_requests() -> None:
+    entered, goes_on = threading.Event(), threading.Event()
+
+    class Held(Synthetic):
+        def objects(self) -> Any:
+            entered.set()
+            assert goes_on.wait(PATIENCE)
+            return super().objects()
+
+    async def check(client: Client) -> None:
+        async def status(path: str) -> int:
+            async with client.get(f"/api/v1/{path}") as answer:
+                return answer.status
+
+        first = asyncio.ensure_future(status("services"))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        assert await status("about") == 503
+        goes_on.set()
+        assert await first == 200
+        assert await status("about") == 200
+
+    asked(check, Held(5, 4, 6), requests_each=1)
 
 
 @pytest.mark.parametrize("by", ["header", "parameter"])

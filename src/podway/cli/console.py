@@ -12,6 +12,7 @@ import click
 
 from podway.cli.help import examples
 from podway.cli.options import GlobalOptions, cluster_options
+from podway.console.limits import AT_ONCE, AT_ONCE_EACH, STREAMS, STREAMS_EACH
 from podway.errors import AgentError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ AGENTS_KEPT = 10.0
         "podway console --lab demo --listen 127.0.0.1:9000",
         "podway --store kubernetes: console",
         "podway console --listen 192.0.2.7:8470 --anyone   # whoever reaches that port sees the cluster",
+        "podway console --requests-each 64 --streams-each 64   # all browsers come by way of one proxy",
     )
 )
 @click.option(
@@ -42,9 +44,33 @@ AGENTS_KEPT = 10.0
 @click.option(
     "--host", "hosts", metavar="NAME", multiple=True, help="A name by which browsers may ask it; repeat."
 )
+@click.option(
+    "--requests-each",
+    metavar="N",
+    type=click.IntRange(1, AT_ONCE),
+    default=AT_ONCE_EACH,
+    show_default=True,
+    help=f"How many of the {AT_ONCE} requests that are worked at may be one address's.",
+)
+@click.option(
+    "--streams-each",
+    metavar="N",
+    type=click.IntRange(1, STREAMS),
+    default=STREAMS_EACH,
+    show_default=True,
+    help=f"How many of the {STREAMS} browsers that follow flows may be at one address.",
+)
 @cluster_options
 @click.pass_obj
-def console(options: GlobalOptions, *, listen: str, anyone: bool, hosts: tuple[str, ...]) -> None:
+def console(
+    options: GlobalOptions,
+    *,
+    listen: str,
+    anyone: bool,
+    hosts: tuple[str, ...],
+    requests_each: int,
+    streams_each: int,
+) -> None:
     """Show the cluster in a browser: map, flows, traces, policies, Services, findings. It only reads.
 
     It goes on until ^C. It asks what the other commands ask, with the rights of whoever started it; who can open
@@ -72,7 +98,8 @@ def console(options: GlobalOptions, *, listen: str, anyone: bool, hosts: tuple[s
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve(Console(sources, hosts=hosts), host, port, told, stop)
+        site = Console(sources, hosts=hosts, requests_each=requests_each, streams_each=streams_each)
+        await serve(site, host, port, told, stop)
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(run())

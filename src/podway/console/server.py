@@ -23,6 +23,7 @@ from podway.api.resource import Resource, of_kind, subject
 from podway.channel.places import Places, Source, stranger
 from podway.console.feed import Feeds
 from podway.console.guard import HEADER, HEADERS, Handler, guarding, is_meant, problem
+from podway.console.limits import AT_ONCE, AT_ONCE_EACH, STREAMS, STREAMS_EACH
 from podway.console.network import SMALL, History, Network, ShownNode, network, sessions
 from podway.console.policies import policies
 from podway.console.services import services
@@ -48,14 +49,6 @@ TYPES = {
 PAGES = ("/", "/flows", "/trace", "/policies", "/services", "/doctor", "/health", "/traffic")
 """Addresses of views: all are the one page, which shows the view of its address."""
 
-AT_ONCE = 64
-"""Requests of the API that are worked at or wait."""
-AT_ONCE_EACH = 24
-"""... of one client: a browser has six connections to a server."""
-STREAMS = 64
-"""Browsers that may follow flows."""
-STREAMS_EACH = 16
-"""... of one client, each of which may have several pages open."""
 AGAIN = 5
 """Seconds after which who was refused may try again."""
 FEEDS = 16
@@ -94,12 +87,23 @@ def read_assets(folder: Path = ASSETS) -> dict[str, Asset]:
 
 
 class Console:
-    """Answers a browser, from `sources`; `hosts` are names by which it may be asked besides addresses."""
+    """Answers a browser, from `sources`; `hosts` are names by which it may be asked besides addresses.
 
-    def __init__(self, sources: Sources, *, hosts: Collection[str] = ()) -> None:
+    `requests_each` and `streams_each` are places of one client: all who come by way of one proxy are one.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        *,
+        hosts: Collection[str] = (),
+        requests_each: int = AT_ONCE_EACH,
+        streams_each: int = STREAMS_EACH,
+    ) -> None:
         self._sources = sources
         self._threads = ThreadPoolExecutor(THREADS, "console")
         self._hosts = tuple(hosts)
+        self._requests_each, self._streams_each = requests_each, streams_each
         self._assets = read_assets()
         self._history = History()
         self._objects = Kept(self._threads, sources.objects, age=3)
@@ -172,7 +176,7 @@ class Console:
             if probes and not is_meant(request):
                 return problem(403, "another site may not send probes", f"send a header with it: {HEADER}: 1")
             client = _client(request)
-            if refusal := self._working.take(client, AT_ONCE_EACH):
+            if refusal := self._working.take(client, self._requests_each):
                 return _busy(refusal)
             head = {"Cache-Control": "no-store"}
             try:
@@ -360,7 +364,7 @@ class Console:
         except PodwayError as error:
             return problem(502, error.message, error.hint)
         client = _client(request)
-        if refusal := self._streams.take(client, STREAMS_EACH):
+        if refusal := self._streams.take(client, self._streams_each):
             return _busy(refusal)
         try:
             return await self._follow(request, question)
