@@ -2,8 +2,11 @@
 
 import re
 from collections import Counter
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from podway.agent import metrics
 from podway.flows.dashboard import OTHER, PORTS, Dashboard
@@ -20,6 +23,8 @@ EXPRESSIONS = (
     "topk(10, sum by (port) (rate(hubble_port_distribution_total[5m])))",
 )
 """As dashboards write them."""
+
+_NEAR = int(IPv6Address("ff00::ffff:ffff:ffff"))
 
 
 def told() -> Dashboard:
@@ -50,6 +55,20 @@ def test_what_is_told_is_counted_with_the_labels_that_dashboards_know() -> None:
     }
     assert found.flags == {("SYN", "IPv4"): 2, ("SYN", "IPv6"): 1, ("RST", "IPv4"): 1}
     assert (found.ports, found.queries) == ({("TCP", "80"): 3}, 2)
+
+
+@given(
+    st.lists(
+        st.ip_addresses() | st.integers(0, 2**128 - 1).map(lambda bits: IPv6Address(bits & _NEAR)), max_size=9
+    )
+)
+@example([IPv6Address("fd00::1:0:ff00:1:2"), IPv6Address("64:ff9b::192.0.2.1"), IPv6Address("::fffe:0:1")])
+def test_the_family_of_a_flow_is_that_of_its_addresses(sources: list[IPv4Address | IPv6Address]) -> None:
+    """Also of those of IPv6 that resemble addresses of IPv4 mapped to it in most of their bytes."""
+    found = Dashboard()
+    found.take(b"".join(event(source=str(one), destination=str(one)) for one in sources))
+    six = sum(one.version == 6 and not one.ipv4_mapped for one in sources)
+    assert found.flags == +Counter({("SYN", "IPv6"): six, ("SYN", "IPv4"): len(sources) - six})
 
 
 def test_ports_have_few_series_and_none_is_that_of_who_called() -> None:

@@ -6,12 +6,13 @@ on) are left out. Why, and what differs: docs/metrics.md.
 """
 
 from collections import Counter
+from ipaddress import IPv4Address
 from itertools import compress
 from typing import TypeAlias
 
 from podway.flows import reasons
 from podway.flows.block import PLACES, rows_of
-from podway.kernel.flow_events import EVENT_SIZE, EventKind, FlowFlag, FlowState, Reason
+from podway.kernel.flow_events import EVENT_SIZE, EventKind, FlowFlag, FlowState, Reason, pack_address
 
 PORTS = 64
 """Called ports with a series of their own."""
@@ -26,6 +27,8 @@ _ENDS = frozenset({EventKind.FLOW_END, EventKind.FLOW_EVICTED})
 _ARE_NEW, _ARE_DROPS = (
     bytes(kind == wanted for kind in range(256)) for wanted in (EventKind.FLOW_NEW, EventKind.PACKET_DROPPED)
 )
+_MAPPED = pack_address(IPv4Address(0))[:12]
+_NOT_ZERO = bytes(1) + b"\1" * 255
 
 Labels: TypeAlias = tuple[str, ...]
 
@@ -50,13 +53,12 @@ class Dashboard:
 
     def take(self, events: bytes) -> None:
         """Count records, as the engine told them."""
-        # What one byte tells is cut out by steps of C alone, and counted once for all that are alike. The eleventh
-        # byte of an address tells its family: all of IPv4 are mapped (::ffff:0:0/96).
+        # What one byte tells is cut out by steps of C alone, and counted once for all that are alike.
         places = (PLACES[name][0] for name in ("kind", "protocol", "reason", "state"))
-        kinds, *more = (events[at::EVENT_SIZE] for at in (*places, PLACES["source"][0] + 10))
-        alike = Counter(zip(kinds, *more, strict=True))
-        for (kind, protocol, reason, state, mapped), count in alike.items():
-            self._count(kind, protocol, reason, _FLAGS.get(state, ""), "IPv4" if mapped == 0xFF else "IPv6", count)
+        kinds, *more = (events[at::EVENT_SIZE] for at in places)
+        alike = Counter(zip(kinds, *more, _are_six(events, len(kinds)), strict=True))
+        for (kind, protocol, reason, state, is_six), count in alike.items():
+            self._count(kind, protocol, reason, _FLAGS.get(state, ""), "IPv6" if is_six else "IPv4", count)
         if EventKind.FLOW_NEW in kinds:
             fields = compress(
                 rows_of(events, "destination_port", "protocol", "rule", "flags"), kinds.translate(_ARE_NEW)
@@ -106,6 +108,17 @@ class Dashboard:
         if port not in self._ports and len(self._ports) < PORTS:
             self._ports.add(port)
         self.ports[name, str(port) if port in self._ports else OTHER] += count
+
+
+def _are_six(events: bytes, count: int) -> bytes:
+    """Return of each event whether its source is of IPv6: one whose first bytes are not those of mapped addresses.
+
+    By numbers that have a byte of each event, as one look at all twelve bytes of each takes many times as long.
+    """
+    unlike = 0
+    for at, wanted in enumerate(_MAPPED, PLACES["source"][0]):
+        unlike |= int.from_bytes(events[at::EVENT_SIZE]) ^ int.from_bytes(bytes((wanted,)) * count)
+    return unlike.to_bytes(count).translate(_NOT_ZERO)
 
 
 def _direction(reason: int) -> str:
