@@ -329,6 +329,8 @@ export class Refused extends Error {
   constructor(
     message: string,
     readonly hint: string,
+    /** Of HTTP; 0 where nothing answered. */
+    readonly status = 0,
   ) {
     super(message);
   }
@@ -346,7 +348,7 @@ async function fetched(path: string, headers: Record<string, string>, signal: Ab
 
 async function read<T>(response: Response): Promise<T> {
   const body = (await response.json().catch(() => ({}))) as { error?: string; hint?: string };
-  if (!response.ok) throw new Refused(body.error ?? `the console answers ${response.status}`, body.hint ?? "");
+  if (!response.ok) throw new Refused(body.error ?? `the console answers ${response.status}`, body.hint ?? "", response.status);
   return body as T;
 }
 
@@ -417,19 +419,23 @@ const LINES = 1000;
 
 export interface Live {
   lines: Line[];
-  state: "waiting" | "open" | "broken";
+  state: "waiting" | "open" | "broken" | "refused";
   lost: number;
+  error: Refused | null;
 }
+
+const NOTHING: Live = { lines: [], state: "waiting", lost: 0, error: null };
 
 /** Milliseconds after which is asked again what the console refused, being busy: a browser gives that up for good. */
 const AGAIN = 5000;
 
 /** Follows flows. A browser that loses the connection asks again from where it was, by the last event's id. */
 export function useLive(query: string | null): Live {
-  const [live, set] = useState<Live>({ lines: [], state: "waiting", lost: 0 });
+  const [live, set] = useState<Live>(NOTHING);
   useEffect(() => {
-    set({ lines: [], state: "waiting", lost: 0 });
+    set(NOTHING);
     if (query === null) return;
+    const stop = new AbortController();
     let source: EventSource | null = null;
     let place = "";
     let timer = 0;
@@ -441,7 +447,7 @@ export function useLive(query: string | null): Live {
       frame = 0;
       const more = waiting;
       waiting = [];
-      set((known) => ({ lines: [...more.reverse(), ...known.lines].slice(0, LINES), state: "open", lost }));
+      set((known) => ({ lines: [...more.reverse(), ...known.lines].slice(0, LINES), state: "open", lost, error: null }));
     };
     const take = (line: Line) => {
       waiting.push(line);
@@ -451,7 +457,8 @@ export function useLive(query: string | null): Live {
     const connect = () => {
       const asked = new URLSearchParams(query);
       if (place) asked.set("place", place);
-      const opened = new EventSource(`/api/v1/flows/live?${asked}`);
+      const path = `flows/live?${asked}`;
+      const opened = new EventSource(`/api/v1/${path}`);
       source = opened;
       const on = <T,>(kind: string, line: (data: T) => Line) => {
         opened.addEventListener(kind, (event) => {
@@ -466,14 +473,30 @@ export function useLive(query: string | null): Live {
         return { kind: "lost", key: key++, loss };
       });
       on<{ words: string }>("note", (note) => ({ kind: "note", key: key++, words: note.words }));
-      opened.onopen = () => set((known) => ({ ...known, state: "open" }));
+      opened.onopen = () => set((known) => ({ ...known, state: "open", error: null }));
       opened.onerror = () => {
         set((known) => ({ ...known, state: "broken" }));
-        if (opened.readyState === EventSource.CLOSED) timer = setTimeout(connect, AGAIN);
+        if (opened.readyState === EventSource.CLOSED) void refused(path);
       };
+    };
+    /** Finds out what the console said to a browser that gave up, which does not tell; what is wrong stays so, and is not asked again. */
+    const refused = async (path: string) => {
+      try {
+        const response = await fetched(path, {}, stop.signal);
+        if (response.ok) await response.body?.cancel();
+        else await read(response);
+      } catch (error) {
+        if (stop.signal.aborted) return;
+        if (!(error instanceof Refused)) throw error;
+        const wrong = error.status >= 400 && error.status < 500;
+        set((known) => ({ ...known, state: wrong ? "refused" : "broken", error }));
+        if (wrong) return;
+      }
+      if (!stop.signal.aborted) timer = setTimeout(connect, AGAIN);
     };
     connect();
     return () => {
+      stop.abort();
       clearTimeout(timer);
       source?.close();
       if (frame) cancelAnimationFrame(frame);

@@ -151,14 +151,17 @@ function LiveFlows(props: { query: string; about: About | null }) {
           ? `held; ${plural(newer(live.lines, paused), "newer line")} wait`
           : live.state === "broken"
             ? "the connection is lost, and taken up again from where it was"
-            : live.state === "waiting"
-              ? "asking …"
-              : "following"}
+            : live.state === "refused"
+              ? "nothing is followed"
+              : live.state === "waiting"
+                ? "asking …"
+                : "following"}
         {live.lost > 0 && <Tag tone="dropped">{number(live.lost)} lost</Tag>}
         <button type="button" onClick={() => setPaused(paused ? null : live.lines)}>
           {paused ? "Go on" : "Hold"}
         </button>
       </p>
+      <Problem error={live.error} />
       <Table lines={lines} about={props.about} />
       {!lines.length && live.state === "open" && <Empty>Nothing flows that matches, so far.</Empty>}
     </>

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from podway.api.kinds.namespace import Namespace
 from podway.api.kinds.pod import Pod, PodSpec, PodStatus
 from podway.api.meta import Metadata
+from podway.console.sources import Question
+from podway.errors import InvalidInput, PodwayError
 from podway.flows.query import Row
 from tests.console.browser import PROGRAM, Page, browser
 from tests.console.console_process import ConsoleProcess, console
@@ -161,6 +163,39 @@ def test_the_map_is_used_without_a_mouse_and_told_to_a_screen_reader(
         await page.until("location.pathname === '/doctor' && document.activeElement.tagName === 'MAIN'")
         await page.key("Tab")
         assert await page.run("document.activeElement !== document.body")
+
+    browsed(check)
+
+
+def test_who_may_not_follow_is_told_why_and_asks_again_only_what_may_be_answered_then() -> None:
+    class Refusing(Synthetic):
+        why: PodwayError | None = InvalidInput("port: 'x' is no number", hint="write one")
+
+        def question(self, filters: Mapping[str, Sequence[str]], now: float) -> Question:
+            if self.why:
+                raise self.why
+            return super().question(filters, now)
+
+    sources = Refusing(3, 0, 0)
+
+    async def check(page: Page) -> None:
+        def asked() -> int:
+            return sum("/flows/live" in url for url in page.asked)
+
+        async with served(sources) as url:
+            await page.open(f"{url}flows")
+            await page.until("document.querySelector('.pulse.refused')")
+            assert "port: 'x' is no number" in await page.run("document.querySelector('main').innerText")
+            before = asked()
+            await asyncio.sleep(6)  # as long as who is busy is left alone
+            assert asked() == before
+            sources.why = PodwayError("the store is away")
+            await page.open(f"{url}flows")
+            await page.until("document.querySelector('main').innerText.includes('the store is away')")
+            sources.why = None
+            await page.until("document.querySelector('.pulse.open')")
+            assert "the store is away" not in await page.run("document.querySelector('main').innerText")
+        page.errors.clear()  # the browser told of each refusal
 
     browsed(check)
 
