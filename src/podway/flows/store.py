@@ -142,7 +142,10 @@ class FlowStore:
             self._note(error)
 
     def _give_up(self, data: bytes) -> None:
-        """Count what another build left unsealed, by the size that marks it; its numbers are not used again."""
+        """Count what another build left unsealed, by the size that marks it; its numbers are not used again.
+
+        The first builds marked all with a letter whose code is smaller than any size: of theirs it is a bound.
+        """
         events = [
             (int.from_bytes(piece[:8], "big"), (len(piece) - 8) // kind[0])
             for kind, piece in _pieces(data)
@@ -152,6 +155,8 @@ class FlowStore:
         end = max(begin, *(first + count for first, count in events), 0)
         self._first = end
         self.unstored += end - begin
+        if events and begin == end:  # all of it was sealed, and whoever did it was killed then
+            return
         log.warning(
             "records that were not sealed yet cannot be read: another build wrote them, or they are damaged",
             records=end - begin,
