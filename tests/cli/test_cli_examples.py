@@ -129,6 +129,7 @@ NOT_RUN |= {
     "podway console --lab demo --listen 127.0.0.1:9000": CONSOLE,
     "podway --store kubernetes: console": CONSOLE,
     "podway console --listen 192.0.2.7:8470 --anyone": CONSOLE,
+    "podway console --requests-each 64 --streams-each 64": CONSOLE,
     "podway --store kubernetes: sysdump --no-doctor": "needs an API server; of a lab it is run below",
     "podway lab run --service web --serve 80": SERVED,
     "podway trace client service/web": SERVED,
