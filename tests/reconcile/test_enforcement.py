@@ -24,7 +24,7 @@ from podway.api.meta import Metadata
 from podway.api.resource import key
 from podway.cluster.change import Change
 from podway.cluster.view import ClusterView
-from podway.errors import AgentError, KernelError, StoreUnavailable
+from podway.errors import AgentError, KernelError, ObjectDamaged, StoreError, StoreForbidden, StoreUnavailable
 from podway.kernel.flow import FlowWrites
 from podway.plan.uplink import Uplink
 from podway.policy.maps import CLOSED, NO_RULES, Prefix
@@ -294,6 +294,46 @@ def test_a_pod_that_nobody_can_be_asked_for_is_let_in_where_there_is_no_policy()
     assert node.right()
     node.put(other)
     assert node.rules(IPS[1]) == (NO_RULES, NO_RULES)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_the_store_said_of_a_pod_or_did_not_is_known_after_all_was_compiled_anew(is_there: bool) -> None:
+    """Maps tell no difference between who has no object and who was let in because there was no policy."""
+    node = Node(WEB)
+
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        if is_there:
+            raise StoreUnavailable("the store is away")
+        return None
+
+    other = pod("x", "other", IPS[1])
+    asyncio.run(node.agent.admit("x/other", "", find))
+    node.lease(other)
+    node.agent.fail(ValueError("a mistake"))
+    node.later(SOON + 1)
+    node.agent.bring()
+    assert node.rules(IPS[1]) == (NO_RULES, NO_RULES)
+    node.put(network_policy("deny", where="y", policyTypes=["Ingress"]))
+    assert node.rules(IPS[1]) == ((CLOSED, CLOSED) if is_there else (NO_RULES, NO_RULES))
+    assert node.right()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreForbidden("pods are none of yours"),
+        ObjectDamaged("Pod x/other: spec.nodeName: is no name"),
+    ],
+)
+def test_a_pod_that_a_store_at_work_does_not_give_is_not_let_in(error: StoreError) -> None:
+    """Nor where there is no policy: that lets in a pod only while the store is away."""
+    node = Node(WEB)
+
+    async def find(_namespace: str, _name: str) -> Pod | None:
+        raise error
+
+    with pytest.raises(type(error)):
+        asyncio.run(node.agent.admit("x/other", "", find))
 
 
 def test_a_pod_that_nobody_can_be_asked_for_is_not_let_in_where_there_are_policies() -> None:

@@ -40,7 +40,7 @@ from podway.api.lease import Attachment, Lease, shorten
 from podway.api.resource import Key
 from podway.cluster.change import Change
 from podway.cluster.relevance import alters_policy
-from podway.errors import AgentError, KernelError, StoreError, UnsupportedSystem
+from podway.errors import AgentError, KernelError, StoreForbidden, StoreUnavailable, UnsupportedSystem
 from podway.kernel.flow import Entries, FlowEndpoint, FlowWrites
 from podway.kernel.interface import FlowDoor
 from podway.plan.node import wires
@@ -358,7 +358,9 @@ class Enforcement(MapKeeper):
         """Ask the store for a pod; return it, and what `_absent` has if there is none. Raises StoreError."""
         try:
             return await find(*name), _OPEN
-        except StoreError:
+        except StoreForbidden:
+            raise  # it answers, and the next pod would be let in unjudged, too
+        except StoreUnavailable:
             if known or self._as_left or self._there_are_policies:
                 raise
             return None, None
@@ -546,6 +548,7 @@ class Enforcement(MapKeeper):
             if self._flow.is_open or starts:
                 self._stop()
             self._end()
+            self._absent.clear()  # who begins to judge lists all anew
             self._state.engine, self.problem, self._failed, self._lacking = False, "", False, False
             return
         if self._anew:
@@ -611,7 +614,6 @@ class Enforcement(MapKeeper):
         self._dirty = self._anew = self._mending = self._as_left = False
         self._refusals = self._interrupted = 0
         self._endpoints.clear()
-        self._absent.clear()
         self._pools = frozenset()
 
     def _fill(self) -> None:
@@ -631,17 +633,19 @@ class Enforcement(MapKeeper):
 
     def _compile(self, left: Entries) -> None:
         """Make a planner that knows the whole cluster, and takes numbers from what another one left."""
-        self._absent.clear()
+        before, self._absent = self._absent, {}
         self._asking.clear()  # an answer that is under way is no newer than what is known by now
         former = PolicyMaps()
         former.rules, former.rule_sets = dict(left.rules), dict(left.rule_sets)
         former.identities = dict(left.identities)
-        for lease in self._state.leases.values():
+        for lease in (*self._state.leases.values(), *self._entering.values()):
             name = _name(lease.pod)
             there = [left.endpoints[address] for address in lease.addresses if address in left.endpoints]
             if name is not None and there:
                 rules = former.endpoints[name] = there[0].rules
                 self._absent[name] = _OPEN if rules == _OPEN else _SHUT
+            if name in before:  # maps do not tell who has no object from who is open until there is a policy
+                self._absent[name] = before[name]
         self._planner = PolicyPlanner(self._state.node, former.left)
         for kind in _JUDGED_BY:
             for obj in self._state.view.tables[kind.KIND].values():
