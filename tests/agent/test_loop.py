@@ -600,6 +600,40 @@ def test_bird_changes_its_routes_when_ours_stand_in_for_all_of_them(tmp_path: Pa
     run(tmp_path, scenario)
 
 
+def test_a_route_stands_in_until_bird_has_one_also_if_it_is_to_lead_another_way_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BIRD took none back: it has had none since the pool went over to BGP."""
+    monkeypatch.setattr("podway.agent.encapsulation.WITHDRAWN_AFTER", 0.0)
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.pool("vxlan")
+        await cluster.store.create(builders.node("far2", "172.30.0.2/24"))
+        await cluster.store.create(builders.block("10.244.2.0/24", "pods", "far2"))
+        one = await cluster.join("node1", 1, bgp=True)
+        await eventually(lambda: "vxlan" in one.state.view.nodes["node1"].sends)
+        await eventually(lambda: "10.244.2.0/24" in one.kernel.routes)
+        await cluster.store.patch(IPPool, "pods", {"spec": {"distribution": "bgp"}})
+        await eventually(lambda: one.state.transitional)
+        looks = 0
+        look = EncapsulationSwitch._take
+
+        def counted(self: EncapsulationSwitch, found: Any) -> bool:
+            nonlocal looks
+            changed = look(self, found)
+            looks += 1
+            return changed
+
+        monkeypatch.setattr(EncapsulationSwitch, "_take", counted)
+        patch = {"metadata": {"annotations": {ACCEPTS: "vxlan", SENDS: "vxlan"}}}
+        await cluster.store.patch(Node, "far2", patch)
+        await eventually(lambda: one.kernel.routes["10.244.2.0/24"].device == "podway-vxlan")
+        await eventually(lambda: looks >= 2)
+        assert one.state.transitional == {ip_network("10.244.2.0/24")}
+
+    run(tmp_path, scenario)
+
+
 def test_a_plan_that_came_too_late_is_not_given_to_bird(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Routes of ours stand in no more for what it changes: a switch was taken back while it was made."""
     begun, go_on = threading.Event(), threading.Event()

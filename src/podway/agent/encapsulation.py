@@ -156,9 +156,10 @@ class EncapsulationSwitch:
             return
         state.sent = with_changed(state.view, state.node, state.sent, changes)
         redirections = redirected(before, state.view, state.node, changes)
+        # A look tells where BIRD has no route; for one that is transitional already it has told that.
+        self._learned |= redirections - state.transitional
         state.transitional |= redirections
         self._redirected |= redirections
-        self._learned |= redirections  # a look tells where BIRD has none
         if any(alters_ways(each, state.node) for each in changes):
             self.trigger()
         else:
