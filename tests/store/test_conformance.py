@@ -441,12 +441,14 @@ def test_a_part_of_which_podway_knows_nothing_survives_its_writes(scene: Scene) 
     async def scenario(store: Store) -> None:
         await store.create(machine("n", a="b"))
         taints = [{"key": "example.org/hold", "effect": "NoSchedule"}]
-        await store.patch(Node, "n", {"spec": {"unschedulable": True, "taints": taints}})
+        owned = {"ownerReferences": [OWNER]}
+        await store.patch(Node, "n", {"metadata": owned, "spec": {"unschedulable": True, "taints": taints}})
         known = await store.get(Node, "n")
         metadata = Metadata(name="n", labels={"a": "c"}, resource_version=known.metadata.resource_version)
         await store.update(Node(metadata=metadata))
         stored = scene.cluster.document(Node, "n")
         assert stored["metadata"]["labels"] == {"a": "c"}
+        assert stored["metadata"]["ownerReferences"] == [OWNER]  # of which a manifest says nothing
         assert stored["spec"]["unschedulable"] is True
         assert [taint for taint in stored["spec"]["taints"] if taint["key"] == "example.org/hold"] == taints
 

@@ -32,7 +32,7 @@ from podway.api.kinds.ip_pool import IPPool, IPPoolSpec
 from podway.api.kinds.node import Node, NodeAddress, NodeStatus
 from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease
 from podway.api.meta import Metadata
-from podway.api.resource import Resource
+from podway.api.resource import GROUP, Resource
 from podway.errors import (
     InvalidInput,
     InvalidObject,
@@ -964,12 +964,27 @@ def test_of_several_addresses_of_a_family_a_node_has_the_first(server: ApiServer
 
 
 def test_a_foreign_object_that_is_rejected_is_patched_and_one_of_ours_replaced(server: ApiServer) -> None:
+    """Either keeps its owners."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "6c0f0a5e-2d2f-4f4e-9c0b-0c6f0f1b2a3d"}
     server.ask(
         "POST",
         "/api/v1/nodes",
         {
-            "metadata": {"name": "n", "annotations": {"podway.io/asn": "many"}},
+            "metadata": {"name": "n", "annotations": {"podway.io/asn": "many"}, "ownerReferences": [owner]},
             "spec": {"providerID": "cloud://n", "unschedulable": True},
+        },
+    )
+    peers = f"/apis/{GROUP}/v1/bgppeers"
+    # A rule that can never match is beyond CEL, too.
+    imports = [{"cidr": "10.0.0.0/8", "maxLength": 24, "action": action} for action in ("accept", "reject")]
+    server.ask(
+        "POST",
+        peers,
+        {
+            "apiVersion": f"{GROUP}/v1",
+            "kind": "BGPPeer",
+            "metadata": {"name": "b", "ownerReferences": [owner]},
+            "spec": {"address": "192.0.2.1", "asn": 64512, "import": imports},
         },
     )
     # The name of an IPv6 block is beyond CEL.
@@ -992,7 +1007,13 @@ def test_a_foreign_object_that_is_rejected_is_patched_and_one_of_ours_replaced(s
             )
         )
         assert (await store.get(Node, "n")).asn == 64513
-        assert server.ask("GET", "/api/v1/nodes/n")["spec"]["providerID"] == "cloud://n"
+        stored = server.ask("GET", "/api/v1/nodes/n")
+        assert stored["spec"]["providerID"] == "cloud://n"
+        assert stored["metadata"]["ownerReferences"] == [owner]
+        (unfit,) = (await store.list(BGPPeer)).rejected
+        assert isinstance(unfit.found, BGPPeer)
+        await store.update(msgspec.structs.replace(unfit.found, spec=BGPPeerSpec(address="192.0.2.1", asn=64512)))
+        assert server.ask("GET", f"{peers}/b")["metadata"]["ownerReferences"] == [owner]
         with pytest.raises(ObjectDamaged):
             await store.create(block)
         assert [one.key[2] for one in (await store.list(AddressBlock)).rejected] == ["wrong"]

@@ -40,7 +40,10 @@ class StrictRecord(Record, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class OwnerReference(Record, frozen=True, kw_only=True):
-    """Who an object is part of, by kind and name; at most one is its `controller`. Read, and never written."""
+    """Who an object is part of, by kind and name; at most one is its `controller`.
+
+    Read, and never written: an update leaves an object's owners as they are, with all that is said of them.
+    """
 
     kind: str
     name: str

@@ -3,13 +3,14 @@
 import time
 import uuid
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from podway.api.checked import RejectedObject, check
 from podway.api.fields import check_timestamp
 from podway.api.merge_patch import Document, apply, between
+from podway.api.meta import OwnerReference
 from podway.api.resource import Key, R, Resource, has_status, key, subject
 from podway.errors import Conflict, InvalidObject
 
@@ -44,7 +45,7 @@ def identity(former: Resource | None) -> dict[str, str]:
     return {"uid": former.metadata.uid, "creation_timestamp": now if wrong else created}
 
 
-def with_metadata(obj: R, **changes: str) -> R:
+def with_metadata(obj: R, **changes: Any) -> R:
     """Return an object with some of its metadata changed."""
     return msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, **changes))
 
@@ -56,13 +57,16 @@ Alteration: TypeAlias = Callable[[bytes, Resource | RejectedObject], Document]
 def replacing(obj: Resource) -> Alteration:
     """Return the alteration that makes of an object what it is to be, but for its status.
 
-    What is stored of it and is no field of the type stays as it is, and so does what others write (READ_ONLY). One
-    that is rejected is replaced as a whole.
+    What is stored of it and is no field of the type stays as it is, and so does what others write (READ_ONLY), and
+    who owns it. One that is rejected is replaced as a whole, but for its owners.
     """
 
     def alter(body: bytes, old: Resource | RejectedObject) -> Document:
         if isinstance(old, RejectedObject):
-            return _document(encode(with_metadata(obj, **identity(former(old)))))
+            after = _document(encode(with_metadata(obj, owner_references=(), **identity(former(old)))))
+            if owners := _owners(body):
+                after["metadata"]["ownerReferences"] = owners
+            return after
         patch = between(_whole(old), _whole(_as_stored(obj, old)))
         if has_status(type(obj)):
             patch.pop("status", None)
@@ -150,7 +154,26 @@ def alter(
 
 
 def _as_stored(obj: R, old: Resource) -> R:
-    return with_metadata(obj, **identity(old), resource_version=old.metadata.resource_version)
+    kept = {name: getattr(old.metadata, name) for name in ("resource_version", "owner_references")}
+    return with_metadata(obj, **identity(old), **kept)
+
+
+class _Meta(msgspec.Struct, rename="camel", frozen=True):
+    owner_references: list[Document] = []
+
+
+class _Body(msgspec.Struct, frozen=True):
+    metadata: _Meta = _Meta()
+
+
+def _owners(body: bytes) -> list[Document]:
+    """Return a stored object's owners with all that is said of them, none if that cannot be read."""
+    try:
+        owners = msgspec.json.decode(body, type=_Body).metadata.owner_references
+        msgspec.convert(owners, list[OwnerReference])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+    return owners
 
 
 def _document(body: bytes) -> Document:
