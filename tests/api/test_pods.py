@@ -19,6 +19,11 @@ from podway.api.meta import Metadata, OwnerReference
         ((("Node", "node1", True),), "Node/node1"),  # a static pod
         ((("ConfigMap", "c", False), ("Rollout", "web", True)), "Rollout/web"),
         ((("ConfigMap", "c", False),), ""),
+        ((("Foo", "a/b", True),), ""),  # what an API server takes, and no kind or name is
+        ((("Foo/Bar", "a", True),), ""),
+        ((("Foo", "a" * 254, True),), ""),
+        ((("F" * 64, "a", True),), ""),
+        ((("", "a", True),), ""),
     ],
 )
 def test_a_pods_workload_is_who_controls_it(owners: tuple[tuple[str, str, bool], ...], workload: str) -> None:
@@ -30,5 +35,5 @@ def test_a_pods_workload_is_who_controls_it(owners: tuple[tuple[str, str, bool],
 
 
 def test_a_pod_without_such_a_label_is_its_replica_sets() -> None:
-    owner = OwnerReference(kind="ReplicaSet", name="web-", controller=True)
-    assert Pod(metadata=Metadata(name="x", owner_references=(owner,))).workload == "ReplicaSet/web-"
+    owner = OwnerReference(kind="ReplicaSet", name="web-5d4f8", controller=True)
+    assert Pod(metadata=Metadata(name="x", owner_references=(owner,))).workload == "ReplicaSet/web-5d4f8"

@@ -171,6 +171,27 @@ def test_a_collector_is_told_workloads_services_and_names(collector: Any) -> Non
     assert "podway.service.address" not in named
 
 
+@pytest.mark.parametrize("workload", ["Node/node1", "Mine/web"])
+def test_a_workload_of_a_kind_without_a_name_of_open_telemetrys_makes_no_key(
+    collector: Any, workload: str
+) -> None:
+    """Keys would be as many as tenants like, and a static pod's owner would be where it runs."""
+    sink = Target.parse(f"otlp+http://127.0.0.1:{collector.server_port}").open("node1")
+    record = called()[0]
+    who = Who("pod", "client", "shop", "node2", workload)
+    assert sink.send([replace(record, source=replace(record.source, who=who))]) == 0
+    sink.close()
+    [log] = collector.taken[0][2].resource_logs[0].scope_logs[0].log_records
+    told = {one.key: one.value.string_value for one in log.attributes if one.key.startswith("podway.source.")}
+    assert told == {
+        "podway.source.kind": "pod",
+        "podway.source.k8s.namespace.name": "shop",
+        "podway.source.k8s.pod.name": "client",
+        "podway.source.k8s.node.name": "node2",
+        "podway.source.workload": workload,
+    }
+
+
 def test_what_a_collector_refuses_for_good_is_counted_and_what_it_cannot_take_now_comes_again(
     collector: Any,
 ) -> None:

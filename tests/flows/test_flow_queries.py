@@ -54,6 +54,16 @@ def blocks(size: int = 2) -> Iterator[Block]:
         yield Block.of("node1", first, b"".join(EVENTS[first : first + size]), said)
 
 
+def test_a_workload_of_any_name_is_found_or_not() -> None:
+    """Older agents wrote what API servers took."""
+    said = names()
+    said.addresses.append((0, CLIENT, Who("pod", "client", "shop", "node1", "Foo/a/b")))
+    record = Block.of("node1", 0, EVENTS[0], said).record(0)
+    assert Query.of({"workloads": ["shop/*"]}).matches(record)
+    assert Query.of({"workloads": ["shop/foo/*"]}).matches(record)
+    assert not Query.of({"workloads": ["shop/b"]}).matches(record)
+
+
 def found(**asked: Any) -> list[int]:
     """The seconds of the records that are found, in their order."""
     answers = [find(Query.of(asked), blocks(size), len(EVENTS), lambda: False) for size in (1, 2, 6)]

@@ -21,6 +21,10 @@ Value: TypeAlias = str | int | bool | tuple[str, ...]
 """What an attribute may be."""
 
 _SEVERITIES = {"allowed": (9, "INFO"), "denied": (13, "WARN"), "dropped": (13, "WARN"), "audited": (13, "WARN")}
+_WORKLOADS = frozenset(
+    {"CronJob", "DaemonSet", "Deployment", "Job", "ReplicaSet", "ReplicationController", "StatefulSet"}
+)
+"""Kinds that have a name in OpenTelemetry's conventions (k8s.*.name); others are whatever tenants write."""
 _FOR_GOOD = (400, 413, 422)
 """What is wrong with the records themselves; all else (404 or 401, say) somebody mends, and wants them then."""
 
@@ -169,7 +173,10 @@ def _end(name: str, end: End) -> Iterator[tuple[str, Value]]:
         yield f"podway.{name}.k8s.pod.name", end.who.name
     if end.who.workload:
         kind, _, workload = end.who.workload.partition("/")
-        yield f"podway.{name}.k8s.{kind.lower()}.name", workload
+        if kind in _WORKLOADS:
+            yield f"podway.{name}.k8s.{kind.lower()}.name", workload
+        else:
+            yield f"podway.{name}.workload", end.who.workload
     if end.who.names:
         yield f"podway.{name}.names", end.who.names
     if end.who.node:

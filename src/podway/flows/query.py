@@ -164,7 +164,7 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def _is_of_workload(self, _address: str, who: Who) -> bool:
         if who.kind != "pod":
             return False
-        namespace, kind, name = who.owner.lower().split("/")
+        namespace, kind, name = who.owner.lower().split("/", 2)  # records of older agents may have any name
         said = (f"{namespace}/{kind}/{name}", f"{namespace}/{name}")
         return any(fnmatchcase(text, wanted.lower()) for wanted in self.workloads for text in said)
 

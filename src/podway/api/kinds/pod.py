@@ -9,13 +9,14 @@ import msgspec
 
 from podway.api.addresses import Address
 from podway.api.columns import AGE, LABELS, NAME, NAMESPACE, Column
-from podway.api.fields import Problem, check_address, check_name, check_port
+from podway.api.fields import SUBDOMAIN, Problem, check_address, check_name, check_port
 from podway.api.meta import Record
 from podway.api.resource import Names, Resource
 
 TEMPLATE_HASH = "pod-template-hash"
 """The label by which a Deployment tells its ReplicaSets' pods apart; it ends the ReplicaSet's name."""
 
+_KIND = re.compile(r"[A-Za-z0-9]{1,63}")
 _SCHEDULED = re.compile(r"-\d{8,}$")
 """How a CronJob's Jobs end: the minute that they were due, since 1970."""
 
@@ -105,13 +106,16 @@ class Pod(Resource, frozen=True, kw_only=True):
     def workload(self) -> str:
         """What it is part of, as `KIND/NAME`: who controls it, and who controls that where its name tells so.
 
-        A ReplicaSet is its Deployment's, a Job its CronJob's. Empty for a pod that nobody controls.
+        A ReplicaSet is its Deployment's, a Job its CronJob's. Empty for a pod that nobody controls, and if what it
+        says cannot be a kind and a name: an API server takes words of any length and form there.
         """
         for owner in self.metadata.owner_references:
             if not owner.controller:
                 continue
+            if not _KIND.fullmatch(owner.kind) or not SUBDOMAIN.fullmatch(owner.name):
+                return ""
             suffix = f"-{self.metadata.labels.get(TEMPLATE_HASH, '')}"
-            if owner.kind == "ReplicaSet" and suffix != "-" and owner.name.endswith(suffix):
+            if owner.kind == "ReplicaSet" and owner.name.endswith(suffix):
                 return f"Deployment/{owner.name.removesuffix(suffix)}"
             if owner.kind == "Job" and _SCHEDULED.search(owner.name):
                 return f"CronJob/{_SCHEDULED.sub('', owner.name)}"
