@@ -1,6 +1,7 @@
 """Programs end with who runs them, and with them what they started."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
@@ -67,6 +68,26 @@ def test_a_program_that_takes_too_long_ends(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(in_time())
     eventually(lambda: not alive(file), "both have ended")
+
+
+def test_who_has_left_the_programs_group_is_not_waited_for(tmp_path: Path) -> None:
+    """It holds the pipes for longer than anybody would wait, and may go on."""
+    file = tmp_path / "pid"
+    there = 'setsid sh -c "echo \\$\\$ >$0.new; mv $0.new $0; exec sleep 1000" & exec sleep 1000'
+
+    async def in_time() -> None:
+        async with running("sh", "-c", there, str(file), stdout=asyncio.subprocess.PIPE):
+            await asyncio.to_thread(eventually, file.exists, "it has left the group")
+
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await in_time()
+
+    try:
+        asyncio.run(main())
+        assert alive(file)
+    finally:
+        os.kill(int(file.read_text()), signal.SIGKILL)
 
 
 def test_a_block_that_fails_ends_the_program() -> None:
