@@ -489,6 +489,63 @@ def test_a_list_that_comes_too_slowly_is_asked_for_in_smaller_parts(
     run(server, scenario, entry(server, 7001))
 
 
+def test_no_other_server_is_asked_for_as_much_as_comes_too_slowly(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 2.0)
+    for number in range(4):
+        metadata = {"name": f"n{number}", "annotations": {"example.org/x": "x" * 40_000}}
+        server.ask("POST", "/api/v1/nodes", {"metadata": metadata})
+
+    async def main() -> None:
+        asking = client.Client(entry(server, 7001, 7002), lambda address: server.socket(address[0]))
+        async with asyncio.timeout(2 * PATIENCE), proxy(server, 7001) as one, proxy(server, 7002) as other:
+            one.most = other.most = 70_000
+            ask, failed = asking._ask, list[type[BaseException]]()
+
+            async def noted(*given: Any) -> Any:
+                try:
+                    return await ask(*given)
+                except BaseException as error:
+                    failed.append(type(error))
+                    raise
+
+            monkeypatch.setattr(asking, "_ask", noted)
+            try:
+                while client.SlowAnswer not in failed:  # on a busy machine an answer may not even begin in time
+                    failed.clear()
+                    with pytest.raises(StoreUnavailable):
+                        await asking.request("GET", "/api/v1/nodes", query={"limit": "500"}, divisible=True)
+            finally:
+                await asking.close()
+            assert failed.index(client.SlowAnswer) == len(failed) - 1
+
+    asyncio.run(main())
+
+
+def test_a_list_that_expires_is_read_anew_in_parts_as_small_as_before(server: ApiServer) -> None:
+    gone = answer("410 Gone", b'{"kind":"Status","code":410,"reason":"Expired","message":"too old"}')
+    limits: list[str] = []
+
+    async def scenario(store: KubernetesStore) -> None:
+        ask = store._client.request
+
+        async def slowly(method: str, path: str, **more: Any) -> bytes:
+            if "limit" in (query := more.get("query") or {}):
+                limits.append(query["limit"])
+                if len(limits) == 1:
+                    raise StoreUnavailable("slow") from client.SlowAnswer()
+            return await ask(method, path, **more)
+
+        store._client.request = slowly  # type: ignore[method-assign]
+        async with proxy(server, 7001) as before:
+            before.about, before.answers = b"limit=", [gone]
+            await store.list(Node)
+        assert limits == ["500", "100", "100"]
+
+    run(server, scenario, entry(server, 7001))
+
+
 def test_a_clock_that_is_off_is_thought_of(server: ApiServer, tmp_path: Path) -> None:
     certificate, key = server.authority.issue("early", "kube-apiserver", hosts=(HOST,), early=timedelta(hours=-1))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -106,8 +106,13 @@ class Client:
         body: bytes | None = None,
         content: str = "application/json",
         more: Mapping[str, str] | None = None,
+        divisible: bool = False,
     ) -> bytes:
-        """Ask, with `more` headers; return the answer's body. Raises Refused, StoreUnavailable, StoreForbidden."""
+        """Ask, with `more` headers; return the answer's body. Raises Refused, StoreUnavailable, StoreForbidden.
+
+        Of what is `divisible` less can be asked for: where an answer had begun and was too slow, no other server
+        is asked for as much, and StoreUnavailable has SlowAnswer for a cause at once.
+        """
         headers = {**({"Content-Type": content} if body is not None else {}), **(more or {})}
         tries, waited, refusals = 0, 0.0, 0
         while True:
@@ -116,6 +121,8 @@ class Client:
                 answer, code, after = await self._ask(server, method, path, query, body, headers)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._connections.require_open()
+                if divisible and isinstance(error, SlowAnswer):
+                    raise _unreachable(server, error) from error
                 self._losses += 1
                 tries += 1
                 harmless = method == "GET" or isinstance(error, aiohttp.ClientConnectorError)

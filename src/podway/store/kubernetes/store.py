@@ -444,9 +444,10 @@ class KubernetesStore:
 
     async def _pages(self, path: str, read: Callable[[bytes], T]) -> tuple[Sequence[T], str]:
         """Return what is read of all objects at a path, as they were at one version. Raises Refused."""
+        query = {"limit": str(PAGE)}
         for trial in range(TRIES):
             found = []
-            query = {"limit": str(PAGE)}
+            query.pop("continue", None)
             try:
                 while True:
                     page = await self._ask_page(path, query)
@@ -458,7 +459,7 @@ class KubernetesStore:
                         return found, page.metadata.resource_version
                     query["continue"] = page.metadata.more
             except Refused as error:
-                # It took too long to read on: begin anew.
+                # It took too long to read on: begin anew, in parts that are no larger.
                 if error.status.code != 410 or trial + 1 == TRIES:
                     raise
         raise AssertionError  # the last trial returns or raises
@@ -466,10 +467,10 @@ class KubernetesStore:
     async def _ask_page(self, path: str, query: dict[str, str]) -> _Page:
         """Return a part of a list: a smaller one, as are those after it, where an answer was not whole in time."""
         while True:
+            limit = int(query["limit"])
             try:
-                return _listed(await self._client.request("GET", path, query=query))
+                return _listed(await self._client.request("GET", path, query=query, divisible=limit > 1))
             except StoreUnavailable as error:
-                limit = int(query["limit"])
                 if not isinstance(error.__cause__, SlowAnswer) or limit == 1:
                     raise
                 query["limit"] = str(max(1, limit // SHRINKING))
