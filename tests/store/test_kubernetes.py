@@ -33,6 +33,7 @@ from podway.api.kinds.node import Node, NodeAddress, NodeStatus
 from podway.api.kinds.node_lease import LEASES, LeaseSpec, NodeLease
 from podway.api.meta import Metadata
 from podway.api.resource import GROUP, Resource
+from podway.deploy.api import Api, Right
 from podway.errors import (
     InvalidInput,
     InvalidObject,
@@ -424,6 +425,29 @@ def test_an_answer_in_part_is_none(server: ApiServer, how: str) -> None:
     run(server, scenario, entry(server, 7001))
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"kind":"\xff"}', b"[" * 10_000], ids=range(4))
+def test_a_page_of_a_proxys_is_no_answer(server: ApiServer, body: bytes) -> None:
+    """Nor an empty list, nor a right that is lacking."""
+
+    async def main() -> None:
+        api = Api(client.Client(entry(server, 7001), lambda address: server.socket(address[0])))
+        obj = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}
+        async with proxy(server, 7001) as before, opened(server, entry(server, 7001)) as store:
+            steps: list[Callable[[], Awaitable[object]]] = [
+                lambda: api.list("/api/v1/nodes"),
+                lambda: api.denied([Right("get", "", "nodes")]),
+            ]
+            if body != b"{}":
+                steps += [lambda: api.apply(obj, force=True), lambda: store.post("/api/v1/nodes", obj)]
+            for step in steps:
+                before.answers = [answer("200 OK", body)]
+                with pytest.raises(StoreUnavailable, match="the API server's answer"):
+                    await step()
+        await api.close()
+
+    asyncio.run(main())
+
+
 def test_an_answer_in_part_does_not_tell_clusters_apart(server: ApiServer) -> None:
     """What was known of the cluster would be thrown away."""
 
@@ -452,7 +476,8 @@ def test_a_line_in_part_is_no_event(server: ApiServer) -> None:
             half = b'{"type":"ADDED","object":{"kind":"Node","metadata":{"name":"m","resour'
             before.answers = [limited, answer("200 OK", half)]
             assert [one async for one in store.watch(Node, version)] == [Bookmark(version)]
-            for wrong in (half, b'{"type":"RENAMED","object":{"metadata":{"name":"m"}}}', b"5"):
+            renamed, latin = b'{"type":"RENAMED","object":{"metadata":{"name":"m"}}}', b'{"type":"\xff"}'
+            for wrong in (half, renamed, b"5", latin, b'{"type":' + b"[" * 10_000):
                 before.answers = [limited, answer("200 OK", wrong + b"\n")]
                 watch = store.watch(Node, version)
                 assert isinstance(await anext(watch), Bookmark)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from podway.deploy.objects import Object, subject
-from podway.errors import FieldConflict, InvalidInput, NotFound, StoreError
-from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Status
+from podway.errors import FieldConflict, InvalidInput, NotFound, StoreError, StoreUnavailable
+from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, Status, decoded
 
 MANAGER = "podway-cluster"
 """The field manager of what is applied here."""
@@ -28,6 +28,20 @@ AT_ONCE = 16
 """Requests that are under way at the same time."""
 
 T = TypeVar("T")
+
+
+class _ReviewStatus(msgspec.Struct, frozen=True):
+    allowed: bool
+
+
+class _Review(msgspec.Struct, frozen=True):
+    """A SelfSubjectAccessReview, as far as it is an answer."""
+
+    status: _ReviewStatus
+
+
+_object = msgspec.json.Decoder(dict[str, Any])
+_review = msgspec.json.Decoder(_Review)
 
 
 class Right(msgspec.Struct, frozen=True, order=True):
@@ -94,10 +108,9 @@ class Api:
     async def find(self, path: str, **query: str) -> dict[str, Any] | None:
         """Return what is at a path; None if nothing is."""
         try:
-            found: dict[str, Any] = msgspec.json.decode(await self._ask("GET", path, query=query))
+            return decoded(_object, await self._ask("GET", path, query=query))
         except NotFound:
             return None
-        return found
 
     async def list(self, path: str, **query: str) -> list[dict[str, Any]]:
         """Return all objects of a resource, none if the API server does not know it."""
@@ -107,7 +120,9 @@ class Api:
             page = await self.find(path, **query, limit=PAGE, **({"continue": more} if more else {}))
             if page is None:
                 return items
-            items += page.get("items") or []
+            if "items" not in page:  # it would be an empty cluster
+                raise StoreUnavailable(f"the API server's answer is no list ({path}): it has no items")
+            items += page["items"] or []
             more = page.get("metadata", {}).get("continue", "")
             if not more:
                 return items
@@ -136,8 +151,7 @@ class Api:
             answer = await self._ask("PATCH", place_of(obj), query=query, body=body, content=APPLY)
         except NotFound as error:
             raise StoreError(f"{subject(obj)} cannot be applied: {error.message}") from error
-        applied: dict[str, Any] = msgspec.json.decode(answer)
-        return applied
+        return decoded(_object, answer)
 
     async def patch(self, path: str, body: Any, content: str = MERGE_PATCH) -> None:
         """Change an object, unless it is gone."""
@@ -178,7 +192,7 @@ class Api:
         body = msgspec.json.encode({"spec": {"resourceAttributes": attributes}})
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         answer = await self._ask("POST", path, body=body)
-        return bool(msgspec.json.decode(answer)["status"]["allowed"])
+        return decoded(_review, answer).status.allowed
 
     async def _ask(
         self,

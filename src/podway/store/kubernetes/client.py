@@ -7,7 +7,7 @@ server has too much to do (429, with Retry-After), once more if it does not beli
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -25,7 +25,13 @@ PATIENCE = 20.0
 """Seconds that one who was told to come back later comes back in all."""
 BUSY_TRIES = 6
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises of words that are no API server's: cut off, or a proxy's page."""
+
 MERGE_PATCH = "application/merge-patch+json"
+
+
+T = TypeVar("T")
 
 
 class StatusDetails(msgspec.Struct, rename="camel", frozen=True):
@@ -241,6 +247,14 @@ class Client:
         await self._connections.close()
 
 
+def decoded(decoder: "msgspec.json.Decoder[T]", answer: bytes) -> T:
+    """Return what an answer says. Raises StoreUnavailable where it is none of an API server: cut off, say."""
+    try:
+        return decoder.decode(answer)
+    except UNREADABLE as error:
+        raise StoreUnavailable(f"the API server's answer cannot be read: {error}") from error
+
+
 def _after(response: aiohttp.ClientResponse) -> float | None:
     """Return after how many seconds a server wants to be asked again, if it says so."""
     text = response.headers.get("Retry-After", "")
@@ -250,7 +264,7 @@ def _after(response: aiohttp.ClientResponse) -> float | None:
 def _status(body: bytes) -> Status:
     try:
         return msgspec.json.decode(body, type=Status)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return Status(message=body[:200].decode(errors="replace").strip())
 
 

@@ -33,7 +33,7 @@ from podway.store.base import Bookmark, Event, Listing, R
 from podway.store.connections import Sockets, plain_socket
 from podway.store.kubernetes import events
 from podway.store.kubernetes.access import Access
-from podway.store.kubernetes.client import MERGE_PATCH, Client, Refused, SlowAnswer, Status
+from podway.store.kubernetes.client import MERGE_PATCH, UNREADABLE, Client, Refused, SlowAnswer, Status, decoded
 from podway.store.kubernetes.translation import TRANSLATIONS, Translation
 from podway.store.objects import Alteration, check_version, encode, former, patching, replacing, replacing_status
 
@@ -118,6 +118,7 @@ T = TypeVar("T")
 
 _Found: TypeAlias = Sequence[tuple[Key, Resource | RejectedObject]]
 
+_any = msgspec.json.Decoder()
 _page = msgspec.json.Decoder(_Page)
 _body = msgspec.json.Decoder(_Body)
 _event = msgspec.json.Decoder(_WatchEvent)
@@ -164,7 +165,7 @@ class KubernetesStore:
         rejected: list[RejectedObject] = []
         try:
             answer = await self._client.request("GET", f"/apis/{GROUP}/v1")
-            for one in _decoded(_resources, answer).resources:
+            for one in decoded(_resources, answer).resources:
                 if one.kind not in KINDS and "/" not in one.name:
                     keys, _ = await self._pages(f"/apis/{GROUP}/v1/{one.name}", partial(key_in, one.kind))
                     rejected += [cast("RejectedObject", check(each, b"")) for each in keys if each is not None]
@@ -337,8 +338,8 @@ class KubernetesStore:
             raise _unexpected(error) from error
 
     async def post(self, path: str, document: Any) -> Any:
-        """Post as `send` does; return the answer's document."""
-        return msgspec.json.decode(await self.send(path, document))
+        """Post as `send` does; return the answer's document. Raises StoreUnavailable for what is none, too."""
+        return decoded(_any, await self.send(path, document))
 
     async def close(self) -> None:
         """See Store.close."""
@@ -360,7 +361,7 @@ class KubernetesStore:
             generation = self._client.generation
             try:
                 answer = await self._client.request("GET", "/api/v1/namespaces/kube-system")
-                uid = _decoded(_body, answer).metadata.uid
+                uid = decoded(_body, answer).metadata.uid
                 if not uid:
                     raise StoreUnavailable("the API server's answer is no namespace: it has no uid")
             except (Refused, StoreForbidden):
@@ -373,7 +374,7 @@ class KubernetesStore:
     async def _learn_servers(self) -> None:
         """Find out where the API servers behind the Service `kubernetes` are: who asks them needs no Service."""
         try:
-            found = _decoded(_endpoints, await self._client.request("GET", SERVERS))
+            found = decoded(_endpoints, await self._client.request("GET", SERVERS))
         except (Refused, StoreForbidden):
             return  # what was given does
         ports = [port.port for port in found.ports if port.name == "https"]
@@ -398,7 +399,7 @@ class KubernetesStore:
                     if error.status.code != 404:
                         raise _unexpected(error) from error
                     continue
-                resources = _decoded(_resources, answer).resources
+                resources = decoded(_resources, answer).resources
                 if any(one.name == how.kind.NAMES.plural for one in resources):
                     self._served[how.kind.KIND] = version
                     break
@@ -553,17 +554,9 @@ class KubernetesStore:
         raise AssertionError  # the last trial returns or raises
 
 
-def _decoded(decoder: "msgspec.json.Decoder[T]", answer: bytes) -> T:
-    """Return what an answer says. Raises StoreUnavailable where it is none of an API server: cut off, say."""
-    try:
-        return decoder.decode(answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise StoreUnavailable(f"the API server's answer cannot be read: {error}") from error
-
-
 def _listed(answer: bytes) -> _Page:
     """Return a part of a list. Raises StoreUnavailable for what is none: it would be an empty cluster."""
-    page = _decoded(_page, answer)
+    page = decoded(_page, answer)
     if not page.metadata.resource_version:
         raise StoreUnavailable("the API server's answer is no list: it has no resourceVersion")
     return page
@@ -636,7 +629,7 @@ def _told_by(how: Translation, cluster: str, line: bytes) -> Event | Bookmark:
                 raise _expired(how, "", status)
             raise StoreUnavailable(f"the API server ended a watch of kind {how.kind.KIND}: {status.message}")
         version = f"{cluster}.{_body.decode(event.object).metadata.resource_version}"
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise StoreUnavailable(f"the API server wrote what is no event: {error}") from error
     if event.type == "BOOKMARK":
         return Bookmark(version)
