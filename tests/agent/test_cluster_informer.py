@@ -2,23 +2,25 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from ipaddress import ip_interface
 from typing import Any, cast
 
 import pytest
+import structlog
 
 from podway.agent.cluster_informer import ClusterInformer, _Queued, first_view
 from podway.agent.contact import StoreContact
 from podway.api.kinds.ip_pool import IPPool
 from podway.api.kinds.node import Node
-from podway.api.resource import R
+from podway.api.resource import R, Resource
 from podway.cluster.change import Change
 from podway.cluster.view import PLANNED, ClusterView
 from podway.plan.uplink import Uplink
 from podway.reconcile.state import NodeState
 from podway.reconcile.steps import RightOfWay
-from podway.store.base import Event, Listing, list_all
+from podway.store.base import Bookmark, Event, Listing, list_all
 from podway.store.memory import MemoryCluster, MemoryStore
 from tests import builders
 from tests.patience import PATIENCE
@@ -38,6 +40,35 @@ class Failing:
         self.state.view = view
         self.taken += changes
         self.took.set()
+
+
+class Silent(MemoryStore):
+    """A store of which each watch ends at once."""
+
+    watched = 0
+
+    async def watch(self, _kind: type[Resource], _version: str) -> AsyncGenerator[Event | Bookmark, None]:
+        self.watched += 1
+        told: tuple[Event, ...] = ()
+        for one in told:
+            yield one
+
+
+def test_who_is_not_told_what_he_has_written_lists_again_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then he does not begin watch after watch."""
+    monkeypatch.setattr("podway.agent.cluster_informer.CATCHING_UP", 0.5)
+
+    async def scenario() -> None:
+        store = Silent(MemoryCluster())
+        listing = await list_all(store, PLANNED)
+        own = await store.create(builders.node("n1", "172.30.0.1/24"))
+        with structlog.testing.capture_logs() as logs:
+            view, _ = await first_view(store, None, listing, (own,))
+        assert dict(view.nodes) == {"n1": own}
+        assert [one["problem"] for one in logs] == ["not told within 0.5 s"]
+        assert 0 < store.watched <= 4
+
+    asyncio.run(scenario())
 
 
 class Counting(MemoryStore):

@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 CATCHING_UP = 10.0
 """Seconds for the store to tell one who starts of what he has written; then he lists anew."""
 
+PAUSE = 0.2
+"""Seconds after a watch that told too little, before the next one."""
+
 TOGETHER = 0.02
 """Seconds after a delivery for which changes are gathered: each costs the loop more than a change in it does."""
 
@@ -57,7 +60,9 @@ async def first_view(
     try:
         async with asyncio.timeout(CATCHING_UP):
             events, versions = await _told_since(store, listing, written)
-    except (StoreError, TimeoutError):  # listing tells whether it can be asked at all
+    except (StoreError, TimeoutError) as error:  # listing tells whether it can be asked at all
+        problem = error.message if isinstance(error, StoreError) else f"not told within {CATCHING_UP:g} s"
+        log.info("what was written at the start is not told: the cluster is listed again", problem=problem)
         return await first_view(store, former)
     view = _after(ClusterView.of(listing.items, rejected=listing.rejected, former=former), events)
     followed = view.followed
@@ -91,6 +96,8 @@ async def _told_since(
                         missing.pop(_state(one.object), None)
                 if kind not in missing.values():
                     break
+            else:  # it ended by itself, and the next one may at once
+                await asyncio.sleep(PAUSE)
     return events, versions
 
 
