@@ -141,7 +141,7 @@ async def install(api: Api, settings: Settings, report: Report, show: Look) -> N
     if replaces:
         await kube_proxy.replace(api, facts, proxy, agent, report, settings.patience)
     elif settings.kube_proxy == "keep" and proxy.replaced:
-        await kube_proxy.keep(api, proxy, agent, report, settings.patience)
+        await kube_proxy.bring_back(api, proxy, agent, report, settings.patience)
 
 
 def _require_free(facts: Facts, made: Sequence[Object], settings: Settings) -> None:

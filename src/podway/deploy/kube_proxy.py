@@ -5,7 +5,9 @@ rules are removed only then, by its own `--cleanup`; the other way round kube-pr
 everywhere before Podway stops. Connections stay with whom they were led to: the kernel's connection tracking
 knows that, whoever's rules are gone.
 
-kube-proxy is stopped by a selector that no node fulfils, and which is taken out again: its DaemonSet stays.
+kube-proxy is stopped by a selector that no node fulfils, and which is taken out again: its DaemonSet stays. An
+annotation of it is there from before the first step until after the last one of the way back, so that whoever does
+it again after an attempt that failed begins with what may be missing.
 """
 
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ from podway.errors import ClusterError
 NAMESPACE, NAME = "kube-system", "kube-proxy"
 """Where kubeadm has it: the DaemonSet and its ConfigMap."""
 REPLACED = f"{GROUP}/kube-proxy"
-"""A label that no node has, which the DaemonSet's pods need while Podway serves in their place."""
+"""A label that no node has, which its pods need while Podway serves in their place; and an annotation."""
 ENGINE_KERNEL = (6, 6)
 """From when on kernels have tcx, and the flow engine is used (docs/datapath.md)."""
 RIGHTS = (
@@ -64,7 +66,14 @@ class Proxy(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def replaced(self) -> bool:
-        """Whether it was stopped so that Podway serves in its place."""
+        """Whether Podway serves in its place, or somebody has begun with that, or not ended the way back."""
+        if self.daemonset is None:
+            return False
+        return self.stopped or REPLACED in (self.daemonset["metadata"].get("annotations") or {})
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has no pods, since no node fulfils its selector."""
         return self.daemonset is not None and REPLACED in _selector(self.daemonset)
 
     @property
@@ -127,7 +136,7 @@ def _proxy(proxy: Proxy) -> Iterator[Finding]:
     elif proxy.mode == "ipvs":
         hint = f"have it go over to nftables first: mode in ConfigMap {NAMESPACE}/{NAME}, then start its pods anew"
         yield Finding("fails", "kube-proxy is in mode ipvs: connections that IPVS leads would end with it", hint)
-    elif proxy.replaced:
+    elif proxy.stopped:
         yield Finding("holds", "kube-proxy is stopped already")
     else:
         yield Finding("holds", f"kube-proxy can be stopped, in mode {proxy.mode or 'of its own choice'}")
@@ -180,14 +189,15 @@ async def replace(api: Api, facts: Facts, proxy: Proxy, agent: Object, report: R
     `agent` is the agents' DaemonSet. Raises ClusterError that names the nodes at which it stopped; whoever served
     there goes on, and it can be done again.
     """
+    daemonset = proxy.daemonset
+    assert daemonset is not None, "judged before"
+    await api.patch(_DAEMONSET, _annotated("podway cluster install --kube-proxy keep brings it back"))
     spec = {"dataPath": "ebpf", "services": "all", "serviceCidrs": list(service_cidrs(facts, proxy))}
     await _set(api, spec)
     report("NetworkConfig: dataPath=ebpf services=all; network policies are in force from now on")
-    told, meanwhile = "Podway serves Services", "kube-proxy " + ("stays stopped" if proxy.replaced else "goes on")
+    told, meanwhile = "Podway serves Services", "kube-proxy " + ("stays stopped" if proxy.stopped else "goes on")
     await _ask_all(api, podways_witness(agent), report, told, patience=patience, meanwhile=meanwhile)
-    daemonset = proxy.daemonset
-    assert daemonset is not None, "judged before"
-    await api.patch(_DAEMONSET, _mark("true", "podway cluster install --kube-proxy keep brings it back"))
+    await api.patch(_DAEMONSET, _selecting("true"))
     report(f"DaemonSet {NAMESPACE}/{NAME} is stopped: no node has the label {REPLACED}, which it asks for now")
     await until_ended_of(api, daemonset, patience)
     try:
@@ -206,31 +216,29 @@ async def replace(api: Api, facts: Facts, proxy: Proxy, agent: Object, report: R
 
 
 async def bring_back(api: Api, proxy: Proxy, agent: Object, report: Report, patience: float) -> None:
-    """Start kube-proxy again where it was stopped, and wait until it serves on every node.
+    """Start kube-proxy again, wait until it serves on every node, then have Podway serve pods alone.
 
-    Raises ClusterError that names the nodes where it does not; Podway goes on to serve there.
+    The flow engine goes on to lead the connections of those. Raises ClusterError that names the nodes where
+    kube-proxy does not serve; Podway goes on to serve there, and it can be done again.
     """
     daemonset = proxy.daemonset
     assert daemonset is not None, "it was replaced, so it is there"
-    await api.patch(_DAEMONSET, _mark(None, None))
+    await api.patch(_DAEMONSET, _selecting(None))
     await until_done(api, daemonset, report, "kube-proxy runs", patience=patience)
     told, meanwhile = "kube-proxy serves Services", "Podway goes on"
     await _ask_all(api, proxys_witness(agent), report, told, patience=patience, meanwhile=meanwhile)
-
-
-async def keep(api: Api, proxy: Proxy, agent: Object, report: Report, patience: float) -> None:
-    """Bring kube-proxy back, then have Podway serve pods alone, whose connections the flow engine leads.
-
-    Raises ClusterError as `bring_back` does.
-    """
-    await bring_back(api, proxy, agent, report, patience)
-    await _set(api, {"services": "pods"})
+    # Where there are no settings any more Podway serves nobody.
+    await api.patch(_SETTINGS, {"spec": {"services": "pods"}})
+    await api.patch(_DAEMONSET, _annotated(None))
     report("NetworkConfig: services=pods; kube-proxy serves nodes' own processes and clients outside")
 
 
-def _mark(value: str | None, told: str | None) -> dict[str, Any]:
-    pod = {"spec": {"nodeSelector": {REPLACED: value}}}
-    return {"metadata": {"annotations": {REPLACED: told}}, "spec": {"template": pod}}
+def _annotated(told: str | None) -> dict[str, Any]:
+    return {"metadata": {"annotations": {REPLACED: told}}}
+
+
+def _selecting(value: str | None) -> dict[str, Any]:
+    return {"spec": {"template": {"spec": {"nodeSelector": {REPLACED: value}}}}}
 
 
 async def _set(api: Api, spec: dict[str, Any]) -> None:
