@@ -1,5 +1,6 @@
 """The pools of a cluster that has none: a network plugin is to work once it is installed."""
 
+import contextlib
 from collections.abc import Sequence
 
 import structlog
@@ -9,7 +10,7 @@ from podway.api.meta import Metadata
 from podway.api.resource import Resource
 from podway.api.rules import check_change
 from podway.api.validate import validate
-from podway.errors import AlreadyExists, InvalidObject, StoreForbidden
+from podway.errors import AlreadyExists, InvalidObject, NotFound, ObjectDamaged, StoreForbidden
 from podway.store.base import Store
 
 log = structlog.get_logger(__name__)
@@ -31,10 +32,10 @@ def pool_of(cidr: str) -> IPPool:
 
 
 async def ensure_pools(store: Store, cidrs: Sequence[str], others: Sequence[Resource]) -> tuple[IPPool, ...]:
-    """Make pools of these networks, as far as the cluster has none of their family; return those that were made.
+    """Make pools of these networks, as far as the cluster has none of their family; return what is there then.
 
-    `others` are the cluster's objects. What cannot be made is told in the log: there may be pools later. Raises
-    StoreError.
+    That is what was made here, and by another agent that was quicker. `others` are the cluster's objects. What
+    cannot be made is told in the log: there may be pools later. Raises StoreError.
     """
     there = {pool.family for pool in others if isinstance(pool, IPPool) and not pool.for_services}
     made = []
@@ -47,7 +48,8 @@ async def ensure_pools(store: Store, cidrs: Sequence[str], others: Sequence[Reso
             made.append(await store.create(pool))
             log.info("the cluster had no pool: made one", pool=pool.metadata.name, cidr=cidr)
         except AlreadyExists:
-            continue  # another agent was quicker
+            with contextlib.suppress(NotFound, ObjectDamaged):  # all is told of these later, as of any other
+                made.append(await store.get(IPPool, pool.metadata.name))
         except (InvalidObject, StoreForbidden) as error:
             log.error("no pool can be made of what was told", cidr=cidr, problem=error.message, hint=error.hint)
     return tuple(made)
