@@ -16,6 +16,7 @@ from podway.api.meta import Metadata, OwnerReference
         ((("DaemonSet", "log", True),), "DaemonSet/log"),
         ((("Job", "backup-29411220", True),), "CronJob/backup"),
         ((("Job", "backup-7", True),), "Job/backup-7"),
+        ((("Job", "backup-20251202", True),), "Job/backup-20251202"),  # made by hand: a date is no minute
         ((("Node", "node1", True),), "Node/node1"),  # a static pod
         ((("ConfigMap", "c", False), ("Rollout", "web", True)), "Rollout/web"),
         ((("ConfigMap", "c", False),), ""),
@@ -31,7 +32,9 @@ def test_a_pods_workload_is_who_controls_it(owners: tuple[tuple[str, str, bool],
         OwnerReference(kind=kind, name=name, controller=controls) for kind, name, controls in owners
     )
     labels = {"pod-template-hash": "5d4f8"}
-    assert Pod(metadata=Metadata(name="x", labels=labels, owner_references=references)).workload == workload
+    made = "2025-12-02T19:00:07Z"
+    metadata = Metadata(name="x", labels=labels, owner_references=references, creation_timestamp=made)
+    assert Pod(metadata=metadata).workload == workload
 
 
 def test_a_pod_without_such_a_label_is_its_replica_sets() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from ipaddress import ip_address
 from typing import ClassVar, Literal
 
@@ -9,7 +10,7 @@ import msgspec
 
 from podway.api.addresses import Address
 from podway.api.columns import AGE, LABELS, NAME, NAMESPACE, Column
-from podway.api.fields import SUBDOMAIN, Problem, check_address, check_name, check_port
+from podway.api.fields import SUBDOMAIN, Problem, check_address, check_name, check_port, check_timestamp
 from podway.api.meta import Record
 from podway.api.resource import Names, Resource
 
@@ -17,8 +18,10 @@ TEMPLATE_HASH = "pod-template-hash"
 """The label by which a Deployment tells its ReplicaSets' pods apart; it ends the ReplicaSet's name."""
 
 _KIND = re.compile(r"[A-Za-z0-9]{1,63}")
-_SCHEDULED = re.compile(r"-\d{8,}$")
+_SCHEDULED = re.compile(r"-(\d{8,9})$")
 """How a CronJob's Jobs end: the minute that they were due, since 1970."""
+_NEAR = 7 * 24 * 60
+"""Minutes between that and a pod's creation: a Job may begin late, and repeat pods that failed."""
 
 
 class ContainerPort(Record, frozen=True, kw_only=True):
@@ -117,10 +120,17 @@ class Pod(Resource, frozen=True, kw_only=True):
             suffix = f"-{self.metadata.labels.get(TEMPLATE_HASH, '')}"
             if owner.kind == "ReplicaSet" and owner.name.endswith(suffix):
                 return f"Deployment/{owner.name.removesuffix(suffix)}"
-            if owner.kind == "Job" and _SCHEDULED.search(owner.name):
+            if owner.kind == "Job" and self._is_near(_SCHEDULED.search(owner.name)):
                 return f"CronJob/{_SCHEDULED.sub('', owner.name)}"
             return f"{owner.kind}/{owner.name}"
         return ""
+
+    def _is_near(self, due: re.Match[str] | None) -> bool:
+        """Tell whether a number is a minute at about which the pod was created, and no date, say: 20261128."""
+        created = self.metadata.creation_timestamp
+        if due is None or not created or any(check_timestamp("metadata.creationTimestamp", created)):
+            return False
+        return abs(datetime.fromisoformat(created).timestamp() / 60 - int(due[1])) < _NEAR
 
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be right in the node's name, the containers' ports and the addresses."""
