@@ -471,14 +471,35 @@ def test_kube_proxy_goes_on_where_podway_does_not_serve_on_a_node(cluster: Clust
     played.broken = set()
     cluster.podway("install", "--kube-proxy", "keep")
     assert (services(cluster), is_marked(cluster)) == ("pods", False), "what had begun is taken back"
-    cluster.podway("install", "--kube-proxy", "replace")
+
+
+def test_what_becomes_of_kube_proxys_rules_is_told_where_they_cannot_be_removed(
+    cluster: Cluster, played: Played
+) -> None:
+    """The API server refuses it: somebody's object of that name stays, whose selector cannot be changed."""
+    pod = {"containers": [{"name": "x", "image": "x"}], "nodeSelector": {"example.com/none": "true"}}
+    template = {"metadata": {"labels": {"app": "x"}}, "spec": pod}
+    held = {"name": "podway-sweeper", "finalizers": ["example.com/held"]}
+    spec = {"selector": {"matchLabels": {"app": "x"}}, "template": template}
+    cluster.server.ask("POST", SETS, {"metadata": held, "spec": spec})
+    told = cluster.podway("install", "--kube-proxy", "replace", status=1)
+    cluster.patch(f"{SETS}/podway-sweeper", {"metadata": {"finalizers": None}})
+    assert "Podway serves, and kube-proxy's rules stay, which nobody changes any more" in told
+    assert "podway cluster install --kube-proxy keep" in told
     assert proxys_selector(cluster) == STOPPED
 
 
 def test_no_uninstall_removes_agents_before_kube_proxy_serves(cluster: Cluster, played: Played) -> None:
-    played.broken = {("podway-witness", "n2", IMAGE)}
+    """Whatever somebody's witness said that a command has left which was killed."""
+    labels = {"app.kubernetes.io/name": "podway", "app.kubernetes.io/component": "witness"}
+    pod = {"containers": [{"name": "done", "image": IMAGE}]}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    cluster.server.ask("POST", SETS, {"metadata": {"name": "podway-witness", "labels": labels}, "spec": spec})
+    eventually(lambda: cluster.running("witness") == len(NODES))
+    played.broken = {("podway-witness", "n2", NEXT)}
     for _ in range(2):
-        told = cluster.podway("uninstall", "--yes", "--with-pods", *SOON, status=1)
+        told = cluster.podway("uninstall", "--yes", "--with-pods", *SOON, "--image", NEXT, status=1)
         assert "Podway goes on: on" in told
         assert "\n  n2: " in told
         assert len(cluster.images()) == len(NODES)
@@ -502,7 +523,7 @@ def test_uninstalling_says_what_still_uses_it_and_asks(cluster: Cluster, played:
 def test_another_attempt_cleans_by_the_same_image_in_the_same_directories(
     cluster: Cluster, played: Played
 ) -> None:
-    """Also when the agents' DaemonSet, which told them, is gone; options say others."""
+    """Also when the agents' DaemonSet, which told them, is gone; options say others. n3 is not asked."""
     other = "/var/lib/other/cni/net.d"
     template = cluster.server.ask("GET", f"{SETS}/podway-agent")["spec"]["template"]
     template["spec"]["containers"][0]["image"] = NEXT
@@ -510,13 +531,14 @@ def test_another_attempt_cleans_by_the_same_image_in_the_same_directories(
     volume["hostPath"]["path"] = other
     cluster.patch(f"{SETS}/podway-agent", {"spec": {"template": template}})
     played.broken = {("podway-cleaner", node, image) for node in NODES for image in (NEXT, IMAGE)}
+    played.broken.add(("podway-witness", "n3", NEXT))
     parked = {"kubernetes.io/os": "linux", "podway.io/parked": "true"}
     for _ in range(2):
-        told = cluster.podway("uninstall", "--yes", "--with-pods", "--timeout", "2", status=1)
+        told = cluster.podway("uninstall", "--yes", "--with-pods", "--without-node", "n3", *SOON, status=1)
         assert f"nodes are cleaned by {NEXT}, in /opt/cni/bin and {other}" in told
         assert cluster.cleans()["configuration"] == other
         assert cluster.cleans().items() >= {"image": NEXT, "plugins": "/opt/cni/bin", **parked}.items()
-        assert not cluster.images()
+        eventually(lambda: not cluster.images())
     options = ("--image", IMAGE, "--conf-dir", "/etc/cni/net.d", "--plugin-dir", "/usr/lib/cni")
     cluster.podway("uninstall", "--yes", "--with-pods", "--timeout", "2", *options, status=1)
     assert cluster.cleans().items() >= {"image": IMAGE, "plugins": "/usr/lib/cni"}.items()

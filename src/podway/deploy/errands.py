@@ -143,14 +143,20 @@ def _mount(container: Object, name: str) -> dict[str, Any]:
 async def run_errand(
     api: Api, made: Object, report: Report, done: str, *, patience: float, without: Collection[str] | None = None
 ) -> None:
-    """Have an errand done on every node, and remove it. `done` is what is said of a node where it is done.
+    """Have an errand done on every node, and remove it, done or not. `done` is said of a node where it is done.
 
-    Nodes of which no kubelet is heard are left out if `without` is None; else all are needed but those. Raises
-    ClusterError that names the nodes where it could not be done, and why; the errand stays then.
+    Pods of it that another command has left do not count. Nodes of which no kubelet is heard are left out if
+    `without` is None; else all are needed but those. Raises ClusterError that names the nodes where it could not
+    be done, and why.
     """
-    await api.apply(made, force=True)
-    await until_done(api, made, report, done, patience=patience, without=without)
-    await forget_errand(api, made["metadata"]["name"])
+    name = made["metadata"]["name"]
+    await forget_errand(api, name)
+    await until_ended(api, (name,), patience, without or ())
+    try:
+        await api.apply(made, force=True)
+        await until_done(api, made, report, done, patience=patience, without=without)
+    finally:
+        await forget_errand(api, name)
 
 
 async def until_done(

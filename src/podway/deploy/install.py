@@ -13,7 +13,7 @@ from podway.api.kinds.ip_pool import Encapsulation, IPPool, When
 from podway.api.validate import validate
 from podway.deploy import kube_proxy, rollout
 from podway.deploy.api import Api, place
-from podway.deploy.errands import FETCHER, FORGET_RIGHTS, fetcher, forget_errand, forget_errands, run_errand
+from podway.deploy.errands import FORGET_RIGHTS, fetcher, forget_errands, run_errand
 from podway.deploy.objects import (
     AGENT,
     CONTROLLER,
@@ -141,7 +141,7 @@ async def install(api: Api, settings: Settings, report: Report, show: Look) -> N
     if replaces:
         await kube_proxy.replace(api, facts, proxy, agent, report, settings.patience)
     elif settings.kube_proxy == "keep" and proxy.replaced:
-        await kube_proxy.bring_back(api, proxy, agent, report, settings.patience)
+        await kube_proxy.bring_back(api, proxy, agent, report, patience=settings.patience)
 
 
 def _require_free(facts: Facts, made: Sequence[Object], settings: Settings) -> None:
@@ -275,8 +275,6 @@ async def _fetch(api: Api, agent: Object, image: str, report: Report, patience: 
             f"nothing was changed, {image} cannot be run everywhere: {error.message}",
             hint="import it there (ctr --namespace k8s.io images import), or name another: --image",
         ) from error
-    finally:
-        await forget_errand(api, FETCHER)
 
 
 async def _change(api: Api, made: Sequence[Object], report: Report, settings: Settings) -> None:

@@ -10,7 +10,8 @@ annotation of it is there from before the first step until after the last one of
 it again after an attempt that failed begins with what may be missing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,19 +21,11 @@ import yaml
 
 from podway.api.resource import GROUP
 from podway.deploy.api import Api, Right, place
-from podway.deploy.errands import (
-    SWEEPER,
-    WITNESS,
-    errand,
-    forget_errand,
-    run_errand,
-    until_done,
-    until_ended_of,
-)
+from podway.deploy.errands import SWEEPER, WITNESS, errand, run_errand, until_done, until_ended_of
 from podway.deploy.objects import AGENT, Object, containers, server_of
 from podway.deploy.preflight import Facts, Finding
 from podway.deploy.rollout import Report, is_heard
-from podway.errors import ClusterError
+from podway.errors import ClusterError, PodwayError
 
 NAMESPACE, NAME = "kube-system", "kube-proxy"
 """Where kubeadm has it: the DaemonSet and its ConfigMap."""
@@ -196,37 +189,44 @@ async def replace(api: Api, facts: Facts, proxy: Proxy, agent: Object, report: R
     await _set(api, spec)
     report("NetworkConfig: dataPath=ebpf services=all; network policies are in force from now on")
     told, meanwhile = "Podway serves Services", "kube-proxy " + ("stays stopped" if proxy.stopped else "goes on")
-    await _ask_all(api, podways_witness(agent), report, told, patience=patience, meanwhile=meanwhile)
+    with _stopping_with(meanwhile, _LOOK_AT):
+        await run_errand(api, podways_witness(agent), report, told, patience=patience)
     await api.patch(_DAEMONSET, _selecting("true"))
     report(f"DaemonSet {NAMESPACE}/{NAME} is stopped: no node has the label {REPLACED}, which it asks for now")
-    await until_ended_of(api, daemonset, patience)
-    try:
+    meanwhile = "Podway serves, and kube-proxy's rules stay, which nobody changes any more"
+    hint = "do it again when it can be; or bring kube-proxy back: podway cluster install --kube-proxy keep"
+    with _stopping_with(meanwhile, hint):
+        await until_ended_of(api, daemonset, patience)
         await run_errand(api, sweeper(daemonset, agent), report, "kube-proxy's rules are gone", patience=patience)
-    except ClusterError as error:
-        raise ClusterError(
-            f"Podway serves, and kube-proxy's rules stay, which nobody changes any more: {error.message}",
-            hint="do it again when it can be; or bring kube-proxy back: podway cluster install --kube-proxy keep",
-        ) from error
-    finally:
-        await forget_errand(api, SWEEPER)
     for node in await api.list(place("v1", "nodes")):
         if not is_heard(node):
             name = node["metadata"]["name"]
             report(f"{name}: it is not heard: once it is back, do this again, or kube-proxy --cleanup there")
 
 
-async def bring_back(api: Api, proxy: Proxy, agent: Object, report: Report, patience: float) -> None:
+async def bring_back(
+    api: Api,
+    proxy: Proxy,
+    agent: Object,
+    report: Report,
+    *,
+    patience: float,
+    image: str = "",
+    without: Collection[str] | None = None,
+) -> None:
     """Start kube-proxy again, wait until it serves on every node, then have Podway serve pods alone.
 
-    The flow engine goes on to lead the connections of those. Raises ClusterError that names the nodes where
-    kube-proxy does not serve; Podway goes on to serve there, and it can be done again.
+    Nodes are asked by `image`, or the agents', and `without` is as `run_errand` has it. The flow engine goes on to
+    lead the connections of pods. Raises ClusterError that names the nodes where kube-proxy does not serve; Podway
+    goes on to serve there, and it can be done again.
     """
     daemonset = proxy.daemonset
     assert daemonset is not None, "it was replaced, so it is there"
     await api.patch(_DAEMONSET, _selecting(None))
-    await until_done(api, daemonset, report, "kube-proxy runs", patience=patience)
-    told, meanwhile = "kube-proxy serves Services", "Podway goes on"
-    await _ask_all(api, proxys_witness(agent), report, told, patience=patience, meanwhile=meanwhile)
+    with _stopping_with("Podway goes on", _LOOK_AT):
+        await until_done(api, daemonset, report, "kube-proxy runs", patience=patience, without=without)
+        asked = proxys_witness(agent, image)
+        await run_errand(api, asked, report, "kube-proxy serves Services", patience=patience, without=without)
     # Where there are no settings any more Podway serves nobody.
     await api.patch(_SETTINGS, {"spec": {"services": "pods"}})
     await api.patch(_DAEMONSET, _annotated(None))
@@ -250,15 +250,16 @@ async def _set(api: Api, spec: dict[str, Any]) -> None:
     await api.apply(made, force=False)
 
 
-async def _ask_all(
-    api: Api, witness: Object, report: Report, done: str, *, patience: float, meanwhile: str
-) -> None:
+_LOOK_AT = "see podway status and podway doctor, then do it again"
+
+
+@contextmanager
+def _stopping_with(meanwhile: str, hint: str) -> Iterator[None]:
+    """Say of whatever ends this early what there is `meanwhile`."""
     try:
-        await run_errand(api, witness, report, done, patience=patience)
-    except ClusterError as error:
-        raise ClusterError(f"{meanwhile}: {error.message}", hint="see podway status and podway doctor") from error
-    finally:
-        await forget_errand(api, WITNESS)
+        yield
+    except PodwayError as error:
+        raise ClusterError(f"{meanwhile}: {error.message}", hint=hint) from error
 
 
 def podways_witness(agent: Object) -> dict[str, Any]:
@@ -270,9 +271,9 @@ def podways_witness(agent: Object) -> dict[str, Any]:
     return errand(WITNESS, agent, work=[work], volumes=volumes)
 
 
-def proxys_witness(agent: Object) -> dict[str, Any]:
+def proxys_witness(agent: Object, image: str = "") -> dict[str, Any]:
     """Return the errand that is done on a node when kube-proxy has written its rules there."""
-    return errand(WITNESS, agent, work=[_looking("serves")])
+    return errand(WITNESS, agent, image=image, work=[_looking("serves")])
 
 
 def sweeper(daemonset: Object, agent: Object) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from podway.deploy.errands import (
     cleaner,
     cleaning,
     cleans_by,
+    forget_errand,
     parked,
     resumed,
-    run_errand,
+    until_done,
     until_ended,
 )
 from podway.deploy.objects import AGENT, CONTROLLER, NAMESPACE, Object, objects, subject, workload
@@ -130,7 +131,9 @@ async def uninstall(
     proxy = await kube_proxy.look(api)
     if proxy.replaced:
         serving = present.agent or workload(made, AGENT)
-        await kube_proxy.bring_back(api, proxy, serving, report, patience)
+        await kube_proxy.bring_back(
+            api, proxy, serving, report, patience=patience, image=by.image, without=without
+        )
     # It is parked before the agents' DaemonSet goes, of which it is made: another attempt finds it.
     await api.apply(parked(work), force=True)
     # First the controller: it would write statuses, and one that signs nothing is missed by nobody now.
@@ -141,7 +144,8 @@ async def uninstall(
     try:
         # Pods of another attempt's cleaner go, too: they would be taken for those that clean now.
         await until_ended(api, (AGENT, CLEANER), patience, without)
-        await run_errand(api, work, report, "the node is clean", patience=patience, without=without)
+        await api.apply(work, force=True)
+        await until_done(api, work, report, "the node is clean", patience=patience, without=without)
         clean = True
     except ClusterError as error:
         raise ClusterError(
@@ -152,6 +156,7 @@ async def uninstall(
         # Also when it is interrupted: nothing may clean nodes when nobody waits for it any more.
         if not clean:
             await api.apply(parked(work), force=True)
+    await forget_errand(api, CLEANER)
     for node in await api.list(place("v1", "nodes")):
         await forget(api, node)
     report(f"{len(present.nodes)} Node objects have nothing of Podway any more")
