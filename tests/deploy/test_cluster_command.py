@@ -136,7 +136,9 @@ def played(cluster: Cluster) -> Iterator[Played]:
 
 def test_who_may_too_little_is_told_by_verb_and_resource(cluster: Cluster) -> None:
     before = cluster.named()
-    told = cluster.podway("install", status=1, token=NOBODY)
+    told = cluster.podway("install", "--kube-proxy", "replace", status=1, token=NOBODY)
+    assert "you may not create networkconfigs.podway.io" in told
+    assert "you may not get daemonsets.apps in namespace kube-system" in told
     assert "you may not patch daemonsets.apps in namespace podway" in told
     assert "you may not create customresourcedefinitions.apiextensions.k8s.io" in told
     assert "you may not list nodes" in told
@@ -422,6 +424,23 @@ def test_kube_proxy_is_replaced_once_podway_serves_everywhere(cluster: Cluster, 
     assert proxys_selector(cluster) == STOPPED
     left = {one["metadata"]["name"] for one in cluster.server.ask("GET", SETS)["items"]}
     assert left == {"podway-agent"}, "errands are gone"
+
+
+def test_who_may_not_bring_it_back_is_told_only_where_it_was_replaced(cluster: Cluster, played: Played) -> None:
+    told = cluster.podway("uninstall", "--yes", status=1, token=NOBODY)
+    assert "you may not get daemonsets.apps in namespace kube-system" in told
+    assert "networkconfigs" not in told, "whether it was is not known"
+    roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system"
+    metadata = {"metadata": {"name": "looks"}}
+    rules = [{"apiGroups": ["apps"], "resources": ["daemonsets"], "verbs": ["get"]}]
+    cluster.server.ask("POST", f"{roles}/roles", {**metadata, "rules": rules})
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "looks"}
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "nobody"}
+    cluster.server.ask("POST", f"{roles}/rolebindings", {**metadata, "roleRef": role, "subjects": [subject]})
+    replaced = (
+        "you may not patch daemonsets.apps in namespace kube-system; you may not patch networkconfigs.podway.io"
+    )
+    eventually(lambda: replaced in cluster.podway("uninstall", "--yes", status=1, token=NOBODY))
 
 
 def test_an_upgrade_leaves_kube_proxy_replaced(cluster: Cluster, played: Played) -> None:

@@ -21,6 +21,7 @@ PROXY = {
                     {
                         "name": "kube-proxy",
                         "image": "registry.k8s.io/kube-proxy:v1.37.2",
+                        "imagePullPolicy": "Always",
                         "command": ["/usr/local/bin/kube-proxy", "--config=/var/lib/kube-proxy/config.conf"],
                         "securityContext": {"privileged": True},
                         "volumeMounts": [
@@ -68,6 +69,12 @@ def test_nothing_is_wrong_with_what_kubeadm_makes() -> None:
         ({"config": None}, "kubectl -n podway set env daemonset/podway-agent KUBERNETES_SERVICE_HOST"),
         ({"config": {"data": {"kubeconfig.conf": "clusters: ["}}}, "nobody says where the API server is"),
         ({"config": config(server="https://host:port")}, "nobody says where the API server is"),
+        ({"config": {"data": None}}, "nobody says where the API server is"),
+        ({"config": {"data": {"kubeconfig.conf": "[1]"}}}, "nobody says where the API server is"),
+        ({"config": {"data": {"kubeconfig.conf": "clusters: []"}}}, "nobody says where the API server is"),
+        ({"config": {"data": {"kubeconfig.conf": "clusters: [5]"}}}, "nobody says where the API server is"),
+        ({"config": {"data": {"kubeconfig.conf": "clusters: {a: b}"}}}, "nobody says where the API server is"),
+        ({"config": {"data": {"kubeconfig.conf": "clusters: [{cluster: null}]"}}}, "nobody says where the API"),
         ({"services": ("10.96.0.1/32", "fd00::1/128")}, "podway set config serviceCidrs=CIDR"),
         ({"nodes": (kernel("6.1.0-18-amd64"),)}, "Node n1: its kernel 6.1.0-18-amd64 cannot run the flow engine"),
         ({"nodes": (kernel("5.15.0"),)}, "use kernel 6.6 or newer there"),
@@ -77,7 +84,7 @@ def test_what_forbids_it_is_said(given: dict[str, Any], words: str) -> None:
     assert words in said("fails", **given)
 
 
-@pytest.mark.parametrize("release", ["6.6.0", "6.12.1-cloud", "7.0.3"])
+@pytest.mark.parametrize("release", ["6.6.0", "6.12.1-cloud", "6.12+", "6.6-rc1", "7.0.3", "7"])
 def test_kernels_that_can_run_the_engine_are_taken(release: str) -> None:
     assert said("fails", nodes=(kernel(release),)) == ""
 
@@ -104,6 +111,7 @@ def test_rules_are_removed_by_kube_proxys_own_image_and_rights_between_two_looks
     assert clean["image"] == "registry.k8s.io/kube-proxy:v1.37.2"
     assert clean["securityContext"] == {"privileged": True}
     assert stopped["image"] == gone["image"] == IMAGE
+    assert [one["imagePullPolicy"] for one in (stopped, clean, gone)] == ["IfNotPresent", "Always", "IfNotPresent"]
     assert [one["name"] for one in clean["volumeMounts"]] == [one["name"] for one in spec["volumes"]]
     assert [one["name"] for one in spec["volumes"]] == ["lib-modules"], "its ConfigMap is in another namespace"
 

@@ -13,7 +13,7 @@ it again after an attempt that failed begins with what may be missing.
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,6 +26,7 @@ from podway.deploy.objects import AGENT, Object, containers, server_of
 from podway.deploy.preflight import Facts, Finding
 from podway.deploy.rollout import Report, is_heard
 from podway.errors import ClusterError, PodwayError
+from podway.kernel.support import version_of
 
 NAMESPACE, NAME = "kube-system", "kube-proxy"
 """Where kubeadm has it: the DaemonSet and its ConfigMap."""
@@ -33,11 +34,16 @@ REPLACED = f"{GROUP}/kube-proxy"
 """A label that no node has, which its pods need while Podway serves in their place; and an annotation."""
 ENGINE_KERNEL = (6, 6)
 """From when on kernels have tcx, and the flow engine is used (docs/datapath.md)."""
+FIND_RIGHTS = (Right("get", "apps", "daemonsets", NAMESPACE),)
+"""What somebody must be allowed who asks whether kube-proxy was replaced."""
+BACK_RIGHTS = (Right("patch", "apps", "daemonsets", NAMESPACE), Right("patch", GROUP, "networkconfigs"))
+"""What else, beside running errands, who brings it back."""
 RIGHTS = (
+    *FIND_RIGHTS,
+    *BACK_RIGHTS,
     Right("get", "", "configmaps", NAMESPACE),
-    Right("patch", "apps", "daemonsets", NAMESPACE),
     Right("get", GROUP, "networkconfigs"),
-    Right("patch", GROUP, "networkconfigs"),
+    Right("create", GROUP, "networkconfigs"),
     *(Right(verb, "apps", "daemonsets", "podway") for verb in ("create", "patch", "delete")),
 )
 """What somebody must be allowed who replaces kube-proxy or brings it back."""
@@ -46,6 +52,29 @@ SECONDS = "60"
 
 _SETTINGS = place(f"{GROUP}/v1", "networkconfigs", "", "default")
 _DAEMONSET = place("apps/v1", "daemonsets", NAMESPACE, NAME)
+
+
+T = TypeVar("T")
+
+
+class _Configuration(msgspec.Struct, frozen=True):
+    """What is read of a KubeProxyConfiguration."""
+
+    mode: str = ""
+
+
+class _Cluster(msgspec.Struct, frozen=True):
+    server: str = ""
+
+
+class _Named(msgspec.Struct, frozen=True):
+    cluster: _Cluster = _Cluster()
+
+
+class _Kubeconfig(msgspec.Struct, frozen=True):
+    """What is read of a kubeconfig."""
+
+    clusters: tuple[_Named, ...] = ()
 
 
 class Proxy(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,34 +101,40 @@ class Proxy(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def mode(self) -> str:
         """In which mode it serves, as its configuration says; empty if that is unknown or its own choice."""
-        return str(self._document("config.conf").get("mode") or "")
+        return self._document("config.conf", _Configuration).mode
 
     @property
     def server(self) -> tuple[str, str] | None:
         """Host and port at which it asks the API server without the Service, None if that is unknown."""
-        clusters = self._document("kubeconfig.conf").get("clusters") or [{}]
+        clusters = self._document("kubeconfig.conf", _Kubeconfig).clusters
         try:
-            url = urlsplit(str(clusters[0].get("cluster", {}).get("server", "")))
+            url = urlsplit(clusters[0].cluster.server if clusters else "")
             return (url.hostname, str(url.port or 443)) if url.hostname else None
         except ValueError:
             return None
 
-    def _document(self, key: str) -> dict[str, Any]:
+    def _document(self, key: str, kind: type[T]) -> T:
+        """Return what its configuration says under a key; where it cannot be read, as if nothing were said."""
+        data = (self.config or {}).get("data") or {}
         try:
-            found = yaml.safe_load((self.config or {}).get("data", {}).get(key, ""))
-        except yaml.YAMLError:
-            return {}
-        return found if isinstance(found, dict) else {}
+            return msgspec.convert(yaml.safe_load(data.get(key, "")), kind)
+        except (yaml.YAMLError, msgspec.ValidationError):
+            return kind()
 
 
 UNKNOWN = Proxy()
 """Where nobody asked."""
 
 
+async def find(api: Api) -> Proxy:
+    """Ask for its DaemonSet alone: whether it was replaced. Raises StoreUnavailable and StoreForbidden."""
+    return Proxy(daemonset=await api.find(_DAEMONSET))
+
+
 async def look(api: Api) -> Proxy:
     """Ask what there is of kube-proxy. Raises StoreUnavailable and StoreForbidden."""
-    return Proxy(
-        daemonset=await api.find(_DAEMONSET),
+    return msgspec.structs.replace(
+        await find(api),
         config=await api.find(place("v1", "configmaps", NAMESPACE, NAME)),
         settings=await api.find(_SETTINGS),
     )
@@ -168,7 +203,7 @@ def _kernels(facts: Facts) -> Iterator[Finding]:
     for node in facts.nodes:
         info = node.get("status", {}).get("nodeInfo", {})
         release = str(info.get("kernelVersion", ""))
-        numbers = tuple(int(part) for part in release.split("-", maxsplit=1)[0].split(".")[:2] if part.isdigit())
+        numbers = version_of(release)
         if info.get("operatingSystem", "linux") == "linux" and numbers and numbers < ENGINE_KERNEL:
             what = (
                 f"Node {node['metadata']['name']}: its kernel {release} cannot run the flow engine, which serves"
@@ -287,6 +322,7 @@ def sweeper(daemonset: Object, agent: Object) -> dict[str, Any]:
     clean = {
         "name": "clean",
         "image": container["image"],
+        "imagePullPolicy": container.get("imagePullPolicy", "IfNotPresent"),
         "command": [(container.get("command") or [NAME])[0], "--cleanup"],
         "securityContext": container.get("securityContext", {}),
         "volumeMounts": [one for one in container.get("volumeMounts", ()) if one["name"] in names],

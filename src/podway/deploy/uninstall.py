@@ -47,6 +47,7 @@ class Present(msgspec.Struct, frozen=True, kw_only=True):
     """Pods that have their network of Podway: NAMESPACE/NAME on NODE."""
     nodes: tuple[Object, ...]
     agent: Object | None
+    proxy: kube_proxy.Proxy
     resources: tuple[str, ...]
     """Objects of Podway's own kinds, such as `IPPool: 1`, which go with their definitions."""
 
@@ -59,9 +60,13 @@ async def find(api: Api) -> Present:
         Right("patch", "", "nodes"),
         Right("patch", "", "nodes/status"),
         Right("patch", "apps", "daemonsets"),
-        *kube_proxy.RIGHTS,
+        Right("create", "apps", "daemonsets", NAMESPACE),
+        *kube_proxy.FIND_RIGHTS,
     )
     denied = (*facts.denied, *await api.denied(needed))
+    proxy = kube_proxy.UNKNOWN if {*denied} & {*kube_proxy.FIND_RIGHTS} else await kube_proxy.find(api)
+    if proxy.replaced:
+        denied += await api.denied(kube_proxy.BACK_RIGHTS)
     if denied:
         told = "; ".join(f"you may not {right}" for right in denied)
         raise ClusterError(f"nothing was changed: {told}", hint="have RBAC allow it, or ask as a cluster-admin")
@@ -86,6 +91,7 @@ async def find(api: Api) -> Present:
         pods=tuple(using(pods)),
         nodes=tuple(facts.nodes),
         agent=facts.agent,
+        proxy=proxy,
         resources=tuple(f"{kind}: {len(found)}" for kind, found in counts if found),
     )
 
@@ -128,11 +134,10 @@ async def uninstall(
     if not known:
         report("no agents tell by what and where nodes are to be cleaned: see --image, --plugin-dir, --conf-dir")
     report(f"nodes are cleaned by {by.image}, in {by.plugins} and {by.configuration}")
-    proxy = await kube_proxy.look(api)
-    if proxy.replaced:
+    if present.proxy.replaced:
         serving = present.agent or workload(made, AGENT)
         await kube_proxy.bring_back(
-            api, proxy, serving, report, patience=patience, image=by.image, without=without
+            api, present.proxy, serving, report, patience=patience, image=by.image, without=without
         )
     # It is parked before the agents' DaemonSet goes, of which it is made: another attempt finds it.
     await api.apply(parked(work), force=True)

@@ -50,11 +50,15 @@ def require_privileges() -> None:
     )
 
 
+def version_of(release: str) -> tuple[int, ...]:
+    """Return the first two numbers of a release as `uname -r` tells it, such as `6.12+` or `6.1.0-18-amd64`."""
+    return tuple(map(int, re.findall(r"\d+", release)[:2]))
+
+
 def require_kernel(release: str = "") -> None:
     """Raise UnsupportedSystem if the kernel is too old; `release` is as of `uname -r`, empty: this one's."""
     release = release or os.uname().release
-    version = tuple(map(int, re.findall(r"\d+", release)[:2]))
-    if version < MINIMUM_KERNEL:
+    if version_of(release) < MINIMUM_KERNEL:
         needed = ".".join(map(str, MINIMUM_KERNEL))
         raise UnsupportedSystem(
             f"kernel {release} is too old: it lacks what {needed} has (alternative link names, strict dumps)",
