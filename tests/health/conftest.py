@@ -17,8 +17,9 @@ UPLINK = Uplink("eth0", 1500, (ip_interface("172.30.0.1/16"),))
 
 @pytest.fixture(scope="session")
 def shared_lab() -> Iterator[HealthLab]:
-    """Two dual-stack nodes with a pod each."""
+    """Two dual-stack nodes with a pod each, which lack nothing any more: certificates come a little later."""
     with running_lab(2) as lab:
+        lab.wait_healthy()
         yield lab
 
 

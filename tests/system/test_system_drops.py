@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from podway.lab import names
-from tests.patience import eventually
+from tests.patience import PATIENCE, eventually
 from tests.system.policy_lab import PolicyLab, policy_lab
 from tests.system.system_lab import sh
 
@@ -30,6 +30,7 @@ def lab() -> Iterator[PolicyLab]:
         in_node(made, f"nft '{firewall}\n ip daddr {FILTERED} drop\n}}\n}}'")
         in_node(made, f"ip route add {FILTERED} via 172.30.0.2")
         in_node(made, f"ip route add {ABSENT} via 172.30.0.250")
+        eventually(lambda: made.lab.status("node1")["flows"]["kernel_drops"]["traced"], within=PATIENCE)
         yield made
 
 

@@ -93,6 +93,8 @@ class FlowRecorder:
         self._kernel_reasons: Mapping[int, str] = {}
         """Why the kernel may drop packets, by its numbers, as far as that is told."""
         self._drops_problem = ""
+        self._tracing = False
+        """Whether the kernel tells by now what it drops itself."""
         self._recorded = 0
         self._counted = Counted()
         self.tally = Tally()
@@ -137,7 +139,7 @@ class FlowRecorder:
             "lost": self._counted.lost,
             "unreadable": events.unreadable if events else 0,
             "kernel_drops": {
-                "traced": bool(events and not self._drops_problem),
+                "traced": self._tracing,
                 "problem": self._drops_problem,
                 "withheld": self._counted.withheld,
             },
@@ -259,6 +261,7 @@ class FlowRecorder:
         work: asyncio.Future[None] | None = None
         try:
             drops = await self._trace_drops()
+            self._tracing = drops is not None
             work = loop.run_in_executor(self._worker, self._work, events, stop, loop)
             work.add_done_callback(lambda _: self._changed.set())
             while self._kernel.flow.opening is opening and not work.done():
@@ -270,7 +273,7 @@ class FlowRecorder:
                 if work is not None:
                     await asyncio.shield(work)
             finally:
-                self._events = None
+                self._events, self._tracing = None, False
                 if drops is not None:
                     await asyncio.to_thread(drops.close)
                 os.close(stop)
