@@ -508,14 +508,19 @@ def test_what_becomes_of_kube_proxys_rules_is_told_where_they_cannot_be_removed(
     assert proxys_selector(cluster) == STOPPED
 
 
-def test_no_uninstall_removes_agents_before_kube_proxy_serves(cluster: Cluster, played: Played) -> None:
-    """Whatever somebody's witness said that a command has left which was killed."""
-    labels = {"app.kubernetes.io/name": "podway", "app.kubernetes.io/component": "witness"}
+def leave_errand(cluster: Cluster, component: str) -> None:
+    """Leave the DaemonSet of an errand that is done on every node, as a command does that was killed."""
+    labels = {"app.kubernetes.io/name": "podway", "app.kubernetes.io/component": component}
     pod = {"containers": [{"name": "done", "image": IMAGE}]}
     template = {"metadata": {"labels": labels}, "spec": pod}
     spec = {"selector": {"matchLabels": labels}, "template": template}
-    cluster.server.ask("POST", SETS, {"metadata": {"name": "podway-witness", "labels": labels}, "spec": spec})
-    eventually(lambda: cluster.running("witness") == len(NODES))
+    cluster.server.ask("POST", SETS, {"metadata": {"name": f"podway-{component}", "labels": labels}, "spec": spec})
+    eventually(lambda: cluster.running(component) == len(NODES))
+
+
+def test_no_uninstall_removes_agents_before_kube_proxy_serves(cluster: Cluster, played: Played) -> None:
+    """Whatever somebody's witness said that a command has left which was killed."""
+    leave_errand(cluster, "witness")
     played.broken = {("podway-witness", "n2", NEXT)}
     for _ in range(2):
         told = cluster.podway("uninstall", "--yes", "--with-pods", *SOON, "--image", NEXT, status=1)
@@ -608,12 +613,7 @@ def test_installing_again_removes_the_cleaner_before_any_agent_comes(cluster: Cl
 
 
 def test_an_upgrade_removes_the_cleaner_too(cluster: Cluster, played: Played) -> None:
-    labels = {"app.kubernetes.io/name": "podway", "app.kubernetes.io/component": "cleaner"}
-    pod = {"containers": [{"name": "done", "image": IMAGE}]}
-    template = {"metadata": {"labels": labels}, "spec": pod}
-    spec = {"selector": {"matchLabels": labels}, "template": template}
-    cluster.server.ask("POST", SETS, {"metadata": {"name": "podway-cleaner", "labels": labels}, "spec": spec})
-    eventually(lambda: cluster.running("cleaner") == len(NODES))
+    leave_errand(cluster, "cleaner")
     told = cluster.podway("status", status=1)
     assert "podway-cleaner stands, of an uninstall that did not end: it takes Podway out of every node" in told
     assert "DaemonSet podway-cleaner is removed" in cluster.podway("upgrade")
