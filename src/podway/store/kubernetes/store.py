@@ -109,7 +109,7 @@ class _ApiResources(msgspec.Struct, frozen=True):
     resources: tuple[_ApiResource, ...] = ()
 
 
-_SERVERS_OWN = frozenset(
+_NEVER_POSTED = frozenset(
     {"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "ownerReferences"}
 )
 """Metadata of an object that is read, and does not say how one is to be made."""
@@ -186,7 +186,7 @@ class KubernetesStore:
         how = TRANSLATIONS[obj.KIND]
         version = await self._version(how)
         metadata = {
-            name: value for name, value in msgspec.to_builtins(obj.metadata).items() if name not in _SERVERS_OWN
+            name: value for name, value in msgspec.to_builtins(obj.metadata).items() if name not in _NEVER_POSTED
         }
         shape = {**_document(encode(obj)), "apiVersion": version, "kind": obj.KIND, "metadata": metadata}
         path = how.path(version, obj.metadata.namespace)
@@ -573,12 +573,12 @@ def _strictly(how: Translation) -> Mapping[str, str]:
 def _patch(before: Document, after: Document, old: Resource | RejectedObject | None) -> Document:
     """Return the merge patch that alters a stored document. Of a rejected one of others' nothing is removed."""
     patch = after if isinstance(old, RejectedObject) else between(before, after)
-    metadata = {name: value for name, value in patch.get("metadata", {}).items() if name not in _SERVERS}
+    metadata = {name: value for name, value in patch.get("metadata", {}).items() if name not in _NEVER_PATCHED}
     patch = {name: value for name, value in patch.items() if name not in {"metadata", "apiVersion", "kind"}}
     return {**patch, "metadata": metadata} if metadata else patch
 
 
-_SERVERS = frozenset({"resourceVersion", "generation", "uid", "creationTimestamp", "name", "namespace"})
+_NEVER_PATCHED = frozenset({"resourceVersion", "generation", "uid", "creationTimestamp", "name", "namespace"})
 """Metadata that the API server gives."""
 
 
